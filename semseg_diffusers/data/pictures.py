@@ -1,0 +1,131 @@
+"""Lays masks, samples and photos side by side in one labelled picture.
+Used for contact sheets, training previews and the demo; no equation stands behind it."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+if TYPE_CHECKING:
+    from semseg_diffusers.data.labels import LabelSet
+
+GAP = 4  # pixels between two cells
+FONT_SIZE = 14  # pixels; legible at the size the picture is shown
+BACKGROUND = (255, 255, 255)
+INK = (20, 20, 20)
+
+
+def to_picture(cell: Any, labels: "LabelSet | None" = None) -> Image.Image:
+    """Return one cell as a PIL image.
+
+    Args:
+        cell: PIL image; (3, H, W) tensor or array, uint8 or float in [0, 1]; or (H, W) integer class ids.
+        labels: label set that colours class ids; needed for ids only.
+
+    Raises:
+        ValueError: for another shape, or for ids without a label set.
+    """
+    if isinstance(cell, Image.Image):
+        return cell
+    array = cell.detach().cpu().numpy() if isinstance(cell, torch.Tensor) else np.asarray(cell)
+    if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
+        if labels is None:
+            raise ValueError("a cell of class ids needs labels=LabelSet to be coloured; got none")
+        return labels.decode(array)
+    if array.ndim != 3 or array.shape[0] != 3:
+        raise ValueError(
+            f"a cell is a PIL image, a (3, H, W) photo or (H, W) integer ids; got shape {array.shape}, {array.dtype}"
+        )
+    if array.dtype != np.uint8:
+        array = (np.clip(array.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))  # (H, W, 3)
+
+
+def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize to `size` (width, height); palette images keep hard edges: between two classes there is no third."""
+    if picture.mode == "P":
+        return picture.resize(size, Image.Resampling.NEAREST).convert("RGB")
+    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+
+
+def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+    """Break text into lines of at most `width` pixels: between words where possible, inside a long word else."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return "\n".join(lines)
+
+
+def image_grid(
+    rows: Sequence[Sequence[Any]],
+    headers: Sequence[str] | None = None,
+    row_labels: Sequence[str] | None = None,
+    labels: "LabelSet | None" = None,
+    cell_size: int = 128,
+) -> Image.Image:
+    """Put rows of pictures into one picture, column headers on top and row labels on the left.
+
+    Args:
+        rows: one sequence of cells per row (see `to_picture`); `None` leaves a cell empty, rows may differ in length.
+        headers: one text per column, wrapped to the column.
+        row_labels: one text per row.
+        labels: label set that colours cells of class ids; P-mode masks bring their own palette.
+        cell_size: a first cell whose short side is below this many pixels is enlarged to it (aspect kept);
+            larger cells stay as they are.
+
+    Returns:
+        RGB picture. All cells take the size of the first.
+
+    Raises:
+        ValueError: without a single picture, or where headers or row labels do not match in number.
+
+    Example:
+        >>> photo = Image.new("RGB", (64, 64))
+        >>> image_grid([[photo, photo]], headers=["mask", "sample"]).width
+        268
+    """
+    cells = [[None if cell is None else to_picture(cell, labels) for cell in row] for row in rows]
+    first = next((cell for row in cells for cell in row if cell is not None), None)
+    if first is None:
+        raise ValueError("a grid needs at least one picture; got none")
+    columns = max(len(row) for row in cells)
+    if headers is not None and len(headers) != columns:
+        raise ValueError(f"a grid of {columns} columns needs {columns} headers; got {len(headers)}: {list(headers)}")
+    if row_labels is not None and len(row_labels) != len(cells):
+        raise ValueError(f"a grid of {len(cells)} rows needs {len(cells)} row labels; got {len(row_labels)}")
+
+    scale = max(1.0, cell_size / min(first.size))
+    width, height = round(first.width * scale), round(first.height * scale)
+    font = ImageFont.load_default(size=FONT_SIZE)
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    header_texts = [_wrap(text, width, font) for text in headers or ()]
+    label_width = min(2 * cell_size, max((int(font.getlength(text)) + 1 for text in row_labels or ()), default=0))
+    label_texts = [_wrap(text, label_width, font) for text in row_labels or ()]
+    header_bottoms = [measure.multiline_textbbox((0, 0), text, font)[3] for text in header_texts]
+    header_height = int(max(header_bottoms, default=0)) + 1
+    left = GAP + (label_width + GAP if label_texts else 0)
+    top = GAP + (header_height + GAP if header_texts else 0)
+
+    sheet = Image.new("RGB", (left + columns * (width + GAP), top + len(cells) * (height + GAP)), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    for column, text in enumerate(header_texts):
+        draw.multiline_text((left + column * (width + GAP), GAP), text, fill=INK, font=font)
+    for index, row in enumerate(cells):
+        y = top + index * (height + GAP)
+        if label_texts:
+            draw.multiline_text((GAP, y), label_texts[index], fill=INK, font=font)
+        for column, cell in enumerate(row):
+            if cell is not None:
+                sheet.paste(_fit(cell, (width, height)), (left + column * (width + GAP), y))
+    return sheet
