@@ -1,0 +1,1 @@
+"""Sampling pipelines: each is one self-contained file that travels to the Hub beside the weights."""
