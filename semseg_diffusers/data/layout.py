@@ -1,0 +1,161 @@
+"""What a prepared data set looks like on disk, and how one comes to be: whole, or not at all.
+
+`DIR/labels.json`, `DIR/prepare.json`, and for each split `images/<stem>.png`, `masks/<stem>.png`, `metadata.jsonl`.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from semseg_diffusers.data.labels import LabelSet
+
+
+LABELS_FILE = "labels.json"
+SETTINGS_FILE = "prepare.json"
+# The names that `datasets` knows a split by -> the name of our folder.
+SPLITS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+SMALLEST, LARGEST = 8, 8192  # pixels; the sides of a resolution
+
+
+def parse_resolution(text: str) -> tuple[int, int] | None:
+    """Read "128" (a square), "96x160" (height x width) or "native" (None).
+
+    Example:
+        >>> parse_resolution("128"), parse_resolution("96x160"), parse_resolution("native")
+        ((128, 128), (96, 160), None)
+    """
+    if text == "native":
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"resolution '{text}' is not understood; wanted a number (128), HxW (96x160) or native.")
+    height, width = int(sides[0]), int(sides[-1])
+    if not all(SMALLEST <= side <= LARGEST for side in (height, width)):
+        raise ValueError(f"resolution {height} x {width} is out of range; wanted sides of {SMALLEST} to {LARGEST}.")
+    return height, width
+
+
+@contextlib.contextmanager
+def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
+
+    Args:
+        output (`str` or `os.PathLike`): where the data set goes; it must not exist, or be empty.
+        overwrite (`bool`, defaults to `False`): replace a prepared data set that stands there, and only such a one.
+
+    Raises:
+        ValueError: `output` holds something.
+    """
+    output = Path(os.path.abspath(output))
+    if output.is_file():
+        raise ValueError(f"--output '{output}' is a file; wanted a folder that does not exist yet.")
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise ValueError(f"--output '{output}' is not empty. Name another folder, or replace it with --overwrite.")
+        if not (output / SETTINGS_FILE).is_file():
+            raise ValueError(
+                f"--output '{output}' holds no {SETTINGS_FILE}, so it is no prepared data set and --overwrite leaves "
+                "it alone. Name another folder."
+            )
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}.tmp-{socket.gethostname()}-"
+    _remove_leftovers(output.parent, prefix)
+    folder = output.parent / f"{prefix}{os.getpid()}"
+    with _terminate_as_exception():
+        try:
+            folder.mkdir()
+            yield folder
+            old = folder.with_name(folder.name + ".old")
+            if output.exists():
+                os.replace(output, old)
+            os.replace(folder, output)
+            shutil.rmtree(old, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove what runs that were killed outright left behind on this machine."""
+    for path in parent.iterdir():
+        pid = path.name.removeprefix(prefix)
+        if path.name.startswith(prefix) and pid.isdecimal() and not _runs(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def _terminate_as_exception() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit meanwhile, so that a job that is told to stop cleans up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum, _frame):
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def save_pair(folder: Path, stem: str, photo: Image.Image, ids: np.ndarray, labels: LabelSet) -> dict[str, str]:
+    """Write photo and mask of one pair into a split's folder; returns its line of the metadata."""
+    row = {"image_file_name": f"images/{stem}.png", "mask_file_name": f"masks/{stem}.png", "stem": stem}
+    photo.save(folder / row["image_file_name"], compress_level=4)
+    labels.decode(ids).save(folder / row["mask_file_name"])
+    return row
+
+
+def make_split(folder: Path, split: str) -> Path:
+    """Make the empty folders of a split."""
+    for part in ("images", "masks"):
+        (folder / split / part).mkdir(parents=True)
+    return folder / split
+
+
+def finish_dataset(folder: Path, rows: dict[str, list[dict]], labels: LabelSet, settings: dict) -> None:
+    """Write each split's metadata, the label set and the settings with counts and versions."""
+    for split, lines in rows.items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / split / "metadata.jsonl").write_text(text, encoding="utf-8")
+    labels.save_json(folder / LABELS_FILE)
+    record = {
+        **settings,
+        "splits": {split: len(lines) for split, lines in rows.items()},
+        "versions": {"semseg_diffusers": package_version(), "pillow": PIL.__version__, "numpy": np.__version__},
+    }
+    (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def package_version() -> str:
+    """Version of the installed package; "unknown" where it runs from a checkout that was never installed."""
+    try:
+        return metadata.version("semseg-diffusers")
+    except metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,169 @@
+"""Loads pairs of photo and mask through `datasets`: from a prepared folder, or from any data set of the Hub.
+
+Whatever form a mask column has (ids, palette, colours), what comes out are class ids, checked against the label set.
+"""
+
+import functools
+import io
+import os
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import LABELS_FILE, SPLITS
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
+
+
+class PairDataset(torch.utils.data.Dataset):
+    """Photos and masks of one split, read when asked for.
+
+    Args:
+        table (`datasets.Dataset`): its image and mask columns hold encoded files, not decoded.
+        labels (`LabelSet`): the classes of the masks.
+        image_column, mask_column (`str`): names of the two columns.
+        name (`str`): what messages call the data set.
+    """
+
+    def __init__(self, table, labels: LabelSet, image_column: str, mask_column: str, name: str):
+        self.labels = labels
+        self._table, self._columns, self._name = table, (image_column, mask_column), name
+        if "stem" in table.column_names:
+            self.stems = [str(stem) for stem in table["stem"]]
+        else:
+            paths = [entry["path"] for entry in table[image_column]]
+            self.stems = [PurePosixPath(path).stem if path else f"{i:06}" for i, path in enumerate(paths)]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict:
+        """One pair: `image` uint8 (3, H, W), `mask` uint8 ids (H, W), `stem`.
+
+        Raises:
+            ValueError: a file cannot be read, the mask does not fit the label set or the photo's size.
+        """
+        index = range(len(self))[index]  # an IndexError past the end, negative numbers from the end
+        row, stem = self._table[index], self.stems[index]
+        pictures = {}
+        for column, what in zip(self._columns, ("photo", "mask"), strict=True):
+            if row[column] is None:
+                raise ValueError(f"pair '{stem}' of {self._name} has no {what} in column '{column}'.")
+            source = row[column]["path"] or f"{stem} of {self._name}"
+            pictures[what] = _decode(row[column], what, source)
+        photo = np.asarray(ImageOps.exif_transpose(pictures["photo"]).convert("RGB"))  # (H, W, 3)
+        ids = self.labels.encode(pictures["mask"], source=source)  # (H, W)
+        if photo.shape[:2] != ids.shape:
+            raise ValueError(
+                f"pair '{stem}' of {self._name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
+                f"{ids.shape[0]} x {ids.shape[1]} (height x width); wanted one size. Prepare the data set again."
+            )
+        image = torch.from_numpy(photo.transpose(2, 0, 1).copy())  # (3, H, W)
+        return {"image": image, "mask": torch.from_numpy(ids), "stem": stem}
+
+    @functools.cached_property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of every photo, read from the files' headers.
+
+        Raises:
+            ValueError: the photos differ in size, or there are none.
+        """
+        first = None
+        for index in range(len(self)):
+            entry = self._table[index][self._columns[0]]
+            with Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]) as photo:
+                width, height = (
+                    ImageOps.exif_transpose(photo).size if photo.getexif().get(0x0112, 1) > 4 else photo.size
+                )
+            first = first or (height, width)
+            if (height, width) != first:
+                raise ValueError(
+                    f"the photos of {self._name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
+                    f"'{self.stems[index]}' is {height} x {width}. Prepare them at one size: --resolution HxW."
+                )
+        if first is None:
+            raise ValueError(f"{self._name} holds no pairs.")
+        return first
+
+
+def _decode(entry: dict, what: str, source: str) -> Image.Image:
+    """Picture of an undecoded image column: bytes inside the table, or a path beside it."""
+    if entry["bytes"] is None:
+        return open_image(entry["path"], what)
+    try:
+        picture = Image.open(io.BytesIO(entry["bytes"]))
+        picture.load()
+    except (OSError, SyntaxError, ValueError, EOFError) as err:
+        raise ValueError(f"{what} '{source}' cannot be read as an image ({err}). Is it cut off or no image?") from err
+    return picture
+
+
+def load_pairs(
+    dataset: str | os.PathLike,
+    split: str = "train",
+    *,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    labels: LabelSet | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> PairDataset:
+    """Load one split of a prepared folder, or of a data set on the Hub.
+
+    Args:
+        dataset (`str` or `os.PathLike`): folder or Hub id.
+        split (`str`, defaults to `"train"`): "val" and "validation" mean the same.
+        image_column, mask_column (`str`): names of the columns.
+        labels (`LabelSet`, *optional*): the classes of the masks; by default those in the data set's `labels.json`.
+        cache_dir (`str` or `os.PathLike`, *optional*): where `datasets` keeps its tables.
+
+    Returns:
+        `PairDataset`
+
+    Raises:
+        ValueError: no such folder, split or column, or no label set.
+    """
+    import datasets  # here: importing it takes longer than everything else in this file
+
+    name = os.fspath(dataset)
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise ValueError(f"there is no folder '{name}', and it is no data set id of the Hub (owner/name) either.")
+    labels = labels or _find_labels(name)
+    tables = datasets.load_dataset(name, cache_dir=None if cache_dir is None else os.fspath(cache_dir))
+    key = split if split in tables else next((s for s in tables if SPLITS.get(s, s) == SPLITS.get(split, split)), None)
+    if key is None:
+        raise ValueError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
+    table = tables[key]
+    for column in (image_column, mask_column):
+        if column not in table.column_names:
+            raise ValueError(
+                f"'{name}' has no column '{column}'; it has {', '.join(table.column_names)}. Name the columns of "
+                "photos and masks: --image_column, --mask_column."
+            )
+        if not isinstance(table.features[column], datasets.Image):
+            raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; wanted pictures.")
+        table = table.cast_column(column, datasets.Image(decode=False))
+    kept = [column for column in table.column_names if column in (image_column, mask_column, "stem")]
+    return PairDataset(table.select_columns(kept), labels, image_column, mask_column, f"'{name}' ({key})")
+
+
+def _find_labels(dataset: str) -> LabelSet:
+    """The label set beside a data set, in its folder or its repository."""
+    if Path(dataset).is_dir():
+        path = Path(dataset) / LABELS_FILE
+        if not path.is_file():
+            raise ValueError(
+                f"'{dataset}' holds no {LABELS_FILE}. Make the data set with `semseg-diffusers prepare`, or give its "
+                "label set."
+            )
+        return LabelSet.from_json(path)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    try:
+        return LabelSet.from_json(hf_hub_download(dataset, LABELS_FILE, repo_type="dataset"))
+    except LocalEntryNotFoundError as err:
+        raise ValueError(f"'{dataset}' is no folder here, and the Hub cannot be reached to look for it.") from err
+    except EntryNotFoundError as err:
+        raise ValueError(f"data set '{dataset}' carries no {LABELS_FILE}: give its label set.") from err
