@@ -1,0 +1,54 @@
+# `make demo` and `make test` work in a fresh clone: the first target that needs it sets up .venv, and again only when
+# pyproject.toml or constraints.txt change. Another Python: make PYTHON=python3.12 test
+
+PYTHON ?= python3
+# Test processes at once, each with one thread for arithmetic.
+JOBS ?= 2
+# More for pytest, e.g. make test ARGS="-k pipeline -x"
+ARGS ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 \
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint bench clean
+
+help:
+	@echo "make demo      toy scenes, a small network, images from unseen masks: six minutes on two cores"
+	@echo "make test      the quick tests, at most ten minutes"
+	@echo "make test-all  the slow tests, and lint"
+	@echo "make lint      ruff"
+	@echo "make bench     what is in benchmarks/"
+	@echo "make clean     remove caches and build results; .venv and your runs stay"
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "error: Python 3.10 or newer is needed, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." >&2; \
+		echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Setting up .venv: some minutes the first time, mostly PyTorch."
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED)
+	$(TEST) -m "not slow and not gpu" $(ARGS)
+
+test-all: lint
+	$(TEST) -m "slow and not gpu" $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(INSTALLED)
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "error: there is nothing in benchmarks/ yet." >&2; exit 1; }
+	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+clean:
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

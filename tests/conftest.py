@@ -1,0 +1,92 @@
+"""Fixtures that several test files use."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep every test off the network, before the libraries read these settings."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real driving data: SEMSEG_DATA, or shared/data beside the checkout."""
+    folder = Path(os.environ.get("SEMSEG_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real data at {folder}; set SEMSEG_DATA to the folder that holds camvid/")
+    return folder
+
+
+@pytest.fixture
+def tiny_unet():
+    """A `MaskGuidedUNet2DModel` of 8 channels for 16 x 16 images and 5 classes, the same weights each time."""
+    import torch
+
+    from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = MaskGuidedUNet2DModel(
+            sample_size=16,
+            num_classes=5,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=4,
+        )
+    return unet.eval()
+
+
+@pytest.fixture
+def clean_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Run Python code in a process of its own: `clean_process(code, *arguments, without_package=False, ...)`.
+
+    The process has its own cache of remote code, no network, and an empty folder to stand in. `without_package` makes
+    `import semseg_diffusers` fail in it; `environment` adds variables; `check=False` lets it fail. Its answer is a
+    `subprocess.CompletedProcess` with text in `stdout` and `stderr`.
+    """
+
+    def run(
+        code: str,
+        *arguments: str,
+        without_package: bool = False,
+        environment: dict[str, str] | None = None,
+        timeout: float = 300,
+        check: bool = True,
+    ) -> subprocess.CompletedProcess:
+        folder = tmp_path / "clean_process"
+        folder.mkdir(exist_ok=True)
+        variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        variables |= {"HF_MODULES_CACHE": str(tmp_path / "hf_modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+        if without_package:
+            code = "import sys\nsys.modules['semseg_diffusers'] = None\n" + code
+        else:
+            variables["PYTHONPATH"] = str(ROOT)
+        result = subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=folder,
+            env=variables | (environment or {}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if check and result.returncode:
+            pytest.fail(f"the process ended with code {result.returncode}:\n{result.stdout}\n{result.stderr}")
+        return result
+
+    return run

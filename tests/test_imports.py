@@ -1,0 +1,105 @@
+"""Imports point one way, and a file that lies beside weights on the Hub needs nothing of ours."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "semseg_diffusers"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+HUB_FILES = sorted([*PACKAGE.glob("models/unet_*.py"), *PACKAGE.glob("pipelines/pipeline_*.py")])
+HUB_LIBRARIES = {"torch", "numpy", "PIL", "diffusers"}
+
+# layer -> the layers of ours it may import, itself included; what is not named here stands on top and may import all
+ALLOWED = {
+    "models": {"models"},
+    "pipelines": {"pipelines"},
+    "labels": {"labels", "pipelines"},
+    "data": {"data", "labels", "pipelines"},
+    "training": {"training", "data", "labels", "models", "pipelines"},
+    "generation": {"generation", "data", "labels", "models", "pipelines"},
+    "evaluation": {"evaluation", "data", "labels", "models", "pipelines"},
+}
+
+
+def layer_of(module: str) -> str:
+    """Return the layer of a dotted module name: "semseg_diffusers.data.labels" -> "labels"."""
+    parts = module.split(".")[1:]
+    if parts[:2] == ["data", "labels"]:
+        return "labels"
+    return parts[0] if parts else ""
+
+
+def imports_of(source: str, package: str) -> set[str]:
+    """Return the absolute names of all that a source imports, functions' own imports included."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def wrong_imports(module: str, source: str, package: str) -> list[str]:
+    """Return what a module imports of ours against the one-way rule."""
+    allowed = ALLOWED.get(layer_of(module))
+    if allowed is None:
+        return []
+    ours = {name for name in imports_of(source, package) if re.match(r"semseg_diffusers(\.|$)", name)}
+    # `from semseg_diffusers.data import labels` is an import of data.labels, not of data.
+    ours -= {name for name in ours if any(other.startswith(f"{name}.") for other in ours)}
+    return sorted(name for name in ours if layer_of(name) not in allowed)
+
+
+def name_of(path: Path) -> tuple[str, str]:
+    """Return the dotted names of a file's module and of the package it stands in."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    package = ".".join(parts[:-1])
+    return (package if parts[-1] == "__init__" else ".".join(parts)), package
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_one_way(path):
+    module, package = name_of(path)
+    assert wrong_imports(module, path.read_text(), package) == []
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.name)
+def test_hub_files_import_public_libraries_only(path):
+    libraries = {name.split(".")[0] for name in imports_of(path.read_text(), name_of(path)[1])}
+    assert libraries - HUB_LIBRARIES - sys.stdlib_module_names == set()
+
+
+def test_every_hub_file_is_found():
+    names = {path.name for path in HUB_FILES}
+    assert {"unet_mask_guided.py", "unet_paper.py", "pipeline_mask_guided_ddpm.py"} <= names
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "wrong"),
+    [
+        ("semseg_diffusers.models.a", "import semseg_diffusers.data", ["semseg_diffusers.data"]),
+        ("semseg_diffusers.models.a", "from ..data.labels import LabelSet", ["semseg_diffusers.data.labels.LabelSet"]),
+        ("semseg_diffusers.data.labels", "def f():\n    from .loading import a", ["semseg_diffusers.data.loading.a"]),
+        ("semseg_diffusers.data.a", "from semseg_diffusers import hub", ["semseg_diffusers.hub"]),
+        (
+            "semseg_diffusers.training.a",
+            "from ..generation import b",
+            ["semseg_diffusers.generation.b"],
+        ),
+        ("semseg_diffusers.data.a", "from semseg_diffusers.data.labels import LabelSet\nimport torch", []),
+        ("semseg_diffusers.data.labels", "from semseg_diffusers.pipelines import a", []),
+        ("semseg_diffusers.cli", "import semseg_diffusers.training.command", []),
+    ],
+)
+def test_the_rule_finds_what_breaks_it(module, source, wrong):
+    assert wrong_imports(module, source, module.rpartition(".")[0]) == wrong
