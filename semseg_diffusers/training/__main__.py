@@ -1,0 +1,7 @@
+"""`accelerate launch -m semseg_diffusers.training ...`: training from an installed wheel."""
+
+from semseg_diffusers.training.command import main
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Checkpoints of a run: written beside and renamed, hashed, rotated, and read back only if whole and our own.
+
+accelerate's `load_state` unpickles optimizer and RNG state, so a folder is loaded only where every file has the hash
+that the run wrote beside it.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+
+
+logger = get_logger(__name__)
+
+NAME = re.compile(r"checkpoint-(\d+)")
+HASHES, STATE, EMA = "hashes.json", "state.json", "ema.safetensors"
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run, the oldest first."""
+    found = [path for path in run.glob("checkpoint-*") if path.is_dir() and NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]))
+
+
+def save_checkpoint(
+    run: Path, step: int, accelerator: Accelerator, ema: EMAModel | None, state: dict, total_limit: int | None
+) -> Path:
+    """Write `checkpoint-<step>` whole, then remove the oldest above `total_limit`. Called by every process.
+
+    Args:
+        run: run folder.
+        step: optimizer steps done.
+        accelerator: holds network, optimizer and scaler.
+        ema: average of the weights, where kept.
+        state: JSON values that go back to the loop on resume.
+        total_limit: how many checkpoints stay; None keeps all.
+
+    Returns:
+        the checkpoint's folder.
+    """
+    target, staging = run / f"checkpoint-{step}", run / f".checkpoint-{step}.writing"
+    if accelerator.is_main_process:
+        shutil.rmtree(staging, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.save_state(str(staging))
+    if accelerator.is_main_process:
+        try:
+            if ema is not None:
+                weights = {f"{index:05d}": weight.contiguous() for index, weight in enumerate(ema.shadow_params)}
+                save_file(weights, staging / EMA)
+                state = {**state, "ema_step": ema.optimization_step}
+            (staging / STATE).write_text(json.dumps({"step": step, **state}, indent=2))
+            files = sorted(path for path in staging.rglob("*") if path.is_file())
+            hashes = {path.relative_to(staging).as_posix(): _hash(path) for path in files}
+            (staging / HASHES).write_text(json.dumps(hashes, indent=2))
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(staging, target)
+        except OSError:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        if total_limit is not None:
+            for old in list_checkpoints(run)[:-total_limit]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return target
+
+
+def check_whole(checkpoint: Path) -> None:
+    """Raise ValueError, naming the file, unless every file is there with the hash that the run wrote."""
+    try:
+        hashes = json.loads((checkpoint / HASHES).read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"{checkpoint} has no readable {HASHES}: it is not a checkpoint that this package wrote, or it is not "
+            "whole. Only our own checkpoints are resumed, because optimizer state is a pickle."
+        ) from error
+    present = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()} - {HASHES}
+    for name in sorted(present ^ set(hashes)):
+        raise ValueError(f"{checkpoint / name} is {'not in ' + HASHES if name in present else 'missing'}.")
+    for name, digest in hashes.items():
+        if _hash(checkpoint / name) != digest:
+            raise ValueError(f"{checkpoint / name} is not what the run wrote (its hash differs); it is not resumed.")
+
+
+def find_checkpoint(run: Path, which: str) -> Path | None:
+    """The checkpoint that `--resume_from_checkpoint` means: `latest` is the newest whole one, or None if none is.
+
+    Raises:
+        ValueError: a checkpoint named by its path that is not whole.
+        FileNotFoundError: no such folder.
+    """
+    if which != "latest":
+        for path in (Path(which), run / which):
+            if path.is_dir():
+                check_whole(path)
+                return path
+        raise FileNotFoundError(f"--resume_from_checkpoint {which}: no such folder; `latest` takes the newest.")
+    for path in reversed(list_checkpoints(run)):
+        try:
+            check_whole(path)
+        except ValueError as error:
+            logger.warning(f"passed over: {error}")
+        else:
+            return path
+    return None
+
+
+def load_checkpoint(checkpoint: Path, accelerator: Accelerator, ema: EMAModel | None) -> dict:
+    """Put a whole checkpoint's state back into network, optimizer, scaler and average; return its JSON state."""
+    state = json.loads((checkpoint / STATE).read_text())
+    accelerator.load_state(str(checkpoint))
+    if ema is not None:
+        weights = load_file(checkpoint / EMA)
+        for shadow, (_, weight) in zip(ema.shadow_params, sorted(weights.items()), strict=True):
+            shadow.copy_(weight)
+        ema.optimization_step = state["ema_step"]
+    return state

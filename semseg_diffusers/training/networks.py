@@ -1,0 +1,73 @@
+"""From settings and a label set to the network that will be trained; sizes are checked against the data here."""
+
+import torch
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
+from semseg_diffusers.models.unet_paper import PaperUNet2DModel
+from semseg_diffusers.training.settings import TrainingSettings
+
+
+def build_network(
+    settings: TrainingSettings, labels: LabelSet, resolution: tuple[int, int]
+) -> MaskGuidedUNet2DModel | PaperUNet2DModel:
+    """Make an untrained network for a data set.
+
+    Args:
+        settings: of the run.
+        labels: label set of the data, saved in the network's config.
+        resolution: (height, width) of the data in pixels.
+
+    Returns:
+        the network; its first weights depend on `settings.seed` alone.
+
+    Raises:
+        ValueError: the resolution is not one that the network's depth divides, or widths and groups do not fit.
+    """
+    torch.manual_seed(settings.seed)
+    height, width = resolution
+    sample_size = height if height == width else (height, width)
+    label_config = {"num_classes": labels.num_classes, **labels.to_config()}
+    if settings.network == "paper":
+        unet = PaperUNet2DModel(
+            sample_size=sample_size, hidden_dim=settings.hidden_dim, emb_dim=settings.emb_dim, **label_config
+        )
+    else:
+        unet = _mask_guided(settings, sample_size, label_config)
+    if height % unet.size_divisor or width % unet.size_divisor:
+        raise ValueError(
+            f"The data is {height} x {width} pixels; this network takes multiples of {unet.size_divisor}. Prepare the "
+            f"data at another --resolution, e.g. {_nearest(height, unet.size_divisor)}x"
+            f"{_nearest(width, unet.size_divisor)}, or change --patch_size or --block_out_channels."
+        )
+    return unet
+
+
+def _nearest(side: int, divisor: int) -> int:
+    return max(1, round(side / divisor)) * divisor
+
+
+def _mask_guided(settings: TrainingSettings, sample_size: int | tuple[int, int], label_config: dict):
+    levels, attention = len(settings.block_out_channels), settings.attention_levels
+    for width in settings.block_out_channels:
+        if width % settings.norm_num_groups:
+            raise ValueError(
+                f"--block_out_channels {width} is not a multiple of --norm_num_groups {settings.norm_num_groups}."
+            )
+    return MaskGuidedUNet2DModel(
+        sample_size=sample_size,
+        down_block_types=("DownBlock2D",) * (levels - attention) + ("AttnDownBlock2D",) * attention,
+        up_block_types=("AttnUpBlock2D",) * attention + ("UpBlock2D",) * (levels - attention),
+        block_out_channels=settings.block_out_channels,
+        layers_per_block=settings.layers_per_block,
+        dropout=settings.dropout,
+        attention_head_dim=settings.attention_head_dim,
+        norm_num_groups=settings.norm_num_groups,
+        attn_norm_num_groups=settings.norm_num_groups,
+        resnet_time_scale_shift="scale_shift",
+        add_attention=attention > 0,
+        mask_conditioning=settings.mask_conditioning,
+        patch_size=settings.patch_size,
+        stem_channels=settings.stem_channels,
+        **label_config,
+    )

@@ -1,0 +1,130 @@
+"""Which pair stands at which place of a run, and all that is random about it, as pure functions of (seed, position).
+
+`position` counts the samples seen since the first step, over all processes. Whoever computes sample k computes the
+same order, mirroring, mask dropout, timestep and noise, whatever the number of processes, workers or resumes (the
+idea of the sampler of EDM2, Karras et al. 2024, that starts at the count of images seen).
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from semseg_diffusers.data.loading import PairDataset
+
+
+ORDER, SAMPLE, BATCH, FORWARD = range(4)  # streams of random numbers that must not repeat each other
+
+
+def stream(seed: int, kind: int, index: int) -> torch.Generator:
+    """A CPU generator for one purpose and one index; SplitMix64 keeps neighbouring indices apart."""
+    state = (seed * 0x9E3779B97F4A7C15 + kind * 0xD1B54A32D192ED03 + index * 0x8CB92BA72F3D8DD7) & 0xFFFFFFFFFFFFFFFF
+    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & 0xFFFFFFFFFFFFFFFF
+    return torch.Generator().manual_seed((state ^ (state >> 31)) & 0x7FFFFFFFFFFFFFFF)
+
+
+class SampleSequence(Sampler):
+    """The batches of one process, from one forward pass on: lists of (position, index of the pair).
+
+    Every pair is seen once an epoch; a batch may span the end of one epoch and the start of the next.
+
+    Args:
+        num_pairs: pairs in the data set, 1 or more.
+        batch_size: samples a process and a forward pass.
+        num_batches: forward passes of the whole run.
+        seed: seed of the run.
+        process_index, num_processes: whose share this is.
+        start_batch: forward passes already done.
+    """
+
+    def __init__(
+        self,
+        num_pairs: int,
+        batch_size: int,
+        num_batches: int,
+        seed: int,
+        process_index: int = 0,
+        num_processes: int = 1,
+        start_batch: int = 0,
+    ):
+        self.num_pairs = num_pairs
+        self.batch_size = batch_size
+        self.num_batches = num_batches
+        self.seed = seed
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.start_batch = start_batch
+
+    def __len__(self) -> int:
+        return self.num_batches - self.start_batch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, order = -1, torch.empty(0)
+        for batch in range(self.start_batch, self.num_batches):
+            first = (batch * self.num_processes + self.process_index) * self.batch_size
+            keys = []
+            for position in range(first, first + self.batch_size):
+                if position // self.num_pairs != epoch:
+                    epoch = position // self.num_pairs
+                    order = torch.randperm(self.num_pairs, generator=stream(self.seed, ORDER, epoch))
+                keys.append((position, int(order[position % self.num_pairs])))
+            yield keys
+
+
+class TrainingSamples(Dataset):
+    """Pairs with everything random already drawn, ready for one forward pass.
+
+    Args:
+        pairs: the data set.
+        seed: seed of the run.
+        horizontal_flip: mirror half of the pairs.
+        mask_dropout: share of masks filled with "unknown".
+        mask_dropout_group: samples that are dropped together: 1, or those of one optimizer step (the paper's way).
+        min_timestep, num_train_timesteps: timesteps are drawn from [min_timestep, num_train_timesteps).
+
+    Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`.
+    """
+
+    def __init__(
+        self,
+        pairs: PairDataset,
+        seed: int,
+        horizontal_flip: bool,
+        mask_dropout: float,
+        mask_dropout_group: int,
+        min_timestep: int,
+        num_train_timesteps: int,
+    ):
+        self.pairs = pairs
+        self.seed = seed
+        self.horizontal_flip = horizontal_flip
+        self.mask_dropout = mask_dropout
+        self.mask_dropout_group = mask_dropout_group
+        self.min_timestep = min_timestep
+        self.num_train_timesteps = num_train_timesteps
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        position, index = key
+        pair = self.pairs[index]
+        generator = stream(self.seed, SAMPLE, position)
+        image = pair["image"].float() / 127.5 - 1  # (3, H, W)
+        mask = pair["mask"].long()  # (H, W)
+        mirrored = torch.rand((), generator=generator) < 0.5
+        if self.horizontal_flip and mirrored:
+            image, mask = image.flip(-1), mask.flip(-1)
+        timestep = torch.randint(self.min_timestep, self.num_train_timesteps, (), generator=generator)
+        noise = torch.randn(image.shape, generator=generator)
+        group = stream(self.seed, BATCH, position // self.mask_dropout_group)
+        if torch.rand((), generator=group) < self.mask_dropout:
+            mask = torch.full_like(mask, self.pairs.labels.ignore_index)
+        return {
+            "image": image.contiguous(),
+            "mask": mask.contiguous(),
+            "noise": noise,
+            "timestep": timestep,
+            "stem": pair["stem"],
+        }

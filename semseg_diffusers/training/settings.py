@@ -1,0 +1,270 @@
+"""All settings of a training run, as one dataclass that the command line, a YAML file and a preset fill.
+
+Options carry the names of diffusers' example scripts. `PRESETS["paper"]` is the recipe of Bozsó et al., WINS 2024,
+as its published code runs it; the defaults are ours.
+"""
+
+import argparse
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """What a run is made of; saved as `settings.json` in the run folder. Steps are optimizer steps."""
+
+    # Data
+    dataset: str = field(default="", metadata={"help": "prepared folder, or a data set id on the Hub"})
+    output_dir: str = field(default="", metadata={"help": "run folder: the pipeline at its root, checkpoint-<step>/"})
+    train_split: str = field(default="train", metadata={"help": "split to train on"})
+    validation_split: str = field(default="val", metadata={"help": "split whose masks the previews draw, where there"})
+    image_column: str = field(default="image", metadata={"help": "column of the photos"})
+    mask_column: str = field(default="mask", metadata={"help": "column of the masks"})
+    labels: str | None = field(
+        default=None, metadata={"help": "label set, a preset or a JSON file, where the data set carries none"}
+    )
+    horizontal_flip: bool = field(default=True, metadata={"help": "mirror half of the pairs, photo and mask alike"})
+    dataloader_num_workers: int = field(default=1, metadata={"help": "reading processes beside each training process"})
+
+    # Network
+    network: str = field(default="mask_guided", metadata={"choices": ("mask_guided", "paper")})
+    mask_conditioning: str = field(default="add", metadata={"choices": ("add", "concat")})
+    patch_size: int = field(default=2, metadata={"help": "side of the stem's patches; 1 works on every pixel"})
+    stem_channels: int = field(default=16, metadata={"help": "width at full resolution, where patch_size > 1"})
+    block_out_channels: tuple[int, ...] = field(default=(32, 64, 128, 192), metadata={"help": "width of each level"})
+    attention_levels: int = field(default=2, metadata={"help": "how many of the lowest levels have attention"})
+    layers_per_block: int = field(default=1, metadata={"help": "residual blocks a level"})
+    attention_head_dim: int = field(default=32, metadata={"help": "channels of an attention head"})
+    norm_num_groups: int = field(default=16, metadata={"help": "groups of the group norms; divides every width"})
+    dropout: float = field(default=0.0, metadata={"help": "dropout inside the residual blocks, 0 to 1"})
+    hidden_dim: int = field(default=128, metadata={"help": "width of the paper's network (network: paper)"})
+    emb_dim: int = field(default=256, metadata={"help": "time embedding of the paper's network (network: paper)"})
+
+    # Diffusion
+    prediction_type: str = field(default="v_prediction", metadata={"choices": ("epsilon", "v_prediction", "sample")})
+    noise_schedule: str = field(default="linear", metadata={"choices": ("linear", "squaredcos_cap_v2", "paper")})
+    num_train_timesteps: int = field(default=1000, metadata={"help": "diffusion steps of the training schedule"})
+    min_timestep: int = field(default=0, metadata={"help": "smallest timestep drawn; the paper never trains 0"})
+    snr_gamma: float | None = field(
+        default=5.0,
+        metadata={"help": "gamma of Min-SNR weighting (Hang et al. 2023); none for plain mean squared error"},
+    )
+    mask_dropout: float = field(default=0.1, metadata={"help": "share of masks dropped, so that guidance works"})
+    mask_dropout_unit: str = field(
+        default="sample", metadata={"choices": ("sample", "batch"), "help": "what is dropped together"}
+    )
+
+    # Optimization
+    train_batch_size: int = field(default=16, metadata={"help": "images a process and a forward pass"})
+    gradient_accumulation_steps: int = field(default=1, metadata={"help": "forward passes an optimizer step"})
+    max_train_steps: int | None = field(default=None, metadata={"help": "optimizer steps; wins over num_train_epochs"})
+    num_train_epochs: int = field(default=300, metadata={"help": "passes over the data"})
+    learning_rate: float = field(default=5e-4, metadata={"help": "peak learning rate of AdamW"})
+    lr_scheduler: str = field(
+        default="cosine",
+        metadata={"choices": ("constant", "constant_with_warmup", "linear", "cosine", "polynomial")},
+    )
+    lr_warmup_steps: int = field(default=200, metadata={"help": "optimizer steps of warm-up"})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW"})
+    adam_beta2: float = field(default=0.99, metadata={"help": "AdamW"})
+    adam_weight_decay: float = field(default=0.01, metadata={"help": "AdamW"})
+    adam_epsilon: float = field(default=1e-8, metadata={"help": "AdamW"})
+    max_grad_norm: float | None = field(default=1.0, metadata={"help": "gradient clipping; none for no clipping"})
+    mixed_precision: str | None = field(
+        default=None,
+        metadata={"choices": ("no", "fp16", "bf16"), "help": "default: what `accelerate config` or launch says"},
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for more time"})
+    use_ema: bool = field(default=True, metadata={"help": "keep an average of the weights and save that"})
+    ema_decay: float = field(default=0.9995, metadata={"help": "largest decay of the average"})
+    ema_warmup: bool = field(default=True, metadata={"help": "let the decay grow with the steps, power 3/4"})
+    ema_start_step: int = field(default=0, metadata={"help": "the average copies the weights until this step"})
+
+    # Run
+    seed: int = field(default=0, metadata={"help": "of data order, noise, timesteps, dropout, first weights"})
+    device: str | None = field(
+        default=None, metadata={"choices": ("cpu",), "help": "cpu, or nothing: what accelerate finds"}
+    )
+    checkpointing_steps: int = field(default=1000, metadata={"help": "steps between checkpoints"})
+    checkpoints_total_limit: int | None = field(default=2, metadata={"help": "how many are kept; none keeps all"})
+    resume_from_checkpoint: str | None = field(default=None, metadata={"help": "`latest`, or a checkpoint folder"})
+    logging_steps: int = field(default=20, metadata={"help": "steps between lines of log.jsonl and the trackers"})
+    preview_steps: int = field(default=1000, metadata={"help": "steps between preview pictures; 0 draws none"})
+    preview_masks: int = field(default=4, metadata={"help": "rows of a preview"})
+    preview_samples: int = field(default=2, metadata={"help": "samples a row"})
+    preview_inference_steps: int = field(default=20, metadata={"help": "sampling steps of a preview"})
+    preview_guidance_scale: float = field(default=2.0, metadata={"help": "guidance scale of a preview"})
+    report_to: str = field(default="none", metadata={"help": "tracker of accelerate: tensorboard, wandb, ..., none"})
+
+    def __post_init__(self):
+        """Refuse values that no run could honour, before anything is read."""
+        for name in ("dataset", "output_dir"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} is missing: the {self._help(name)}.")
+        for setting in dataclasses.fields(self):
+            value, choices = getattr(self, setting.name), setting.metadata.get("choices")
+            if choices and value is not None and value not in choices:
+                raise ValueError(f"--{setting.name} must be one of {', '.join(choices)}; got {value!r}.")
+        positive = (
+            "train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate", "logging_steps",
+            "checkpointing_steps", "num_train_timesteps", "patch_size", "stem_channels", "layers_per_block",
+            "preview_masks", "preview_samples", "preview_inference_steps", "max_train_steps", "max_grad_norm",
+            "checkpoints_total_limit", "snr_gamma", "attention_head_dim", "norm_num_groups", "hidden_dim", "emb_dim",
+        )  # fmt: skip
+        for name in positive:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} must be more than 0; got {value}.")
+        for name in ("mask_dropout", "dropout", "ema_decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name} must lie between 0 and 1; got {getattr(self, name)}.")
+        for name in (
+            "preview_steps", "lr_warmup_steps", "ema_start_step", "attention_levels", "dataloader_num_workers"
+        ):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} must be 0 or more; got {getattr(self, name)}.")
+        if not 0 <= self.min_timestep < self.num_train_timesteps:
+            raise ValueError(
+                f"--min_timestep must lie in 0..{self.num_train_timesteps - 1}, below --num_train_timesteps; "
+                f"got {self.min_timestep}."
+            )
+        if self.network == "mask_guided" and self.attention_levels > len(self.block_out_channels):
+            raise ValueError(
+                f"--attention_levels {self.attention_levels} is more than the {len(self.block_out_channels)} levels "
+                "of --block_out_channels."
+            )
+
+    @classmethod
+    def _help(cls, name: str) -> str:
+        return cls.__dataclass_fields__[name].metadata["help"]
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+
+# The authors' published recipe (PAPER, section III-C, and its code): AdamW 3e-4, batch 50, float32, 1401 epochs, the
+# mask dropped for a whole batch in 10 % of the steps, timesteps 1..999, EMA 0.995 from step 2000, nothing else.
+PRESETS: dict[str, dict] = {
+    "default": {},
+    "paper": {
+        "network": "paper",
+        "hidden_dim": 128,
+        "emb_dim": 256,
+        "prediction_type": "epsilon",
+        "noise_schedule": "paper",
+        "num_train_timesteps": 1000,
+        "min_timestep": 1,
+        "snr_gamma": None,
+        "mask_dropout": 0.1,
+        "mask_dropout_unit": "batch",
+        "horizontal_flip": False,
+        "train_batch_size": 50,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1401,
+        "learning_rate": 3e-4,
+        "lr_scheduler": "constant",
+        "lr_warmup_steps": 0,
+        "adam_beta1": 0.9,
+        "adam_beta2": 0.999,
+        "adam_weight_decay": 0.01,
+        "adam_epsilon": 1e-8,
+        "max_grad_norm": None,
+        "mixed_precision": "no",
+        "use_ema": True,
+        "ema_decay": 0.995,
+        "ema_warmup": False,
+        "ema_start_step": 2000,
+        "preview_guidance_scale": 3.0,
+    },
+}
+
+
+def _convert(setting: dataclasses.Field, text: object) -> object:
+    """Read one value, from the command line or YAML, as the type that its field declares."""
+    options = typing.get_args(setting.type) if isinstance(setting.type, types.UnionType) else (setting.type,)
+    if text is None or (isinstance(text, str) and text.lower() == "none" and type(None) in options):
+        if type(None) not in options:
+            raise ValueError("a value is needed")
+        return None
+    kind = next(option for option in options if option is not type(None))
+    if kind is bool:
+        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if str(text).lower() not in known:
+            raise ValueError("expected true or false")
+        return known[str(text).lower()]
+    if typing.get_origin(kind) is tuple:
+        parts = text if isinstance(text, (list, tuple)) else str(text).replace(",", " ").split()
+        return tuple(int(part) for part in parts)
+    if kind is int and isinstance(text, float) and not text.is_integer():
+        raise ValueError("expected a whole number")
+    return kind(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` one option for every setting, and `--preset` and `--config`."""
+    parser.add_argument("--preset", choices=sorted(PRESETS), help="a whole recipe; single options still win over it")
+    parser.add_argument("--config", help="YAML file of options; the command line wins over it")
+    defaults = {setting.name: setting.default for setting in dataclasses.fields(TrainingSettings)}
+    for setting in dataclasses.fields(TrainingSettings):
+        choices = setting.metadata.get("choices")
+        text = setting.metadata.get("help", "").replace("%", "%%")
+        options = {
+            "default": argparse.SUPPRESS,
+            "help": f"{text}{' ' if text else ''}{'(' + ' | '.join(choices) + ') ' if choices else ''}"
+            f"[{defaults[setting.name]}]",
+        }
+        if setting.type is bool:
+            options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        elif typing.get_origin(setting.type) is tuple:
+            options |= {"nargs": "+", "metavar": "N"}
+        else:
+            options |= {"metavar": setting.name.rsplit("_", 1)[-1].upper()}
+        parser.add_argument(f"--{setting.name}", **options)
+
+
+def settings_from(arguments: argparse.Namespace) -> TrainingSettings:
+    """Merge defaults, preset, YAML file and command line, the later winning.
+
+    Args:
+        arguments: what a parser with `add_arguments` returned.
+
+    Returns:
+        the whole settings, checked.
+
+    Raises:
+        ValueError: an unknown option in the YAML file, a value that its option cannot take.
+        FileNotFoundError: no such YAML file.
+    """
+    given = {name: value for name, value in vars(arguments).items() if name in TrainingSettings.__dataclass_fields__}
+    from_file: dict = {}
+    if arguments.config:
+        path = Path(arguments.config)
+        if not path.is_file():
+            raise FileNotFoundError(f"--config {path}: no such file.")
+        try:
+            from_file = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except yaml.YAMLError as error:
+            raise ValueError(f"--config {path} is not YAML: {error}") from error
+        if not isinstance(from_file, dict):
+            raise ValueError(f"--config {path} must hold `option: value` lines; got a {type(from_file).__name__}.")
+    preset = arguments.preset or from_file.pop("preset", None) or "default"
+    from_file.pop("preset", None)
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not known; there are {', '.join(sorted(PRESETS))}.")
+    unknown = sorted(set(from_file) - set(TrainingSettings.__dataclass_fields__))
+    if unknown:
+        raise ValueError(f"--config {arguments.config} holds unknown options: {', '.join(unknown)}. See --help.")
+    merged = dict(PRESETS[preset])
+    for source, values in ((f"--config {arguments.config}", from_file), ("command line", given)):
+        for name, value in values.items():
+            try:
+                merged[name] = _convert(TrainingSettings.__dataclass_fields__[name], value)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{source}: --{name} {value!r} cannot be read: {error}.") from error
+    return TrainingSettings(**merged)

@@ -1,0 +1,383 @@
+"""Training: settings, the order of samples, the objective, and whole tiny runs: resumed, loaded, sampled."""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from PIL import Image
+from safetensors.torch import load_file
+
+from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline
+from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.data.toy import write_toy_dataset
+from semseg_diffusers.training.checkpoints import list_checkpoints
+from semseg_diffusers.training.loop import train
+from semseg_diffusers.training.networks import build_network
+from semseg_diffusers.training.objective import build_noise_scheduler, loss_weight, prediction_target
+from semseg_diffusers.training.samples import SampleSequence, TrainingSamples
+from semseg_diffusers.training.settings import PRESETS, TrainingSettings, add_arguments, settings_from
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = {
+    "block_out_channels": (8, 16),
+    "attention_levels": 0,
+    "stem_channels": 8,
+    "norm_num_groups": 4,
+    "train_batch_size": 2,
+    "max_train_steps": 4,
+    "checkpointing_steps": 2,
+    "logging_steps": 1,
+    "preview_steps": 0,
+    "lr_warmup_steps": 2,
+    "learning_rate": 1e-2,
+    "dataloader_num_workers": 0,
+    "device": "cpu",
+    "dropout": 0.1,
+}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "toy"
+    write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pairs(toy):
+    return load_pairs(toy)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def settings(toy, output, **changes):
+    return TrainingSettings(**{**TINY, "dataset": str(toy), "output_dir": str(output), **changes})
+
+
+def parse(*words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return settings_from(parser.parse_args(["--dataset", "d", "--output_dir", "o", *words]))
+
+
+def weights(run):
+    return load_file(run / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+# Settings
+
+
+def test_paper_preset_is_the_published_recipe():
+    paper = parse("--preset", "paper")
+    assert (paper.learning_rate, paper.train_batch_size, paper.num_train_epochs) == (3e-4, 50, 1401)
+    assert (paper.ema_decay, paper.ema_start_step, paper.ema_warmup) == (0.995, 2000, False)
+    assert (paper.mask_dropout, paper.mask_dropout_unit, paper.min_timestep) == (0.1, "batch", 1)
+    assert (paper.lr_scheduler, paper.mixed_precision, paper.snr_gamma, paper.max_grad_norm) == (
+        "constant", "no", None, None,
+    )  # fmt: skip
+
+
+def test_command_line_wins_over_yaml_and_yaml_over_preset(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("preset: paper\nlearning_rate: 1e-4\nseed: 3\nblock_out_channels: [8, 16]\nsnr_gamma: null\n")
+    merged = parse("--config", str(file), "--seed", "5", "--horizontal_flip", "false")
+    assert (merged.learning_rate, merged.seed, merged.network) == (1e-4, 5, "paper")
+    assert merged.block_out_channels == (8, 16)
+    assert merged.horizontal_flip is False
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_settings_file_of_a_run_is_a_config_that_gives_the_same_run(tmp_path, preset):
+    first = parse("--preset", preset)
+    (tmp_path / "settings.json").write_text(first.to_json())
+    assert parse("--config", str(tmp_path / "settings.json")) == first
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--train_batch_size", "0"], "--train_batch_size must be more than 0; got 0"),
+        (["--learning_rate", "fast"], "--learning_rate 'fast' cannot be read"),
+        (["--mask_dropout", "1.5"], "--mask_dropout must lie between 0 and 1"),
+        (["--mask_conditioning", "film"], "--mask_conditioning must be one of add, concat; got 'film'"),
+        (["--min_timestep", "1000"], "--min_timestep must lie in 0..999"),
+        (["--attention_levels", "9"], "--attention_levels 9 is more than"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
+    ],
+)
+def test_bad_setting_is_refused_by_name(words, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        parse(*words)
+
+
+def test_unknown_option_in_yaml_is_refused_by_name(tmp_path):
+    (tmp_path / "run.yaml").write_text("learning_rat: 1\n")
+    with pytest.raises(ValueError, match="unknown options: learning_rat"):
+        parse("--config", str(tmp_path / "run.yaml"))
+
+
+# The order of samples
+
+
+def sequence(**changes):
+    return list(SampleSequence(**{"num_pairs": 7, "batch_size": 3, "num_batches": 14, "seed": 0, **changes}))
+
+
+def test_every_pair_is_seen_once_an_epoch():
+    order = [index for batch in sequence() for _, index in batch]
+    epochs = [order[start : start + 7] for start in range(0, len(order), 7)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+def test_two_processes_share_what_one_process_sees():
+    one = sequence(batch_size=6, num_batches=7)
+    first = sequence(num_batches=7, num_processes=2, process_index=0)
+    second = sequence(num_batches=7, num_processes=2, process_index=1)
+    assert [a + b for a, b in zip(first, second, strict=True)] == one
+
+
+def test_resumed_sequence_is_the_rest_of_the_whole_one():
+    assert sequence(start_batch=5) == sequence()[5:]
+
+
+def samples(pairs, **changes):
+    arguments = {
+        "seed": 0, "horizontal_flip": True, "mask_dropout": 0.0, "mask_dropout_group": 1, "min_timestep": 1,
+        "num_train_timesteps": 10,
+    }  # fmt: skip
+    return TrainingSamples(pairs, **{**arguments, **changes})
+
+
+def test_sample_is_a_function_of_seed_and_position(pairs):
+    first, again = samples(pairs)[5, 2], samples(pairs)[5, 2]
+    assert all(torch.equal(first[name], again[name]) for name in ("image", "mask", "noise", "timestep"))
+    assert not torch.equal(first["noise"], samples(pairs)[6, 2]["noise"])
+    assert not torch.equal(first["noise"], samples(pairs, seed=1)[5, 2]["noise"])
+
+
+def test_photo_and_mask_are_mirrored_together(pairs):
+    plain = samples(pairs, horizontal_flip=False)[0, 0]
+    mirrored = 0
+    for position in range(40):
+        sample = samples(pairs)[position, 0]
+        if not torch.equal(sample["image"], plain["image"]):
+            assert torch.equal(sample["image"].flip(-1), plain["image"])
+            assert torch.equal(sample["mask"].flip(-1), plain["mask"])
+            mirrored += 1
+    assert 8 < mirrored < 32
+
+
+def test_images_lie_in_minus_one_to_one_and_timesteps_above_the_smallest(pairs):
+    drawn = [samples(pairs)[position, 0] for position in range(60)]
+    assert all(sample["image"].abs().max() <= 1 for sample in drawn)
+    assert {int(sample["timestep"]) for sample in drawn} == set(range(1, 10))
+
+
+def test_dropped_mask_is_unknown_everywhere_for_its_share_of_samples(pairs):
+    dropping = samples(pairs, mask_dropout=0.25)
+    dropped = [bool((dropping[position, 0]["mask"] == 255).all()) for position in range(200)]
+    assert 30 <= sum(dropped) <= 70
+
+
+def test_batch_wise_dropout_drops_whole_groups(pairs):
+    dropping = samples(pairs, mask_dropout=0.5, mask_dropout_group=4)
+    dropped = [bool((dropping[position, 0]["mask"] == 255).all()) for position in range(80)]
+    groups = [set(dropped[start : start + 4]) for start in range(0, 80, 4)]
+    assert all(len(group) == 1 for group in groups)
+    assert {True} in groups
+    assert {False} in groups
+
+
+# The objective
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weights_follow_the_paper(prediction_type):
+    scheduler = build_noise_scheduler(TrainingSettings(dataset="d", output_dir="o", prediction_type=prediction_type))
+    timestep = torch.tensor([0, 100, 500, 999])
+    alphas = scheduler.alphas_cumprod[timestep].double()
+    snr = alphas / (1 - alphas)
+    expected = (
+        torch.minimum(snr, torch.tensor(5.0)) / {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}[prediction_type]
+    )
+    torch.testing.assert_close(loss_weight(scheduler, timestep, 5.0).double(), expected, rtol=1e-3, atol=0)
+    assert torch.equal(loss_weight(scheduler, timestep, None), torch.ones(4))
+
+
+def test_target_recovers_the_image_whatever_is_predicted():
+    image, noise, timestep = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4), torch.tensor([300, 600])
+    for prediction_type in ("epsilon", "v_prediction", "sample"):
+        scheduler = build_noise_scheduler(
+            TrainingSettings(dataset="d", output_dir="o", prediction_type=prediction_type)
+        )
+        scheduler.config.clip_sample = False
+        noisy = scheduler.add_noise(image, noise, timestep)
+        target = prediction_target(scheduler, image, noise, timestep)
+        for index in range(2):
+            step = scheduler.step(target[index], int(timestep[index]), noisy[index])
+            torch.testing.assert_close(step.pred_original_sample, image[index], rtol=0, atol=1e-4)
+
+
+# Networks
+
+
+def test_resolution_that_the_depth_does_not_divide_is_refused_with_the_divisor():
+    with pytest.raises(ValueError, match="60 x 64 pixels; this network takes multiples of 16"):
+        build_network(TrainingSettings(dataset="d", output_dir="o"), LabelSet.from_preset("camvid"), (60, 64))
+
+
+def test_network_carries_the_label_set():
+    small = TrainingSettings(
+        dataset="d",
+        output_dir="o",
+        **{k: TINY[k] for k in ("block_out_channels", "attention_levels", "norm_num_groups", "stem_channels")},
+    )
+    unet = build_network(small, LabelSet.from_preset("camvid"), (32, 64))
+    assert LabelSet.from_config(unet.config) == LabelSet.from_preset("camvid")
+    assert unet.config.sample_size == (32, 64)
+
+
+# Whole runs
+
+
+def test_accelerate_launch_trains_and_its_folder_loads_and_samples(pairs, tmp_path):
+    options = {**TINY, "dataset": toy, "output_dir": tmp_path / "run", "max_train_steps": 2, "preview_steps": 2}
+    options |= {"preview_masks": 1, "preview_samples": 1, "preview_inference_steps": 2, "report_to": "tensorboard"}
+    words = []
+    for name, value in options.items():
+        words += [f"--{name}", *([str(part) for part in value] if isinstance(value, tuple) else [str(value)])]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines"]
+    done = subprocess.run(
+        [*launch, "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "train_accelerate.py"), *words],
+        capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    run = tmp_path / "run"
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(run)
+    image = pipe(torch.zeros(16, 32, dtype=torch.uint8), num_inference_steps=2).images[0]
+    assert image.size == (32, 16)
+    assert [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
+    assert Image.open(run / "previews" / "step-0000002.png").width > 90
+    assert list((run / "logs").rglob("events*"))
+    card = (run / "README.md").read_text()
+    assert "6 pairs" in card
+    assert "{{" not in card
+    assert not [path.name for path in run.rglob("*") if "writing" in path.name]
+
+
+def test_resumed_run_equals_the_straight_run_bit_for_bit(toy, tmp_path):
+    options = {"gradient_accumulation_steps": 2}
+    straight = train(settings(toy, tmp_path / "straight", **options))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(settings(toy, tmp_path / "pieces", **options))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    pieces = tmp_path / "pieces"
+    shutil.rmtree(pieces / "checkpoint-4")  # as after a kill between step 2 and step 4
+    train(settings(toy, pieces, resume_from_checkpoint="latest", **options))
+    first, second = weights(straight), weights(pieces)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    logs = [
+        [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+        for run in (straight, pieces)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_saved_weights_are_the_average_and_differ_from_the_last_step(toy, tmp_path):
+    averaged = weights(train(settings(toy, tmp_path / "ema", max_train_steps=2)))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    raw = weights(train(settings(toy, tmp_path / "raw", max_train_steps=2, use_ema=False)))
+    assert any(not torch.equal(averaged[name], raw[name]) for name in raw)
+    last = load_file(tmp_path / "ema" / "checkpoint-2" / "model.safetensors")
+    assert all(torch.equal(last[name], raw[name]) for name in raw)
+
+
+def test_oldest_checkpoints_make_room(toy, tmp_path):
+    run = train(settings(toy, tmp_path / "run", checkpointing_steps=1, checkpoints_total_limit=2))
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
+
+
+def test_paper_network_trains_and_keeps_its_scheduler(toy, tmp_path):
+    changes = {
+        "network": "paper",
+        "hidden_dim": 8,
+        "emb_dim": 16,
+        "noise_schedule": "paper",
+        "prediction_type": "epsilon",
+    }
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(train(settings(toy, tmp_path / "run", max_train_steps=1, **changes)))
+    assert type(pipe.unet).__name__ == "PaperUNet2DModel"
+    assert pipe.scheduler.config.variance_type == "fixed_large"
+    assert pipe(torch.zeros(16, 32, dtype=torch.uint8), num_inference_steps=2).images[0].size == (32, 16)
+
+
+@pytest.fixture
+def finished(toy, tmp_path):
+    run = train(settings(toy, tmp_path / "run", max_train_steps=2))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    return run
+
+
+def test_run_folder_in_use_is_not_overwritten(toy, finished):
+    with pytest.raises(ValueError, match="already holds a run"):
+        train(settings(toy, finished))
+
+
+def test_checkpoint_of_other_settings_is_refused_by_their_names(toy, finished):
+    with pytest.raises(ValueError, match=r"--learning_rate 0.01 \(now 0.5\)"):
+        train(settings(toy, finished, resume_from_checkpoint="latest", learning_rate=0.5))
+
+
+def test_checkpoint_of_other_classes_is_refused(toy, finished):
+    labels = json.loads((finished / "checkpoint-2" / "state.json").read_text())["labels"]
+    assert labels["id2label"]["0"] == "road"
+    other = finished.parent / "camvid"
+    shutil.copytree(toy, other)
+    LabelSet(names=("a", "b"), colors=((1, 1, 1), (2, 2, 2))).save_json(other / "labels.json")
+    with pytest.raises(ValueError, match=r"draws 19 classes \(road, sidewalk, building, ...\), the data has 2"):
+        train(settings(other, finished, resume_from_checkpoint="latest"))
+
+
+def test_tampered_checkpoint_is_refused_by_file(toy, finished):
+    optimizer = finished / "checkpoint-2" / "optimizer.bin"
+    optimizer.write_bytes(optimizer.read_bytes() + b"!")
+    with pytest.raises(ValueError, match="optimizer.bin is not what the run wrote"):
+        train(settings(toy, finished, resume_from_checkpoint="checkpoint-2"))
+
+
+def test_foreign_checkpoint_is_refused(toy, finished):
+    (finished / "checkpoint-2" / "hashes.json").unlink()
+    with pytest.raises(ValueError, match="not a checkpoint that this package wrote"):
+        train(settings(toy, finished, resume_from_checkpoint="checkpoint-2"))
+
+
+def test_latest_passes_over_a_broken_checkpoint(toy, tmp_path):
+    run = train(settings(toy, tmp_path / "run"))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    expected = weights(run)
+    (run / "checkpoint-4" / "model.safetensors").write_bytes(b"cut")
+    train(settings(toy, run, resume_from_checkpoint="latest"))
+    assert all(torch.equal(expected[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_loss_that_is_not_finite_stops_with_step_and_stems(toy, tmp_path):
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d"):
+        train(
+            settings(
+                toy, tmp_path / "run", learning_rate=1e30, max_grad_norm=None, max_train_steps=20, lr_warmup_steps=0
+            )
+        )
+    assert not (tmp_path / "run" / "model_index.json").exists()
