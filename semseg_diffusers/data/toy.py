@@ -186,8 +186,8 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     painter = Painter(
         (height * scale, width * scale),
         look,
-        horizon=between(rng, 0.47, 0.57),
-        focal=between(rng, 0.80, 1.05),
+        horizon=between(rng, 0.48, 0.60),
+        focal=between(rng, 0.68, 0.92),
         eye=between(rng, 1.35, 1.95),
         bend=0.0 if rng.random() < 0.45 else between(rng, -0.0019, 0.0019),
         line=1.15 * scale,

@@ -13,11 +13,11 @@ PAINT = (0.88, 0.88, 0.85)  # lane markings
 def draw_street(p: Painter, rng: random.Random) -> str:
     """Ground, then everything on it from far to near; returns the kind of street in BDD100K's words."""
     scene = pick(rng, ("city street", "city street", "city street", "residential", "residential", "highway"))
-    lane = between(rng, 3.1, 3.6)
+    lane = between(rng, 2.8, 3.4)
     right_lanes, left_lanes = (
         (2, 2) if scene == "highway" else (1 + int(rng.random() * 1.4), 1 + int(rng.random() * 1.4))
     )
-    parking = 2.3 if scene != "highway" and rng.random() < 0.5 else 0.5
+    parking = 2.3 if scene != "highway" and rng.random() < 0.4 else 0.5
     left, right = -(0.5 + left_lanes) * lane - parking, (right_lanes - 0.5) * lane + parking
     walk = 0.0 if scene == "highway" else between(rng, 2.0, 4.5)
     crossing = between(rng, 15, 30) if scene != "highway" and rng.random() < 0.4 else None
@@ -124,13 +124,13 @@ def _roadside(p, rng, scene, edge, outward, walk, crossing) -> list[tuple[float,
     }[scene]
     # 1. Houses, lot by lot.
     z = between(rng, 1.5, 8)
-    storeys = between(rng, 2.5, 7)
+    storeys = between(rng, 3.5, 9)
     while z < 125:
         long = between(rng, 8, 20) if scene == "city street" else between(rng, 8, 13)
         built = rng.random() < {"city street": 0.9, "residential": 0.8, "highway": 0.22}[scene]
         if built and free(z, z + long):
             gable = scene != "city street" or rng.random() < 0.15
-            height = 3.1 * (between(rng, 1.6, 2.6) if gable else max(storeys * between(rng, 0.6, 1.4), 1.5))
+            height = 3.1 * (between(rng, 1.9, 3.0) if gable else max(storeys * between(rng, 0.6, 1.4), 1.5))
             add(z + long, things.draw_building, at + outward * setback, z, z + long, height, gable)
         z += long + (0.0 if scene == "city street" and rng.random() < 0.75 else between(rng, 2, 7))
     # 2. What bounds the lots.
@@ -158,7 +158,7 @@ def _roadside(p, rng, scene, edge, outward, walk, crossing) -> list[tuple[float,
     while z < 100:
         if free(z - 1, z + 1) and (row or (scene != "city street" and rng.random() < 0.75)):
             x = edge + outward * 0.7 if row else at + outward * between(rng, 1.5, 6 if scene == "residential" else 14)
-            add(z, things.draw_tree, x, z, between(rng, 4.5, 9.5))
+            add(z, things.draw_tree, x, z, between(rng, 5, 11))
         z += spacing * between(rng, 0.7, 1.3)
     # 4. Lamps, signs, signals.
     z, step = between(rng, 8, 24), between(rng, 18, 28)
@@ -175,7 +175,7 @@ def _roadside(p, rng, scene, edge, outward, walk, crossing) -> list[tuple[float,
         add(crossing + 10, things.draw_traffic_light, beside, crossing + 10)
     # 5. People and parked bicycles on the sidewalk.
     if walk:
-        for _ in range(int(rng.random() * (8 if scene == "city street" else 5))):
+        for _ in range(int(rng.random() * (10 if scene == "city street" else 5))):
             z = between(rng, 4.5, 22)
             add(z, things.draw_person, edge + outward * between(rng, 0.4, walk - 0.2), z)
         if rng.random() < 0.3:
@@ -238,7 +238,7 @@ def _traffic(p, rng, scene, left, right, lane, parking, crossing) -> list[tuple[
         for _ in range(int(rng.random() * 3.4)):
             z = crossing - between(rng, 0.4, 2.4)
             add(z, things.draw_person, between(rng, left, right), z)
-    for _ in range(int(rng.random() * (3.2 if scene != "highway" else 1.6))):
+    for _ in range(int(rng.random() * (3.8 if scene != "highway" else 1.8))):
         kind = things.MOTORCYCLE if scene == "highway" or rng.random() < 0.35 else things.BICYCLE
         z = between(rng, 5, 20)
         x = pick(rng, (right - parking - 0.2, left + parking + 0.2, 0.9 * lane)) + between(rng, -0.5, 0.3)

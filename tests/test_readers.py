@@ -1,0 +1,160 @@
+"""The readers find pairs by stem in each layout, and name what does not fit."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.readers import read_source
+
+
+COLORMAP = {"road": [128, 64, 128], "car": [0, 0, 142]}
+
+
+def make_files(root: Path, *names: str) -> Path:
+    """Empty files: a reader goes by names and decodes nothing."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def found(source) -> list[tuple[str, str, str, str]]:
+    return [(pair.split, pair.stem, pair.photo.name, pair.mask.name) for pair in source.pairs]
+
+
+def test_folder_without_splits_is_all_train_and_pairs_by_stem(tmp_path):
+    make_files(tmp_path, "images/b.JPG", "images/a.png", "masks/a.png", "masks/b.png")
+    make_files(tmp_path, "images/.DS_Store", "images/._a.png")
+    source = read_source(tmp_path, "folder", labels="bdd100k")
+    assert found(source) == [("train", "a", "a.png", "a.png"), ("train", "b", "b.JPG", "b.png")]
+    assert source.labels == LabelSet.from_preset("bdd100k")
+    assert source.unmatched == ()
+
+
+@pytest.mark.parametrize("layout", ["{part}/{split}", "{split}/{part}"])
+def test_folder_takes_split_folders_inside_or_outside(tmp_path, layout):
+    for split, stem in (("training", "a"), ("validation", "b")):
+        for part in ("images", "masks"):
+            make_files(tmp_path, f"{layout.format(part=part, split=split)}/{stem}.png")
+    assert found(read_source(tmp_path, "folder", "camvid")) == [
+        ("train", "a", "a.png", "a.png"),
+        ("val", "b", "b.png", "b.png"),
+    ]
+
+
+def test_folder_reads_its_own_colormap_and_labels_take_precedence(tmp_path):
+    make_files(tmp_path, "images/a.png", "masks/a.png")
+    (tmp_path / "colormap.json").write_text(json.dumps(COLORMAP))
+    assert read_source(tmp_path, "folder").labels.names == ("road", "car")
+    LabelSet(("sky",), ((1, 2, 3),)).save_json(tmp_path / "labels.json")
+    assert read_source(tmp_path, "folder").labels.names == ("sky",)
+    assert read_source(tmp_path, "folder", labels=str(tmp_path / "colormap.json")).labels.names == ("road", "car")
+
+
+def test_folder_without_classes_says_where_they_come_from(tmp_path):
+    make_files(tmp_path, "images/a.png", "masks/a.png")
+    with pytest.raises(ValueError, match=r"looked for labels.json and colormap.json .* --labels with one of bdd100k"):
+        read_source(tmp_path, "folder")
+    with pytest.raises(ValueError, match=r"--labels 'ade20k' is no file and none of the presets"):
+        read_source(tmp_path, "folder", labels="ade20k")
+
+
+def test_unmatched_files_are_counted_and_the_first_five_named(tmp_path):
+    make_files(tmp_path, "images/pair.jpg", "masks/pair.png", "masks/lonely.png")
+    make_files(tmp_path, *(f"images/p{i}.jpg" for i in range(7)))
+    message = (
+        r"7 photos have no mask \(p0.jpg, p1.jpg, p2.jpg, p3.jpg, p4.jpg, \.\.\.\), 1 masks have no photo \(lonely"
+    )
+    with pytest.raises(ValueError, match=message + r".*--skip_unmatched to go on with the 1 pairs"):
+        read_source(tmp_path, "folder", "bdd100k")
+    source = read_source(tmp_path, "folder", "bdd100k", skip_unmatched=True)
+    assert [pair.stem for pair in source.pairs] == ["pair"]
+    assert [path.name for path in source.unmatched] == [*(f"p{i}.jpg" for i in range(7)), "lonely.png"]
+
+
+def test_no_pair_at_all_is_refused_even_with_skip_unmatched(tmp_path):
+    make_files(tmp_path, "images/a.jpg", "masks/a_mask.png")
+    with pytest.raises(ValueError, match="same name up to the ending"):
+        read_source(tmp_path, "folder", "bdd100k", skip_unmatched=True)
+
+
+def test_empty_folders_say_what_was_looked_for(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no folder '.*images'; looked there for the photos"):
+        read_source(tmp_path, "folder", "bdd100k")
+    make_files(tmp_path, "images/readme.txt", "masks/.keep")
+    with pytest.raises(ValueError, match=r"found no pictures \(\.jpg, .* in '.*images' and '.*masks'"):
+        read_source(tmp_path, "folder", "bdd100k")
+
+
+def test_source_that_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is not there; wanted a folder"):
+        read_source(tmp_path / "nowhere", "camvid")
+    make_files(tmp_path, "file.zip")
+    with pytest.raises(ValueError, match="is a file; wanted a folder"):
+        read_source(tmp_path / "file.zip", "camvid")
+    with pytest.raises(ValueError, match="no format 'ade20k'; there are folder, camvid, bdd100k, paper"):
+        read_source(tmp_path, "ade20k")
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        (("images/train/a.png", "masks/val/a.png"), "split folders differ: .* has train, .* has val"),
+        (("images/train/a.png", "masks/a.png"), "split folders differ: .* has train, .* has none"),
+        (("images/train/a.png", "images/b.png", "masks/train/a.png"), "both split folders and pictures"),
+        (("images/berlin/a.png", "masks/berlin/a.png"), "holds the folders berlin; wanted pictures"),
+        (("images/val/a.png", "images/valid/a.png", "masks/val/a.png"), "are both the split val"),
+        (("images/a.png", "images/a.jpg", "masks/a.png"), "have one stem"),
+    ],
+)
+def test_ambiguous_layouts_are_refused(tmp_path, files, message):
+    with pytest.raises(ValueError, match=message):
+        read_source(make_files(tmp_path, *files), "folder", "bdd100k")
+
+
+@pytest.mark.parametrize("top", ["", "bdd100k/"])
+def test_bdd100k_layout_is_found_from_its_folder_or_the_parent_without_the_test_photos(tmp_path, top):
+    for split in ("train", "val"):
+        make_files(
+            tmp_path, f"{top}images/10k/{split}/{split}1.jpg", f"{top}labels/sem_seg/masks/{split}/{split}1.png"
+        )
+    make_files(tmp_path, f"{top}images/10k/test/t.jpg", f"{top}images/100k/train/x.jpg")
+    source = read_source(tmp_path, "bdd100k")
+    assert found(source) == [("train", "train1", "train1.jpg", "train1.png"), ("val", "val1", "val1.jpg", "val1.png")]
+    assert source.labels.names[0] == "road"
+
+
+def test_bdd100k_without_masks_says_what_is_there_instead(tmp_path):
+    make_files(tmp_path, "images/10k/train/a.jpg", "labels/sem_seg/colormaps/train/a.png")
+    with pytest.raises(ValueError, match="looked for images/10k/.*There is colormaps, but this format reads masks"):
+        read_source(tmp_path, "bdd100k")
+
+
+@pytest.mark.parametrize("data_format", ["camvid", "bdd100k"])
+def test_formats_with_classes_of_their_own_refuse_labels(tmp_path, data_format):
+    with pytest.raises(ValueError, match=f"--format {data_format} brings its own classes"):
+        read_source(tmp_path, data_format, labels="paper")
+
+
+def test_paper_format_needs_its_colormap(tmp_path):
+    make_files(tmp_path, "images/a.jpg", "masks/a.png")
+    with pytest.raises(ValueError, match="looked for colormap.json"):
+        read_source(tmp_path, "paper")
+    assert read_source(tmp_path, "paper", labels="paper").labels.names[0] == "background"
+
+
+def test_camvid_reads_eleven_as_unknown(tmp_path):
+    make_files(tmp_path, "images/train/a.jpg", "labels/train/a.png")
+    source = read_source(tmp_path, "camvid")
+    assert source.changed_ids == {11: 255}
+    assert source.labels.num_classes == 11
+
+
+def test_real_data_is_found_whole(data_root):
+    camvid = read_source(data_root / "camvid", "camvid")
+    assert [sum(pair.split == split for pair in camvid.pairs) for split in ("train", "val")] == [367, 101]
+    bdd = read_source(data_root / "bdd100k_samples", "paper")
+    assert len(bdd.pairs) == 2
+    assert bdd.labels == LabelSet.from_preset("paper")
