@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+
 if TYPE_CHECKING:
     from semseg_diffusers.data.labels import LabelSet
 

@@ -1,0 +1,86 @@
+"""The console script `semseg-diffusers`: maps each command's name to its module and imports that module only.
+So `--help` answers without loading torch; a command's options stand in its own module (`add_arguments`, `run`)."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import semseg_diffusers
+
+
+# name -> (module with add_arguments(parser) and run(args), one line of help), in the order of use
+COMMANDS = {
+    "prepare": ("semseg_diffusers.data.prepare", "turn a public data set or a folder of pairs into a prepared folder"),
+    "toy": ("semseg_diffusers.data.toy", "draw street scenes with exact masks, from a seed"),
+    "labels": ("semseg_diffusers.data.labels_command", "show a label set: legend picture, palette file, JSON"),
+    "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
+    "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
+    "agreement": ("semseg_diffusers.evaluation.command", "how well generated images carry their masks"),
+}
+
+
+# package -> the extra of ours that brings it
+EXTRAS = {"torchmetrics": "eval"}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the outer command; options of a command are read by its own module."""
+    width = max(len(name) for name in COMMANDS)
+    listing = "\n".join(f"  {name:<{width}}  {help_line}" for name, (_, help_line) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="semseg-diffusers",
+        description="Grow a labelled driving data set with mask-guided diffusion.",
+        epilog=f"commands:\n{listing}\n\nsemseg-diffusers COMMAND --help lists the options of a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and leave")
+    parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of the command")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments after the program's name; those of the process by default.
+
+    Returns:
+        Exit code: that of the command, 2 after a wrong input (one line on stderr; all of it with SEMSEG_DEBUG=1).
+    """
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        print(f"semseg-diffusers {semseg_diffusers.__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help(sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(COMMANDS[args.command][0])
+    except ModuleNotFoundError as err:
+        if err.name not in EXTRAS:
+            raise
+        extra = f"pip install 'semseg-diffusers[{EXTRAS[err.name]}]'"
+        print(f"error: {args.command} needs {err.name}: {extra}", file=sys.stderr)
+        return 2
+    command_parser = argparse.ArgumentParser(
+        prog=f"semseg-diffusers {args.command}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(command_parser)
+    command_args = command_parser.parse_args(args.options)
+    try:
+        return module.run(command_args) or 0
+    except (ValueError, OSError) as err:
+        if os.environ.get("SEMSEG_DEBUG") == "1":
+            raise
+        print(f"error: {' '.join(str(err).splitlines())}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

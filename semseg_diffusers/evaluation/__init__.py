@@ -1,0 +1,1 @@
+"""Measures how well images carry the labels they were made from."""

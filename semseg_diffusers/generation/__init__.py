@@ -1,0 +1,1 @@
+"""Turns masks into labelled images."""

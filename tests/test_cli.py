@@ -1,0 +1,127 @@
+"""The console script: one line of error, exit code 2, and a fast answer to --help."""
+
+import argparse
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from semseg_diffusers import cli
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Install a command `try` whose `run` is given; returns a function that sets it."""
+
+    def install(run):
+        module = types.ModuleType("semseg_try", "A command for this test.")
+        module.add_arguments = lambda parser: parser.add_argument("--number", type=int, default=1)
+        module.run = run
+        monkeypatch.setitem(sys.modules, "semseg_try", module)
+        monkeypatch.setitem(cli.COMMANDS, "try", ("semseg_try", "tried"))
+
+    return install
+
+
+def test_options_reach_the_command_and_its_exit_code_is_returned(command):
+    seen = []
+    command(lambda args: seen.append(args.number))
+    assert cli.main(["try", "--number", "7"]) == 0
+    command(lambda args: args.number)
+    assert cli.main(["try", "--number", "3"]) == 3
+    assert seen == [7]
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong\n  input"), FileNotFoundError(2, "No such file", "a.png")])
+def test_a_wrong_input_is_one_line_on_stderr_and_exit_code_2(command, capsys, error):
+    def run(args):
+        raise error
+
+    command(run)
+    assert cli.main(["try"]) == 2
+    captured = capsys.readouterr()
+    assert re.fullmatch(r"error: [^\n]+\n", captured.err)
+    assert captured.out == ""
+
+
+def test_debug_shows_the_whole_traceback(command, monkeypatch):
+    def run(args):
+        raise ValueError("wrong input")
+
+    command(run)
+    monkeypatch.setenv("SEMSEG_DEBUG", "1")
+    with pytest.raises(ValueError, match="wrong input"):
+        cli.main(["try"])
+
+
+def test_a_bug_is_not_dressed_up_as_wrong_input(command):
+    def run(args):
+        raise KeyError("bug")
+
+    command(run)
+    with pytest.raises(KeyError):
+        cli.main(["try"])
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torchmetrics", None)
+    for name in [name for name in sys.modules if name.startswith("semseg_diffusers.evaluation")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["agreement", "--dataset", "a", "--generated", "b", "--output", "c"]) == 2
+    assert "semseg-diffusers[eval]" in capsys.readouterr().err
+
+
+def test_version_is_that_of_the_package(capsys):
+    from semseg_diffusers import __version__
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"semseg-diffusers {__version__}\n"
+
+
+def test_no_command_shows_the_help_and_fails(capsys):
+    assert cli.main([]) == 2
+    assert "generate" in capsys.readouterr().err
+
+
+def test_an_unknown_command_fails_with_the_list(capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(["draw"])
+    assert exit_info.value.code == 2
+    assert "prepare" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_every_command_answers_help(name, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([name, "--help"])
+    assert exit_info.value.code == 0
+    assert f"semseg-diffusers {name}" in capsys.readouterr().out
+
+
+def test_every_option_of_ours_can_be_read_back():
+    from semseg_diffusers.generation import command
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    args = parser.parse_args(["--model", "a", "--masks", "b", "--output", "c"])
+    source = Path(command.__file__).read_text(encoding="utf-8")
+    unread = [name for name in vars(args) if not re.search(rf"args\.{name}\b", source)]
+    assert unread == []
+
+
+def test_help_and_the_list_of_commands_load_nothing_heavy(clean_process):
+    """The package's own `__init__` is stood in for: what `cli.py` itself needs is the standard library."""
+    result = clean_process(
+        "import sys, types\n"
+        "package = types.ModuleType('semseg_diffusers')\n"
+        "package.__path__, package.__version__ = [sys.argv[1]], '0'\n"
+        "sys.modules['semseg_diffusers'] = package\n"
+        "from semseg_diffusers import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'diffusers', 'numpy', 'datasets'} & set(sys.modules)))",
+        str(Path(cli.__file__).parent),
+    )
+    assert "generate" in result.stdout
+    assert result.stdout.strip().endswith("[]")
