@@ -8,6 +8,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
+from accelerate.hooks import CpuOffload, add_hook_to_module
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
@@ -477,6 +479,24 @@ def test_to_dtype_moves_the_network():
 def test_scheduler_may_be_exchanged(pipe):
     changed = pipeline(pipe.unet, DPMSolverMultistepScheduler.from_config(pipe.scheduler.config))
     assert draw(changed, random_ids()).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        lambda unet: cpu_offload(unet, torch.device("cpu")),
+        lambda unet: add_hook_to_module(unet, CpuOffload(torch.device("cpu"))),
+        lambda unet: unet.enable_group_offload(torch.device("cpu"), offload_type="leaf_level"),
+        lambda unet: unet.enable_group_offload(
+            torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+        ),
+    ],
+    ids=["sequential", "model", "group_leaf", "group_block"],
+)
+def test_hooks_that_move_weights_change_nothing(hook, pipe):
+    hooked = pipeline()
+    hook(hooked.unet)
+    assert torch.equal(draw(hooked, random_ids(2), seeds=(0, 1)), draw(pipe, random_ids(2), seeds=(0, 1)))
 
 
 @pytest.mark.gpu

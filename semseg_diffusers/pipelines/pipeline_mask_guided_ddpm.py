@@ -576,7 +576,8 @@ class MaskGuidedDDPMPipeline(DiffusionPipeline):
     @property
     def _weights_move(self) -> bool:
         """Offloading hooks bring weights to the device inside `forward` only; so no other method may compute."""
-        return hasattr(self.unet, "_hf_hook") or hasattr(self.unet, "_diffusers_hook")
+        hooks = ("_hf_hook", "_diffusers_hook")  # accelerate's and diffusers' own
+        return any(hasattr(module, hook) for module in self.unet.modules() for hook in hooks)
 
     def encode_masks(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """What the network is told about masks (B, H, W) at each step: features, or the ids where weights move."""
