@@ -253,7 +253,7 @@ def test_network_carries_the_label_set():
 # Whole runs
 
 
-def test_accelerate_launch_trains_and_its_folder_loads_and_samples(pairs, tmp_path):
+def test_accelerate_launch_trains_and_its_folder_loads_and_samples(toy, tmp_path):
     options = {**TINY, "dataset": toy, "output_dir": tmp_path / "run", "max_train_steps": 2, "preview_steps": 2}
     options |= {"preview_masks": 1, "preview_samples": 1, "preview_inference_steps": 2, "report_to": "tensorboard"}
     words = []

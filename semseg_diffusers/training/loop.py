@@ -286,4 +286,5 @@ def _tracker_config(settings: TrainingSettings) -> dict:
 def _track_picture(accelerator: Accelerator, picture, step: int) -> None:
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
-            tracker.log_images({"preview": np.asarray(picture)[None]}, step=step)
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)
