@@ -243,7 +243,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _layouts() -> list[str]:
-    return [f"{name}: {(reader.__doc__ or '').splitlines()[0].replace('`', '')}" for name, reader in FORMATS.items()]
+    return [f"{name}: {(reader.__doc__ or '').splitlines()[0].replace('`', '').rstrip('.')}" for name, reader in FORMATS.items()]
 
 
 def run(args: argparse.Namespace) -> None:
