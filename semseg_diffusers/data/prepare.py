@@ -243,7 +243,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _layouts() -> list[str]:
-    return [f"{name}: {(reader.__doc__ or '').splitlines()[0].replace('`', '').rstrip('.')}" for name, reader in FORMATS.items()]
+    first_lines = {name: (reader.__doc__ or "").splitlines()[0] for name, reader in FORMATS.items()}
+    return [f"{name}: {line.replace('`', '').rstrip('.')}" for name, line in first_lines.items()]
 
 
 def run(args: argparse.Namespace) -> None:
