@@ -8,12 +8,12 @@ import diffusers
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 
-import semseg_diffusers
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.training.settings import TrainingSettings
 
 
-TEMPLATE = Path(semseg_diffusers.__file__).with_name("model_card.md")
+TEMPLATE = Path(__file__).parents[1] / "model_card.md"
 
 # What a card must say of data whose licence is known; the name of a prepared set's source format is the key.
 DATA_LICENSES = {
@@ -68,7 +68,7 @@ def save_model_card(
         template_path=str(TEMPLATE),
         title=folder.resolve().name,
         source=folder.name,
-        version=semseg_diffusers.__version__,
+        version=package_version(),
         classes=[
             {"id": index, "name": name, "color": ", ".join(map(str, color))}
             for index, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True))
