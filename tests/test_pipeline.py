@@ -233,6 +233,21 @@ def test_single_generator_serves_a_whole_batch(pipe):
     assert torch.equal(draw(pipe, random_ids(2)), draw(pipe, random_ids(2)))
 
 
+@pytest.mark.parametrize("form", ["ids", "one_hot", "picture", "list"])
+def test_masks_in_a_list_may_keep_a_batch_axis_of_one(pipe, form):
+    ids = random_ids(2)
+    one_hot = torch.nn.functional.one_hot(ids, 19).permute(0, 3, 1, 2).float()
+    pictures = np.stack([np.asarray(BDD.decode(mask).convert("RGB")) for mask in ids])
+    masks = {"ids": ids.split(1), "one_hot": one_hot.split(1), "picture": np.split(pictures, 2)}
+    masks["list"] = [[mask] for mask in ids]
+    assert torch.equal(draw(pipe, list(masks[form]), seeds=(3, 4)), draw(pipe, ids, seeds=(3, 4)))
+
+
+def test_a_whole_batch_inside_a_list_is_refused(pipe):
+    with pytest.raises(ValueError, match=r"mask 'number 1' has shape \(2, 16, 16\)"):
+        pipe([random_ids()[0], random_ids(2)])
+
+
 def test_latents_take_the_place_of_the_first_noise(pipe):
     noise = torch.randn(1, 3, SIZE, SIZE, generator=seeded(0))
     assert torch.equal(draw(pipe, random_ids(), latents=noise), draw(pipe, random_ids()))
@@ -468,6 +483,57 @@ def test_save_load_local_keeps_images_and_warns_of_nothing(pipe, tmp_path):
         again = MaskGuidedDDPMPipeline.from_pretrained(tmp_path)
     again.set_progress_bar_config(disable=True)
     assert torch.equal(draw(again, random_ids()), draw(pipe, random_ids()))
+
+
+@pytest.mark.parametrize(
+    "unet",
+    [
+        pytest.param(tiny_unet, id="mask_guided"),
+        pytest.param(lambda: PaperUNet2DModel(hidden_dim=8, num_classes=19, sample_size=SIZE), id="paper"),
+    ],
+)
+def test_from_pipe_takes_the_network_over(unet):
+    pipe = pipeline(unet())
+    again = MaskGuidedDDPMPipeline.from_pipe(pipe)
+    assert again.unet is pipe.unet
+    assert torch.equal(draw(again, random_ids()), draw(pipe, random_ids()))
+    other = MaskGuidedDDPMPipeline.from_pipe(pipe, unet=tiny_unet(), scheduler=DDPMScheduler())
+    assert other.unet is not pipe.unet
+    assert isinstance(other.scheduler, DDPMScheduler)
+
+
+def test_from_pipe_refuses_a_network_that_reads_no_masks():
+    plain = diffusers.DDPMPipeline(diffusers.UNet2DModel(block_out_channels=(32,) * 4), DDPMScheduler())
+    with pytest.raises(ValueError, match="expected .*unet"):
+        MaskGuidedDDPMPipeline.from_pipe(plain)
+    assert MaskGuidedDDPMPipeline.from_pipe(plain, unet=tiny_unet()).scheduler is plain.scheduler
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_networks_stored_in_eight_bits_give_finite_images(dtype):
+    pipe = pipeline().to(dtype)
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
+    images = draw(pipe, random_ids())
+    assert images.dtype == dtype
+    assert images.isfinite().all()
+
+
+def test_each_component_may_have_a_dtype_of_its_own(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    dtypes = {"unet": torch.bfloat16, "default": torch.float16}
+    loaded = MaskGuidedDDPMPipeline.from_pretrained(tmp_path, torch_dtype=dtypes)
+    assert loaded.unet.dtype == torch.bfloat16
+
+
+def test_variants_are_saved_and_asked_for_by_name(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "fp16", variant="fp16", safe_serialization=False)
+    assert (tmp_path / "fp16" / "unet" / "diffusion_pytorch_model.fp16.bin").is_file()
+    loaded = MaskGuidedDDPMPipeline.from_pretrained(tmp_path / "fp16", variant="fp16")
+    for ours, theirs in zip(pipe.unet.parameters(), loaded.unet.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    pipe.save_pretrained(tmp_path / "plain")
+    with pytest.raises(ValueError, match="trying to load the model files of the `variant=fp16`"):
+        MaskGuidedDDPMPipeline.from_pretrained(tmp_path / "plain", variant="fp16")
 
 
 def test_to_dtype_moves_the_network():

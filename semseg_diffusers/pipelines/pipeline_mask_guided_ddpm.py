@@ -343,9 +343,13 @@ def resize_ids(ids: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def split_masks(masks) -> list:
-    """Take what `mask` may be (one mask, a batch of them, a list, None) apart into a list of single masks."""
+    """Take what `mask` may be (one mask, a batch of them, a list, None) apart into a list of single masks.
+
+    A mask inside a list may have a batch axis of its own, of length one: `3 * [ids]` works for ids (1, H, W) too.
+    """
     if isinstance(masks, (list, tuple)):
-        return list(masks)
+        parts = [split_masks(mask) for mask in masks]
+        return [part[0] if len(part) == 1 else mask for mask, part in zip(masks, parts, strict=True)]
     if isinstance(masks, (np.ndarray, torch.Tensor)):
         is_one_hot = "float" in str(masks.dtype) or "bool" in str(masks.dtype)
         is_picture = isinstance(masks, np.ndarray) and masks.dtype == np.uint8 and masks.shape[-1] in (3, 4)
@@ -422,6 +426,17 @@ class MaskGuidedDDPMPipeline(DiffusionPipeline):
     def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "MaskGuidedDDPMPipeline":
+        """Make a pipeline from the components of another one, as in diffusers.
+
+        diffusers takes over only networks of the very class that `__init__` names, and ours names none.
+        """
+        unet = getattr(pipeline, "unet", None)
+        if hasattr(unet, "encode_mask"):
+            kwargs.setdefault("unet", unet)
+        return super().from_pipe(pipeline, **kwargs)
 
     @property
     def guidance_scale(self) -> float:
