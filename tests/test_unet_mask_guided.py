@@ -604,10 +604,10 @@ def test_exports_with_the_mask_as_keyword(form):
 
 
 @pytest.mark.slow
-@every_form
+@pytest.mark.parametrize("form", ["add-2", "concat-1"])
 @torch.no_grad()
 def test_compiled_code_gives_the_same_numbers(form):
-    unet = tiny(**form)
+    unet = tiny(**FORMS[form])
     sample, timestep, mask = inputs()
     torch.compiler.reset()
     compiled = torch.compile(unet, fullgraph=True)
