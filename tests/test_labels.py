@@ -281,7 +281,7 @@ def test_unknown_colours_get_a_hint_that_fits(tmp_path):
             r"mask 'a.png' holds class 23; this model knows 0-18 and 255 \(ignore\)\. Is it a Cityscapes labelIds",
         ),
         (-1, "Cityscapes labelIds"),
-        (19, "Use --format cityscapes"),
+        (19, "Is it a Cityscapes labelIds file"),
         (204, "grey"),
     ],
 )

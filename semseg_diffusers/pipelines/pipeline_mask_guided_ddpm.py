@@ -177,7 +177,7 @@ def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source
     if wrong.max() >= 1000:
         hint = "Is it an instance file (class * 1000 + number) rather than class ids?"
     elif num_classes == 19 and wrong.min() >= -1 and wrong.max() <= 33:
-        hint = "Is it a Cityscapes labelIds file? Use --format cityscapes."
+        hint = "Is it a Cityscapes labelIds file? Map its ids to trainIds (0-18) first."
     elif set(values.tolist()) <= {0, 255}:
         hint = "Is it a black-and-white picture rather than class ids?"
     elif len(wrong) == 1 and wrong[0] == num_classes:
