@@ -20,6 +20,7 @@ from semseg_diffusers.evaluation.metrics import (
 from semseg_diffusers.evaluation.segmentation import (
     agreement,
     augment,
+    balanced_class_weights,
     load_segmenter,
     new_segmenter,
     predict,
@@ -56,7 +57,7 @@ class ColourPairs:
 
 @pytest.fixture(scope="module")
 def segmenter():
-    return train_segmenter(ColourPairs(32), num_steps=40, batch_size=8, seed=0)
+    return train_segmenter(ColourPairs(32), num_steps=60, batch_size=8, seed=0)
 
 
 def test_confusion_matrix_equals_a_plain_count():
@@ -119,6 +120,8 @@ def test_the_segmenter_learns_and_reads_shapes_of_its_input(segmenter):
     ids = predict(segmenter, pairs.images)
     assert ids.shape == (8, 16, 16)
     assert predict(segmenter, torch.zeros(1, 3, 24, 40)).shape == (1, 24, 40)
+    with pytest.raises(ValueError, match="from 16 pixels a side on; got 8 x 40"):
+        predict(segmenter, torch.zeros(1, 3, 8, 40))
     scores = agreement(segmenter, pairs.images, pairs.masks, LABELS)
     assert scores.mean_iou > 0.6
     assert scores.num_images == 8
@@ -151,6 +154,19 @@ def test_the_same_seed_trains_the_same_segmenter_and_leaves_the_global_state():
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_balanced_weights_lift_rare_classes_and_leave_the_mean_pixel_alone():
+    pairs = ColourPairs(1)
+    pairs.masks[:] = 0
+    pairs.masks[:, :1] = 1  # one pixel in 15 of those that are known
+    pairs.masks[:, 1:2] = 255
+    weights = balanced_class_weights(pairs)
+    assert weights[1] / weights[0] == pytest.approx(14**0.5)
+    assert weights[2] == 0
+    assert (weights[0] * 14 + weights[1]) / 15 == pytest.approx(1)
+    model = train_segmenter(pairs, num_steps=2, batch_size=1, class_weights=weights)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 def test_unknown_photos_alone_leave_finite_weights():

@@ -22,7 +22,12 @@ from tqdm.auto import tqdm
 from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.data.loading import PairDataset, load_pairs
 from semseg_diffusers.evaluation.metrics import SegmentationScores
-from semseg_diffusers.evaluation.segmentation import agreement, load_segmenter, train_segmenter
+from semseg_diffusers.evaluation.segmentation import (
+    agreement,
+    balanced_class_weights,
+    load_segmenter,
+    train_segmenter,
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="val", help="real photos to score (default %(default)s)")
     parser.add_argument("--segmenter", help="folder that --save_segmenter wrote (default: train one)")
     parser.add_argument("--save_segmenter", help="folder to keep the trained segmenter in")
-    parser.add_argument("--segmenter_steps", type=int, default=400, help="training steps (default %(default)s)")
-    parser.add_argument("--segmenter_batch_size", type=int, default=16, help="default %(default)s")
-    parser.add_argument("--segmenter_learning_rate", type=float, default=2e-3, help="default %(default)s")
+    parser.add_argument("--segmenter_steps", type=int, default=800, help="training steps (default %(default)s)")
+    parser.add_argument("--segmenter_batch_size", type=int, default=4, help="default %(default)s")
+    parser.add_argument("--segmenter_learning_rate", type=float, default=3e-3, help="default %(default)s")
     parser.add_argument("--batch_size", type=int, default=16, help="images read at a time (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of segmenter and shuffle (default %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: GPU if any")
@@ -170,6 +175,7 @@ def run(args: argparse.Namespace) -> None:
                 learning_rate=args.segmenter_learning_rate,
                 seed=args.seed,
                 device=args.device,
+                class_weights=balanced_class_weights(train),
                 on_step=show,
             )
         if args.save_segmenter:

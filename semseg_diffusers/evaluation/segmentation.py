@@ -18,7 +18,8 @@ from semseg_diffusers.evaluation.metrics import (
 )
 
 
-MIN_CROP = 0.6  # a training crop keeps at least this share of each side
+MIN_CROP = 0.8  # a training crop keeps at least this share of each side
+MIN_SIDE = 16  # pixels after upsampling: the first stage attends to 4 x 4 patches of 4 pixels
 BRIGHTNESS = 0.2  # largest shift of a training image, in units of [-1, 1]
 CONTRAST = 0.2  # largest relative change of a training image's contrast
 WARMUP_SHARE = 0.1  # of the steps; the rest follows a cosine to zero
@@ -29,7 +30,7 @@ def to_float_images(images: torch.Tensor) -> torch.Tensor:
     return images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images
 
 
-def new_segmenter(labels: LabelSet, seed: int = 0, upsampling: int = 2) -> SegformerForSemanticSegmentation:
+def new_segmenter(labels: LabelSet, seed: int = 0, upsampling: int = 1) -> SegformerForSemanticSegmentation:
     """Build a random SegFormer of 0.8 M parameters that knows the label set.
 
     Args:
@@ -43,6 +44,7 @@ def new_segmenter(labels: LabelSet, seed: int = 0, upsampling: int = 2) -> Segfo
         hidden_sizes=[32, 64, 96, 128],
         depths=[1, 1, 1, 1],
         num_attention_heads=[1, 2, 3, 4],
+        sr_ratios=[4, 2, 1, 1],  # half of the original's: images here are small
         decoder_hidden_size=64,
         drop_path_rate=0.0,  # a network this small and trained this briefly underfits
         classifier_dropout_prob=0.0,
@@ -91,11 +93,31 @@ def logits_of(model: SegformerForSemanticSegmentation, images: torch.Tensor) -> 
     Args:
         model: network of `new_segmenter`.
         images: (B, 3, H, W), float in [-1, 1].
+
+    Raises:
+        ValueError: for images of less than `MIN_SIDE` pixels a side.
     """
     height, width = images.shape[-2:]
+    if min(height, width) * model.config.upsampling < MIN_SIDE:
+        raise ValueError(f"the segmenter reads images from {MIN_SIDE} pixels a side on; got {height} x {width}")
     enlarged = F.interpolate(images, scale_factor=model.config.upsampling, mode="bilinear")
     logits = model(pixel_values=enlarged).logits  # (B, num_classes, H * upsampling / 4, W * upsampling / 4)
     return F.interpolate(logits, (height, width), mode="bilinear")  # (B, num_classes, H, W)
+
+
+def balanced_class_weights(dataset: Any) -> torch.Tensor:
+    """Return one over the square root of each class's share of pixels, scaled so that the mean over pixels is 1.
+
+    Rare classes then count more, without the few pixels of the rarest taking over. An absent class gets 0.
+    """
+    num_classes = dataset.labels.num_classes
+    counts = torch.zeros(num_classes, dtype=torch.float64)
+    for index in range(len(dataset)):
+        mask = dataset[index]["mask"].long()
+        counts += torch.bincount(mask[mask != dataset.labels.ignore_index], minlength=num_classes)
+    share = counts / counts.sum().clamp(min=1)
+    weights = torch.where(share > 0, share.clamp(min=1e-12).rsqrt(), 0.0)
+    return (weights / (weights * share).sum().clamp(min=1e-12)).float()
 
 
 @torch.no_grad()
@@ -134,12 +156,13 @@ def augment(
 def train_segmenter(
     dataset: Any,
     *,
-    num_steps: int = 300,
-    batch_size: int = 16,
-    learning_rate: float = 2e-3,
+    num_steps: int = 800,
+    batch_size: int = 4,
+    learning_rate: float = 3e-3,
     seed: int = 0,
     device: str | torch.device = "cpu",
-    upsampling: int = 2,
+    upsampling: int = 1,
+    class_weights: torch.Tensor | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> SegformerForSemanticSegmentation:
     """Train a segmenter on real photos and their masks.
@@ -147,11 +170,13 @@ def train_segmenter(
     Args:
         dataset: `PairDataset`: `labels`, `len`, and items with `image` uint8 (3, H, W) and `mask` (H, W).
         num_steps: optimizer steps, at least 1.
-        batch_size: pictures a step; drawn in epochs, each in its own order.
+        batch_size: pictures a step, drawn in epochs, each in its own order. Small ones and more steps learn more a
+            minute here.
         learning_rate: highest rate of AdamW, after a linear warm-up and before a cosine to zero.
         seed: of weights, order and augmentation: the same seed gives the same network on the same machine.
         device: where to train.
         upsampling: see `new_segmenter`.
+        class_weights: (num_classes,) weights of the loss, such as `balanced_class_weights`; all alike by default.
         on_step: called with (step, loss) after each step.
 
     Returns:
@@ -170,6 +195,9 @@ def train_segmenter(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=max(num_steps, 2), pct_start=WARMUP_SHARE, cycle_momentum=False
     )
+    weights = torch.ones(dataset.labels.num_classes) if class_weights is None else class_weights
+    weights = weights.to(device, torch.float32)
+    ignore_index = dataset.labels.ignore_index
     order: list[int] = []
     for step in range(1, num_steps + 1):
         while len(order) < batch_size:
@@ -181,8 +209,9 @@ def train_segmenter(
         images, masks = augment(images, masks, generator)
         logits = logits_of(model, images.to(device))
         masks = masks.to(device)
-        labelled = (masks != dataset.labels.ignore_index).sum().clamp(min=1)  # a crop may hold unknown pixels only
-        loss = F.cross_entropy(logits, masks, ignore_index=dataset.labels.ignore_index, reduction="sum") / labelled
+        loss = F.cross_entropy(logits, masks, weights, ignore_index=ignore_index, reduction="sum")
+        weight = weights[masks[masks != ignore_index]].sum()
+        loss = loss / weight.clamp(min=1)  # a crop may hold unknown pixels only, where the mean would be 0 / 0
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
