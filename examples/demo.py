@@ -15,17 +15,22 @@ import time
 from pathlib import Path
 
 import numpy as np
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image, ImageDraw
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs
 from semseg_diffusers.data.pictures import image_grid
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
+from semseg_diffusers.generation.dataset import GenerationSettings, generate_dataset
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, open_image
 
 
 ROOT = Path(__file__).resolve().parent.parent
 SEMSEG_DIFFUSERS = (sys.executable, "-m", "semseg_diffusers.cli")  # what the console script `semseg-diffusers` runs
 MARGIN = 0.10  # mean IoU by which generated images must beat the same images against the masks of others
+MARKER = ".made-by-demo"  # a folder that holds this file may be made anew
+NUM_INFERENCE_STEPS = 20
+GUIDANCE_SCALE = 2.0
 PICTURE_ROWS = 5  # unseen masks on the picture, above the edited one
 # The car that is painted into a street: corners, and boxes of the wheels, in shares of width and height.
 CAR_BODY = ((0.1, 0.8), (0.12, 0.66), (0.17, 0.64), (0.21, 0.55), (0.33, 0.55), (0.38, 0.64), (0.43, 0.67), (0.4, 0.8))
@@ -66,13 +71,19 @@ def find_free_street(pairs: PairDataset) -> int:
     return int(np.argmax(freedom))
 
 
-def generate(title: str, run: Path, masks: Path, output: Path) -> None:
-    run_step(
-        title,
-        *(*SEMSEG_DIFFUSERS, "generate", "--model", str(run), "--masks", str(masks), "--output", str(output)),
-        *("--scheduler", "DPMSolverMultistepScheduler", "--num_inference_steps", "20", "--guidance_scale", "2"),
-        *("--batch_size", "24", "--contact_sheet", "0", "--device", "cpu"),
-    )
+def generate_before_and_after(run: Path, val: PairDataset, street: int, output: Path) -> None:
+    """Generate from the mask of a street and from the same mask with a car painted in, by the library this time.
+
+    Images are seeded by the name of their mask, here one name in two folders: so the edit is all that differs.
+    """
+    pipeline = MaskGuidedDDPMPipeline.from_pretrained(run)
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    settings = GenerationSettings(num_inference_steps=NUM_INFERENCE_STEPS, guidance_scale=GUIDANCE_SCALE)
+    before = val[street]["mask"].numpy()
+    for name, ids in (("before", before), ("edited", paint_car(before, val.labels))):
+        (output / name).mkdir()
+        val.labels.decode(ids).save(output / name / "street.png")
+        generate_dataset(pipeline, output / name, output / f"generated_{name}", settings, contact_sheet_rows=0)
 
 
 def draw_picture(val: PairDataset, street: int, output: Path) -> Path:
@@ -108,9 +119,11 @@ def main() -> int:
     begin = time.perf_counter()
     output = args.output.resolve()
     if output.exists() and any(output.iterdir()):
-        if not (output / "scenes" / "labels.json").is_file():
+        if not (output / MARKER).is_file():
             raise SystemExit(f"error: '{output}' holds something that is not a demo's; give another --output")
         shutil.rmtree(output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).touch()
     scenes, run = output / "scenes", output / "run"
 
     run_step(
@@ -119,30 +132,32 @@ def main() -> int:
         *("--num_train", str(args.num_train), "--num_val", str(args.num_val)),
     )
 
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     run_step(
         "2. train a small network, with the script that trains large ones",
         *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"),
-        *("--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--num_cpu_threads_per_process", str(os.cpu_count() or 1)),
+        *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", str(cores)),
         *("train_accelerate.py", "--dataset", str(scenes), "--output_dir", str(run)),
         *("--patch_size", "2", "--block_out_channels", "32", "64", "96", "--attention_levels", "1"),
         *("--max_train_steps", str(args.max_train_steps), "--train_batch_size", "8"),
         *("--learning_rate", "1e-3", "--lr_warmup_steps", "50", "--preview_steps", "0"),
     )
 
+    run_step(
+        "3. images from unseen masks",
+        *(*SEMSEG_DIFFUSERS, "generate", "--model", str(run), "--masks", str(scenes / "val" / "masks")),
+        *("--output", str(output / "generated"), "--scheduler", "DPMSolverMultistepScheduler"),
+        *("--num_inference_steps", str(NUM_INFERENCE_STEPS), "--guidance_scale", str(GUIDANCE_SCALE)),
+        *("--batch_size", "24", "--device", "cpu"),
+    )
+
+    print("\n== 4. a mask edited by hand", flush=True)
     val = load_pairs(scenes, "val")
     street = find_free_street(val)
-    before = val[street]["mask"].numpy()
-    # One name in two folders: images are seeded by name, so the edit is all that differs.
-    for folder, ids in (("before", before), ("edited", paint_car(before, val.labels))):
-        (output / folder).mkdir()
-        val.labels.decode(ids).save(output / folder / "street.png")
-    generate("3. images from unseen masks", run, scenes / "val" / "masks", output / "generated")
-    generate("4. an image from the mask of a street", run, output / "before", output / "generated_before")
-    generate("5. and from the same mask with a car painted in", run, output / "edited", output / "generated_edited")
+    generate_before_and_after(run, val, street, output)
 
     run_step(
-        "6. do the images carry their masks?",
+        "5. do the images carry their masks?",
         *(*SEMSEG_DIFFUSERS, "agreement", "--dataset", str(scenes), "--generated", str(output / "generated")),
         *("--output", str(output / "agreement.json"), "--segmenter_steps", str(args.segmenter_steps)),
         *("--device", "cpu"),

@@ -1,6 +1,7 @@
 """The demo runs from end to end in small, and fails where the images do not carry their masks."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ def run_demo(output: Path, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", str(output), *options],
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
