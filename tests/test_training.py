@@ -8,9 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -223,12 +225,18 @@ def test_target_recovers_the_image_whatever_is_predicted():
         scheduler = build_noise_scheduler(
             TrainingSettings(dataset="d", output_dir="o", prediction_type=prediction_type)
         )
-        scheduler.config.clip_sample = False
         noisy = scheduler.add_noise(image, noise, timestep)
         target = prediction_target(scheduler, image, noise, timestep)
         for index in range(2):
             step = scheduler.step(target[index], int(timestep[index]), noisy[index])
             torch.testing.assert_close(step.pred_original_sample, image[index], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", ["DDIMScheduler", "DDPMScheduler"])
+def test_samplers_made_from_a_run_do_not_clip(sampler):
+    trained = build_noise_scheduler(TrainingSettings(dataset="d", output_dir="o"))
+    saved = DPMSolverMultistepScheduler.from_config(trained.config)
+    assert getattr(diffusers, sampler).from_config(saved.config).config.clip_sample is False
 
 
 # Networks

@@ -12,11 +12,19 @@ from semseg_diffusers.training.settings import TrainingSettings
 
 
 def build_noise_scheduler(settings: TrainingSettings) -> DDPMScheduler:
-    """The training schedule as a diffusers scheduler; every sampler is made from its config."""
-    common = {"num_train_timesteps": settings.num_train_timesteps, "prediction_type": settings.prediction_type}
+    """The training schedule as a diffusers scheduler; every sampler is made from its config.
+
+    `clip_sample` is off, and samplers made from the config inherit it: guidance carries x0 out of [-1, 1] on the way,
+    and DDIM, which clips x0 but keeps the noise that belonged to the unclipped one, then draws speckles.
+    """
+    common = {
+        "num_train_timesteps": settings.num_train_timesteps,
+        "prediction_type": settings.prediction_type,
+        "clip_sample": False,
+    }
     if settings.noise_schedule == "paper":
         betas = paper_betas(settings.num_train_timesteps)
-        return DDPMScheduler(trained_betas=betas, variance_type="fixed_large", clip_sample=False, **common)
+        return DDPMScheduler(trained_betas=betas, variance_type="fixed_large", **common)
     return DDPMScheduler(beta_schedule=settings.noise_schedule, **common)
 
 
