@@ -112,7 +112,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "demo", help="folder, made anew (default: demo)")
     parser.add_argument("--num_train", type=int, default=1000, help="training scenes (default %(default)s)")
     parser.add_argument("--num_val", type=int, default=48, help="unseen scenes, 2 or more (default %(default)s)")
-    parser.add_argument("--max_train_steps", type=int, default=700, help="of the network (default %(default)s)")
+    parser.add_argument("--max_train_steps", type=int, default=600, help="of the network (default %(default)s)")
     parser.add_argument("--segmenter_steps", type=int, default=800, help="of the judge (default %(default)s)")
     parser.add_argument("--margin", type=float, default=MARGIN, help="mean IoU to win by (default %(default)s)")
     args = parser.parse_args()
