@@ -269,7 +269,7 @@ def spoiled_masks():
     ghost[:3, :4, 3] = 0
     wide = np.where(ids == 4, 4001, ids.astype(np.uint16))
     return [
-        pytest.param(Image.fromarray(beyond), r"p2.png' holds class 23; .* 0-18 and 255 .*cityscapes", id="range"),
+        pytest.param(Image.fromarray(beyond), r"p2.png' holds class 23; .* 0-18 and 255 .*Cityscapes", id="range"),
         pytest.param(Image.fromarray(pink), r"p2.png' holds 1 colour .*\(255, 0, 255\) in 10 pixels", id="colour"),
         pytest.param(Image.fromarray(ghost), "p2.png' has 12 transparent pixels", id="transparent"),
         pytest.param(Image.fromarray(wide), r"p2.png' holds class 4001; .*instance", id="16 bits"),
