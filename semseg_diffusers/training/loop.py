@@ -18,13 +18,13 @@ from tqdm.auto import tqdm
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss
 from semseg_diffusers.training.previews import draw_preview, save_picture
-from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, save_pipeline, source_format, write_text
+from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, save_pipeline, source_format
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
 

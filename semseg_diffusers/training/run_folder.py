@@ -10,7 +10,7 @@ from accelerate.logging import get_logger
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import SETTINGS_FILE
 from semseg_diffusers.data.loading import PairDataset
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.checkpoints import STATE, find_checkpoint, list_checkpoints
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -26,13 +26,6 @@ CHANGEABLE_ON_RESUME = frozenset(
         "gradient_checkpointing",
     )
 )  # fmt: skip
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it."""
-    staging = path.with_name(f".{path.name}.writing")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
 
 
 class RunLog:
