@@ -14,6 +14,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 
@@ -56,14 +57,18 @@ def save_checkpoint(
 
     Returns:
         the checkpoint's folder.
+
+    Raises:
+        OSError: it could not be written, as on a full disk; the checkpoints before it stay as they are.
     """
     target, staging = run / f"checkpoint-{step}", run / f".checkpoint-{step}.writing"
     if accelerator.is_main_process:
         shutil.rmtree(staging, ignore_errors=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(staging))
-    if accelerator.is_main_process:
-        try:
+    try:
+        accelerator.save_state(str(staging))
+        accelerator.wait_for_everyone()  # every process writes its own random state there
+        if accelerator.is_main_process:
             if ema is not None:
                 weights = {f"{index:05d}": weight.contiguous() for index, weight in enumerate(ema.shadow_params)}
                 save_file(weights, staging / EMA)
@@ -72,16 +77,35 @@ def save_checkpoint(
             files = sorted(path for path in staging.rglob("*") if path.is_file())
             hashes = {path.relative_to(staging).as_posix(): _hash(path) for path in files}
             (staging / HASHES).write_text(json.dumps(hashes, indent=2))
-            shutil.rmtree(target, ignore_errors=True)
+            _remove(target)
             os.replace(staging, target)
-        except OSError:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-        if total_limit is not None:
-            for old in list_checkpoints(run)[:-total_limit]:
-                shutil.rmtree(old)
+    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has a different face in each library
+        shutil.rmtree(staging, ignore_errors=True)
+        before = f"{list_checkpoints(run)[-1]} is whole" if list_checkpoints(run) else "none stands before it"
+        raise OSError(
+            f"{target} could not be written: {error}; {before}. See that the disk has room and takes "
+            "files of that size, then go on with --resume_from_checkpoint latest."
+        ) from error
+    if accelerator.is_main_process and total_limit is not None:
+        for old in list_checkpoints(run)[:-total_limit]:
+            _remove(old)
     accelerator.wait_for_everyone()
     return target
+
+
+def _remove(checkpoint: Path) -> None:
+    """Take a checkpoint's name away before its files, so that a kill in between leaves no half of it."""
+    if checkpoint.exists():
+        hidden = checkpoint.with_name(f".{checkpoint.name}.removing")
+        shutil.rmtree(hidden, ignore_errors=True)
+        os.replace(checkpoint, hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what a killed run had begun to write or to remove; only its owner may call this."""
+    for path in (*run.glob(".checkpoint-*.writing"), *run.glob(".checkpoint-*.removing")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check_whole(checkpoint: Path) -> None:

@@ -1,7 +1,9 @@
 """`semseg-diffusers train`, `accelerate launch train_accelerate.py`: the options, and one call of the loop."""
 
 import argparse
+import os
 import sys
+from pathlib import Path
 
 from semseg_diffusers.training.settings import add_arguments, settings_from
 
@@ -10,13 +12,31 @@ __all__ = ["add_arguments", "main", "run"]
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check the settings, train, and say where the result lies."""
+    """Check the settings, train, say where the result lies, and upload it where that is asked for."""
     settings = settings_from(args)
 
-    from semseg_diffusers.training.loop import train  # torch is needed only from here on
+    from semseg_diffusers.training.interruption import TrainingStoppedError  # torch is needed only from here on
+    from semseg_diffusers.training.loop import train
 
-    folder = train(settings)
-    sys.stderr.write(f"saved {folder}\n")
+    is_main = int(os.environ.get("RANK", 0)) == 0
+    repo_id = None
+    if settings.push_to_hub and is_main:
+        from semseg_diffusers import hub
+
+        # before the training: a wrong token must not be found out after it
+        repo_id = hub.prepare_repo(
+            settings.hub_model_id, default_name=Path(settings.output_dir).name, private=settings.hub_private_repo
+        )
+    try:
+        folder = train(settings)
+    except TrainingStoppedError as stopped:
+        if is_main:
+            sys.stderr.write(f"{stopped}; saved. Go on with the same command and --resume_from_checkpoint latest\n")
+        return stopped.exit_code
+    if is_main:
+        sys.stderr.write(f"saved {folder}\n")
+        if repo_id is not None:
+            sys.stderr.write(f"pushed {hub.push_model(folder, repo_id)}\n")
     return 0
 
 
@@ -30,6 +50,7 @@ def main() -> None:
     try:
         status = run(args)
     except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        process = f" in process {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        sys.stderr.write(f"error{process}: {error}\n")
+        status = 2
     sys.exit(status)

@@ -2,14 +2,14 @@
 
 import dataclasses
 import math
+import os
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, broadcast_object_list
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -20,11 +20,13 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
-from semseg_diffusers.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from semseg_diffusers.training.checkpoints import load_checkpoint, save_checkpoint
+from semseg_diffusers.training.interruption import StopRequest
+from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
-from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss
-from semseg_diffusers.training.previews import draw_preview, save_picture
-from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, save_pipeline, source_format
+from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss, largest_loss_weight
+from semseg_diffusers.training.previews import draw_preview, save_picture, track_picture
+from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, run_status, save_pipeline, source_format
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -42,195 +44,219 @@ def train(settings: TrainingSettings) -> Path:
         the run folder: pipeline and card at its root, `settings.json`, `log.jsonl`, `previews/`, `checkpoint-<step>/`.
 
     Raises:
-        ValueError: settings, data and network do not go together; a checkpoint of another run; the loss is not finite.
+        ValueError: settings, data and network do not go together; a checkpoint of another run; a folder in use.
         FileNotFoundError: no such data set, or no such checkpoint.
+        TrainingDivergedError: the loss is not finite or exploded.
+        TrainingStoppedError: SIGTERM or the like; a checkpoint is saved.
+        OSError: a checkpoint could not be written; the one before is whole.
     """
+    # 1. processes: without an accelerator they are a group on the CPU only where that is said
     run = Path(settings.output_dir)
-
     accelerator = Accelerator(
-        cpu=settings.device == "cpu",
+        cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != accelerator.num_processes:
+        raise ValueError(
+            f"{launched} processes were launched, but this one is in a group of {accelerator.num_processes}: each "
+            "would train alone into the same folder. Look at the configuration of accelerate (`accelerate env`)."
+        )
+    accumulation = settings.gradient_accumulation_steps
+    samples_per_step = settings.train_batch_size * accumulation * accelerator.num_processes
 
-    # 1. data, and the network that fits it: everything that can be refused is refused before the first step
+    # 2. data, and the network that fits it: everything that can be refused is refused before the first step
     labels = _label_set(settings.labels)
     columns = {"image_column": settings.image_column, "mask_column": settings.mask_column, "labels": labels}
-    pairs = load_pairs(settings.dataset, settings.train_split, **columns)
-    preview_pairs = _preview_pairs(settings, pairs, columns)
-    resumed = folder_to_resume(settings, pairs, run)
+    with accelerator.main_process_first():  # one process builds the table of `datasets`, the others find it
+        pairs = load_pairs(settings.dataset, settings.train_split, **columns)
+        preview_pairs = _preview_pairs(settings, pairs, columns)
+    resumed = _same_everywhere(folder_to_resume(settings, pairs, run, samples_per_step))
     unet = build_network(settings, pairs.labels, pairs.resolution)
     noise_scheduler = build_noise_scheduler(settings)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-
-    # 2. the run folder
-    samples_per_step = settings.train_batch_size * settings.gradient_accumulation_steps * accelerator.num_processes
     num_steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(pairs) / samples_per_step)
-    if accelerator.is_main_process:
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "settings.json", settings.to_json())
-        if accelerator.trackers or accelerator.log_with:
-            accelerator.init_trackers("semseg_diffusers", _tracker_config(settings))
-
-    # 3. optimizer, schedule, average of the weights
-    optimizer = torch.optim.AdamW(
-        unet.parameters(),
-        lr=settings.learning_rate,
-        betas=(settings.adam_beta1, settings.adam_beta2),
-        weight_decay=settings.adam_weight_decay,
-        eps=settings.adam_epsilon,
-    )
-    lr_scheduler = get_scheduler(
-        settings.lr_scheduler,
-        optimizer,
-        num_warmup_steps=settings.lr_warmup_steps,
-        num_training_steps=num_steps,
-    )
-    unet, optimizer = accelerator.prepare(unet, optimizer)
-    ema = None
-    if settings.use_ema:
-        ema = EMAModel(
-            accelerator.unwrap_model(unet).parameters(),
-            decay=settings.ema_decay,
-            min_decay=0.0 if settings.ema_warmup else settings.ema_decay,
-            update_after_step=settings.ema_start_step,
-            use_ema_warmup=settings.ema_warmup,
-            power=3 / 4,
-            foreach=True,
-        )
-        ema.to(accelerator.device)
-
-    # 4. resume
-    step, trained_seconds = 0, 0.0
-    if resumed is not None:
-        state = load_checkpoint(resumed, accelerator, ema)
-        step, trained_seconds = state["step"], state["trained_seconds"]
-        lr_scheduler.load_state_dict({**lr_scheduler.state_dict(), "last_epoch": step, "_step_count": step + 1})
-        for group, rate in zip(optimizer.param_groups, _learning_rates(lr_scheduler, step), strict=True):
-            group["lr"] = rate
-        logger.info(f"resumed {resumed} at step {step}", main_process_only=True)
-
-    # 5. the samples still to come
-    accumulation = settings.gradient_accumulation_steps
-    samples = TrainingSamples(
-        pairs,
-        seed=settings.seed,
-        horizontal_flip=settings.horizontal_flip,
-        mask_dropout=settings.mask_dropout,
-        mask_dropout_group=samples_per_step if settings.mask_dropout_unit == "batch" else 1,
-        min_timestep=settings.min_timestep,
-        num_train_timesteps=settings.num_train_timesteps,
-    )
-    batches = DataLoader(
-        samples,
-        batch_sampler=SampleSequence(
-            num_pairs=len(pairs),
-            batch_size=settings.train_batch_size,
-            num_batches=num_steps * accumulation,
-            seed=settings.seed,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            start_batch=step * accumulation,
-        ),
-        num_workers=settings.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-    # 6. the loop: one turn is one forward pass; every `accumulation` turns make an optimizer step
-    log = RunLog(run / "log.jsonl", step, enabled=accelerator.is_main_process)
-    bar = tqdm(total=num_steps, initial=step, desc="steps", disable=not accelerator.is_local_main_process)
-    losses, stems, interval_start, interval_images = [], [], time.monotonic(), 0
-    started = time.monotonic() - trained_seconds
-    unet.train()
-    for turn, batch in enumerate(batches, start=step * accumulation):
-        batch = {name: value if name == "stem" else _to(value, accelerator.device) for name, value in batch.items()}
-        torch.manual_seed(
-            stream(settings.seed, FORWARD, turn * accelerator.num_processes + accelerator.process_index).initial_seed()
-        )
-        with accelerator.accumulate(unet):
-            with accelerator.autocast():
-                loss = diffusion_loss(unet, noise_scheduler, batch, settings.snr_gamma).mean()
-            accelerator.backward(loss)
-            if accelerator.sync_gradients and settings.max_grad_norm is not None:
-                accelerator.clip_grad_norm_(unet.parameters(), settings.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        losses.append(loss.detach())
-        stems.extend(batch["stem"])
-        interval_images += len(batch["stem"]) * accelerator.num_processes
-        if not accelerator.sync_gradients:
-            continue
-
-        # an optimizer step is done
-        step += 1
-        lr_scheduler.step()
-        if ema is not None:
-            ema.step(accelerator.unwrap_model(unet).parameters())
-        bar.update()
-        save_now = step % settings.checkpointing_steps == 0 or step == num_steps
-        if step % settings.logging_steps == 0 or save_now:
-            mean_loss = accelerator.reduce(torch.stack(losses).mean(), reduction="mean").item()
-            if not math.isfinite(mean_loss):
-                raise ValueError(
-                    f"The loss is {mean_loss} at step {step}; the last {settings.logging_steps} steps saw "
-                    f"{', '.join(sorted(set(stems))[:5])}, ... The last good checkpoint is "
-                    f"{(list_checkpoints(run) or ['none'])[-1]}. Lower --learning_rate, or set --max_grad_norm."
-                )
-            seconds = time.monotonic() - interval_start
-            values = {
-                "loss": mean_loss,
-                "learning_rate": lr_scheduler.get_last_lr()[0],
-                "images_per_second": interval_images / seconds,
-            }
-            log.write({"step": step, **values, "trained_seconds": time.monotonic() - started})
-            accelerator.log(values, step=step)
-            bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{interval_images / seconds:.1f}")
-            losses, stems, interval_start, interval_images = [], [], time.monotonic(), 0
-        if save_now:
-            state = {
-                "trained_seconds": time.monotonic() - started,
-                "settings": dataclasses.asdict(settings),
-                "labels": pairs.labels.to_config(),
-                "num_pairs": len(pairs),
-                "num_processes": accelerator.num_processes,
-            }
-            save_checkpoint(run, step, accelerator, ema, state, settings.checkpoints_total_limit)
-        if settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps):
-            if accelerator.is_main_process:
-                picture = _preview(settings, accelerator.unwrap_model(unet), noise_scheduler, ema, preview_pairs)
-                save_picture(picture, run / "previews" / f"step-{step:07d}.png")
-                _track_picture(accelerator, picture, step)
-            accelerator.wait_for_everyone()
-            unet.train()
-    bar.close()
-
-    # 7. save the pipeline with the averaged weights, and its card
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        final = accelerator.unwrap_model(unet)
-        if ema is not None:
-            ema.copy_to(final.parameters())
-        scheduler = noise_scheduler
-        if settings.noise_schedule != "paper":
-            scheduler = DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
-        pipeline = MaskGuidedDDPMPipeline(unet=final.float().eval(), scheduler=scheduler)
-        save_pipeline(pipeline, run)
-        save_model_card(
-            run,
-            settings=settings,
-            unet=final,
-            source_format=source_format(settings.dataset),
-            num_pairs=len(pairs),
-            step=step,
-            samples_per_step=samples_per_step,
-            trained_seconds=time.monotonic() - started,
-            loss=log.last["loss"],
+
+    with run_status(run, enabled=accelerator.is_main_process) as status, StopRequest(accelerator) as stop:
+        # 3. the run folder
+        if accelerator.is_main_process:
+            write_text(run / "settings.json", settings.to_json())
+        if settings.report_to != "none":
+            accelerator.init_trackers("semseg_diffusers", _tracker_config(settings))
+        logger.info(
+            f"{accelerator.num_processes} process(es) on {accelerator.device}, {samples_per_step} samples a step"
         )
-    accelerator.end_training()
+
+        # 4. optimizer, schedule, average of the weights
+        optimizer = torch.optim.AdamW(
+            unet.parameters(),
+            lr=settings.learning_rate,
+            betas=(settings.adam_beta1, settings.adam_beta2),
+            weight_decay=settings.adam_weight_decay,
+            eps=settings.adam_epsilon,
+        )
+        lr_scheduler = get_scheduler(
+            settings.lr_scheduler,
+            optimizer,
+            num_warmup_steps=settings.lr_warmup_steps,
+            num_training_steps=num_steps,
+        )
+        unet, optimizer = accelerator.prepare(unet, optimizer)
+        ema = None
+        if settings.use_ema:
+            ema = EMAModel(
+                accelerator.unwrap_model(unet).parameters(),
+                decay=settings.ema_decay,
+                min_decay=0.0 if settings.ema_warmup else settings.ema_decay,
+                update_after_step=settings.ema_start_step,
+                use_ema_warmup=settings.ema_warmup,
+                power=3 / 4,
+                foreach=True,
+            )
+            ema.to(accelerator.device)
+
+        # 5. resume
+        step, trained_seconds = 0, 0.0
+        if resumed is not None:
+            state = load_checkpoint(resumed, accelerator, ema)
+            step, trained_seconds = state["step"], state["trained_seconds"]
+            lr_scheduler.load_state_dict({**lr_scheduler.state_dict(), "last_epoch": step, "_step_count": step + 1})
+            for group, rate in zip(optimizer.param_groups, _learning_rates(lr_scheduler, step), strict=True):
+                group["lr"] = rate
+            logger.info(f"resumed {resumed} at step {step}")
+
+        # 6. the samples still to come
+        samples = TrainingSamples(
+            pairs,
+            seed=settings.seed,
+            horizontal_flip=settings.horizontal_flip,
+            mask_dropout=settings.mask_dropout,
+            mask_dropout_group=samples_per_step if settings.mask_dropout_unit == "batch" else 1,
+            min_timestep=settings.min_timestep,
+            num_train_timesteps=settings.num_train_timesteps,
+        )
+        batches = DataLoader(
+            samples,
+            batch_sampler=SampleSequence(
+                num_pairs=len(pairs),
+                batch_size=settings.train_batch_size,
+                num_batches=num_steps * accumulation,
+                seed=settings.seed,
+                process_index=accelerator.process_index,
+                num_processes=accelerator.num_processes,
+                start_batch=step * accumulation,
+            ),
+            num_workers=settings.dataloader_num_workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+
+        # 7. the loop: one turn is one forward pass; every `accumulation` turns make an optimizer step
+        log = RunLog(run / "log.jsonl", step, enabled=accelerator.is_main_process)
+        losses = IntervalLosses(accelerator, run, accumulation, largest_loss_weight(settings))
+        bar = tqdm(total=num_steps, initial=step, desc="steps", disable=not accelerator.is_local_main_process)
+        interval_start, interval_images = time.monotonic(), 0
+        started = time.monotonic() - trained_seconds
+        unet.train()
+        for turn, batch in enumerate(batches, start=step * accumulation):
+            batch = {
+                name: value if name == "stem" else _to(value, accelerator.device) for name, value in batch.items()
+            }
+            torch.manual_seed(
+                stream(
+                    settings.seed, FORWARD, turn * accelerator.num_processes + accelerator.process_index
+                ).initial_seed()
+            )
+            with accelerator.accumulate(unet):
+                with accelerator.autocast():
+                    loss = diffusion_loss(unet, noise_scheduler, batch, settings.snr_gamma).mean()
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and settings.max_grad_norm is not None:
+                    accelerator.clip_grad_norm_(unet.parameters(), settings.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            losses.add(turn, loss, batch["stem"])
+            interval_images += len(batch["stem"]) * accelerator.num_processes
+            if not accelerator.sync_gradients:
+                continue
+
+            # an optimizer step is done
+            step += 1
+            status["step"] = step
+            lr_scheduler.step()
+            if ema is not None:
+                ema.step(accelerator.unwrap_model(unet).parameters())
+            bar.update()
+            stop_now = stop.agreed() and step < num_steps
+            save_now = stop_now or step % settings.checkpointing_steps == 0 or step == num_steps
+            if step % settings.logging_steps == 0 or save_now:
+                mean_loss = losses.mean()
+                seconds = time.monotonic() - interval_start
+                values = {
+                    "loss": mean_loss,
+                    "learning_rate": lr_scheduler.get_last_lr()[0],
+                    "images_per_second": interval_images / seconds,
+                }
+                log.write({"step": step, **values, "trained_seconds": time.monotonic() - started})
+                accelerator.log(values, step=step)
+                bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{interval_images / seconds:.1f}")
+                interval_start, interval_images = time.monotonic(), 0
+            if save_now:
+                losses.check_weights(accelerator.unwrap_model(unet), step, batch["stem"])
+                state = {
+                    "trained_seconds": time.monotonic() - started,
+                    "settings": dataclasses.asdict(settings),
+                    "labels": pairs.labels.to_config(),
+                    "num_pairs": len(pairs),
+                    "samples_per_step": samples_per_step,
+                }
+                save_checkpoint(run, step, accelerator, ema, state, settings.checkpoints_total_limit)
+            if stop_now:
+                raise stop.stopped(step)
+            if settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps):
+                if accelerator.is_main_process:
+                    picture = draw_preview(
+                        settings, accelerator.unwrap_model(unet), noise_scheduler, ema, preview_pairs
+                    )
+                    save_picture(picture, run / "previews" / f"step-{step:07d}.png")
+                    track_picture(accelerator, picture, step)
+                accelerator.wait_for_everyone()
+                unet.train()
+        bar.close()
+
+        # 8. save the pipeline with the averaged weights, and its card
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            final = accelerator.unwrap_model(unet)
+            if ema is not None:
+                ema.copy_to(final.parameters())
+            scheduler = noise_scheduler
+            if settings.noise_schedule != "paper":
+                scheduler = DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
+            pipeline = MaskGuidedDDPMPipeline(unet=final.float().eval(), scheduler=scheduler)
+            save_pipeline(pipeline, run)
+            save_model_card(
+                run,
+                settings=settings,
+                unet=final,
+                source_format=source_format(settings.dataset),
+                num_pairs=len(pairs),
+                step=step,
+                samples_per_step=samples_per_step,
+                trained_seconds=time.monotonic() - started,
+                loss=log.last["loss"],
+            )
+        accelerator.end_training()
     return run
+
+
+def _same_everywhere(value):
+    """What the main process found, in every process."""
+    return broadcast_object_list([value])[0]
 
 
 def _label_set(name: str | None) -> LabelSet | None:
@@ -253,26 +279,6 @@ def _learning_rates(lr_scheduler: torch.optim.lr_scheduler.LambdaLR, step: int) 
     return [base * rate(step) for base, rate in zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)]
 
 
-def _preview(settings, unet, noise_scheduler, ema, pairs):
-    """Draw with the averaged weights, then put the raw ones back."""
-    if ema is not None:
-        ema.store(unet.parameters())
-        ema.copy_to(unet.parameters())
-    try:
-        return draw_preview(
-            MaskGuidedDDPMPipeline(unet=unet, scheduler=noise_scheduler),
-            pairs,
-            num_masks=settings.preview_masks,
-            num_samples=settings.preview_samples,
-            num_inference_steps=settings.preview_inference_steps,
-            guidance_scale=settings.preview_guidance_scale,
-            seed=settings.seed,
-        )
-    finally:
-        if ema is not None:
-            ema.restore(unet.parameters())
-
-
 def _to(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     return value.to(device, non_blocking=True)
 
@@ -281,10 +287,3 @@ def _tracker_config(settings: TrainingSettings) -> dict:
     """Trackers take numbers and strings only."""
     values = dataclasses.asdict(settings)
     return {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in values.items()}
-
-
-def _track_picture(accelerator: Accelerator, picture, step: int) -> None:
-    for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)

@@ -65,6 +65,11 @@ def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamm
     return clipped
 
 
+def largest_loss_weight(settings: TrainingSettings) -> float:
+    """The largest value of `loss_weight`: gamma where the image is predicted, 1 otherwise."""
+    return settings.snr_gamma if settings.snr_gamma is not None and settings.prediction_type == "sample" else 1.0
+
+
 def diffusion_loss(
     unet: torch.nn.Module, noise_scheduler: DDPMScheduler, batch: dict, snr_gamma: float | None
 ) -> torch.Tensor:

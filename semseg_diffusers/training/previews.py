@@ -3,51 +3,60 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from accelerate import Accelerator
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.pictures import image_grid
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 def draw_preview(
-    pipeline: MaskGuidedDDPMPipeline,
+    settings: TrainingSettings,
+    unet: torch.nn.Module,
+    noise_scheduler: SchedulerMixin,
+    ema: EMAModel | None,
     pairs: PairDataset,
-    num_masks: int,
-    num_samples: int,
-    num_inference_steps: int,
-    guidance_scale: float,
-    seed: int,
 ) -> Image.Image:
-    """Sample from evenly spaced masks of a split.
+    """Sample from evenly spaced masks of a split, with the averaged weights where they are kept.
 
     Args:
-        pipeline: with the training scheduler; the sampler is DPM-Solver++ made from its config.
+        settings: how many masks and samples, how many steps, which guidance and seed.
+        unet: its own weights are back in place afterwards.
+        noise_scheduler: the training schedule; the sampler is DPM-Solver++ made from its config.
+        ema: average of the weights.
         pairs: where masks and photos come from.
-        num_masks: rows.
-        num_samples: samples a row.
-        num_inference_steps: sampling steps.
-        guidance_scale: 1 is plain conditional sampling.
-        seed: of the start noise.
 
     Returns:
         a picture: mask | samples | photo.
     """
-    indices = [row * len(pairs) // num_masks for row in range(min(num_masks, len(pairs)))]
-    chosen = [pairs[index] for index in indices]
-    sampler = MaskGuidedDDPMPipeline(
-        unet=pipeline.unet, scheduler=DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    num_masks, num_samples = min(settings.preview_masks, len(pairs)), settings.preview_samples
+    chosen = [pairs[row * len(pairs) // num_masks] for row in range(num_masks)]
+    pipeline = MaskGuidedDDPMPipeline(
+        unet=unet, scheduler=DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
     )
-    sampler.set_progress_bar_config(disable=True)
-    images = sampler(
-        torch.stack([pair["mask"] for pair in chosen]),
-        num_images_per_mask=num_samples,
-        num_inference_steps=num_inference_steps,
-        guidance_scale=guidance_scale,
-        generator=[torch.Generator().manual_seed(seed + index) for index in range(len(chosen) * num_samples)],
-    ).images
+    pipeline.set_progress_bar_config(disable=True)
+    if ema is not None:
+        ema.store(unet.parameters())
+        ema.copy_to(unet.parameters())
+    try:
+        images = pipeline(
+            torch.stack([pair["mask"] for pair in chosen]),
+            num_images_per_mask=num_samples,
+            num_inference_steps=settings.preview_inference_steps,
+            guidance_scale=settings.preview_guidance_scale,
+            generator=[
+                torch.Generator().manual_seed(settings.seed + index) for index in range(num_masks * num_samples)
+            ],
+        ).images
+    finally:
+        if ema is not None:
+            ema.restore(unet.parameters())
     rows = [
         [
             pairs.labels.decode(pair["mask"].numpy()),
@@ -65,3 +74,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     staging = path.with_name(f".{path.name}.writing")
     picture.save(staging, format="PNG")
     os.replace(staging, path)
+
+
+def track_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
+    """Hand a preview to the trackers that take pictures."""
+    for tracker in accelerator.trackers:
+        if hasattr(tracker, "log_images"):
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)

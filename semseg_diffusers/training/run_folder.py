@@ -1,29 +1,38 @@
 """What lies in a run folder and what may go on there: settings, log, the saved pipeline, the checkpoint to resume."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 from accelerate.logging import get_logger
+from filelock import FileLock, Timeout
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import SETTINGS_FILE
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
-from semseg_diffusers.training.checkpoints import STATE, find_checkpoint, list_checkpoints
+from semseg_diffusers.training.checkpoints import STATE, find_checkpoint, list_checkpoints, remove_leftovers
+from semseg_diffusers.training.interruption import TrainingStoppedError
 from semseg_diffusers.training.settings import TrainingSettings
 
 
 logger = get_logger(__name__)
 
-# Settings that may differ between a checkpoint and the run that resumes it; any other would make it another run.
+STATUS_FILE, LOCK_FILE = "status.json", ".lock"
+
+# Settings that may differ between a checkpoint and the run that resumes it; any other would make it another run. Of
+# the batch only the samples a step count: how processes and accumulation share them may change.
 CHANGEABLE_ON_RESUME = frozenset(
     (
         "dataset", "output_dir", "validation_split", "dataloader_num_workers", "max_train_steps", "num_train_epochs",
         "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "logging_steps", "preview_steps",
         "preview_masks", "preview_samples", "preview_inference_steps", "preview_guidance_scale", "report_to", "device",
-        "gradient_checkpointing",
+        "gradient_checkpointing", "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id",
+        "hub_private_repo",
     )
 )  # fmt: skip
 
@@ -36,8 +45,7 @@ class RunLog:
         self.enabled = enabled
         self.last: dict = {}
         if enabled:
-            lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-            kept = [line for line in lines if line["step"] <= step]
+            kept = [line for line in _read_log(path) if line["step"] <= step]
             self.last = kept[-1] if kept else {}
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -46,6 +54,73 @@ class RunLog:
         if self.enabled:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(values) + "\n")
+
+
+def _read_log(path: Path) -> list[dict]:
+    """The lines of a log; the last one may be cut off, where a run was killed while it wrote."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+@contextlib.contextmanager
+def run_status(run: Path, enabled: bool) -> Iterator[dict]:
+    """Own a run folder, and keep `status.json` in it true: "running", then "finished", "stopped" or "failed".
+
+    A killed run leaves "running" behind. What the caller puts into the dictionary (`step`) is written as well.
+
+    Args:
+        run: run folder.
+        enabled: true in the main process; the others write only why they failed.
+
+    Raises:
+        ValueError: another process trains into this folder.
+    """
+    status: dict = {"step": 0}
+
+    def write(state: str, reason: str | None) -> None:
+        stamp = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        record = {"status": state, "reason": reason, **status, "time": stamp, "pid": os.getpid()}
+        write_text(run / STATUS_FILE, json.dumps(record, indent=2) + "\n")
+
+    def fail(reason: str) -> None:
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            path = run / STATUS_FILE
+            before = json.loads(path.read_text(encoding="utf-8"))["status"] if path.is_file() else None
+            if before != "failed":  # else another process said why, and this is what came of it
+                write("failed", reason)
+
+    lock = FileLock(run / LOCK_FILE)
+    if enabled:
+        run.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise ValueError(
+                f"another process is training into {run}. Wait for it or stop it, or name another --output_dir."
+            ) from error
+    try:
+        if enabled:
+            remove_leftovers(run)
+            write("running", None)
+        yield status
+        if enabled:
+            write("finished", None)
+    except TrainingStoppedError as stopped:
+        if enabled:
+            write("stopped", stopped.reason)
+        raise
+    except BaseException as error:
+        fail(f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        lock.release()
 
 
 def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path) -> None:
@@ -68,7 +143,7 @@ def source_format(dataset: str) -> str | None:
     return json.loads(record.read_text(encoding="utf-8")).get("format") if record.is_file() else None
 
 
-def folder_to_resume(settings: TrainingSettings, pairs: PairDataset, run: Path) -> Path | None:
+def folder_to_resume(settings: TrainingSettings, pairs: PairDataset, run: Path, samples_per_step: int) -> Path | None:
     """The checkpoint to go on from, or None; a run folder in use is not overwritten without a word."""
     if settings.resume_from_checkpoint is None:
         if list_checkpoints(run) or (run / "model_index.json").exists():
@@ -93,6 +168,12 @@ def folder_to_resume(settings: TrainingSettings, pairs: PairDataset, run: Path) 
         raise ValueError(
             f"{checkpoint} was trained on {state['num_pairs']} pairs, the data set now has {len(pairs)}. Resume with "
             "the data set of the run, or start a new run in another folder."
+        )
+    if state["samples_per_step"] != samples_per_step:
+        raise ValueError(
+            f"{checkpoint} saw {state['samples_per_step']} samples a step, this run would see {samples_per_step} "
+            "(--train_batch_size x --gradient_accumulation_steps x processes). Choose them so that the product is the "
+            "same."
         )
     saved, now = state["settings"], json.loads(settings.to_json())
     differing = [name for name in now if name not in CHANGEABLE_ON_RESUME and saved.get(name) != now[name]]

@@ -100,6 +100,12 @@ class TrainingSettings:
     preview_samples: int = field(default=2, metadata={"help": "samples a row"})
     preview_inference_steps: int = field(default=20, metadata={"help": "sampling steps of a preview"})
     preview_guidance_scale: float = field(default=2.0, metadata={"help": "guidance scale of a preview"})
+    push_to_hub: bool = field(
+        default=False,
+        metadata={"help": "upload pipeline and card at the end; log in with `hf auth login` or HF_TOKEN"},
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "user/name (default: the run folder's name)"})
+    hub_private_repo: bool = field(default=False, metadata={"help": "make the repository private"})
     report_to: str = field(default="none", metadata={"help": "tracker of accelerate: tensorboard, wandb, ..., none"})
 
     def __post_init__(self):

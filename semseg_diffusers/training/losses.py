@@ -1,0 +1,79 @@
+"""The losses of one logging interval, kept on the device, and the end of a run whose loss is not one any more."""
+
+import math
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from semseg_diffusers.training.checkpoints import list_checkpoints
+
+
+# Targets have unit variance (noise, velocity) or less (images), so a network that says 0 everywhere has a loss near 1:
+# a mean ten times that over an interval is worse than no network.
+EXPLODED = 10.0
+
+
+class TrainingDivergedError(ValueError):
+    """The loss or the weights are not finite, or the loss exploded; every process of a run raises it."""
+
+
+class IntervalLosses:
+    """Collects the loss of each forward pass without waiting for the device, and looks at all of them together.
+
+    Args:
+        accelerator: of the run.
+        run: run folder; its newest checkpoint is what a message names.
+        accumulation: forward passes an optimizer step.
+        largest_weight: the largest weight that a sample's loss can have.
+    """
+
+    def __init__(self, accelerator: Accelerator, run: Path, accumulation: int, largest_weight: float = 1.0):
+        self.accelerator = accelerator
+        self.run = run
+        self.accumulation = accumulation
+        self.limit = EXPLODED * max(1.0, largest_weight)
+        self._turns: list[tuple[int, torch.Tensor, list[str]]] = []
+
+    def add(self, turn: int, loss: torch.Tensor, stems: list[str]) -> None:
+        """Keep the loss of forward pass `turn` (counted from 0 since the run's start) and the pairs it saw."""
+        self._turns.append((turn, loss.detach().float(), stems))
+
+    def mean(self) -> float:
+        """Mean over the interval and all processes; starts the next interval. Called by every process.
+
+        Raises:
+            TrainingDivergedError: with the first step at fault, the stems of its batch and the last good checkpoint.
+        """
+        turns, self._turns = self._turns, []
+        local = torch.stack([loss for _, loss, _ in turns])  # (turns,)
+        losses = self.accelerator.gather(local).reshape(-1, len(turns)).cpu()  # (processes, turns)
+        mean = losses.mean().item()
+        if math.isfinite(mean) and mean <= self.limit:
+            return mean
+        at_fault = (~(losses <= self.limit)).any(dim=0)  # a NaN is not smaller than anything
+        turn, _, stems = turns[int(at_fault.int().argmax())]
+        worst = losses[:, int(at_fault.int().argmax())]
+        value = next((loss for loss in worst.tolist() if not loss <= self.limit), worst.max().item())
+        raise self._diverged(f"The loss is {value:g}", turn // self.accumulation + 1, gather_object(stems))
+
+    def check_weights(self, network: torch.nn.Module, step: int, stems: list[str]) -> None:
+        """Refuse to go on with weights that are not finite: a checkpoint of them would be no good one.
+
+        Raises:
+            TrainingDivergedError: with the step, the stems of its last batch and the last good checkpoint.
+        """
+        largest = torch.stack([weight.detach().abs().max() for weight in network.parameters()]).max()
+        if not torch.isfinite(largest):
+            raise self._diverged("Weights are not finite", step, gather_object(stems))
+
+    def _diverged(self, what: str, step: int, stems: list[str]) -> TrainingDivergedError:
+        shown = sorted(set(stems))
+        names = ", ".join(shown[:16]) + (f" and {len(shown) - 16} more" if len(shown) > 16 else "")
+        whole = list_checkpoints(self.run)
+        last = f"The last good checkpoint is {whole[-1]}" if whole else "There is no checkpoint yet"
+        return TrainingDivergedError(
+            f"{what} at step {step}, whose batch held {names}. {last}. Look at these pairs; if they are sound, start "
+            "again with a lower --learning_rate, or set --max_grad_norm."
+        )
