@@ -1,6 +1,7 @@
 """`semseg-diffusers train`, `accelerate launch train_accelerate.py`: the options, and one call of the loop."""
 
 import argparse
+import logging
 import os
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ __all__ = ["add_arguments", "main", "run"]
 def run(args: argparse.Namespace) -> int:
     """Check the settings, train, say where the result lies, and upload it where that is asked for."""
     settings = settings_from(args)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("semseg_diffusers").setLevel(logging.INFO)
 
     from semseg_diffusers.training.interruption import TrainingStoppedError  # torch is needed only from here on
     from semseg_diffusers.training.loop import train

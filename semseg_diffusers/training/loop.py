@@ -89,7 +89,7 @@ def train(settings: TrainingSettings) -> Path:
         if settings.report_to != "none":
             accelerator.init_trackers("semseg_diffusers", _tracker_config(settings))
         logger.info(
-            f"{accelerator.num_processes} process(es) on {accelerator.device}, {samples_per_step} samples a step"
+            f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {samples_per_step} samples a step"
         )
 
         # 4. optimizer, schedule, average of the weights
