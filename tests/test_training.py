@@ -11,16 +11,15 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 from safetensors.torch import load_file
+from training_runs import TINY, command_line, tiny_settings, train_here, weights
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.training.checkpoints import list_checkpoints
-from semseg_diffusers.training.loop import train
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, loss_weight, prediction_target
 from semseg_diffusers.training.samples import SampleSequence, TrainingSamples
@@ -28,22 +27,6 @@ from semseg_diffusers.training.settings import PRESETS, TrainingSettings, add_ar
 
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = {
-    "block_out_channels": (8, 16),
-    "attention_levels": 0,
-    "stem_channels": 8,
-    "norm_num_groups": 4,
-    "train_batch_size": 2,
-    "max_train_steps": 4,
-    "checkpointing_steps": 2,
-    "logging_steps": 1,
-    "preview_steps": 0,
-    "lr_warmup_steps": 2,
-    "learning_rate": 1e-2,
-    "dataloader_num_workers": 0,
-    "device": "cpu",
-    "dropout": 0.1,
-}
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +41,10 @@ def pairs(toy):
     return load_pairs(toy)
 
 
-@pytest.fixture(autouse=True)
-def _fresh_accelerate():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def settings(toy, output, **changes):
-    return TrainingSettings(**{**TINY, "dataset": str(toy), "output_dir": str(output), **changes})
-
-
 def parse(*words):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return settings_from(parser.parse_args(["--dataset", "d", "--output_dir", "o", *words]))
-
-
-def weights(run):
-    return load_file(run / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 # Settings
@@ -262,11 +231,9 @@ def test_network_carries_the_label_set():
 
 
 def test_accelerate_launch_trains_and_its_folder_loads_and_samples(toy, tmp_path):
-    options = {**TINY, "dataset": toy, "output_dir": tmp_path / "run", "max_train_steps": 2, "preview_steps": 2}
-    options |= {"preview_masks": 1, "preview_samples": 1, "preview_inference_steps": 2, "report_to": "tensorboard"}
-    words = []
-    for name, value in options.items():
-        words += [f"--{name}", *([str(part) for part in value] if isinstance(value, tuple) else [str(value)])]
+    options = {"max_train_steps": 2, "preview_steps": 2, "preview_masks": 1, "preview_samples": 1}
+    options |= {"preview_inference_steps": 2, "report_to": "tensorboard"}
+    words = command_line(tiny_settings(toy, tmp_path / "run", **options))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines"]
     done = subprocess.run(
         [*launch, "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "train_accelerate.py"), *words],
@@ -288,13 +255,11 @@ def test_accelerate_launch_trains_and_its_folder_loads_and_samples(toy, tmp_path
 
 def test_resumed_run_equals_the_straight_run_bit_for_bit(toy, tmp_path):
     options = {"gradient_accumulation_steps": 2}
-    straight = train(settings(toy, tmp_path / "straight", **options))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    train(settings(toy, tmp_path / "pieces", **options))
-    AcceleratorState._reset_state(reset_partial_state=True)
+    straight = train_here(tiny_settings(toy, tmp_path / "straight", **options))
+    train_here(tiny_settings(toy, tmp_path / "pieces", **options))
     pieces = tmp_path / "pieces"
     shutil.rmtree(pieces / "checkpoint-4")  # as after a kill between step 2 and step 4
-    train(settings(toy, pieces, resume_from_checkpoint="latest", **options))
+    train_here(tiny_settings(toy, pieces, resume_from_checkpoint="latest", **options))
     first, second = weights(straight), weights(pieces)
     assert all(torch.equal(first[name], second[name]) for name in first)
     logs = [
@@ -305,16 +270,15 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(toy, tmp_path):
 
 
 def test_saved_weights_are_the_average_and_differ_from_the_last_step(toy, tmp_path):
-    averaged = weights(train(settings(toy, tmp_path / "ema", max_train_steps=2)))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    raw = weights(train(settings(toy, tmp_path / "raw", max_train_steps=2, use_ema=False)))
+    averaged = weights(train_here(tiny_settings(toy, tmp_path / "ema", max_train_steps=2)))
+    raw = weights(train_here(tiny_settings(toy, tmp_path / "raw", max_train_steps=2, use_ema=False)))
     assert any(not torch.equal(averaged[name], raw[name]) for name in raw)
     last = load_file(tmp_path / "ema" / "checkpoint-2" / "model.safetensors")
     assert all(torch.equal(last[name], raw[name]) for name in raw)
 
 
 def test_oldest_checkpoints_make_room(toy, tmp_path):
-    run = train(settings(toy, tmp_path / "run", checkpointing_steps=1, checkpoints_total_limit=2))
+    run = train_here(tiny_settings(toy, tmp_path / "run", checkpointing_steps=1, checkpoints_total_limit=2))
     assert [path.name for path in list_checkpoints(run)] == ["checkpoint-3", "checkpoint-4"]
 
 
@@ -326,7 +290,9 @@ def test_paper_network_trains_and_keeps_its_scheduler(toy, tmp_path):
         "noise_schedule": "paper",
         "prediction_type": "epsilon",
     }
-    pipe = MaskGuidedDDPMPipeline.from_pretrained(train(settings(toy, tmp_path / "run", max_train_steps=1, **changes)))
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(
+        train_here(tiny_settings(toy, tmp_path / "run", max_train_steps=1, **changes))
+    )
     assert type(pipe.unet).__name__ == "PaperUNet2DModel"
     assert pipe.scheduler.config.variance_type == "fixed_large"
     assert pipe(torch.zeros(16, 32, dtype=torch.uint8), num_inference_steps=2).images[0].size == (32, 16)
@@ -334,19 +300,17 @@ def test_paper_network_trains_and_keeps_its_scheduler(toy, tmp_path):
 
 @pytest.fixture
 def finished(toy, tmp_path):
-    run = train(settings(toy, tmp_path / "run", max_train_steps=2))
-    AcceleratorState._reset_state(reset_partial_state=True)
-    return run
+    return train_here(tiny_settings(toy, tmp_path / "run", max_train_steps=2))
 
 
 def test_run_folder_in_use_is_not_overwritten(toy, finished):
     with pytest.raises(ValueError, match="already holds a run"):
-        train(settings(toy, finished))
+        train_here(tiny_settings(toy, finished))
 
 
 def test_checkpoint_of_other_settings_is_refused_by_their_names(toy, finished):
     with pytest.raises(ValueError, match=r"--learning_rate 0.01 \(now 0.5\)"):
-        train(settings(toy, finished, resume_from_checkpoint="latest", learning_rate=0.5))
+        train_here(tiny_settings(toy, finished, resume_from_checkpoint="latest", learning_rate=0.5))
 
 
 def test_checkpoint_of_other_classes_is_refused(toy, finished):
@@ -356,36 +320,25 @@ def test_checkpoint_of_other_classes_is_refused(toy, finished):
     shutil.copytree(toy, other)
     LabelSet(names=("a", "b"), colors=((1, 1, 1), (2, 2, 2))).save_json(other / "labels.json")
     with pytest.raises(ValueError, match=r"draws 19 classes \(road, sidewalk, building, ...\), the data has 2"):
-        train(settings(other, finished, resume_from_checkpoint="latest"))
+        train_here(tiny_settings(other, finished, resume_from_checkpoint="latest"))
 
 
 def test_tampered_checkpoint_is_refused_by_file(toy, finished):
     optimizer = finished / "checkpoint-2" / "optimizer.bin"
     optimizer.write_bytes(optimizer.read_bytes() + b"!")
     with pytest.raises(ValueError, match="optimizer.bin is not what the run wrote"):
-        train(settings(toy, finished, resume_from_checkpoint="checkpoint-2"))
+        train_here(tiny_settings(toy, finished, resume_from_checkpoint="checkpoint-2"))
 
 
 def test_foreign_checkpoint_is_refused(toy, finished):
     (finished / "checkpoint-2" / "hashes.json").unlink()
     with pytest.raises(ValueError, match="not a checkpoint that this package wrote"):
-        train(settings(toy, finished, resume_from_checkpoint="checkpoint-2"))
+        train_here(tiny_settings(toy, finished, resume_from_checkpoint="checkpoint-2"))
 
 
 def test_latest_passes_over_a_broken_checkpoint(toy, tmp_path):
-    run = train(settings(toy, tmp_path / "run"))
-    AcceleratorState._reset_state(reset_partial_state=True)
+    run = train_here(tiny_settings(toy, tmp_path / "run"))
     expected = weights(run)
     (run / "checkpoint-4" / "model.safetensors").write_bytes(b"cut")
-    train(settings(toy, run, resume_from_checkpoint="latest"))
+    train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(run).items())
-
-
-def test_loss_that_is_not_finite_stops_with_step_and_stems(toy, tmp_path):
-    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step \d"):
-        train(
-            settings(
-                toy, tmp_path / "run", learning_rate=1e30, max_grad_norm=None, max_train_steps=20, lr_warmup_steps=0
-            )
-        )
-    assert not (tmp_path / "run" / "model_index.json").exists()

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import PartialState
 from training_runs import (
     finished,
     launch_two,
     log_lines,
     losses,
-    start,
     status,
     tiny_settings,
     train_here,
@@ -144,11 +144,9 @@ def test_terminated_launcher_of_two_processes_leaves_one_checkpoint_and_the_reas
     assert log_lines(run)[-1]["step"] == ended["step"]
 
 
-def test_processes_without_a_common_group_are_refused(toy, script, tmp_path):
-    code = "import sys, accelerate; accelerate.PartialState(); exec(open(sys.argv.pop(1)).read())"
-    words = ["--dataset", toy, "--output_dir", tmp_path / "run"]
-    alone = start("-c", code, script, *words, WORLD_SIZE="2", RANK="0", LOCAL_RANK="0", SEEN=str(tmp_path))
-    output, _ = alone.communicate(timeout=240)
-    assert alone.returncode == 2
-    assert "2 processes were launched, but this one is in a group of 1" in output
+def test_processes_without_a_common_group_are_refused(toy, tmp_path, monkeypatch):
+    PartialState(cpu=True)  # a process alone
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="2 processes were launched, but this one is in a group of 1"):
+        train_here(settings(toy, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

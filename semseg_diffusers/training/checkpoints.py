@@ -4,11 +4,13 @@ accelerate's `load_state` unpickles optimizer and RNG state, so a folder is load
 that the run wrote beside it.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -42,6 +44,24 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]))
 
 
+@contextlib.contextmanager
+def written_whole(target: Path, staging: Path, run: Path) -> Iterator[None]:
+    """Where `target` cannot be written, as on a full disk, remove what is in `staging` and say what is left.
+
+    Raises:
+        OSError: instead of what torch, safetensors and the system each make of it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        before = f"{list_checkpoints(run)[-1]} is whole" if list_checkpoints(run) else "no checkpoint stands before it"
+        raise OSError(
+            f"{target} could not be written: {error}; {before}. See that the disk has room and takes files of that "
+            "size, then go on with --resume_from_checkpoint latest."
+        ) from error
+
+
 def save_checkpoint(
     run: Path, step: int, accelerator: Accelerator, ema: EMAModel | None, state: dict, total_limit: int | None
 ) -> Path:
@@ -65,7 +85,7 @@ def save_checkpoint(
     if accelerator.is_main_process:
         shutil.rmtree(staging, ignore_errors=True)
     accelerator.wait_for_everyone()
-    try:
+    with written_whole(target, staging, run):
         accelerator.save_state(str(staging))
         accelerator.wait_for_everyone()  # every process writes its own random state there
         if accelerator.is_main_process:
@@ -79,13 +99,6 @@ def save_checkpoint(
             (staging / HASHES).write_text(json.dumps(hashes, indent=2))
             _remove(target)
             os.replace(staging, target)
-    except (OSError, RuntimeError, SafetensorError) as error:  # a full disk has a different face in each library
-        shutil.rmtree(staging, ignore_errors=True)
-        before = f"{list_checkpoints(run)[-1]} is whole" if list_checkpoints(run) else "none stands before it"
-        raise OSError(
-            f"{target} could not be written: {error}; {before}. See that the disk has room and takes "
-            "files of that size, then go on with --resume_from_checkpoint latest."
-        ) from error
     if accelerator.is_main_process and total_limit is not None:
         for old in list_checkpoints(run)[:-total_limit]:
             _remove(old)
@@ -103,9 +116,12 @@ def _remove(checkpoint: Path) -> None:
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed run had begun to write or to remove; only its owner may call this."""
-    for path in (*run.glob(".checkpoint-*.writing"), *run.glob(".checkpoint-*.removing")):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove what a killed run had begun to write or to remove; only the folder's owner may call this."""
+    for path in (*run.rglob(".*.writing"), *run.glob(".checkpoint-*.removing"), *run.glob("*.tmp-*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def check_whole(checkpoint: Path) -> None:

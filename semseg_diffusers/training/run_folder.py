@@ -15,7 +15,13 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import SETTINGS_FILE
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
-from semseg_diffusers.training.checkpoints import STATE, find_checkpoint, list_checkpoints, remove_leftovers
+from semseg_diffusers.training.checkpoints import (
+    STATE,
+    find_checkpoint,
+    list_checkpoints,
+    remove_leftovers,
+    written_whole,
+)
 from semseg_diffusers.training.interruption import TrainingStoppedError
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -127,14 +133,13 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path) -> None:
     """Save a pipeline beside its place and move it there, file by file, so that no file is ever half-written."""
     staging = folder / ".pipeline.writing"
     shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with written_whole(folder / "unet", staging, folder):
         pipeline.save_pretrained(staging)
         for path in sorted(path for path in staging.rglob("*") if path.is_file()):
             target = folder / path.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    shutil.rmtree(staging, ignore_errors=True)
 
 
 def source_format(dataset: str) -> str | None:
