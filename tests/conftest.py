@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hub_server import HubServer
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +50,13 @@ def tiny_unet():
             attention_head_dim=4,
         )
     return unet.eval()
+
+
+@pytest.fixture(scope="module")
+def hub() -> Iterator[HubServer]:
+    """A Hub of its own for a test file, over HTTP; processes reach it with `hub.environment(home)`."""
+    with HubServer() as server:
+        yield server
 
 
 @pytest.fixture

@@ -19,10 +19,13 @@ ALLOWED = {
     "models": {"models"},
     "pipelines": {"pipelines"},
     "labels": {"labels", "pipelines"},
-    "data": {"data", "labels", "pipelines"},
-    "training": {"training", "data", "labels", "models", "pipelines"},
-    "generation": {"generation", "data", "labels", "models", "pipelines"},
-    "evaluation": {"evaluation", "data", "labels", "models", "pipelines"},
+    "hub_errors": set(),
+    "data": {"data", "labels", "pipelines", "hub_errors"},
+    "cards": {"cards", "data", "labels"},
+    "hub": {"hub", "cards", "data", "labels", "pipelines", "hub_errors"},
+    "training": {"training", "hub", "cards", "data", "labels", "models", "pipelines", "hub_errors"},
+    "generation": {"generation", "hub", "data", "labels", "models", "pipelines", "hub_errors"},
+    "evaluation": {"evaluation", "data", "labels", "models", "pipelines", "hub_errors"},
 }
 
 

@@ -5,6 +5,7 @@ Whatever form a mask column has (ids, palette, colours), what comes out are clas
 
 import functools
 import io
+import json
 import os
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +14,8 @@ import torch
 from PIL import Image, ImageOps
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import LABELS_FILE, SPLITS
+from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
+from semseg_diffusers.hub_errors import hub_errors
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 
 
@@ -107,6 +109,7 @@ def load_pairs(
     image_column: str = "image",
     mask_column: str = "mask",
     labels: LabelSet | None = None,
+    revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> PairDataset:
     """Load one split of a prepared folder, or of a data set on the Hub.
@@ -116,6 +119,7 @@ def load_pairs(
         split (`str`, defaults to `"train"`): "val" and "validation" mean the same.
         image_column, mask_column (`str`): names of the columns.
         labels (`LabelSet`, *optional*): the classes of the masks; by default those in the data set's `labels.json`.
+        revision (`str`, *optional*): branch, tag or commit of a data set on the Hub.
         cache_dir (`str` or `os.PathLike`, *optional*): where `datasets` keeps its tables.
 
     Returns:
@@ -123,14 +127,25 @@ def load_pairs(
 
     Raises:
         ValueError: no such folder, split or column, or no label set.
+        HubError: the Hub has no such data set or revision, or does not let one in.
     """
     import datasets  # here: importing it takes longer than everything else in this file
 
     name = os.fspath(dataset)
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ValueError(f"there is no folder '{name}', and it is no data set id of the Hub (owner/name) either.")
-    labels = labels or _find_labels(name)
-    tables = datasets.load_dataset(name, cache_dir=None if cache_dir is None else os.fspath(cache_dir))
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"'{name}' is a folder here and has no revision '{revision}'; only data sets of the Hub do."
+            )
+        labels = labels or _read_labels(name)
+    else:
+        labels, revision = _find_on_hub(name, labels, revision)
+    with hub_errors(f"loading the data set '{name}'", name, "dataset", revision=revision):
+        tables = datasets.load_dataset(
+            name, revision=revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir)
+        )
     key = split if split in tables else next((s for s in tables if SPLITS.get(s, s) == SPLITS.get(split, split)), None)
     if key is None:
         raise ValueError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
@@ -148,22 +163,47 @@ def load_pairs(
     return PairDataset(table.select_columns(kept), labels, image_column, mask_column, f"'{name}' ({key})")
 
 
-def _find_labels(dataset: str) -> LabelSet:
-    """The label set beside a data set, in its folder or its repository."""
-    if Path(dataset).is_dir():
-        path = Path(dataset) / LABELS_FILE
-        if not path.is_file():
-            raise ValueError(
-                f"'{dataset}' holds no {LABELS_FILE}. Make the data set with `semseg-diffusers prepare`, or give its "
-                "label set."
-            )
-        return LabelSet.from_json(path)
+def _read_labels(folder: str) -> LabelSet:
+    """The label set in the folder of a data set."""
+    path = Path(folder) / LABELS_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"'{folder}' holds no {LABELS_FILE}. Make the data set with `semseg-diffusers prepare`, or give its "
+            "label set."
+        )
+    return LabelSet.from_json(path)
+
+
+def _find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
+    """The label set of a data set on the Hub, and the commit it is from, so that the pairs are of the same one."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    try:
-        return LabelSet.from_json(hf_hub_download(dataset, LABELS_FILE, repo_type="dataset"))
-    except LocalEntryNotFoundError as err:
-        raise ValueError(f"'{dataset}' is no folder here, and the Hub cannot be reached to look for it.") from err
-    except EntryNotFoundError as err:
-        raise ValueError(f"data set '{dataset}' carries no {LABELS_FILE}: give its label set.") from err
+    with hub_errors(f"loading the data set '{name}'", name, "dataset", revision=revision):
+        try:
+            path = Path(hf_hub_download(name, LABELS_FILE, repo_type="dataset", revision=revision))
+        except LocalEntryNotFoundError as err:
+            if labels is None:
+                raise ValueError(f"'{name}' is no folder here, and the Hub cannot be reached to look for it.") from err
+            return labels, revision  # `datasets` may still have the pairs in its cache
+        except EntryNotFoundError as err:
+            if labels is None:
+                raise ValueError(f"data set '{name}' carries no {LABELS_FILE}: give its label set.") from err
+            return labels, revision
+    return labels or LabelSet.from_json(path), path.parent.name
+
+
+def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict:
+    """What `prepare` wrote down of a data set (`prepare.json`), in its folder or on the Hub; else nothing."""
+    name = os.fspath(dataset)
+    path = Path(name) / SETTINGS_FILE
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        with hub_errors(f"reading {SETTINGS_FILE} of the data set '{name}'", name, "dataset", revision=revision):
+            try:
+                path = Path(hf_hub_download(name, SETTINGS_FILE, repo_type="dataset", revision=revision))
+            except EntryNotFoundError:  # not there, or neither in the cache
+                return {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,0 +1,383 @@
+"""Model cards and data set cards: templates filled with what a folder knows, and the parts that a push writes anew.
+
+A part stands between `<!-- begin NAME ... -->` and `<!-- end NAME -->`; what a user writes elsewhere is never touched.
+"""
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import yaml
+from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
+from huggingface_hub.repocard_data import eval_results_to_model_index
+from jinja2 import Environment
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import package_version
+
+
+MODEL_TEMPLATE = Path(__file__).parent / "model_card.md"
+DATASET_TEMPLATE = Path(__file__).parent / "dataset_card.md"
+
+# What a card must say of data whose licence is known; the name of a prepared set's source format is the key.
+DATA_LICENSES = {
+    "camvid": ("cc-by-nc-4.0", "CamVid (SegNet form), CC BY-NC 4.0: research use"),
+    "bdd100k": ("other", "BDD100K: educational, research and not-for-profit use"),
+    "toy": ("apache-2.0", "Drawn toy scenes: no licence of others"),
+}
+UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before you publish."
+
+_METADATA = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
+
+
+# Rendering ---------------------------------------------------------------------------------------------------------
+
+
+def data_license(source_format: str | None, thing: str | None = None) -> tuple[str | None, str]:
+    """The Hub's name of a data licence, and a sentence on it.
+
+    Args:
+        source_format: what the data was prepared from (`camvid`, `toy`, ...).
+        thing: what the licence holds for as well ("these weights").
+
+    Example:
+        >>> data_license("camvid", "these weights")
+        ('cc-by-nc-4.0', 'CamVid (SegNet form), CC BY-NC 4.0: research use; the same holds for these weights.')
+    """
+    name, sentence = DATA_LICENSES.get(source_format, (None, None))
+    if sentence is None:
+        return None, UNKNOWN_LICENSE
+    return name, f"{sentence}; the same holds for {thing}." if thing and source_format != "toy" else f"{sentence}."
+
+
+def render_model_card(
+    labels: LabelSet,
+    *,
+    title: str,
+    source: str,
+    license_name: str | None,
+    network: str,
+    parameters: int | None,
+    scheduler_config: dict[str, Any] | None = None,
+    training: dict[str, Any] | None = None,
+    pipeline_class: str = "MaskGuidedDDPMPipeline",
+) -> str:
+    """Fill `model_card.md`.
+
+    Args:
+        labels: what the network draws.
+        title: the card's first line.
+        source: folder or repository id that `from_pretrained` takes.
+        license_name: the Hub's name of the licence, where known.
+        network: class of the network.
+        parameters: how many weights it has, where known.
+        scheduler_config: of the scheduler saved beside it; needed where no run tells more.
+        training: what the training run knows, see the template; None for a pipeline saved without a run.
+        pipeline_class: class of the pipeline.
+    """
+    data = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag="image-to-image",
+        license=license_name,
+        tags=["diffusers", "semantic-segmentation", "mask-to-image", "synthetic-data", "semseg-diffusers"],
+    )
+    return _render(
+        MODEL_TEMPLATE,
+        card_data=data.to_yaml(),
+        title=title,
+        version=package_version(),
+        use=model_use(source, pipeline_class=pipeline_class),
+        classes=class_table(labels),
+        network=network,
+        parameters="" if parameters is None else f", {parameters:,} parameters",
+        scheduler=scheduler_config,
+        training=training,
+        results="None measured by the training run. `semseg-diffusers agreement` compares samples with their masks.",
+    )
+
+
+def render_dataset_card(*, title: str, license_name: str | None, license_text: str, synthetic: bool) -> str:
+    """Fill `dataset_card.md`; its parts are empty until `replace_part` fills them."""
+    data = DatasetCardData(
+        license=license_name,
+        task_categories=["image-segmentation"],
+        annotations_creators=["machine-generated"] if synthetic else None,
+        tags=["semantic-segmentation", "semseg-diffusers", *(["synthetic"] if synthetic else [])],
+        pretty_name=title,
+    )
+    return _render(
+        DATASET_TEMPLATE, card_data=data.to_yaml(), title=title, license_text=license_text, synthetic=synthetic
+    )
+
+
+def _render(template: Path, **values: Any) -> str:
+    text = template.read_text(encoding="utf-8")
+    return Environment(keep_trailing_newline=True).from_string(text).render(**values)  # noqa: S701 (Markdown, not HTML)
+
+
+def class_table(labels: LabelSet) -> str:
+    """The label set as a Markdown table."""
+    rows = [
+        *((str(i), name, color) for i, (name, color) in enumerate(zip(labels.names, labels.colors, strict=True))),
+        (str(labels.ignore_index), "unknown", labels.ignore_color),
+    ]
+    lines = [f"| {number} | {name} | {', '.join(map(str, color))} |" for number, name, color in rows]
+    return "\n".join(["| id | class | colour (r, g, b) |", "|---:|---|---|", *lines])
+
+
+def model_use(source: str, revision: str | None = None, pipeline_class: str = "MaskGuidedDDPMPipeline") -> str:
+    """How to load a model, as the card says it."""
+    pinned = f', revision="{revision}"' if revision else ""
+    return f"""```python
+from semseg_diffusers import {pipeline_class}
+
+pipe = {pipeline_class}.from_pretrained("{source}"{pinned})
+image = pipe("mask.png").images[0]  # class ids, or the colours below
+```
+
+Without the package: `DiffusionPipeline.from_pretrained(x{pinned}, custom_pipeline=x, trust_remote_code=True)` with
+`x = "{source}"` runs the code files that lie beside the weights; read them first."""
+
+
+def dataset_use(repo_id: str, revision: str | None = None) -> str:
+    """How to load and train on a data set, as the card says it."""
+    pinned = f', revision="{revision}"' if revision else ""
+    return f"""```python
+from semseg_diffusers.data.loading import load_pairs
+
+pairs = load_pairs("{repo_id}", "train"{pinned})
+pair = pairs[0]  # "image" uint8 (3, H, W), "mask" class ids uint8 (H, W), "stem"
+```
+
+`datasets.load_dataset("{repo_id}"{pinned})` gives the same as pictures: `image`, and `mask`, whose pixel values are
+class ids. To train: `accelerate launch train_accelerate.py --dataset {repo_id} --output_dir RUN`."""
+
+
+def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[str, int]) -> str:
+    """How many pairs, how they were made, and their classes.
+
+    Args:
+        labels: of the masks.
+        record: `prepare.json` or `generation.json`.
+        counts: split -> pairs.
+    """
+    if "guidance_scale" in record:
+        size = f"{record['height']} x {record['width']}"
+        how = (
+            f"Drawn by `{without_machine_paths(record['model'])}` (revision {record['revision']}) with "
+            f"{record['scheduler']}, {record['num_inference_steps']} steps, guidance {record['guidance_scale']:g} "
+            f"from {record['guidance_start']:g} to {record['guidance_stop']:g} of them, seed {record['seed']}, "
+            f"{record['dtype']}. Each row names its seed and its mask; `generation.json` holds all settings."
+        )
+    else:
+        resolution = record.get("resolution")
+        size = " x ".join(map(str, resolution)) if isinstance(resolution, list) else "their own"
+        command = "toy" if record.get("format") == "toy" else f"prepare --format {record.get('format')}"
+        small = f" {record['enlarged']} pairs were smaller and were enlarged." if record.get("enlarged") else ""
+        how = f"Made by `semseg-diffusers {command}`; `prepare.json` holds all settings.{small}"
+    rows = [f"| {split} | {count} |" for split, count in counts.items()]
+    sizes = f"Height x width: {size} pixels." if size != "their own" else "Pictures keep their own size."
+    return "\n".join(["| split | pairs |", "|---|---:|", *rows, "", sizes, how, "", class_table(labels)])
+
+
+# Parts and metadata ------------------------------------------------------------------------------------------------
+
+
+def replace_part(card: str, name: str, content: str) -> str:
+    """Write a marked part anew; a card without that part stays as it is."""
+    pattern = re.compile(rf"(<!-- begin {name}\b[^\n]*-->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", card, count=1)
+
+
+def has_part(card: str, name: str) -> bool:
+    return replace_part(card, name, "\0") != card
+
+
+def metadata(card: str) -> dict[str, Any]:
+    """The YAML block at the head of a card; empty where there is none.
+
+    Raises:
+        ValueError: the block is no YAML, or no list of keys.
+    """
+    block = _METADATA.match(card.replace("\r\n", "\n"))
+    try:
+        values = yaml.safe_load(block[1]) if block else None
+    except yaml.YAMLError as err:
+        raise ValueError(
+            f"the metadata at the head of README.md is no valid YAML: {' '.join(str(err).split())}"
+        ) from err
+    if values is not None and not isinstance(values, dict):
+        raise ValueError("the metadata at the head of README.md must be `key: value` lines.")
+    return values or {}
+
+
+def with_metadata(card: str, **changes: Any) -> str:
+    """Set keys of the metadata; a card where nothing changes keeps its block to the last character."""
+    before = metadata(card)
+    after = {**before, **changes}
+    if after == before:
+        return card
+    text = card.replace("\r\n", "\n")
+    block = _METADATA.match(text)
+    dumped = yaml.safe_dump(after, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"---\n{dumped}---\n{text[block.end() :] if block else text}"
+
+
+def outside_parts(card: str) -> str:
+    """What a user may have written: the card without its metadata and its marked parts."""
+    text = _METADATA.sub("", card.replace("\r\n", "\n"))
+    return re.sub(r"<!-- begin (\w+)\b[^\n]*-->\n.*?<!-- end \1 -->", "", text, flags=re.DOTALL).strip()
+
+
+def without_machine_paths(value: Any) -> Any:
+    """Shorten absolute paths in a JSON value to their last part: what is published names no machine's folders.
+
+    Example:
+        >>> without_machine_paths({"dataset": "/home/alice/data/camvid128", "output": "runs/a", "seed": 0})
+        {'dataset': 'camvid128', 'output': 'runs/a', 'seed': 0}
+    """
+    if isinstance(value, dict):
+        return {key: without_machine_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_machine_paths(entry) for entry in value]
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute() or value.startswith("~"):
+                return kind(value).name
+    return value
+
+
+# Results -----------------------------------------------------------------------------------------------------------
+
+ROWS = {
+    "real": "real photos, their masks (ceiling)",
+    "generated": "generated, their masks",
+    "shuffled": "generated, masks of others (floor)",
+}
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read what `semseg-diffusers agreement` wrote.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it is something else.
+    """
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f"--results '{path}' is not valid JSON: {err}.") from err
+    wanted = {"settings": None, "scores": ROWS, "resolution": ("generated",), "num_masks": None}
+    missing = [key for key in wanted if not isinstance(results, dict) or key not in results]
+    missing += [
+        f"{key}.{name}"
+        for key in wanted
+        if key not in missing
+        for name in wanted[key] or ()
+        if name not in results[key]
+    ]
+    if missing:
+        raise ValueError(
+            f"--results '{path}' is no result of `semseg-diffusers agreement`: {', '.join(missing)} is missing."
+        )
+    return without_machine_paths(results)
+
+
+def results_commands(results: dict[str, Any], model: str) -> list[str]:
+    """The two commands that give these numbers: `generate` with this model, then `agreement`."""
+    settings, generation = results["settings"], results.get("generation")
+    masks = f"{settings['dataset']}/{settings['split']}/masks"
+    if results["scores"]["real"]["num_images"] != results["num_masks"]:
+        masks = "MASKS"  # not those of the split: the real photos were not narrowed to them
+    commands = []
+    if generation:
+        options = {
+            "model": model,
+            "masks": masks,
+            "output": settings["generated"],
+            "num_images_per_mask": results["scores"]["generated"]["num_images"] // results["num_masks"],
+        }
+        kept = (
+            "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "height", "width",
+            "dtype", "seed",
+        )  # fmt: skip
+        options |= {name: generation[name] for name in kept if generation.get(name) is not None}
+        commands.append(_command("generate", options))
+    left_out = ("device", "save_segmenter")
+    commands.append(
+        _command(
+            "agreement", {key: value for key, value in settings.items() if value is not None and key not in left_out}
+        )
+    )
+    return commands
+
+
+def _command(name: str, options: dict[str, Any]) -> str:
+    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+    return f"semseg-diffusers {name} {shlex.join(words)}"
+
+
+def results_text(results: dict[str, Any], model: str, file: str) -> str:
+    """The Results section of a card for one file of results.
+
+    Args:
+        results: from `read_results`.
+        model: repository id, or folder, that the command names.
+        file: where the whole lies, beside the card.
+    """
+    settings, scores = results["settings"], results["scores"]
+    height, width = results["resolution"]["generated"]
+    table = [
+        f"| {title} | {scores[name]['mean_iou']:.3f} | {scores[name]['pixel_accuracy']:.3f} "
+        f"| {scores[name]['num_images']} |"
+        for name, title in ROWS.items()
+    ]
+    classes = ", ".join(f"{name} {value:.2f}" for name, value in scores["generated"].get("iou", {}).items())
+    absent = scores["generated"].get("absent") or []
+    versions = ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())
+    commit = f", commit {results['commit'][:12]}" if results.get("commit") else ""
+    lines = [
+        f"Agreement with {results['num_masks']} masks of `{settings['dataset']}` (split `{settings['split']}`) at "
+        f"{height} x {width} pixels, as a small segmentation network reads it that was trained on the real photos. "
+        "It says how well images carry their masks, not how good they look.",
+        "",
+        "| images, scored against | mean IoU | pixel accuracy | images |",
+        "|---|---|---|---|",
+        *table,
+        "",
+        *([f"IoU of the generated images by class: {classes}."] if classes else []),
+        *([f"Not in the masks, so not in the mean: {', '.join(absent)}."] if absent else []),
+        "",
+        "```bash",
+        *results_commands(results, model),
+        "```",
+        "",
+        f"All numbers and settings: [{file}]({file}). Versions: {versions}{commit}.",
+        *(f"- {note}" for note in results.get("notes", [])),
+    ]
+    return "\n".join(lines)
+
+
+def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The Hub's `model-index` metadata: the scores of the generated images, not those of real photos."""
+    rows = []
+    for results in all_results:
+        settings, generated = results["settings"], results["scores"]["generated"]
+        for metric, title in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
+            rows.append(
+                EvalResult(
+                    task_type="image-to-image",
+                    task_name="images from segmentation masks",
+                    dataset_type=settings["dataset"],
+                    dataset_name=PurePosixPath(settings["dataset"]).name,
+                    dataset_split=settings["split"],
+                    metric_type=metric,
+                    metric_name=f"agreement, {title}",
+                    metric_value=round(generated[metric], 6),
+                    metric_args={"command": results_commands(results, model_name)[-1]},
+                )
+            )
+    return eval_results_to_model_index(model_name.split("/")[-1], rows)

@@ -1,0 +1,503 @@
+"""Publishes a model or a data set on the Hugging Face Hub, with its card; the same command completes or renews it.
+
+The token comes from HF_TOKEN or `hf auth login`, never from an option.
+"""
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
+from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from semseg_diffusers import cards
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE
+from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.hub_errors import KINDS, LOG_IN, HubError, hub_errors
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
+
+
+logger = logging.getLogger(__name__)
+
+CARD, INDEX = "README.md", "model_index.json"
+OUR_PIPELINES = "MaskGuided"  # how the class names of our pipelines begin
+WEIGHTS = (".safetensors", ".bin")
+GENERATION_FILE = "generation.json"
+# What a repository may hold and still count as empty: what its page writes when it is made there.
+EMPTY_FILES = frozenset((".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"))
+AGAIN = "Run the same command again: it goes on, and files that are stored already are not sent twice."
+
+
+# The repository ----------------------------------------------------------------------------------------------------
+
+
+def prepare_repo(
+    repo_id: str | None, *, default_name: str, repo_type: str = "model", private: bool | None = None
+) -> str:
+    """Make a repository, or check that the one there may be written: before any work that ends in a push.
+
+    Args:
+        repo_id: "user/name", or "name" for one's own; None takes `default_name`.
+        default_name: its name where `repo_id` is None; what the Hub does not allow becomes "-".
+        repo_type: "model" or "dataset".
+        private: who may see a new repository; None leaves it to the Hub. One that is there must agree.
+
+    Returns:
+        the whole id, "user/name".
+
+    Raises:
+        HubError: no token, a wrong one, or one that may not write there; no connection.
+        ValueError: the repository holds something else, or is public and was wanted private; the name is not allowed.
+    """
+    name = repo_id or re.sub(r"[^\w.-]+|--+|\.\.+", "-", default_name, flags=re.ASCII).strip("-.") or "semseg"
+    api, kind = HfApi(), KINDS[repo_type]
+    action = f"preparing the {kind} '{name}' on the Hub"
+    with hub_errors(action, name, repo_type):
+        user = api.whoami()
+        full = name if "/" in name else f"{user['name']}/{name}"
+        if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+            raise HubError(f"{action}: the token of '{user['name']}' may only read. Take one that may write. {LOG_IN}")
+        try:
+            found = api.repo_info(full, repo_type=repo_type)
+        except RepositoryNotFoundError:
+            return api.create_repo(full, repo_type=repo_type, private=private, exist_ok=True).repo_id
+        owners = {user["name"], *(group["name"] for group in user.get("orgs", []))}
+        if full.split("/")[0] not in owners:
+            raise HubError(
+                f"{action}: '{full}' is not of {' or '.join(sorted(owners))}, whom the token is of. {LOG_IN}"
+            )
+        if private and not found.private:
+            raise ValueError(
+                f"--private: '{full}' is there and public. Make it private on its page (Settings) first, or name "
+                "another repository."
+            )
+        _check_content(full, {file.rfilename for file in found.siblings or ()}, repo_type)
+    return full
+
+
+def _check_content(repo_id: str, files: set[str], repo_type: str) -> None:
+    """Refuse a repository that holds anything but what we push there."""
+    rest = sorted(files - EMPTY_FILES)
+    if not rest or (repo_type == "dataset" and LABELS_FILE in files):
+        return
+    found = f"other files ({', '.join(rest[:4])}{', ...' if len(rest) > 4 else ''})"
+    if repo_type == "model":
+        config_file = next((name for name in (INDEX, "config.json") if name in files), None)
+        config = _read_json(hf_hub_download(repo_id, config_file)) if config_file else {}
+        name = config.get("_class_name") or next(iter(config.get("architectures") or ()), config.get("model_type"))
+        if config_file == INDEX and str(name).startswith(OUR_PIPELINES):
+            return
+        found = f"a {name} ({config_file})" if name else found
+    raise ValueError(
+        f"'{repo_id}' on the Hub holds {found}; wanted a {KINDS[repo_type]} of this package, or an empty repository. "
+        "Nothing was pushed. Name another with --repo_id, or delete that one on its page."
+    )
+
+
+def _read_json(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f"'{path}' is not valid JSON: {err}.") from err
+    return content if isinstance(content, dict) else {}
+
+
+def _open_branch(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> tuple[set[str], str]:
+    """Make the branch if need be; return the files there and the text of the card there."""
+    if revision is not None:
+        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+    info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+    files = {file.rfilename for file in info.siblings or ()}
+    if CARD not in files:
+        return files, ""
+    path = hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=revision)
+    return files, Path(path).read_text(encoding="utf-8")
+
+
+def _merge_cards(card: str, there: str, repo_id: str, from_there: Sequence[str], not_from_there: Sequence[str]) -> str:
+    """Fill what the metadata of a card leaves open from the card on the Hub, where one may have been edited."""
+    ours, theirs = cards.metadata(card), cards.metadata(there)
+    kept = {
+        key: value
+        for key, value in theirs.items()
+        if key in from_there or (ours.get(key) is None and key not in not_from_there)
+    }
+    if cards.outside_parts(there) not in ("", cards.outside_parts(card)):
+        logger.warning(f"{CARD} of '{repo_id}' said other things; they stay in its history on the Hub.")
+    card = cards.with_metadata(card, **kept)
+    if not cards.metadata(card).get("license"):
+        logger.warning(f"the card of '{repo_id}' names no licence: write `license:` at the head of its {CARD}.")
+    return card
+
+
+# Models ------------------------------------------------------------------------------------------------------------
+
+
+def push_model(
+    folder: str | os.PathLike,
+    repo_id: str | None,
+    *,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    results: Sequence[str | os.PathLike] | None = None,
+) -> str:
+    """Push a saved pipeline in one commit: weights, configs, code files, settings, log, newest preview, and the card.
+
+    The card's marked parts are written anew, in the folder too; the rest of it is the user's. Files that an earlier
+    push left beside the network and the scheduler go. Checkpoints and tracker logs are never pushed. A preview shows
+    photos of the data, so it goes only where the card names a licence.
+
+    Args:
+        folder: a run folder, or what `save_pretrained` wrote.
+        repo_id: "user/name"; None takes the folder's name.
+        revision: branch, made if need be.
+        commit_message: title of the commit.
+        private: see `prepare_repo`.
+        results: files that `semseg-diffusers agreement` wrote, for the card's Results.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ValueError: the folder holds no whole pipeline of ours, the results are of other weights; see `prepare_repo`.
+        HubError: the Hub, or the way to it, failed.
+    """
+    folder = Path(folder)
+    index = check_model_folder(folder)
+    scores = {f"results/{Path(path).name}": cards.read_results(Path(path)) for path in results or ()}
+    if len(scores) < len(results or ()):
+        raise ValueError("--results: two files have the same name; give each its own.")
+    for path, score in zip(results or (), scores.values(), strict=True):
+        _check_weights(folder, score, path)
+
+    repo_id = prepare_repo(repo_id, default_name=folder.resolve().name, private=private)
+    api = HfApi()
+    with hub_errors(f"pushing '{folder}' to '{repo_id}'", repo_id, revision=revision, again=AGAIN):
+        there, card_there = _open_branch(api, repo_id, "model", revision)
+        card = _model_card(folder, index, repo_id, revision, scores)
+        card = _merge_cards(card, card_there, repo_id, (), ("model-index",))
+        contents = _model_files(folder, index)
+        preview = next(iter(sorted(folder.glob("previews/[!.]*.png"), reverse=True)), None)
+        if preview is not None and cards.metadata(card).get("license"):
+            contents[f"previews/{preview.name}"] = preview
+            caption = f"![mask, samples, photo](previews/{preview.name})\n\n*The run's last preview, with its data.*"
+            card = cards.replace_part(card, "preview", caption)
+        write_text(folder / CARD, card)
+        contents[CARD] = card.encode()
+        contents |= {name: _json_bytes(score) for name, score in scores.items()}
+        owned = tuple(f"{part}/" for part in (*_components(index), "previews"))
+        stale = sorted(name for name in there if name.startswith(owned) and name not in contents)
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationDelete(name) for name in stale),
+                *(CommitOperationAdd(name, content) for name, content in sorted(contents.items())),
+            ],
+            commit_message=commit_message or f"Push {index['_class_name']}",
+            revision=revision,
+        )
+    return commit.commit_url
+
+
+def check_model_folder(folder: Path) -> dict[str, Any]:
+    """Return the `model_index.json` of a folder that holds a whole pipeline of ours.
+
+    Raises:
+        ValueError: it does not; the message says what is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder '{folder}' to push.")
+    if not (folder / INDEX).is_file():
+        if any(folder.glob("checkpoint-*")):
+            hint = "The run is not finished: go on with it by --resume_from_checkpoint latest."
+        else:
+            hint = "Wanted a run folder of `semseg-diffusers train`, or what `pipe.save_pretrained` wrote."
+        raise ValueError(f"'{folder}' holds no {INDEX}, so it is no saved pipeline. {hint}")
+    index = _read_json(folder / INDEX)
+    if not str(index.get("_class_name")).startswith(OUR_PIPELINES):
+        raise ValueError(
+            f"'{folder}' holds a {index.get('_class_name')}, no pipeline of this package: push it by its own "
+            "`push_to_hub`."
+        )
+    wanted = ["pipeline.py"]
+    for name, (library, _) in _components(index).items():
+        wanted += [f"{name}/{library}.py"] if library != "diffusers" else []
+        wanted += [f"{name}/{'scheduler_config.json' if name == 'scheduler' else 'config.json'}"]
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if not any(path.suffix in WEIGHTS for path in _whole_files(folder / "unet")):
+        missing.append("unet/diffusion_pytorch_model.safetensors")
+    if missing:
+        raise ValueError(f"'{folder}' is no whole pipeline: {', '.join(missing)} is missing. Save it again.")
+    return index
+
+
+def _components(index: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+
+
+def _whole_files(folder: Path) -> list[Path]:
+    """Files of a folder, without hidden ones and those that are being written."""
+    half_written = re.compile(r"\.tmp(-\d+)?$|\.writing$")
+    files = (path for path in sorted(folder.glob("*")) if path.is_file())
+    return [path for path in files if not path.name.startswith(".") and not half_written.search(path.name)]
+
+
+def _model_files(folder: Path, index: Mapping[str, Any]) -> dict[str, Path | bytes]:
+    """Path in the repository -> file or content, without the card and the pictures."""
+    contents: dict[str, Path | bytes] = {
+        f"{name}/{path.name}": path for name in _components(index) for path in _whole_files(folder / name)
+    }
+    contents |= {name: folder / name for name in (INDEX, "pipeline.py")}
+    if (folder / "log.jsonl").is_file():
+        contents["log.jsonl"] = folder / "log.jsonl"
+    if (folder / "settings.json").is_file():
+        contents["settings.json"] = _json_bytes(cards.without_machine_paths(_read_json(folder / "settings.json")))
+    return contents
+
+
+def _json_bytes(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _model_card(
+    folder: Path, index: dict[str, Any], repo_id: str, revision: str | None, scores: Mapping[str, dict]
+) -> str:
+    """The folder's card, or a new one, with its parts written for this repository."""
+    path = folder / CARD
+    if path.is_file():
+        card = path.read_text(encoding="utf-8")
+    else:
+        config = _read_json(folder / "unet" / "config.json")
+        card = cards.render_model_card(
+            LabelSet.from_config(config),
+            title=folder.resolve().name,
+            source=repo_id,
+            license_name=None,
+            network=config.get("_class_name", ""),
+            parameters=_count_parameters(folder / "unet"),
+            scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
+            pipeline_class=index["_class_name"],
+        )
+    name = repo_id.split("/")[-1]
+    card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {name}\n", 1)
+    card = cards.replace_part(card, "use", cards.model_use(repo_id, revision, index["_class_name"]))
+    if scores:
+        text = "\n\n".join(cards.results_text(score, repo_id, file) for file, score in scores.items())
+        if not cards.has_part(card, "results"):
+            card += "\n## Results\n\n<!-- begin results -->\n<!-- end results -->\n"
+        card = cards.replace_part(card, "results", text)
+        card = cards.with_metadata(card, **{"model-index": cards.model_index(repo_id, list(scores.values()))})
+    return card
+
+
+def _count_parameters(folder: Path) -> int | None:
+    """How many weights the safetensors files of a folder hold, read from their headers; None where there are none."""
+    total = 0
+    for path in (path for path in _whole_files(folder) if re.fullmatch(r"[^.]+\.safetensors", path.name)):
+        with safe_open(path, framework="pt") as file:
+            total += sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())  # noqa: SIM118
+    return total or None
+
+
+def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
+    """A hash of weights by name, type and value, whatever file they lie in: `generate` writes it beside its images."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def _check_weights(folder: Path, results: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Refuse results of images that other weights drew, where the results say which."""
+    generation = results.get("generation") or {}
+    scored = str(generation.get("revision"))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if not scored.startswith("sha256:") or generation.get("dtype") != "float32" or not weights.is_file():
+        return
+    ours = weights_hash(load_file(weights))
+    if ours != scored:
+        raise ValueError(
+            f"--results '{path}' is of other weights ({scored}) than '{folder}' holds ({ours}). Generate with this "
+            "model and run `semseg-diffusers agreement` again."
+        )
+
+
+# Data sets ---------------------------------------------------------------------------------------------------------
+
+
+def push_dataset(
+    folder: str | os.PathLike,
+    repo_id: str | None,
+    *,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    private: bool | None = None,
+) -> str:
+    """Push a prepared or a generated folder as Parquet, the files' bytes unchanged, with label set, record and card.
+
+    The Hub allows 10,000 files in a folder, which public sets exceed; so the pairs go through `datasets`.
+
+    Args:
+        folder: what `semseg-diffusers prepare`, `toy` or `generate` wrote.
+        repo_id: "user/name"; None takes the folder's name.
+        revision: branch, made if need be.
+        commit_message: title of the commit.
+        private: see `prepare_repo`.
+
+    Returns:
+        URL of the commit.
+
+    Raises:
+        ValueError: the folder is no data set of ours, or see `prepare_repo`.
+        HubError: the Hub, or the way to it, failed.
+    """
+    import datasets  # here: importing it takes long, and pushing a model needs none of it
+
+    folder = Path(folder)
+    labels, record_file = check_dataset_folder(folder)
+    record = _read_json(folder / record_file)
+    tables = datasets.load_dataset(str(folder))
+    for split in tables:
+        _ = load_pairs(folder, split)[0]  # columns, label set and sizes go together, or it says what does not
+        for column in {"source_mask", "model"} & set(tables[split].column_names):
+            values = cards.without_machine_paths(tables[split][column][:])
+            tables[split] = tables[split].remove_columns(column).add_column(column, values)
+
+    repo_id = prepare_repo(repo_id, default_name=folder.resolve().name, repo_type="dataset", private=private)
+    api = HfApi()
+    with hub_errors(f"pushing '{folder}' to '{repo_id}'", repo_id, "dataset", revision=revision, again=AGAIN):
+        _, card_there = _open_branch(api, repo_id, "dataset", revision)
+        counts = {split: len(table) for split, table in tables.items()}
+        card = _dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
+        card = _merge_cards(card, card_there, repo_id, ("configs", "dataset_info"), ())
+        # 1. what says what the repository is; so that after a broken connection it is known for ours
+        api.create_commit(
+            repo_id,
+            [
+                CommitOperationAdd(CARD, card.encode()),
+                CommitOperationAdd(LABELS_FILE, _json_bytes(labels.to_config())),
+                CommitOperationAdd(record_file, _json_bytes(cards.without_machine_paths(record))),
+            ],
+            commit_message=f"{commit_message or 'Push data set'}: card and label set",
+            repo_type="dataset",
+            revision=revision,
+        )
+        # 2. the pairs; `datasets` adds `configs` and `dataset_info` to the card's metadata
+        commit = tables.push_to_hub(repo_id, revision=revision, commit_message=commit_message or "Push data set")
+    return commit.commit_url
+
+
+def check_dataset_folder(folder: Path) -> tuple[LabelSet, str]:
+    """Return the label set of a data set of ours, and which file says how it was made.
+
+    Raises:
+        ValueError: it is none; the message says what is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder '{folder}' to push.")
+    record_file = next((name for name in (SETTINGS_FILE, GENERATION_FILE) if (folder / name).is_file()), None)
+    if record_file is None or not (folder / LABELS_FILE).is_file():
+        missing = LABELS_FILE if record_file else f"{SETTINGS_FILE} or {GENERATION_FILE}"
+        hint = " It holds a model: push it with --model." if (folder / INDEX).is_file() else ""
+        raise ValueError(
+            f"'{folder}' is no data set that `semseg-diffusers prepare` or `generate` made: it holds no "
+            f"{missing}.{hint}"
+        )
+    return LabelSet.from_json(folder / LABELS_FILE), record_file
+
+
+def _dataset_card(
+    folder: Path,
+    repo_id: str,
+    revision: str | None,
+    labels: LabelSet,
+    record: dict[str, Any],
+    counts: Mapping[str, int],
+    card_there: str,
+) -> str:
+    """The card in the folder, else the one on the Hub, else a new one, with its parts written for this push."""
+    synthetic = "guidance_scale" in record
+    path = folder / CARD
+    if path.is_file():
+        card = path.read_text(encoding="utf-8")
+    elif cards.has_part(card_there, "content"):
+        card = card_there
+    else:
+        license_name, license_text = cards.data_license(None if synthetic else record.get("format"))
+        model_card = Path(record.get("model", "")) / CARD
+        if synthetic and model_card.is_file():
+            license_name = cards.metadata(model_card.read_text(encoding="utf-8")).get("license")
+        if synthetic:
+            license_text = "Images carry the licence of what their model was trained on"
+            license_text += f": {license_name}." if license_name else ". It is not known here: fill it in."
+        card = cards.render_dataset_card(
+            title=repo_id.split("/")[-1], license_name=license_name, license_text=license_text, synthetic=synthetic
+        )
+    card = cards.replace_part(card, "use", cards.dataset_use(repo_id, revision))
+    return cards.replace_part(card, "content", cards.dataset_content(labels, record, counts))
+
+
+def load_pipeline(model: str | os.PathLike, *, revision: str | None = None, **kwargs: Any) -> MaskGuidedDDPMPipeline:
+    """Load a pipeline from a folder or the Hub; what is wrong with the id or the connection comes with a hint.
+
+    Args:
+        model: folder, or "user/name".
+        revision: branch, tag or commit on the Hub.
+        **kwargs: for `from_pretrained`.
+
+    Raises:
+        ValueError: no such folder, or it holds another pipeline.
+        HubError: the Hub has no such model, or does not let one in.
+    """
+    name = os.fspath(model)
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise ValueError(f"there is no folder '{name}', and it is no model id of the Hub (owner/name) either.")
+    with hub_errors(f"loading the model '{name}'", name, revision=revision):
+        found = MaskGuidedDDPMPipeline.load_config(name, revision=revision).get("_class_name")
+        if not str(found).startswith(OUR_PIPELINES):
+            raise ValueError(
+                f"'{name}' holds a {found}; wanted a pipeline of this package, such as MaskGuidedDDPMPipeline."
+            )
+        return MaskGuidedDDPMPipeline.from_pretrained(name, revision=revision, **kwargs)
+
+
+# The command -------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `semseg-diffusers push`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="RUN", help="run folder, or a folder that save_pretrained wrote")
+    what.add_argument("--dataset", metavar="DIR", help="folder that prepare, toy or generate wrote")
+    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="repository on the Hub; made if need be")
+    parser.add_argument("--private", action="store_true", help="make it private (default: as the Hub has it, public)")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if need be (default: main)")
+    parser.add_argument("--commit_message", help="title of the commit")
+    parser.add_argument(
+        "--results", nargs="+", metavar="FILE", help="what `agreement` wrote of this model, for its card"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Push, and say where it is."""
+    if args.dataset and args.results:
+        raise ValueError("--results belongs to a model's card: give it with --model.")
+    options = {"revision": args.revision, "commit_message": args.commit_message, "private": args.private or None}
+    if args.model:
+        url = push_model(args.model, args.repo_id, results=args.results, **options)
+    else:
+        url = push_dataset(args.dataset, args.repo_id, **options)
+    sys.stdout.write(f"pushed: {url}\n")
