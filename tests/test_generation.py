@@ -1,6 +1,11 @@
 """Generation: masks in, labelled images out; the same images whatever the batch size, the order or an interruption."""
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,16 +15,14 @@ from PIL import Image
 
 from semseg_diffusers import cli
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.dataset import (
-    GenerationSettings,
-    find_masks,
-    generate_dataset,
-    image_seed,
-    new_scheduler,
-    read_metadata,
-)
+from semseg_diffusers.generation import output_folder
+from semseg_diffusers.generation.dataset import generate_dataset
+from semseg_diffusers.generation.jobs import Job, find_masks, image_seed
+from semseg_diffusers.generation.output_folder import read_metadata
+from semseg_diffusers.generation.plan import GenerationSettings, new_scheduler
+from semseg_diffusers.generation.processes import SIGNALS
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 
 
 LABELS = LabelSet(
@@ -101,15 +104,20 @@ def test_an_image_is_that_of_its_recorded_seed(pipeline, masks, tmp_path):
 
 
 def test_images_depend_on_neither_batch_size_nor_order_nor_number(pipeline, masks, tmp_path):
-    generate_dataset(pipeline, masks, tmp_path / "one", FEW, num_images_per_mask=2, batch_size=1)
-    generate_dataset(pipeline, masks, tmp_path / "four", FEW, num_images_per_mask=2, batch_size=4)
+    for batch_size in (1, 3, 8):
+        generate_dataset(
+            pipeline, masks, tmp_path / str(batch_size), FEW, num_images_per_mask=2, batch_size=batch_size
+        )
+    for folder, mask in (("1", "night/c.png"), ("2", "b.png"), ("3", "a.png")):
+        (tmp_path / "reversed" / folder).mkdir(parents=True)
+        shutil.copy(masks / mask, tmp_path / "reversed" / folder)
+    generate_dataset(pipeline, tmp_path / "reversed", tmp_path / "order", FEW, num_images_per_mask=2, batch_size=3)
     generate_dataset(pipeline, masks / "night" / "c.png", tmp_path / "alone", FEW)
-    for name in names(tmp_path / "one" / "images"):
-        first = pixels(tmp_path / "one" / "images" / name)
-        assert np.abs(first - pixels(tmp_path / "four" / "images" / name)).max() <= 1
-        if name == "c_0.png":
-            assert np.abs(first - pixels(tmp_path / "alone" / "images" / name)).max() <= 1
-    a, b = (pixels(tmp_path / "one" / "images" / f"a_{index}.png") for index in range(2))
+    for name in names(tmp_path / "1" / "images"):
+        first = pixels(tmp_path / "1" / "images" / name)
+        for other in ("3", "8", "order", *(["alone"] if name == "c_0.png" else [])):
+            assert np.abs(first - pixels(tmp_path / other / "images" / name)).max() <= 1, (name, other)
+    a, b = (pixels(tmp_path / "1" / "images" / f"a_{index}.png") for index in range(2))
     assert np.abs(a - b).max() > 10  # and each has its own noise
 
 
@@ -156,6 +164,156 @@ def test_an_interrupted_run_leaves_what_it_made_with_metadata(pipeline, masks, t
     monkeypatch.undo()
     report = generate_dataset(pipeline, masks, tmp_path / "out", FEW, batch_size=1)
     assert (report.num_made, report.num_kept) == (2, 1)
+
+
+def test_a_mask_that_is_cut_off_is_made_again(pipeline, masks, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(pipeline, masks, out, FEW)
+    (out / "masks" / "b_0.png").write_bytes((out / "masks" / "b_0.png").read_bytes()[:100])
+    report = generate_dataset(pipeline, masks, out, FEW)
+    assert (report.num_made, report.num_kept) == (1, 2)
+    assert np.array_equal(pixels(out / "masks" / "b_0.png"), draw_ids(1))
+
+
+@pytest.mark.parametrize("name", [name for name in SIGNALS if hasattr(signal, name)])
+def test_a_signal_ends_the_command_and_what_is_made_is_listed(pipeline, masks, tmp_path, monkeypatch, capsys, name):
+    pipeline.save_pretrained(tmp_path / "run")
+    options = ["generate", "--model", str(tmp_path / "run"), "--masks", str(masks), "--output", str(tmp_path / "out")]
+    options += ["--num_inference_steps", "2", "--batch_size", "1", "--device", "cpu"]
+    step, calls = DDIMScheduler.step, []
+
+    def told_to_end(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == 4:  # in the second image
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(DDIMScheduler, "step", told_to_end)
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(options)
+    assert ended.value.code == 128 + getattr(signal, name)
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert [row["stem"] for row in read_metadata(tmp_path / "out")] == ["a"]
+    assert names(tmp_path / "out" / "images") == ["a_0.png"]
+    monkeypatch.undo()
+    assert cli.main(options) == 0
+    assert "2 images made, 1 kept" in capsys.readouterr().out
+
+
+def test_images_of_a_killed_run_are_listed_though_other_masks_are_asked_for(pipeline, masks, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(pipeline, masks, out, FEW)
+    rows = read_metadata(out)
+    (out / "metadata.jsonl").unlink()
+    shutil.copy(masks / "a.png", out / "images" / "holiday.png")  # none of ours: it carries no row
+    report = generate_dataset(pipeline, masks / "b.png", out, FEW)
+    assert (report.num_made, report.num_kept) == (0, 1)
+    assert read_metadata(out) == rows
+
+
+def test_images_that_a_tool_wrote_anew_are_listed(pipeline, masks, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(pipeline, masks, out, FEW)
+    rows = read_metadata(out)
+    for name in names(out / "images"):
+        Image.fromarray(pixels(out / "images" / name).astype(np.uint8)).save(out / "images" / name)
+    (out / "metadata.jsonl").unlink()
+    assert generate_dataset(pipeline, masks, out, FEW).num_made == 0
+    assert read_metadata(out) == rows
+
+
+def test_pairs_that_were_deleted_are_not_listed(pipeline, masks, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(pipeline, masks, out, FEW)
+    (out / "images" / "a_0.png").unlink()
+    (out / "masks" / "b_0.png").unlink()
+    generate_dataset(pipeline, masks / "night", out, FEW)
+    assert [row["stem"] for row in read_metadata(out)] == ["c"]
+
+
+def test_a_row_is_not_lost_to_a_process_that_looked_earlier(pipeline, masks, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    generate_dataset(pipeline, masks, out, FEW)
+    complete = (out / "metadata.jsonl").read_text()
+    (out / "metadata.jsonl").unlink()
+    written = []
+
+    def another_follows(path, text):
+        written.append(text)
+        write_text(path, text if len(written) > 1 else text.splitlines()[0] + "\n")  # it has seen one image only
+
+    monkeypatch.setattr(output_folder, "write_text", another_follows)
+    output_folder.update_metadata(out)
+    assert (out / "metadata.jsonl").read_text() == complete
+    assert len(written) == 2
+
+
+def test_a_broken_metadata_file_is_named_and_made_anew_once_it_is_gone(pipeline, masks, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(pipeline, masks, out, FEW)
+    complete = (out / "metadata.jsonl").read_text()
+    (out / "metadata.jsonl").write_text(complete[:-30])
+    with pytest.raises(ValueError, match=r"metadata\.jsonl' is not valid JSON lines .* Delete it"):
+        generate_dataset(pipeline, masks, out, FEW)
+    (out / "metadata.jsonl").unlink()
+    generate_dataset(pipeline, masks, out, FEW)
+    assert (out / "metadata.jsonl").read_text() == complete
+
+
+def test_a_run_that_was_killed_before_its_first_image_is_continued(pipeline, masks, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".lock").touch()
+    (out / "generation.json.tmp-123").write_text("{")
+    generate_dataset(pipeline, masks, out, FEW)
+    assert not (out / "generation.json.tmp-123").exists()
+    for name in ("images", "masks"):
+        shutil.rmtree(out / name)
+    (out / "labels.json").unlink()
+    (out / "metadata.jsonl").unlink()
+    other = GenerationSettings(num_inference_steps=1)  # no image stands against other settings
+    assert generate_dataset(pipeline, masks, out, other).num_made == 3
+    assert json.loads((out / "generation.json").read_text())["num_inference_steps"] == 1
+
+
+HOLD_A_LOCK = """
+import sys
+from filelock import FileLock
+lock = FileLock(sys.argv[1])
+lock.acquire()
+print("held", flush=True)
+input()
+"""
+
+
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(pipeline, masks, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    generate_dataset(pipeline, masks, out, FEW)
+    (out / "images" / "b_0.png").unlink()
+    (out / "images" / ".b_0.png.7.tmp").write_bytes(b"being written")
+    command = [sys.executable, "-c", HOLD_A_LOCK, str(out / ".lock")]
+    monkeypatch.setattr(output_folder, "LOCK_PATIENCE", 0)
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "held\n"
+        with pytest.raises(ValueError, match="out' is being written by another generate"):
+            generate_dataset(pipeline, masks, out, FEW)
+        assert (out / "images" / ".b_0.png.7.tmp").exists()
+        first.kill()  # the lock ends with its process, however that ends
+        first.wait()
+    assert generate_dataset(pipeline, masks, out, FEW).num_made == 1
+    assert not (out / "images" / ".b_0.png.7.tmp").exists()
+
+
+def test_images_that_another_machine_put_elsewhere_are_missed(tmp_path, monkeypatch):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a_0.png").touch()
+    monkeypatch.setattr(output_folder, "LISTING_PATIENCE", 0)
+    monkeypatch.setattr(output_folder.time, "sleep", lambda _: None)
+    jobs = [Job(tmp_path / "a.png", index) for index in range(2)]
+    output_folder.wait_for_images(tmp_path, jobs[:1])
+    with pytest.raises(ValueError, match=r"1 images .* such as a_1\.png\. Machines .* need one file system"):
+        output_folder.wait_for_images(tmp_path, jobs)
 
 
 def test_more_images_and_more_masks_can_be_asked_for_later(pipeline, masks, tmp_path):
@@ -254,6 +412,7 @@ def test_a_mask_of_another_size_is_saved_as_it_was_drawn_from(pipeline, tmp_path
         (GenerationSettings(height=16), {}, "height and width go together"),
         (GenerationSettings(height=15, width=16), {}, "got 15 x 16"),
         (GenerationSettings(num_inference_steps=0), {}, "num_inference_steps"),
+        (GenerationSettings(num_inference_steps=1001), {}, "1001"),
         (GenerationSettings(guidance_start=0.9, guidance_stop=0.1), {}, "guidance_stop"),
         (FEW, {"num_images_per_mask": 0}, "num_images_per_mask and batch_size"),
         (FEW, {"batch_size": 0}, "num_images_per_mask and batch_size"),

@@ -1,15 +1,22 @@
 """Turn masks into labelled images: a folder of masks in, a data set out that load_dataset("imagefolder") reads.
 
-Masks are class ids (one channel or palette) or pictures in the model's class colours. An interrupted run is continued
-by the same command; asking for more images per mask, or for more masks, adds to the same output.
+Masks are class ids (one channel or palette) or pictures in the model's class colours. A run that was interrupted or
+killed is continued by the same command; asking for more images per mask, or for more masks, adds to the same output.
+
+Several processes, GPUs or machines share the work, with the same images in the end:
+  accelerate launch [--config_file FILE] -m semseg_diffusers.generation --model ... (the options below)
+Machines need one file system for masks and output.
 """
 
 import argparse
 import sys
 
 import torch
+from diffusers.utils import logging as diffusers_logging
 
-from semseg_diffusers.generation.dataset import GenerationSettings, generate_dataset, new_scheduler
+from semseg_diffusers.generation.dataset import generate_dataset
+from semseg_diffusers.generation.plan import GenerationSettings, new_scheduler
+from semseg_diffusers.generation.processes import OtherProcessError, Processes, ended_by_signals, join_processes
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
@@ -46,9 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_stop", type=float, default=defaults.guidance_stop, help="share of the steps to end guidance at"
     )
     parser.add_argument("--scheduler", help="class name of a diffusers scheduler (default: the model's)")
-    parser.add_argument("--batch_size", type=int, default=8, help="images at a time (default %(default)s)")
+    parser.add_argument(
+        "--batch_size", type=int, default=8, help="images at a time in a process (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=defaults.seed, help="default %(default)s")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: GPU if any")
+    parser.add_argument("--device", help="default: GPU if any; of several processes each takes one of its own")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="default %(default)s")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
     parser.add_argument("--width", type=int, help="pixels (default: the model's)")
@@ -63,13 +72,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    """Load the pipeline and generate."""
-    pipeline = MaskGuidedDDPMPipeline.from_pretrained(args.model, revision=args.revision, dtype=DTYPES[args.dtype]).to(
-        args.device
-    )
-    if args.scheduler:
-        pipeline.scheduler = new_scheduler(args.scheduler, pipeline.scheduler.config)
+def run(args: argparse.Namespace) -> int:
+    """Load the pipeline and generate, together with the other processes of the launch where there are any."""
+    with ended_by_signals():
+        processes, device = join_processes(args.device)
+        try:
+            return _generate(args, processes, device)
+        except OtherProcessError:
+            return 2  # it, or the launcher, says why
+
+
+def _generate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
+    if processes.count > 1 and processes.is_main:
+        sys.stderr.write(f"{processes.count} processes, this one on {device}\n")
+    if not processes.is_main:
+        diffusers_logging.disable_progress_bar()
+
+    def load() -> MaskGuidedDDPMPipeline:
+        pipeline = MaskGuidedDDPMPipeline.from_pretrained(
+            args.model, revision=args.revision, dtype=DTYPES[args.dtype]
+        ).to(device)
+        if args.scheduler:
+            pipeline.scheduler = new_scheduler(args.scheduler, pipeline.scheduler.config)
+        return pipeline
+
     settings = GenerationSettings(
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
@@ -80,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     report = generate_dataset(
-        pipeline,
+        processes.agree(load),
         args.masks,
         args.output,
         settings,
@@ -89,6 +115,26 @@ def run(args: argparse.Namespace) -> None:
         tolerance=args.tolerance,
         contact_sheet_rows=args.contact_sheet,
         show_progress=True,
+        processes=processes,
     )
-    sheet = f"; contact sheet {report.contact_sheet}" if report.contact_sheet else ""
-    sys.stdout.write(f"{report.num_made} images made, {report.num_kept} kept in {report.output}{sheet}\n")
+    if processes.is_main:
+        sheet = f"; contact sheet {report.contact_sheet}" if report.contact_sheet else ""
+        sys.stdout.write(f"{report.num_made} images made, {report.num_kept} kept in {report.output}{sheet}\n")
+    return 0
+
+
+def main() -> None:
+    """Entry point of a process that `accelerate launch` starts."""
+    parser = argparse.ArgumentParser(
+        prog="python -m semseg_diffusers.generation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    args = parser.parse_args()
+    try:
+        status = run(args)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        status = 2
+    sys.exit(status)

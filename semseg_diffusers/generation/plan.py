@@ -1,0 +1,129 @@
+"""What a run of generation will make, checked before any work: settings, the network's size and revision, masks.
+Two runs with an equal `record` make the same images, so an output folder is continued only by such a run."""
+
+import hashlib
+import math
+import os
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.generation.jobs import find_masks
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import resize_ids
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """What an image depends on, beside the model, its scheduler and its mask."""
+
+    num_inference_steps: int = 50
+    guidance_scale: float = 3.0  # 1: plain conditional sampling, one forward a step instead of two
+    guidance_start: float = 0.0  # share of the steps, from the noise on, where guidance begins
+    guidance_stop: float = 1.0  # and where it ends
+    height: int | None = None  # pixels; None: the model's sample_size
+    width: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done, checked."""
+
+    record: dict[str, Any]  # the settings as generation.json keeps them
+    labels: LabelSet
+    size: tuple[int, int]  # (height, width) of the images
+    mask_paths: list[Path]
+    tolerance: float  # RGB distance within which the nearest class colour is taken
+
+    def read_ids(self, path: Path) -> np.ndarray:
+        return resize_ids(self.labels.encode(path, tolerance=self.tolerance), *self.size)  # (H, W)
+
+
+def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
+    """Build a diffusers scheduler by its class name from the configuration of another.
+
+    Raises:
+        ValueError: for a name that is no scheduler of diffusers; the message lists those there are.
+    """
+    scheduler_class = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
+        known = sorted(entry for entry in dir(diffusers) if re.fullmatch(r"(?!Flax|[a-z_]).+Scheduler", entry))
+        raise ValueError(
+            f"no scheduler of diffusers {diffusers.__version__} is called {name!r}; known: {', '.join(known)}"
+        )
+    return scheduler_class.from_config(config)
+
+
+def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
+    """Return (height, width) of the images: as set, else the model's sample size."""
+    if (settings.height is None) != (settings.width is None):
+        raise ValueError(
+            f"height and width go together, give both or none; got {settings.height} and {settings.width}"
+        )
+    if settings.height is not None:
+        return settings.height, settings.width
+    sample_size = pipeline.unet.config.sample_size
+    if sample_size is None:
+        raise ValueError("this model has no sample_size of its own; give height and width")
+    return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+
+
+def model_revision(unet: torch.nn.Module) -> str:
+    """Return the commit of weights that came from the Hub, else a hash of the weights themselves."""
+    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})", str(unet.config.get("_name_or_path", "")))
+    if commit:
+        return commit.group(1)
+    digest = hashlib.sha256()
+    for name, tensor in sorted(unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def plan_generation(pipeline: Any, masks: str | os.PathLike, settings: GenerationSettings, tolerance: float) -> Plan:
+    """Refuse settings that this pipeline cannot take, and write down what the images depend on.
+
+    Raises:
+        FileNotFoundError, ValueError: as `generate_dataset`.
+    """
+    labels = LabelSet.from_config(pipeline.unet.config)
+    height, width = target_size(pipeline, settings)
+    pipeline.check_inputs(
+        num_masks=1,
+        num_images_per_mask=1,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
+        guidance_start=settings.guidance_start,
+        guidance_stop=settings.guidance_stop,
+        generator=None,
+        latents=None,
+        height=height,
+        width=width,
+        class_labels=None,
+        output_type="pil",
+        callback_on_step_end_tensor_inputs=[],
+    )
+    pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
+    record = {
+        "model": str(pipeline.config.get("_name_or_path") or "unsaved"),
+        "revision": model_revision(pipeline.unet),
+        "scheduler": type(pipeline.scheduler).__name__,
+        "scheduler_config": {
+            key: str(value) if value in (math.inf, -math.inf) else value  # JSON has no infinity
+            for key, value in pipeline.scheduler.config.items()
+            if not key.startswith("_")
+        },
+        **asdict(settings),
+        "height": height,
+        "width": width,
+        "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
+        "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
+    }
+    return Plan(record, labels, (height, width), find_masks(masks), tolerance)
