@@ -64,10 +64,11 @@ def assert_same_run(first, second):
 
 def test_sigterm_saves_says_why_and_the_run_goes_on_bit_for_bit(toy, tmp_path):
     changes = {"max_train_steps": 120, "checkpointing_steps": 1000, "gradient_accumulation_steps": 2}
+    changes |= {"dataloader_num_workers": 1}
     settings = tiny_settings(toy, tmp_path / "run", **changes)
     process = start(SCRIPT, *command_line(settings))
     wait_until(lambda: len(log_lines(tmp_path / "run")) > 3, process)
-    process.terminate()
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and clusters do: the reading process gets it too
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     ended = status(tmp_path / "run")

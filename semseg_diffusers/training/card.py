@@ -51,6 +51,7 @@ def save_model_card(
         license_name=license_name,
         network=type(unet).__name__,
         parameters=sum(weight.numel() for weight in unet.parameters()),
+        dataset_id=None if is_folder or settings.dataset.count("/") != 1 else settings.dataset,
         training={
             "num_pairs": num_pairs,
             "dataset": Path(settings.dataset).resolve().name if is_folder else without_machine_paths(settings.dataset),

@@ -87,3 +87,17 @@ class StopRequest:
         if self._number == LAUNCHER_GONE:
             return TrainingStoppedError("the end of the process that launched it", step, 128 + signal.SIGTERM)
         return TrainingStoppedError(signal.Signals(self._number).name, step, 128 + self._number)
+
+
+def shield_worker(_index: int) -> None:
+    """Let a reading process outlive a signal that its whole group got: the run still needs it for its last step.
+
+    A second one ends it, so that nothing waits for a reader that hangs.
+    """
+    for name in (*SIGNALS, "SIGINT"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _let_one_pass)
+
+
+def _let_one_pass(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)

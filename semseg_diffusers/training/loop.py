@@ -21,7 +21,7 @@ from semseg_diffusers.data.loading import PairDataset, load_pairs
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.checkpoints import load_checkpoint, save_checkpoint
-from semseg_diffusers.training.interruption import StopRequest
+from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss, largest_loss_weight
@@ -152,6 +152,7 @@ def train(settings: TrainingSettings) -> Path:
                 start_batch=step * accumulation,
             ),
             num_workers=settings.dataloader_num_workers,
+            worker_init_fn=shield_worker,
             pin_memory=accelerator.device.type == "cuda",
         )
 
