@@ -4,36 +4,41 @@ The token comes from HF_TOKEN or `hf auth login`, never from an option.
 """
 
 import argparse
-import hashlib
-import json
 import logging
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
-from safetensors import safe_open
-from safetensors.torch import load_file
 
-from semseg_diffusers import cards
-from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE
+from semseg_diffusers import card_results, cards
+from semseg_diffusers.data.layout import LABELS_FILE
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.hub_errors import KINDS, LOG_IN, HubError, hub_errors
+from semseg_diffusers.hub_folders import (
+    CARD,
+    INDEX,
+    OUR_PIPELINES,
+    check_dataset_folder,
+    check_model_folder,
+    check_weights,
+    components,
+    dataset_card,
+    json_bytes,
+    merge_cards,
+    model_card,
+    model_files,
+    read_json,
+)
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 
 
 logger = logging.getLogger(__name__)
 
-CARD, INDEX = "README.md", "model_index.json"
-OUR_PIPELINES = "MaskGuided"  # how the class names of our pipelines begin
-WEIGHTS = (".safetensors", ".bin")
-GENERATION_FILE = "generation.json"
 # What a repository may hold and still count as empty: what its page writes when it is made there.
 EMPTY_FILES = frozenset((".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"))
 AGAIN = "Run the same command again: it goes on, and files that are stored already are not sent twice."
@@ -94,7 +99,7 @@ def _check_content(repo_id: str, files: set[str], repo_type: str) -> None:
     found = f"other files ({', '.join(rest[:4])}{', ...' if len(rest) > 4 else ''})"
     if repo_type == "model":
         config_file = next((name for name in (INDEX, "config.json") if name in files), None)
-        config = _read_json(hf_hub_download(repo_id, config_file)) if config_file else {}
+        config = read_json(hf_hub_download(repo_id, config_file)) if config_file else {}
         name = config.get("_class_name") or next(iter(config.get("architectures") or ()), config.get("model_type"))
         if config_file == INDEX and str(name).startswith(OUR_PIPELINES):
             return
@@ -103,14 +108,6 @@ def _check_content(repo_id: str, files: set[str], repo_type: str) -> None:
         f"'{repo_id}' on the Hub holds {found}; wanted a {KINDS[repo_type]} of this package, or an empty repository. "
         "Nothing was pushed. Name another with --repo_id, or delete that one on its page."
     )
-
-
-def _read_json(path: str | os.PathLike) -> dict[str, Any]:
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise ValueError(f"'{path}' is not valid JSON: {err}.") from err
-    return content if isinstance(content, dict) else {}
 
 
 def _open_branch(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> tuple[set[str], str]:
@@ -123,22 +120,6 @@ def _open_branch(api: HfApi, repo_id: str, repo_type: str, revision: str | None)
         return files, ""
     path = hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=revision)
     return files, Path(path).read_text(encoding="utf-8")
-
-
-def _merge_cards(card: str, there: str, repo_id: str, from_there: Sequence[str], not_from_there: Sequence[str]) -> str:
-    """Fill what the metadata of a card leaves open from the card on the Hub, where one may have been edited."""
-    ours, theirs = cards.metadata(card), cards.metadata(there)
-    kept = {
-        key: value
-        for key, value in theirs.items()
-        if key in from_there or (ours.get(key) is None and key not in not_from_there)
-    }
-    if cards.outside_parts(there) not in ("", cards.outside_parts(card)):
-        logger.warning(f"{CARD} of '{repo_id}' said other things; they stay in its history on the Hub.")
-    card = cards.with_metadata(card, **kept)
-    if not cards.metadata(card).get("license"):
-        logger.warning(f"the card of '{repo_id}' names no licence: write `license:` at the head of its {CARD}.")
-    return card
 
 
 # Models ------------------------------------------------------------------------------------------------------------
@@ -176,28 +157,30 @@ def push_model(
     """
     folder = Path(folder)
     index = check_model_folder(folder)
-    scores = {f"results/{Path(path).name}": cards.read_results(Path(path)) for path in results or ()}
+    scores = {f"results/{Path(path).name}": card_results.read_results(Path(path)) for path in results or ()}
     if len(scores) < len(results or ()):
         raise ValueError("--results: two files have the same name; give each its own.")
     for path, score in zip(results or (), scores.values(), strict=True):
-        _check_weights(folder, score, path)
+        check_weights(folder, score, path)
 
     repo_id = prepare_repo(repo_id, default_name=folder.resolve().name, private=private)
     api = HfApi()
     with hub_errors(f"pushing '{folder}' to '{repo_id}'", repo_id, revision=revision, again=AGAIN):
         there, card_there = _open_branch(api, repo_id, "model", revision)
-        card = _model_card(folder, index, repo_id, revision, scores)
-        card = _merge_cards(card, card_there, repo_id, (), ("model-index",))
-        contents = _model_files(folder, index)
+        card = model_card(folder, index, repo_id, revision, scores)
+        card = merge_cards(card, card_there, repo_id, (), ("model-index",))
+        contents = model_files(folder, index)
         preview = next(iter(sorted(folder.glob("previews/[!.]*.png"), reverse=True)), None)
-        if preview is not None and cards.metadata(card).get("license"):
+        license_name = cards.metadata(card).get("license")
+        if preview is not None and license_name:
             contents[f"previews/{preview.name}"] = preview
-            caption = f"![mask, samples, photo](previews/{preview.name})\n\n*The run's last preview, with its data.*"
+            caption = f"*The run's last preview: masks, samples, and photos of its data (licence: {license_name}).*"
+            caption = f"![mask, samples, photo](previews/{preview.name})\n\n{caption}"
             card = cards.replace_part(card, "preview", caption)
         write_text(folder / CARD, card)
         contents[CARD] = card.encode()
-        contents |= {name: _json_bytes(score) for name, score in scores.items()}
-        owned = tuple(f"{part}/" for part in (*_components(index), "previews"))
+        contents |= {name: json_bytes(score) for name, score in scores.items()}
+        owned = tuple(f"{part}/" for part in (*components(index), "previews"))
         stale = sorted(name for name in there if name.startswith(owned) and name not in contents)
         commit = api.create_commit(
             repo_id,
@@ -209,130 +192,6 @@ def push_model(
             revision=revision,
         )
     return commit.commit_url
-
-
-def check_model_folder(folder: Path) -> dict[str, Any]:
-    """Return the `model_index.json` of a folder that holds a whole pipeline of ours.
-
-    Raises:
-        ValueError: it does not; the message says what is missing.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder '{folder}' to push.")
-    if not (folder / INDEX).is_file():
-        if any(folder.glob("checkpoint-*")):
-            hint = "The run is not finished: go on with it by --resume_from_checkpoint latest."
-        else:
-            hint = "Wanted a run folder of `semseg-diffusers train`, or what `pipe.save_pretrained` wrote."
-        raise ValueError(f"'{folder}' holds no {INDEX}, so it is no saved pipeline. {hint}")
-    index = _read_json(folder / INDEX)
-    if not str(index.get("_class_name")).startswith(OUR_PIPELINES):
-        raise ValueError(
-            f"'{folder}' holds a {index.get('_class_name')}, no pipeline of this package: push it by its own "
-            "`push_to_hub`."
-        )
-    wanted = ["pipeline.py"]
-    for name, (library, _) in _components(index).items():
-        wanted += [f"{name}/{library}.py"] if library != "diffusers" else []
-        wanted += [f"{name}/{'scheduler_config.json' if name == 'scheduler' else 'config.json'}"]
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if not any(path.suffix in WEIGHTS for path in _whole_files(folder / "unet")):
-        missing.append("unet/diffusion_pytorch_model.safetensors")
-    if missing:
-        raise ValueError(f"'{folder}' is no whole pipeline: {', '.join(missing)} is missing. Save it again.")
-    return index
-
-
-def _components(index: Mapping[str, Any]) -> dict[str, list[str]]:
-    return {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
-
-
-def _whole_files(folder: Path) -> list[Path]:
-    """Files of a folder, without hidden ones and those that are being written."""
-    half_written = re.compile(r"\.tmp(-\d+)?$|\.writing$")
-    files = (path for path in sorted(folder.glob("*")) if path.is_file())
-    return [path for path in files if not path.name.startswith(".") and not half_written.search(path.name)]
-
-
-def _model_files(folder: Path, index: Mapping[str, Any]) -> dict[str, Path | bytes]:
-    """Path in the repository -> file or content, without the card and the pictures."""
-    contents: dict[str, Path | bytes] = {
-        f"{name}/{path.name}": path for name in _components(index) for path in _whole_files(folder / name)
-    }
-    contents |= {name: folder / name for name in (INDEX, "pipeline.py")}
-    if (folder / "log.jsonl").is_file():
-        contents["log.jsonl"] = folder / "log.jsonl"
-    if (folder / "settings.json").is_file():
-        contents["settings.json"] = _json_bytes(cards.without_machine_paths(_read_json(folder / "settings.json")))
-    return contents
-
-
-def _json_bytes(value: dict[str, Any]) -> bytes:
-    return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _model_card(
-    folder: Path, index: dict[str, Any], repo_id: str, revision: str | None, scores: Mapping[str, dict]
-) -> str:
-    """The folder's card, or a new one, with its parts written for this repository."""
-    path = folder / CARD
-    if path.is_file():
-        card = path.read_text(encoding="utf-8")
-    else:
-        config = _read_json(folder / "unet" / "config.json")
-        card = cards.render_model_card(
-            LabelSet.from_config(config),
-            title=folder.resolve().name,
-            source=repo_id,
-            license_name=None,
-            network=config.get("_class_name", ""),
-            parameters=_count_parameters(folder / "unet"),
-            scheduler_config=_read_json(folder / "scheduler" / "scheduler_config.json"),
-            pipeline_class=index["_class_name"],
-        )
-    name = repo_id.split("/")[-1]
-    card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {name}\n", 1)
-    card = cards.replace_part(card, "use", cards.model_use(repo_id, revision, index["_class_name"]))
-    if scores:
-        text = "\n\n".join(cards.results_text(score, repo_id, file) for file, score in scores.items())
-        if not cards.has_part(card, "results"):
-            card += "\n## Results\n\n<!-- begin results -->\n<!-- end results -->\n"
-        card = cards.replace_part(card, "results", text)
-        card = cards.with_metadata(card, **{"model-index": cards.model_index(repo_id, list(scores.values()))})
-    return card
-
-
-def _count_parameters(folder: Path) -> int | None:
-    """How many weights the safetensors files of a folder hold, read from their headers; None where there are none."""
-    total = 0
-    for path in (path for path in _whole_files(folder) if re.fullmatch(r"[^.]+\.safetensors", path.name)):
-        with safe_open(path, framework="pt") as file:
-            total += sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())  # noqa: SIM118
-    return total or None
-
-
-def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
-    """A hash of weights by name, type and value, whatever file they lie in: `generate` writes it beside its images."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()[:16]}"
-
-
-def _check_weights(folder: Path, results: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Refuse results of images that other weights drew, where the results say which."""
-    generation = results.get("generation") or {}
-    scored = str(generation.get("revision"))
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    if not scored.startswith("sha256:") or generation.get("dtype") != "float32" or not weights.is_file():
-        return
-    ours = weights_hash(load_file(weights))
-    if ours != scored:
-        raise ValueError(
-            f"--results '{path}' is of other weights ({scored}) than '{folder}' holds ({ours}). Generate with this "
-            "model and run `semseg-diffusers agreement` again."
-        )
 
 
 # Data sets ---------------------------------------------------------------------------------------------------------
@@ -368,7 +227,7 @@ def push_dataset(
 
     folder = Path(folder)
     labels, record_file = check_dataset_folder(folder)
-    record = _read_json(folder / record_file)
+    record = read_json(folder / record_file)
     tables = datasets.load_dataset(str(folder))
     for split in tables:
         _ = load_pairs(folder, split)[0]  # columns, label set and sizes go together, or it says what does not
@@ -381,15 +240,15 @@ def push_dataset(
     with hub_errors(f"pushing '{folder}' to '{repo_id}'", repo_id, "dataset", revision=revision, again=AGAIN):
         _, card_there = _open_branch(api, repo_id, "dataset", revision)
         counts = {split: len(table) for split, table in tables.items()}
-        card = _dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
-        card = _merge_cards(card, card_there, repo_id, ("configs", "dataset_info"), ())
+        card = dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
+        card = merge_cards(card, card_there, repo_id, ("configs", "dataset_info"), ())
         # 1. what says what the repository is; so that after a broken connection it is known for ours
         api.create_commit(
             repo_id,
             [
                 CommitOperationAdd(CARD, card.encode()),
-                CommitOperationAdd(LABELS_FILE, _json_bytes(labels.to_config())),
-                CommitOperationAdd(record_file, _json_bytes(cards.without_machine_paths(record))),
+                CommitOperationAdd(LABELS_FILE, json_bytes(labels.to_config())),
+                CommitOperationAdd(record_file, json_bytes(cards.without_machine_paths(record))),
             ],
             commit_message=f"{commit_message or 'Push data set'}: card and label set",
             repo_type="dataset",
@@ -398,56 +257,6 @@ def push_dataset(
         # 2. the pairs; `datasets` adds `configs` and `dataset_info` to the card's metadata
         commit = tables.push_to_hub(repo_id, revision=revision, commit_message=commit_message or "Push data set")
     return commit.commit_url
-
-
-def check_dataset_folder(folder: Path) -> tuple[LabelSet, str]:
-    """Return the label set of a data set of ours, and which file says how it was made.
-
-    Raises:
-        ValueError: it is none; the message says what is missing.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder '{folder}' to push.")
-    record_file = next((name for name in (SETTINGS_FILE, GENERATION_FILE) if (folder / name).is_file()), None)
-    if record_file is None or not (folder / LABELS_FILE).is_file():
-        missing = LABELS_FILE if record_file else f"{SETTINGS_FILE} or {GENERATION_FILE}"
-        hint = " It holds a model: push it with --model." if (folder / INDEX).is_file() else ""
-        raise ValueError(
-            f"'{folder}' is no data set that `semseg-diffusers prepare` or `generate` made: it holds no "
-            f"{missing}.{hint}"
-        )
-    return LabelSet.from_json(folder / LABELS_FILE), record_file
-
-
-def _dataset_card(
-    folder: Path,
-    repo_id: str,
-    revision: str | None,
-    labels: LabelSet,
-    record: dict[str, Any],
-    counts: Mapping[str, int],
-    card_there: str,
-) -> str:
-    """The card in the folder, else the one on the Hub, else a new one, with its parts written for this push."""
-    synthetic = "guidance_scale" in record
-    path = folder / CARD
-    if path.is_file():
-        card = path.read_text(encoding="utf-8")
-    elif cards.has_part(card_there, "content"):
-        card = card_there
-    else:
-        license_name, license_text = cards.data_license(None if synthetic else record.get("format"))
-        model_card = Path(record.get("model", "")) / CARD
-        if synthetic and model_card.is_file():
-            license_name = cards.metadata(model_card.read_text(encoding="utf-8")).get("license")
-        if synthetic:
-            license_text = "Images carry the licence of what their model was trained on"
-            license_text += f": {license_name}." if license_name else ". It is not known here: fill it in."
-        card = cards.render_dataset_card(
-            title=repo_id.split("/")[-1], license_name=license_name, license_text=license_text, synthetic=synthetic
-        )
-    card = cards.replace_part(card, "use", cards.dataset_use(repo_id, revision))
-    return cards.replace_part(card, "content", cards.dataset_content(labels, record, counts))
 
 
 def load_pipeline(model: str | os.PathLike, *, revision: str | None = None, **kwargs: Any) -> MaskGuidedDDPMPipeline:

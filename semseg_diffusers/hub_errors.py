@@ -56,7 +56,7 @@ def _of_the_hub(err: BaseException) -> Exception | None:
     chain, seen = err, set()
     while chain is not None and id(chain) not in seen:
         seen.add(id(chain))
-        cause = chain.__cause__ or chain.__context__
+        cause = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
         if isinstance(chain, LocalEntryNotFoundError) and isinstance(cause, (HTTPError, OfflineModeIsEnabled)):
             return cause
         if isinstance(chain, (HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, EntryNotFoundError)):

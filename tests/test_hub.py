@@ -1,5 +1,6 @@
 """The Hub both ways, over real HTTP: what a push uploads and says, how it loads again, and what its errors tell."""
 
+import io
 import json
 import os
 import re
@@ -9,18 +10,23 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import numpy as np
+import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from test_loading import DIFFUSERS_CLASS, DRAW, OUR_CLASS, REMOTE_CODE, draw, tiny_pipeline
 
-from semseg_diffusers import LabelSet, cards, cli
+from semseg_diffusers import LabelSet, card_results, cards, cli
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import draw_scene, write_toy_dataset
 from semseg_diffusers.generation.dataset import GenerationSettings, generate_dataset
-from semseg_diffusers.hub import weights_hash
+from semseg_diffusers.hub import load_pipeline
+from semseg_diffusers.hub_errors import HubError
+from semseg_diffusers.hub_folders import weights_hash
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -55,7 +61,7 @@ for line in sys.stdin:
     answer |= {"value": names["value"], "out": out.getvalue(), "err": err.getvalue()}
     print(json.dumps(answer), file=answers, flush=True)
 """
-COMMAND = "value = cli.main(arguments)"
+COMMAND = "from semseg_diffusers import cli\nvalue = cli.main(arguments)"
 
 
 class Client:
@@ -64,7 +70,7 @@ class Client:
     def __init__(self, environment: dict[str, str], folder: Path):
         self._log = (folder / "worker.log").open("w")
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from semseg_diffusers import cli\n{WORKER}"],
+            [sys.executable, "-c", WORKER],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment},
             stdin=subprocess.PIPE,
@@ -74,9 +80,7 @@ class Client:
         )
 
     def run(self, code: str, *arguments: object, token: str = "hf_alice") -> SimpleNamespace:
-        """Run code that finds `arguments` and `cli` and sets `value`; an error comes back as text."""
-        if "import cli" not in code:
-            code = f"from semseg_diffusers import cli\n{code}"
+        """Run code that finds `arguments` and may set `value`; an error comes back as text."""
         job = {"code": code, "arguments": [str(argument) for argument in arguments], "token": token}
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
@@ -249,6 +253,7 @@ def test_the_card_names_repository_data_licence_use_and_limits(hub, client, push
     assert "| 0 | road | 128, 64, 128 |" in card
     assert "## Intended use and limits" in card
     assert "![mask, samples, photo](previews/step-0000004.png)" in card
+    assert "photos of its data (licence: apache-2.0)" in card
     assert "None measured by the training run" in card
     assert "{{" not in card
     assert (
@@ -315,8 +320,8 @@ def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, c
 
 def test_the_commands_on_the_card_are_ones_that_the_command_line_takes(results_file, monkeypatch):
     monkeypatch.setattr("sys.stderr", sys.__stderr__)
-    results = cards.read_results(results_file)
-    for line in cards.results_commands(results, "alice/scored"):
+    results = card_results.read_results(results_file)
+    for line in card_results.results_commands(results, "alice/scored"):
         words = line.split()[1:]
         module = __import__(cli.COMMANDS[words[0]][0], fromlist=["add_arguments"])
         parser = cli.argparse.ArgumentParser(exit_on_error=False)
@@ -511,6 +516,27 @@ torch.save({**loaded, "format": read_record("alice/toy")["format"], "none": read
     assert not np.array_equal(loaded["train"]["pairs"][0]["mask"], loaded["train"]["pairs"][1]["mask"])
 
 
+def test_any_data_set_of_the_hub_loads_with_its_columns_named_and_a_label_set_given(hub, client, tmp_path):
+    photo, ids, _ = draw_scene(5, (16, 16))
+    features = datasets.Features({"photo": datasets.Image(), "label": datasets.Image()})
+    table = datasets.Dataset.from_dict(
+        {"photo": [photo], "label": [BDD.decode(ids).convert("RGB")]}, features=features
+    )
+    table.to_parquet(tmp_path / "train.parquet")
+    hub.add_repo("carol/photos", {"train.parquet": (tmp_path / "train.parquet").read_bytes()}, kind="dataset")
+    load = (
+        "import torch\nfrom semseg_diffusers import LabelSet\nfrom semseg_diffusers.data.loading import load_pairs\n"
+    )
+    load += "columns = {'image_column': 'photo', 'mask_column': 'label'}\n"
+    answer = client.run(f"{load}load_pairs('carol/photos', **columns)")
+    assert "'carol/photos' carries no labels.json: give its label set" in answer.error
+    load += "pairs = load_pairs('carol/photos', **columns, labels=LabelSet.from_preset('bdd100k'))\n"
+    assert client.run(f"{load}torch.save(pairs[0], arguments[0])", tmp_path / "pair").error is None
+    pair = torch.load(tmp_path / "pair")
+    assert torch.equal(pair["mask"], torch.from_numpy(ids))
+    assert pair["stem"] == "000000"
+
+
 def test_the_card_of_a_data_set_says_licence_classes_counts_and_how_it_was_made(hub, client, pushed_sets):
     card = card_of(hub.dataset("alice/toy"))
     data = cards.metadata(card)
@@ -536,18 +562,11 @@ def test_the_card_of_a_data_set_says_licence_classes_counts_and_how_it_was_made(
 
 
 def test_masks_in_the_parquet_files_are_the_bytes_of_the_folder(hub, pushed_sets, toy):
-    import pyarrow.parquet as parquet
-
     blob = hub.dataset("alice/toy").files()["data/train-00000-of-00001.parquet"]
-    table = parquet.read_table(_as_file(blob.data))
-    for row in table.to_pylist():
+    rows = parquet.read_table(io.BytesIO(blob.data)).to_pylist()
+    assert len(rows) == 3
+    for row in rows:
         assert row["mask"]["bytes"] == (toy / "train" / "masks" / f"{row['stem']}.png").read_bytes()
-
-
-def _as_file(data: bytes):
-    import io
-
-    return io.BytesIO(data)
 
 
 def test_a_data_set_that_is_pushed_again_keeps_what_was_edited_on_its_page(hub, client, toy, tmp_path):
@@ -715,7 +734,7 @@ def test_a_push_whose_connection_breaks_is_completed_by_the_same_command(hub, cl
 def test_a_data_set_whose_connection_breaks_is_completed_by_the_same_command(hub, client, tmp_path):
     folder = write_toy_dataset(tmp_path / "toy", num_train=1, num_val=12, size=(32, 32), seed=3)
     push = ("push", "--dataset", folder, "--repo_id", "alice/brokenset")
-    hub.break_uploads(after=12_000, times=6)  # the first split's file is smaller and arrives
+    hub.break_uploads(after=30_000, times=6)  # the first split's file is smaller and arrives
     uploads = len(hub.uploads)
     assert "the connection broke" in client.refused(*push)
     assert len(hub.uploads) == uploads + 1
@@ -730,11 +749,14 @@ def test_a_data_set_whose_connection_breaks_is_completed_by_the_same_command(hub
 
 
 def _change_weights(run: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     path = run / "unet" / "diffusion_pytorch_model.safetensors"
     weights = {name: torch.randn_like(value) for name, value in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
+
+
+def test_without_a_network_the_error_says_why():
+    with pytest.raises(HubError, match="loading the model 'alice/none': .*HF_HUB_OFFLINE is set"):
+        load_pipeline("alice/none")  # the processes of the tests themselves are offline
 
 
 # Cards, without a Hub

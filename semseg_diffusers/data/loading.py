@@ -189,7 +189,7 @@ def _find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tu
         except EntryNotFoundError as err:
             if labels is None:
                 raise ValueError(f"data set '{name}' carries no {LABELS_FILE}: give its label set.") from err
-            return labels, revision
+            return labels, err.response.headers.get("X-Repo-Commit", revision)
     return labels or LabelSet.from_json(path), path.parent.name
 
 

@@ -1,0 +1,230 @@
+"""What of a folder goes to the Hub: is it a whole pipeline or data set of ours, which files, and with what card."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from semseg_diffusers import card_results, cards
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE
+
+
+logger = logging.getLogger(__name__)
+
+CARD, INDEX = "README.md", "model_index.json"
+OUR_PIPELINES = "MaskGuided"  # how the class names of our pipelines begin
+WEIGHTS = (".safetensors", ".bin")
+GENERATION_FILE = "generation.json"
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise ValueError(f"'{path}' is not valid JSON: {err}.") from err
+    return content if isinstance(content, dict) else {}
+
+
+def merge_cards(card: str, there: str, repo_id: str, from_there: Sequence[str], not_from_there: Sequence[str]) -> str:
+    """Fill what the metadata of a card leaves open from the card on the Hub, where one may have been edited."""
+    ours, theirs = cards.metadata(card), cards.metadata(there)
+    kept = {
+        key: value
+        for key, value in theirs.items()
+        if key in from_there or (ours.get(key) is None and key not in not_from_there)
+    }
+    if cards.outside_parts(there) not in ("", cards.outside_parts(card)):
+        logger.warning(f"{CARD} of '{repo_id}' said other things; they stay in its history on the Hub.")
+    card = cards.with_metadata(card, **kept)
+    if not cards.metadata(card).get("license"):
+        logger.warning(f"the card of '{repo_id}' names no licence: write `license:` at the head of its {CARD}.")
+    return card
+
+
+# Models ----------------------------------------------------------------------------------------------------------
+
+
+def check_model_folder(folder: Path) -> dict[str, Any]:
+    """Return the `model_index.json` of a folder that holds a whole pipeline of ours.
+
+    Raises:
+        ValueError: it does not; the message says what is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder '{folder}' to push.")
+    if not (folder / INDEX).is_file():
+        if any(folder.glob("checkpoint-*")):
+            hint = "The run is not finished: go on with it by --resume_from_checkpoint latest."
+        else:
+            hint = "Wanted a run folder of `semseg-diffusers train`, or what `pipe.save_pretrained` wrote."
+        raise ValueError(f"'{folder}' holds no {INDEX}, so it is no saved pipeline. {hint}")
+    index = read_json(folder / INDEX)
+    if not str(index.get("_class_name")).startswith(OUR_PIPELINES):
+        raise ValueError(
+            f"'{folder}' holds a {index.get('_class_name')}, no pipeline of this package: push it by its own "
+            "`push_to_hub`."
+        )
+    wanted = ["pipeline.py"]
+    for name, (library, _) in components(index).items():
+        wanted += [f"{name}/{library}.py"] if library != "diffusers" else []
+        wanted += [f"{name}/{'scheduler_config.json' if name == 'scheduler' else 'config.json'}"]
+    missing = [name for name in wanted if not (folder / name).is_file()]
+    if not any(path.suffix in WEIGHTS for path in _whole_files(folder / "unet")):
+        missing.append("unet/diffusion_pytorch_model.safetensors")
+    if missing:
+        raise ValueError(f"'{folder}' is no whole pipeline: {', '.join(missing)} is missing. Save it again.")
+    return index
+
+
+def components(index: Mapping[str, Any]) -> dict[str, list[str]]:
+    return {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+
+
+def _whole_files(folder: Path) -> list[Path]:
+    """Files of a folder, without hidden ones and those that are being written."""
+    half_written = re.compile(r"\.tmp(-\d+)?$|\.writing$")
+    files = (path for path in sorted(folder.glob("*")) if path.is_file())
+    return [path for path in files if not path.name.startswith(".") and not half_written.search(path.name)]
+
+
+def model_files(folder: Path, index: Mapping[str, Any]) -> dict[str, Path | bytes]:
+    """Path in the repository -> file or content, without the card and the pictures."""
+    contents: dict[str, Path | bytes] = {
+        f"{name}/{path.name}": path for name in components(index) for path in _whole_files(folder / name)
+    }
+    contents |= {name: folder / name for name in (INDEX, "pipeline.py")}
+    if (folder / "log.jsonl").is_file():
+        contents["log.jsonl"] = folder / "log.jsonl"
+    if (folder / "settings.json").is_file():
+        contents["settings.json"] = json_bytes(cards.without_machine_paths(read_json(folder / "settings.json")))
+    return contents
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def model_card(
+    folder: Path, index: dict[str, Any], repo_id: str, revision: str | None, scores: Mapping[str, dict]
+) -> str:
+    """The folder's card, or a new one, with its parts written for this repository."""
+    path = folder / CARD
+    if path.is_file():
+        card = path.read_text(encoding="utf-8")
+    else:
+        config = read_json(folder / "unet" / "config.json")
+        card = cards.render_model_card(
+            LabelSet.from_config(config),
+            title=folder.resolve().name,
+            source=repo_id,
+            license_name=None,
+            network=config.get("_class_name", ""),
+            parameters=_count_parameters(folder / "unet"),
+            scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+            pipeline_class=index["_class_name"],
+        )
+    name = repo_id.split("/")[-1]
+    card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {name}\n", 1)
+    card = cards.replace_part(card, "use", cards.model_use(repo_id, revision, index["_class_name"]))
+    if scores:
+        text = "\n\n".join(card_results.results_text(score, repo_id, file) for file, score in scores.items())
+        if not cards.has_part(card, "results"):
+            card += "\n## Results\n\n<!-- begin results -->\n<!-- end results -->\n"
+        card = cards.replace_part(card, "results", text)
+        card = cards.with_metadata(card, **{"model-index": card_results.model_index(repo_id, list(scores.values()))})
+    return card
+
+
+def _count_parameters(folder: Path) -> int | None:
+    """How many weights the safetensors files of a folder hold, read from their headers; None where there are none."""
+    total = 0
+    for path in (path for path in _whole_files(folder) if re.fullmatch(r"[^.]+\.safetensors", path.name)):
+        with safe_open(path, framework="pt") as file:
+            total += sum(torch.Size(file.get_slice(key).get_shape()).numel() for key in file.keys())  # noqa: SIM118
+    return total or None
+
+
+def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
+    """A hash of weights by name, type and value, whatever file they lie in: `generate` writes it beside its images."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return f"sha256:{digest.hexdigest()[:16]}"
+
+
+def check_weights(folder: Path, results: Mapping[str, Any], path: str | os.PathLike) -> None:
+    """Refuse results of images that other weights drew, where the results say which."""
+    generation = results.get("generation") or {}
+    scored = str(generation.get("revision"))
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if not scored.startswith("sha256:") or generation.get("dtype") != "float32" or not weights.is_file():
+        return
+    ours = weights_hash(load_file(weights))
+    if ours != scored:
+        raise ValueError(
+            f"--results '{path}' is of other weights ({scored}) than '{folder}' holds ({ours}). Generate with this "
+            "model and run `semseg-diffusers agreement` again."
+        )
+
+
+# Data sets ---------------------------------------------------------------------------------------------------------
+
+
+def check_dataset_folder(folder: Path) -> tuple[LabelSet, str]:
+    """Return the label set of a data set of ours, and which file says how it was made.
+
+    Raises:
+        ValueError: it is none; the message says what is missing.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder '{folder}' to push.")
+    record_file = next((name for name in (SETTINGS_FILE, GENERATION_FILE) if (folder / name).is_file()), None)
+    if record_file is None or not (folder / LABELS_FILE).is_file():
+        missing = LABELS_FILE if record_file else f"{SETTINGS_FILE} or {GENERATION_FILE}"
+        hint = " It holds a model: push it with --model." if (folder / INDEX).is_file() else ""
+        raise ValueError(
+            f"'{folder}' is no data set that `semseg-diffusers prepare` or `generate` made: it holds no "
+            f"{missing}.{hint}"
+        )
+    return LabelSet.from_json(folder / LABELS_FILE), record_file
+
+
+def dataset_card(
+    folder: Path,
+    repo_id: str,
+    revision: str | None,
+    labels: LabelSet,
+    record: dict[str, Any],
+    counts: Mapping[str, int],
+    card_there: str,
+) -> str:
+    """The card in the folder, else the one on the Hub, else a new one, with its parts written for this push."""
+    synthetic = "guidance_scale" in record
+    path = folder / CARD
+    if path.is_file():
+        card = path.read_text(encoding="utf-8")
+    elif cards.has_part(card_there, "content"):
+        card = card_there
+    else:
+        license_name, license_text = cards.data_license(None if synthetic else record.get("format"))
+        card_of_model = Path(record.get("model", "")) / CARD
+        if synthetic and card_of_model.is_file():
+            license_name = cards.metadata(card_of_model.read_text(encoding="utf-8")).get("license")
+        if synthetic:
+            license_text = "Images carry the licence of what their model was trained on"
+            license_text += f": {license_name}." if license_name else ". It is not known here: fill it in."
+        card = cards.render_dataset_card(
+            title=repo_id.split("/")[-1], license_name=license_name, license_text=license_text, synthetic=synthetic
+        )
+    card = cards.replace_part(card, "use", cards.dataset_use(repo_id, revision))
+    return cards.replace_part(card, "content", cards.dataset_content(labels, record, counts))
