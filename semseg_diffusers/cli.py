@@ -18,7 +18,7 @@ COMMANDS = {
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
     "agreement": ("semseg_diffusers.evaluation.command", "how well generated images carry their masks"),
-    "push": ("semseg_diffusers.hub", "publish a model or a data set on the Hugging Face Hub"),
+    "push": ("semseg_diffusers.hub.command", "publish a model or a data set on the Hugging Face Hub"),
 }
 
 

@@ -20,13 +20,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_loading import DIFFUSERS_CLASS, DRAW, OUR_CLASS, REMOTE_CODE, draw, tiny_pipeline
 
-from semseg_diffusers import LabelSet, card_results, cards, cli
+from semseg_diffusers import LabelSet, cli
+from semseg_diffusers.data.hub_errors import HubError
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import draw_scene, write_toy_dataset
 from semseg_diffusers.generation.dataset import GenerationSettings, generate_dataset
-from semseg_diffusers.hub import load_pipeline
-from semseg_diffusers.hub_errors import HubError
-from semseg_diffusers.hub_folders import weights_hash
+from semseg_diffusers.hub import card_results, cards
+from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -607,8 +608,8 @@ def test_a_folder_that_is_no_data_set_of_ours_is_refused(hub, client, toy, tmp_p
 
 # Errors: the Hub's own, with our hint
 
-PREPARE = "from semseg_diffusers.hub import prepare_repo\nvalue = prepare_repo({})"
-LOAD_MODEL = "from semseg_diffusers.hub import load_pipeline\nload_pipeline(*arguments[:1], revision={!r})"
+PREPARE = "from semseg_diffusers.hub.push import prepare_repo\nvalue = prepare_repo({})"
+LOAD_MODEL = "from semseg_diffusers.hub.push import load_pipeline\nload_pipeline(*arguments[:1], revision={!r})"
 LOAD_PAIRS = "from semseg_diffusers.data.loading import load_pairs\nload_pairs(*arguments[:1], revision={!r})"
 
 
@@ -718,7 +719,9 @@ def test_a_push_whose_connection_breaks_is_completed_by_the_same_command(hub, cl
     push = ("push", "--model", run, "--repo_id", "alice/broken")
     hub.break_uploads(after=2000, times=6)  # the preview is smaller and arrives
     uploads = len(hub.uploads)
-    answer = client.run("from semseg_diffusers.hub import push_model\npush_model(*arguments)", run, "alice/broken")
+    answer = client.run(
+        "from semseg_diffusers.hub.push import push_model\npush_model(*arguments)", run, "alice/broken"
+    )
     assert re.search(r"HubError: pushing .*the connection broke .*Run the same command again", answer.error)
     assert "HTTPError" in answer.causes
     repo = hub.model("alice/broken")

@@ -19,15 +19,11 @@ ALLOWED = {
     "models": {"models"},
     "pipelines": {"pipelines"},
     "labels": {"labels", "pipelines"},
-    "hub_errors": set(),
-    "data": {"data", "labels", "pipelines", "hub_errors"},
-    "cards": {"data", "labels"},
-    "card_results": {"cards"},
-    "hub_folders": {"cards", "card_results", "data", "labels"},
-    "hub": {"hub_folders", "cards", "card_results", "data", "labels", "pipelines", "hub_errors"},
-    "training": {"training", "hub", "cards", "data", "labels", "models", "pipelines", "hub_errors"},
-    "generation": {"generation", "hub", "data", "labels", "models", "pipelines", "hub_errors"},
-    "evaluation": {"evaluation", "data", "labels", "models", "pipelines", "hub_errors"},
+    "data": {"data", "labels", "pipelines"},
+    "hub": {"hub", "data", "labels", "pipelines"},
+    "training": {"training", "hub", "data", "labels", "models", "pipelines"},
+    "generation": {"generation", "hub", "data", "labels", "models", "pipelines"},
+    "evaluation": {"evaluation", "data", "labels", "models", "pipelines"},
 }
 
 

@@ -28,6 +28,6 @@ def test_wheel_carries_the_package_and_its_command(tmp_path):
         scripts.read_string(archive.read("semseg_diffusers-0.1.0.dist-info/entry_points.txt").decode())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers").rglob("*.py")}
     assert modules <= names
-    assert "semseg_diffusers/model_card.md" in names
+    assert {"semseg_diffusers/model_card.md", "semseg_diffusers/dataset_card.md"} <= names
     assert not {name for name in names if name.startswith("tests")}
     assert scripts["console_scripts"]["semseg-diffusers"] == "semseg_diffusers.cli:main"

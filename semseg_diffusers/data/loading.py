@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from semseg_diffusers.data.hub_errors import hub_errors
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
-from semseg_diffusers.hub_errors import hub_errors
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 
 

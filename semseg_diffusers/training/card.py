@@ -6,8 +6,8 @@ import accelerate
 import diffusers
 import torch
 
-from semseg_diffusers.cards import data_license, render_model_card, without_machine_paths
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.hub.cards import data_license, render_model_card, without_machine_paths
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
 from semseg_diffusers.training.settings import TrainingSettings
 

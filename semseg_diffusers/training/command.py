@@ -24,11 +24,13 @@ def run(args: argparse.Namespace) -> int:
     is_main = int(os.environ.get("RANK", 0)) == 0
     repo_id = None
     if settings.push_to_hub and is_main:
-        from semseg_diffusers import hub
+        from semseg_diffusers.hub.push import prepare_repo
 
         # before the training: a wrong token must not be found out after it
-        repo_id = hub.prepare_repo(
-            settings.hub_model_id, default_name=Path(settings.output_dir).name, private=settings.hub_private_repo
+        repo_id = prepare_repo(
+            settings.hub_model_id,
+            default_name=Path(settings.output_dir).name,
+            private=settings.hub_private_repo or None,
         )
     try:
         folder = train(settings)
@@ -39,7 +41,9 @@ def run(args: argparse.Namespace) -> int:
     if is_main:
         sys.stderr.write(f"saved {folder}\n")
         if repo_id is not None:
-            sys.stderr.write(f"pushed {hub.push_model(folder, repo_id)}\n")
+            from semseg_diffusers.hub.push import push_model
+
+            sys.stderr.write(f"pushed {push_model(folder, repo_id)}\n")
     return 0
 
 

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.loading import PairDataset, load_pairs
+from semseg_diffusers.data.loading import PairDataset, load_pairs, read_record
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.checkpoints import load_checkpoint, save_checkpoint
@@ -26,7 +26,7 @@ from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss, largest_loss_weight
 from semseg_diffusers.training.previews import draw_preview, save_picture, track_picture
-from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, run_status, save_pipeline, source_format
+from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, run_status, save_pipeline
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -74,6 +74,7 @@ def train(settings: TrainingSettings) -> Path:
     with accelerator.main_process_first():  # one process builds the table of `datasets`, the others find it
         pairs = load_pairs(settings.dataset, settings.train_split, **columns)
         preview_pairs = _preview_pairs(settings, pairs, columns)
+        source_format = read_record(settings.dataset).get("format")
     resumed = _same_everywhere(folder_to_resume(settings, pairs, run, samples_per_step))
     unet = build_network(settings, pairs.labels, pairs.resolution)
     noise_scheduler = build_noise_scheduler(settings)
@@ -244,7 +245,7 @@ def train(settings: TrainingSettings) -> Path:
                 run,
                 settings=settings,
                 unet=final,
-                source_format=source_format(settings.dataset),
+                source_format=source_format,
                 num_pairs=len(pairs),
                 step=step,
                 samples_per_step=samples_per_step,

@@ -12,7 +12,6 @@ from accelerate.logging import get_logger
 from filelock import FileLock, Timeout
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import SETTINGS_FILE
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.checkpoints import (
@@ -140,12 +139,6 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
     shutil.rmtree(staging, ignore_errors=True)
-
-
-def source_format(dataset: str) -> str | None:
-    """What a prepared folder was made from, as `prepare` wrote it down."""
-    record = Path(dataset) / SETTINGS_FILE
-    return json.loads(record.read_text(encoding="utf-8")).get("format") if record.is_file() else None
 
 
 def folder_to_resume(settings: TrainingSettings, pairs: PairDataset, run: Path, samples_per_step: int) -> Path | None:

@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from semseg_diffusers import card_results, cards
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE
+from semseg_diffusers.hub import card_results, cards
 
 
 logger = logging.getLogger(__name__)

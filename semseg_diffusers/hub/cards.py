@@ -16,8 +16,8 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import package_version
 
 
-MODEL_TEMPLATE = Path(__file__).parent / "model_card.md"
-DATASET_TEMPLATE = Path(__file__).parent / "dataset_card.md"
+MODEL_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
+DATASET_TEMPLATE = Path(__file__).parents[1] / "dataset_card.md"
 
 # What a card must say of data whose licence is known; the name of a prepared set's source format is the key.
 DATA_LICENSES = {

@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from semseg_diffusers.cards import without_machine_paths
+from semseg_diffusers.hub.cards import without_machine_paths
 
 
 ROWS = {
