@@ -209,6 +209,29 @@ def test_images_of_a_killed_run_are_listed_though_other_masks_are_asked_for(pipe
     shutil.copy(masks / "a.png", out / "images" / "holiday.png")  # none of ours: it carries no row
     report = generate_dataset(pipeline, masks / "b.png", out, FEW)
     assert (report.num_made, report.num_kept) == (0, 1)
+    assert read_metadata(out) == [row | ({} if row["stem"] == "b" else {"source_mask": None}) for row in rows]
+    generate_dataset(pipeline, masks, out, FEW)
+    assert read_metadata(out) == rows
+
+
+def test_an_image_carries_its_row_without_paths_of_the_machine(pipeline, masks, tmp_path):
+    pipeline.save_pretrained(tmp_path / "run")
+    saved = MaskGuidedDDPMPipeline.from_pretrained(tmp_path / "run")
+    generate_dataset(saved, masks, tmp_path / "out", FEW)
+    row = read_metadata(tmp_path / "out")[0]
+    assert row["model"] == str(tmp_path / "run")
+    assert row["source_mask"] == str(masks / "a.png")
+    note = json.loads(Image.open(tmp_path / "out" / "images" / "a_0.png").info["semseg_diffusers"])
+    assert note == {key: value for key, value in row.items() if key not in ("model", "source_mask")}
+    assert str(tmp_path).encode() not in (tmp_path / "out" / "images" / "a_0.png").read_bytes()
+
+
+def test_columns_that_others_have_added_to_the_metadata_stay(pipeline, masks, tmp_path):
+    out = tmp_path / "out"
+    generate_dataset(pipeline, masks, out, FEW)
+    rows = [row | {"score": number} for number, row in enumerate(read_metadata(out))]
+    (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    generate_dataset(pipeline, masks, out, FEW)
     assert read_metadata(out) == rows
 
 
@@ -235,7 +258,7 @@ def test_pairs_that_were_deleted_are_not_listed(pipeline, masks, tmp_path):
 def test_a_row_is_not_lost_to_a_process_that_looked_earlier(pipeline, masks, tmp_path, monkeypatch):
     out = tmp_path / "out"
     generate_dataset(pipeline, masks, out, FEW)
-    complete = (out / "metadata.jsonl").read_text()
+    complete, rows = (out / "metadata.jsonl").read_text(), read_metadata(out)
     (out / "metadata.jsonl").unlink()
     written = []
 
@@ -244,7 +267,7 @@ def test_a_row_is_not_lost_to_a_process_that_looked_earlier(pipeline, masks, tmp
         write_text(path, text if len(written) > 1 else text.splitlines()[0] + "\n")  # it has seen one image only
 
     monkeypatch.setattr(output_folder, "write_text", another_follows)
-    output_folder.update_metadata(out)
+    output_folder.update_metadata(out, rows)
     assert (out / "metadata.jsonl").read_text() == complete
     assert len(written) == 2
 

@@ -17,6 +17,7 @@ from diffusers.utils import logging as diffusers_logging
 from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.plan import GenerationSettings, new_scheduler
 from semseg_diffusers.generation.processes import OtherProcessError, Processes, ended_by_signals, join_processes
+from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
@@ -89,9 +90,7 @@ def _generate(args: argparse.Namespace, processes: Processes, device: torch.devi
         diffusers_logging.disable_progress_bar()
 
     def load() -> MaskGuidedDDPMPipeline:
-        pipeline = MaskGuidedDDPMPipeline.from_pretrained(
-            args.model, revision=args.revision, dtype=DTYPES[args.dtype]
-        ).to(device)
+        pipeline = load_pipeline(args.model, revision=args.revision, dtype=DTYPES[args.dtype]).to(device)
         if args.scheduler:
             pipeline.scheduler = new_scheduler(args.scheduler, pipeline.scheduler.config)
         return pipeline

@@ -115,6 +115,8 @@ def generate_dataset(
         processes.agree(take_output if processes.is_main else lambda: None)
 
         # 3. Images
+        wanted = [Job(path, index) for path in plan.mask_paths for index in range(num_images_per_mask)]
+        rows = [_row(job, plan.record) for job in wanted]
         try:
             num_made = 0
             jobs = processes.share(missing)
@@ -131,7 +133,7 @@ def generate_dataset(
                     bar.update(len(batch))
             num_made = sum(processes.gather(num_made))  # waits for all
         except BaseException:  # failed, interrupted, told to end: what is done gets its rows
-            update_metadata(output)
+            update_metadata(output, rows)
             raise
 
         # 4. Metadata and contact sheet, once
@@ -139,12 +141,10 @@ def generate_dataset(
         if processes.is_main:
             if processes.count > 1:
                 wait_for_images(output, missing)
-            jobs = [Job(path, index) for path in plan.mask_paths for index in range(num_images_per_mask)]
-            update_metadata(output, [_row(job, plan.record) for job in jobs])
+            update_metadata(output, rows)
             if contact_sheet_rows > 0:
                 sheet = save_contact_sheet(output, plan.mask_paths[:contact_sheet_rows], num_images_per_mask)
-    num_kept = len(plan.mask_paths) * num_images_per_mask - len(missing)
-    return GenerationReport(output, num_made, num_kept, sheet)
+    return GenerationReport(output, num_made, len(wanted) - len(missing), sheet)
 
 
 @contextlib.contextmanager

@@ -24,7 +24,8 @@ SETTINGS_FILE = "generation.json"
 LABELS_FILE = "labels.json"
 METADATA_FILE = "metadata.jsonl"
 LOCK_FILE = ".lock"
-ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata
+ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,
+NOT_IN_IMAGES = ("model", "source_mask")  # without what may be a path on this machine: images get published
 CONTACT_SHEET_COLUMNS = 8  # samples of one mask on the contact sheet, at most
 LOCK_PATIENCE = 15  # seconds; processes of a killed launch end after their present step
 LISTING_PATIENCE = 60  # seconds until a network file system shows what another machine has written
@@ -146,7 +147,7 @@ def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet) -> bo
 def save_pair(output: Path, job: Job, mask: Image.Image, image: Image.Image, row: dict[str, Any]) -> None:
     """Write a mask, then its image: an image that is there is complete, and carries its row of the metadata."""
     note = PngInfo()
-    note.add_text(ROW_KEY, json.dumps(row))
+    note.add_text(ROW_KEY, json.dumps({key: value for key, value in row.items() if key not in NOT_IN_IMAGES}))
     save_png(output / "masks" / job.file_name, mask)
     save_png(output / "images" / job.file_name, image, pnginfo=note)
 
@@ -174,7 +175,7 @@ def read_metadata(output: str | os.PathLike) -> list[dict[str, Any]]:
         ) from err
 
 
-def update_metadata(output: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
+def update_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Bring `metadata.jsonl` into line with the pairs that are there: a row for each, also those of earlier runs.
 
     Several processes may do this at once. Who has replaced the file looks again, so the last one to do so has seen
@@ -182,31 +183,32 @@ def update_metadata(output: Path, rows: Iterable[dict[str, Any]] = ()) -> None:
 
     Args:
         output: the folder.
-        rows: for images that are not listed and do not carry their row, as when a tool has written them anew.
+        rows: of the images that this run is about, made or not; others keep their row, or carry it.
     """
-    known = {row["image_file_name"]: row for row in rows}
+    ours = {row["image_file_name"]: row for row in rows}
+    model = json.loads((output / SETTINGS_FILE).read_text(encoding="utf-8"))["model"]
     while True:
         listed = {row["image_file_name"]: row for row in read_metadata(output)}
         masks = {path.name for path in (output / "masks").glob("*.png")}
         there = {}
         for path in (output / "images").glob("*.png"):
             name = f"images/{path.name}"
-            row = listed.get(name) or _row_of(path) or known.get(name)
-            if row is not None and path.name in masks:
+            row = listed.get(name, {}) | ours.get(name, {}) or _row_of(path, model)
+            if row and path.name in masks:
                 there[name] = row
-        if there.keys() == listed.keys():
+        if there == listed:
             return
         ordered = sorted(there.values(), key=lambda row: (row["stem"], row["index"]))
         write_text(output / METADATA_FILE, "".join(json.dumps(row) + "\n" for row in ordered))
 
 
-def _row_of(path: Path) -> dict[str, Any] | None:
-    """Read the row that an image carries; None for a picture of something else, or one that is cut off."""
+def _row_of(path: Path, model: str) -> dict[str, Any]:
+    """Read the row that an image carries; an empty one for a picture of something else, or one that is cut off."""
     try:
         note = open_image(path, "image").info.get(ROW_KEY)
     except ValueError:
-        return None
-    return None if note is None else json.loads(note)
+        return {}
+    return {} if note is None else {**json.loads(note), "model": model, "source_mask": None}
 
 
 def wait_for_images(output: Path, jobs: list[Job]) -> None:
