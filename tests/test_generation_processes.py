@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
+from accelerate import PartialState
 from diffusers import DDIMScheduler
 from PIL import Image
 
@@ -22,7 +24,7 @@ from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.jobs import image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.generation.plan import GenerationSettings
-from semseg_diffusers.generation.processes import Processes, join_processes
+from semseg_diffusers.generation.processes import Processes, check_device, join_processes
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
@@ -191,6 +193,31 @@ def test_without_a_launcher_there_is_one_process_on_the_device_that_was_given(mo
         monkeypatch.delenv(name, raising=False)
     processes, device = join_processes("cpu")
     assert (processes.count, processes.index, processes.launcher, device.type) == (1, 0, None, "cpu")
+
+
+def test_processes_that_cannot_find_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)  # as where Apple's GPUs are
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **_: None)  # the other one is not there
+    PartialState._reset_state()
+    try:
+        with pytest.raises(ValueError, match="2 processes were launched, but .* give --device cpu"):
+            join_processes()
+    finally:
+        PartialState._reset_state()
+
+
+@pytest.mark.parametrize(
+    ("asked", "fits"), [(None, True), ("cuda", True), ("cuda:1", True), ("cuda:0", False), ("cpu", False)]
+)
+def test_each_of_several_processes_has_a_device_of_its_own(asked, fits):
+    if fits:
+        check_device(asked, torch.device("cuda:1"), 2)
+        return
+    with pytest.raises(ValueError, match=f"'{asked}' cannot be had by each of 2 processes: this one has 'cuda:1'"):
+        check_device(asked, torch.device("cuda:1"), 2)
 
 
 def test_two_processes_make_what_one_makes(new_place):

@@ -76,8 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Load the pipeline and generate, together with the other processes of the launch where there are any."""
     with ended_by_signals():
-        processes, device = join_processes(args.device)
         try:
+            processes, device = join_processes(args.device)
             return _generate(args, processes, device)
         except OtherProcessError:
             return 2  # it, or the launcher, says why

@@ -106,14 +106,12 @@ def join_processes(device: str | None = None) -> tuple[Processes, torch.device]:
     launched = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
     under_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
     launcher = os.getppid() if launched > 1 or under_accelerate else None
+    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
+    wants_cpu = use_cpu if device is None else torch.device(device).type == "cpu"
     if launched == 1:
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device is None and os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true":
-            chosen = "cpu"
-        return Processes(launcher=launcher), torch.device(chosen)
+        default = "cpu" if wants_cpu or not torch.cuda.is_available() else "cuda"
+        return Processes(launcher=launcher), torch.device(device or default)
 
-    asked = None if device is None else torch.device(device)
-    wants_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true" if asked is None else asked.type == "cpu"
     cpu = wants_cpu or not torch.accelerator.is_available()
     # gloo notices a dead process at once and needs no accelerator; others than CUDA have one way only, their own
     group = {"backend": "gloo"} if cpu or torch.cuda.is_available() else {}
@@ -123,12 +121,19 @@ def join_processes(device: str | None = None) -> tuple[Processes, torch.device]:
             f"{launched} processes were launched, but accelerate knows no way to join processes on {state.device}; "
             "give --device cpu, or launch one process"
         )
-    if asked is not None and (asked.type != state.device.type or asked.index not in (None, state.device.index)):
+    processes = Processes(state.num_processes, state.process_index, launcher)
+    processes.agree(lambda: check_device(device, state.device, launched))
+    return processes, state.device
+
+
+def check_device(asked: str | None, own: torch.device, count: int) -> None:
+    """Refuse a device that is not the one of its own that a process of several has."""
+    wanted = own if asked is None else torch.device(asked)
+    if wanted.type != own.type or wanted.index not in (None, own.index):
         raise ValueError(
-            f"device '{device}' cannot be had by each of {launched} processes: this one has '{state.device}'. Leave "
-            "--device away, give cpu, or choose GPUs with accelerate's --gpu_ids"
+            f"device '{asked}' cannot be had by each of {count} processes: this one has '{own}'. Leave --device away, "
+            "give cpu, or choose GPUs with accelerate's --gpu_ids"
         )
-    return Processes(state.num_processes, state.process_index, launcher), state.device
 
 
 @contextlib.contextmanager
