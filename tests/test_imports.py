@@ -21,8 +21,9 @@ ALLOWED = {
     "labels": {"labels", "pipelines"},
     "data": {"data", "labels", "pipelines"},
     "hub": {"hub", "data", "labels", "pipelines"},
-    "training": {"training", "hub", "data", "labels", "models", "pipelines"},
-    "generation": {"generation", "hub", "data", "labels", "models", "pipelines"},
+    "launch": {"launch"},
+    "training": {"training", "launch", "hub", "data", "labels", "models", "pipelines"},
+    "generation": {"generation", "launch", "hub", "data", "labels", "models", "pipelines"},
     "evaluation": {"evaluation", "data", "labels", "models", "pipelines"},
 }
 

@@ -147,6 +147,7 @@ def test_terminated_launcher_of_two_processes_leaves_one_checkpoint_and_the_reas
 def test_processes_without_a_common_group_are_refused(toy, tmp_path, monkeypatch):
     PartialState(cpu=True)  # a process alone
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ValueError, match="2 processes were launched, but this one is in a group of 1"):
         train_here(settings(toy, tmp_path / "run"))
     assert not (tmp_path / "run").exists()

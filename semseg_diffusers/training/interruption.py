@@ -3,18 +3,17 @@
 A handler only remembers the signal. The loop asks after each optimizer step, saves a checkpoint and leaves.
 """
 
-import os
+import contextlib
 import signal
-import threading
 from types import FrameType
 
 import torch
 from accelerate import Accelerator
 
+from semseg_diffusers.launch import SIGNALS, Launcher, signals_to
 
-# SIGTERM comes from clusters and `kill`, SIGUSR1 mostly from Slurm's --signal option, SIGHUP from a lost terminal.
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGHUP")
-LAUNCHER_GONE = -1  # beside the signals' numbers
+
+LAUNCHER_GONE = 1000  # beside the signals' numbers
 
 
 class TrainingStoppedError(Exception):
@@ -37,35 +36,25 @@ class StopRequest:
     Args:
         accelerator: of the run; all its processes must ask `agreed` equally often.
 
-    Ctrl-C counts in a run of one process; a second Ctrl-C interrupts at once. `accelerate launch` of one process hands
-    no signal on to the process that it started, so there the launcher's end counts as well.
+    The launcher's end counts as well, and in a run of one process Ctrl-C, of which a second one interrupts at once.
     """
 
     def __init__(self, accelerator: Accelerator):
         self._number = 0
-        self._before: dict[int, object] = {}
+        self._launcher = Launcher()
+        self._handled = SIGNALS if accelerator.num_processes > 1 else (*SIGNALS, signal.SIGINT)
         self._group = None
         if accelerator.num_processes > 1 and torch.distributed.is_initialized():
             # a group of its own on the CPU, so that asking never waits for the accelerator's queue of work
             self._group = torch.distributed.new_group(backend="gloo")
-        self._handled = [
-            getattr(signal, name) for name in SIGNALS if hasattr(signal, name)
-        ]  # Windows has SIGTERM only
-        if accelerator.num_processes == 1:
-            self._handled.append(signal.SIGINT)
-        launched = accelerator.num_processes == 1 and "ACCELERATE_MIXED_PRECISION" in os.environ
-        self._launcher = os.getppid() if launched else None
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody set handlers
-            for number in self._handled:
-                if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays in force
-                    self._before[number] = signal.signal(number, self._remember)
+        self._handlers = contextlib.ExitStack()
+        self._before = self._handlers.enter_context(signals_to(self._remember, self._handled))
         return self
 
     def __exit__(self, *_exception) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        self._handlers.close()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self._number = self._number or number
@@ -74,7 +63,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """Whether any process was told to end. Called by every process, after the same steps."""
-        if self._launcher is not None and os.getppid() != self._launcher:
+        if self._launcher.is_gone:
             self._number = self._number or LAUNCHER_GONE
         if self._group is not None:
             number = torch.tensor(self._number)
@@ -94,9 +83,8 @@ def shield_worker(_index: int) -> None:
 
     A second one ends it, so that nothing waits for a reader that hangs.
     """
-    for name in (*SIGNALS, "SIGINT"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _let_one_pass)
+    for number in (*SIGNALS, signal.SIGINT):
+        signal.signal(number, _let_one_pass)
 
 
 def _let_one_pass(number: int, _frame: FrameType | None) -> None:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import os
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tqdm.auto import tqdm
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs, read_record
+from semseg_diffusers.launch import launched_processes, works_on_cpu
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.checkpoints import load_checkpoint, save_checkpoint
@@ -50,16 +50,16 @@ def train(settings: TrainingSettings) -> Path:
         TrainingStoppedError: SIGTERM or the like; a checkpoint is saved.
         OSError: a checkpoint could not be written; the one before is whole.
     """
-    # 1. processes: without an accelerator they are a group on the CPU only where that is said
+    # 1. processes
     run = Path(settings.output_dir)
     accelerator = Accelerator(
-        cpu=settings.device == "cpu" or not torch.accelerator.is_available(),
+        cpu=works_on_cpu(settings.device),
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
-    launched = int(os.environ.get("WORLD_SIZE", 1))
+    launched = launched_processes()
     if launched != accelerator.num_processes:
         raise ValueError(
             f"{launched} processes were launched, but this one is in a group of {accelerator.num_processes}: each "
