@@ -1,16 +1,23 @@
-"""What a process must know of its launch: who started it, whether it works on the CPU, and which signals end it.
-
-Shared by training and generation, which each do their own with a signal.
-"""
+"""What a process must know of its launch: who started it, whether it works on the CPU, which signals end it, how a
+folder is kept to it, and how what one process refuses ends all. Training and generation stand on it."""
 
 import contextlib
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
+
+
+T = TypeVar("T")
+LOCK_FILE = ".lock"
 
 
 # SIGTERM comes from clusters and `kill`, SIGUSR1 mostly from Slurm's --signal option, SIGHUP from a lost terminal.
@@ -49,17 +56,98 @@ class Launcher:
 
 
 @contextlib.contextmanager
-def signals_to(
-    handler: Callable[[int, FrameType | None], None], numbers: tuple[int, ...] = SIGNALS
-) -> Iterator[dict[int, object]]:
-    """Hand signals to `handler` inside the block; gives what handled them before. What is ignored stays ignored."""
+def sole_owner(folder: Path, work: str, patience: float = 15) -> Iterator[None]:
+    """Keep a folder to this process, and make it if need be.
+
+    The lock is the kernel's: it ends with the process that holds it, however that ends.
+
+    Args:
+        folder: the folder; it is removed again if nothing was written to it.
+        work: what is done in it, for the message: "training into".
+        patience: seconds; processes of a launch that was killed end after their present step.
+
+    Raises:
+        ValueError: another process owns it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout as err:
+        raise ValueError(
+            f"another process is {work} '{folder}' (it holds {path}). Wait until it has ended, or end it; then give "
+            "the same command again."
+        ) from err
+    try:
+        yield
+    finally:
+        if not [entry for entry in folder.iterdir() if entry != path]:
+            path.unlink(missing_ok=True)
+            folder.rmdir()
+        lock.release()
+
+
+@contextlib.contextmanager
+def signals_to(handler: Callable[[int, FrameType | None], None], numbers: tuple[int, ...] = SIGNALS) -> Iterator[None]:
+    """Hand signals to `handler` inside the block. What is ignored, as by nohup, stays ignored."""
     before: dict[int, object] = {}
     if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody set handlers
         for number in numbers:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays in force
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 before[number] = signal.signal(number, handler)
     try:
-        yield before
+        yield
     finally:
         for number, previous in before.items():
             signal.signal(number, previous or signal.SIG_DFL)
+
+
+class OtherProcessError(RuntimeError):
+    """Another process of the launch has failed and said why; this one has only to end."""
+
+
+def gather(value: T) -> list[T]:
+    """Return the values of all processes in their order. Called by every process.
+
+    Raises:
+        OtherProcessError: where one has ended meanwhile.
+    """
+    if PartialState().num_processes == 1:
+        return [value]
+    try:
+        return gather_object([value])
+    except RuntimeError as err:  # gloo: connection closed by peer
+        raise OtherProcessError(f"another process of this launch has ended early ({err})") from err
+
+
+def agree(task: Callable[[], T]) -> T:
+    """Do a task in every process; return its result once all have done it.
+
+    Raises:
+        ValueError, OSError: the task's own, in the first process where it failed.
+        OtherProcessError: in the other processes, once that one has said why and ended.
+    """
+    state = PartialState()
+    if state.num_processes == 1:
+        return task()
+    result = error = None
+    try:
+        result = task()
+    except (ValueError, OSError) as err:
+        error = err
+    failed = [index for index, has_failed in enumerate(gather(error is not None)) if has_failed]
+    if not failed:
+        return result
+    if failed[0] == state.process_index:
+        raise error
+    # A launcher ends all processes as soon as one has ended: the one that speaks must be the first. It never answers
+    # this, so the call returns, with an error, when it is gone.
+    gather(None)
+    raise AssertionError("a process that has failed goes on")
+
+
+def agree_with_main(task: Callable[[], T]) -> T:
+    """Do a task in the main process only, and return its result in every process; what it raises is as in `agree`."""
+    is_main = PartialState().is_main_process
+    return gather(agree(task if is_main else lambda: None))[0]

@@ -21,6 +21,7 @@ from training_runs import (
 )
 
 from semseg_diffusers.data.toy import write_toy_dataset
+from semseg_diffusers.training.checkpoints import list_checkpoints
 
 
 # Each process writes down which samples it saw; where FAIL names a position, who is to read that sample fails there.
@@ -110,7 +111,7 @@ def test_one_process_that_fails_ends_both_and_the_rest_is_trained_later(toy, scr
     assert failing.returncode != 0
     assert "error in process 1: photo 'x' cannot be read" in output
     assert status(run)["status"] == "failed"
-    assert [path.name for path in run.glob("checkpoint-*")] == ["checkpoint-2", "checkpoint-4"]
+    assert [path.name for path in list_checkpoints(run)] == ["checkpoint-2", "checkpoint-4"]
 
     finished(launch_two(script, settings(toy, run, resume_from_checkpoint="latest"), SEEN=str(seen)))
     first, second = weights(of_two), weights(run)

@@ -102,7 +102,8 @@ def weights(run: Path) -> dict:
 def log_lines(run: Path) -> list[dict]:
     """The lines of `log.jsonl`; none where it is not there yet."""
     path = run / "log.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    whole = path.read_text().split("\n")[:-1] if path.is_file() else []  # the last line may be in the writing
+    return [json.loads(line) for line in whole]
 
 
 def losses(run: Path) -> list[float]:

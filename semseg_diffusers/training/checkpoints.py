@@ -10,11 +10,13 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
+from accelerate.utils import RNG_STATE_NAME
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -24,6 +26,11 @@ logger = get_logger(__name__)
 
 NAME = re.compile(r"checkpoint-(\d+)")
 HASHES, STATE, EMA = "hashes.json", "state.json", "ema.safetensors"
+LEFTOVERS = (
+    ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/.*.writing",
+    "settings.json.tmp-*", "status.json.tmp-*", "log.jsonl.tmp-*", "README.md.tmp-*",
+)  # fmt: skip
+LISTING_PATIENCE = 60  # seconds
 
 
 def _hash(path: Path) -> str:
@@ -45,7 +52,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def written_whole(target: Path, staging: Path, run: Path) -> Iterator[None]:
+def written_whole(target: Path, staging: Path | None, run: Path) -> Iterator[None]:
     """Where `target` cannot be written, as on a full disk, remove what is in `staging` and say what is left.
 
     Raises:
@@ -54,7 +61,8 @@ def written_whole(target: Path, staging: Path, run: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
         before = f"{list_checkpoints(run)[-1]} is whole" if list_checkpoints(run) else "no checkpoint stands before it"
         raise OSError(
             f"{target} could not be written: {error}; {before}. See that the disk has room and takes files of that "
@@ -85,10 +93,13 @@ def save_checkpoint(
     if accelerator.is_main_process:
         shutil.rmtree(staging, ignore_errors=True)
     accelerator.wait_for_everyone()
-    with written_whole(target, staging, run):
+    own = staging if accelerator.is_main_process else None  # the main process alone removes what is shared
+    with written_whole(target, own, run):
         accelerator.save_state(str(staging))
-        accelerator.wait_for_everyone()  # every process writes its own random state there
-        if accelerator.is_main_process:
+    accelerator.wait_for_everyone()  # every process writes its own random state there
+    if accelerator.is_main_process:
+        with written_whole(target, own, run):
+            _wait_for_files([staging / f"{RNG_STATE_NAME}_{i}.pkl" for i in range(accelerator.num_processes)])
             if ema is not None:
                 weights = {f"{index:05d}": weight.contiguous() for index, weight in enumerate(ema.shadow_params)}
                 save_file(weights, staging / EMA)
@@ -115,20 +126,40 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def _wait_for_files(paths: list[Path]) -> None:
+    """Wait until a network file system shows what other machines have written."""
+    end = time.monotonic() + LISTING_PATIENCE
+    while missing := [path for path in paths if not path.is_file()]:
+        if time.monotonic() > end:
+            raise OSError(f"{missing[0]} was written by another process and is not to be seen here")
+        time.sleep(0.1)
+
+
 def remove_leftovers(run: Path) -> None:
     """Remove what a killed run had begun to write or to remove; only the folder's owner may call this."""
-    for path in (*run.rglob(".*.writing"), *run.glob(".checkpoint-*.removing"), *run.glob("*.tmp-*")):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    for pattern in LEFTOVERS:
+        for path in run.glob(pattern):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def set_aside_later(run: Path, step: int) -> None:
+    """Rename the checkpoints after `step`: a run that goes on from there must not count them as its own."""
+    for path in list_checkpoints(run):
+        if int(NAME.fullmatch(path.name)[1]) > step:
+            aside = path.with_name(f"{path.name}.set-aside")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(path, aside)
+            logger.warning(f"{path} is of a later step than the one resumed: it is now {aside.name}")
 
 
 def check_whole(checkpoint: Path) -> None:
     """Raise ValueError, naming the file, unless every file is there with the hash that the run wrote."""
     try:
-        hashes = json.loads((checkpoint / HASHES).read_text())
-    except (OSError, ValueError) as error:
+        hashes = dict(json.loads((checkpoint / HASHES).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(
             f"{checkpoint} has no readable {HASHES}: it is not a checkpoint that this package wrote, or it is not "
             "whole. Only our own checkpoints are resumed, because optimizer state is a pickle."

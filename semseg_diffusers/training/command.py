@@ -18,8 +18,10 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("semseg_diffusers").setLevel(logging.INFO)
 
-    from semseg_diffusers.training.interruption import TrainingStoppedError  # torch is needed only from here on
+    from semseg_diffusers.launch import OtherProcessError  # torch is needed only from here on
+    from semseg_diffusers.training.interruption import TrainingStoppedError
     from semseg_diffusers.training.loop import train
+    from semseg_diffusers.training.losses import TrainingDivergedError
 
     is_main = int(os.environ.get("RANK", 0)) == 0
     repo_id = None
@@ -38,6 +40,12 @@ def run(args: argparse.Namespace) -> int:
         if is_main:
             sys.stderr.write(f"{stopped}; saved. Go on with the same command and --resume_from_checkpoint latest\n")
         return stopped.exit_code
+    except OtherProcessError:
+        return 2  # the other one says why
+    except TrainingDivergedError:
+        if is_main:
+            raise
+        return 2  # all say the same
     if is_main:
         sys.stderr.write(f"saved {folder}\n")
         if repo_id is not None:

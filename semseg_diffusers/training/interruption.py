@@ -5,6 +5,7 @@ A handler only remembers the signal. The loop asks after each optimizer step, sa
 
 import contextlib
 import signal
+import time
 from types import FrameType
 
 import torch
@@ -14,6 +15,7 @@ from semseg_diffusers.launch import SIGNALS, Launcher, signals_to
 
 
 LAUNCHER_GONE = 1000  # beside the signals' numbers
+SHIELDED_SECONDS = 60  # longer than launchers let a process live after SIGTERM
 
 
 class TrainingStoppedError(Exception):
@@ -50,7 +52,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         self._handlers = contextlib.ExitStack()
-        self._before = self._handlers.enter_context(signals_to(self._remember, self._handled))
+        self._handlers.enter_context(signals_to(self._remember, self._handled))
         return self
 
     def __exit__(self, *_exception) -> None:
@@ -59,7 +61,7 @@ class StopRequest:
     def _remember(self, number: int, _frame: FrameType | None) -> None:
         self._number = self._number or number
         if number == signal.SIGINT:
-            signal.signal(number, self._before[number])
+            signal.signal(number, signal.default_int_handler)
 
     def agreed(self) -> bool:
         """Whether any process was told to end. Called by every process, after the same steps."""
@@ -79,13 +81,18 @@ class StopRequest:
 
 
 def shield_worker(_index: int) -> None:
-    """Let a reading process outlive a signal that its whole group got: the run still needs it for its last step.
+    """Let a reading process outlive signals that its whole group got: the run still needs it for its last step.
 
-    A second one ends it, so that nothing waits for a reader that hangs.
+    Schedulers and launchers say it twice and more. After a minute a signal ends it, so that nothing waits for a reader
+    that hangs.
     """
+    first: list[float] = []
+
+    def let_pass(number: int, _frame: FrameType | None) -> None:
+        first.append(time.monotonic())
+        if first[-1] - first[0] > SHIELDED_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
     for number in (*SIGNALS, signal.SIGINT):
-        signal.signal(number, _let_one_pass)
-
-
-def _let_one_pass(number: int, _frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, let_pass)

@@ -1,6 +1,8 @@
 """One training run, read top to bottom: settings -> data -> network -> prepare -> resume -> loop -> save."""
 
+import contextlib
 import dataclasses
+import datetime
 import math
 import time
 from pathlib import Path
@@ -8,7 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import ProjectConfiguration, broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -17,10 +19,10 @@ from tqdm.auto import tqdm
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs, read_record
-from semseg_diffusers.launch import launched_processes, works_on_cpu
+from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
-from semseg_diffusers.training.checkpoints import load_checkpoint, save_checkpoint
+from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
 from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
@@ -32,6 +34,9 @@ from semseg_diffusers.training.settings import TrainingSettings
 
 
 logger = get_logger(__name__)
+
+# How long a process waits for the others: while the first one downloads a data set, or draws a preview.
+PATIENCE = datetime.timedelta(hours=6)
 
 
 def train(settings: TrainingSettings) -> Path:
@@ -58,6 +63,7 @@ def train(settings: TrainingSettings) -> Path:
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
         log_with=None if settings.report_to == "none" else settings.report_to,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     launched = launched_processes()
     if launched != accelerator.num_processes:
@@ -69,22 +75,36 @@ def train(settings: TrainingSettings) -> Path:
     samples_per_step = settings.train_batch_size * accumulation * accelerator.num_processes
 
     # 2. data, and the network that fits it: everything that can be refused is refused before the first step
-    labels = _label_set(settings.labels)
-    columns = {"image_column": settings.image_column, "mask_column": settings.mask_column, "labels": labels}
-    with accelerator.main_process_first():  # one process builds the table of `datasets`, the others find it
+    def read_data() -> tuple[PairDataset, PairDataset, str | None]:
+        columns = {
+            "image_column": settings.image_column,
+            "mask_column": settings.mask_column,
+            "labels": _label_set(settings.labels),
+        }
         pairs = load_pairs(settings.dataset, settings.train_split, **columns)
         preview_pairs = _preview_pairs(settings, pairs, columns)
-        source_format = read_record(settings.dataset).get("format")
-    resumed = _same_everywhere(folder_to_resume(settings, pairs, run, samples_per_step))
-    unet = build_network(settings, pairs.labels, pairs.resolution)
+        return pairs, preview_pairs, read_record(settings.dataset).get("format")
+
+    if accelerator.num_processes > 1:  # one process builds the table of `datasets`, the others find it
+        agree(read_data if accelerator.is_local_main_process else lambda: None)
+    pairs, preview_pairs, source_format = agree(read_data)
+    unet = agree(lambda: build_network(settings, pairs.labels, pairs.resolution))
     noise_scheduler = build_noise_scheduler(settings)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     num_steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(pairs) / samples_per_step)
-    accelerator.wait_for_everyone()
 
-    with run_status(run, enabled=accelerator.is_main_process) as status, StopRequest(accelerator) as stop:
-        # 3. the run folder
+    with contextlib.ExitStack() as held:
+        # 3. the run folder, which the main process keeps to this run
+        def take_folder() -> Path | None:
+            held.enter_context(sole_owner(run, "training into"))
+            checkpoint = folder_to_resume(settings, pairs, run, samples_per_step)
+            remove_leftovers(run)
+            return checkpoint
+
+        resumed = agree_with_main(take_folder)
+        stop = held.enter_context(StopRequest(accelerator))
+        status = held.enter_context(run_status(run, accelerator))
         if accelerator.is_main_process:
             write_text(run / "settings.json", settings.to_json())
         if settings.report_to != "none":
@@ -122,14 +142,17 @@ def train(settings: TrainingSettings) -> Path:
             ema.to(accelerator.device)
 
         # 5. resume
-        step, trained_seconds = 0, 0.0
+        step, trained_seconds, mean_loss = 0, 0.0, math.nan
         if resumed is not None:
             state = load_checkpoint(resumed, accelerator, ema)
-            step, trained_seconds = state["step"], state["trained_seconds"]
+            step, trained_seconds, mean_loss = state["step"], state["trained_seconds"], state["loss"]
+            accelerator.step = step * accumulation  # it counts forward passes, whose share of a step may have changed
             lr_scheduler.load_state_dict({**lr_scheduler.state_dict(), "last_epoch": step, "_step_count": step + 1})
             for group, rate in zip(optimizer.param_groups, _learning_rates(lr_scheduler, step), strict=True):
                 group["lr"] = rate
             logger.info(f"resumed {resumed} at step {step}")
+            if accelerator.is_main_process:
+                set_aside_later(run, step)
 
         # 6. the samples still to come
         samples = TrainingSamples(
@@ -208,16 +231,18 @@ def train(settings: TrainingSettings) -> Path:
                 bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{interval_images / seconds:.1f}")
                 interval_start, interval_images = time.monotonic(), 0
             if save_now:
-                losses.check_weights(accelerator.unwrap_model(unet), step, batch["stem"])
+                losses.check_weights(accelerator.unwrap_model(unet), step)
                 state = {
                     "trained_seconds": time.monotonic() - started,
                     "settings": dataclasses.asdict(settings),
                     "labels": pairs.labels.to_config(),
                     "num_pairs": len(pairs),
                     "samples_per_step": samples_per_step,
+                    "loss": mean_loss,
                 }
                 save_checkpoint(run, step, accelerator, ema, state, settings.checkpoints_total_limit)
             if stop_now:
+                accelerator.end_training()
                 raise stop.stopped(step)
             if settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps):
                 if accelerator.is_main_process:
@@ -250,15 +275,10 @@ def train(settings: TrainingSettings) -> Path:
                 step=step,
                 samples_per_step=samples_per_step,
                 trained_seconds=time.monotonic() - started,
-                loss=log.last["loss"],
+                loss=mean_loss,
             )
         accelerator.end_training()
     return run
-
-
-def _same_everywhere(value):
-    """What the main process found, in every process."""
-    return broadcast_object_list([value])[0]
 
 
 def _label_set(name: str | None) -> LabelSet | None:

@@ -35,6 +35,7 @@ class IntervalLosses:
         self.accumulation = accumulation
         self.limit = EXPLODED * max(1.0, largest_weight)
         self._turns: list[tuple[int, torch.Tensor, list[str]]] = []
+        self._last_stems: list[str] = []  # of the interval's last step
 
     def add(self, turn: int, loss: torch.Tensor, stems: list[str]) -> None:
         """Keep the loss of forward pass `turn` (counted from 0 since the run's start) and the pairs it saw."""
@@ -47,26 +48,35 @@ class IntervalLosses:
             TrainingDivergedError: with the first step at fault, the stems of its batch and the last good checkpoint.
         """
         turns, self._turns = self._turns, []
+        self._last_stems = self._stems_of(turns[-1][0], turns)
         local = torch.stack([loss for _, loss, _ in turns])  # (turns,)
         losses = self.accelerator.gather(local).reshape(-1, len(turns)).cpu()  # (processes, turns)
         mean = losses.mean().item()
         if math.isfinite(mean) and mean <= self.limit:
             return mean
         at_fault = (~(losses <= self.limit)).any(dim=0)  # a NaN is not smaller than anything
-        turn, _, stems = turns[int(at_fault.int().argmax())]
+        turn = turns[int(at_fault.int().argmax())][0]
+        stems = self._stems_of(turn, turns)
         worst = losses[:, int(at_fault.int().argmax())]
         value = next((loss for loss in worst.tolist() if not loss <= self.limit), worst.max().item())
         raise self._diverged(f"The loss is {value:g}", turn // self.accumulation + 1, gather_object(stems))
 
-    def check_weights(self, network: torch.nn.Module, step: int, stems: list[str]) -> None:
+    def _stems_of(self, turn: int, turns: list[tuple[int, torch.Tensor, list[str]]]) -> list[str]:
+        """What this process saw in all the forward passes of the optimizer step that a turn is of."""
+        step = turn // self.accumulation
+        return [stem for other, _, stems in turns if other // self.accumulation == step for stem in stems]
+
+    def check_weights(self, network: torch.nn.Module, step: int) -> None:
         """Refuse to go on with weights that are not finite: a checkpoint of them would be no good one.
+
+        Called by every process, after `mean`.
 
         Raises:
             TrainingDivergedError: with the step, the stems of its last batch and the last good checkpoint.
         """
         largest = torch.stack([weight.detach().abs().max() for weight in network.parameters()]).max()
         if not torch.isfinite(largest):
-            raise self._diverged("Weights are not finite", step, gather_object(stems))
+            raise self._diverged("Weights are not finite", step, gather_object(self._last_stems))
 
     def _diverged(self, what: str, step: int, stems: list[str]) -> TrainingDivergedError:
         shown = sorted(set(stems))

@@ -72,8 +72,11 @@ def save_picture(picture: Image.Image, path: Path) -> None:
     """Write a PNG beside its place and rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.writing")
-    picture.save(staging, format="PNG")
-    os.replace(staging, path)
+    try:
+        picture.save(staging, format="PNG")
+        os.replace(staging, path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def track_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
-from accelerate.logging import get_logger
-from filelock import FileLock, Timeout
+from accelerate import Accelerator
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset
@@ -18,16 +17,13 @@ from semseg_diffusers.training.checkpoints import (
     STATE,
     find_checkpoint,
     list_checkpoints,
-    remove_leftovers,
     written_whole,
 )
 from semseg_diffusers.training.interruption import TrainingStoppedError
 from semseg_diffusers.training.settings import TrainingSettings
 
 
-logger = get_logger(__name__)
-
-STATUS_FILE, LOCK_FILE = "status.json", ".lock"
+STATUS_FILE = "status.json"
 
 # Settings that may differ between a checkpoint and the run that resumes it; any other would make it another run. Of
 # the batch only the samples a step count: how processes and accumulation share them may change.
@@ -75,17 +71,15 @@ def _read_log(path: Path) -> list[dict]:
 
 
 @contextlib.contextmanager
-def run_status(run: Path, enabled: bool) -> Iterator[dict]:
-    """Own a run folder, and keep `status.json` in it true: "running", then "finished", "stopped" or "failed".
+def run_status(run: Path, accelerator: Accelerator) -> Iterator[dict]:
+    """Keep `status.json` of a run folder true: "running", then "finished", "stopped" or "failed". In every process.
 
-    A killed run leaves "running" behind. What the caller puts into the dictionary (`step`) is written as well.
+    A killed run leaves "running" behind. What the caller puts into the dictionary (`step`) is written as well. The
+    main process writes; the others write only why they failed.
 
     Args:
-        run: run folder.
-        enabled: true in the main process; the others write only why they failed.
-
-    Raises:
-        ValueError: another process trains into this folder.
+        run: run folder, which this launch alone may write to.
+        accelerator: of the run.
     """
     status: dict = {"step": 0}
 
@@ -94,38 +88,23 @@ def run_status(run: Path, enabled: bool) -> Iterator[dict]:
         record = {"status": state, "reason": reason, **status, "time": stamp, "pid": os.getpid()}
         write_text(run / STATUS_FILE, json.dumps(record, indent=2) + "\n")
 
-    def fail(reason: str) -> None:
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            path = run / STATUS_FILE
-            before = json.loads(path.read_text(encoding="utf-8"))["status"] if path.is_file() else None
-            if before != "failed":  # else another process said why, and this is what came of it
-                write("failed", reason)
-
-    lock = FileLock(run / LOCK_FILE)
-    if enabled:
-        run.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout as error:
-            raise ValueError(
-                f"another process is training into {run}. Wait for it or stop it, or name another --output_dir."
-            ) from error
+    if accelerator.is_main_process:
+        write("running", None)
+    accelerator.wait_for_everyone()  # nobody fails into the status of an earlier run
     try:
-        if enabled:
-            remove_leftovers(run)
-            write("running", None)
         yield status
-        if enabled:
-            write("finished", None)
     except TrainingStoppedError as stopped:
-        if enabled:
+        if accelerator.is_main_process:
             write("stopped", stopped.reason)
         raise
     except BaseException as error:
-        fail(f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # the disk may be what failed
+            before = json.loads((run / STATUS_FILE).read_text(encoding="utf-8"))["status"]
+            if before != "failed":  # else another process said why, and this is what came of it
+                write("failed", f"{type(error).__name__}: {error}")
         raise
-    finally:
-        lock.release()
+    if accelerator.is_main_process:
+        write("finished", None)
 
 
 def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path) -> None:
@@ -134,7 +113,8 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     with written_whole(folder / "unet", staging, folder):
         pipeline.save_pretrained(staging)
-        for path in sorted(path for path in staging.rglob("*") if path.is_file()):
+        files = [path for path in staging.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == "model_index.json"):  # last: it says that all is there
             target = folder / path.relative_to(staging)
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(path, target)
@@ -143,8 +123,9 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path) -> None:
 
 def folder_to_resume(settings: TrainingSettings, pairs: PairDataset, run: Path, samples_per_step: int) -> Path | None:
     """The checkpoint to go on from, or None; a run folder in use is not overwritten without a word."""
+    in_use = bool(list_checkpoints(run)) or (run / "model_index.json").exists()
     if settings.resume_from_checkpoint is None:
-        if list_checkpoints(run) or (run / "model_index.json").exists():
+        if in_use:
             raise ValueError(
                 f"--output_dir {run} already holds a run. Go on with it by --resume_from_checkpoint latest, or name "
                 "another folder."
@@ -152,7 +133,11 @@ def folder_to_resume(settings: TrainingSettings, pairs: PairDataset, run: Path, 
         return None
     checkpoint = find_checkpoint(run, settings.resume_from_checkpoint)
     if checkpoint is None:
-        logger.warning(f"{run} holds no whole checkpoint: the run starts at step 0")
+        if in_use:
+            raise ValueError(
+                f"{run} holds a run, but no whole checkpoint to go on from. Move it away to start again, or name "
+                "another --output_dir."
+            )
         return None
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     trained, given = LabelSet.from_config(state["labels"]), pairs.labels
