@@ -1,5 +1,6 @@
 """Generation: masks in, labelled images out; the same images whatever the batch size, the order or an interruption."""
 
+import functools
 import json
 import os
 import shutil
@@ -20,7 +21,7 @@ from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.jobs import Job, find_masks, image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.generation.plan import GenerationSettings, new_scheduler
-from semseg_diffusers.generation.processes import SIGNALS
+from semseg_diffusers.launch import SIGNALS, sole_owner
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 
@@ -175,8 +176,8 @@ def test_a_mask_that_is_cut_off_is_made_again(pipeline, masks, tmp_path):
     assert np.array_equal(pixels(out / "masks" / "b_0.png"), draw_ids(1))
 
 
-@pytest.mark.parametrize("name", [name for name in SIGNALS if hasattr(signal, name)])
-def test_a_signal_ends_the_command_and_what_is_made_is_listed(pipeline, masks, tmp_path, monkeypatch, capsys, name):
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_ends_the_command_and_what_is_made_is_listed(pipeline, masks, tmp_path, monkeypatch, capsys, number):
     pipeline.save_pretrained(tmp_path / "run")
     options = ["generate", "--model", str(tmp_path / "run"), "--masks", str(masks), "--output", str(tmp_path / "out")]
     options += ["--num_inference_steps", "2", "--batch_size", "1", "--device", "cpu"]
@@ -185,15 +186,15 @@ def test_a_signal_ends_the_command_and_what_is_made_is_listed(pipeline, masks, t
     def told_to_end(*args, **kwargs):
         calls.append(0)
         if len(calls) == 4:  # in the second image
-            os.kill(os.getpid(), getattr(signal, name))
+            os.kill(os.getpid(), number)
         return step(*args, **kwargs)
 
     monkeypatch.setattr(DDIMScheduler, "step", told_to_end)
-    before = signal.getsignal(getattr(signal, name))
+    before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended:
         cli.main(options)
-    assert ended.value.code == 128 + getattr(signal, name)
-    assert signal.getsignal(getattr(signal, name)) == before
+    assert ended.value.code == 128 + number
+    assert signal.getsignal(number) == before
     assert [row["stem"] for row in read_metadata(tmp_path / "out")] == ["a"]
     assert names(tmp_path / "out" / "images") == ["a_0.png"]
     monkeypatch.undo()
@@ -316,10 +317,10 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(pipe
     (out / "images" / "b_0.png").unlink()
     (out / "images" / ".b_0.png.7.tmp").write_bytes(b"being written")
     command = [sys.executable, "-c", HOLD_A_LOCK, str(out / ".lock")]
-    monkeypatch.setattr(output_folder, "LOCK_PATIENCE", 0)
+    monkeypatch.setattr(output_folder, "sole_owner", functools.partial(sole_owner, patience=0))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(ValueError, match="out' is being written by another generate"):
+        with pytest.raises(ValueError, match="another process is generating into .*out'"):
             generate_dataset(pipeline, masks, out, FEW)
         assert (out / "images" / ".b_0.png.7.tmp").exists()
         first.kill()  # the lock ends with its process, however that ends

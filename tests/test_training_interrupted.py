@@ -18,6 +18,7 @@ from training_runs import (
     SCRIPT,
     command_line,
     finished,
+    kill_started,
     log_lines,
     losses,
     start,
@@ -35,6 +36,12 @@ from semseg_diffusers.training import loop
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.losses import IntervalLosses, TrainingDivergedError
 from semseg_diffusers.training.samples import SampleSequence
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_running():
+    yield
+    kill_started()
 
 
 @pytest.fixture(scope="module")
@@ -66,13 +73,14 @@ def assert_same_run(first, second):
 
 
 def test_sigterm_saves_says_why_and_the_run_goes_on_bit_for_bit(toy, tmp_path):
-    changes = {"max_train_steps": 120, "checkpointing_steps": 1000, "gradient_accumulation_steps": 2}
-    changes |= {"dataloader_num_workers": 1}
-    settings = tiny_settings(toy, tmp_path / "run", **changes)
+    changes = {"checkpointing_steps": 100_000, "gradient_accumulation_steps": 2, "dataloader_num_workers": 1}
+    changes |= {"lr_scheduler": "constant_with_warmup"}
+    settings = tiny_settings(toy, tmp_path / "run", max_train_steps=100_000, **changes)
     process = start(SCRIPT, *command_line(settings))
     wait_until(lambda: len(log_lines(tmp_path / "run")) > 3, process)
-    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and clusters do: the reading process gets it too
-    output, _ = process.communicate(timeout=60)
+    for _ in range(2):  # as `timeout` and clusters do: to the reading process too, and more than once
+        os.killpg(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 128 + signal.SIGTERM
     ended = status(tmp_path / "run")
     assert (ended["status"], ended["reason"]) == ("stopped", "SIGTERM")
@@ -80,6 +88,7 @@ def test_sigterm_saves_says_why_and_the_run_goes_on_bit_for_bit(toy, tmp_path):
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"checkpoint-{ended['step']}"]
     assert not (tmp_path / "run" / "model_index.json").exists()
 
+    changes["max_train_steps"] = ended["step"] + 5
     train_here(tiny_settings(toy, tmp_path / "run", **changes, resume_from_checkpoint="latest"))
     assert status(tmp_path / "run")["status"] == "finished"
     assert_same_run(tmp_path / "run", train_here(tiny_settings(toy, tmp_path / "straight", **changes)))
@@ -119,12 +128,13 @@ def test_ten_kills_at_random_moments_change_nothing(toy, tmp_path):
         process = start(SCRIPT, *words)
         whole = list_checkpoints(run)
         begun = int(whole[-1].name.split("-")[1]) if whole else 0
-        wanted = begun + moments.randint(7, 27)
-        wait_until(lambda wanted=wanted: (run / "log.jsonl").is_file() and _last_step(run) >= wanted, process)
-        time.sleep(moments.random() * 0.3)
+        wanted = begun + moments.randint(7, 20)
+        wait_until(lambda wanted=wanted: _last_line(run)["step"] >= wanted, process)
+        seconds_a_step = 4 / _last_line(run)["images_per_second"]
+        time.sleep(moments.random() * 4 * seconds_a_step)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        killed_at.append(_last_step(run))
+        killed_at.append(_last_line(run)["step"])
     assert killed_at[-1] < 300, "the run was over before the tenth kill"
     assert status(run)["status"] == "running"
     finished(start(SCRIPT, *words))
@@ -133,10 +143,9 @@ def test_ten_kills_at_random_moments_change_nothing(toy, tmp_path):
     assert [line["step"] for line in log_lines(run)] == list(range(1, 301))
 
 
-def _last_step(run) -> int:
-    """Step of the last whole line of a log that is being written."""
-    lines = (run / "log.jsonl").read_text().split("\n")[:-1]
-    return int(lines[-1].split(",")[0].split(":")[1]) if lines else 0
+def _last_line(run) -> dict:
+    """The last line of a log, or a line of step 0."""
+    return (log_lines(run) or [{"step": 0, "images_per_second": 1.0}])[-1]
 
 
 def test_what_a_kill_cut_off_is_tidied_up_on_resume(toy, tmp_path):
@@ -149,6 +158,33 @@ def test_what_a_kill_cut_off_is_tidied_up_on_resume(toy, tmp_path):
     train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
     assert losses(run) == expected
     assert not [path.name for path in run.rglob(".*") if path.name != ".lock"]
+
+
+def test_later_checkpoints_are_set_aside_where_an_earlier_one_is_resumed(toy, tmp_path):
+    run = train_here(tiny_settings(toy, tmp_path / "run"))
+    changes = {"max_train_steps": 3, "checkpointing_steps": 1, "checkpoints_total_limit": 1}
+    train_here(tiny_settings(toy, run, resume_from_checkpoint="checkpoint-2", **changes))
+    assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4.set-aside"]
+
+
+def test_run_without_a_whole_checkpoint_is_not_begun_again(toy, tmp_path):
+    run = train_here(tiny_settings(toy, tmp_path / "run"))
+    before = (run / "log.jsonl").read_text()
+    for checkpoint in list_checkpoints(run):
+        (checkpoint / "hashes.json").write_text("null")
+    with pytest.raises(ValueError, match="holds a run, but no whole checkpoint"):
+        train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
+    assert (run / "log.jsonl").read_text() == before
+    assert status(run)["status"] == "finished"
+
+
+def test_how_a_step_is_shared_out_may_change_on_resume(toy, tmp_path):
+    changes = {"checkpointing_steps": 1, "dropout": 0.0}
+    whole = train_here(tiny_settings(toy, tmp_path / "run", train_batch_size=4, **changes))
+    expected = losses(whole)
+    shutil.rmtree(whole / "checkpoint-4")  # what is left stands at an odd step
+    changes |= {"train_batch_size": 2, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "latest"}
+    assert losses(train_here(tiny_settings(toy, whole, **changes))) == pytest.approx(expected, rel=1e-4)
 
 
 def test_second_process_in_the_same_run_folder_is_refused(toy, tmp_path, monkeypatch):

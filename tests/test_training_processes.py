@@ -10,6 +10,7 @@ import torch
 from accelerate import PartialState
 from training_runs import (
     finished,
+    kill_started,
     launch_two,
     log_lines,
     losses,
@@ -44,6 +45,12 @@ if __name__ == "__main__":
     main()
 """
 STEPS, PAIRS = 6, 6
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_running():
+    yield
+    kill_started()
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -18,6 +19,7 @@ from semseg_diffusers.training.settings import TrainingSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "train_accelerate.py"
+STARTED: list[subprocess.Popen] = []
 TWO_PROCESSES = ROOT / "configs" / "accelerate" / "cpu_processes.yaml"
 TINY = {
     "block_out_channels": (8, 16),
@@ -62,7 +64,7 @@ def command_line(settings: TrainingSettings) -> list[str]:
 def start(*command, **environment) -> subprocess.Popen:
     """Start a process group of its own: Python with `command`, its output in one pipe of text."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, *map(str, command)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -70,6 +72,19 @@ def start(*command, **environment) -> subprocess.Popen:
         env=variables,
         start_new_session=True,
     )
+    STARTED.append(process)
+    return process
+
+
+def kill_started() -> None:
+    """Kill what a failed test left running, with what it launched into sessions of their own."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            for child in psutil.Process(process.pid).children(recursive=True):
+                child.kill()
+            process.kill()
+            process.communicate()
 
 
 def launch_two(script, settings: TrainingSettings, **environment) -> subprocess.Popen:

@@ -23,6 +23,7 @@ from semseg_diffusers.data.labels import LabelSet
 
 LABELS_FILE = "labels.json"
 SETTINGS_FILE = "prepare.json"
+GENERATION_FILE = "generation.json"  # the same of a folder that `generate` made
 # The names that `datasets` knows a split by -> the name of our folder.
 SPLITS = {
     "train": "train", "training": "train",

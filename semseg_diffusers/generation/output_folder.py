@@ -10,24 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE
 from semseg_diffusers.data.pictures import image_grid
 from semseg_diffusers.generation.jobs import Job
+from semseg_diffusers.launch import LOCK_FILE, sole_owner
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image, write_text
 
 
-SETTINGS_FILE = "generation.json"
-LABELS_FILE = "labels.json"
 METADATA_FILE = "metadata.jsonl"
-LOCK_FILE = ".lock"
 ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,
 NOT_IN_IMAGES = ("model", "source_mask")  # without what may be a path on this machine: images get published
 CONTACT_SHEET_COLUMNS = 8  # samples of one mask on the contact sheet, at most
-LOCK_PATIENCE = 15  # seconds; processes of a killed launch end after their present step
 LISTING_PATIENCE = 60  # seconds until a network file system shows what another machine has written
 
 
@@ -39,11 +36,11 @@ def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None
     """
     if not output.exists():
         return
-    settings_file = output / SETTINGS_FILE
+    settings_file = output / GENERATION_FILE
     if not settings_file.is_file():
         if output.is_dir() and all(_is_passing(path) for path in output.iterdir()):
             return
-        raise ValueError(f"output '{output}' is not empty and was not made by generate (no {SETTINGS_FILE} in it)")
+        raise ValueError(f"output '{output}' is not empty and was not made by generate (no {GENERATION_FILE} in it)")
     if not _has_images(output):
         return  # ended before the first image: other settings may take it
     try:
@@ -86,34 +83,21 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 def sole_run(output: Path) -> Iterator[None]:
     """Keep a folder to the run of this process, and remove what an earlier one had not finished writing.
 
-    The lock is the kernel's: it ends with the process that holds it, however that ends.
-
     Raises:
         ValueError: another run writes to this folder.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / LOCK_FILE)
-    try:
-        lock.acquire(timeout=LOCK_PATIENCE)
-    except Timeout as err:
-        raise ValueError(
-            f"output '{output}' is being written by another generate (it holds {lock.lock_file}). Wait until it has "
-            "ended, or end it; then the same command makes what is missing."
-        ) from err
-    try:
+    with sole_owner(output, "generating into"):
         for folder in (output, output / "images", output / "masks"):
             for path in folder.glob("*"):
                 if _is_passing(path) and path.name != LOCK_FILE:
                     path.unlink(missing_ok=True)
         yield
-    finally:
-        lock.release()
 
 
 def open_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None:
     """Write the settings and the label set, unless images made with them are there."""
     if not _has_images(output):
-        write_text(output / SETTINGS_FILE, _to_json(record))  # first: it marks the folder as ours
+        write_text(output / GENERATION_FILE, _to_json(record))  # first: it marks the folder as ours
         labels.save_json(output / LABELS_FILE)
     make_folders(output)
 
@@ -186,7 +170,7 @@ def update_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
         rows: of the images that this run is about, made or not; others keep their row, or carry it.
     """
     ours = {row["image_file_name"]: row for row in rows}
-    model = json.loads((output / SETTINGS_FILE).read_text(encoding="utf-8"))["model"]
+    model = json.loads((output / GENERATION_FILE).read_text(encoding="utf-8"))["model"]
     while True:
         listed = {row["image_file_name"]: row for row in read_metadata(output)}
         masks = {path.name for path in (output / "masks").glob("*.png")}

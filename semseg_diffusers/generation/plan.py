@@ -1,7 +1,6 @@
 """What a run of generation will make, checked before any work: settings, the network's size and revision, masks.
 Two runs with an equal `record` make the same images, so an output folder is continued only by such a run."""
 
-import hashlib
 import math
 import os
 import re
@@ -16,6 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.jobs import find_masks
+from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import resize_ids
 
 
@@ -80,11 +80,7 @@ def model_revision(unet: torch.nn.Module) -> str:
     commit = re.search(r"snapshots[/\\]([0-9a-f]{40})", str(unet.config.get("_name_or_path", "")))
     if commit:
         return commit.group(1)
-    digest = hashlib.sha256()
-    for name, tensor in sorted(unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return f"sha256:{digest.hexdigest()[:16]}"
+    return weights_hash(unet.state_dict())
 
 
 def plan_generation(pipeline: Any, masks: str | os.PathLike, settings: GenerationSettings, tolerance: float) -> Plan:

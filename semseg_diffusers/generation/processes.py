@@ -1,31 +1,26 @@
-"""How the processes of one launch work as one: each takes its share, and what one refuses ends all of them.
-Built on accelerate's `PartialState`. Only words travel between the processes, never tensors."""
+"""How the processes of one launch generate as one: each takes its share, and what one refuses ends all of them.
+Only words travel between the processes, never tensors."""
 
 import contextlib
 import datetime
-import os
 import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import FrameType
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
+
+from semseg_diffusers import launch
+from semseg_diffusers.launch import SIGNALS, Launcher, OtherProcessError, launched_processes, signals_to, works_on_cpu
 
 
 T = TypeVar("T")
 
-# SIGTERM comes from clusters and `kill`, SIGUSR1 mostly from Slurm's --signal option, SIGHUP from a lost terminal.
-SIGNALS = ("SIGTERM", "SIGUSR1", "SIGHUP")
 # How long a process may wait for the others: as long as their shares may take them. Dead ones are noticed at once.
 PATIENCE = datetime.timedelta(days=2)
-
-
-class OtherProcessError(RuntimeError):
-    """Another process of the launch has failed and said why; this one has only to end."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Processes:
 
     count: int = 1
     index: int = 0  # of this process; 0 is the main one
-    launcher: int | None = None  # id of the process that started this one and must live on; None: nobody
+    launcher: Launcher | None = None  # the process that started this one and must live on; None: nobody
 
     @property
     def is_main(self) -> bool:
@@ -45,41 +40,12 @@ class Processes:
         return items[self.index :: self.count]
 
     def gather(self, value: T) -> list[T]:
-        """Return the values of all processes in their order.
-
-        Raises:
-            OtherProcessError: where one has ended meanwhile.
-        """
-        if self.count == 1:
-            return [value]
-        try:
-            return gather_object([value])
-        except RuntimeError as err:  # gloo: connection closed by peer
-            raise OtherProcessError("another process of this launch has ended early") from err
+        """As `launch.gather`; alone without asking accelerate."""
+        return [value] if self.count == 1 else launch.gather(value)
 
     def agree(self, task: Callable[[], T]) -> T:
-        """Do a task in every process; return its result once all have done it.
-
-        Raises:
-            ValueError, OSError: the task's own, in the first process where it failed.
-            OtherProcessError: in the other processes, once that one has said why and ended.
-        """
-        if self.count == 1:
-            return task()
-        result = error = None
-        try:
-            result = task()
-        except (ValueError, OSError) as err:
-            error = err
-        failed = [index for index, has_failed in enumerate(self.gather(error is not None)) if has_failed]
-        if not failed:
-            return result
-        if failed[0] == self.index:
-            raise error
-        # A launcher ends all processes as soon as one has ended: the one that speaks must be the first. It never
-        # answers this, so the call returns, with an error, when it is gone.
-        self.gather(None)
-        raise AssertionError("a process that has failed goes on")
+        """As `launch.agree`; alone without asking accelerate."""
+        return task() if self.count == 1 else launch.agree(task)
 
     def end_with_launcher(self) -> None:
         """End this process if its launcher is gone: one that is killed cannot take its processes with it.
@@ -87,7 +53,7 @@ class Processes:
         Raises:
             OtherProcessError: the launcher has ended.
         """
-        if self.launcher is not None and os.getppid() != self.launcher:
+        if self.launcher is not None and self.launcher.is_gone:
             raise OtherProcessError("the launcher of this process has ended")
 
 
@@ -103,16 +69,11 @@ def join_processes(device: str | None = None) -> tuple[Processes, torch.device]:
     Raises:
         ValueError: a device that cannot be had by each process, or processes that cannot find each other.
     """
-    launched = int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
-    under_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
-    launcher = os.getppid() if launched > 1 or under_accelerate else None
-    use_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() == "true"
-    wants_cpu = use_cpu if device is None else torch.device(device).type == "cpu"
+    launched, launcher, cpu = launched_processes(), Launcher(), works_on_cpu(device)
     if launched == 1:
-        default = "cpu" if wants_cpu or not torch.cuda.is_available() else "cuda"
+        default = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
         return Processes(launcher=launcher), torch.device(device or default)
 
-    cpu = wants_cpu or not torch.accelerator.is_available()
     # gloo notices a dead process at once and needs no accelerator; others than CUDA have one way only, their own
     group = {"backend": "gloo"} if cpu or torch.cuda.is_available() else {}
     state = PartialState(cpu=cpu, timeout=PATIENCE, **group)
@@ -140,18 +101,10 @@ def check_device(asked: str | None, own: torch.device, count: int) -> None:
 def ended_by_signals() -> Iterator[None]:
     """Let a signal that means "end" raise SystemExit inside the block, so that what is done gets its record."""
 
-    def end(number: int, _frame) -> None:
-        for name in before:
-            signal.signal(name, signal.SIG_IGN)  # a second one must not cut the record short
+    def end(number: int, _frame: FrameType | None) -> None:
+        for other in SIGNALS:
+            signal.signal(other, signal.SIG_IGN)  # a second one must not cut the record short
         sys.exit(128 + number)  # as shells count
 
-    before: dict[int, object] = {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python lets nobody set handlers
-        for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):  # Windows: SIGTERM only
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup stays in force
-                before[number] = signal.signal(number, end)
-    try:
+    with signals_to(end):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE
+from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.hub import card_results, cards
 
 
@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 CARD, INDEX = "README.md", "model_index.json"
 OUR_PIPELINES = "MaskGuided"  # how the class names of our pipelines begin
 WEIGHTS = (".safetensors", ".bin")
-GENERATION_FILE = "generation.json"
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
