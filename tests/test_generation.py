@@ -190,11 +190,13 @@ def test_a_signal_ends_the_command_and_what_is_made_is_listed(pipeline, masks, t
         return step(*args, **kwargs)
 
     monkeypatch.setattr(DDIMScheduler, "step", told_to_end)
+    ignored = signal.signal(number, signal.SIG_DFL)  # nohup may have set SIGHUP to be ignored, and that stays in force
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended:
         cli.main(options)
     assert ended.value.code == 128 + number
     assert signal.getsignal(number) == before
+    signal.signal(number, ignored)
     assert [row["stem"] for row in read_metadata(tmp_path / "out")] == ["a"]
     assert names(tmp_path / "out" / "images") == ["a_0.png"]
     monkeypatch.undo()
