@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from accelerate import PartialState
@@ -22,7 +23,7 @@ from training_runs import (
 )
 
 from semseg_diffusers.data.toy import write_toy_dataset
-from semseg_diffusers.training.checkpoints import list_checkpoints
+from semseg_diffusers.training.checkpoints import check_whole, list_checkpoints
 
 
 # Each process writes down which samples it saw; where FAIL names a position, who is to read that sample fails there.
@@ -124,6 +125,26 @@ def test_one_process_that_fails_ends_both_and_the_rest_is_trained_later(toy, scr
     first, second = weights(of_two), weights(run)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert losses(run) == losses(of_two)
+
+
+@pytest.mark.slow
+def test_one_process_that_is_killed_ends_both_and_leaves_whole_checkpoints(toy, script, tmp_path):
+    run = tmp_path / "run"
+    endless = settings(toy, run, max_train_steps=100_000, lr_scheduler="constant")
+    launcher = launch_two(script, endless, SEEN=str(tmp_path))
+    wait_until(lambda: len(log_lines(run)) > 5, launcher)
+    ranks = {child.environ().get("RANK"): child for child in psutil.Process(launcher.pid).children()}
+    ranks["1"].kill()
+    launcher.communicate(timeout=240)
+    assert launcher.returncode != 0
+    assert not any(child.is_running() for child in ranks.values())
+    assert status(run)["status"] == "failed"
+    newest = list_checkpoints(run)[-1]
+    check_whole(newest)
+    last_step = int(newest.name.split("-")[1]) + 1
+    resume = settings(toy, run, max_train_steps=last_step, lr_scheduler="constant", resume_from_checkpoint="latest")
+    finished(launch_two(script, resume, SEEN=str(tmp_path)))
+    assert [line["step"] for line in log_lines(run)] == list(range(1, last_step + 1))
 
 
 def test_run_of_two_processes_goes_on_in_one(toy, of_two, tmp_path):
