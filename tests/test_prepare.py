@@ -389,7 +389,8 @@ def test_a_failed_overwrite_leaves_the_old_data_set_as_it_was(prepare, source, t
 # Runs that are stopped ---------------------------------------------------------------------------------------------
 
 STOPPED = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start in the background ignore it
 from semseg_diffusers.data.layout import make_split, new_dataset
 with new_dataset(sys.argv[1]) as folder:
     make_split(folder, "train")
