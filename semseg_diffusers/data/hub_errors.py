@@ -3,6 +3,7 @@ What comes out is an `OSError`, whichever HTTP library huggingface_hub stands on
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
@@ -49,6 +50,18 @@ def hub_errors(
         if cause is None or isinstance(err, HubError):
             raise
         raise HubError(f"{action}: {_hint(cause, repo_id, repo_type, revision, again)}") from cause
+
+
+def check_name(name: str, repo_type: str = "model") -> None:
+    """Refuse a name that is no folder here and, by its form, no id of the Hub either.
+
+    Raises:
+        ValueError: naming it.
+    """
+    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
+        raise ValueError(
+            f"there is no folder '{name}', and it is no {KINDS[repo_type]} id of the Hub (owner/name) either."
+        )
 
 
 def _of_the_hub(err: BaseException) -> Exception | None:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from semseg_diffusers.data.hub_errors import hub_errors
+from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
@@ -132,8 +132,7 @@ def load_pairs(
     import datasets  # here: importing it takes longer than everything else in this file
 
     name = os.fspath(dataset)
-    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise ValueError(f"there is no folder '{name}', and it is no data set id of the Hub (owner/name) either.")
+    check_name(name, "dataset")
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(

@@ -1,7 +1,9 @@
-"""Lays masks, samples and photos side by side in one labelled picture.
+"""Lays masks, samples and photos side by side in one labelled picture, and writes pictures whole.
 Used for contact sheets, training previews and the demo; no equation stands behind it."""
 
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,3 +132,13 @@ def image_grid(
             if cell is not None:
                 sheet.paste(_fit(cell, (width, height)), (left + column * (width + GAP), y))
     return sheet
+
+
+def save_png(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write beside, under a name of this process, and rename."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        image.save(temporary, format="png", **options)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

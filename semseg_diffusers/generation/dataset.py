@@ -116,7 +116,7 @@ def generate_dataset(
 
         # 3. Images
         wanted = [Job(path, index) for path in plan.mask_paths for index in range(num_images_per_mask)]
-        rows = [_row(job, plan.record) for job in wanted]
+        rows = {job: _row(job, plan.record) for job in wanted}
         try:
             num_made = 0
             jobs = processes.share(missing)
@@ -128,12 +128,12 @@ def generate_dataset(
                     ids = [plan.read_ids(job.mask_path) for job in batch]  # (B, H, W)
                     images = _draw(pipeline, batch, ids, settings, processes)
                     for job, mask, image in zip(batch, ids, images, strict=True):
-                        save_pair(output, job, plan.labels.decode(mask), image, _row(job, plan.record))
+                        save_pair(output, job, plan.labels.decode(mask), image, rows[job])
                         num_made += 1
                     bar.update(len(batch))
             num_made = sum(processes.gather(num_made))  # waits for all
         except BaseException:  # failed, interrupted, told to end: what is done gets its rows
-            update_metadata(output, rows)
+            update_metadata(output, rows.values())
             raise
 
         # 4. Metadata and contact sheet, once
@@ -141,7 +141,7 @@ def generate_dataset(
         if processes.is_main:
             if processes.count > 1:
                 wait_for_images(output, missing)
-            update_metadata(output, rows)
+            update_metadata(output, rows.values())
             if contact_sheet_rows > 0:
                 sheet = save_contact_sheet(output, plan.mask_paths[:contact_sheet_rows], num_images_per_mask)
     return GenerationReport(output, num_made, len(wanted) - len(missing), sheet)

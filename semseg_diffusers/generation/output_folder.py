@@ -15,7 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE
-from semseg_diffusers.data.pictures import image_grid
+from semseg_diffusers.data.pictures import image_grid, save_png
 from semseg_diffusers.generation.jobs import Job
 from semseg_diffusers.launch import LOCK_FILE, sole_owner
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image, write_text
@@ -134,16 +134,6 @@ def save_pair(output: Path, job: Job, mask: Image.Image, image: Image.Image, row
     note.add_text(ROW_KEY, json.dumps({key: value for key, value in row.items() if key not in NOT_IN_IMAGES}))
     save_png(output / "masks" / job.file_name, mask)
     save_png(output / "images" / job.file_name, image, pnginfo=note)
-
-
-def save_png(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write beside, under a name of this process, and rename."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        image.save(temporary, format="png", **options)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_metadata(output: str | os.PathLike) -> list[dict[str, Any]]:

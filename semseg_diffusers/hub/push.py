@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from semseg_diffusers.data.hub_errors import KINDS, LOG_IN, HubError, hub_errors
+from semseg_diffusers.data.hub_errors import KINDS, LOG_IN, HubError, check_name, hub_errors
 from semseg_diffusers.data.layout import LABELS_FILE
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.hub import card_results, cards
@@ -270,8 +270,7 @@ def load_pipeline(model: str | os.PathLike, *, revision: str | None = None, **kw
         HubError: the Hub has no such model, or does not let one in.
     """
     name = os.fspath(model)
-    if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise ValueError(f"there is no folder '{name}', and it is no model id of the Hub (owner/name) either.")
+    check_name(name)
     with hub_errors(f"loading the model '{name}'", name, revision=revision):
         found = MaskGuidedDDPMPipeline.load_config(name, revision=revision).get("_class_name")
         if not str(found).startswith(OUR_PIPELINES):

@@ -27,7 +27,7 @@ logger = get_logger(__name__)
 NAME = re.compile(r"checkpoint-(\d+)")
 HASHES, STATE, EMA = "hashes.json", "state.json", "ema.safetensors"
 LEFTOVERS = (
-    ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/.*.writing",
+    ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/.*.tmp",
     "settings.json.tmp-*", "status.json.tmp-*", "log.jsonl.tmp-*", "README.md.tmp-*",
 )  # fmt: skip
 LISTING_PATIENCE = 60  # seconds

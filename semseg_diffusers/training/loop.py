@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs, read_record
+from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
@@ -27,7 +28,7 @@ from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss, largest_loss_weight
-from semseg_diffusers.training.previews import draw_preview, save_picture, track_picture
+from semseg_diffusers.training.previews import draw_preview, track_picture
 from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, run_status, save_pipeline
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
@@ -85,9 +86,9 @@ def train(settings: TrainingSettings) -> Path:
         preview_pairs = _preview_pairs(settings, pairs, columns)
         return pairs, preview_pairs, read_record(settings.dataset).get("format")
 
-    if accelerator.num_processes > 1:  # one process builds the table of `datasets`, the others find it
-        agree(read_data if accelerator.is_local_main_process else lambda: None)
-    pairs, preview_pairs, source_format = agree(read_data)
+    # one process builds the table of `datasets`, then the others find it
+    data = agree(read_data if accelerator.is_local_main_process else lambda: None)
+    pairs, preview_pairs, source_format = agree(lambda: data or read_data())
     unet = agree(lambda: build_network(settings, pairs.labels, pairs.resolution))
     noise_scheduler = build_noise_scheduler(settings)
     if settings.gradient_checkpointing:
@@ -249,7 +250,8 @@ def train(settings: TrainingSettings) -> Path:
                     picture = draw_preview(
                         settings, accelerator.unwrap_model(unet), noise_scheduler, ema, preview_pairs
                     )
-                    save_picture(picture, run / "previews" / f"step-{step:07d}.png")
+                    (run / "previews").mkdir(exist_ok=True)
+                    save_png(run / "previews" / f"step-{step:07d}.png", picture)
                     track_picture(accelerator, picture, step)
                 accelerator.wait_for_everyone()
                 unet.train()

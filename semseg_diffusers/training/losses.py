@@ -55,9 +55,9 @@ class IntervalLosses:
         if math.isfinite(mean) and mean <= self.limit:
             return mean
         at_fault = (~(losses <= self.limit)).any(dim=0)  # a NaN is not smaller than anything
-        turn = turns[int(at_fault.int().argmax())][0]
+        first = int(at_fault.int().argmax())
+        turn, worst = turns[first][0], losses[:, first]
         stems = self._stems_of(turn, turns)
-        worst = losses[:, int(at_fault.int().argmax())]
         value = next((loss for loss in worst.tolist() if not loss <= self.limit), worst.max().item())
         raise self._diverged(f"The loss is {value:g}", turn // self.accumulation + 1, gather_object(stems))
 

@@ -1,8 +1,5 @@
 """What a person looks at while a run goes on: a grid mask | samples | photo, from fixed masks and noise."""
 
-import os
-from pathlib import Path
-
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -66,17 +63,6 @@ def draw_preview(
         for row, pair in enumerate(chosen)
     ]
     return image_grid(rows, headers=["mask", *["sample"] * num_samples, "photo"])
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG beside its place and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.writing")
-    try:
-        picture.save(staging, format="PNG")
-        os.replace(staging, path)
-    finally:
-        staging.unlink(missing_ok=True)
 
 
 def track_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
