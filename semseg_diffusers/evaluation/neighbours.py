@@ -5,6 +5,7 @@ held-out photos have does (as in the memorisation checks of Stein et al. 2023, a
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +115,20 @@ def thumbnails(images: Iterable[torch.Tensor]) -> torch.Tensor:
     if not rows:
         raise ValueError("thumbnails need at least one image; got none")
     return torch.stack(rows)
+
+
+class Thumbnails:
+    """`thumbnails` in the form of a feature network: images come in batches."""
+
+    name = "thumbnails"
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, H, W) -> (B, 1024)."""
+        return thumbnails(images)
+
+    def describe(self) -> dict[str, Any]:
+        """What they are, for JSON."""
+        return {"name": self.name, "architecture": "grey, mean of each area", "num_features": THUMBNAIL**2}
 
 
 def _compare(
