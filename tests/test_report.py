@@ -221,6 +221,13 @@ def test_pictures_are_inside_and_say_what_they_show(tmp_path):
     assert "b_1 (generated), t2 (training photo): 0.0408" in PageReader(html).text  # a pair without pictures
 
 
+def test_the_legend_names_what_the_masks_show_and_unknown(tmp_path):
+    mask = LABELS.decode(np.array([[2, 2], [0, 255]], dtype=np.uint8))
+    html = report(tmp_path, RESULTS, ReportPictures(labels=LABELS, grid=[GridRow("a", mask, None, [mask])]))
+    (legend,) = re.findall(r'<ul class="classes">(.*?)</ul>', html)
+    assert PageReader(legend).text == "road car unknown"
+
+
 def test_the_same_results_give_the_same_page(tmp_path):
     assert report(tmp_path, RESULTS, pictures()) == report(tmp_path, copy.deepcopy(RESULTS), pictures())
 
