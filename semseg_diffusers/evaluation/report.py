@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
+from PIL import Image
 
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.page_pictures import color_list, picture_table
 from semseg_diffusers.data.pages import (
     NOTHING,
@@ -141,13 +143,21 @@ def _grid(pictures: ReportPictures) -> list[Section]:
     rows = [
         (row.stem, [row.mask, row.real, *row.samples, *[None] * (most - len(row.samples))]) for row in pictures.grid
     ]
-    labels = pictures.labels
-    classes = [] if labels is None else [color_list(labels.names, labels.colors)]
+    masks = [row.mask for row in pictures.grid]
+    classes = [] if pictures.labels is None else [color_list(*_classes_in(masks, pictures.labels))]
     explained = paragraph("The mask is all that the model saw; the real photo is the one the mask was drawn on.")
     return [section("Pictures", explained, picture_table(headers, rows), *classes)]
 
 
 # Examples ------------------------------------------------------------------------------------------------------------
+
+
+def _classes_in(masks: Sequence[Image.Image], labels: LabelSet) -> tuple[list[str], list[tuple[int, int, int]]]:
+    """Names and colours of what these masks show, unknown last."""
+    found = {color for mask in masks for _, color in mask.convert("RGB").getcolors(mask.width * mask.height)}
+    known = zip((*labels.names, "unknown"), (*labels.colors, labels.ignore_color), strict=True)
+    shown = [(name, color) for name, color in known if color in found]
+    return [name for name, _ in shown], [color for _, color in shown]
 
 
 def _examples(results: Mapping[str, Any], pictures: ReportPictures) -> list[Section]:

@@ -96,6 +96,8 @@ def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Findin
     times = ratio(value, floor)
     topic = "Likeness to real photos"
     where = f"the {reference['reference']} photos, features of {entry['features']['name']}"
+    if not is_finite(value):
+        return Finding(topic, f"FID could not be computed for {where}.")
     if times is None:
         return Finding(topic, f"FID {number(value)} to {where}; without a floor this says little.")
     text = f"FID {number(value)} to {where}; as many other real photos have {number(floor)} (floor): "
