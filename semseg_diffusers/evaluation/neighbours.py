@@ -85,7 +85,8 @@ def nearest_by_pixels(
         generated, train, held_out: (N, 1024), (M, 1024), (R, 1024) of `thumbnails`; the rest as in `nearest`.
 
     Returns:
-        distances in grey levels, root mean square, in [0, 255]. Storing a photo as JPEG moves it by less than 1.
+        distances in grey levels, root mean square, in [0, 255]. Storing a photo of CamVid at 128 x 128 as JPEG of
+        quality 75 moves it by 0.6.
 
     Raises:
         ValueError: as `nearest`.
