@@ -159,9 +159,7 @@ def test_masks_without_labels_do_not_count(place, tmp_path):
     assert path.stem not in {entry["stem"] for kind in ("best", "worst") for entry in results["examples"][kind]}
     for other in (dataset / "val" / "masks").iterdir():
         shutil.copy(path, other) if other != path else None
-    error = place.evaluate(
-        tmp_path / "none", dataset=dataset, generated=place.val_copy(tmp_path / "more"), expect=2
-    )
+    error = place.evaluate(tmp_path / "none", dataset=dataset, generated=place.val_copy(tmp_path / "more"), expect=2)
     assert "no labelled pixel" in error
 
 

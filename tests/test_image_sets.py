@@ -79,7 +79,9 @@ def test_a_subset_keeps_images_and_masks_together(listed, val):
 def test_what_does_not_fit_is_refused(listed, val, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         generated_images(tmp_path / "none", val)
-    with pytest.raises(ValueError, match=r"1 of 1 pictures .* named after no mask of the split, such as 'other_0.png'"):
+    with pytest.raises(
+        ValueError, match=r"1 of 1 pictures .* named after no mask of the split, such as 'other_0.png'"
+    ):
         generated_images(named(tmp_path / "other", val, {"other_0.png": 0}), val)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no picture"):

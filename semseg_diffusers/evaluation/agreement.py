@@ -35,6 +35,7 @@ class Agreement:
     shuffled: SegmentationScores  # the floor
     paper: SegmentationScores | None  # reading of the photo against reading of the image: PAPER, section IV-A
     image_mean_iou: list[float | None]  # over the classes that an image's mask holds; None: no labelled pixel
+    pixel_share: dict[str, float]  # of the labelled pixels of the generated images' masks, by class
 
 
 def score_agreement(
@@ -63,22 +64,21 @@ def score_agreement(
         chosen = list(place_of.values())
     others = shuffled_indices(list(generated.stems), seed)
     per_image = [
-        known.counts(prediction, mask)
-        for prediction, mask in zip(generated.predictions, generated.masks, strict=True)
+        known.counts(prediction, mask) for prediction, mask in zip(generated.predictions, generated.masks, strict=True)
     ]
     pairs = [
         (place_of[stem], place)
         for place, stem in enumerate(generated.stems)
         if stem in place_of and torch.equal(real.masks[place_of[stem]], generated.masks[place])
     ]
+    truth = torch.stack(per_image).sum((0, 2))  # (num_classes,)
     return Agreement(
         real=known.score([(real.predictions[place], real.masks[place]) for place in chosen]),
         generated=known.scores_of(per_image),
         shuffled=known.score([(generated.predictions[i], generated.masks[j]) for i, j in enumerate(others)]),
         paper=known.score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if pairs else None,
-        image_mean_iou=[
-            known.scores_of([counts]).mean_iou if counts.sum() > 0 else None for counts in per_image
-        ],
+        image_mean_iou=[known.scores_of([counts]).mean_iou if counts.sum() > 0 else None for counts in per_image],
+        pixel_share=dict(zip(labels.names, (truth / truth.sum()).tolist(), strict=True)),
     )
 
 

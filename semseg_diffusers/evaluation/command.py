@@ -66,12 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="two and more show diversity (default %(default)s)",
     )
     add_sampling_arguments(parser)
-    parser.add_argument(
-        "--kid_subsets", type=int, default=DEFAULTS["kid_subsets"].default, help="default %(default)s"
-    )
-    parser.add_argument(
-        "--kid_subset_size", type=int, help="images (default: half of the smaller set, at most 1000)"
-    )
+    parser.add_argument("--kid_subsets", type=int, default=DEFAULTS["kid_subsets"].default, help="default %(default)s")
+    parser.add_argument("--kid_subset_size", type=int, help="images (default: half of the smaller set, at most 1000)")
     parser.add_argument(
         "--batch_size",
         type=int,
@@ -80,9 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of images, shuffle and subsets (default %(default)s)")
     parser.add_argument("--device", help="default: GPU if any; of several processes each takes one of its own")
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), default=DEFAULTS["dtype"].default, help="default %(default)s"
-    )
+    parser.add_argument("--dtype", choices=list(DTYPES), default=DEFAULTS["dtype"].default, help="default %(default)s")
 
 
 def settings_from(args: argparse.Namespace) -> EvaluationSettings:

@@ -169,7 +169,9 @@ def evaluate(
                 "resolution": list(pairs.resolution),
                 "generation": _generation_record(settings, output),
                 "segmenter": judge.describe(),
-                **_figures(settings, data, judge, _read(data.real, read_real), _read(data.generated, read_generated), features),
+                **_figures(
+                    settings, data, judge, _read(data.real, read_real), _read(data.generated, read_generated), features
+                ),
                 "seconds": clock.seconds(),
             }
             pictures = collect_pictures(results, data.real, data.train, data.generated, read_generated)
@@ -192,23 +194,23 @@ def _figures(
     *networks, thumbnails = features
     paper = next((entry for entry in networks if entry.network["name"].startswith(PAPER_FEATURES)), None)
     networks = [entry for entry in networks if entry is not paper]
-    agreement = score_agreement(
-        read_real, read_generated, data.generated.labels, settings.seed, judge.not_judged
-    )
+    agreement = score_agreement(read_real, read_generated, data.generated.labels, settings.seed, judge.not_judged)
     unlabelled = [
-        name
-        for name, mean_iou in zip(data.generated.names, agreement.image_mean_iou, strict=True)
-        if mean_iou is None
+        name for name, mean_iou in zip(data.generated.names, agreement.image_mean_iou, strict=True) if mean_iou is None
     ]
     notes = []
     if data.train is None:
-        notes.append(f"No training photos, so no search for copies of them, and no floor of theirs: {data.why_no_train}")
+        notes.append(
+            f"No training photos, so no search for copies of them, and no floor of theirs: {data.why_no_train}"
+        )
     if not networks:
         notes.append("Fidelity and diversity were left away: no feature network was given (--features).")
     elif (why := why_no_diversity(data.generated.stems)) is not None:
         notes.append(f"Diversity was not measured: {why}")
     if unlabelled:
-        notes.append(f"{len(unlabelled)} masks hold no labelled pixel that is judged, such as that of {unlabelled[0]}.")
+        notes.append(
+            f"{len(unlabelled)} masks hold no labelled pixel that is judged, such as that of {unlabelled[0]}."
+        )
     return {
         "data": {
             "num_real": len(data.real),
@@ -223,7 +225,7 @@ def _figures(
         "diversity": diversity_figures(networks, data.generated) if networks else None,
         "neighbours": None
         if data.train is None
-        else neighbour_figures(data.generated, data.train, thumbnails, networks[0] if networks else None),
+        else neighbour_figures(data.generated, data.train, thumbnails, next(iter(networks), None), settings),
         "examples": example_figures(data.generated, agreement.image_mean_iou),
         "notes": notes,
     }
@@ -282,7 +284,9 @@ def _load_networks(
         dtype=dtype,
     )
     names = list(settings.features)
-    standard = next((name for name in names if name.startswith("inception") and not name.startswith(PAPER_FEATURES)), None)
+    standard = next(
+        (name for name in names if name.startswith("inception") and not name.startswith(PAPER_FEATURES)), None
+    )
     if standard is not None and not any(name.startswith(PAPER_FEATURES) for name in names):
         names.append(standard.replace("inception", PAPER_FEATURES, 1))  # the paper's figure comes with it
     return judge, [load_extractor(name, device=device, dtype=dtype) for name in names]
@@ -292,9 +296,7 @@ def _load_pipeline(
     settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
 ) -> MaskGuidedDDPMPipeline:
     """The pipeline, if it draws the classes of the data set at the size of its photos."""
-    pipeline = load_model(
-        settings.model, settings.revision, settings.scheduler, DTYPES[settings.dtype], device
-    )
+    pipeline = load_model(settings.model, settings.revision, settings.scheduler, DTYPES[settings.dtype], device)
     labels = LabelSet.from_config(pipeline.unet.config)
     if labels != pairs.labels:
         raise ValueError(

@@ -1,6 +1,6 @@
 """From what networks say of the images to the parts of `results.json`: each figure beside its ceiling and its floor."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import torch
 from semseg_diffusers.evaluation.agreement import Agreement
 from semseg_diffusers.evaluation.controls import spread_choice
 from semseg_diffusers.evaluation.diversity import diversity, why_no_diversity
-from semseg_diffusers.evaluation.fidelity import fid, kid, paired_ssim, small_set_note
+from semseg_diffusers.evaluation.fidelity import SSIM_KERNEL, fid, kid, paired_ssim, small_set_note
 from semseg_diffusers.evaluation.image_sets import ImageSet
 from semseg_diffusers.evaluation.neighbours import Neighbours, nearest, nearest_by_pixels
 from semseg_diffusers.evaluation.settings import EvaluationSettings
@@ -39,7 +39,9 @@ class Features:
 def agreement_figures(agreement: Agreement) -> dict[str, Any]:
     """The rows of agreement, ceiling and floor among them."""
     rows = {name: getattr(agreement, name) for name in ("real", "generated", "shuffled", "paper")}
-    return {name: None if row is None else asdict(row) for name, row in rows.items()}
+    figures = {name: None if row is None else asdict(row) for name, row in rows.items()}
+    figures["generated"]["pixel_share"] = agreement.pixel_share
+    return figures
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def paper_figures(
         reference = fidelity_figures(features, images, settings)["references"][0]
         figures |= {"fid_64": reference["generated"]["fid"], "fid_64_floor": reference["floor"]["fid"]}
     figures |= {"ssim_paired": None, "ssim_ceiling": None}
-    if pairs and min(real.image(0).shape[1:]) >= 11:
+    if pairs and min(real.image(0).shape[1:]) >= SSIM_KERNEL:
         photos = [real.image(place) for _, place in pairs]
         figures["ssim_paired"] = paired_ssim((images.image(place) for place, _ in pairs), photos)
         figures["ssim_unrelated"] = paired_ssim(photos, photos[1:] + photos[:1])
@@ -179,28 +181,27 @@ def diversity_figures(features: Sequence[Features], images: ImageSet) -> list[di
 
 
 def neighbour_figures(
-    images: ImageSet, train: ImageSet, thumbnails: Features, features: Features | None
-) -> dict[str, Any]:
-    """The training photos that generated images are closest to, by pixels and by features of one network."""
-    found = {
-        "by_pixels": nearest_by_pixels(
-            thumbnails.generated, images.names, thumbnails.train, train.stems, thumbnails.real, NUM_CLOSEST
-        )
-    }
+    images: ImageSet, train: ImageSet, thumbnails: Features, features: Features | None, settings: EvaluationSettings
+) -> list[dict[str, Any]]:
+    """The training photos that generated images are closest to, by features of one network and by pixels."""
+    names, stems = images.names, train.stems
+    found = []
     if features is not None:
-        found["by_features"] = nearest(
-            features.generated, images.names, features.train, train.stems, features.real, NUM_CLOSEST
-        )
-    names = {"by_pixels": "grey thumbnails", "by_features": features.network["name"] if features else None}
-    return {way: _neighbours(result, names[way]) for way, result in found.items()}
+        by_features = nearest(features.generated, names, features.train, stems, features.real, NUM_CLOSEST)
+        found.append(_neighbours(by_features, features.network["name"], settings))
+    by_pixels = nearest_by_pixels(thumbnails.generated, names, thumbnails.train, stems, thumbnails.real, NUM_CLOSEST)
+    return [*found, _neighbours(by_pixels, "grey thumbnails (distance in levels of 255)", settings)]
 
 
-def _neighbours(found: Neighbours, features: str) -> dict[str, Any]:
+def _neighbours(found: Neighbours, features: str, settings: EvaluationSettings) -> dict[str, Any]:
+    values = asdict(found)
+    distances = {"generated": values.pop("generated_distances"), "real": values.pop("real_distances")}
     return {
         "features": features,
-        **asdict(found),
-        "closest": [asdict(match) for match in found.closest],
-        "threshold_is": "1st percentile of the distances that real photos of the split have to training photos",
+        "reference": settings.train_split,
+        **values,
+        "threshold_is": f"1st percentile of the distances that photos of {settings.split} have to training photos",
+        "distances": distances,
     }
 
 

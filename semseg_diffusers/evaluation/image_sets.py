@@ -61,12 +61,12 @@ def photos(pairs: PairDataset) -> ImageSet:
     _ = pairs.resolution  # refuses photos of several sizes
     repeated = [stem for stem, count in Counter(pairs.stems).items() if count > 1]
     if repeated:
-        raise ValueError(f"{len(repeated)} stems occur more than once, such as '{repeated[0]}'; give each photo its own.")
+        raise ValueError(
+            f"{len(repeated)} stems occur more than once, such as '{repeated[0]}'; give each photo its own."
+        )
     stems = tuple(pairs.stems)
     return _sorted(
-        ImageSet(
-            pairs.labels, stems, stems, lambda index: pairs[index]["image"], lambda index: pairs[index]["mask"]
-        )
+        ImageSet(pairs.labels, stems, stems, lambda index: pairs[index]["image"], lambda index: pairs[index]["mask"])
     )
 
 
@@ -113,14 +113,14 @@ def generated_images(folder: str | os.PathLike, real: PairDataset) -> ImageSet:
     return _sorted(ImageSet(real.labels, names, stems, lambda index: _read_image(files[index]), read_mask))
 
 
-def _listed(
-    folder: Path, labels: LabelSet
-) -> tuple[list[Path], tuple[str, ...], Callable[[int], torch.Tensor]]:
+def _listed(folder: Path, labels: LabelSet) -> tuple[list[Path], tuple[str, ...], Callable[[int], torch.Tensor]]:
     """Images and masks of `metadata.jsonl`."""
     rows = read_metadata(folder)
     keys = ("image_file_name", "mask_file_name")
     if not rows or any(key not in row for row in rows for key in keys):
-        raise ValueError(f"'{folder / METADATA_FILE}' names no images with masks; wanted rows with {' and '.join(keys)}.")
+        raise ValueError(
+            f"'{folder / METADATA_FILE}' names no images with masks; wanted rows with {' and '.join(keys)}."
+        )
     files, masks = ([folder / row[key] for row in rows] for key in keys)
     missing = [path for path in (*files, *masks) if not path.is_file()]
     if missing:

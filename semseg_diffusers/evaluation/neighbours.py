@@ -39,6 +39,8 @@ class Neighbours:
     num_closer: int  # generated images closer than the threshold
     share_closer: float
     closest: tuple[Match, ...]  # by distance, then by name
+    generated_distances: tuple[float, ...]  # of all generated images, rising
+    real_distances: tuple[float, ...]  # of all held-out photos, rising
 
 
 def nearest(
@@ -183,6 +185,8 @@ def _compare(
         num_closer=num_closer,
         share_closer=num_closer / len(names),
         closest=tuple(matches),
+        generated_distances=tuple(found.sort().values.tolist()),
+        real_distances=tuple(real.sort().values.tolist()),
     )
 
 

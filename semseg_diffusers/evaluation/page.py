@@ -69,7 +69,7 @@ def collect_pictures(
     closest = {}
     if results["neighbours"] is not None and train is not None:
         train_place = {stem: place for place, stem in enumerate(train.stems)}
-        for found in results["neighbours"].values():
+        for found in results["neighbours"]:
             for pair in found["closest"]:
                 closest[pair["image"], pair["train_stem"]] = PairPictures(
                     generated=to_image(generated.image(place_of[pair["image"]])),

@@ -2,7 +2,6 @@
 What is measured and why stands beside the numbers; the readings at the top follow the rules of `verdict.py`.
 """
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +29,6 @@ from semseg_diffusers.data.pages import (
 )
 from semseg_diffusers.evaluation.report_pictures import ReportPictures
 from semseg_diffusers.evaluation.report_sections import (
-    MEASURES,
-    SETS,
     agreement_section,
     diversity_section,
     fidelity_section,
@@ -39,7 +36,8 @@ from semseg_diffusers.evaluation.report_sections import (
     not_measured,
     paper_section,
 )
-from semseg_diffusers.evaluation.verdict import findings, references_of
+from semseg_diffusers.evaluation.verdict import findings
+from semseg_diffusers.hub.card_results import results_commands
 
 
 def write_report(path: str | Path, results: Mapping[str, Any], pictures: ReportPictures) -> None:
@@ -66,21 +64,6 @@ def write_report(path: str | Path, results: Mapping[str, Any], pictures: ReportP
     ]
     html = page(f"Evaluation of {model}", sections, lead=_lead(results), footer=_footer(results))
     write_page(path, html)
-
-
-def results_table(results: Mapping[str, Any]) -> str:
-    """Agreement and fidelity as a Markdown table: each row with its floor and, where there is one, its ceiling."""
-    lines = ["| measure | better | floor | generated | ceiling |", "|---|---|---:|---:|---:|"]
-    agreement = results.get("agreement") or {}
-    for key, name in MEASURES.items():
-        values = [number((agreement.get(row) or {}).get(key)) for row in SETS]
-        lines.append(f"| {name} | higher | {' | '.join(values)} |")
-    for entry, reference in references_of(results):
-        for key, name in (("fid", "FID"), ("kid", "KID")):
-            floor, value = reference.get("floor") or {}, reference.get("generated") or {}
-            title = f"{name} to {reference['reference']} ({entry['features']['name']})".replace("|", "\\|")
-            lines.append(f"| {title} | lower | {number(floor.get(key))} | {number(value.get(key))} | {NOTHING} |")
-    return "\n".join(lines)
 
 
 def _size(resolution: Sequence[int] | None) -> str:
@@ -191,25 +174,6 @@ def _examples(results: Mapping[str, Any], pictures: ReportPictures) -> list[Sect
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
-def evaluate_command(settings: Mapping[str, Any]) -> str:
-    r"""The command that gives these results again, an option a line.
-
-    Example:
-        >>> print(evaluate_command({"model": "runs/a", "features": ["x", "y"], "quick": True, "limit": None}))
-        semseg-diffusers evaluate \
-          --model runs/a \
-          --features x y \
-          --quick
-    """
-    options = []
-    for name, value in settings.items():
-        if value is None or value is False or value == []:
-            continue
-        values = [] if value is True else value if isinstance(value, (list, tuple)) else [value]
-        options.append(shlex.join([f"--{name}", *map(str, values)]))
-    return " \\\n  ".join(["semseg-diffusers evaluate", *options])
-
-
 def _how(results: Mapping[str, Any]) -> Section:
     seconds = results.get("seconds") or {}
     taken = ", ".join(f"{name} {number(value)} s" for name, value in seconds.items())
@@ -219,7 +183,9 @@ def _how(results: Mapping[str, Any]) -> Section:
         "Commit": exact(results.get("commit")),
         "Versions": ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items()),
     }
-    blocks = [facts(made), subheading("To give it again"), commands([evaluate_command(results["settings"])])]
+    model = results["settings"].get("model") or (results.get("generation") or {}).get("model") or "MODEL"
+    again = commands(results_commands(results, model, separator=" \\\n  "))
+    blocks = [facts(made), subheading("To give it again"), again]
     tables = {
         "Settings": results["settings"],
         "Images": results.get("generation"),

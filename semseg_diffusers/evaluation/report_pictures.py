@@ -54,13 +54,13 @@ class ReportPictures:
         labels: gives classes their order and colours on the page.
         grid: mask, real photo and samples, row by row.
         examples: by `image` of the entries in `results["examples"]`.
-        closest: by `image` of the entries in `results["neighbours"]["closest"]`.
+        closest: by `image` and `train_stem` of the entries in the `closest` of `results["neighbours"]`.
     """
 
     labels: LabelSet | None = None
     grid: Sequence[GridRow] = ()
     examples: Mapping[str, ExamplePictures] = field(default_factory=dict)
-    closest: Mapping[str, PairPictures] = field(default_factory=dict)
+    closest: Mapping[tuple[str, str], PairPictures] = field(default_factory=dict)
 
 
 def error_map(prediction: np.ndarray | torch.Tensor, mask: np.ndarray | torch.Tensor, labels: LabelSet) -> Image.Image:

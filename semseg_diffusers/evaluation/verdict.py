@@ -55,7 +55,7 @@ def findings(results: Mapping[str, Any]) -> list[Finding]:
     found = [
         _agreement(results.get("agreement") or {}),
         _fidelity(references_of(results)),
-        _neighbours(results.get("neighbours")),
+        *map(_neighbours, results.get("neighbours") or []),
         _diversity((results.get("diversity") or [None])[0]),
         _few_masks(results["data"].get("num_masks")),
     ]
@@ -110,9 +110,7 @@ def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Findin
     return Finding(topic, text)
 
 
-def _neighbours(neighbours: Mapping[str, Any] | None) -> Finding | None:
-    if not neighbours:
-        return None
+def _neighbours(neighbours: Mapping[str, Any]) -> Finding:
     closer, share, threshold = (neighbours.get(name) for name in ("num_closer", "share_closer", "threshold"))
     generated, real = neighbours.get("generated_median"), neighbours.get("real_median")
     what = f"{number(threshold)} ({neighbours['threshold_is']})"
@@ -130,7 +128,7 @@ def _neighbours(neighbours: Mapping[str, Any] | None) -> Finding | None:
             if generated < real
             else f" On the whole the images lie no closer to the training photos than unseen real photos do {medians}."
         )
-    return Finding("Memorised photos", text)
+    return Finding(f"Memorised photos, by {neighbours['features']}", text)
 
 
 def _diversity(row: Mapping[str, Any] | None) -> Finding | None:

@@ -10,14 +10,11 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from semseg_diffusers.data.pages import NOTHING, number
 from semseg_diffusers.hub.cards import without_machine_paths
 
 
-ROWS = {
-    "real": "real photos, their masks (ceiling)",
-    "generated": "generated, their masks",
-    "shuffled": "generated, masks of others (floor)",
-}
+ROWS = ("shuffled", "generated", "real")  # floor, value, ceiling
 # Parts of `results.json` that a card reads, and what must be in them.
 WANTED = {
     "settings": ("dataset", "split", "segmenter"),
@@ -56,29 +53,29 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def results_table(results: dict[str, Any]) -> str:
-    """The figures as Markdown tables: agreement between ceiling and floor, fidelity beside its floor."""
-    lines = ["| images, scored against | mean IoU | pixel accuracy | images |", "|---|---|---|---|"]
-    lines += [
-        f"| {title} | {row['mean_iou']:.3f} | {row['pixel_accuracy']:.3f} | {row['num_images']} |"
-        for title, row in ((title, results["agreement"][name]) for name, title in ROWS.items())
-    ]
-    if results["fidelity"]:
-        lines += ["", "| features, photos held against | images | FID | KID (std) |", "|---|---|---|---|"]
+    """Agreement and fidelity as a Markdown table: each row with its floor and, where there is one, its ceiling."""
+    lines = ["| measure | better | floor | generated | ceiling |", "|---|---|---:|---:|---:|"]
+    agreement = results["agreement"]
+    for key, name in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
+        values = [number(agreement[row][key]) for row in ROWS]
+        lines.append(f"| {name} | higher | {' | '.join(values)} |")
     for entry in results["fidelity"]:
         for reference in entry["references"]:
-            where = f"{entry['features']['name']}, {reference['reference']}"
-            rows = [(f"{where}: generated", reference["generated"])]
-            if reference["floor"]:
-                rows.append((f"{where}: real photos of {reference['floor']['of']} (floor)", reference["floor"]))
-            lines += [
-                f"| {title} | {reference['n']} | {row['fid']:.4g} | {row['kid']:.4g} ({row['kid_std']:.2g}) |"
-                for title, row in rows
-            ]
+            where = f"{reference['reference']} ({entry['features']['name']})".replace("|", "\\|")
+            for key in ("fid", "kid"):
+                floor, value = reference["floor"][key], reference["generated"][key]
+                lines.append(f"| {key.upper()} to {where} | lower | {number(floor)} | {number(value)} | {NOTHING} |")
     return "\n".join(lines)
 
 
-def results_commands(results: dict[str, Any], model: str) -> list[str]:
-    """The command that gives these numbers with this model; before it `generate`, where images were given."""
+def results_commands(results: dict[str, Any], model: str, separator: str = " ") -> list[str]:
+    """The command that gives these numbers with this model; before it `generate`, where images were given.
+
+    Args:
+        results: what `evaluate` wrote.
+        model: repository id, or folder, that the commands name.
+        separator: between two options.
+    """
     settings, generation = dict(results["settings"]), results.get("generation")
     commands = []
     if settings.get("model"):
@@ -95,12 +92,12 @@ def results_commands(results: dict[str, Any], model: str) -> list[str]:
             "num_images_per_mask": results["data"]["num_generated"] // results["data"]["num_masks"],
             **{name: generation[name] for name in kept if generation.get(name) is not None},
         }
-        commands.append(_command("generate", options))
-    commands.append(_command("evaluate", settings))
+        commands.append(_command("generate", options, separator))
+    commands.append(_command("evaluate", settings, separator))
     return commands
 
 
-def _command(name: str, options: dict[str, Any]) -> str:
+def _command(name: str, options: dict[str, Any], separator: str) -> str:
     words = []
     for key, value in options.items():
         if key == "features" and not value:
@@ -108,8 +105,8 @@ def _command(name: str, options: dict[str, Any]) -> str:
         if key == "segmenter_size" and value is not None:
             value = "x".join(map(str, value))
         if value is not None:
-            words += [f"--{key}", *map(str, value if isinstance(value, list) else (value,))]
-    return f"semseg-diffusers {name} {shlex.join(words)}"
+            words.append(shlex.join([f"--{key}", *map(str, value if isinstance(value, list) else (value,))]))
+    return separator.join([f"semseg-diffusers {name}", *words])
 
 
 def results_text(results: dict[str, Any], model: str, file: str) -> str:
