@@ -1,4 +1,4 @@
-"""A place to evaluate in: photos that show each class in its own colour, a judge that has learned them, a tiny model."""
+"""A place to evaluate in: photos that show each class in its colour, a judge that has learned them, a tiny model."""
 
 import contextlib
 import io

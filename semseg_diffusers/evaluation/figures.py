@@ -1,4 +1,4 @@
-"""From what networks say of the images to the parts of `results.json`: each figure beside its ceiling and its floor."""
+"""From what networks say of the images to the parts of `results.json`: each figure beside ceiling and floor."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
