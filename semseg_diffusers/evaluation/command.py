@@ -9,19 +9,16 @@ import argparse
 import dataclasses
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchmetrics
-import transformers
 from tqdm.auto import tqdm
 
-from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.data.loading import PairDataset, load_pairs
 from semseg_diffusers.evaluation.metrics import SegmentationScores
+from semseg_diffusers.evaluation.provenance import code_commit, versions
 from semseg_diffusers.evaluation.segmentation import (
     agreement,
     balanced_class_weights,
@@ -125,18 +122,6 @@ def format_table(scores: dict[str, SegmentationScores]) -> str:
     return "\n".join(lines)
 
 
-def code_commit() -> str | None:
-    """Return the git commit of this code, where it runs from a checkout."""
-    folder = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
-        return None
-    return found.stdout.strip()
-
-
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write JSON beside and rename, so that no half-written file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,12 +171,7 @@ def run(args: argparse.Namespace) -> None:
         "settings": {key: value for key, value in sorted(vars(args).items())},
         "seed": args.seed,
         "commit": code_commit(),
-        "versions": {
-            "semseg_diffusers": package_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "torchmetrics": torchmetrics.__version__,
-        },
+        "versions": versions("torch", "transformers", "torchmetrics"),
         "resolution": {"real": list(real.resolution), "generated": list(generated.resolution)},
         "num_masks": len(set(generated.stems)),
         "generation": json.loads(generation_file.read_text(encoding="utf-8")) if generation_file.is_file() else None,
