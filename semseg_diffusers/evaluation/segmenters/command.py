@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="val",
         help="split to choose the best weights by (default %(default)s; where there is none, the last ones stay)",
     )
-    parser.add_argument("--max_train_steps", type=int, default=4000, help="optimizer steps (default %(default)s)")
+    parser.add_argument("--max_train_steps", type=int, default=2000, help="optimizer steps (default %(default)s)")
     parser.add_argument("--train_batch_size", type=int, default=8, help="photos a step (default %(default)s)")
     parser.add_argument(
         "--learning_rate", type=float, help=f"highest one (default: {rates}; {FINE_TUNING_RATE:g} for --base_model)"
@@ -136,6 +136,7 @@ def run(args: argparse.Namespace) -> int:
                 on_log=on_log,
                 should_stop=lambda: stop.number is not None,
             )
+            stopped_by = signal.Signals(stop.number).name if history.steps < args.max_train_steps else None
             record = {
                 "kind": "segmenter",
                 "network": type(network).__name__,
@@ -146,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
                 "recipe": RECIPE,
                 "seed": args.seed,
                 "steps": history.steps,
-                "stopped_by": None if stop.number is None else signal.Signals(stop.number).name,
+                "stopped_by": stopped_by,
                 "best_step": history.best_step,
                 "validation": None if history.scores is None else dataclasses.asdict(history.scores),
                 "num_pairs": {"train": len(train), "validation": 0 if validation is None else len(validation)},
@@ -160,7 +161,7 @@ def run(args: argparse.Namespace) -> int:
             _save(folder, network, processor, record, history)
             labels.save_json(folder / LABELS_FILE)
     sys.stdout.write(_report(record, history) + f"saved {args.output}\n")
-    return 0 if stop.number is None else 128 + stop.number
+    return 0 if stopped_by is None else 128 + stop.number
 
 
 def _read_data(args: argparse.Namespace) -> tuple[CachedPairs, CachedPairs | None]:

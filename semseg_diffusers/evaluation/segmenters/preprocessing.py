@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from transformers.image_transforms import get_size_with_aspect_ratio
 
 
 PROCESSOR_FILE = "preprocessor_config.json"
@@ -74,12 +75,11 @@ class Preprocessing:
             (192, 384)
         """
         if "height" in self.size:
-            result = [self.size["height"], self.size["width"]]
+            result = self.size["height"], self.size["width"]
         else:
-            factor = self.size["shortest_edge"] / min(height, width)
-            if "longest_edge" in self.size:
-                factor = min(factor, self.size["longest_edge"] / max(height, width))
-            result = [round(height * factor), round(width * factor)]
+            result = get_size_with_aspect_ratio(
+                (height, width), self.size["shortest_edge"], self.size.get("longest_edge")
+            )
         divisor = self.size_divisor
         return tuple(-(-side // divisor) * divisor for side in result)
 

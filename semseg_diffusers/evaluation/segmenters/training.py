@@ -72,7 +72,7 @@ def train_segmenter(
     train: CachedPairs,
     validation: CachedPairs | None = None,
     *,
-    max_train_steps: int = 4000,
+    max_train_steps: int = 2000,
     train_batch_size: int = 8,
     learning_rate: float = 1e-3,
     validation_steps: int = 200,
