@@ -8,7 +8,14 @@ import torch
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.controls import shuffled_indices
-from semseg_diffusers.evaluation.metrics import SegmentationScores, confusion_counts, scores_from_confusion_matrix
+from semseg_diffusers.evaluation.metrics import (
+    SegmentationScores,
+    image_scores,
+    new_confusion_matrix,
+    scores_from_confusion_matrix,
+    update_confusion_matrix,
+    without_classes,
+)
 
 
 @dataclass(frozen=True)
@@ -56,46 +63,35 @@ def score_agreement(
     Raises:
         ValueError: fewer than two masks; no labelled pixel in any mask.
     """
-    known = _KnownPixels(labels, not_judged)
+
+    def score(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> SegmentationScores:
+        matrix = new_confusion_matrix(labels.num_classes, labels.ignore_index)
+        for prediction, truth in pairs:
+            update_confusion_matrix(matrix, prediction, truth)
+        return scores_from_confusion_matrix(matrix.compute(), labels.names, len(pairs))
+
+    def judged(masks: torch.Tensor) -> torch.Tensor:
+        return without_classes(masks, labels.names, not_judged, labels.ignore_index)
+
+    real_masks, masks = judged(real.masks), judged(generated.masks)
     place_of = {stem: place for place, stem in enumerate(real.stems)}
     scenes = set(generated.stems)
     chosen = [place for stem, place in place_of.items() if stem in scenes]
     if len(chosen) < len(scenes):
         chosen = list(place_of.values())
     others = shuffled_indices(list(generated.stems), seed)
-    per_image = [
-        known.counts(prediction, mask) for prediction, mask in zip(generated.predictions, generated.masks, strict=True)
-    ]
     pairs = [
         (place_of[stem], place)
         for place, stem in enumerate(generated.stems)
         if stem in place_of and torch.equal(real.masks[place_of[stem]], generated.masks[place])
     ]
-    truth = torch.stack(per_image).sum((0, 2))  # (num_classes,)
+    by_image = image_scores(generated.predictions, masks, labels.names, labels.ignore_index)
+    counts = torch.bincount(masks[masks != labels.ignore_index].long(), minlength=labels.num_classes)
     return Agreement(
-        real=known.score([(real.predictions[place], real.masks[place]) for place in chosen]),
-        generated=known.scores_of(per_image),
-        shuffled=known.score([(generated.predictions[i], generated.masks[j]) for i, j in enumerate(others)]),
-        paper=known.score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if pairs else None,
-        image_mean_iou=[known.scores_of([counts]).mean_iou if counts.sum() > 0 else None for counts in per_image],
-        pixel_share=dict(zip(labels.names, (truth / truth.sum()).tolist(), strict=True)),
+        real=score([(real.predictions[place], real_masks[place]) for place in chosen]),
+        generated=score(list(zip(generated.predictions, masks, strict=True))),
+        shuffled=score([(generated.predictions[i], masks[j]) for i, j in enumerate(others)]),
+        paper=score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if pairs else None,
+        image_mean_iou=[None if scores is None else scores.mean_iou for scores in by_image],
+        pixel_share=dict(zip(labels.names, (counts / counts.sum().clamp(min=1)).tolist(), strict=True)),
     )
-
-
-class _KnownPixels:
-    """Counts and scores over the classes that the network knows."""
-
-    def __init__(self, labels: LabelSet, not_judged: Sequence[str]):
-        self.labels = labels
-        self._not_judged = [labels.label2id[name] for name in not_judged]
-
-    def counts(self, prediction: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        for index in self._not_judged:
-            truth = torch.where(truth == index, self.labels.ignore_index, truth)
-        return confusion_counts(prediction, truth, self.labels.num_classes, self.labels.ignore_index)
-
-    def score(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> SegmentationScores:
-        return self.scores_of([self.counts(prediction, truth) for prediction, truth in pairs])
-
-    def scores_of(self, counts: list[torch.Tensor]) -> SegmentationScores:
-        return scores_from_confusion_matrix(torch.stack(counts).sum(0), self.labels.names, len(counts))

@@ -15,7 +15,8 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from semseg_diffusers.data.layout import parse_resolution
-from semseg_diffusers.evaluation.evaluation import PAGE_FILE, evaluate
+from semseg_diffusers.evaluation.evaluation import evaluate
+from semseg_diffusers.evaluation.inputs import PAGE_FILE
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.command import add_sampling_arguments, sampling_settings
 from semseg_diffusers.generation.plan import DTYPES

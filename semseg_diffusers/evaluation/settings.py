@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from semseg_diffusers.evaluation.features import DEFAULT_FEATURES
-from semseg_diffusers.evaluation.segmenters.judge import DEFAULT_SEGMENTER
+from semseg_diffusers.evaluation.segmenters.judge import DEFAULT_JUDGE
 from semseg_diffusers.generation.plan import GenerationSettings
 
 
@@ -23,7 +23,7 @@ class EvaluationSettings:
     generated: str | None = None  # folder of images, in place of `model`
     split: str = "val"  # masks and photos
     train_split: str = "train"  # photos that the model may have seen: reference of fidelity, search for copies
-    segmenter: str = DEFAULT_SEGMENTER  # folder or Hub id of the network that reads images
+    segmenter: str = DEFAULT_JUDGE  # folder or Hub id of the network that reads images
     segmenter_revision: str | None = None
     segmenter_size: tuple[int, int] | None = None  # (height, width) it reads images at; None: its own
     features: tuple[str, ...] = (DEFAULT_FEATURES,)  # networks that fidelity is measured with; () leaves it away
