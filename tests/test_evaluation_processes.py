@@ -39,6 +39,16 @@ def launch(place, output, log):
         )
 
 
+def ended(launched):
+    """The exit code; processes that hang do not outlive the test."""
+    try:
+        return launched.wait(TIMEOUT)
+    finally:
+        if launched.poll() is None:
+            for process in (*psutil.Process(launched.pid).children(recursive=True), launched):
+                process.kill()
+
+
 def results_of(output):
     results = json.loads((output / "results.json").read_text())
     return {key: value for key, value in results.items() if key not in ("started", "seconds", "settings")}
@@ -81,8 +91,7 @@ def test_two_processes_find_what_one_finds_and_go_on_after_a_kill(place, tmp_pat
     kept = {path: path.stat().st_mtime_ns for path in (output / "generated" / "images").iterdir()}
     assert len(kept) == 16
 
-    again = launch(place, output, tmp_path / "again.log")
-    assert again.wait(TIMEOUT) == 0, (tmp_path / "again.log").read_text()
+    assert ended(launch(place, output, tmp_path / "again.log")) == 0, (tmp_path / "again.log").read_text()
     assert "2 processes, this one on cpu" in (tmp_path / "again.log").read_text()
     assert kept == {path: path.stat().st_mtime_ns for path in (output / "generated" / "images").iterdir()}
     found = results_of(output)
@@ -94,9 +103,7 @@ def test_two_processes_find_what_one_finds_and_go_on_after_a_kill(place, tmp_pat
 
 def test_what_one_process_refuses_ends_both_with_one_message(place, tmp_path):
     log = tmp_path / "refused.log"
-    command = launch(place, tmp_path / "out", log)
-    assert command.wait(TIMEOUT) == 0
+    (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text(json.dumps({"settings": {"dataset": "another"}}))
-    refused = launch(place, tmp_path / "out", log)
-    assert refused.wait(TIMEOUT) != 0
+    assert ended(launch(place, tmp_path / "out", log)) != 0
     assert log.read_text().count("holds an evaluation with other settings") == 1

@@ -93,5 +93,5 @@ def score_agreement(
         shuffled=score([(generated.predictions[i], masks[j]) for i, j in enumerate(others)]),
         paper=score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if pairs else None,
         image_mean_iou=[None if scores is None else scores.mean_iou for scores in by_image],
-        pixel_share=dict(zip(labels.names, (counts / counts.sum().clamp(min=1)).tolist(), strict=True)),
+        pixel_share=dict(zip(labels.names, (counts / counts.sum().clamp(min=1).double()).tolist(), strict=True)),
     )

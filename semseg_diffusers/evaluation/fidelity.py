@@ -13,6 +13,7 @@ import torch
 MAX_KID_SUBSET = 1000  # torchmetrics' default; smaller sets take half of the smaller one
 SSIM_KERNEL = 11  # pixels a side of torchmetrics' default window, a Gaussian of sigma 1.5
 PAPER_NUM_FEATURES = 64
+ALONE = {"sync_on_compute": False}  # one process has all features; torchmetrics would wait for the others
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def fid(real: torch.Tensor, generated: torch.Tensor) -> float:
         9.0
     """
     real, generated = _check(real, generated)
-    metric = _torchmetrics("image.fid").FrechetInceptionDistance(feature=_Given(real.shape[1]))
+    metric = _torchmetrics("image.fid").FrechetInceptionDistance(feature=_Given(real.shape[1]), **ALONE)
     metric.update(real, real=True)
     metric.update(generated, real=False)
     return max(0.0, metric.compute().item())  # rounding of a rank-deficient covariance can come out below 0
@@ -120,7 +121,7 @@ def kid(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all", UserWarning)
         metric = _torchmetrics("image.kid").KernelInceptionDistance(
-            feature=_Given(real.shape[1]), subsets=subsets, subset_size=size
+            feature=_Given(real.shape[1]), subsets=subsets, subset_size=size, **ALONE
         )
     metric.update(_in_own_order(real), real=True)
     metric.update(_in_own_order(generated), real=False)

@@ -26,7 +26,10 @@ def new_confusion_matrix(num_classes: int, ignore_index: int = 255) -> Multiclas
     The last column counts predictions of `ignore_index` on labelled pixels, which are wrong like any other; the last
     row stays empty. Fed by `update_confusion_matrix`.
     """
-    return MulticlassConfusionMatrix(num_classes + 1, ignore_index=ignore_index, validate_args=False)
+    # sync_on_compute: one process counts; torchmetrics would wait for the others of the launch
+    return MulticlassConfusionMatrix(
+        num_classes + 1, ignore_index=ignore_index, validate_args=False, sync_on_compute=False
+    )
 
 
 def update_confusion_matrix(matrix: MulticlassConfusionMatrix, predictions: torch.Tensor, masks: torch.Tensor) -> None:
