@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -468,10 +469,10 @@ def test_the_command_fine_tunes_and_prints_the_scores(toy, segmenter, tmp_path, 
 
 
 def test_without_a_validation_split_the_last_weights_are_kept_and_it_says_so(toy, tmp_path, capsys):
-    command = options(toy, tmp_path / "out", *MINI_OPTIONS, "--validation_split", "test", "--input_size", 24)
-    assert cli.main(command) == 0
+    shutil.copytree(toy, tmp_path / "toy", ignore=shutil.ignore_patterns("val"))
+    assert cli.main(options(tmp_path / "toy", tmp_path / "out", *MINI_OPTIONS, "--input_size", 24)) == 0
     captured = capsys.readouterr()
-    assert "has no split 'test'; it has train, val" in captured.err
+    assert "has no split 'val'; it has train. So nothing is validated" in captured.err
     assert "weights of step 4, not validated" in captured.out
     record = json.loads((tmp_path / "out" / "segmenter.json").read_text())
     assert (record["validation"], record["best_step"]) == (None, None)
@@ -490,7 +491,8 @@ def test_what_cannot_be_done_is_refused_before_training(toy, segmenter, tmp_path
     assert "--revision is of --base_model" in refusal(*options(toy, new, "--revision", "main"))
     assert "--base_model: there is no folder './no'" in refusal(*options(toy, new, "--base_model", "./no"))
     assert "are both 'val'" in refusal(*options(toy, new, "--train_split", "val", "--validation_split", "validation"))
-    assert "has no split 'no'" in refusal(*options(toy, new, "--train_split", "no"))
+    for option in ("--train_split", "--validation_split"):
+        assert "has no split 'no'; it has train, val" in refusal(*options(toy, new, option, "no"))
     assert "resolution 'big' is not understood" in refusal(*options(toy, new, *MINI_OPTIONS, "--input_size", "big"))
     assert "--train_batch_size must be at least 2" in refusal(
         *options(toy, new, *MINI_OPTIONS, "--train_batch_size", 1)
