@@ -497,6 +497,7 @@ def test_what_cannot_be_done_is_refused_before_training(toy, segmenter, tmp_path
     assert "--train_batch_size must be at least 2" in refusal(
         *options(toy, new, *MINI_OPTIONS, "--train_batch_size", 1)
     )
+    assert "--device nowhere cannot be used here" in refusal(*options(toy, new, "--device", "nowhere"))
     assert list(tmp_path.iterdir()) == []
 
 
