@@ -222,7 +222,7 @@ def test_a_missing_file_is_named_and_pickles_are_not_read(folders, tmp_path):
         load_judge(tmp_path, CITYSCAPES)
 
 
-# Scores of what a judge reads ----------------------------------------------------------------------------------------
+# Scores of what a judge reads ---------------------------------------------------------------------------------------
 
 
 def test_an_unknown_prediction_on_a_labelled_pixel_is_wrong():

@@ -19,6 +19,10 @@ from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 
 
+class MissingSplitError(ValueError):
+    """The data set has no split of that name."""
+
+
 class PairDataset(torch.utils.data.Dataset):
     """Photos and masks of one split, read when asked for.
 
@@ -147,7 +151,7 @@ def load_pairs(
         )
     key = split if split in tables else next((s for s in tables if SPLITS.get(s, s) == SPLITS.get(split, split)), None)
     if key is None:
-        raise ValueError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
+        raise MissingSplitError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
     table = tables[key]
     for column in (image_column, mask_column):
         if column not in table.column_names:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import classification
 
 
 @dataclass(frozen=True)
@@ -20,19 +20,21 @@ class SegmentationScores:
     num_pixels: int  # labelled ones
 
 
-def new_confusion_matrix(num_classes: int, ignore_index: int = 255) -> MulticlassConfusionMatrix:
+def new_confusion_matrix(num_classes: int, ignore_index: int = 255) -> classification.MulticlassConfusionMatrix:
     """Return torchmetrics' matrix, (num_classes + 1, num_classes + 1): rows ground truth, columns predictions.
 
     The last column counts predictions of `ignore_index` on labelled pixels, which are wrong like any other; the last
     row stays empty. Fed by `update_confusion_matrix`.
     """
     # sync_on_compute: one process counts; torchmetrics would wait for the others of the launch
-    return MulticlassConfusionMatrix(
+    return classification.MulticlassConfusionMatrix(
         num_classes + 1, ignore_index=ignore_index, validate_args=False, sync_on_compute=False
     )
 
 
-def update_confusion_matrix(matrix: MulticlassConfusionMatrix, predictions: torch.Tensor, masks: torch.Tensor) -> None:
+def update_confusion_matrix(
+    matrix: classification.MulticlassConfusionMatrix, predictions: torch.Tensor, masks: torch.Tensor
+) -> None:
     """Count predicted ids (B, H, W) against masks (B, H, W) of any integer dtype."""
     # 64 bits: torchmetrics forms target * num_classes + prediction, which wraps around in uint8.
     predictions = predictions.long().to(matrix.device)

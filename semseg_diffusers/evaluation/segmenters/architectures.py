@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoModelForSemanticSegmentation,
     MobileViTConfig,
     PreTrainedConfig,
@@ -178,7 +179,7 @@ def network_to_fine_tune(source: Source, labels: LabelSet, seed: int = 0) -> tup
         HubError: the Hub, or the way to it, failed.
     """
     config = source.config()
-    if type(config) not in AutoModelForSemanticSegmentation._model_mapping:
+    if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         raise ValueError(
             f"{source.option} '{source.name}' is a {config.model_type}; wanted a network that transformers' "
             "AutoModelForSemanticSegmentation knows, such as a segformer or a mobilevit."

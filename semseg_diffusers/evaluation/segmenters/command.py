@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.data.layout import LABELS_FILE, SPLITS, new_folder, parse_resolution
-from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.data.loading import MissingSplitError, load_pairs
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.provenance import code_commit, versions
@@ -37,6 +38,7 @@ from semseg_diffusers.launch import SIGNALS, signals_to
 RECORD_FILE = "segmenter.json"
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
+VALIDATION_SPLIT = "val"
 DEFAULT_ARCHITECTURE = "segformer-b0"
 FINE_TUNING_RATE = 1e-4  # a network that was trained before
 FINE_TUNING_SIDE = 256  # pixels of the input's shorter side, at least
@@ -59,8 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_split", default="train", help="split to train on (default %(default)s)")
     parser.add_argument(
         "--validation_split",
-        default="val",
-        help="split to choose the best weights by (default %(default)s; where there is none, the last ones stay)",
+        help="split to choose the best weights by (default: val; where there is none, the last ones stay)",
     )
     parser.add_argument("--max_train_steps", type=int, default=2000, help="optimizer steps (default %(default)s)")
     parser.add_argument("--train_batch_size", type=int, default=8, help="photos a step (default %(default)s)")
@@ -100,6 +101,11 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--architecture and --base_model exclude each other: random weights, or those of a network.")
     if args.revision and not args.base_model:
         raise ValueError("--revision is of --base_model, which is missing.")
+    try:
+        torch.empty(1, device=args.device)
+    except (RuntimeError, AssertionError) as err:  # torch asserts that it was built for the device
+        raise ValueError(f"--device {args.device} cannot be used here: {str(err).splitlines()[0]}") from err
+    transformers_logging.disable_progress_bar()  # of reading and writing weights, beside our own
     stop = _StopRequest()
     with new_folder(args.output, RECORD_FILE, "segmenter", args.overwrite) as folder:
         train, validation = _read_data(args)
@@ -165,23 +171,25 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_data(args: argparse.Namespace) -> tuple[CachedPairs, CachedPairs | None]:
-    """Read both splits into memory; a data set need not have the second one."""
-    train = CachedPairs(load_pairs(args.dataset, args.train_split))
-    try:
-        pairs = load_pairs(args.dataset, args.validation_split)
-    except ValueError as err:
-        if "has no split" not in str(err):
-            raise
-        sys.stderr.write(f"{err} So nothing is validated, and the last weights are kept.\n")
-        return train, None
-    names = [SPLITS.get(name, name) for name in (args.train_split, args.validation_split)]
+    """Read both splits into memory; a data set need not have the second one, unless it is asked for by name."""
+    validation_split = args.validation_split or VALIDATION_SPLIT
+    names = [SPLITS.get(name, name) for name in (args.train_split, validation_split)]
     if names[0] == names[1]:
         raise ValueError(f"--train_split and --validation_split are both '{names[0]}': the score would say nothing.")
+    train_pairs = load_pairs(args.dataset, args.train_split)
+    try:
+        pairs = load_pairs(args.dataset, validation_split)
+    except MissingSplitError as err:
+        if args.validation_split:
+            raise
+        sys.stderr.write(f"{err} So nothing is validated, and the last weights are kept.\n")
+        return CachedPairs(train_pairs), None
+    train = CachedPairs(train_pairs)
     validation = CachedPairs(pairs)
     if validation.resolution != train.resolution:
         raise ValueError(
             f"the photos of '{args.dataset}' are {train.resolution} in {args.train_split} and {validation.resolution} "
-            f"in {args.validation_split} (height, width); wanted one size. Prepare them at one --resolution."
+            f"in {validation_split} (height, width); wanted one size. Prepare them at one --resolution."
         )
     return train, validation
 

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
+from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoImageProcessor,
+    AutoModelForUniversalSegmentation,
+)
 
 from semseg_diffusers.data.label_mapping import lookup_table, match_classes
 from semseg_diffusers.data.labels import LabelSet
@@ -143,7 +147,7 @@ def load_judge(
     source = Source.of(name, revision, OPTION)
     config = source.config()
     post_processor = None
-    if type(config) in AutoModelForSemanticSegmentation._model_mapping:
+    if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
         settings, network = source.processor(), source.network()
     elif config.model_type in MASK_CLASSIFIERS:
         post_processor = source.load(AutoImageProcessor, "its image processor")

@@ -115,6 +115,7 @@ def train_segmenter(
         raise ValueError("training and validation photos have other label sets; wanted one.")
     device = next(network.parameters()).device
     input_size = preprocessing.input_size(*train.resolution)
+    _check_input_size(network, input_size)
     ignore_index = train.labels.ignore_index
     class_weights = train.class_weights().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
@@ -170,6 +171,19 @@ def train_segmenter(
         network.load_state_dict(best)
     network.eval()
     return history
+
+
+@torch.no_grad()
+def _check_input_size(network: torch.nn.Module, size: tuple[int, int]) -> None:
+    """Refuse an input that is smaller than some layer's window."""
+    device = next(network.parameters()).device
+    try:
+        network.eval()(pixel_values=torch.zeros(1, 3, *size, device=device))
+    except RuntimeError as err:
+        raise ValueError(
+            f"a {type(network).__name__} cannot read an input of {size[0]} x {size[1]} pixels ({err}). Give a larger "
+            "--input_size."
+        ) from err
 
 
 def _autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
