@@ -189,7 +189,7 @@ def _nearest(found: Mapping[str, Any], pictures: ReportPictures) -> list[Markup]
         "Median distance": f"generated {number(found.get('generated_median'))}, "
         f"real photos {number(found.get('real_median'))}",
         "Threshold": f"{number(found.get('threshold'))}: {found.get('threshold_is')}",
-        "Closer than that": f"{number(found.get('num_closer'))} images ({percent(found.get('share_closer'))})",
+        "Closer than that": f"{number(found.get('num_closer'))} of the images ({percent(found.get('share_closer'))})",
     }
     blocks = [subheading(f"By {found['features']}, against {found['reference']}"), facts(measured)]
     if distances:

@@ -124,7 +124,7 @@ def _neighbours(neighbours: Mapping[str, Any]) -> Finding:
         medians = f"(median {number(generated)} against {number(real)})"
         text += (
             f" On the whole the images lie closer to the training photos than unseen real photos do {medians}: "
-            "a sign of copying."
+            "a sign of copying, or of images without detail."
             if generated < real
             else f" On the whole the images lie no closer to the training photos than unseen real photos do {medians}."
         )
