@@ -227,7 +227,7 @@ def test_neighbours_between_splits_are_a_warning_with_examples(source):
     report = check_source(source, "folder")
     near = only(report, "near-duplicates train/val")
     assert (near.severity, near.count) == ("warning", 2)
-    assert near.what == "photos of val (2 of 3) that nearly are in train too"
+    assert near.what == "photos of val that show nearly the same as one of train (2 of 3)"
     assert near.examples[0].endswith((f"~ {source}/images/train/s0.png", f"~ {source}/images/train/s1.png"))
 
 

@@ -15,6 +15,7 @@ from semseg_diffusers.data.class_figures import class_figures, heat_maps, unknow
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.objects import find_objects
 from semseg_diffusers.data.statistics import class_pixels_of_each, collect_statistics, count_pixels, heat_grid
+from semseg_diffusers.data.statistics_page import statistics_page
 from semseg_diffusers.data.statistics_picture import draw_statistics
 from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.data.weak_classes import RULES, weak_classes
@@ -231,7 +232,7 @@ def test_arrays_are_the_heat_maps_and_the_pixels_of_each_mask(toy, written):
 
 
 def test_nothing_else_is_left_in_the_folder_and_the_picture_opens(written):
-    assert sorted(path.name for path in written.iterdir()) == ["stats.json", "stats.npz", "stats.png"]
+    assert sorted(path.name for path in written.iterdir()) == ["index.html", "stats.json", "stats.npz", "stats.png"]
     assert Image.open(written / "stats.png").width > 1000
 
 
@@ -255,3 +256,25 @@ def test_picture_of_the_statistics_stands_whatever_the_classes(tmp_path):
     picture = draw_statistics(collect([np.full((9, 31), 255)], labels), "nothing known")
     assert picture.getpixel((2, 2)) == (255, 255, 255)
     assert picture.height > 250
+
+
+def test_page_names_weak_classes_with_reasons_rules_and_conditions(written):
+    html = (written / "index.html").read_text()
+    record = json.loads((written / "stats.json").read_text())
+    for entry in record["weak_classes"]:
+        assert all(f"<b>{reason['rule']}</b>: {reason['text']}" in html for reason in entry["reasons"])
+    assert all(f"<b>{rule}</b>" in html for rule in record["rules"])
+    assert "clear: " in html
+    assert html.count("<img") == sum(row["pixels"] > 0 for row in record["classes"])
+    assert "://" not in html  # nothing is loaded from anywhere
+
+
+def test_page_escapes_names_and_stands_without_weak_classes_or_conditions():
+    labels = LabelSet(("<b>", "pole", "train"), THREE.colors)
+    masks = np.zeros((100, 32, 32), dtype=np.uint8)
+    masks[:, 8:24], masks[:, 24:] = 1, 2
+    html = statistics_page(collect(masks, labels), [], "a & b")
+    assert "&lt;b&gt;" in html
+    assert "a &amp; b" in html
+    assert "None falls under a rule." in html
+    assert "By condition" not in html

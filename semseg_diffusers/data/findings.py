@@ -291,7 +291,7 @@ def _near(seen: list[PairFacts], copies: set[int], one: str, other: str) -> list
     near = near_duplicates([entry.fingerprint for entry in others], [entry.fingerprint for entry in ones])
     named = [f"{others[i].pair.photo} ~ {ones[j].pair.photo}" for i, j, _ in sorted(near, key=lambda row: row[2])]
     advice = f"neighbours of one video? Then {other} is easier than new scenes: split by drives, not by frames"
-    what = f"photos of {other} ({len(near)} of {len(others)}) that nearly are in {one} too"
+    what = f"photos of {other} that show nearly the same as one of {one} ({len(near)} of {len(others)})"
     return files_finding(WARNING, f"near-duplicates {one}/{other}", what, named, advice)
 
 

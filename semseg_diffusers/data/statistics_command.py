@@ -1,6 +1,6 @@
 """`semseg-diffusers stats`: what the masks of a data set hold, and which classes a model trained on them draws badly.
 
-Writes `stats.json` (all figures), `stats.npz` (heat maps, pixels of each mask) and `stats.png`.
+Writes `stats.json` (all figures), `stats.npz` (heat maps, pixels of each mask), `stats.png` and `index.html`.
 """
 
 import argparse
@@ -16,8 +16,10 @@ from semseg_diffusers.data.class_figures import class_figures, heat_maps, unknow
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.data.loading import PairDataset, load_pairs
+from semseg_diffusers.data.pages import write_page
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.data.statistics import MaskStatistics, collect_statistics
+from semseg_diffusers.data.statistics_page import statistics_page
 from semseg_diffusers.data.statistics_picture import draw_statistics
 from semseg_diffusers.data.weak_classes import RULES, WeakClass, weak_classes
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
@@ -123,8 +125,9 @@ def run(args: argparse.Namespace) -> None:
     save_arrays(args.output / "stats.npz", statistics, pairs.stems)
     name = f"{Path(args.dataset).name} ({args.split})"
     save_png(args.output / "stats.png", draw_statistics(statistics, describe(statistics, name)))
+    write_page(args.output / "index.html", statistics_page(statistics, weak, name))
     sys.stdout.write(f"{describe(statistics, name)}\n\n{_table(statistics)}\n\n")
     for entry in weak:
         reasons = "; ".join(f"{reason.rule}: {reason.text}" for reason in entry.reasons)
         sys.stdout.write(f"weak: {entry.name} ({reasons})\n")
-    sys.stdout.write(f"written: {args.output}/stats.json, stats.npz, stats.png\n")
+    sys.stdout.write(f"written: {args.output}/index.html, stats.json, stats.npz, stats.png\n")

@@ -3,11 +3,14 @@
 The bars show what figure 9 of the paper shows, on a logarithmic scale, so that rare classes can be read too.
 """
 
+import math
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from semseg_diffusers.data.class_figures import ClassFigures, class_figures, heat_maps
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.pages import percent
 from semseg_diffusers.data.statistics import MaskStatistics
 from semseg_diffusers.data.weak_classes import RARE_SHARE
 
@@ -54,22 +57,24 @@ def draw_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
     return picture
 
 
-def heat_picture(heat: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """Colour a heat map (rows, columns), its largest value the darkest, and enlarge it to `size` (width, height)."""
-    level = heat / max(heat.max(), 1e-12) * (len(HEAT_COLORS) - 1)
-    stops, table = np.arange(len(HEAT_COLORS)), np.array(HEAT_COLORS)
-    colored = np.stack([np.interp(level, stops, table[:, channel]) for channel in range(3)], axis=-1)
-    return Image.fromarray(colored.round().astype(np.uint8)).resize(size, Image.Resampling.NEAREST)
-
-
-def percent(share: float) -> str:
-    """A share with the digits that it needs.
+def log_place(share: float) -> float:
+    """Where a share lies on the logarithmic scale of the bars: 0 for `LOWEST` and what is less, 1 for all.
 
     Example:
-        >>> percent(0.359457), percent(0.0061), percent(0.00004), percent(0)
-        ('36 %', '0.61 %', '0.004 %', '0 %')
+        >>> log_place(1.0), log_place(1e-5), log_place(0.0), round(log_place(0.1), 3)
+        (1.0, 0.0, 0.0, 0.8)
     """
-    return f"{100 * share:.2g} %" if 0 < share < 0.0995 and share >= 1e-6 else f"{100 * share:.0f} %"
+    return 1 - math.log(max(share, LOWEST)) / math.log(LOWEST)
+
+
+def heat_picture(heat: np.ndarray) -> Image.Image:
+    """Colour a heat map (rows, columns), its largest value the darkest: a P-mode picture of one pixel a cell."""
+    stops = np.linspace(0, 255, len(HEAT_COLORS))
+    table = np.array(HEAT_COLORS)
+    palette = np.stack([np.interp(np.arange(256), stops, table[:, channel]) for channel in range(3)], axis=-1)
+    picture = Image.fromarray((255 * heat / max(heat.max(), 1e-12)).round().astype(np.uint8))
+    picture.putpalette(palette.round().astype(np.uint8).tobytes())
+    return picture
 
 
 def _draw_bars(
@@ -82,8 +87,7 @@ def _draw_bars(
 
     def across(share: float) -> float:
         """Where a share of pixels lies on the logarithmic scale; the figures stand right of its end."""
-        depth = np.log(max(share, LOWEST) / LOWEST) / np.log(1 / LOWEST)
-        return pixels_left + float(depth) * (PIXELS_WIDTH - 84)
+        return pixels_left + log_place(share) * (PIXELS_WIDTH - 84)
 
     small, normal = _font(13), _font(14)
     draw.text((pixels_left, top - 48), "share of the labelled pixels", fill=INK, font=normal, anchor="la")
@@ -141,7 +145,7 @@ def _heat_tile(labels: LabelSet, index: int, figures: list[ClassFigures], heat: 
     draw.text((width - 1, 10), largest, fill=GREY, font=_font(13), anchor="rm")
     room = width - 26 - _font(13).getlength(largest)
     draw.text((20, 10), _shortened(labels.names[index], room, _font(14)), fill=INK, font=_font(14), anchor="lm")
-    tile.paste(heat_picture(heat, size), (0, 24))
+    tile.paste(heat_picture(heat).resize(size, Image.Resampling.NEAREST), (0, 24))
     draw.rectangle((0, 24, width - 1, size[1] + 23), outline=RULE)
     return tile
 
