@@ -177,6 +177,7 @@ def test_where_the_layout_is_wrong_its_pictures_are_still_read(source):
     assert "s2.bmp = " in only(report, "one stem").examples[0]
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.*")  # what Pillow says of broken TIFF files
 @pytest.mark.parametrize("what", ["photo", "mask"])
 @pytest.mark.parametrize("kind", ["png", "jpeg", "bmp", "tiff", "webp"])
 def test_nothing_that_a_file_holds_makes_it_raise(tmp_path, what, kind):

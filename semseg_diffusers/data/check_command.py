@@ -10,10 +10,11 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from semseg_diffusers.data.check import Report, check_prepared, check_source
-from semseg_diffusers.data.findings import format_findings
+from semseg_diffusers.data.findings import Finding
 from semseg_diffusers.data.labels import PRESET_NAMES
 from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.data.readers import FORMATS
@@ -21,6 +22,7 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
 
 
 WIDEST = 160  # letters of a line
+INDENT = " " * 17
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,15 +63,28 @@ def run(args: argparse.Namespace) -> int:
     counts = ", ".join(f"{count} {split}" for split, count in report.pairs.items()) or "no"
     sys.stdout.write(f"{counts} pairs in {args.source or args.dataset}\n\n")
     if report.findings:
-        sys.stdout.write(f"{format_findings(report.findings, _wrap)}\n\n")
+        sys.stdout.write(f"{format_findings(report.findings)}\n\n")
     sys.stdout.write(f"kinds of error: {report.errors}, of warning: {report.warnings}\n")
     return 1 if report.errors else 0
 
 
-def _wrap(text: str, indent: str) -> str:
-    width = min(shutil.get_terminal_size(fallback=(WIDEST, 24)).columns, WIDEST)
-    options = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": indent}
-    return textwrap.fill(text, max(width, 60), initial_indent=indent, **options)
+def format_findings(findings: Sequence[Finding]) -> str:
+    """The findings for the terminal: severity, how many, what; below, the first files and what to do."""
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.severity:<8} {finding.count:>6}  {finding.what}")
+        lines += [_wrap(example) for example in finding.examples]
+        if finding.more:
+            lines.append(_wrap(f"and {finding.more} more"))
+        lines.append(_wrap(f"-> {finding.advice}"))
+    return "\n".join(lines)
+
+
+def _wrap(text: str) -> str:
+    """Break a text into lines that stand under the first column."""
+    width = max(60, min(shutil.get_terminal_size(fallback=(WIDEST, 24)).columns, WIDEST))
+    options = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(text, width, initial_indent=INDENT, subsequent_indent=INDENT, **options)
 
 
 def _record(args: argparse.Namespace, report: Report) -> dict:

@@ -4,7 +4,7 @@ An error is what `prepare` or training would refuse, or what makes results wrong
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -293,23 +293,3 @@ def _near(seen: list[PairFacts], copies: set[int], one: str, other: str) -> list
     advice = f"neighbours of one video? Then {other} is easier than new scenes: split by drives, not by frames"
     what = f"photos of {other} that show nearly the same as one of {one} ({len(near)} of {len(others)})"
     return files_finding(WARNING, f"near-duplicates {one}/{other}", what, named, advice)
-
-
-# The table ---------------------------------------------------------------------------------------------------------
-
-
-def format_findings(findings: Sequence[Finding], wrap: Callable[[str, str], str]) -> str:
-    """The findings for the terminal.
-
-    Args:
-        findings: in the order to show.
-        wrap: breaks a text into lines, each after an indent: `wrap(text, indent)`.
-    """
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.severity:<8} {finding.count:>6}  {finding.what}")
-        lines += [wrap(example, " " * 17) for example in finding.examples]
-        if finding.more:
-            lines.append(f"{' ' * 17}and {finding.more} more")
-        lines.append(wrap(f"-> {finding.advice}", " " * 17))
-    return "\n".join(lines)
