@@ -16,10 +16,11 @@ from PIL import ExifTags, Image
 
 from semseg_diffusers import cli
 from semseg_diffusers.data import layout
+from semseg_diffusers.data.fitting import place_frame
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import new_dataset, parse_resolution
 from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.data.prepare import PrepareSettings, fit_pair, prepare_dataset
+from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
 
 
 BDD = LabelSet.from_preset("bdd100k")
@@ -59,6 +60,11 @@ def prepare(source, tmp_path):
         return Path(settings["output"])
 
     return run
+
+
+def fitted(photo: Image.Image, ids: np.ndarray, resolution: tuple[int, int], fit: str = "crop"):
+    placement = place_frame(*ids.shape, resolution, fit)
+    return placement.place_photo(photo), placement.place_ids(ids, 255)
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
@@ -106,7 +112,7 @@ def test_native_resolution_keeps_every_pixel(prepare, source):
 @pytest.mark.parametrize("resolution", [(16, 16), (20, 30), (64, 32), (40, 60), (24, 96)])
 def test_crop_and_resize_invent_no_class_and_keep_photo_and_mask_together(resolution):
     ids = striped(40, 60)
-    photo, small = fit_pair(photo_of(ids), ids, resolution)
+    photo, small = fitted(photo_of(ids), ids, resolution)
     assert (photo.size, small.shape) == (resolution[::-1], resolution)
     assert set(np.unique(small)) <= set(np.unique(ids))
     grey = np.asarray(photo)[..., 0].astype(float)
@@ -115,7 +121,7 @@ def test_crop_and_resize_invent_no_class_and_keep_photo_and_mask_together(resolu
 
 def test_photo_is_antialiased_and_mask_is_not():
     board = (np.indices((64, 64)).sum(axis=0) % 2).astype(np.uint8)  # a chessboard of single pixels
-    photo, ids = fit_pair(Image.fromarray(board * 255).convert("RGB"), board, (16, 16))
+    photo, ids = fitted(Image.fromarray(board * 255).convert("RGB"), board, (16, 16))
     assert 110 < np.asarray(photo)[2:-2, 2:-2].min() <= np.asarray(photo)[2:-2, 2:-2].max() < 145  # even grey
     assert set(np.unique(ids)) <= {0, 1}
 
