@@ -5,6 +5,7 @@ complete. At the end it takes the output's place in one step.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from semseg_diffusers.data.layout import check_output, terminate_as_exception
 
 RECORD_FILE = ".recipe.json"
 PROGRESS_FILE = ".progress.jsonl"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, in the quota, in the largest file allowed
 
 
 @dataclass
@@ -98,6 +100,11 @@ def resumable_dataset(output: str | os.PathLike, recipe: dict, overwrite: bool =
         except BaseException as err:
             if isinstance(err, Exception) or not (folder / PROGRESS_FILE).stat().st_size:
                 shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(err, OSError) and err.errno in FULL:
+                raise OSError(
+                    err.errno,
+                    f"the disk is full: '{output}' could not be written, and nothing is left of it. Make room",
+                ) from err
             raise
 
 
