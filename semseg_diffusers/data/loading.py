@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
+from semseg_diffusers.data.pictures import decode_picture
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 
 
@@ -122,12 +123,7 @@ def _decode(entry: dict, what: str, source: str) -> Image.Image:
     """Picture of an undecoded image column: bytes inside the table, or a path beside it."""
     if entry["bytes"] is None:
         return open_image(entry["path"], what)
-    try:
-        picture = Image.open(io.BytesIO(entry["bytes"]))
-        picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as err:
-        raise ValueError(f"{what} '{source}' cannot be read as an image ({err}). Is it cut off or no image?") from err
-    return picture
+    return decode_picture(entry["bytes"], what, source)
 
 
 def load_pairs(
