@@ -5,6 +5,8 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
+import driving_sets
 import numpy as np
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ from semseg_diffusers import LabelSet, cli
 from semseg_diffusers.data.check import check_prepared, check_source
 from semseg_diffusers.data.duplicates import fingerprint, near_duplicates, same_pictures
 from semseg_diffusers.data.inspection import inspect_pair
-from semseg_diffusers.data.readers import Pair
+from semseg_diffusers.data.readers import Pair, Source
 from semseg_diffusers.data.toy import draw_scene, write_toy_dataset
 
 
@@ -194,8 +196,42 @@ def test_nothing_that_a_file_holds_makes_it_raise(tmp_path, what, kind):
         places = rng.integers(0, min(len(whole), (60, len(whole))[trial % 2]), 4)
         broken[places] = rng.integers(0, 256, 4)
         paths[what].write_bytes(broken[: len(broken) // (1 + trial % 3)].tobytes())
-        facts = inspect_pair(Pair("a", paths["photo"], paths["mask"], "train"), BDD)
+        pair = Pair("a", paths["photo"], paths["mask"], "train")
+        facts = inspect_pair(pair, Source(BDD, (pair,)))
         assert facts.photo_fault or facts.photo_size
+
+
+@pytest.mark.parametrize("layout", ["folder", "zip", "polygons", "cityscapes", "table"])
+def test_whatever_prepare_reads_is_checked_in_the_format_that_its_layout_shows(tmp_path, layout):
+    root = tmp_path / "source"
+    if layout == "cityscapes":
+        driving_sets.cityscapes(root)
+    elif layout == "table":
+        rows = {name: [] for name in ("image", "mask")}
+        for seed in range(3):
+            rows["image"].append(Image.fromarray(driving_sets.ids_of(seed)).convert("RGB"))
+            rows["mask"].append(Image.fromarray(driving_sets.ids_of(seed)))
+        features = datasets.Features({name: datasets.Image() for name in rows})
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(root / "train.parquet")
+    else:
+        driving_sets.bdd100k(root, masks=layout != "polygons")
+    if layout == "polygons":
+        driving_sets.bdd100k_polygons(root)
+    if layout == "zip":
+        root = driving_sets.zip_folder(root, tmp_path / "bdd100k.zip", "bdd100k/")
+    report = check_source(root, labels="bdd100k" if layout == "table" else None)
+    assert sum(report.pairs.values()) == 3
+    assert report.errors == 0, report.findings
+
+
+def test_faults_inside_an_archive_are_named_by_their_place_in_it(tmp_path):
+    root = driving_sets.bdd100k(tmp_path / "bdd100k")
+    (root / "images" / "10k" / "train" / "a.jpg").write_bytes(b"")
+    mask = root / "labels" / "sem_seg" / "masks" / "train" / "b.png"
+    mask.write_bytes(mask.read_bytes()[:100])
+    report = check_source(driving_sets.zip_folder(root, tmp_path / "set.zip"), "bdd100k")
+    assert only(report, "empty file").examples[0].endswith("set.zip/images/10k/train/a.jpg")
+    assert only(report, "unreadable file").examples[0].endswith("masks/train/b.png")
 
 
 # Duplicates
@@ -316,9 +352,8 @@ def test_command_checks_a_prepared_set(prepared, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--source", "a"], "--source needs --format: one of folder, camvid"),
         (["--dataset", "nowhere"], "--dataset 'nowhere' is no folder here"),
-        (["--dataset", "a", "--format", "folder"], "belong to --source"),
+        (["--dataset", "a", "--format", "folder"], "only --output and --num_workers go with --dataset"),
         (["--dataset", "a", "--num_workers", "0"], "--num_workers 0, --tolerance 0.0; wanted at least 1"),
     ],
 )

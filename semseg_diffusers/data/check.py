@@ -3,14 +3,16 @@
 Pairs are found by the readers that `prepare` uses. Where a layout cannot be read at all, its pictures still are.
 """
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tqdm.auto import tqdm
 
+from semseg_diffusers.data.archives import close_archives
 from semseg_diffusers.data.findings import (
     ERROR,
     WARNING,
@@ -22,10 +24,11 @@ from semseg_diffusers.data.findings import (
 from semseg_diffusers.data.inspection import PairFacts, inspect_pair, picture_fault
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE, SPLITS
-from semseg_diffusers.data.readers import IMAGE_ENDINGS, Pair, read_source
+from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, read_source
 
 
 METADATA_FILE = "metadata.jsonl"
+CHUNK = 256  # pairs that wait in memory
 LAYOUT_ADVICE = "name the right --format, or put the files where it looks for them; their pictures are checked alone"
 COLUMNS = ("image_file_name", "mask_file_name")
 
@@ -47,43 +50,51 @@ class Report:
 
 
 def check_source(
-    source: str | Path,
-    data_format: str,
+    source: str | Path | Sequence[str | Path],
+    data_format: str | None = None,
     labels: str | None = None,
     tolerance: float = 0.0,
     num_workers: int = 1,
     progress: bool = False,
+    **options,
 ) -> Report:
     """Check data as it was published.
 
     Args:
-        source (`str` or `Path`): what `prepare` takes.
-        data_format (`str`): one of `readers.FORMATS`.
+        source (`str`, `Path` or a list of them): what `prepare` takes.
+        data_format (`str`, *optional*): one of `readers.FORMATS`; by default the one that the layout shows.
         labels (`str`, *optional*): preset or JSON file, where the format does not bring its classes.
         tolerance (`float`, defaults to 0): see `LabelSet.encode`.
         num_workers (`int`, defaults to 1): threads; decoding runs outside Python's lock.
         progress (`bool`, defaults to `False`): show a progress bar on stderr.
+        **options: further fields of `readers.ReadOptions`.
     """
+    sources = [source] if isinstance(source, (str, Path)) else list(source)
     try:
-        found = read_source(source, data_format, labels, skip_unmatched=True)
-    except (ValueError, OSError) as err:
-        layout = Finding(
-            ERROR, "layout", "the source cannot be read in this format", 1, (str(err),), "see the message"
+        found = read_source(sources, data_format, labels, _takes_unmatched(sources, data_format), **options)
+        unmatched = files_finding(
+            ERROR,
+            "unpaired file",
+            "photos without a mask, or masks without a photo",
+            found.unmatched,
+            "give photo and mask the same name up to the ending, or leave them out: prepare --skip_unmatched",
         )
-        pictures = [path for path in _files_below(Path(source)) if path.suffix.lower() in IMAGE_ENDINGS]
+        facts = _in_threads(lambda pair: inspect_pair(pair, found, tolerance), found.pairs, num_workers, progress)
+    except (ValueError, OSError) as err:
+        layout = Finding(ERROR, "layout", "the source cannot be read in this format", 1, (str(err),), LAYOUT_ADVICE)
+        files = [path for one in sources for path in _files_below(Path(one))]
+        pictures = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
         return Report({}, (layout, *_of_loose_pictures(pictures, num_workers, progress)))
-    unmatched = files_finding(
-        ERROR,
-        "unpaired file",
-        "photos without a mask, or masks without a photo",
-        found.unmatched,
-        "give photo and mask the same name up to the ending, or leave them out: prepare --skip_unmatched",
-    )
-    pairs = list(found.pairs)
-    facts = _in_threads(
-        lambda pair: inspect_pair(pair, found.labels, found.changed_ids, tolerance), pairs, num_workers, progress
-    )
+    finally:
+        close_archives()
     return _report(facts, found.labels, unmatched)
+
+
+def _takes_unmatched(sources: list, data_format: str | None) -> bool:
+    """Whether the format knows files without a partner; the rows of a table always have both."""
+    if data_format is not None:
+        return data_format not in FORMATS or "skip_unmatched" in FORMATS[data_format].takes
+    return not (len(sources) == 1 and Path(sources[0]).is_dir() and FORMATS["datasets"].is_one(Path(sources[0])))
 
 
 def check_prepared(folder: str | Path, num_workers: int = 1, progress: bool = False) -> Report:
@@ -118,22 +129,29 @@ def check_prepared(folder: str | Path, num_workers: int = 1, progress: bool = Fa
     if not pairs:
         advice = f"wanted {METADATA_FILE} with the keys {' and '.join(COLUMNS)} in each split's folder"
         found.append(Finding(ERROR, "no pairs", "no pairs to look at", 1, (str(root),), advice))
-    facts = _in_threads(lambda pair: inspect_pair(pair, labels), pairs, num_workers, progress)
+    source = None if labels is None else Source(labels, tuple(pairs))
+    facts = _in_threads(lambda pair: inspect_pair(pair, source), pairs, num_workers, progress)
     return _report(facts, labels, found)
 
 
 def _report(facts: list[PairFacts], labels: LabelSet | None, found: list[Finding]) -> Report:
     pairs: dict[str, int] = {}
     for entry in facts:
-        pairs[entry.pair.split] = pairs.get(entry.pair.split, 0) + 1
+        pairs[entry.split] = pairs.get(entry.split, 0) + 1
     findings = [*found, *pair_findings(facts, labels)]
     return Report(pairs, tuple(sorted(findings, key=lambda finding: finding.severity != ERROR)))
 
 
-def _in_threads(work, items: Sequence, num_workers: int, progress: bool) -> list:
-    with ThreadPoolExecutor(num_workers) as pool:
-        bar = tqdm(pool.map(work, items), total=len(items), desc="checking", disable=not progress)
-        return list(bar)
+def _in_threads(work, items: Iterable, num_workers: int, progress: bool) -> list:
+    """Results in order; items are taken as they are needed."""
+    total = len(items) if isinstance(items, Sized) else None
+    items, results = iter(items), []
+    with ThreadPoolExecutor(num_workers) as pool, tqdm(total=total, desc="checking", disable=not progress) as bar:
+        while chunk := list(itertools.islice(items, CHUNK)):
+            for result in pool.map(work, chunk):
+                results.append(result)
+                bar.update()
+    return results
 
 
 # A source that no reader can read ------------------------------------------------------------------------------------
@@ -151,12 +169,14 @@ def _of_loose_pictures(pictures: list[Path], num_workers: int, progress: bool) -
     for path in pictures:
         stems.setdefault((path.parent, path.stem), []).append(path)
     twice = [" = ".join(str(path) for path in paths) for paths in stems.values() if len(paths) > 1]
-    faults = _in_threads(picture_fault, pictures, num_workers, progress)
+    empty = [str(path) for path in pictures if path.stat().st_size == 0]
+    rest = [path for path in pictures if path.stat().st_size]
+    faults = _in_threads(picture_fault, rest, num_workers, progress)
     return [
         *files_finding(
             ERROR, "one stem", "names that several files share up to the ending", twice, "keep one of each"
         ),
-        *unreadable_findings([(path, why) for path, why in zip(pictures, faults, strict=True) if why]),
+        *unreadable_findings(empty, [(str(path), why) for path, why in zip(rest, faults, strict=True) if why]),
     ]
 
 

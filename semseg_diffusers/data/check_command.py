@@ -17,7 +17,7 @@ from semseg_diffusers.data.check import Report, check_prepared, check_source
 from semseg_diffusers.data.findings import Finding
 from semseg_diffusers.data.labels import PRESET_NAMES
 from semseg_diffusers.data.layout import package_version
-from semseg_diffusers.data.readers import FORMATS
+from semseg_diffusers.data.readers import ANNOTATIONS, FORMATS
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
 
 
@@ -27,14 +27,22 @@ INDENT = " " * 17
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--source", metavar="DIR", help="the data as it was published, with --format")
+    which.add_argument("--source", nargs="+", metavar="DIR|ZIP", help="the data as it was published")
     which.add_argument("--dataset", metavar="DIR", help="a prepared data set")
-    parser.add_argument("--format", choices=list(FORMATS), help="layout of --source, as for prepare")
+    parser.add_argument(
+        "--format", choices=list(FORMATS), help="layout of --source, as for prepare (default: the one that it shows)"
+    )
     parser.add_argument(
         "--labels",
         metavar="PRESET|FILE",
         help=f"classes, where the format does not bring them: {', '.join(PRESET_NAMES)}, or a JSON file",
     )
+    parser.add_argument(
+        "--annotations", choices=ANNOTATIONS, help="of bdd100k, which form of the masks (default: the first there)"
+    )
+    parser.add_argument("--image_column", metavar="NAME", help="of datasets, the column of photos")
+    parser.add_argument("--mask_column", metavar="NAME", help="of datasets, the column of masks")
+    parser.add_argument("--streaming", action="store_true", help="of datasets, take rows as they come")
     parser.add_argument(
         "--tolerance", type=float, default=0.0, help="as for prepare: mask colours this near to a class are right"
     )
@@ -47,21 +55,20 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(
             f"--num_workers {args.num_workers}, --tolerance {args.tolerance}; wanted at least 1 and at least 0."
         )
+    options = {name: getattr(args, name) for name in ("annotations", "image_column", "mask_column", "streaming")}
     if args.source is None:
-        if args.format or args.labels or args.tolerance:
-            raise ValueError(
-                "--format, --labels and --tolerance belong to --source; a prepared set brings its classes."
-            )
+        if args.format or args.labels or args.tolerance or any(options.values()):
+            raise ValueError("only --output and --num_workers go with --dataset: a prepared set brings its classes.")
         report = check_prepared(args.dataset, args.num_workers, progress=True)
     else:
-        if args.format is None:
-            raise ValueError(f"--source needs --format: one of {', '.join(FORMATS)}.")
-        report = check_source(args.source, args.format, args.labels, args.tolerance, args.num_workers, progress=True)
+        report = check_source(
+            args.source, args.format, args.labels, args.tolerance, args.num_workers, progress=True, **options
+        )
     if args.output is not None:
         args.output.parent.mkdir(parents=True, exist_ok=True)
         write_text(args.output, json.dumps(_record(args, report), indent=2, ensure_ascii=False) + "\n")
     counts = ", ".join(f"{count} {split}" for split, count in report.pairs.items()) or "no"
-    sys.stdout.write(f"{counts} pairs in {args.source or args.dataset}\n\n")
+    sys.stdout.write(f"{counts} pairs in {_checked(args)}\n\n")
     if report.findings:
         sys.stdout.write(f"{format_findings(report.findings)}\n\n")
     sys.stdout.write(f"kinds of error: {report.errors}, of warning: {report.warnings}\n")
@@ -87,10 +94,14 @@ def _wrap(text: str) -> str:
     return textwrap.fill(text, width, initial_indent=INDENT, subsequent_indent=INDENT, **options)
 
 
+def _checked(args: argparse.Namespace) -> str:
+    return args.dataset if args.source is None else ", ".join(args.source)
+
+
 def _record(args: argparse.Namespace, report: Report) -> dict:
     """The report as JSON values."""
     return {
-        "checked": args.source or args.dataset,
+        "checked": _checked(args),
         "format": args.format,
         "labels": args.labels,
         "tolerance": args.tolerance,

@@ -53,15 +53,13 @@ def pair_findings(facts: Sequence[PairFacts], labels: LabelSet | None) -> list[F
 # Files -------------------------------------------------------------------------------------------------------------
 
 
-def is_empty(path) -> bool:
-    """Whether a file has no bytes."""
-    return isinstance(path, Path) and path.is_file() and path.stat().st_size == 0
+def unreadable_findings(empty: Sequence[str], broken: Sequence[tuple[str, str]]) -> list[Finding]:
+    """Findings about pictures that cannot be read.
 
-
-def unreadable_findings(faults: Sequence[tuple[Path, str]]) -> list[Finding]:
-    """Findings about pictures that cannot be read, from (file, why)."""
-    empty = [path for path, _ in faults if is_empty(path)]
-    broken = [(path, why) for path, why in faults if not is_empty(path)]
+    Args:
+        empty: files of 0 bytes.
+        broken: other files, and why.
+    """
     again = "copy or download them again, or take the pairs out"
     return [
         *files_finding(ERROR, "empty file", "files of 0 bytes", empty, again),
@@ -71,25 +69,27 @@ def unreadable_findings(faults: Sequence[tuple[Path, str]]) -> list[Finding]:
             "files that cannot be read",
             [path for path, _ in broken],
             again,
-            reasons={str(path): why for path, why in broken[: 10 * EXAMPLES]},
+            reasons=dict(broken[: 10 * EXAMPLES]),
         ),
     ]
 
 
 def _unreadable(facts: Sequence[PairFacts]) -> list[Finding]:
-    faults = [(entry.pair.photo, entry.photo_fault) for entry in facts if entry.photo_fault]
-    broken = [entry for entry in facts if entry.mask_fault]
-    faults += [(entry.pair.mask, entry.mask_fault) for entry in broken if entry.mask_size is None]
-    wrong = [entry for entry in broken if entry.mask_size is not None]
+    empty = [path for entry in facts for path in entry.empty]
+    faults = [(entry.photo, entry.photo_fault) for entry in facts if entry.photo_fault]
+    faulty = [entry for entry in facts if entry.mask_fault]
+    faults += [(entry.mask, entry.mask_fault) for entry in faulty if entry.mask_size is None]
+    wrong = {entry.mask: entry.mask_fault for entry in faulty if entry.mask_size is not None}
+    first = next(iter(wrong.values()), "")
     return [
-        *unreadable_findings(faults),
+        *unreadable_findings(empty, [fault for fault in faults if fault[0] not in set(empty)]),
         *files_finding(
             ERROR,
             "no mask",
             "pictures that are no masks",
-            [entry.pair.mask for entry in wrong],
-            wrong[0].mask_fault if wrong else "",
-            reasons={str(entry.pair.mask): entry.mask_fault for entry in wrong[: 10 * EXAMPLES]},
+            list(wrong),
+            first,
+            reasons=dict(list(wrong.items())[: 10 * EXAMPLES]),
         ),
     ]
 
@@ -97,7 +97,7 @@ def _unreadable(facts: Sequence[PairFacts]) -> list[Finding]:
 def _sizes(facts: Sequence[PairFacts]) -> list[Finding]:
     both = [entry for entry in facts if entry.photo_size and entry.mask_size]
     differing = [
-        f"{entry.pair.photo} is {_size(entry.photo_size)}, {Path(str(entry.pair.mask)).name} {_size(entry.mask_size)}"
+        f"{entry.photo} is {_size(entry.photo_size)}, {Path(entry.mask).name} {_size(entry.mask_size)}"
         for entry in both
         if entry.photo_size != entry.mask_size
     ]
@@ -121,8 +121,8 @@ def _size(size: tuple[int, int]) -> str:
 
 
 def _photos(facts: Sequence[PairFacts]) -> list[Finding]:
-    modes = [f"{entry.pair.photo} ({entry.photo_mode})" for entry in facts if entry.photo_mode]
-    plain = [entry.pair.photo for entry in facts if entry.one_color]
+    modes = [f"{entry.photo} ({entry.photo_mode})" for entry in facts if entry.photo_mode]
+    plain = [entry.photo for entry in facts if entry.one_color]
     return [
         *files_finding(
             ERROR,
@@ -145,9 +145,9 @@ def _photos(facts: Sequence[PairFacts]) -> list[Finding]:
 
 
 def _masks(facts: Sequence[PairFacts]) -> list[Finding]:
-    lossy = [entry.pair.mask for entry in facts if entry.lossy_mask]
+    lossy = [entry.mask for entry in facts if entry.jpeg_mask]
     unknown = [
-        entry.pair.mask
+        entry.mask
         for entry in facts
         if entry.class_pixels is not None and entry.class_pixels[-1] == entry.class_pixels.sum()
     ]
@@ -186,7 +186,7 @@ def _wrong_ids(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
         raise AssertionError("ids that are no class have passed the check of ids")
     values = {str(value): {"files": files[value], "pixels": pixels[value]} for value in wrong}
     named = [f"id {v} in {files[v]} files, {pixels[v]} pixels" for v in wrong]
-    masks = [str(entry.pair.mask) for entry in facts if entry.ids]
+    masks = [entry.mask for entry in facts if entry.ids]
     what = f"masks with ids that are no class of 0-{labels.num_classes - 1} or {labels.ignore_index} (unknown)"
     examples = (*named[:EXAMPLES], *masks[:EXAMPLES])
     more = max(len(masks) - EXAMPLES, 0)
@@ -206,7 +206,7 @@ def _wrong_colors(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]
         "#{:02x}{:02x}{:02x}".format(*color): {"files": files[color], "pixels": pixels[color]}
         for color in order[: 20 * EXAMPLES]
     }
-    masks = [str(entry.pair.mask) for entry in facts if entry.colors]
+    masks = [entry.mask for entry in facts if entry.colors]
     advice = _colors_advice(order, labels)
     examples = (*named[:EXAMPLES], *masks[:EXAMPLES])
     what = f"masks with colours that no class has ({len(order)} colours)"
@@ -236,7 +236,7 @@ def _classes(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
     of_split: dict[str, np.ndarray] = {}
     for entry in facts:
         if entry.class_pixels is not None:
-            of_split[entry.pair.split] = of_split.get(entry.pair.split, 0) + entry.class_pixels[:-1]
+            of_split[entry.split] = of_split.get(entry.split, 0) + entry.class_pixels[:-1]
     if not of_split:
         return []
     anywhere = sum(of_split.values())
@@ -260,8 +260,8 @@ def _duplicates(facts: Sequence[PairFacts]) -> list[Finding]:
     seen = [entry for entry in facts if entry.fingerprint is not None]
     within, between, copies = [], [], set()
     for group in same_pictures([entry.fingerprint for entry in seen]):
-        text = " = ".join(str(seen[index].pair.photo) for index in group)
-        leaks = len({seen[index].pair.split for index in group}) > 1
+        text = " = ".join(seen[index].photo for index in group)
+        leaks = len({seen[index].split for index in group}) > 1
         (between if leaks else within).append(text)
         copies.update(group if leaks else ())
     found = files_finding(
@@ -274,7 +274,7 @@ def _duplicates(facts: Sequence[PairFacts]) -> list[Finding]:
     found += files_finding(
         WARNING, "same photo twice", "photos that stand in a split more than once", within, "keep one of each"
     )
-    splits = sorted({entry.pair.split for entry in seen}, key=lambda split: ("train", "val", "test").index(split))
+    splits = sorted({entry.split for entry in seen}, key=lambda split: ("train", "val", "test").index(split))
     for index, other in enumerate(splits[1:], start=1):
         for one in splits[:index]:
             found += _near(seen, copies, one, other)
@@ -285,11 +285,11 @@ def _near(seen: list[PairFacts], copies: set[int], one: str, other: str) -> list
     """Photos of a split that nearly are in another one; copies of each other are told already."""
 
     def members(split: str) -> list[PairFacts]:
-        return [entry for i, entry in enumerate(seen) if entry.pair.split == split and i not in copies]
+        return [entry for i, entry in enumerate(seen) if entry.split == split and i not in copies]
 
     ones, others = members(one), members(other)
     near = near_duplicates([entry.fingerprint for entry in others], [entry.fingerprint for entry in ones])
-    named = [f"{others[i].pair.photo} ~ {ones[j].pair.photo}" for i, j, _ in sorted(near, key=lambda row: row[2])]
+    named = [f"{others[i].photo} ~ {ones[j].photo}" for i, j, _ in sorted(near, key=lambda row: row[2])]
     advice = f"neighbours of one video? Then {other} is easier than new scenes: split by drives, not by frames"
     what = f"photos of {other} that show nearly the same as one of {one} ({len(near)} of {len(others)})"
     return files_finding(WARNING, f"near-duplicates {one}/{other}", what, named, advice)

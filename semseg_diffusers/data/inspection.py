@@ -2,35 +2,26 @@
 It reads files as `prepare` does; nothing that a file holds makes it raise.
 """
 
-import struct
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from semseg_diffusers.data.duplicates import Fingerprint, fingerprint
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.prepare import PHOTO_MODES
-from semseg_diffusers.data.readers import Pair
+from semseg_diffusers.data.pictures import decode_picture
+from semseg_diffusers.data.prepare import ID_MODES, PHOTO_MODES
+from semseg_diffusers.data.readers import Drawing, Pair, Source, read_file
 from semseg_diffusers.data.statistics import count_pixels
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import (
-    open_image,
-    pack_colors,
-    palette_agrees,
-    unpack_colors,
-)
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import pack_colors, palette_agrees, unpack_colors
 
 
-# What Pillow's decoders raise on broken files; they do not keep to OSError.
-DECODER_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
-    MemoryError, AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
-LOSSY = ("JPEG", "MPO")  # formats that change the values of a mask; WebP may be lossless
+READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # a disk's, an archive's, a decoder's
+JPEG_START = b"\xff\xd8\xff"  # JPEG changes the values of a mask
 MOST_COLORS = 64  # unknown colours of one mask that are kept
 
 
@@ -38,82 +29,91 @@ MOST_COLORS = 64  # unknown colours of one mask that are kept
 class PairFacts:
     """What was found in one pair. A fault is text; None where there is none."""
 
-    pair: Pair
+    photo: str  # where it is from
+    mask: str
+    split: str
+    empty: list[str] = field(default_factory=list)  # which of the two have no bytes
     photo_fault: str | None = None  # it cannot be read
     mask_fault: str | None = None  # it cannot be read, or is of a kind that is no mask
     photo_size: tuple[int, int] | None = None  # height and width, upright
     mask_size: tuple[int, int] | None = None
     photo_mode: str = ""  # Pillow's mode, where `prepare` refuses it
     one_color: bool = False  # the photo shows a single colour
-    lossy_mask: str = ""  # the lossy format of the mask's file
+    jpeg_mask: bool = False  # the mask's file is a JPEG
     ids: Counter = field(default_factory=Counter)  # id -> pixels, of a mask with ids that are no class
     colors: Counter = field(default_factory=Counter)  # RGB -> pixels: colours that no class has, the most frequent
     class_pixels: np.ndarray | None = None  # (C + 1,), unknown last; None where the mask cannot be read as ids
     fingerprint: Fingerprint | None = None  # of the photo
 
 
-def inspect_pair(
-    pair: Pair, labels: LabelSet | None, changed_ids: Mapping[int, int] | None = None, tolerance: float = 0.0
-) -> PairFacts:
+def inspect_pair(pair: Pair, source: Source | None, tolerance: float = 0.0) -> PairFacts:
     """Look at photo and mask.
 
     Args:
         pair (`Pair`)
-        labels (`LabelSet`, *optional*): the classes of the mask; without them its values are not looked at.
-        changed_ids (`Mapping[int, int]`, *optional*): id in the file -> id in the label set.
+        source (`Source`, *optional*): the classes of the mask, and how ids in the files become those; without it the
+            values of the mask are not looked at.
         tolerance (`float`, defaults to 0): see `LabelSet.encode`.
     """
-    facts = PairFacts(pair)
+    facts = PairFacts(str(pair.photo), str(pair.mask), pair.split)
     try:
-        _look_at_photo(open_image(pair.photo, "photo"), facts)
-    except DECODER_ERRORS as err:
+        _look_at_photo(_read(pair.photo, facts), facts)
+    except READ_ERRORS as err:
         facts.photo_fault = _text_of(err)
     try:
-        _look_at_mask(open_image(pair.mask), facts, labels, changed_ids or {}, tolerance)
-    except DECODER_ERRORS as err:
+        if not isinstance(pair.mask, Drawing):
+            _look_at_mask(_read(pair.mask, facts), facts, source, tolerance)
+        elif facts.photo_size is not None:  # a drawing has the size of its photo
+            facts.mask_size = facts.photo_size
+            ids = pair.mask.draw(*facts.photo_size, *map(np.arange, facts.photo_size))
+            facts.class_pixels = None if source is None else count_pixels(ids, source.labels.num_classes)
+    except READ_ERRORS as err:
         facts.mask_fault = _text_of(err)
     return facts
 
 
-def picture_fault(path: Path) -> str | None:
+def picture_fault(path) -> str | None:
     """Why a file cannot be read as a picture; None where it can."""
     try:
-        open_image(path, "picture")
-    except DECODER_ERRORS as err:
+        decode_picture(read_file(path), "picture", path)
+    except READ_ERRORS as err:
         return _text_of(err)
     return None
+
+
+def _read(place, facts: PairFacts) -> bytes:
+    data = read_file(place)
+    if not data:
+        facts.empty.append(str(place))
+    return data
 
 
 def _text_of(err: BaseException) -> str:
     return str(err) or type(err).__name__
 
 
-def _look_at_photo(photo: Image.Image, facts: PairFacts) -> None:
+def _look_at_photo(data: bytes, facts: PairFacts) -> None:
+    photo = decode_picture(data, "photo", facts.photo)
+    facts.photo_size = (photo.height, photo.width)
     if photo.mode not in PHOTO_MODES:
         facts.photo_mode = photo.mode
-        facts.photo_size = (photo.height, photo.width)
         return
-    photo = ImageOps.exif_transpose(photo).convert("RGB")
-    facts.photo_size = (photo.height, photo.width)
+    photo = photo.convert("RGB")
     facts.one_color = all(low == high for low, high in photo.getextrema())
     facts.fingerprint = fingerprint(photo)
 
 
-def _look_at_mask(
-    mask: Image.Image, facts: PairFacts, labels: LabelSet | None, changed_ids: Mapping[int, int], tolerance: float
-) -> None:
-    facts.lossy_mask = mask.format if mask.format in LOSSY else ""
-    picture = mask = ImageOps.exif_transpose(mask)
-    facts.mask_size = (mask.height, mask.width)
-    if labels is None:
+def _look_at_mask(data: bytes, facts: PairFacts, source: Source | None, tolerance: float) -> None:
+    facts.jpeg_mask = data.startswith(JPEG_START)
+    picture = decode_picture(data, "mask", facts.mask)
+    facts.mask_size = (picture.height, picture.width)
+    if source is None:
         return
-    if changed_ids and mask.mode in ("L", "P"):
-        before = np.asarray(mask)
-        picture = before.copy()
-        for old, new in changed_ids.items():
-            picture[before == old] = new
+    labels = source.file_labels or source.labels
+    if source.file_labels is None and source.changed_ids and picture.mode in ID_MODES:
+        picture = _changed(np.asarray(picture), source.changed_ids)
     try:
-        ids = labels.encode(picture, tolerance=tolerance, source=facts.pair.mask)
+        ids = labels.encode(picture, tolerance=tolerance, source=facts.mask)
     except ValueError as err:
         if isinstance(picture, np.ndarray) or _holds_ids(picture, labels):
             facts.ids = _strange_ids(np.asarray(picture), labels)
@@ -122,7 +122,17 @@ def _look_at_mask(
         if not facts.ids and not facts.colors:  # of a kind that is no mask: transparent, floats, ...
             facts.mask_fault = str(err)
     else:
-        facts.class_pixels = count_pixels(ids, labels.num_classes)
+        if source.file_labels is not None:
+            ids = _changed(ids, source.changed_ids)
+        facts.class_pixels = count_pixels(ids, source.labels.num_classes)
+
+
+def _changed(ids: np.ndarray, changed_ids: Mapping[int, int]) -> np.ndarray:
+    """Ids with some replaced by others."""
+    changed = ids.copy()
+    for old, new in changed_ids.items():
+        changed[ids == old] = new
+    return changed
 
 
 def _holds_ids(mask: Image.Image, labels: LabelSet) -> bool:
