@@ -26,7 +26,7 @@ from semseg_diffusers.data.statistics_picture import LOWEST, heat_picture, log_p
 from semseg_diffusers.data.weak_classes import RARE_SHARE, RULES, WeakClass
 
 
-TICKS = (LOWEST, 0.001, 1.0)  # shares written above the bars
+TICKS = (LOWEST, 0.01, 1.0)  # shares written above the bars
 
 
 def statistics_page(statistics: MaskStatistics, weak: list[WeakClass], name: str) -> str:
@@ -58,7 +58,8 @@ def statistics_page(statistics: MaskStatistics, weak: list[WeakClass], name: str
 
 
 def _named(labels: LabelSet, index: int) -> Markup:
-    return named_color(labels.names[index], labels.colors[index])
+    named = named_color(labels.names[index], labels.colors[index])
+    return Markup('<span style="white-space:nowrap">{}</span>').format(named)
 
 
 def _weak_section(labels: LabelSet, weak: list[WeakClass]) -> Section:
