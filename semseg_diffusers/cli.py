@@ -19,7 +19,8 @@ COMMANDS = {
     "labels": ("semseg_diffusers.data.labels_command", "show a label set: legend picture, palette file, JSON"),
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
-    "agreement": ("semseg_diffusers.evaluation.command", "how well generated images carry their masks"),
+    "segmenter": ("semseg_diffusers.evaluation.segmenters.command", "train a network that reads masks from photos"),
+    "evaluate": ("semseg_diffusers.evaluation.command", "measure generated images against masks and real photos"),
     "push": ("semseg_diffusers.hub.command", "publish a model or a data set on the Hugging Face Hub"),
 }
 

@@ -57,16 +57,33 @@ def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
     Raises:
         ValueError: something stands there that may not be replaced.
     """
+    with new_folder(output, SETTINGS_FILE, "prepared data set", overwrite) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
+
+    Args:
+        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
+        marker (`str`): a file that every folder of this kind holds.
+        kind (`str`): what messages call it.
+        overwrite (`bool`, defaults to `False`): replace one of the same kind that stands there, and only such a one.
+
+    Raises:
+        ValueError: `output` holds something.
+    """
     output = Path(os.path.abspath(output))
     if output.is_file():
         raise ValueError(f"--output '{output}' is a file; wanted a folder that does not exist yet.")
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
             raise ValueError(f"--output '{output}' is not empty. Name another folder, or replace it with --overwrite.")
-        if not (output / SETTINGS_FILE).is_file():
+        if not (output / marker).is_file():
             raise ValueError(
-                f"--output '{output}' holds no {SETTINGS_FILE}, so it is no prepared data set and --overwrite leaves "
-                "it alone. Name another folder."
+                f"--output '{output}' holds no {marker}, so it is no {kind} and --overwrite leaves it alone. Name "
+                "another folder."
             )
     return output
 
