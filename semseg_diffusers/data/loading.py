@@ -89,28 +89,52 @@ class PairDataset(torch.utils.data.Dataset):
         return _decode(row[column], what, source), source
 
     @functools.cached_property
-    def resolution(self) -> tuple[int, int]:
-        """Height and width of every photo, read from the files' headers.
-
-        Raises:
-            ValueError: the photos differ in size, or there are none.
-        """
-        first = None
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each photo, read from the files' headers."""
+        sizes = []
         for index in range(len(self)):
             entry = self._table[index][self._columns[0]]
             with Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]) as photo:
                 width, height = (
                     ImageOps.exif_transpose(photo).size if photo.getexif().get(0x0112, 1) > 4 else photo.size
                 )
-            first = first or (height, width)
-            if (height, width) != first:
-                raise ValueError(
-                    f"the photos of {self._name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
-                    f"'{self.stems[index]}' is {height} x {width}. Prepare them at one size: --resolution HxW."
-                )
-        if first is None:
+            sizes.append((height, width))
+        return sizes
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of every photo.
+
+        Raises:
+            ValueError: the photos differ in size, or there are none.
+        """
+        if not self.sizes:
             raise ValueError(f"{self._name} holds no pairs.")
+        first = self.sizes[0]
+        other = next((index for index, size in enumerate(self.sizes) if size != first), None)
+        if other is not None:
+            raise ValueError(
+                f"the photos of {self._name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
+                f"'{self.stems[other]}' is {self.sizes[other][0]} x {self.sizes[other][1]}. Prepare them at one size: "
+                "--resolution HxW."
+            )
         return first
+
+    def check_holds(self, height: int, width: int) -> None:
+        """Refuse photos that are too small for a part of a size to be cut out of each.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        small = next((i for i, size in enumerate(self.sizes) if size[0] < height or size[1] < width), None)
+        if small is not None or not self.sizes:
+            found = (
+                "there are none" if small is None else "'{}' is {} x {}".format(self.stems[small], *self.sizes[small])
+            )
+            raise ValueError(
+                f"--random_crop wants photos of {height} x {width} or more (height x width), and of {self._name} "
+                f"{found}. Prepare them larger: --resolution HxW or native."
+            )
 
 
 def _text_columns(table) -> list[str]:

@@ -99,7 +99,7 @@ def train(settings: TrainingSettings) -> Path:
         balance = agree(
             lambda: ClassBalance(counts, settings.class_balance_temperature, settings.class_balance_min_share)
         )
-    unet = agree(lambda: build_network(settings, pairs.labels, pairs.resolution))
+    unet = agree(lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs)))
     noise_scheduler = build_noise_scheduler(settings)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -170,6 +170,7 @@ def train(settings: TrainingSettings) -> Path:
             pairs,
             seed=settings.seed,
             horizontal_flip=settings.horizontal_flip,
+            random_crop=settings.random_crop_size,
             mask_dropout=settings.mask_dropout,
             mask_dropout_group=samples_per_step if settings.mask_dropout_unit == "batch" else 1,
             min_timestep=settings.min_timestep,
@@ -299,6 +300,15 @@ def _label_set(name: str | None) -> LabelSet | None:
     if name is None:
         return None
     return LabelSet.from_json(name) if Path(name).suffix == ".json" else LabelSet.from_preset(name)
+
+
+def _sample_size(settings: TrainingSettings, pairs: PairDataset, preview_pairs: PairDataset) -> tuple[int, int]:
+    """Height and width of what the network sees: the whole photos, which are of one size, or parts of them."""
+    if settings.random_crop_size is None:
+        return pairs.resolution
+    for split in (pairs, preview_pairs):
+        split.check_holds(*settings.random_crop_size)
+    return settings.random_crop_size
 
 
 def _preview_pairs(settings: TrainingSettings, pairs: PairDataset, columns: dict) -> PairDataset:

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from semseg_diffusers.data.layout import parse_resolution
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -41,6 +43,10 @@ class TrainingSettings:
     class_balance_min_share: float = field(
         default=0.001,
         metadata={"help": "share of the frame that a class fills in the pairs that are drawn for it, where any does"},
+    )
+    random_crop: str | None = field(
+        default=None,
+        metadata={"help": "HxW, or a number: train on random parts of this size of data prepared larger"},
     )
     dataloader_num_workers: int = field(default=1, metadata={"help": "reading processes beside each training process"})
 
@@ -148,6 +154,13 @@ class TrainingSettings:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be 0 or more; got {getattr(self, name)}.")
+        if self.random_crop is not None:
+            try:
+                size = self.random_crop_size
+            except ValueError as err:
+                raise ValueError(f"--random_crop: {err}") from err
+            if size is None:
+                raise ValueError("--random_crop native is no size; wanted a number (128) or HxW (96x160).")
         if not 0 <= self.min_timestep < self.num_train_timesteps:
             raise ValueError(
                 f"--min_timestep must lie in 0..{self.num_train_timesteps - 1}, below --num_train_timesteps; "
@@ -158,6 +171,11 @@ class TrainingSettings:
                 f"--attention_levels {self.attention_levels} is more than the {len(self.block_out_channels)} levels "
                 "of --block_out_channels."
             )
+
+    @property
+    def random_crop_size(self) -> tuple[int, int] | None:
+        """Height and width of `random_crop`."""
+        return None if self.random_crop is None else parse_resolution(self.random_crop)
 
     @classmethod
     def _help(cls, name: str) -> str:
