@@ -51,28 +51,19 @@ def parse_resolution(text: str) -> tuple[int, int] | None:
     return height, width
 
 
-def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
-    """The absolute path of a data set to make.
-
-    Raises:
-        ValueError: something stands there that may not be replaced.
-    """
-    with new_folder(output, SETTINGS_FILE, "prepared data set", overwrite) as folder:
-        yield folder
-
-
-@contextlib.contextmanager
-def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
+def check_output(
+    output: str | os.PathLike, overwrite: bool, marker: str = SETTINGS_FILE, kind: str = "prepared data set"
+) -> Path:
+    """The absolute path of a folder to make.
 
     Args:
         output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
-        marker (`str`): a file that every folder of this kind holds.
-        kind (`str`): what messages call it.
-        overwrite (`bool`, defaults to `False`): replace one of the same kind that stands there, and only such a one.
+        overwrite (`bool`): replace one of the same kind that stands there, and only such a one.
+        marker (`str`, defaults to `SETTINGS_FILE`): a file that every folder of this kind holds.
+        kind (`str`, defaults to "prepared data set"): what messages call it.
 
     Raises:
-        ValueError: `output` holds something.
+        ValueError: something stands there that may not be replaced.
     """
     output = Path(os.path.abspath(output))
     if output.is_file():
@@ -99,7 +90,24 @@ def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[
     Raises:
         ValueError: `output` holds something.
     """
-    output = check_output(output, overwrite)
+    with new_folder(output, SETTINGS_FILE, "prepared data set", overwrite) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
+
+    Args:
+        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
+        marker (`str`): a file that every folder of this kind holds.
+        kind (`str`): what messages call it.
+        overwrite (`bool`, defaults to `False`): replace one of the same kind that stands there, and only such a one.
+
+    Raises:
+        ValueError: `output` holds something.
+    """
+    output = check_output(output, overwrite, marker, kind)
     output.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{output.name}.tmp-{socket.gethostname()}-"
     _remove_leftovers(output.parent, prefix)
