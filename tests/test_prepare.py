@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,10 +15,11 @@ from PIL import ExifTags, Image
 
 from semseg_diffusers import cli
 from semseg_diffusers.data import layout
+from semseg_diffusers.data.fitting import place_frame
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import new_dataset, parse_resolution
 from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.data.prepare import PrepareSettings, fit_pair, prepare_dataset
+from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset, read_photo
 
 
 BDD = LabelSet.from_preset("bdd100k")
@@ -61,6 +61,11 @@ def prepare(source, tmp_path):
     return run
 
 
+def fitted(photo: Image.Image, ids: np.ndarray, resolution: tuple[int, int], fit: str = "crop"):
+    placement = place_frame(*ids.shape, resolution, fit)
+    return placement.place_photo(photo), placement.place_ids(ids, 255)
+
+
 def all_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -89,12 +94,6 @@ def test_load_dataset_reads_what_prepare_wrote(prepare, tmp_path):
     assert LabelSet.from_json(folder / "labels.json") == BDD
 
 
-def test_parallel_and_serial_write_the_same_bytes(prepare, tmp_path):
-    serial = prepare(output=str(tmp_path / "serial"), num_workers=1)
-    parallel = prepare(output=str(tmp_path / "parallel"), num_workers=4)
-    assert all_bytes(serial) == all_bytes(parallel)
-
-
 def test_native_resolution_keeps_every_pixel(prepare, source):
     folder = prepare(resolution=None)
     for i in range(6):
@@ -106,16 +105,63 @@ def test_native_resolution_keeps_every_pixel(prepare, source):
 @pytest.mark.parametrize("resolution", [(16, 16), (20, 30), (64, 32), (40, 60), (24, 96)])
 def test_crop_and_resize_invent_no_class_and_keep_photo_and_mask_together(resolution):
     ids = striped(40, 60)
-    photo, small = fit_pair(photo_of(ids), ids, resolution)
+    photo, small = fitted(photo_of(ids), ids, resolution)
     assert (photo.size, small.shape) == (resolution[::-1], resolution)
     assert set(np.unique(small)) <= set(np.unique(ids))
     grey = np.asarray(photo)[..., 0].astype(float)
     assert np.abs(grey - 13.0 * small).mean() < 6.5  # half a class; a shift by one stripe would give 13
 
 
+@pytest.mark.parametrize(
+    ("frame", "resolution", "inset"),
+    [
+        ((40, 60), (60, 60), (0, 10, 60, 50)),
+        ((40, 60), (20, 60), (15, 0, 45, 20)),
+        ((40, 60), (20, 30), (0, 0, 30, 20)),
+    ],
+)
+def test_padding_shows_the_whole_frame_and_says_unknown_around_it(frame, resolution, inset):
+    ids = striped(*frame)
+    photo, small = fitted(photo_of(ids), ids, resolution, "pad")
+    left, top, right, bottom = inset
+    assert (photo.size, small.shape) == (resolution[::-1], resolution)
+    assert set(np.unique(small[top:bottom, left:right])) == set(np.unique(ids))
+    outside = np.ones(resolution, bool)
+    outside[top:bottom, left:right] = False
+    assert (small[outside] == 255).all()
+    assert (np.asarray(photo)[outside] == 0).all()
+    grey = np.asarray(photo)[top:bottom, left:right, 0].astype(float)
+    assert np.abs(grey - 13.0 * small[top:bottom, left:right]).mean() < 6.5
+
+
+def test_a_whole_frame_is_resized_only_to_its_own_aspect(prepare, source, tmp_path):
+    pair = load_pairs(prepare(resolution=(20, 30), fit="whole"), cache_dir=tmp_path / "cache")[0]
+    assert np.array_equal(pair["mask"], striped(40, 60)[1::2, 1::2])
+    with pytest.raises(
+        ValueError, match=r"(?s)p0.png': the frame is 40 x 60, and 32 x 32 .*--fit pad or crop, .* 21x32"
+    ):
+        prepare(output=str(tmp_path / "out2"), resolution=(32, 32), fit="whole")
+
+
+@pytest.mark.parametrize("lying", [False, True])
+def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, lying):
+    noise = np.random.default_rng(0).integers(0, 256, (45, 80, 3)).astype(np.uint8)
+    large = Image.fromarray(noise).resize((1280, 720), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    if lying:
+        exif[ExifTags.Base.Orientation] = 6
+    file = large.transpose(Image.Transpose.ROTATE_90) if lying else large
+    file.save(tmp_path / "a.jpg", quality=95, exif=exif)
+    placement = place_frame(720, 1280, (96, 96))
+    photo = read_photo(tmp_path / "a.jpg", lambda *_: placement)
+    assert photo.size == (640, 360)  # three quarters of the eighth would do, half is what a JPEG can give
+    difference = np.asarray(placement.place_photo(photo)).astype(int) - np.asarray(placement.place_photo(large))
+    assert np.abs(difference).mean() < 2
+
+
 def test_photo_is_antialiased_and_mask_is_not():
     board = (np.indices((64, 64)).sum(axis=0) % 2).astype(np.uint8)  # a chessboard of single pixels
-    photo, ids = fit_pair(Image.fromarray(board * 255).convert("RGB"), board, (16, 16))
+    photo, ids = fitted(Image.fromarray(board * 255).convert("RGB"), board, (16, 16))
     assert 110 < np.asarray(photo)[2:-2, 2:-2].min() <= np.asarray(photo)[2:-2, 2:-2].max() < 145  # even grey
     assert set(np.unique(ids)) <= {0, 1}
 
@@ -316,6 +362,8 @@ def test_a_photo_of_more_than_eight_bits_is_refused_not_clipped(prepare, source,
     [
         ({"val_fraction": 1.0}, "val_fraction=1.0; wanted 0 or more, below 1"),
         ({"val_fraction": 0.99}, "leaves none of the 6 pairs for training"),
+        ({"fit": "stretch"}, "fit='stretch', resolution=32x32; wanted one of crop, whole, pad"),
+        ({"fit": "pad", "resolution": None}, "fit='pad', resolution=native; .*none with native"),
         ({"num_workers": 0}, "num_workers=0, .*wanted at least 1"),
         ({"tolerance": -1.0}, "tolerance=-1.0; wanted at least 1 and at least 0"),
     ],
@@ -433,20 +481,6 @@ def test_a_run_in_progress_is_left_alone_by_another(tmp_path):
     with new_dataset(tmp_path / "out") as folder:
         layout._remove_leftovers(tmp_path, folder.name.removesuffix(str(os.getpid())))
         assert folder.is_dir()
-
-
-def test_a_stop_in_the_middle_leaves_nothing_and_ends_soon(prepare, tmp_path, monkeypatch):
-    """As Ctrl-C does: the exception comes up in the main thread while others work."""
-
-    def interrupted(*_args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("semseg_diffusers.data.prepare.save_pair", interrupted)
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        prepare(num_workers=2)
-    assert time.monotonic() - started < 20
-    assert_nothing_left(tmp_path)
 
 
 # Real data ---------------------------------------------------------------------------------------------------------

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.readers import read_source
+from semseg_diffusers.data.labels import PAPER, LabelSet
+from semseg_diffusers.data.readers import detect_format, read_source
 
 
 COLORMAP = {"road": [128, 64, 128], "car": [0, 0, 142]}
@@ -91,9 +91,9 @@ def test_empty_folders_say_what_was_looked_for(tmp_path):
 def test_source_that_is_no_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match="is not there; wanted a folder"):
         read_source(tmp_path / "nowhere", "camvid")
-    make_files(tmp_path, "file.zip")
+    make_files(tmp_path, "file.tar")
     with pytest.raises(ValueError, match="is a file; wanted a folder"):
-        read_source(tmp_path / "file.zip", "camvid")
+        read_source(tmp_path / "file.tar", "camvid")
     with pytest.raises(ValueError, match="no format 'ade20k'; there are folder, camvid, bdd100k, paper"):
         read_source(tmp_path, "ade20k")
 
@@ -128,14 +128,69 @@ def test_bdd100k_layout_is_found_from_its_folder_or_the_parent_without_the_test_
 
 def test_bdd100k_without_masks_says_what_is_there_instead(tmp_path):
     make_files(tmp_path, "images/10k/train/a.jpg", "labels/sem_seg/colormaps/train/a.png")
-    with pytest.raises(ValueError, match="looked for images/10k/.*There is colormaps, but this format reads masks"):
+    with pytest.raises(ValueError, match="looked for images/10k/.*There is colormaps, but these are for viewing"):
         read_source(tmp_path, "bdd100k")
 
 
-@pytest.mark.parametrize("data_format", ["camvid", "bdd100k"])
+@pytest.mark.parametrize("data_format", ["camvid", "bdd100k", "cityscapes", "acdc", "kitti"])
 def test_formats_with_classes_of_their_own_refuse_labels(tmp_path, data_format):
     with pytest.raises(ValueError, match=f"--format {data_format} brings its own classes"):
         read_source(tmp_path, data_format, labels="paper")
+
+
+@pytest.mark.parametrize(
+    ("files", "data_format"),
+    [
+        (("images/a.jpg", "masks/a.png", "labels.json"), "folder"),
+        (("train/images/a.jpg", "train/masks/a.png"), "folder"),
+        (("images/train/a.jpg", "labels/train/a.png"), "camvid"),
+        (("train/a.png", "trainannot/a.png"), "camvid"),
+        (("images/10k/train/a.jpg", "labels/sem_seg/masks/train/a.png"), "bdd100k"),
+        (("bdd100k/images/10k/train/a.jpg", "bdd100k/labels/sem_seg/polygons/sem_seg_train.json"), "bdd100k"),
+        (("seg/images/train/a.jpg", "seg/labels/train/a_train_id.png"), "bdd100k"),
+        (("leftImg8bit/train/ulm/a_leftImg8bit.png", "gtFine/train/ulm/a_gtFine_labelIds.png"), "cityscapes"),
+        (("rgb_anon/fog/train/s/a_rgb_anon.png", "gt/fog/train/s/a_gt_labelIds.png"), "acdc"),
+        (("training/image_2/a.png", "training/semantic/a.png"), "kitti"),
+        (("data/train-00000-of-00001.parquet",), "datasets"),
+    ],
+)
+def test_the_format_is_known_by_the_layout(tmp_path, files, data_format):
+    assert detect_format(make_files(tmp_path, *files)) == data_format
+
+
+def test_the_papers_format_is_known_by_its_colormap(tmp_path):
+    make_files(tmp_path, "images/a.jpg", "masks/a.png")
+    (tmp_path / "colormap.json").write_text(json.dumps(COLORMAP))
+    assert read_source(tmp_path).data_format == "folder"
+    (tmp_path / "colormap.json").write_text(json.dumps(PAPER))
+    assert read_source(tmp_path).data_format == "paper"
+
+
+def test_unknown_and_ambiguous_layouts_are_refused_with_what_was_looked_for(tmp_path):
+    make_files(tmp_path, "photos/a.jpg")
+    with pytest.raises(ValueError, match=r"is not known; looked in it for images/ and masks/ \(folder\); .*--format"):
+        read_source(tmp_path)
+    make_files(tmp_path, "images/a.jpg", "masks/a.png", "labels/a.png")
+    with pytest.raises(ValueError, match="could be folder or camvid; say which: --format"):
+        read_source(tmp_path)
+
+
+def test_options_that_a_format_does_not_take_are_refused(tmp_path):
+    make_files(tmp_path, "images/a.jpg", "masks/a.png")
+    for options, message in (
+        ({"image_column": "image"}, "--format folder does not take --image_column 'image'"),
+        ({"streaming": True}, "--format folder does not take --streaming"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_source(tmp_path, "folder", "bdd100k", **options)
+    with pytest.raises(ValueError, match="--format datasets does not take --skip_unmatched"):
+        read_source(tmp_path, "datasets", "bdd100k", skip_unmatched=True)
+
+
+def test_several_sources_are_archives(tmp_path):
+    make_files(tmp_path, "a/images/a.jpg", "b/x")
+    with pytest.raises(ValueError, match="wanted one folder alone, or several zip archives"):
+        read_source([tmp_path / "a", tmp_path / "b"])
 
 
 def test_paper_format_needs_its_colormap(tmp_path):

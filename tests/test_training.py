@@ -84,6 +84,8 @@ def test_settings_file_of_a_run_is_a_config_that_gives_the_same_run(tmp_path, pr
         (["--mask_dropout", "1.5"], "--mask_dropout must lie between 0 and 1"),
         (["--mask_conditioning", "film"], "--mask_conditioning must be one of add, concat; got 'film'"),
         (["--min_timestep", "1000"], "--min_timestep must lie in 0..999"),
+        (["--random_crop", "big"], "--random_crop: resolution 'big' is not understood"),
+        (["--random_crop", "native"], "--random_crop native is no size; wanted a number"),
         (["--attention_levels", "9"], "--attention_levels 9 is more than"),
         (["--config", "nowhere.yaml"], "nowhere.yaml: no such file"),
     ],
@@ -126,8 +128,8 @@ def test_resumed_sequence_is_the_rest_of_the_whole_one():
 
 def samples(pairs, **changes):
     arguments = {
-        "seed": 0, "horizontal_flip": True, "mask_dropout": 0.0, "mask_dropout_group": 1, "min_timestep": 1,
-        "num_train_timesteps": 10,
+        "seed": 0, "horizontal_flip": True, "random_crop": None, "mask_dropout": 0.0, "mask_dropout_group": 1,
+        "min_timestep": 1, "num_train_timesteps": 10,
     }  # fmt: skip
     return TrainingSamples(pairs, **{**arguments, **changes})
 
@@ -149,6 +151,36 @@ def test_photo_and_mask_are_mirrored_together(pairs):
             assert torch.equal(sample["mask"].flip(-1), plain["mask"])
             mirrored += 1
     assert 8 < mirrored < 32
+
+
+def test_random_crop_cuts_photo_and_mask_alike_and_reaches_every_place(pairs):
+    whole = samples(pairs, horizontal_flip=False)[0, 0]
+    image, mask = (
+        whole[name].unfold(-2, 12, 1).unfold(-2, 28, 1) for name in ("image", "mask")
+    )  # (..., 5, 5, 12, 28)
+    places = set()
+    for position in range(200):
+        sample = samples(pairs, horizontal_flip=False, random_crop=(12, 28))[position, 0]
+        assert (sample["image"].shape, sample["mask"].shape, sample["noise"].shape) == (
+            (3, 12, 28),
+            (12, 28),
+            (3, 12, 28),
+        )
+        same_image = (image == sample["image"][:, None, None]).all(dim=(0, -1, -2)).nonzero().tolist()
+        same_mask = (mask == sample["mask"]).all(dim=(-1, -2)).nonzero().tolist()
+        assert len(same_image) == 1
+        assert same_image[0] in same_mask
+        places.add(tuple(same_image[0]))
+    assert places == {(top, left) for top in range(5) for left in range(5)}
+
+
+def test_random_crop_is_a_function_of_seed_and_position_and_changes_nothing_else(pairs):
+    cropped = samples(pairs, random_crop=(16, 16))
+    first, again = cropped[5, 2], samples(pairs, random_crop=(16, 16))[5, 2]
+    assert all(torch.equal(first[name], again[name]) for name in ("image", "mask", "noise", "timestep"))
+    assert any(not torch.equal(cropped[position, 2]["image"], first["image"]) for position in range(6, 12))
+    assert all(torch.equal(cropped[k, 2]["timestep"], samples(pairs)[k, 2]["timestep"]) for k in range(20))
+    assert torch.equal(samples(pairs, random_crop=(16, 32))[5, 2]["image"], samples(pairs)[5, 2]["image"])
 
 
 def test_images_lie_in_minus_one_to_one_and_timesteps_above_the_smallest(pairs):
@@ -267,6 +299,38 @@ def test_resumed_run_equals_the_straight_run_bit_for_bit(toy, tmp_path):
         for run in (straight, pieces)
     ]
     assert logs[0] == logs[1]
+
+
+@pytest.fixture
+def uneven(toy, tmp_path):
+    """The toy data, two of whose training photos are larger than the others."""
+    folder = shutil.copytree(toy, tmp_path / "uneven")
+    for part in ("images", "masks"):
+        for path in sorted((folder / "train" / part).iterdir())[:2]:
+            picture = Image.open(path)
+            picture.resize((48, 20), Image.Resampling.NEAREST).save(path)
+    return folder
+
+
+def test_a_run_on_random_crops_of_uneven_photos_is_resumed_bit_for_bit(uneven, tmp_path):
+    options = {"random_crop": "16x24", "preview_steps": 4, "preview_masks": 1, "preview_samples": 1}
+    options |= {"preview_inference_steps": 1, "validation_split": "train"}
+    straight = train_here(tiny_settings(uneven, tmp_path / "straight", **options))
+    pieces = train_here(tiny_settings(uneven, tmp_path / "pieces", **options))
+    shutil.rmtree(pieces / "checkpoint-4")
+    train_here(tiny_settings(uneven, pieces, resume_from_checkpoint="latest", **options))
+    first, second = weights(straight), weights(pieces)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(straight)
+    assert pipe.unet.config.sample_size == [16, 24]
+    assert pipe(torch.zeros(16, 24, dtype=torch.uint8), num_inference_steps=1).images[0].size == (24, 16)
+
+
+def test_photos_smaller_than_the_random_crop_are_refused_before_the_first_step(uneven, tmp_path):
+    with pytest.raises(ValueError, match=r"--random_crop wants photos of 20 x 32 or more .* 'toy_0_\d+' is 16 x 32"):
+        train_here(tiny_settings(uneven, tmp_path / "run", random_crop="20x32"))
+    with pytest.raises(ValueError, match="differ in size: .*--resolution HxW"):
+        train_here(tiny_settings(uneven, tmp_path / "run"))
 
 
 def test_saved_weights_are_the_average_and_differ_from_the_last_step(toy, tmp_path):

@@ -156,9 +156,13 @@ class LabelSet:
 
     @classmethod
     def from_json(cls, path) -> "LabelSet":
-        """Read `colormap.json` ({name: [r, g, b]}, its order is the class order) or our own `labels.json`."""
+        """Read `colormap.json` ({name: [r, g, b]}, its order is the class order) or our own `labels.json`.
+
+        `path` is a path, or has `read_text` like one (a file inside an archive).
+        """
+        file = path if hasattr(path, "read_text") else Path(path)
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = json.loads(file.read_text(encoding="utf-8"))
         except (json.JSONDecodeError, UnicodeDecodeError) as err:
             raise ValueError(f"label file '{path}' is not valid JSON: {err}.") from err
         if not isinstance(content, dict) or not content:

@@ -51,6 +51,34 @@ def parse_resolution(text: str) -> tuple[int, int] | None:
     return height, width
 
 
+def check_output(
+    output: str | os.PathLike, overwrite: bool, marker: str = SETTINGS_FILE, kind: str = "prepared data set"
+) -> Path:
+    """The absolute path of a folder to make.
+
+    Args:
+        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
+        overwrite (`bool`): replace one of the same kind that stands there, and only such a one.
+        marker (`str`, defaults to `SETTINGS_FILE`): a file that every folder of this kind holds.
+        kind (`str`, defaults to "prepared data set"): what messages call it.
+
+    Raises:
+        ValueError: something stands there that may not be replaced.
+    """
+    output = Path(os.path.abspath(output))
+    if output.is_file():
+        raise ValueError(f"--output '{output}' is a file; wanted a folder that does not exist yet.")
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise ValueError(f"--output '{output}' is not empty. Name another folder, or replace it with --overwrite.")
+        if not (output / marker).is_file():
+            raise ValueError(
+                f"--output '{output}' holds no {marker}, so it is no {kind} and --overwrite leaves it alone. Name "
+                "another folder."
+            )
+    return output
+
+
 @contextlib.contextmanager
 def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
@@ -79,22 +107,12 @@ def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: boo
     Raises:
         ValueError: `output` holds something.
     """
-    output = Path(os.path.abspath(output))
-    if output.is_file():
-        raise ValueError(f"--output '{output}' is a file; wanted a folder that does not exist yet.")
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise ValueError(f"--output '{output}' is not empty. Name another folder, or replace it with --overwrite.")
-        if not (output / marker).is_file():
-            raise ValueError(
-                f"--output '{output}' holds no {marker}, so it is no {kind} and --overwrite leaves it alone. Name "
-                "another folder."
-            )
+    output = check_output(output, overwrite, marker, kind)
     output.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{output.name}.tmp-{socket.gethostname()}-"
     _remove_leftovers(output.parent, prefix)
     folder = output.parent / f"{prefix}{os.getpid()}"
-    with _terminate_as_exception():
+    with terminate_as_exception():
         try:
             folder.mkdir()
             yield folder
@@ -126,7 +144,7 @@ def _runs(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def _terminate_as_exception() -> Iterator[None]:
+def terminate_as_exception() -> Iterator[None]:
     """Turn SIGTERM into SystemExit meanwhile, so that a job that is told to stop cleans up."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -142,24 +160,29 @@ def _terminate_as_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def pair_row(stem: str) -> dict[str, str]:
+    """A pair's line of the metadata."""
+    return {"image_file_name": f"images/{stem}.png", "mask_file_name": f"masks/{stem}.png", "stem": stem}
+
+
 def save_pair(folder: Path, stem: str, photo: Image.Image, ids: np.ndarray, labels: LabelSet) -> dict[str, str]:
     """Write photo and mask of one pair into a split's folder; returns its line of the metadata."""
-    row = {"image_file_name": f"images/{stem}.png", "mask_file_name": f"masks/{stem}.png", "stem": stem}
-    photo.save(folder / row["image_file_name"], compress_level=4)
+    row = pair_row(stem)
+    photo.save(folder / row["image_file_name"], compress_level=1)  # higher ones save 5 % and take twice the time
     labels.decode(ids).save(folder / row["mask_file_name"])
     return row
 
 
 def make_split(folder: Path, split: str) -> Path:
-    """Make the empty folders of a split."""
+    """Make the folders of a split, where they are not there."""
     for part in ("images", "masks"):
-        (folder / split / part).mkdir(parents=True)
+        (folder / split / part).mkdir(parents=True, exist_ok=True)
     return folder / split
 
 
 def finish_dataset(folder: Path, rows: dict[str, list[dict]], labels: LabelSet, settings: dict) -> None:
     """Write each split's metadata, the label set and the settings with counts and versions."""
-    for split, lines in rows.items():
+    for split, lines in _typed(rows).items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         (folder / split / "metadata.jsonl").write_text(text, encoding="utf-8")
     labels.save_json(folder / LABELS_FILE)
@@ -169,6 +192,20 @@ def finish_dataset(folder: Path, rows: dict[str, list[dict]], labels: LabelSet, 
         "versions": {"semseg_diffusers": package_version(), "pillow": PIL.__version__, "numpy": np.__version__},
     }
     (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _typed(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Rows in which a column that is text in one split is text in each: where a split knows no value at all, "".
+
+    `load_dataset` takes a column of nulls for one of another type, and refuses splits that differ.
+    """
+    columns = {
+        column for lines in rows.values() for line in lines for column, value in line.items() if value is not None
+    }
+    blank = {
+        split: {c for c in columns if all(line.get(c) is None for line in lines)} for split, lines in rows.items()
+    }
+    return {split: [line | dict.fromkeys(blank[split], "") for line in lines] for split, lines in rows.items()}
 
 
 def package_version() -> str:

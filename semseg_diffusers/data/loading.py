@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
+from semseg_diffusers.data.pictures import decode_picture
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 
 
@@ -36,6 +37,7 @@ class PairDataset(torch.utils.data.Dataset):
     def __init__(self, table, labels: LabelSet, image_column: str, mask_column: str, name: str):
         self.labels = labels
         self._table, self._columns, self._name = table, (image_column, mask_column), name
+        self._masks = table.select_columns([mask_column])
         if "stem" in table.column_names:
             self.stems = [str(stem) for stem in table["stem"]]
         else:
@@ -53,14 +55,9 @@ class PairDataset(torch.utils.data.Dataset):
         """
         index = range(len(self))[index]  # an IndexError past the end, negative numbers from the end
         row, stem = self._table[index], self.stems[index]
-        pictures = {}
-        for column, what in zip(self._columns, ("photo", "mask"), strict=True):
-            if row[column] is None:
-                raise ValueError(f"pair '{stem}' of {self._name} has no {what} in column '{column}'.")
-            source = row[column]["path"] or f"{stem} of {self._name}"
-            pictures[what] = _decode(row[column], what, source)
-        photo = np.asarray(ImageOps.exif_transpose(pictures["photo"]).convert("RGB"))  # (H, W, 3)
-        ids = self.labels.encode(pictures["mask"], source=source)  # (H, W)
+        photo, _ = self._picture(row, index, "photo")
+        photo = np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))  # (H, W, 3)
+        ids = self._ids(row, index)  # (H, W)
         if photo.shape[:2] != ids.shape:
             raise ValueError(
                 f"pair '{stem}' of {self._name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
@@ -69,41 +66,92 @@ class PairDataset(torch.utils.data.Dataset):
         image = torch.from_numpy(photo.transpose(2, 0, 1).copy())  # (3, H, W)
         return {"image": image, "mask": torch.from_numpy(ids), "stem": stem}
 
-    @functools.cached_property
-    def resolution(self) -> tuple[int, int]:
-        """Height and width of every photo, read from the files' headers.
+    def mask(self, index: int) -> np.ndarray:
+        """The class ids of one mask, (H, W) uint8; its photo is not read.
 
         Raises:
-            ValueError: the photos differ in size, or there are none.
+            ValueError: the mask cannot be read, or does not fit the label set.
         """
-        first = None
+        index = range(len(self))[index]
+        return self._ids(self._masks[index], index)
+
+    @functools.cached_property
+    def attributes(self) -> dict[str, list[str | None]]:
+        """The columns of text beside photo, mask and stem, such as weather: by name, one value a pair."""
+        return {name: list(self._table[name]) for name in _text_columns(self._table)}
+
+    def _ids(self, row: dict, index: int) -> np.ndarray:
+        mask, source = self._picture(row, index, "mask")
+        return self.labels.encode(mask, source=source)
+
+    def _picture(self, row: dict, index: int, what: str) -> tuple[Image.Image, str]:
+        """Photo or mask of a row, and the name that messages give it."""
+        column = self._columns[("photo", "mask").index(what)]
+        if row[column] is None:
+            raise ValueError(f"pair '{self.stems[index]}' of {self._name} has no {what} in column '{column}'.")
+        source = row[column]["path"] or f"{self.stems[index]} of {self._name}"
+        return _decode(row[column], what, source), source
+
+    @functools.cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each photo, read from the files' headers."""
+        sizes = []
         for index in range(len(self)):
             entry = self._table[index][self._columns[0]]
             with Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]) as photo:
                 width, height = (
                     ImageOps.exif_transpose(photo).size if photo.getexif().get(0x0112, 1) > 4 else photo.size
                 )
-            first = first or (height, width)
-            if (height, width) != first:
-                raise ValueError(
-                    f"the photos of {self._name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
-                    f"'{self.stems[index]}' is {height} x {width}. Prepare them at one size: --resolution HxW."
-                )
-        if first is None:
+            sizes.append((height, width))
+        return sizes
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of every photo.
+
+        Raises:
+            ValueError: the photos differ in size, or there are none.
+        """
+        if not self.sizes:
             raise ValueError(f"{self._name} holds no pairs.")
+        first = self.sizes[0]
+        other = next((index for index, size in enumerate(self.sizes) if size != first), None)
+        if other is not None:
+            raise ValueError(
+                f"the photos of {self._name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
+                f"'{self.stems[other]}' is {self.sizes[other][0]} x {self.sizes[other][1]}. Prepare them at one size: "
+                "--resolution HxW."
+            )
         return first
+
+    def check_holds(self, height: int, width: int) -> None:
+        """Refuse photos that are too small for a part of a size to be cut out of each.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        small = next((i for i, size in enumerate(self.sizes) if size[0] < height or size[1] < width), None)
+        if small is not None or not self.sizes:
+            found = (
+                "there are none" if small is None else "'{}' is {} x {}".format(self.stems[small], *self.sizes[small])
+            )
+            raise ValueError(
+                f"--random_crop wants photos of {height} x {width} or more (height x width), and of {self._name} "
+                f"{found}. Prepare them larger: --resolution HxW or native."
+            )
+
+
+def _text_columns(table) -> list[str]:
+    """The columns of a table that hold text, the stem aside."""
+    of_text = [name for name, feature in table.features.items() if getattr(feature, "dtype", None) == "string"]
+    return [name for name in of_text if name != "stem"]
 
 
 def _decode(entry: dict, what: str, source: str) -> Image.Image:
     """Picture of an undecoded image column: bytes inside the table, or a path beside it."""
     if entry["bytes"] is None:
         return open_image(entry["path"], what)
-    try:
-        picture = Image.open(io.BytesIO(entry["bytes"]))
-        picture.load()
-    except (OSError, SyntaxError, ValueError, EOFError) as err:
-        raise ValueError(f"{what} '{source}' cannot be read as an image ({err}). Is it cut off or no image?") from err
-    return picture
+    return decode_picture(entry["bytes"], what, source)
 
 
 def load_pairs(
@@ -162,8 +210,8 @@ def load_pairs(
         if not isinstance(table.features[column], datasets.Image):
             raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; wanted pictures.")
         table = table.cast_column(column, datasets.Image(decode=False))
-    kept = [column for column in table.column_names if column in (image_column, mask_column, "stem")]
-    return PairDataset(table.select_columns(kept), labels, image_column, mask_column, f"'{name}' ({key})")
+    kept = {image_column, mask_column, *_text_columns(table)} | ({"stem"} & set(table.column_names))
+    return PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
 
 
 def _read_labels(folder: str) -> LabelSet:

@@ -1,14 +1,18 @@
-"""Lays masks, samples and photos side by side in one labelled picture, and writes pictures whole.
+"""Lays masks, samples and photos side by side in one labelled picture; decodes and writes pictures whole.
 Used for contact sheets, training previews and the demo; no equation stands behind it."""
 
+import contextlib
+import io
 import os
-from collections.abc import Sequence
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
 
 
 if TYPE_CHECKING:
@@ -16,6 +20,11 @@ if TYPE_CHECKING:
 
 GAP = 4  # pixels between two cells
 FONT_SIZE = 14  # pixels; legible at the size the picture is shown
+# What Pillow's decoders raise on broken files; they do not keep to OSError.
+DECODER_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
+    AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
 BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
 
@@ -142,3 +151,38 @@ def save_png(path: Path, image: Image.Image, **options: Any) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def decode_picture(
+    data: bytes, what: str, source: object, smallest: Callable[[int, int], tuple[int, int]] | None = None
+) -> Image.Image:
+    """Decode the bytes of an image file fully, upright as its EXIF says.
+
+    Args:
+        data: the whole file.
+        what, source: what messages call it: "photo", and where it is from.
+        smallest: called with the height and width of the picture, says the height and width that must be left of it:
+            a JPEG is then decoded at 1, 1/2, 1/4 or 1/8 of its size, which is much faster.
+
+    Raises:
+        ValueError: it is empty, cut off, no image, or of absurd size; or what `smallest` raises.
+    """
+    if not data:
+        raise ValueError(f"{what} '{source}' is empty (0 bytes). Write or copy the file again.")
+    with _naming(what, source):
+        picture = Image.open(io.BytesIO(data))
+        lies = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4  # on its side
+    if smallest is not None:
+        size = smallest(*(picture.size if lies else picture.size[::-1]))
+        picture.draft(None, size if lies else size[::-1])
+    with _naming(what, source):
+        picture.load()
+        return ImageOps.exif_transpose(picture)
+
+
+@contextlib.contextmanager
+def _naming(what: str, source: object) -> Iterator[None]:
+    try:
+        yield
+    except DECODER_ERRORS as err:
+        raise ValueError(f"{what} '{source}' cannot be read as an image ({err}). Is it cut off or no image?") from err

@@ -1,46 +1,75 @@
 """Turns a public data set, or a folder of pairs, into a prepared folder that `datasets.load_dataset` reads.
 
 Photos are cropped around the centre to the aspect and resized with an antialiased filter, masks to the nearest pixel.
-Pairs smaller than the resolution are enlarged, and counted. Nothing is left behind after an error.
+Pairs smaller than the resolution are enlarged, and counted. After an error nothing is left behind; a run that was
+stopped or killed goes on when the same command is given again.
 """
 
 import argparse
+import functools
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+import PIL
+from PIL import Image
 from tqdm.auto import tqdm
 
+from semseg_diffusers.data.archives import ArchivePath, close_archives
+from semseg_diffusers.data.fitting import FITS, Placement, place_frame
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.data.layout import finish_dataset, make_split, new_dataset, parse_resolution, save_pair
-from semseg_diffusers.data.readers import FORMATS, NAMED, Pair, read_source
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import center_crop_box, open_image, resize_ids
+from semseg_diffusers.data.layout import (
+    finish_dataset,
+    make_split,
+    package_version,
+    pair_row,
+    parse_resolution,
+    save_pair,
+)
+from semseg_diffusers.data.pictures import decode_picture
+from semseg_diffusers.data.readers import (
+    ANNOTATIONS,
+    FORMATS,
+    NAMED,
+    Drawing,
+    Pair,
+    Source,
+    read_file,
+    read_source,
+)
+from semseg_diffusers.data.staging import Staging, resumable_dataset, staging_folder
+from semseg_diffusers.data.workers import map_in_order
 
 
 PHOTO_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits; others lose what they hold
+ID_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L")  # masks of one channel
+SPARE = 2  # a photo is decoded at this many times its new size, or more
 
 
 @dataclass(frozen=True)
 class PrepareSettings:
     """What to prepare, and how."""
 
-    source: str  # folder
+    source: str | tuple[str, ...]  # folder, zip archives, or a data set of the Hub
     output: str  # folder to make
-    data_format: str  # one of readers.FORMATS
+    data_format: str | None = None  # one of readers.FORMATS; None: the one that the layout shows
     resolution: tuple[int, int] | None = (128, 128)  # pixels, height and width; None keeps each picture as it is
+    fit: str = "crop"  # one of fitting.FITS
     labels: str | None = None  # preset or JSON file, where the format does not bring its classes
+    annotations: str | None = None  # of several forms of the masks, which to read
+    image_column: str | None = None  # of a data set of `datasets`
+    mask_column: str | None = None
+    streaming: bool = False  # read it as it comes, without downloading all
     tolerance: float = 0.0  # RGB distance over which an unknown colour still takes the nearest class
     val_fraction: float = 0.0  # share of a source without splits that becomes `val`
     seed: int = 0  # which pairs those are
     skip_unmatched: bool = False  # leave out files without a partner
     overwrite: bool = False  # replace a prepared data set at `output`
-    num_workers: int = 1  # threads; decoding, resizing and encoding run outside Python's lock
+    num_workers: int = 1  # processes
 
 
 @dataclass(frozen=True)
@@ -50,6 +79,9 @@ class PrepareReport:
     splits: dict[str, int]  # pairs in each split
     enlarged: int  # pairs that were smaller than the resolution
     unmatched: tuple[Path, ...]  # files left out
+    data_format: str = ""  # what the source was read as
+    notes: tuple[str, ...] = ()  # what its reader found and left out
+    resumed: int = 0  # pairs that an earlier run had made
 
 
 def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> PrepareReport:
@@ -65,6 +97,7 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
     Raises:
         ValueError: a setting is out of range, the source does not have the format's layout, or files cannot be used
             (the first five are named).
+        OSError: the disk is full, say; nothing is left of the data set.
     """
     if not 0 <= settings.val_fraction < 1:
         raise ValueError(f"val_fraction={settings.val_fraction}; wanted 0 or more, below 1.")
@@ -72,149 +105,333 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
         raise ValueError(
             f"num_workers={settings.num_workers}, tolerance={settings.tolerance}; wanted at least 1 and at least 0."
         )
-    root, target = Path(settings.source).resolve(), Path(settings.output).resolve()
-    if root == target or root in target.parents or target in root.parents:
-        raise ValueError(f"--output '{target}' and --source '{root}' lie in one another; wanted separate folders.")
-    source = read_source(settings.source, settings.data_format, settings.labels, settings.skip_unmatched)
-    pairs = _assign_validation(source.pairs, settings.val_fraction, settings.seed)
-
-    with new_dataset(settings.output, settings.overwrite) as folder:
-        folders = {split: make_split(folder, split) for split in sorted({pair.split for pair in pairs})}
-
-        def prepare_pair(pair: Pair) -> tuple[dict, bool]:
-            photo, ids = read_pair(pair, source.labels, source.changed_ids, settings.tolerance)
-            small = settings.resolution is not None and _is_smaller(ids, settings.resolution)
-            photo, ids = fit_pair(photo, ids, settings.resolution)
-            return save_pair(folders[pair.split], pair.stem, photo, ids, source.labels), small
-
-        results = _run_all(prepare_pair, pairs, settings.num_workers, progress)
-        rows: dict[str, list[dict]] = {split: [] for split in folders}
-        for pair, (row, _) in zip(pairs, results, strict=True):
-            rows[pair.split].append(row)
-        report = PrepareReport(
-            {split: len(lines) for split, lines in rows.items()},
-            enlarged=sum(small for _, small in results),
-            unmatched=source.unmatched,
+    if settings.fit not in FITS or (settings.resolution is None and settings.fit != "crop"):
+        raise ValueError(
+            f"fit={settings.fit!r}, resolution={_shown(settings.resolution)}; wanted one of {', '.join(FITS)}, and "
+            "none with native, which keeps the frame."
         )
-        finish_dataset(folder, rows, source.labels, _record(settings, report))
+    _keep_apart(settings)
+    try:
+        source = read_source(
+            settings.source,
+            settings.data_format,
+            settings.labels,
+            settings.skip_unmatched,
+            annotations=settings.annotations,
+            image_column=settings.image_column,
+            mask_column=settings.mask_column,
+            streaming=settings.streaming,
+        )
+        source = replace(source, pairs=_assign_validation(source.pairs, settings))
+        with resumable_dataset(settings.output, _recipe(settings, source), settings.overwrite) as staging:
+            rows, enlarged, resumed = _make_pairs(settings, source, staging, progress)
+            report = PrepareReport(
+                {split: len(lines) for split, lines in rows.items()},
+                enlarged,
+                source.unmatched,
+                source.data_format,
+                source.notes,
+                resumed,
+            )
+            finish_dataset(staging.folder, rows, source.labels, _record(settings, report))
+    finally:
+        close_archives()
     return report
+
+
+def _keep_apart(settings: PrepareSettings) -> None:
+    target = Path(settings.output).resolve()
+    for source in _sources(settings):
+        root = Path(source).resolve()
+        if Path(source).exists() and (root == target or root in target.parents or target in root.parents):
+            raise ValueError(f"--output '{target}' and --source '{root}' lie in one another; wanted separate folders.")
+
+
+def _sources(settings: PrepareSettings) -> tuple[str, ...]:
+    return (settings.source,) if isinstance(settings.source, str) else tuple(settings.source)
+
+
+def _shown(resolution: tuple[int, int] | None) -> str:
+    return "native" if resolution is None else f"{resolution[0]}x{resolution[1]}"
 
 
 def _record(settings: PrepareSettings, report: PrepareReport) -> dict:
     """What `prepare.json` says of the settings; the number of workers changes nothing, so it is not in it."""
     return {
-        "format": settings.data_format,
-        "source": str(settings.source),
+        "format": report.data_format,
+        "source": settings.source if isinstance(settings.source, str) else list(settings.source),
         "resolution": "native" if settings.resolution is None else list(settings.resolution),
+        "fit": settings.fit,
         "labels": settings.labels,
+        "annotations": settings.annotations,
         "tolerance": settings.tolerance,
         "val_fraction": settings.val_fraction,
         "seed": settings.seed,
         "enlarged": report.enlarged,
         "unmatched": [path.name for path in report.unmatched],
+        "notes": list(report.notes),
     }
 
 
-def _assign_validation(pairs: tuple[Pair, ...], fraction: float, seed: int) -> list[Pair]:
+# Which pairs, and what they are made from --------------------------------------------------------------------------
+
+
+def _assign_validation(pairs: Iterable[Pair], settings: PrepareSettings) -> Iterable[Pair]:
     """Move a share of the training pairs to `val`; which ones hangs on their stems and the seed alone."""
+    fraction = settings.val_fraction
     if fraction == 0:
-        return list(pairs)
-    if any(pair.split != "train" for pair in pairs):
+        return pairs
+    if settings.streaming:
+        raise ValueError("--val_fraction needs all names before the first pair; leave out --streaming.")
+    names = [(pair.split, pair.stem) for pair in pairs]
+    if any(split != "train" for split, _ in names):
         raise ValueError("the source has splits of its own; --val_fraction is for sources without.")
-    order = sorted(pairs, key=lambda pair: hashlib.sha256(f"{seed}:{pair.stem}".encode()).digest())
-    count = max(round(fraction * len(pairs)), 1)
-    if count == len(pairs):
-        raise ValueError(f"--val_fraction {fraction} leaves none of the {len(pairs)} pairs for training.")
-    chosen = {pair.stem for pair in order[:count]}
-    return [replace(pair, split="val") if pair.stem in chosen else pair for pair in pairs]
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{settings.seed}:{name[1]}".encode()).digest())
+    count = max(round(fraction * len(names)), 1)
+    if count == len(names):
+        raise ValueError(f"--val_fraction {fraction} leaves none of the {len(names)} pairs for training.")
+    return _Divided(pairs, frozenset(stem for _, stem in order[:count]))
 
 
-def _run_all(work, pairs: list[Pair], num_workers: int, progress: bool) -> list:
-    """Results in the order of the pairs; the first five files that cannot be used are named in one error."""
-    results, failures = [], []
-    with (
-        ThreadPoolExecutor(num_workers) as pool,
-        tqdm(total=len(pairs), desc="preparing", unit="pair", disable=not progress) as bar,
-    ):
-        futures = [pool.submit(work, pair) for pair in pairs]
-        try:
-            for future in futures:
-                error = future.exception()
-                if error is None:
-                    results.append(future.result())
-                elif isinstance(error, ValueError):
-                    failures.append(str(error))
+@dataclass(frozen=True)
+class _Divided(Iterable):
+    """Pairs of which some, by stem, are for validation."""
+
+    pairs: Iterable[Pair]
+    validation: frozenset[str]
+
+    def __iter__(self) -> Iterator[Pair]:
+        for pair in self.pairs:
+            yield replace(pair, split="val") if pair.stem in self.validation else pair
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def identity(self) -> str:
+        return _identity(self.pairs)
+
+
+def _recipe(settings: PrepareSettings, source: Source) -> dict:
+    """All that the prepared data set hangs on: a run that was stopped goes on only where this is the same."""
+    kept = {
+        name: value for name, value in asdict(settings).items() if name not in ("output", "overwrite", "num_workers")
+    }
+    return {
+        **kept,
+        "source": [os.path.abspath(path) if os.path.exists(path) else path for path in _sources(settings)],
+        "format": source.data_format,
+        "labels": source.labels.to_config(),
+        "pairs": _identity(source.pairs),
+        "versions": [package_version(), PIL.__version__, np.__version__],
+    }
+
+
+def _identity(pairs: Iterable[Pair]) -> str:
+    """A fingerprint of the pairs and their files: names, sizes and times, or checksums."""
+    if not isinstance(pairs, tuple):
+        return pairs.identity()
+    digest = hashlib.sha256()
+    for pair in pairs:
+        facts = (pair.split, pair.stem, dict(pair.attributes), *(_facts(place) for place in (pair.photo, pair.mask)))
+        digest.update(repr(facts).encode())
+    return digest.hexdigest()
+
+
+def _facts(place: object) -> tuple:
+    if isinstance(place, ArchivePath):
+        return (str(place), *place.fingerprint())
+    if isinstance(place, Drawing):
+        return (place.source, place.fingerprint())
+    status = os.stat(place)
+    return (str(place), status.st_size, status.st_mtime_ns)
+
+
+# The work ----------------------------------------------------------------------------------------------------------
+
+
+def _make_pairs(
+    settings: PrepareSettings, source: Source, staging: Staging, progress: bool
+) -> tuple[dict[str, list[dict]], int, int]:
+    """Make the pairs that are missing; returns the rows by split, how many were enlarged, how many were there."""
+    try:
+        count = len(source.pairs)
+    except TypeError:  # a stream
+        count = None
+    work = functools.partial(
+        make_pair,
+        folder=staging.folder,
+        source=replace(source, pairs=(), unmatched=(), notes=()),
+        resolution=settings.resolution,
+        fit=settings.fit,
+        tolerance=settings.tolerance,
+    )
+    rows: dict[str, list[dict]] = {}
+    failures: list[str] = []
+    enlarged = resumed = 0
+    with tqdm(total=count, desc="preparing", unit="pair", disable=not progress) as bar:
+
+        def missing() -> Iterator[Pair]:
+            """The pairs to make; those that are there get their rows on the way."""
+            nonlocal enlarged, resumed
+            for pair in source.pairs:
+                lines = rows.setdefault(pair.split, [])
+                if not lines:
+                    make_split(staging.folder, pair.split)
+                lines.append({**pair_row(pair.stem), **pair.attributes})
+                done = staging.done.get((pair.split, pair.stem))
+                if done is None:
+                    yield pair
                 else:
-                    raise error  # a full disk, say: no fault of the file
+                    enlarged += done["enlarged"]
+                    resumed += 1
+                    bar.update()
+
+        left = None if count is None else count - len(staging.done)
+        for pair, result in map_in_order(work, missing(), settings.num_workers, left):
+            if isinstance(result, ValueError):
+                failures.append(str(result))
                 if len(failures) == NAMED:
                     break
-                bar.update()
-        finally:
-            pool.shutdown(cancel_futures=True)
+            else:
+                row = pair_row(pair.stem)
+                staging.note(pair.split, pair.stem, (row["image_file_name"], row["mask_file_name"]), enlarged=result)
+                enlarged += result
+            bar.update()
     if failures:
-        count = f"{NAMED} files or more" if len(failures) == NAMED else f"{len(failures)} of {len(pairs)} pairs"
-        raise ValueError(f"{count} cannot be used, and nothing was written:\n- " + "\n- ".join(failures))
-    return results
+        if len(failures) == NAMED or count is None:
+            named = f"{len(failures)} files or more"
+        else:
+            named = f"{len(failures)} of {count} pairs"
+        raise ValueError(f"{named} cannot be used, and nothing was written:\n- " + "\n- ".join(failures))
+    if not rows:
+        raise ValueError(f"'{settings.source}' holds no pairs.")
+    return rows, enlarged, resumed
 
 
-def read_pair(
-    pair: Pair, labels: LabelSet, changed_ids: Mapping[int, int], tolerance: float = 0.0
-) -> tuple[Image.Image, np.ndarray]:
-    """Read one pair as it is: RGB photo, upright as its EXIF says, and class ids (H, W) uint8.
+def make_pair(
+    pair: Pair, folder: Path, source: Source, resolution: tuple[int, int] | None, fit: str, tolerance: float
+) -> bool:
+    """Read a pair, bring it to the resolution and write it; true where it was smaller and had to be enlarged.
+
+    Raises:
+        ValueError: a file cannot be used.
+    """
+    placement: list[Placement] = []
+
+    def choose(height: int, width: int) -> Placement:
+        try:
+            placement.append(place_frame(height, width, resolution, fit))
+        except ValueError as err:
+            raise ValueError(f"photo '{pair.photo}': {err}") from err
+        return placement[0]
+
+    photo = read_photo(pair.photo, choose)
+    unknown = source.labels.ignore_index
+    rows, columns = placement[0].rows, placement[0].columns
+    ids = read_ids(
+        pair, source.labels, placement[0].frame, source.changed_ids, source.file_labels, tolerance, rows, columns
+    )
+    save_pair(
+        folder / pair.split,
+        pair.stem,
+        placement[0].place_photo(photo),
+        placement[0].pad_ids(ids, unknown),
+        source.labels,
+    )
+    return resolution is not None and placement[0].scale < 1
+
+
+def read_photo(place, choose: Callable[[int, int], Placement]) -> Image.Image:
+    """Read a photo as RGB, upright as its EXIF says; a JPEG that will be made much smaller is decoded smaller.
+
+    Args:
+        place: a path, a file in an archive, or an encoded image.
+        choose: called with the height and width of the frame; says where it goes.
+
+    Raises:
+        ValueError: it cannot be read, or has more than 8 bits a channel.
+    """
+
+    def smallest(height: int, width: int) -> tuple[int, int]:
+        scale = max(1.0, choose(height, width).scale / SPARE)
+        return int(height / scale), int(width / scale)
+
+    photo = decode_picture(read_file(place), "photo", place, smallest)
+    if photo.mode not in PHOTO_MODES:
+        raise ValueError(f"photo '{place}' has the image mode {photo.mode}; wanted 8 bits a channel. Convert it.")
+    return photo.convert("RGB")
+
+
+def read_ids(
+    pair: Pair,
+    labels: LabelSet,
+    frame: tuple[int, int],
+    changed_ids: Mapping[int, int],
+    file_labels: LabelSet | None,
+    tolerance: float,
+    rows: np.ndarray,
+    columns: np.ndarray,
+) -> np.ndarray:
+    """Read the mask of a pair as class ids at some rows and columns of its frame.
 
     Args:
         pair (`Pair`)
-        labels (`LabelSet`): the classes of the mask.
-        changed_ids (`Mapping[int, int]`): id in the file -> id in the label set.
-        tolerance (`float`, defaults to 0): see `LabelSet.encode`.
+        labels (`LabelSet`): The classes that come out.
+        frame (`tuple[int, int]`): Height and width of the photo, which the mask must have too.
+        changed_ids (`Mapping[int, int]`): Id in the file -> id in `labels`.
+        file_labels (`LabelSet`, *optional*): The classes in whose colours the file is, where these are others.
+        tolerance (`float`): See `LabelSet.encode`.
+        rows, columns (`np.ndarray`): Pixel numbers.
+
+    Returns:
+        `np.ndarray`: (len(rows), len(columns)) uint8.
 
     Raises:
-        ValueError: a file cannot be read, the mask does not fit the label set, or the sizes differ.
+        ValueError: The file cannot be read, holds what is no class, or is of another size.
     """
-    photo = open_image(pair.photo, "photo")
-    if photo.mode not in PHOTO_MODES:
-        raise ValueError(f"photo '{pair.photo}' has the image mode {photo.mode}; wanted 8 bits a channel. Convert it.")
-    photo = ImageOps.exif_transpose(photo).convert("RGB")
-    picture = ImageOps.exif_transpose(open_image(pair.mask))
-    if changed_ids and picture.mode in ("L", "P"):
-        ids = np.asarray(picture)
-        changed = ids.copy()
-        for old, new in changed_ids.items():
-            changed[ids == old] = new
-        picture = changed
-    ids = labels.encode(picture, tolerance=tolerance, source=pair.mask)  # (H, W)
-    if photo.size != (ids.shape[1], ids.shape[0]):
+    if isinstance(pair.mask, Drawing):
+        return pair.mask.draw(*frame, rows, columns)
+    picture = decode_picture(read_file(pair.mask), "mask", pair.mask)
+    if file_labels is not None:
+        ids = _changed(file_labels.encode(picture, tolerance=tolerance, source=pair.mask), changed_ids)
+    else:
+        if changed_ids and picture.mode in ID_MODES:
+            picture = _changed(np.asarray(picture), changed_ids)
+        ids = labels.encode(picture, tolerance=tolerance, source=pair.mask)  # (H, W)
+    if ids.shape != frame:
         raise ValueError(
-            f"photo '{pair.photo}' is {photo.height} x {photo.width}, its mask '{pair.mask}' {ids.shape[0]} x "
+            f"photo '{pair.photo}' is {frame[0]} x {frame[1]}, its mask '{pair.mask}' {ids.shape[0]} x "
             f"{ids.shape[1]} (height x width); wanted one size. Was one of them resized, cropped or turned?"
         )
-    return photo, ids
+    return ids[rows[:, None], columns]
 
 
-def _is_smaller(ids: np.ndarray, resolution: tuple[int, int]) -> bool:
-    left, top, right, bottom = center_crop_box(*ids.shape, *resolution)
-    return bottom - top < resolution[0] or right - left < resolution[1]
-
-
-def fit_pair(
-    photo: Image.Image, ids: np.ndarray, resolution: tuple[int, int] | None
-) -> tuple[Image.Image, np.ndarray]:
-    """Crop photo and ids around the centre to the aspect and resize: Lanczos for the photo, nearest for the ids."""
-    if resolution is None:
-        return photo, ids
-    height, width = resolution
-    if photo.size != (width, height):
-        box = center_crop_box(*ids.shape, height, width)
-        photo = photo.resize((width, height), Image.Resampling.LANCZOS, box=box)
-    return photo, resize_ids(ids, height, width)
+def _changed(ids: np.ndarray, changed_ids: Mapping[int, int]) -> np.ndarray:
+    """Ids with some replaced by others."""
+    if ids.dtype == np.uint8:
+        table = np.arange(256, dtype=np.uint8)
+        table[list(changed_ids)] = list(changed_ids.values())
+        return table[ids]
+    changed = ids.copy()
+    for old, new in changed_ids.items():
+        changed[ids == old] = new
+    return changed
 
 
 # The command -------------------------------------------------------------------------------------------------------
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--source", required=True, metavar="DIR", help="the data as it was published")
-    parser.add_argument("--format", required=True, choices=list(FORMATS), help="; ".join(_layouts()))
+    parser.add_argument(
+        "--source",
+        required=True,
+        nargs="+",
+        metavar="DIR|ZIP",
+        help="the data as it was published; nothing is unpacked",
+    )
+    parser.add_argument(
+        "--format", choices=list(FORMATS), help=f"{'; '.join(_layouts())} (default: the one that the layout shows)"
+    )
     parser.add_argument("--output", required=True, metavar="DIR", help="the prepared data set to make")
     parser.add_argument(
         "--resolution",
@@ -223,9 +440,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a number is a square centre crop, HxW height first, native keeps the frame (default 128)",
     )
     parser.add_argument(
+        "--fit",
+        default="crop",
+        choices=FITS,
+        help="crop: the largest centred part of the resolution's aspect; whole: the whole frame, where the aspects "
+        "agree; pad: the whole frame, filled up with black and unknown (default crop)",
+    )
+    parser.add_argument(
         "--labels",
         metavar="PRESET|FILE",
         help=f"classes, where the format does not bring them: {', '.join(PRESET_NAMES)}, or a JSON file",
+    )
+    parser.add_argument(
+        "--annotations", choices=ANNOTATIONS, help="of bdd100k, which form of the masks (default: the first there)"
+    )
+    parser.add_argument("--image_column", metavar="NAME", help="of datasets, the column of photos")
+    parser.add_argument("--mask_column", metavar="NAME", help="of datasets, the column of masks")
+    parser.add_argument(
+        "--streaming", action="store_true", help="of datasets, take rows as they come, download no more"
     )
     parser.add_argument(
         "--tolerance",
@@ -243,29 +475,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _layouts() -> list[str]:
-    first_lines = {name: (reader.__doc__ or "").splitlines()[0] for name, reader in FORMATS.items()}
+    first_lines = {name: (entry.read.__doc__ or "").splitlines()[0] for name, entry in FORMATS.items()}
     return [f"{name}: {line.replace('`', '').rstrip('.')}" for name, line in first_lines.items()]
 
 
 def run(args: argparse.Namespace) -> None:
-    report = prepare_dataset(
-        PrepareSettings(
-            source=args.source,
-            output=args.output,
-            data_format=args.format,
-            resolution=parse_resolution(args.resolution),
-            labels=args.labels,
-            tolerance=args.tolerance,
-            val_fraction=args.val_fraction,
-            seed=args.seed,
-            skip_unmatched=args.skip_unmatched,
-            overwrite=args.overwrite,
-            num_workers=args.num_workers,
-        ),
-        progress=True,
+    settings = PrepareSettings(
+        source=args.source[0] if len(args.source) == 1 else tuple(args.source),
+        output=args.output,
+        data_format=args.format,
+        resolution=parse_resolution(args.resolution),
+        fit=args.fit,
+        labels=args.labels,
+        annotations=args.annotations,
+        image_column=args.image_column,
+        mask_column=args.mask_column,
+        streaming=args.streaming,
+        tolerance=args.tolerance,
+        val_fraction=args.val_fraction,
+        seed=args.seed,
+        skip_unmatched=args.skip_unmatched,
+        overwrite=args.overwrite,
+        num_workers=args.num_workers,
     )
+    try:
+        report = prepare_dataset(settings, progress=True)
+    except (KeyboardInterrupt, SystemExit):
+        folder = staging_folder(args.output)
+        if folder.is_dir():
+            sys.stderr.write(f"stopped; what is made stays in {folder}: the same command goes on with it\n")
+        raise
     counts = ", ".join(f"{count} {split}" for split, count in report.splits.items())
-    sys.stdout.write(f"{counts} pairs in {args.output}\n")
+    sys.stdout.write(f"{counts} pairs in {args.output}, read as {report.data_format}\n")
+    for note in report.notes:
+        sys.stdout.write(f"{note}\n")
+    if report.resumed:
+        sys.stdout.write(f"{report.resumed} of them were there from a run that was stopped\n")
     if report.unmatched:
         names = ", ".join(path.name for path in report.unmatched[:NAMED])
         sys.stdout.write(f"left out, without partner: {len(report.unmatched)} files ({names})\n")

@@ -61,7 +61,7 @@ def _naming_the_file(path, what: str = "mask"):
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError) as err:
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
         raise ValueError(
             f"{what} '{path}' cannot be read as an image ({err}). Is it cut off or no image? Copy the file again."
         ) from err

@@ -16,7 +16,7 @@ def build_network(
     Args:
         settings: of the run.
         labels: label set of the data, saved in the network's config.
-        resolution: (height, width) of the data in pixels.
+        resolution: (height, width) of what the network is trained on, in pixels.
 
     Returns:
         the network; its first weights depend on `settings.seed` alone.
@@ -37,7 +37,7 @@ def build_network(
     if height % unet.size_divisor or width % unet.size_divisor:
         raise ValueError(
             f"The data is {height} x {width} pixels; this network takes multiples of {unet.size_divisor}. Prepare the "
-            f"data at another --resolution, e.g. {_nearest(height, unet.size_divisor)}x"
+            f"data at another --resolution, or give --random_crop, e.g. {_nearest(height, unet.size_divisor)}x"
             f"{_nearest(width, unet.size_divisor)}, or change --patch_size or --block_out_channels."
         )
     return unet

@@ -10,6 +10,7 @@ from PIL import Image
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.pictures import image_grid
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.training.samples import central_part
 from semseg_diffusers.training.settings import TrainingSettings
 
 
@@ -34,6 +35,8 @@ def draw_preview(
     """
     num_masks, num_samples = min(settings.preview_masks, len(pairs)), settings.preview_samples
     chosen = [pairs[row * len(pairs) // num_masks] for row in range(num_masks)]
+    if settings.random_crop_size is not None:  # at the scale that the network knows
+        chosen = [central_part(pair, settings.random_crop_size) for pair in chosen]
     pipeline = MaskGuidedDDPMPipeline(
         unet=unet, scheduler=DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
     )

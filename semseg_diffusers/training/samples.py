@@ -1,11 +1,11 @@
 """Which pair stands at which place of a run, and all that is random about it, as pure functions of (seed, position).
 
 `position` counts the samples seen since the first step, over all processes. Whoever computes sample k computes the
-same order, mirroring, mask dropout, timestep and noise, whatever the number of processes, workers or resumes (the
-idea of the sampler of EDM2, Karras et al. 2024, that starts at the count of images seen).
+same order, part of the photo, mirroring, mask dropout, timestep and noise, whatever the number of processes, workers
+or resumes (the idea of the sampler of EDM2, Karras et al. 2024, that starts at the count of images seen).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from semseg_diffusers.data.loading import PairDataset
 
 
-ORDER, SAMPLE, BATCH, FORWARD = range(4)  # streams of random numbers that must not repeat each other
+ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS = range(6)  # streams of random numbers that must not repeat each other
 
 
 def stream(seed: int, kind: int, index: int) -> torch.Generator:
@@ -27,7 +27,8 @@ def stream(seed: int, kind: int, index: int) -> torch.Generator:
 class SampleSequence(Sampler):
     """The batches of one process, from one forward pass on: lists of (position, index of the pair).
 
-    Every pair is seen once an epoch; a batch may span the end of one epoch and the start of the next.
+    Every pair is seen once an epoch; a batch may span the end of one epoch and the start of the next. With `draw`,
+    each position gets the pair that it names instead.
 
     Args:
         num_pairs: pairs in the data set, 1 or more.
@@ -36,6 +37,7 @@ class SampleSequence(Sampler):
         seed: seed of the run.
         process_index, num_processes: whose share this is.
         start_batch: forward passes already done.
+        draw: gives the index of the pair from (seed, position), as `ClassBalance.draw` does.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class SampleSequence(Sampler):
         process_index: int = 0,
         num_processes: int = 1,
         start_batch: int = 0,
+        draw: Callable[[int, int], int] | None = None,
     ):
         self.num_pairs = num_pairs
         self.batch_size = batch_size
@@ -55,6 +58,7 @@ class SampleSequence(Sampler):
         self.process_index = process_index
         self.num_processes = num_processes
         self.start_batch = start_batch
+        self.draw = draw
 
     def __len__(self) -> int:
         return self.num_batches - self.start_batch
@@ -65,11 +69,34 @@ class SampleSequence(Sampler):
             first = (batch * self.num_processes + self.process_index) * self.batch_size
             keys = []
             for position in range(first, first + self.batch_size):
+                if self.draw is not None:
+                    keys.append((position, self.draw(self.seed, position)))
+                    continue
                 if position // self.num_pairs != epoch:
                     epoch = position // self.num_pairs
                     order = torch.randperm(self.num_pairs, generator=stream(self.seed, ORDER, epoch))
                 keys.append((position, int(order[position % self.num_pairs])))
             yield keys
+
+
+def cut(pair: dict, top: int, left: int, size: tuple[int, int]) -> dict:
+    """A part of a pair, photo and mask alike; `size` is (height, width)."""
+    rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
+    return {**pair, "image": pair["image"][:, rows, columns], "mask": pair["mask"][rows, columns]}
+
+
+def random_part(pair: dict, size: tuple[int, int], seed: int, position: int) -> dict:
+    """Cut a part out of a pair; where is a function of (seed, position), each place as likely as another."""
+    generator = stream(seed, CROP, position)
+    spare = [whole - part for whole, part in zip(pair["mask"].shape, size, strict=True)]
+    top, left = (int(torch.randint(0, most + 1, (), generator=generator)) for most in spare)
+    return cut(pair, top, left, size)
+
+
+def central_part(pair: dict, size: tuple[int, int]) -> dict:
+    """Cut the middle out of a pair."""
+    top, left = ((whole - part) // 2 for whole, part in zip(pair["mask"].shape, size, strict=True))
+    return cut(pair, top, left, size)
 
 
 class TrainingSamples(Dataset):
@@ -79,6 +106,7 @@ class TrainingSamples(Dataset):
         pairs: the data set.
         seed: seed of the run.
         horizontal_flip: mirror half of the pairs.
+        random_crop: (height, width) of a part to cut out of each pair; None takes the whole.
         mask_dropout: share of masks filled with "unknown".
         mask_dropout_group: samples that are dropped together: 1, or those of one optimizer step (the paper's way).
         min_timestep, num_train_timesteps: timesteps are drawn from [min_timestep, num_train_timesteps).
@@ -91,6 +119,7 @@ class TrainingSamples(Dataset):
         pairs: PairDataset,
         seed: int,
         horizontal_flip: bool,
+        random_crop: tuple[int, int] | None,
         mask_dropout: float,
         mask_dropout_group: int,
         min_timestep: int,
@@ -99,6 +128,7 @@ class TrainingSamples(Dataset):
         self.pairs = pairs
         self.seed = seed
         self.horizontal_flip = horizontal_flip
+        self.random_crop = random_crop
         self.mask_dropout = mask_dropout
         self.mask_dropout_group = mask_dropout_group
         self.min_timestep = min_timestep
@@ -110,6 +140,8 @@ class TrainingSamples(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict:
         position, index = key
         pair = self.pairs[index]
+        if self.random_crop is not None:
+            pair = random_part(pair, self.random_crop, self.seed, position)
         generator = stream(self.seed, SAMPLE, position)
         image = pair["image"].float() / 127.5 - 1  # (3, H, W)
         mask = pair["mask"].long()  # (H, W)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import yaml
 
+from semseg_diffusers.data.layout import parse_resolution
+
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -30,6 +32,22 @@ class TrainingSettings:
         default=None, metadata={"help": "label set, a preset or a JSON file, where the data set carries none"}
     )
     horizontal_flip: bool = field(default=True, metadata={"help": "mirror half of the pairs, photo and mask alike"})
+    class_balanced_sampling: bool = field(
+        default=False,
+        metadata={"help": "draw a class, the rare ones more often, then a pair that shows it; else each pair in turn"},
+    )
+    class_balance_temperature: float = field(
+        default=0.01,
+        metadata={"help": "T of the class probabilities exp((1 - frequency) / T); lower prefers the rarest more"},
+    )
+    class_balance_min_share: float = field(
+        default=0.001,
+        metadata={"help": "share of the frame that a class fills in the pairs that are drawn for it, where any does"},
+    )
+    random_crop: str | None = field(
+        default=None,
+        metadata={"help": "HxW, or a number: train on random parts of this size of data prepared larger"},
+    )
     dataloader_num_workers: int = field(default=1, metadata={"help": "reading processes beside each training process"})
 
     # Network
@@ -122,12 +140,13 @@ class TrainingSettings:
             "checkpointing_steps", "num_train_timesteps", "patch_size", "stem_channels", "layers_per_block",
             "preview_masks", "preview_samples", "preview_inference_steps", "max_train_steps", "max_grad_norm",
             "checkpoints_total_limit", "snr_gamma", "attention_head_dim", "norm_num_groups", "hidden_dim", "emb_dim",
+            "class_balance_temperature",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} must be more than 0; got {value}.")
-        for name in ("mask_dropout", "dropout", "ema_decay"):
+        for name in ("mask_dropout", "dropout", "ema_decay", "class_balance_min_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie between 0 and 1; got {getattr(self, name)}.")
         for name in (
@@ -135,6 +154,13 @@ class TrainingSettings:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be 0 or more; got {getattr(self, name)}.")
+        if self.random_crop is not None:
+            try:
+                size = self.random_crop_size
+            except ValueError as err:
+                raise ValueError(f"--random_crop: {err}") from err
+            if size is None:
+                raise ValueError("--random_crop native is no size; wanted a number (128) or HxW (96x160).")
         if not 0 <= self.min_timestep < self.num_train_timesteps:
             raise ValueError(
                 f"--min_timestep must lie in 0..{self.num_train_timesteps - 1}, below --num_train_timesteps; "
@@ -145,6 +171,11 @@ class TrainingSettings:
                 f"--attention_levels {self.attention_levels} is more than the {len(self.block_out_channels)} levels "
                 "of --block_out_channels."
             )
+
+    @property
+    def random_crop_size(self) -> tuple[int, int] | None:
+        """Height and width of `random_crop`."""
+        return None if self.random_crop is None else parse_resolution(self.random_crop)
 
     @classmethod
     def _help(cls, name: str) -> str:
