@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import threading
+import zlib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -168,7 +169,8 @@ def pair_row(stem: str) -> dict[str, str]:
 def save_pair(folder: Path, stem: str, photo: Image.Image, ids: np.ndarray, labels: LabelSet) -> dict[str, str]:
     """Write photo and mask of one pair into a split's folder; returns its line of the metadata."""
     row = pair_row(stem)
-    photo.save(folder / row["image_file_name"], compress_level=1)  # higher ones save 5 % and take twice the time
+    # Of photos, runs are nearly all that zlib can gain: as small as by default, in a third of the time.
+    photo.save(folder / row["image_file_name"], compress_level=1, compress_type=zlib.Z_RLE)
     labels.decode(ids).save(folder / row["mask_file_name"])
     return row
 

@@ -166,6 +166,7 @@ def train(settings: TrainingSettings) -> Path:
                 set_aside_later(run, step)
 
         # 6. the samples still to come
+        pairs.keep_decoded(int(settings.decoded_gigabytes * 1e9))
         samples = TrainingSamples(
             pairs,
             seed=settings.seed,
