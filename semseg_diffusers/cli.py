@@ -15,6 +15,7 @@ COMMANDS = {
     "prepare": ("semseg_diffusers.data.prepare", "turn a public data set or a folder of pairs into a prepared folder"),
     "toy": ("semseg_diffusers.data.toy", "draw street scenes with exact masks, from a seed"),
     "labels": ("semseg_diffusers.data.labels_command", "show a label set: legend picture, palette file, JSON"),
+    "edit": ("semseg_diffusers.data.editing.command", "change masks: move, paste, remove, draw objects"),
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
     "agreement": ("semseg_diffusers.evaluation.command", "how well generated images carry their masks"),

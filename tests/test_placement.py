@@ -5,15 +5,9 @@ from collections import deque
 import numpy as np
 import pytest
 
+from semseg_diffusers.data.editing.learning import StreetKnowledge, is_whole, learn_street
 from semseg_diffusers.data.editing.objects import objects_of
-from semseg_diffusers.data.editing.placement import (
-    PlacementRules,
-    StreetKnowledge,
-    check_placeable,
-    find_place,
-    is_whole,
-    learn_street,
-)
+from semseg_diffusers.data.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.data.editing.scene import Scene
 from semseg_diffusers.data.editing.sizes import fit_size_laws
 from semseg_diffusers.data.editing.street import Street
@@ -216,7 +210,7 @@ def test_a_car_cut_up_by_a_pole_is_not_whole():
     [
         ("sky", r"'sky' cannot be placed: only things that stand on the ground can \(person, rider, car"),
         ("bus", "'bus' never occurs in the masks"),
-        ("truck", "none of the 1 objects of 'truck' is whole"),
+        ("truck", "'truck' cannot be placed: no class has 20 whole objects on their ground"),
     ],
 )
 def test_classes_that_cannot_be_placed_are_refused_with_the_reason(name, message):
@@ -227,6 +221,15 @@ def test_classes_that_cannot_be_placed_are_refused_with_the_reason(name, message
         check_placeable(knowledge, ID[name])
     with pytest.raises(ValueError, match=message):
         find_place(Scene(ids, STREET), knowledge, ID[name], np.random.default_rng(0))
+
+
+def test_a_class_that_is_never_seen_whole_is_refused(masks):
+    corner = np.full((20, 20), ID["road"], dtype=np.uint8)
+    corner[:4, :4] = ID["bus"]
+    without = [(name, np.where(ids == ID["bus"], np.uint8(ID["building"]), ids)) for name, ids in masks]
+    knowledge = learn_street([*without, ("corner", corner)], STREET)
+    with pytest.raises(ValueError, match="none of the 1 objects of 'bus' is whole, alone, on its ground"):
+        check_placeable(knowledge, ID["bus"])
 
 
 def test_a_label_set_without_ground_is_refused():

@@ -13,7 +13,7 @@ import numpy as np
 from semseg_diffusers.data.editing.street import Street
 
 
-ENOUGH = 30  # objects that a line of its own needs
+ENOUGH = 20  # objects that a line of its own needs
 SOME = 5  # objects that a slope needs, where the horizon comes from other classes
 MOST = 500  # objects that the pairs are made of
 STEP = 0.02  # rows of a pair are at least this far apart
