@@ -14,6 +14,7 @@ import semseg_diffusers
 COMMANDS = {
     "prepare": ("semseg_diffusers.data.prepare", "turn a public data set or a folder of pairs into a prepared folder"),
     "toy": ("semseg_diffusers.data.toy", "draw street scenes with exact masks, from a seed"),
+    "stats": ("semseg_diffusers.data.statistics_command", "what the masks hold, and which classes will be weak"),
     "labels": ("semseg_diffusers.data.labels_command", "show a label set: legend picture, palette file, JSON"),
     "edit": ("semseg_diffusers.data.editing.command", "change masks: move, paste, remove, draw objects"),
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),

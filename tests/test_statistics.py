@@ -1,15 +1,22 @@
 """Statistics of masks: objects as a flood fill finds them, figures that can be counted by hand, rules, the command."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 
-from semseg_diffusers import LabelSet
+from semseg_diffusers import LabelSet, cli
 from semseg_diffusers.data.class_figures import class_figures, heat_maps, unknown_share
+from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.objects import find_objects
-from semseg_diffusers.data.statistics import class_pixels_of_each, collect_statistics, heat_grid
+from semseg_diffusers.data.statistics import class_pixels_of_each, collect_statistics, count_pixels, heat_grid
+from semseg_diffusers.data.statistics_picture import draw_statistics
+from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.data.weak_classes import RULES, weak_classes
 
 
@@ -184,3 +191,67 @@ def test_a_set_without_weak_classes_names_none():
     masks = np.zeros((100, 32, 32), dtype=np.uint8)
     masks[:, 8:24], masks[:, 24:] = 1, 2
     assert weak_classes(collect(masks)) == []
+
+
+# The command
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    return write_toy_dataset(tmp_path_factory.mktemp("data") / "toy", num_train=12, num_val=3, size=(24, 40), seed=1)
+
+
+@pytest.fixture(scope="module")
+def written(toy, tmp_path_factory):
+    output = tmp_path_factory.mktemp("stats") / "new" / "folder"
+    assert cli.main(["stats", "--dataset", str(toy), "--output", str(output), "--num_workers", "2"]) == 0
+    return output
+
+
+def test_json_holds_what_the_library_counts(toy, written):
+    pairs = load_pairs(toy)
+    record = json.loads((written / "stats.json").read_text())
+    statistics = collect_statistics(pairs.mask, len(pairs), pairs.labels, pairs.attributes)
+    expected = [{"id": i, **dataclasses.asdict(row)} for i, row in enumerate(class_figures(statistics))]
+    assert record["classes"] == expected
+    assert record["sizes"] == [{"height": 24, "width": 40, "masks": 12}]
+    assert sum(group["num_masks"] for group in record["groups"] if group["attribute"] == "weather") == 12
+    assert record["weak_classes"][0]["reasons"][0]["rule"] in record["rules"]
+
+
+def test_arrays_are_the_heat_maps_and_the_pixels_of_each_mask(toy, written):
+    pairs = load_pairs(toy)
+    arrays = np.load(written / "stats.npz")
+    assert arrays["stems"].tolist() == pairs.stems
+    assert np.array_equal(arrays["pixels"][3], count_pixels(pairs.mask(3), 19))
+    assert arrays["heat"].shape == (19, 19, 32)
+    groups = json.loads((written / "stats.json").read_text())["groups"]
+    names = {f"heat:{group['attribute']}={group['value']}" for group in groups}
+    assert set(arrays.files) == {"stems", "pixels", "heat", *names}
+
+
+def test_nothing_else_is_left_in_the_folder_and_the_picture_opens(written):
+    assert sorted(path.name for path in written.iterdir()) == ["stats.json", "stats.npz", "stats.png"]
+    assert Image.open(written / "stats.png").width > 1000
+
+
+def test_another_split_and_what_is_weak_are_printed(toy, tmp_path, capsys):
+    assert cli.main(["stats", "--dataset", str(toy), "--split", "val", "--output", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "toy (val): 3 masks of 24 x 40, 0.0% unknown" in printed
+    assert "weak: train (never seen: no pixel in any mask)" in printed
+
+
+def test_bad_input_is_refused(toy, tmp_path, capsys):
+    assert cli.main(["stats", "--dataset", str(toy), "--output", str(tmp_path), "--num_workers", "0"]) == 2
+    assert cli.main(["stats", "--dataset", str(toy), "--output", str(tmp_path), "--split", "dusk"]) == 2
+    errors = capsys.readouterr().err
+    assert "--num_workers 0; wanted at least 1" in errors
+    assert "has no split 'dusk'" in errors
+
+
+def test_picture_of_the_statistics_stands_whatever_the_classes(tmp_path):
+    labels = LabelSet(("a name that is far too long for the column of names", "b"), ((250, 250, 250), (9, 9, 9)))
+    picture = draw_statistics(collect([np.full((9, 31), 255)], labels), "nothing known")
+    assert picture.getpixel((2, 2)) == (255, 255, 255)
+    assert picture.height > 250

@@ -14,7 +14,10 @@ FEW_IMAGES = 100
 SMALL_OBJECT = 100  # pixels: 10 x 10, of which a network with patches of 2 x 2 sees 5 x 5
 EDGE_SHARE = 0.6  # of the class's pixels
 SPREAD = 0.1  # of the frame
-GROUP_IMAGES, GROUP_PART = 20, 0.2  # images of a condition; part of the images expected in it
+EXPECTED, EXPECTED_PART = (
+    10,
+    0.2,
+)  # images of a condition that a class should be in; the part of them that is too little
 
 # rule -> what it says, in the words of the page
 RULES = {
@@ -25,8 +28,8 @@ RULES = {
     "thin": f"at least {EDGE_SHARE:.0%} of its pixels lie beside another class: it is some three pixels wide or less",
     "one place": f"it spreads over less than {SPREAD:.0%} of the frame",
     "one-sided": (
-        f"under a condition with at least {GROUP_IMAGES} images, it is in less than {GROUP_PART:.0%} of the images "
-        "that its share of all images lets one expect"
+        f"under one condition its share of all images lets one expect at least {EXPECTED} images with it, and there "
+        f"are less than {EXPECTED_PART:.0%} of those"
     ),
 }
 
@@ -61,7 +64,7 @@ def weak_classes(statistics: MaskStatistics) -> list[WeakClass]:
         if figures.pixels:
             for group, of_group in of_groups.items():
                 expected, seen = figures.image_share * sizes[group], of_group[index].images
-                if sizes[group] >= GROUP_IMAGES and seen < GROUP_PART * expected:
+                if expected >= EXPECTED and seen < EXPECTED_PART * expected:
                     text = f"in {seen} of {sizes[group]} images with {group[0]} {group[1]}; expected {expected:.0f}"
                     reasons.append(Reason("one-sided", text))
         if reasons:
