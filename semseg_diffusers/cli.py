@@ -17,6 +17,7 @@ COMMANDS = {
     "stats": ("semseg_diffusers.data.statistics_command", "what the masks hold, and which classes will be weak"),
     "labels": ("semseg_diffusers.data.labels_command", "show a label set: legend picture, palette file, JSON"),
     "edit": ("semseg_diffusers.data.editing.command", "change masks: move, paste, remove, draw objects"),
+    "enrich": ("semseg_diffusers.data.editing.enrich_command", "new masks with more of the rare classes"),
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
     "agreement": ("semseg_diffusers.evaluation.command", "how well generated images carry their masks"),

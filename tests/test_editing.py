@@ -60,8 +60,8 @@ def named(ids, name, number=0):
 
 def test_objects_carry_place_size_and_contact_row():
     left, right = objects_of(street_scene(), STREET, [ID["car"]])
-    assert left.box == (5, 2, 7, 5)
-    assert right.box == (5, 8, 7, 11)
+    assert left.box == (2, 5, 5, 7)
+    assert right.box == (8, 5, 11, 7)
     assert (left.bottom, left.height, left.width, left.area) == (7, 3, 4, 12)
     rows, columns = left.feet()
     assert set(rows) == {7}
@@ -74,9 +74,9 @@ def test_a_rider_and_what_he_rides_are_one_object():
     ids[5:8, 2:5] = ID["bicycle"]
     ids[5:8, 9:11] = ID["bicycle"]  # parked
     rider = only(objects_of(ids, STREET, [ID["rider"]]))
-    assert rider.box == (2, 2, 7, 4)
+    assert rider.box == (2, 2, 4, 7)
     assert set(rider.ids[rider.shape]) == {ID["rider"], ID["bicycle"]}
-    assert only(objects_of(ids, STREET, [ID["bicycle"]])).box == (5, 9, 7, 10)
+    assert only(objects_of(ids, STREET, [ID["bicycle"]])).box == (9, 5, 10, 7)
     assert object_at(ids, STREET, 6, 2).box == rider.box
 
 

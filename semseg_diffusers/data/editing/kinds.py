@@ -134,9 +134,8 @@ def _standing_at(entry: MaskObject, point: Sequence[float]) -> MaskObject:
 
 
 def _about(entry: MaskObject, context: Context) -> dict:
-    """An object as notes have it: class, and box as x0, y0, x1, y1."""
-    top, left, bottom, right = entry.box
-    return {"class": context.street.labels.names[entry.class_id], "box": [left, top, right, bottom]}
+    """An object as notes have it."""
+    return {"class": context.street.labels.names[entry.class_id], "box": list(entry.box)}
 
 
 def _paste(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:

@@ -51,8 +51,8 @@ class MaskObject:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """First row, first column, last row, last column."""
-        return self.top, self.left, self.bottom, self.right
+        """Its first and last pixels in the frame: left, top, right, bottom."""
+        return self.left, self.top, self.right, self.bottom
 
     def feet(self) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns, in the frame, of the pixels it stands on: the lowest of a column, near the contact row."""
