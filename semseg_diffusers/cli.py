@@ -16,6 +16,7 @@ COMMANDS = {
     "toy": ("semseg_diffusers.data.toy", "draw street scenes with exact masks, from a seed"),
     "stats": ("semseg_diffusers.data.statistics_command", "what the masks hold, and which classes will be weak"),
     "labels": ("semseg_diffusers.data.labels_command", "show a label set: legend picture, palette file, JSON"),
+    "clean": ("semseg_diffusers.data.clean_command", "turn hand-painted pictures into masks"),
     "edit": ("semseg_diffusers.data.editing.command", "change masks: move, paste, remove, draw objects"),
     "enrich": ("semseg_diffusers.data.editing.enrich_command", "new masks with more of the rare classes"),
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
