@@ -80,6 +80,7 @@ def test_an_exact_mask_comes_back_unchanged_whatever_its_specks(ids):
     for picture in (palette, palette.convert("RGB"), palette.convert("RGBA"), Image.fromarray(ids)):
         cleaned = clean_painting(picture, LABELS, min_area=50)
         assert (cleaned.ids == ids).all()
+        assert cleaned.exact.all()
         assert not cleaned.guessed.any()
         assert cleaned.colors == {}
 
@@ -93,6 +94,7 @@ def test_exact_pixels_never_change(case, seed):
     rgb[noisy] = np.random.default_rng(seed).integers(0, 256, (noisy.sum(), 3))
     cleaned = clean_painting(Image.fromarray(rgb), labels, min_area=30)
     assert (cleaned.ids[~noisy] == ids[~noisy]).all()
+    assert cleaned.exact[~noisy].all()
     assert not cleaned.guessed[~noisy].any()
     assert not cleaned.specks[~noisy].any()
 
@@ -150,7 +152,9 @@ def test_colours_are_counted_and_strange_ones_marked():
     rgb[10, 10] = (72, 131, 181)
     cleaned = clean_painting(Image.fromarray(rgb), LABELS)
     assert cleaned.colors == {(255, 255, 255): 100, (72, 131, 181): 1}
-    assert cleaned.guessed.sum() == 101
+    assert (~cleaned.exact).sum() == 101
+    assert cleaned.guessed[:5].all()
+    assert not cleaned.guessed[10, 10]  # one level off is still that class
     assert (cleaned.strange == (rgb == 255).all(axis=-1)).all()
 
 
@@ -177,8 +181,9 @@ def test_command_writes_masks_that_generate_reads_and_says_what_was_guessed(tmp_
     assert Image.open(paths[1]).mode == "P"
     exact, soft = json.loads((tmp_path / "out" / "clean.json").read_text())["masks"]
     assert exact["guessed_share"] == 0
+    assert exact["exact_share"] == 1
     assert exact["colors"] == []
-    assert soft["guessed_share"] > 0
+    assert 0 < soft["guessed_share"] < 0.3
     assert sum(soft["classes"].values()) == 256 * 384
     assert len(soft["colors"]) == 20
     assert soft["num_colors"] > 20

@@ -79,10 +79,11 @@ def run(args: argparse.Namespace) -> None:
         labels.save_json(folder / LABELS_FILE)
         record = {"min_area": args.min_area, "max_strange": args.max_strange, "masks": notes}
         write_text(folder / "clean.json", json.dumps(record, indent=2) + "\n")
-    guessed = np.mean([note["guessed_share"] for note in notes])
+    exact, guessed = (np.mean([note[f"{what}_share"] for note in notes]) for what in ("exact", "guessed"))
     sys.stdout.write(
-        f"{len(notes)} mask(s): {guessed:.1%} of the pixels had no class's colour and were guessed; look at "
-        f"{Path(args.output) / 'guessed.png'}. Next: semseg-diffusers generate --masks {Path(args.output) / 'masks'}\n"
+        f"{len(notes)} mask(s): {exact:.1%} of the pixels have exactly a class's colour, {guessed:.1%} were told by "
+        f"those around them; look at {Path(args.output) / 'guessed.png'}. Next: semseg-diffusers generate --masks "
+        f"{Path(args.output) / 'masks'}\n"
     )
 
 
@@ -93,6 +94,7 @@ def _note(path: Path, cleaned: Cleaned, labels: LabelSet) -> dict:
     return {
         "mask": str(path),
         "output": f"masks/{path.stem}.png",
+        "exact_share": float(cleaned.exact.mean()),
         "guessed_share": float(cleaned.guessed.mean()),
         "strange_share": float(cleaned.strange.mean()),
         "speck_pixels": int(cleaned.specks.sum()),

@@ -32,7 +32,8 @@ class Cleaned:
     """A painted mask as class ids, and what was guessed of it."""
 
     ids: np.ndarray  # (H, W) uint8
-    guessed: np.ndarray  # (H, W) bool: pixels whose colour is no class's
+    exact: np.ndarray  # (H, W) bool: pixels that have the colour of a class, or of unknown
+    guessed: np.ndarray  # (H, W) bool: pixels whose class was not that of their colour, but told by those around them
     strange: np.ndarray  # (H, W) bool: those of them whose colour no blend of classes explains
     specks: np.ndarray  # (H, W) bool: those of them that were in a speck
     plain_share: float  # of the pixels that are near the colour of a class: under a half it is no painting
@@ -66,7 +67,7 @@ def clean_painting(picture: Image.Image, labels: LabelSet, min_area: int = 8, so
     if _holds_ids(picture, labels):
         ids = labels.encode(picture, source=source)
         nothing = np.zeros(ids.shape, dtype=bool)
-        return Cleaned(ids, nothing, nothing, nothing, 1.0, {})
+        return Cleaned(ids, ~nothing, nothing, nothing, nothing, 1.0, {})
     over = Image.new("RGBA", picture.size, (*labels.ignore_color, 255))
     rgb = np.asarray(Image.alpha_composite(over, picture.convert("RGBA")).convert("RGB"))  # (H, W, 3)
 
@@ -85,7 +86,8 @@ def clean_painting(picture: Image.Image, labels: LabelSet, min_area: int = 8, so
     strange = ~sure & (np.minimum(blend, distance) > STRANGE)
     order = [k for k in np.argsort(-counts, kind="stable") if distances[k].min() > 0]
     colors = {tuple(unpack_colors(found[k]).tolist()): int(counts[k]) for k in order}
-    return Cleaned(ids, ~exact, strange, specks, float((distance <= PLAIN).mean()), colors)
+    guessed = ~sure | (classes != nearest)
+    return Cleaned(ids, exact, guessed, strange, specks, float((distance <= PLAIN).mean()), colors)
 
 
 def _holds_ids(picture: Image.Image, labels: LabelSet) -> bool:
