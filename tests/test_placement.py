@@ -4,6 +4,7 @@ from collections import deque
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from semseg_diffusers.data.editing.learning import StreetKnowledge, is_whole, learn_street
 from semseg_diffusers.data.editing.objects import objects_of
@@ -13,6 +14,7 @@ from semseg_diffusers.data.editing.sizes import fit_size_laws
 from semseg_diffusers.data.editing.street import Street
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.toy import draw_scene
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import resize_ids
 
 
 LABELS = LabelSet.from_preset("bdd100k")
@@ -21,7 +23,7 @@ ID = LABELS.label2id
 PLACED = ("person", "rider", "car", "truck", "bus", "bicycle", "motorcycle")
 MAY_STAND_ON = {name: ("road", "sidewalk") for name in PLACED} | {name: ("road",) for name in ("car", "truck", "bus")}
 METRES = {"person": 1.7, "rider": 1.75, "car": 1.5, "truck": 3.2, "bus": 3.1, "bicycle": 1.1, "motorcycle": 1.2}
-UPRIGHT = [ID[name] for name in (*PLACED, "pole", "traffic light", "traffic sign", "fence", "wall", "train")]
+UPRIGHT = (*PLACED, "pole", "traffic light", "traffic sign", "fence", "wall", "train")
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +36,14 @@ def knowledge(masks) -> StreetKnowledge:
     return learn_street(masks, STREET)
 
 
-def upright_regions(ids: np.ndarray) -> np.ndarray:
+def ids_of(names, labels: LabelSet) -> list[int]:
+    return [labels.label2id[name] for name in names if name in labels.label2id]
+
+
+def upright_regions(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
     """Numbers from 1 for the connected pixels of each upright class, found by walking from neighbour to neighbour."""
     regions, count = np.zeros(ids.shape, dtype=int), 0
-    for row, column in np.argwhere(np.isin(ids, UPRIGHT)).tolist():
+    for row, column in np.argwhere(np.isin(ids, ids_of(UPRIGHT, labels))).tolist():
         if regions[row, column]:
             continue
         count += 1
@@ -53,9 +59,9 @@ def upright_regions(ids: np.ndarray) -> np.ndarray:
     return regions
 
 
-def wrong_with(before, after, regions, placement, metres_per_row) -> list[str]:
+def wrong_with(before, after, regions, placement, person_height, labels) -> list[str]:
     """Every rule of the place that does not hold; what the code under test measured is not used."""
-    name = LABELS.names[placement.donor.entry.class_id]
+    name = labels.names[placement.donor.entry.class_id]
     entry, faults = placement.entry, []
     height, width = before.shape
     rows, columns = np.nonzero(entry.shape)
@@ -64,13 +70,13 @@ def wrong_with(before, after, regions, placement, metres_per_row) -> list[str]:
     if bottom >= height:
         faults.append("below the frame")
     # feet: all pixels of the lowest row, and what is right below them
-    ground = [ID[kind] for kind in MAY_STAND_ON[name]]
+    ground = ids_of(MAY_STAND_ON[name], labels)
     feet = columns[rows == bottom]
     if feet.min() < 0 or feet.max() >= width or not np.isin(before[bottom, feet], ground).all():
         faults.append("feet not on ground")
     elif bottom + 1 < height and not np.isin(before[bottom + 1, feet], ground).all():
         faults.append("nothing under the feet")
-    elif (before[bottom, feet] == ID["sky"]).any():
+    elif (before[bottom, feet] == labels.label2id["sky"]).any():
         faults.append("in the sky")
     inside = (rows >= 0) & (columns >= 0) & (columns < width)
     if inside.mean() < 0.8:
@@ -83,7 +89,7 @@ def wrong_with(before, after, regions, placement, metres_per_row) -> list[str]:
     drawn = after[rows[inside], columns[inside]] == entry.ids[entry.shape][inside]
     if drawn.mean() < 0.6:
         faults.append("hidden")
-    metres = entry.height * metres_per_row(bottom)
+    metres = 1.7 * entry.height / person_height(bottom)
     if not 0.6 * METRES[name] <= metres <= 1.6 * METRES[name]:  # cameras of the scenes differ in height and pitch
         faults.append(f"{metres:.2f} metres tall")
     if (np.bincount(regions[changed], minlength=regions.max() + 1)[1:] > 0.3 * np.bincount(regions.ravel())[1:]).any():
@@ -91,31 +97,48 @@ def wrong_with(before, after, regions, placement, metres_per_row) -> list[str]:
     return faults
 
 
-def test_no_thing_is_misplaced_in_1000_placements(masks, knowledge):
-    """The size rule here: how many metres a pixel is at a row, from the persons of all scenes (1.7 m each)."""
-    persons = [(d.entry.bottom, d.entry.height) for d in knowledge.donors[ID["person"]]]
-    bottoms, heights = np.array(persons, dtype=float).T
-    slope, offset = np.polyfit(bottoms, heights, 1)
+def misplaced(masks, knowledge, names, count) -> tuple[int, list]:
+    """Put things into masks one at a time until there are `count`; returns how many there are, and all faults.
+
+    The size rule here: how many metres a pixel is at a row, from a line through the persons (1.7 m each).
+    """
+    labels = knowledge.street.labels
+    persons = [(d.entry.bottom, d.entry.height) for d in knowledge.donors[labels.label2id["person"]]]
+    slope, offset = np.polyfit(*np.array(persons, dtype=float).T, 1)
     generator = np.random.default_rng(0)
-    placed, faults, tries = 0, {}, 0
-    regions = {}
-    while placed < 1000 and tries < 3000:
-        tries += 1
+    placed, faults, regions = 0, [], {}
+    for number in range(3 * count):
         name, ids = masks[int(generator.integers(len(masks)))]
-        class_id = ID[PLACED[tries % len(PLACED)]]
-        scene = Scene(ids, STREET)
+        scene = Scene(ids, knowledge.street)
+        class_id = labels.label2id[names[number % len(names)]]
         placement, _ = find_place(scene, knowledge, class_id, generator)
         if placement is None:
             continue
         placed += 1
         scene.put(placement.entry, placement.seen)
         if name not in regions:
-            regions[name] = upright_regions(ids)
-        wrong = wrong_with(ids, scene.ids, regions[name], placement, lambda row: 1.7 / (slope * row + offset))
+            regions[name] = upright_regions(ids, labels)
+        person_height = np.poly1d([slope, offset])
+        wrong = wrong_with(ids, scene.ids, regions[name], placement, person_height, labels)
         if wrong:
-            faults[placed] = (name, LABELS.names[class_id], wrong)
-    assert placed == 1000
-    assert faults == {}
+            faults.append((name, labels.names[class_id], wrong))
+        if placed == count:
+            break
+    return placed, faults
+
+
+def test_no_thing_is_misplaced_in_1000_placements(masks, knowledge):
+    assert misplaced(masks, knowledge, PLACED, 1000) == (1000, [])
+
+
+def test_no_thing_is_misplaced_on_camvid(data_root):
+    labels = LabelSet.from_preset("camvid")
+    masks = []
+    for path in sorted((data_root / "camvid" / "labels" / "train").glob("*.png"))[::3]:
+        ids = np.asarray(Image.open(path))
+        masks.append((path.stem, resize_ids(np.where(ids == 11, 255, ids).astype(np.uint8), 128, 128)))
+    knowledge = learn_street(masks, Street.of(labels))
+    assert misplaced(masks, knowledge, ("person", "rider", "car"), 300) == (300, [])
 
 
 def test_same_seed_same_places(masks, knowledge):
@@ -157,7 +180,7 @@ def test_stricter_rules_are_kept(masks, knowledge):
             continue
         found += 1
         assert placement.seen.sum() == placement.entry.area, name
-        assert not np.isin(ids[placement.seen], UPRIGHT).any()
+        assert not np.isin(ids[placement.seen], ids_of(UPRIGHT, LABELS)).any()
         assert placement.scale <= 1.01 + 1 / placement.donor.entry.height
     assert found > 10
 

@@ -65,6 +65,8 @@ def run(args: argparse.Namespace) -> None:
     operations += [parse_operation(text) for text in args.operation]
     if not operations:
         raise ValueError("there is nothing to do: give --operation or --operations.")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}; wanted 0 or more.")
     paths = find_masks(args.masks)
     labels = labels_of_masks(args.masks, args.labels)
     street = Street.of(labels)
