@@ -252,11 +252,9 @@ def test_augmentation_moves_image_and_mask_together_and_invents_no_id(monkeypatc
     assert moved_images.shape == (16, 3, 128, 128)
     assert moved_masks.shape == (16, 64, 64)
     assert (moved_masks != masks).float().mean() > 0.2
-    assert set(moved_masks.unique().tolist()) <= {0, 1, 2, 255}
-    outside = moved_masks == 255
-    assert 0 < outside.float().mean() < 0.1
+    assert set(moved_masks.unique().tolist()) <= {0, 1, 2}
     same = torch.nn.functional.avg_pool2d(moved_images, 2)[:, 0].round() == moved_masks
-    assert same[~outside].float().mean() > 0.8  # all but the borders, which the image blurs
+    assert same.float().mean() > 0.8  # all but the borders, which the image blurs
 
 
 def test_augmentation_changes_the_light_of_each_sample_alike():
@@ -269,7 +267,7 @@ def test_augmentation_changes_the_light_of_each_sample_alike():
 
 def test_unknown_pixels_stay_unknown_under_augmentation():
     masks = torch.full((4, 16, 16), 200)
-    _, moved = augment(torch.zeros(4, 3, 16, 16), masks, torch.Generator().manual_seed(0), (16, 16), ignore_index=200)
+    _, moved = augment(torch.zeros(4, 3, 16, 16), masks, torch.Generator().manual_seed(0), (16, 16))
     assert moved.unique().tolist() == [200]
 
 

@@ -29,13 +29,13 @@ from semseg_diffusers.evaluation.provenance import code_commit, versions
 from semseg_diffusers.evaluation.segmenters.architectures import ARCHITECTURES, network_to_fine_tune, new_network
 from semseg_diffusers.evaluation.segmenters.batches import CachedPairs
 from semseg_diffusers.evaluation.segmenters.curve import draw_curve
+from semseg_diffusers.evaluation.segmenters.judge import RECORD_FILE
 from semseg_diffusers.evaluation.segmenters.networks import Source
 from semseg_diffusers.evaluation.segmenters.preprocessing import PROCESSOR_FILE, Preprocessing, scaled_size
 from semseg_diffusers.evaluation.segmenters.training import RECIPE, History, train_segmenter
 from semseg_diffusers.launch import SIGNALS, signals_to
 
 
-RECORD_FILE = "segmenter.json"
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
 VALIDATION_SPLIT = "val"

@@ -35,7 +35,7 @@ RECIPE = {  # what the record says of it
     "max_grad_norm": MAX_GRAD_NORM,
     "loss": "cross entropy, classes weighted by 1 / sqrt(share of pixels)",
     "horizontal_flip": 0.5,
-    "crop_share_of_side": list(batches.CROP),
+    "min_crop": batches.MIN_CROP,
     "brightness": batches.BRIGHTNESS,
     "contrast": batches.CONTRAST,
 }
@@ -137,9 +137,7 @@ def train_segmenter(
         network.train()
         while history.steps < max_train_steps:
             images, masks = train.batch(next(order))
-            images, masks = batches.augment(
-                images.to(device).float(), masks.to(device), generator, input_size, ignore_index
-            )
+            images, masks = batches.augment(images.to(device).float(), masks.to(device), generator, input_size)
             with _autocast(device, mixed_precision):
                 logits = logits_of(network, preprocessing.normalize(images), masks.shape[-2:])  # (B, C, H, W)
             loss = F.cross_entropy(logits, masks, class_weights, ignore_index=ignore_index, reduction="sum")
