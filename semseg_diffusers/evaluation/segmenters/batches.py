@@ -1,4 +1,4 @@
-"""What a segmentation network is trained on: pairs kept in memory, their order, augmentation, and class weights.
+"""What a segmentation network is trained on: labelled photos, their order, augmentation, and class weights.
 All randomness comes from one generator, so a seed fixes every batch."""
 
 from collections.abc import Iterator
@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from semseg_diffusers.data.labels import LabelSet
 
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs that are kept
 # A training crop keeps at least this share of each side. Driving scenes have their things at their places: for
 # segformer-mini on CamVid at 128, 600 steps of 8, crops from 0.5 to 1.1 gave a mean IoU of 0.313, these 0.371.
 MIN_CROP = 0.8
@@ -18,8 +17,8 @@ BRIGHTNESS = 25  # largest shift of a training image, in units of 0..255
 CONTRAST = 0.2  # largest relative change of a training image's contrast
 
 
-class CachedPairs:
-    """Pairs of one data set, each decoded once as long as memory allows; reading then never waits for files.
+class LabelledPhotos:
+    """The pairs of one data set, of one size, with the pixels of each class counted.
 
     Args:
         pairs: `PairDataset`: `labels`, `resolution`, `len`, and items with `image` uint8 (3, H, W) and `mask` (H, W).
@@ -34,8 +33,6 @@ class CachedPairs:
         self.labels: LabelSet = pairs.labels
         self.resolution: tuple[int, int] = tuple(pairs.resolution)  # height, width
         self._pairs = pairs
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._room = MEMORY_LIMIT
         self.pixels = torch.zeros(self.labels.num_classes, dtype=torch.int64)  # of each class, over all masks
         for index in range(len(pairs)):
             mask = self[index][1]
@@ -48,15 +45,8 @@ class CachedPairs:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image uint8 (3, H, W) and mask uint8 (H, W)."""
-        if index in self._kept:
-            return self._kept[index]
         item = self._pairs[index]
-        pair = item["image"], item["mask"]
-        size = sum(tensor.numel() * tensor.element_size() for tensor in pair)
-        if size <= self._room:
-            self._kept[index] = pair
-            self._room -= size
-        return pair
+        return item["image"], item["mask"]
 
     def batch(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images uint8 (B, 3, H, W) and masks int64 (B, H, W)."""

@@ -18,7 +18,7 @@ from semseg_diffusers.evaluation.metrics import (
     update_confusion_matrix,
 )
 from semseg_diffusers.evaluation.segmenters import batches
-from semseg_diffusers.evaluation.segmenters.batches import CachedPairs
+from semseg_diffusers.evaluation.segmenters.batches import LabelledPhotos
 from semseg_diffusers.evaluation.segmenters.preprocessing import Preprocessing, logits_of
 
 
@@ -52,7 +52,7 @@ class History:
 
 
 def score_network(
-    network: torch.nn.Module, preprocessing: Preprocessing, pairs: CachedPairs, mixed_precision: str = "no"
+    network: torch.nn.Module, preprocessing: Preprocessing, pairs: LabelledPhotos, mixed_precision: str = "no"
 ) -> SegmentationScores:
     """Score what a network reads from photos against their masks; it is put into evaluation mode."""
     network.eval()
@@ -69,8 +69,8 @@ def score_network(
 def train_segmenter(
     network: torch.nn.Module,
     preprocessing: Preprocessing,
-    train: CachedPairs,
-    validation: CachedPairs | None = None,
+    train: LabelledPhotos,
+    validation: LabelledPhotos | None = None,
     *,
     max_train_steps: int = 2000,
     train_batch_size: int = 8,
