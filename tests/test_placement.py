@@ -134,11 +134,11 @@ def test_no_thing_is_misplaced_in_1000_placements(masks, knowledge):
 def test_no_thing_is_misplaced_on_camvid(data_root):
     labels = LabelSet.from_preset("camvid")
     masks = []
-    for path in sorted((data_root / "camvid" / "labels" / "train").glob("*.png"))[::3]:
+    for path in sorted((data_root / "camvid" / "labels" / "train").glob("*.png"))[::5]:
         ids = np.asarray(Image.open(path))
         masks.append((path.stem, resize_ids(np.where(ids == 11, 255, ids).astype(np.uint8), 128, 128)))
     knowledge = learn_street(masks, Street.of(labels))
-    assert misplaced(masks, knowledge, ("person", "rider", "car"), 300) == (300, [])
+    assert misplaced(masks, knowledge, ("person", "rider", "car"), 200) == (200, [])
 
 
 def test_same_seed_same_places(masks, knowledge):

@@ -118,7 +118,7 @@ def _enrich(args: argparse.Namespace, pairs: PairDataset, wishes: dict[int, floa
     )
     rows, sheet = [], []
     for new in tqdm(made, total=args.num_masks, desc="placing", unit="mask"):
-        name = f"{new.index:05}_{pairs.stems[new.base]}.png"
+        name = f"{new.index:05}_{Path(pairs.stems[new.base]).name}.png"
         labels.decode(new.ids).save(folder / "masks" / name)
         rows.append(_row(name, pairs.stems[new.base], new))
         if new.added and len(sheet) < SHEET:
