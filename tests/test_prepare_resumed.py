@@ -157,6 +157,16 @@ def test_a_full_disk_is_an_error_and_leaves_no_data_set(source, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_an_overwrite_that_was_killed_in_the_exchange_leaves_the_old_data_set(source, tmp_path):
+    prepare_dataset(settings_of(source, tmp_path / "out"))
+    before = all_bytes(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.preparing.old")  # its first step
+    with pytest.raises(ValueError, match="'.*out' is not empty.*--overwrite"):
+        prepare_dataset(settings_of(source, tmp_path / "out"))
+    assert all_bytes(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
 def test_two_runs_into_one_output_are_refused(source, tmp_path, monkeypatch):
     def meanwhile(*_args):
         prepare_dataset(settings_of(source, tmp_path / "out"))
