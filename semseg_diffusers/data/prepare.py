@@ -9,6 +9,7 @@ import argparse
 import functools
 import hashlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -479,7 +480,7 @@ def _layouts() -> list[str]:
     return [f"{name}: {line.replace('`', '').rstrip('.')}" for name, line in first_lines.items()]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     settings = PrepareSettings(
         source=args.source[0] if len(args.source) == 1 else tuple(args.source),
         output=args.output,
@@ -500,11 +501,11 @@ def run(args: argparse.Namespace) -> None:
     )
     try:
         report = prepare_dataset(settings, progress=True)
-    except (KeyboardInterrupt, SystemExit):
+    except (KeyboardInterrupt, SystemExit) as stop:
         folder = staging_folder(args.output)
-        if folder.is_dir():
-            sys.stderr.write(f"stopped; what is made stays in {folder}: the same command goes on with it\n")
-        raise
+        left = f"; what is made stays in {folder}, and the same command goes on with it" if folder.is_dir() else ""
+        sys.stderr.write(f"\nstopped{left}\n")
+        return 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
     counts = ", ".join(f"{count} {split}" for split, count in report.splits.items())
     sys.stdout.write(f"{counts} pairs in {args.output}, read as {report.data_format}\n")
     for note in report.notes:
@@ -516,3 +517,4 @@ def run(args: argparse.Namespace) -> None:
         sys.stdout.write(f"left out, without partner: {len(report.unmatched)} files ({names})\n")
     if report.enlarged:
         sys.stdout.write(f"warning: {report.enlarged} pairs were smaller than {args.resolution} and were enlarged\n")
+    return 0
