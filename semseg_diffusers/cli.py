@@ -12,7 +12,10 @@ import semseg_diffusers
 
 # name -> (module with add_arguments(parser) and run(args), one line of help), in the order of use
 COMMANDS = {
-    "prepare": ("semseg_diffusers.data.prepare", "turn a public data set or a folder of pairs into a prepared folder"),
+    "prepare": (
+        "semseg_diffusers.data.prepare_command",
+        "turn a public data set or pairs of one's own into a prepared folder",
+    ),
     "check": ("semseg_diffusers.data.check_command", "what is wrong with a source or a prepared data set"),
     "toy": ("semseg_diffusers.data.toy", "draw street scenes with exact masks, from a seed"),
     "stats": ("semseg_diffusers.data.statistics_command", "what the masks hold, and which classes will be weak"),
