@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SPLITS
-from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source, named_labels
+from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source
 
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "photo")  # looked for where none is named
@@ -132,7 +132,7 @@ def _columns(name: str, table, options: ReadOptions) -> tuple[str, str]:
 
 def _labels(name: str, labels: str | None) -> LabelSet:
     if labels is not None:
-        return named_labels(labels)
+        return LabelSet.from_name(labels)
     file = Path(name) / LABELS_FILE
     if file.is_file():
         return LabelSet.from_json(file)
