@@ -102,6 +102,16 @@ def test_what_was_enlarged_before_the_stop_is_counted_too(source, tmp_path, stop
     assert prepare_dataset(settings_of(source, tmp_path / "out", resolution=(64, 64))).enlarged == PAIRS
 
 
+def test_pixels_that_were_mapped_before_the_stop_are_counted_too(source, tmp_path, stop_after):
+    prepare_dataset(settings_of(source, tmp_path / "whole", map_to="camvid"))
+    stop_after(5, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(settings_of(source, tmp_path / "out", map_to="camvid"))
+    stop_after(None)
+    assert prepare_dataset(settings_of(source, tmp_path / "out", map_to="camvid")).resumed == 5
+    assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "whole")
+
+
 def test_a_run_that_was_stopped_before_its_first_pair_leaves_nothing(source, tmp_path, stop_after):
     stop_after(0, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
@@ -109,12 +119,13 @@ def test_a_run_that_was_stopped_before_its_first_pair_leaves_nothing(source, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("change", ["resolution", "fit", "seed", "a file", "a file more"])
+@pytest.mark.parametrize("change", ["resolution", "fit", "seed", "map_to", "a file", "a file more"])
 def test_other_settings_or_files_begin_anew(source, tmp_path, stop_after, change):
     stop_after(5, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(settings_of(source, tmp_path / "out"))
-    changes = {"resolution": {"resolution": (16, 16)}, "fit": {"fit": "pad"}, "seed": {"seed": 1}}.get(change, {})
+    changes = {"resolution": (16, 16), "fit": "pad", "seed": 1, "map_to": "camvid"}
+    changes = {change: changes[change]} if change in changes else {}
     if change == "a file":
         save(source / "masks/train/p05.png", ids_of(77))
     elif change == "a file more":

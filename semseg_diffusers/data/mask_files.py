@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.data.layout import LABELS_FILE, new_dataset
+from semseg_diffusers.data.layout import ABOVE_MASKS, LABELS_FILE, label_file_near, new_dataset
 
 
 MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")
-ABOVE = 3  # folders above a mask that are looked into for its label set: DIR/train/masks/a.png, DIR/labels.json
 
 
 def find_masks(masks: str | os.PathLike) -> list[Path]:
@@ -53,19 +52,13 @@ def labels_of_masks(masks: str | os.PathLike, labels: str | None = None) -> Labe
     Raises:
         ValueError: there is no such preset and file, or none lies near the masks.
     """
-    if labels in PRESET_NAMES:
-        return LabelSet.from_preset(labels)
     if labels is not None:
-        if not Path(labels).is_file():
-            raise ValueError(f"--labels '{labels}' is no file and none of the presets {', '.join(PRESET_NAMES)}.")
-        return LabelSet.from_json(labels)
-    start = Path(os.path.abspath(masks))
-    folders = [start, *start.parents][: ABOVE + 1]
-    found = next((folder / LABELS_FILE for folder in folders if (folder / LABELS_FILE).is_file()), None)
+        return LabelSet.from_name(labels)
+    found = label_file_near(masks if Path(masks).is_dir() else Path(masks).parent, masks)
     if found is None:
         raise ValueError(
-            f"the classes of '{masks}' are not known: no {LABELS_FILE} lies there or in the {ABOVE} folders above. "
-            f"Say which they are: --labels with one of {', '.join(PRESET_NAMES)}, or with a JSON file."
+            f"the classes of '{masks}' are not known: no {LABELS_FILE} lies there or in the {ABOVE_MASKS} folders "
+            f"above. Say which they are: --labels with one of {', '.join(PRESET_NAMES)}, or with a JSON file."
         )
     return LabelSet.from_json(found)
 

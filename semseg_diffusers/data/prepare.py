@@ -1,6 +1,7 @@
 """Makes a prepared data set: finds the pairs of a source, brings each to its size and writes it beside its place.
 
-Each pair is made by itself, in any process; what is made is noted, so that a run that was stopped goes on.
+Each pair is made by itself, in any process; what is made is noted, so that a run that was stopped goes on. Masks may
+come out in another label set than the source's, so that two data sets can be trained on together.
 """
 
 import functools
@@ -16,6 +17,7 @@ from tqdm.auto import tqdm
 
 from semseg_diffusers.data.archives import close_archives
 from semseg_diffusers.data.fitting import FITS, Placement, place_frame
+from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import (
     finish_dataset,
@@ -53,6 +55,7 @@ class PrepareSettings:
     resolution: tuple[int, int] | None = (128, 128)  # pixels, height and width; None keeps each picture as it is
     fit: str = "crop"  # one of fitting.FITS
     labels: str | None = None  # preset or JSON file, where the format does not bring its classes
+    map_to: str | None = None  # preset or JSON file: the label set that the masks come to; None: the source's own
     annotations: str | None = None  # of several forms of the masks, which to read
     image_column: str | None = None  # of a data set of `datasets`
     mask_column: str | None = None
@@ -88,8 +91,8 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
         `PrepareReport`
 
     Raises:
-        ValueError: a setting is out of range, the source does not have the format's layout, or files cannot be used
-            (the first five are named).
+        ValueError: a setting is out of range, the source does not have the format's layout, its classes have nothing
+            in common with those of `map_to`, or files cannot be used (the first five are named).
         OSError: the disk is full, say; nothing is left of the data set.
     """
     if not 0 <= settings.val_fraction < 1:
@@ -104,6 +107,7 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
             "none with native, which keeps the frame."
         )
     _keep_apart(settings)
+    target = None if settings.map_to is None else LabelSet.from_name(settings.map_to)
     try:
         source = read_source(
             settings.source,
@@ -118,17 +122,21 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
         source = replace(
             source, pairs=assign_validation(source.pairs, settings.val_fraction, settings.seed, settings.streaming)
         )
-        with resumable_dataset(settings.output, _recipe(settings, source), settings.overwrite) as staging:
-            rows, enlarged, resumed = _make_pairs(settings, source, staging, progress)
+        mapping = None if target is None else LabelMapping(source.labels, target)
+        with resumable_dataset(settings.output, _recipe(settings, source, mapping), settings.overwrite) as staging:
+            rows, enlarged, pixels, resumed = _make_pairs(settings, source, mapping, staging, progress)
+            notes = source.notes
+            if mapping is not None:
+                notes += (f"masks mapped to the label set {settings.map_to}: {mapping.describe(pixels)}",)
             report = PrepareReport(
                 {split: len(lines) for split, lines in rows.items()},
                 enlarged,
                 source.unmatched,
                 source.data_format,
-                source.notes,
+                notes,
                 resumed,
             )
-            finish_dataset(staging.folder, rows, source.labels, _record(settings, report))
+            finish_dataset(staging.folder, rows, target or source.labels, _record(settings, report, mapping))
     finally:
         close_archives()
     return report
@@ -150,7 +158,7 @@ def _shown(resolution: tuple[int, int] | None) -> str:
     return "native" if resolution is None else f"{resolution[0]}x{resolution[1]}"
 
 
-def _record(settings: PrepareSettings, report: PrepareReport) -> dict:
+def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapping | None) -> dict:
     """What `prepare.json` says of the settings; the number of workers changes nothing, so it is not in it."""
     return {
         "format": report.data_format,
@@ -158,6 +166,8 @@ def _record(settings: PrepareSettings, report: PrepareReport) -> dict:
         "resolution": "native" if settings.resolution is None else list(settings.resolution),
         "fit": settings.fit,
         "labels": settings.labels,
+        "map_to": settings.map_to,
+        "mapped_classes": None if mapping is None else [list(names) for names in mapping.names],
         "annotations": settings.annotations,
         "tolerance": settings.tolerance,
         "val_fraction": settings.val_fraction,
@@ -168,7 +178,7 @@ def _record(settings: PrepareSettings, report: PrepareReport) -> dict:
     }
 
 
-def _recipe(settings: PrepareSettings, source: Source) -> dict:
+def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | None) -> dict:
     """All that the prepared data set hangs on: a run that was stopped goes on only where this is the same."""
     kept = {
         name: value for name, value in asdict(settings).items() if name not in ("output", "overwrite", "num_workers")
@@ -178,6 +188,7 @@ def _recipe(settings: PrepareSettings, source: Source) -> dict:
         "source": [os.path.abspath(path) if os.path.exists(path) else path for path in _sources(settings)],
         "format": source.data_format,
         "labels": source.labels.to_config(),
+        "map_to": None if mapping is None else [mapping.ids, mapping.target.to_config()],
         "pairs": identity_of(source.pairs),
         "versions": [package_version(), PIL.__version__, np.__version__],
     }
@@ -187,9 +198,14 @@ def _recipe(settings: PrepareSettings, source: Source) -> dict:
 
 
 def _make_pairs(
-    settings: PrepareSettings, source: Source, staging: Staging, progress: bool
-) -> tuple[dict[str, list[dict]], int, int]:
-    """Make the pairs that are missing; returns the rows by split, how many were enlarged, how many were there."""
+    settings: PrepareSettings, source: Source, mapping: LabelMapping | None, staging: Staging, progress: bool
+) -> tuple[dict[str, list[dict]], int, int | np.ndarray, int]:
+    """Make the pairs that are missing.
+
+    Returns:
+        the rows by split, how many pairs were enlarged, the pixels of each class before the mapping (0 without one),
+        how many pairs were there.
+    """
     try:
         count = len(source.pairs)
     except TypeError:  # a stream
@@ -201,15 +217,23 @@ def _make_pairs(
         resolution=settings.resolution,
         fit=settings.fit,
         tolerance=settings.tolerance,
+        mapping=mapping,
     )
     rows: dict[str, list[dict]] = {}
     failures: list[str] = []
-    enlarged = resumed = 0
+    enlarged = pixels = resumed = 0
+
+    def add(facts: dict) -> None:
+        nonlocal enlarged, pixels
+        enlarged += facts["enlarged"]
+        if mapping is not None:
+            pixels = pixels + np.array(facts["pixels"])
+
     with tqdm(total=count, desc="preparing", unit="pair", disable=not progress) as bar:
 
         def missing() -> Iterator[Pair]:
             """The pairs to make; those that are there get their rows on the way."""
-            nonlocal enlarged, resumed
+            nonlocal resumed
             for pair in source.pairs:
                 lines = rows.setdefault(pair.split, [])
                 if not lines:
@@ -219,7 +243,7 @@ def _make_pairs(
                 if done is None:
                     yield pair
                 else:
-                    enlarged += done["enlarged"]
+                    add(done)
                     resumed += 1
                     bar.update()
 
@@ -231,8 +255,8 @@ def _make_pairs(
                     break
             else:
                 row = pair_row(pair.stem)
-                staging.note(pair.split, pair.stem, (row["image_file_name"], row["mask_file_name"]), enlarged=result)
-                enlarged += result
+                staging.note(pair.split, pair.stem, (row["image_file_name"], row["mask_file_name"]), **result)
+                add(result)
             bar.update()
     if failures:
         if len(failures) == NAMED or count is None:
@@ -242,13 +266,22 @@ def _make_pairs(
         raise ValueError(f"{named} cannot be used, and nothing was written:\n- " + "\n- ".join(failures))
     if not rows:
         raise ValueError(f"'{settings.source}' holds no pairs.")
-    return rows, enlarged, resumed
+    return rows, enlarged, pixels, resumed
 
 
 def make_pair(
-    pair: Pair, folder: Path, source: Source, resolution: tuple[int, int] | None, fit: str, tolerance: float
-) -> bool:
-    """Read a pair, bring it to the resolution and write it; true where it was smaller and had to be enlarged.
+    pair: Pair,
+    folder: Path,
+    source: Source,
+    resolution: tuple[int, int] | None,
+    fit: str,
+    tolerance: float,
+    mapping: LabelMapping | None = None,
+) -> dict:
+    """Read a pair, bring it to the resolution and, where there is a mapping, to another label set, and write it.
+
+    Returns:
+        `enlarged`, whether it was smaller than the resolution; with a mapping `pixels`, those of each class before it.
 
     Raises:
         ValueError: a file cannot be used.
@@ -263,19 +296,23 @@ def make_pair(
         return placement[0]
 
     photo = read_photo(pair.photo, choose)
-    unknown = source.labels.ignore_index
     rows, columns = placement[0].rows, placement[0].columns
     ids = read_ids(
         pair, source.labels, placement[0].frame, source.changed_ids, source.file_labels, tolerance, rows, columns
     )
+    facts = {"enlarged": resolution is not None and placement[0].scale < 1}
+    labels = source.labels
+    if mapping is not None:
+        facts["pixels"] = mapping.count(ids).tolist()
+        ids, labels = mapping.map(ids), mapping.target
     save_pair(
         folder / pair.split,
         pair.stem,
         placement[0].place_photo(photo),
-        placement[0].pad_ids(ids, unknown),
-        source.labels,
+        placement[0].pad_ids(ids, labels.ignore_index),
+        labels,
     )
-    return resolution is not None and placement[0].scale < 1
+    return facts
 
 
 def read_photo(place, choose: Callable[[int, int], Placement]) -> Image.Image:

@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"classes, where the format does not bring them: {', '.join(PRESET_NAMES)}, or a JSON file",
     )
     parser.add_argument(
+        "--map_to",
+        metavar="PRESET|FILE",
+        help="label set that the masks come to: classes are mapped by name, what has no counterpart becomes unknown "
+        "(default: the source's own)",
+    )
+    parser.add_argument(
         "--annotations", choices=ANNOTATIONS, help="of bdd100k, which form of the masks (default: the first there)"
     )
     parser.add_argument("--image_column", metavar="NAME", help="of datasets, the column of photos")
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         resolution=parse_resolution(args.resolution),
         fit=args.fit,
         labels=args.labels,
+        map_to=args.map_to,
         annotations=args.annotations,
         image_column=args.image_column,
         mask_column=args.mask_column,

@@ -109,10 +109,7 @@ def _table(statistics: MaskStatistics) -> str:
 def run(args: argparse.Namespace) -> None:
     if args.num_workers < 1:
         raise ValueError(f"--num_workers {args.num_workers}; wanted at least 1.")
-    labels = None
-    if args.labels is not None:
-        preset = args.labels in PRESET_NAMES
-        labels = LabelSet.from_preset(args.labels) if preset else LabelSet.from_json(args.labels)
+    labels = None if args.labels is None else LabelSet.from_name(args.labels)
     columns = {"image_column": args.image_column, "mask_column": args.mask_column}
     pairs: PairDataset = load_pairs(args.dataset, args.split, labels=labels, **columns)
     statistics = collect_statistics(

@@ -82,7 +82,7 @@ def train(settings: TrainingSettings) -> Path:
         columns = {
             "image_column": settings.image_column,
             "mask_column": settings.mask_column,
-            "labels": _label_set(settings.labels),
+            "labels": None if settings.labels is None else LabelSet.from_name(settings.labels),
         }
         pairs = load_pairs(settings.dataset, settings.train_split, **columns)
         preview_pairs = _preview_pairs(settings, pairs, columns)
@@ -295,12 +295,6 @@ def train(settings: TrainingSettings) -> Path:
             )
         accelerator.end_training()
     return run
-
-
-def _label_set(name: str | None) -> LabelSet | None:
-    if name is None:
-        return None
-    return LabelSet.from_json(name) if Path(name).suffix == ".json" else LabelSet.from_preset(name)
 
 
 def _sample_size(settings: TrainingSettings, pairs: PairDataset, preview_pairs: PairDataset) -> tuple[int, int]:

@@ -142,7 +142,7 @@ def read_file(place: AnyPath | Encoded) -> bytes:
 def labels_of(root: AnyPath, labels: str | None, files: tuple[str, ...]) -> LabelSet:
     """The label set that was asked for, else the one in the source."""
     if labels is not None:
-        return named_labels(labels)
+        return LabelSet.from_name(labels)
     found = next((root / name for name in files if (root / name).is_file()), None)
     if found is None:
         raise ValueError(
@@ -150,15 +150,6 @@ def labels_of(root: AnyPath, labels: str | None, files: tuple[str, ...]) -> Labe
             f"--labels with one of {', '.join(PRESET_NAMES)}, or with a JSON file."
         )
     return LabelSet.from_json(found)
-
-
-def named_labels(labels: str) -> LabelSet:
-    """A label set by the name of a preset, or from a JSON file."""
-    if labels in PRESET_NAMES:
-        return LabelSet.from_preset(labels)
-    if not Path(labels).is_file():
-        raise ValueError(f"--labels '{labels}' is no file and none of the presets {', '.join(PRESET_NAMES)}.")
-    return LabelSet.from_json(labels)
 
 
 # Folders -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SPLITS
 from semseg_diffusers.data.loading import find_on_hub
-from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source, named_labels
+from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source
 
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "photo")  # looked for where none is named
@@ -140,7 +140,7 @@ def _columns(name: str, table, options: ReadOptions) -> tuple[str, str]:
 
 def _labels(name: str, labels: str | None) -> tuple[LabelSet, str | None]:
     """The classes of the masks; and, of a data set on the Hub, the commit that they are of."""
-    given = None if labels is None else named_labels(labels)
+    given = None if labels is None else LabelSet.from_name(labels)
     if not Path(name).is_dir():
         return find_on_hub(name, given, None)
     file = Path(name) / LABELS_FILE
