@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.objects import find_objects
+from semseg_diffusers.data.statistics.objects import find_objects
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import pack_colors, palette_agrees, unpack_colors
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from tqdm.auto import tqdm
 
-from semseg_diffusers.data.class_figures import class_figures
 from semseg_diffusers.data.editing.enrich_report import (
     Reached,
     both_statistics,
@@ -34,9 +33,10 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, package_version
 from semseg_diffusers.data.loading import PairDataset, load_pairs
 from semseg_diffusers.data.mask_files import new_output
-from semseg_diffusers.data.pages import percent, write_page
+from semseg_diffusers.data.pages.frame import percent, write_page
 from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.data.statistics import collect_statistics
+from semseg_diffusers.data.statistics.class_figures import class_figures
+from semseg_diffusers.data.statistics.counts import collect_statistics
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
 
 

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from semseg_diffusers.data.charts import Bars, bar_table
-from semseg_diffusers.data.class_figures import ClassFigures, class_figures, heat_maps
-from semseg_diffusers.data.page_pictures import picture_cards
-from semseg_diffusers.data.pages import bullets, page, paragraph, section, settings_table, table
+from semseg_diffusers.data.pages.charts import Bars, bar_table
+from semseg_diffusers.data.pages.frame import bullets, page, paragraph, section, settings_table, table
+from semseg_diffusers.data.pages.pictures import picture_cards
 from semseg_diffusers.data.pictures import image_grid
-from semseg_diffusers.data.statistics import MaskStatistics
-from semseg_diffusers.data.statistics_picture import draw_statistics, heat_picture
+from semseg_diffusers.data.statistics.class_figures import ClassFigures, class_figures, heat_maps
+from semseg_diffusers.data.statistics.counts import MaskStatistics
+from semseg_diffusers.data.statistics.picture import draw_statistics, heat_picture
 
 
 EXAMPLES = 12  # pairs of masks on the page

@@ -13,7 +13,7 @@ import numpy as np
 from semseg_diffusers.data.editing.learning import StreetKnowledge
 from semseg_diffusers.data.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.data.editing.scene import Scene
-from semseg_diffusers.data.statistics import count_pixels
+from semseg_diffusers.data.statistics.counts import count_pixels
 
 
 ENOUGH_ADDED = "as many things were added as a mask may have"  # a reason beside those of `find_place`

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from semseg_diffusers.data.editing.street import Street
-from semseg_diffusers.data.objects import find_objects
+from semseg_diffusers.data.statistics.objects import find_objects
 
 
 @dataclass(frozen=True, eq=False)

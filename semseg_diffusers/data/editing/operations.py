@@ -8,7 +8,7 @@ import numpy as np
 
 from semseg_diffusers.data.editing.objects import MaskObject, objects_of
 from semseg_diffusers.data.editing.street import Street
-from semseg_diffusers.data.objects import find_objects
+from semseg_diffusers.data.statistics.objects import find_objects
 
 
 # Pixels of distance count this much when a gap is filled: what a thing hides goes on to its sides; the ground below it

@@ -5,7 +5,7 @@ import numpy as np
 from semseg_diffusers.data.editing.objects import MaskObject, objects_of
 from semseg_diffusers.data.editing.operations import pixels_in_frame
 from semseg_diffusers.data.editing.street import Street
-from semseg_diffusers.data.objects import find_objects
+from semseg_diffusers.data.statistics.objects import find_objects
 
 
 class Scene:
