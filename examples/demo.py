@@ -1,8 +1,8 @@
 """The whole way on a laptop, in minutes: toy scenes, a small network, images from masks it has never seen, a measure.
 
 Run `make demo`, or `python examples/demo.py`. Everything is written below `demo/`: the picture `demo/demo.png`
-(mask | generated | original, and one mask edited by hand), the table `demo/agreement.json`, the trained pipeline
-`demo/run`. It ends with exit code 1 where the images do not carry their masks.
+(mask | generated | original, and one mask edited by hand), the page `demo/evaluation/report.html`, the trained
+pipeline `demo/run`. It ends with exit code 1 where the images do not carry their masks.
 """
 
 import argparse
@@ -157,16 +157,26 @@ def main() -> int:
     generate_before_and_after(run, val, street, output)
 
     run_step(
-        "5. do the images carry their masks?",
-        *(*SEMSEG_DIFFUSERS, "agreement", "--dataset", str(scenes), "--generated", str(output / "generated")),
-        *("--output", str(output / "agreement.json"), "--segmenter_steps", str(args.segmenter_steps)),
-        *("--device", "cpu"),
+        "5. a judge: a small segmentation network that learns from the originals",
+        *(*SEMSEG_DIFFUSERS, "segmenter", "--dataset", str(scenes), "--output", str(output / "segmenter")),
+        *("--architecture", "segformer-mini", "--max_train_steps", str(args.segmenter_steps)),
+        *("--train_batch_size", "4", "--device", "cpu"),
+    )
+
+    run_step(
+        "6. do the images carry their masks?",
+        *(*SEMSEG_DIFFUSERS, "evaluate", "--dataset", str(scenes), "--generated", str(output / "generated")),
+        *("--segmenter", str(output / "segmenter"), "--features", str(output / "segmenter")),
+        *("--output", str(output / "evaluation"), "--device", "cpu"),
     )
 
     picture = draw_picture(val, street, output)
-    scores = json.loads((output / "agreement.json").read_text(encoding="utf-8"))["scores"]
+    scores = json.loads((output / "evaluation" / "results.json").read_text(encoding="utf-8"))["agreement"]
     won = scores["generated"]["mean_iou"] - scores["shuffled"]["mean_iou"]
-    print(f"\nAll of it took {time.perf_counter() - begin:.0f} s.\nThe picture: {picture}\nThe model:   {run}")
+    print(
+        f"\nAll of it took {time.perf_counter() - begin:.0f} s.\nThe picture: {picture}\nThe page:    "
+        f"{output / 'evaluation' / 'report.html'}\nThe model:   {run}"
+    )
     if won < args.margin:
         print(
             f"error: generated images agree with their masks by only {won:.3f} mean IoU more than with the masks of "

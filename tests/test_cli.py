@@ -69,7 +69,7 @@ def test_a_missing_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     for name in [name for name in sys.modules if name.startswith("semseg_diffusers.evaluation")]:
         monkeypatch.delitem(sys.modules, name)
-    assert cli.main(["agreement", "--dataset", "a", "--generated", "b", "--output", "c"]) == 2
+    assert cli.main(["evaluate", "--dataset", "a", "--generated", "b", "--output", "c"]) == 2
     assert "semseg-diffusers[eval]" in capsys.readouterr().err
 
 

@@ -63,6 +63,20 @@ def test_plain_load_dataset_gives_image_mask_stem_and_attributes(toy_folder, tmp
     assert (row["image"].mode, row["mask"].mode, row["image"].size) == ("RGB", "P", (48, 32))
 
 
+def test_a_mask_is_read_without_its_photo(changed_folder, load):
+    pairs = load(changed_folder)
+    expected = pairs[1]["mask"].numpy()
+    (changed_folder / "train" / "images" / "toy_0_0000001.png").write_bytes(b"")
+    assert np.array_equal(pairs.mask(1), expected)
+    assert np.array_equal(pairs.mask(-2), expected)
+
+
+def test_attributes_are_the_columns_of_text(toy_folder, load):
+    attributes = load(toy_folder).attributes
+    drawn = [draw_scene(number, (32, 48))[2] for number in range(3)]
+    assert attributes == {name: [scene[name] for scene in drawn] for name in ("weather", "scene", "timeofday")}
+
+
 def test_indices_count_from_both_ends_and_stop(toy_folder, load):
     pairs = load(toy_folder)
     assert pairs[-1]["stem"] == pairs[2]["stem"]

@@ -32,7 +32,7 @@ def test_the_demo_leaves_picture_and_table_and_fails_below_its_margin(tmp_path):
     assert result.returncode == 1, result.stderr
     assert "wanted 0.90. The network has not learned to follow masks" in result.stderr
     assert "do the images carry their masks?" in result.stdout
-    scores = json.loads((tmp_path / "demo" / "agreement.json").read_text())["scores"]
+    scores = json.loads((tmp_path / "demo" / "evaluation" / "results.json").read_text())["agreement"]
     assert scores["generated"]["num_images"] == scores["real"]["num_images"] == 6
     picture = Image.open(tmp_path / "demo" / "demo.png")
     assert picture.width > 3 * 192

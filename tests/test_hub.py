@@ -181,22 +181,28 @@ def generated(pipeline, saved_run, tmp_path_factory):
 
 @pytest.fixture
 def results_file(pipeline, tmp_path):
-    """What `agreement` writes, of images of this pipeline's weights."""
+    """What `evaluate` writes, of images of this pipeline's weights."""
     row = {"mean_iou": 0.25, "pixel_accuracy": 0.5, "iou": {"road": 0.25}, "absent": ["sky"], "num_images": 4}
     results = {
-        "settings": {"dataset": "/home/someone/toy16", "generated": "new", "output": "agreement.json", "split": "val",
-                     "seed": 0, "segmenter": None, "device": "cpu"},
+        "settings": {"dataset": "/home/someone/toy16", "generated": "new", "output": "evaluation", "split": "val",
+                     "segmenter": "/home/someone/judge", "segmenter_size": None, "features": ["/home/someone/judge"],
+                     "seed": 0},
         "commit": "4be1cdaeb204077e87d04438c0e4457972f7a3b9",
         "versions": {"semseg_diffusers": "0.1.0"},
-        "resolution": {"real": [16, 16], "generated": [16, 16]},
-        "num_masks": 2,
+        "resolution": [16, 16],
+        "data": {"num_masks": 2, "num_generated": 4},
+        "segmenter": {"name": "/home/someone/judge"},
         "generation": {"revision": weights_hash(pipeline.unet.state_dict()), "scheduler": "DDIMScheduler",
                        "guidance_scale": 3.0, "num_inference_steps": 2, "seed": 0, "dtype": "float32", "height": 16,
                        "width": 16},
-        "scores": {"real": {**row, "mean_iou": 0.5, "num_images": 2}, "generated": row,
-                   "shuffled": {**row, "mean_iou": 0.125}},
+        "agreement": {"real": {**row, "mean_iou": 0.5, "num_images": 2}, "generated": row,
+                      "shuffled": {**row, "mean_iou": 0.125}},
+        "fidelity": [{"features": {"name": "/home/someone/judge"}, "references": [
+            {"reference": "val", "num_reference": 2, "n": 2, "generated": {"fid": 4.5, "kid": 0.5, "kid_std": 0.25},
+             "floor": {"of": "train", "fid": 1.5, "kid": 0.125, "kid_std": 0.25}}]}],
     }  # fmt: skip
-    path = tmp_path / "agreement.json"
+    path = tmp_path / "toy16" / "results.json"
+    path.parent.mkdir()
     path.write_text(json.dumps(results))
     return path
 
@@ -295,14 +301,15 @@ def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, c
     client.command("push", "--model", run, "--repo_id", "alice/scored", "--results", results_file)
     repo = hub.model("alice/scored")
     card = card_of(repo)
-    assert "| generated, their masks | 0.250 | 0.500 | 4 |" in card
-    assert "| real photos, their masks (ceiling) | 0.500 | 0.500 | 2 |" in card
+    assert "| mean IoU | higher | 0.125 | 0.250 | 0.500 |" in card
+    assert "| FID to val (judge) | lower | 1.50 | 4.50 | – |" in card
     assert "Not in the masks, so not in the mean: sky." in card
     assert (
         "semseg-diffusers generate --model alice/scored --masks toy16/val/masks --output new --num_images_per_mask 2 "
         "--scheduler DDIMScheduler --num_inference_steps 2 --guidance_scale 3.0 --height 16 --width 16 "
         "--dtype float32 --seed 0\n"
-        "semseg-diffusers agreement --dataset toy16 --generated new --output agreement.json --split val --seed 0\n"
+        "semseg-diffusers evaluate --dataset toy16 --generated new --output evaluation --split val --segmenter judge "
+        "--features judge --seed 0\n"
     ) in card
     (entry,) = cards.metadata(card)["model-index"]
     (result,) = entry["results"]
@@ -310,10 +317,12 @@ def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, c
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {
         "mean_iou": 0.25,
         "pixel_accuracy": 0.5,
+        "fid": 4.5,
+        "kid": 0.5,
     }
-    assert json.loads(repo.files()["results/agreement.json"].data)["settings"]["dataset"] == "toy16"
+    assert json.loads(repo.files()["results/toy16.json"].data)["settings"]["dataset"] == "toy16"
     code = "from huggingface_hub import ModelCard\nvalue = len(ModelCard.load('alice/scored').data.eval_results)"
-    assert client.run(code).value == 2
+    assert client.run(code).value == 4
 
     client.command("push", "--model", run, "--repo_id", "alice/scored")
     assert card_of(repo) == card
@@ -336,10 +345,8 @@ def test_results_of_other_weights_or_no_results_are_refused(client, run, results
     results_file.write_text(json.dumps(results))
     push = ("push", "--model", run, "--repo_id", "alice/scored", "--results")
     assert re.search(r"of other weights \(sha256:0123456789abcdef\) than", client.refused(*push, results_file))
-    results_file.write_text('{"scores": {}, "settings": {}}')
-    assert "scores.real, scores.generated, scores.shuffled is missing" in client.refused(*push, results_file).replace(
-        "resolution, num_masks, ", ""
-    )
+    results_file.write_text('{"agreement": {}, "settings": {}}')
+    assert "agreement.shuffled, agreement.generated, agreement.real is missing" in client.refused(*push, results_file)
     assert "is not valid JSON" in client.refused(*push, run / "README.md")
     assert "No such file" in client.refused(*push, tmp_path / "none.json")
 

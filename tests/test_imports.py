@@ -24,7 +24,7 @@ ALLOWED = {
     "launch": {"launch"},
     "training": {"training", "launch", "hub", "data", "labels", "models", "pipelines"},
     "generation": {"generation", "launch", "hub", "data", "labels", "models", "pipelines"},
-    "evaluation": {"evaluation", "data", "labels", "models", "pipelines"},
+    "evaluation": {"evaluation", "generation", "launch", "hub", "data", "labels", "models", "pipelines"},
 }
 
 

@@ -97,6 +97,10 @@ def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, ag
         )
     if isinstance(err, RevisionNotFoundError):
         return f"'{repo_id}' has no branch, tag or commit '{revision}'. Its page on the Hub lists them."
+    if isinstance(err, LocalEntryNotFoundError):
+        return (
+            "it is not in the cache, and the Hub cannot be reached: there is no connection, or HF_HUB_OFFLINE is set."
+        )
     if isinstance(err, EntryNotFoundError):
         return f"'{repo_id}' does not hold what was looked for ({_first_line(err)})."
     if status == 401:

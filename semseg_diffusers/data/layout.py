@@ -52,8 +52,16 @@ def parse_resolution(text: str) -> tuple[int, int] | None:
     return height, width
 
 
-def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
-    """The absolute path of a data set to make.
+def check_output(
+    output: str | os.PathLike, overwrite: bool, marker: str = SETTINGS_FILE, kind: str = "prepared data set"
+) -> Path:
+    """The absolute path of a folder to make.
+
+    Args:
+        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
+        overwrite (`bool`): replace one of the same kind that stands there, and only such a one.
+        marker (`str`, defaults to `SETTINGS_FILE`): a file that every folder of this kind holds.
+        kind (`str`, defaults to "prepared data set"): what messages call it.
 
     Raises:
         ValueError: something stands there that may not be replaced.
@@ -64,10 +72,10 @@ def check_output(output: str | os.PathLike, overwrite: bool) -> Path:
     if output.is_dir() and any(output.iterdir()):
         if not overwrite:
             raise ValueError(f"--output '{output}' is not empty. Name another folder, or replace it with --overwrite.")
-        if not (output / SETTINGS_FILE).is_file():
+        if not (output / marker).is_file():
             raise ValueError(
-                f"--output '{output}' holds no {SETTINGS_FILE}, so it is no prepared data set and --overwrite leaves "
-                "it alone. Name another folder."
+                f"--output '{output}' holds no {marker}, so it is no {kind} and --overwrite leaves it alone. Name "
+                "another folder."
             )
     return output
 
@@ -83,7 +91,24 @@ def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[
     Raises:
         ValueError: `output` holds something.
     """
-    output = check_output(output, overwrite)
+    with new_folder(output, SETTINGS_FILE, "prepared data set", overwrite) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
+
+    Args:
+        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
+        marker (`str`): a file that every folder of this kind holds.
+        kind (`str`): what messages call it.
+        overwrite (`bool`, defaults to `False`): replace one of the same kind that stands there, and only such a one.
+
+    Raises:
+        ValueError: `output` holds something.
+    """
+    output = check_output(output, overwrite, marker, kind)
     output.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{output.name}.tmp-{socket.gethostname()}-"
     _remove_leftovers(output.parent, prefix)

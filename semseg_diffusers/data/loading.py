@@ -21,6 +21,10 @@ from semseg_diffusers.data.pictures import decode_picture
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 
 
+class MissingSplitError(ValueError):
+    """The data set has no split of that name."""
+
+
 class PairDataset(torch.utils.data.Dataset):
     """Photos and masks of one split, read when asked for.
 
@@ -34,6 +38,7 @@ class PairDataset(torch.utils.data.Dataset):
     def __init__(self, table, labels: LabelSet, image_column: str, mask_column: str, name: str):
         self.labels = labels
         self._table, self._columns, self._name = table, (image_column, mask_column), name
+        self._masks = table.select_columns([mask_column])
         self._decoded: DecodedPairs | None = None
         if "stem" in table.column_names:
             self.stems = [str(stem) for stem in table["stem"]]
@@ -62,14 +67,9 @@ class PairDataset(torch.utils.data.Dataset):
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode a pair: photo (3, H, W) and ids (H, W), uint8."""
         row, stem = self._table[index], self.stems[index]
-        pictures = {}
-        for column, what in zip(self._columns, ("photo", "mask"), strict=True):
-            if row[column] is None:
-                raise ValueError(f"pair '{stem}' of {self._name} has no {what} in column '{column}'.")
-            source = row[column]["path"] or f"{stem} of {self._name}"
-            pictures[what] = _decode(row[column], what, source)
-        photo = np.asarray(ImageOps.exif_transpose(pictures["photo"]).convert("RGB"))  # (H, W, 3)
-        ids = self.labels.encode(pictures["mask"], source=source)  # (H, W)
+        photo, _ = self._picture(row, index, "photo")
+        photo = np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))  # (H, W, 3)
+        ids = self._ids(row, index)  # (H, W)
         if photo.shape[:2] != ids.shape:
             raise ValueError(
                 f"pair '{stem}' of {self._name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
@@ -92,6 +92,32 @@ class PairDataset(torch.utils.data.Dataset):
     def __getstate__(self) -> dict:
         """What another process gets that is not forked: it decodes for itself."""
         return {**self.__dict__, "_decoded": None}
+
+    def mask(self, index: int) -> np.ndarray:
+        """The class ids of one mask, (H, W) uint8; its photo is not read.
+
+        Raises:
+            ValueError: the mask cannot be read, or does not fit the label set.
+        """
+        index = range(len(self))[index]
+        return self._ids(self._masks[index], index)
+
+    @functools.cached_property
+    def attributes(self) -> dict[str, list[str | None]]:
+        """The columns of text beside photo, mask and stem, such as weather: by name, one value a pair."""
+        return {name: list(self._table[name]) for name in _text_columns(self._table)}
+
+    def _ids(self, row: dict, index: int) -> np.ndarray:
+        mask, source = self._picture(row, index, "mask")
+        return self.labels.encode(mask, source=source)
+
+    def _picture(self, row: dict, index: int, what: str) -> tuple[Image.Image, str]:
+        """Photo or mask of a row, and the name that messages give it."""
+        column = self._columns[("photo", "mask").index(what)]
+        if row[column] is None:
+            raise ValueError(f"pair '{self.stems[index]}' of {self._name} has no {what} in column '{column}'.")
+        source = row[column]["path"] or f"{self.stems[index]} of {self._name}"
+        return _decode(row[column], what, source), source
 
     @functools.cached_property
     def sizes(self) -> list[tuple[int, int]]:
@@ -140,6 +166,12 @@ class PairDataset(torch.utils.data.Dataset):
                 f"--random_crop wants photos of {height} x {width} or more (height x width), and of {self._name} "
                 f"{found}. Prepare them larger: --resolution HxW or native."
             )
+
+
+def _text_columns(table) -> list[str]:
+    """The columns of a table that hold text, the stem aside."""
+    of_text = [name for name, feature in table.features.items() if getattr(feature, "dtype", None) == "string"]
+    return [name for name in of_text if name != "stem"]
 
 
 def _decode(entry: dict, what: str, source: str) -> Image.Image:
@@ -194,7 +226,7 @@ def load_pairs(
         )
     key = split if split in tables else next((s for s in tables if SPLITS.get(s, s) == SPLITS.get(split, split)), None)
     if key is None:
-        raise ValueError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
+        raise MissingSplitError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
     table = tables[key]
     for column in (image_column, mask_column):
         if column not in table.column_names:
@@ -205,8 +237,8 @@ def load_pairs(
         if not isinstance(table.features[column], datasets.Image):
             raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; wanted pictures.")
         table = table.cast_column(column, datasets.Image(decode=False))
-    kept = [column for column in table.column_names if column in (image_column, mask_column, "stem")]
-    return PairDataset(table.select_columns(kept), labels, image_column, mask_column, f"'{name}' ({key})")
+    kept = {image_column, mask_column, *_text_columns(table)} | ({"stem"} & set(table.column_names))
+    return PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
 
 
 def _read_labels(folder: str) -> LabelSet:

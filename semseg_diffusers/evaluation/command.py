@@ -1,205 +1,151 @@
-"""How well generated images carry their masks, as a small segmentation network reads them.
+"""Evaluate a model, or a folder of generated images, against the real photos of a data set.
 
-The network is trained on the real photos of the data set (or loaded), then reads three sets: the real photos of a
-split (the ceiling), the generated images, and the generated images against the masks of others (the floor). Agreement
-alone does not measure how good pictures look.
+Agreement with the masks lies between a ceiling (real photos) and a floor (masks of others); fidelity stands beside its
+own floor; samples of one mask are compared, and training photos searched for copies. results.json holds all numbers,
+report.html shows them with pictures. The same command goes on where an interrupted one ended.
+
+Several processes, GPUs or machines share the work:
+  accelerate launch [--config_file FILE] -m semseg_diffusers.evaluation --dataset ... (the options below)
 """
 
 import argparse
-import dataclasses
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import torch
-import torchmetrics
-import transformers
-from tqdm.auto import tqdm
+from diffusers.utils import logging as diffusers_logging
 
-from semseg_diffusers.data.layout import package_version
-from semseg_diffusers.data.loading import PairDataset, load_pairs
-from semseg_diffusers.evaluation.metrics import SegmentationScores
-from semseg_diffusers.evaluation.segmentation import (
-    agreement,
-    balanced_class_weights,
-    load_segmenter,
-    train_segmenter,
-)
+from semseg_diffusers.data.layout import parse_resolution
+from semseg_diffusers.evaluation.evaluation import evaluate
+from semseg_diffusers.evaluation.inputs import PAGE_FILE
+from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.generation.command import add_sampling_arguments, sampling_settings
+from semseg_diffusers.generation.plan import DTYPES
+from semseg_diffusers.generation.processes import OtherProcessError, Processes, ended_by_signals, join_processes
+from semseg_diffusers.hub.card_results import results_table
+
+
+DEFAULTS = EvaluationSettings.__dataclass_fields__
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `semseg-diffusers agreement`."""
+    """Add the options of `semseg-diffusers evaluate`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", help="run folder or Hub repo id: images are generated from the split's masks")
+    what.add_argument(
+        "--generated",
+        metavar="DIR",
+        help="folder that `generate` wrote, or pictures named after the split's masks: STEM.png, STEM_NUMBER.png",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub")
     parser.add_argument("--dataset", required=True, help="prepared folder or Hub data set id: the real photos")
-    parser.add_argument("--generated", required=True, help="folder that `semseg-diffusers generate` wrote")
-    parser.add_argument("--output", required=True, metavar="FILE.json", help="where the results go")
-    parser.add_argument("--split", default="val", help="real photos to score (default %(default)s)")
-    parser.add_argument("--segmenter", help="folder that --save_segmenter wrote (default: train one)")
-    parser.add_argument("--save_segmenter", help="folder to keep the trained segmenter in")
-    parser.add_argument("--segmenter_steps", type=int, default=800, help="training steps (default %(default)s)")
-    parser.add_argument("--segmenter_batch_size", type=int, default=4, help="default %(default)s")
-    parser.add_argument("--segmenter_learning_rate", type=float, default=3e-3, help="default %(default)s")
-    parser.add_argument("--batch_size", type=int, default=16, help="images read at a time (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of segmenter and shuffle (default %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: GPU if any")
+    parser.add_argument("--split", default=DEFAULTS["split"].default, help="masks and photos (default %(default)s)")
+    parser.add_argument(
+        "--train_split",
+        default=DEFAULTS["train_split"].default,
+        help="photos that the model may have seen (default %(default)s)",
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make, or to continue")
+    parser.add_argument(
+        "--segmenter",
+        default=DEFAULTS["segmenter"].default,
+        help="network that reads the images: folder of `semseg-diffusers segmenter`, or Hub id (default %(default)s)",
+    )
+    parser.add_argument("--segmenter_revision", help="branch, tag or commit of a segmenter on the Hub")
+    parser.add_argument("--segmenter_size", metavar="HxW", help="size it reads images at (default: its own)")
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        default=list(EvaluationSettings.__dataclass_fields__["features"].default),
+        help="networks that fidelity is measured with: folder or Hub id of an image network, inception, a TorchScript "
+        "file, or none (default %(default)s)",
+    )
+    parser.add_argument("--num_masks", type=int, help="of the split, at even distances (default: all)")
+    parser.add_argument(
+        "--num_images_per_mask",
+        type=int,
+        default=DEFAULTS["num_images_per_mask"].default,
+        help="two and more show diversity (default %(default)s)",
+    )
+    add_sampling_arguments(parser)
+    parser.add_argument("--kid_subsets", type=int, default=DEFAULTS["kid_subsets"].default, help="default %(default)s")
+    parser.add_argument("--kid_subset_size", type=int, help="images (default: half of the smaller set, at most 1000)")
+    parser.add_argument(
+        "--batch_size",
+        type=int,
+        default=DEFAULTS["batch_size"].default,
+        help="images a forward in a process (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of images, shuffle and subsets (default %(default)s)")
+    parser.add_argument("--device", help="default: GPU if any; of several processes each takes one of its own")
+    parser.add_argument("--dtype", choices=list(DTYPES), default=DEFAULTS["dtype"].default, help="default %(default)s")
 
 
-def derangement(count: int, seed: int) -> list[int]:
-    """Return a seeded order in which nothing stays at its place.
+def settings_from(args: argparse.Namespace) -> EvaluationSettings:
+    """Read the options.
 
     Raises:
-        ValueError: for fewer than two things.
-
-    Example:
-        >>> order = derangement(5, seed=0)
-        >>> sorted(order), any(place == index for index, place in enumerate(order))
-        ([0, 1, 2, 3, 4], False)
+        ValueError: options that do not go together.
     """
-    if count < 2:
-        raise ValueError(f"masks can be shuffled from two on; got {count}. Generate from more masks.")
-    cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-    successor = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))  # one cycle through all
-    return [successor[index] for index in range(count)]
+    if "none" in args.features and len(args.features) > 1:
+        raise ValueError(f"--features: none stands alone; got {' '.join(args.features)}.")
+    return EvaluationSettings(
+        dataset=args.dataset,
+        output=args.output,
+        model=args.model,
+        revision=args.revision,
+        generated=args.generated,
+        split=args.split,
+        train_split=args.train_split,
+        segmenter=args.segmenter,
+        segmenter_revision=args.segmenter_revision,
+        segmenter_size=parse_resolution(args.segmenter_size) if args.segmenter_size else None,
+        features=() if args.features == ["none"] else tuple(args.features),
+        num_masks=args.num_masks,
+        num_images_per_mask=args.num_images_per_mask,
+        sampling=sampling_settings(args),
+        scheduler=args.scheduler,
+        kid_subsets=args.kid_subsets,
+        kid_subset_size=args.kid_subset_size,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+    )
 
 
-def shuffled_indices(stems: list[str], seed: int) -> list[int]:
-    """For each image return the index of an image of another mask.
-
-    Images of one mask share a stem and get the same other mask, so a stem is never scored against its own.
-    """
-    first = {stem: index for index, stem in reversed(list(enumerate(stems)))}
-    unique = sorted(first)
-    other = {unique[index]: unique[place] for index, place in enumerate(derangement(len(unique), seed))}
-    return [first[other[stem]] for stem in stems]
-
-
-def score_generated(
-    segmenter: torch.nn.Module, real: PairDataset, generated: PairDataset, seed: int, batch_size: int = 16
-) -> dict[str, SegmentationScores]:
-    """Score real photos, generated images, and generated images against the masks of others.
-
-    Args:
-        segmenter: network trained on real photos of the same classes.
-        real: photos it has not seen; narrowed to the masks that were generated from, where all of them are in it, so
-            that the three rows speak of the same scenes.
-        generated: images with the masks they were made from.
-        seed: of the shuffle.
-        batch_size: images a forward.
-
-    Returns:
-        scores by "real", "generated", "shuffled".
-    """
-    stems = set(generated.stems)
-    chosen = [index for index, stem in enumerate(real.stems) if stem in stems]
-    if {real.stems[index] for index in chosen} != stems:
-        chosen = list(range(len(real)))
-    others = shuffled_indices(list(generated.stems), seed)
-
-    def score(pairs: PairDataset, indices: list[int], mask_indices: list[int]) -> SegmentationScores:
-        images = (pairs[index]["image"] for index in indices)
-        masks = (pairs[index]["mask"] for index in mask_indices)
-        return agreement(segmenter, images, masks, pairs.labels, batch_size)
-
-    everything = list(range(len(generated)))
-    return {
-        "real": score(real, chosen, chosen),
-        "generated": score(generated, everything, everything),
-        "shuffled": score(generated, everything, others),
-    }
+def run(args: argparse.Namespace) -> int:
+    """Evaluate, together with the other processes of the launch where there are any, and print the table."""
+    settings = settings_from(args)
+    with ended_by_signals():
+        try:
+            processes, device = join_processes(args.device)
+            return _evaluate(settings, processes, device)
+        except OtherProcessError:
+            return 2  # it, or the launcher, says why
 
 
-def format_table(scores: dict[str, SegmentationScores]) -> str:
-    """Return the scores as a Markdown table."""
-    titles = {
-        "real": "real photos, their masks (ceiling)",
-        "generated": "generated, their masks",
-        "shuffled": "generated, masks of others (floor)",
-    }
-    lines = ["| images, scored against | mean IoU | pixel accuracy | images |", "|---|---|---|---|"]
-    lines += [
-        f"| {titles[name]} | {row.mean_iou:.3f} | {row.pixel_accuracy:.3f} | {row.num_images} |"
-        for name, row in scores.items()
-    ]
-    return "\n".join(lines)
+def _evaluate(settings: EvaluationSettings, processes: Processes, device: torch.device) -> int:
+    if processes.count > 1 and processes.is_main:
+        sys.stderr.write(f"{processes.count} processes, this one on {device}\n")
+    if not processes.is_main:
+        diffusers_logging.disable_progress_bar()
+    results = evaluate(settings, device=device, processes=processes, show_progress=True)
+    if results is not None:
+        notes = "".join(f"{note}\n" for note in results["notes"])
+        sys.stdout.write(f"{results_table(results)}\n{notes}results and page: {settings.output}/{PAGE_FILE}\n")
+    return 0
 
 
-def code_commit() -> str | None:
-    """Return the git commit of this code, where it runs from a checkout."""
-    folder = Path(__file__).parent
+def main() -> None:
+    """Entry point of a process that `accelerate launch` starts."""
+    parser = argparse.ArgumentParser(
+        prog="python -m semseg_diffusers.evaluation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments(parser)
+    args = parser.parse_args()
     try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
-        return None
-    return found.stdout.strip()
-
-
-def write_results(path: Path, results: dict[str, Any]) -> None:
-    """Write JSON beside and rename, so that no half-written file stays."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def run(args: argparse.Namespace) -> None:
-    """Train or load the segmenter, score, print the table, write the results."""
-    real = load_pairs(args.dataset, args.split)
-    generated = load_pairs(args.generated)
-    if generated.labels != real.labels:
-        raise ValueError(
-            f"'{args.generated}' and '{args.dataset}' have other label sets ({', '.join(generated.labels.names)} / "
-            f"{', '.join(real.labels.names)}): score images against the data set their model was trained on"
-        )
-    shuffled_indices(list(generated.stems), args.seed)  # fewer than two masks: say so before training
-    if args.segmenter:
-        segmenter = load_segmenter(args.segmenter, real.labels).to(args.device)
-    else:
-        train = load_pairs(args.dataset, "train")
-        with tqdm(total=args.segmenter_steps, desc="training the segmenter", unit="step") as bar:
-
-            def show(step: int, loss: float) -> None:
-                bar.set_postfix(loss=f"{loss:.3f}")
-                bar.update(step - bar.n)
-
-            segmenter = train_segmenter(
-                train,
-                num_steps=args.segmenter_steps,
-                batch_size=args.segmenter_batch_size,
-                learning_rate=args.segmenter_learning_rate,
-                seed=args.seed,
-                device=args.device,
-                class_weights=balanced_class_weights(train),
-                on_step=show,
-            )
-        if args.save_segmenter:
-            segmenter.save_pretrained(args.save_segmenter)
-    scores = score_generated(segmenter, real, generated, args.seed, args.batch_size)
-    generation_file = Path(args.generated) / "generation.json"
-    results = {
-        "settings": {key: value for key, value in sorted(vars(args).items())},
-        "seed": args.seed,
-        "commit": code_commit(),
-        "versions": {
-            "semseg_diffusers": package_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "torchmetrics": torchmetrics.__version__,
-        },
-        "resolution": {"real": list(real.resolution), "generated": list(generated.resolution)},
-        "num_masks": len(set(generated.stems)),
-        "generation": json.loads(generation_file.read_text(encoding="utf-8")) if generation_file.is_file() else None,
-        "scores": {name: dataclasses.asdict(row) for name, row in scores.items()},
-    }
-    write_results(Path(args.output), results)
-    sys.stdout.write(f"{format_table(scores)}\n")
-    absent = scores["generated"].absent
-    if absent:
-        sys.stdout.write(f"not in the masks, so not in the mean: {', '.join(absent)}\n")
-    sys.stdout.write(f"results: {args.output}\n")
+        status = run(args)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        status = 2
+    sys.exit(status)

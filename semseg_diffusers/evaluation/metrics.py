@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torchmetrics.classification import MulticlassConfusionMatrix
+from torchmetrics import classification
 
 
 @dataclass(frozen=True)
@@ -20,15 +20,74 @@ class SegmentationScores:
     num_pixels: int  # labelled ones
 
 
-def new_confusion_matrix(num_classes: int, ignore_index: int = 255) -> MulticlassConfusionMatrix:
-    """Return torchmetrics' matrix: rows ground truth, columns predictions; fed by `update_confusion_matrix`."""
-    return MulticlassConfusionMatrix(num_classes, ignore_index=ignore_index, validate_args=False)
+def new_confusion_matrix(num_classes: int, ignore_index: int = 255) -> classification.MulticlassConfusionMatrix:
+    """Return torchmetrics' matrix, (num_classes + 1, num_classes + 1): rows ground truth, columns predictions.
+
+    The last column counts predictions of `ignore_index` on labelled pixels, which are wrong like any other; the last
+    row stays empty. Fed by `update_confusion_matrix`.
+    """
+    # sync_on_compute: one process counts; torchmetrics would wait for the others of the launch
+    return classification.MulticlassConfusionMatrix(
+        num_classes + 1, ignore_index=ignore_index, validate_args=False, sync_on_compute=False
+    )
 
 
-def update_confusion_matrix(matrix: MulticlassConfusionMatrix, predictions: torch.Tensor, masks: torch.Tensor) -> None:
+def update_confusion_matrix(
+    matrix: classification.MulticlassConfusionMatrix, predictions: torch.Tensor, masks: torch.Tensor
+) -> None:
     """Count predicted ids (B, H, W) against masks (B, H, W) of any integer dtype."""
     # 64 bits: torchmetrics forms target * num_classes + prediction, which wraps around in uint8.
-    matrix.update(predictions.long().to(matrix.device), masks.long().to(matrix.device))
+    predictions = predictions.long().to(matrix.device)
+    predictions = torch.where(predictions == matrix.ignore_index, matrix.num_classes - 1, predictions)
+    matrix.update(predictions, masks.long().to(matrix.device))
+
+
+def without_classes(
+    masks: torch.Tensor, class_names: Sequence[str], not_judged: Sequence[str], ignore_index: int = 255
+) -> torch.Tensor:
+    """Return masks in which the pixels of some classes are unknown, so that these classes are not scored.
+
+    Args:
+        masks: integer ids of any shape; left as they are.
+        class_names: one per class.
+        not_judged: names of the classes to leave out.
+        ignore_index: the id of unknown pixels.
+
+    Raises:
+        ValueError: a name is no class.
+
+    Example:
+        >>> without_classes(torch.tensor([0, 1, 2]), ["sky", "road", "car"], ["road"])
+        tensor([  0, 255,   2])
+    """
+    unknown = [name for name in not_judged if name not in class_names]
+    if unknown:
+        raise ValueError(f"no class is called {', '.join(unknown)}; there are {', '.join(class_names)}.")
+    ids = torch.tensor([list(class_names).index(name) for name in not_judged], dtype=masks.dtype, device=masks.device)
+    return masks.masked_fill(torch.isin(masks, ids), ignore_index)
+
+
+def image_scores(
+    predictions: torch.Tensor, masks: torch.Tensor, class_names: Sequence[str], ignore_index: int = 255
+) -> list[SegmentationScores | None]:
+    """Score each image by itself: mean IoU over the classes that its own mask holds.
+
+    Args:
+        predictions: (B, H, W) ids; `ignore_index` is a wrong answer.
+        masks: (B, H, W) ids of any integer dtype.
+        class_names: one per class.
+        ignore_index: the id of unknown pixels.
+
+    Returns:
+        one entry an image; None where its mask holds unknown pixels only.
+    """
+    results = []
+    for prediction, mask in zip(predictions, masks, strict=True):
+        matrix = new_confusion_matrix(len(class_names), ignore_index).to(mask.device)
+        update_confusion_matrix(matrix, prediction, mask)
+        labelled = bool((mask != ignore_index).any())
+        results.append(scores_from_confusion_matrix(matrix.compute(), class_names, 1) if labelled else None)
+    return results
 
 
 def scores_from_confusion_matrix(
@@ -37,7 +96,8 @@ def scores_from_confusion_matrix(
     """Turn counts into scores.
 
     Args:
-        counts: (num_classes, num_classes) integers, rows ground truth, columns predictions.
+        counts: (num_classes, num_classes) integers, rows ground truth, columns predictions; or one row and column
+            more, as `new_confusion_matrix` counts, for predictions of no class.
         class_names: one per class.
         num_images: how many images were counted, kept beside the scores.
 
@@ -50,7 +110,10 @@ def scores_from_confusion_matrix(
         (0.875, {'a': 0.75, 'b': 0.8}, ('c',))
     """
     counts = counts.to(torch.float64)
-    correct, truth, predicted = counts.diag(), counts.sum(1), counts.sum(0)  # (num_classes,) each
+    num_classes = len(class_names)
+    correct, truth, predicted = (
+        values[:num_classes] for values in (counts.diag(), counts.sum(1), counts.sum(0))
+    )  # (num_classes,) each
     if truth.sum() == 0:
         raise ValueError("the masks hold no labelled pixel, only unknown ones: there is nothing to score")
     iou = correct / (truth + predicted - correct)

@@ -15,23 +15,13 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from semseg_diffusers.generation.dataset import generate_dataset
-from semseg_diffusers.generation.plan import GenerationSettings, new_scheduler
+from semseg_diffusers.generation.plan import DTYPES, GenerationSettings, load_model
 from semseg_diffusers.generation.processes import OtherProcessError, Processes, ended_by_signals, join_processes
-from semseg_diffusers.hub.push import load_pipeline
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `semseg-diffusers generate`."""
+def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how an image is sampled, for every command that generates."""
     defaults = GenerationSettings()
-    parser.add_argument("--model", required=True, help="folder of a training run, or a Hub repo id")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub repo")
-    parser.add_argument("--masks", required=True, help="folder of masks (with its sub-folders), or one mask file")
-    parser.add_argument("--output", required=True, help="folder to make, or to continue")
-    parser.add_argument("--num_images_per_mask", type=int, default=1, help="default 1")
     parser.add_argument(
         "--num_inference_steps",
         type=int,
@@ -54,10 +44,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_stop", type=float, default=defaults.guidance_stop, help="share of the steps to end guidance at"
     )
     parser.add_argument("--scheduler", help="class name of a diffusers scheduler (default: the model's)")
+
+
+def sampling_settings(args: argparse.Namespace, **more: int | None) -> GenerationSettings:
+    """Read what `add_sampling_arguments` added, and `--seed`; `more` are other fields of the settings."""
+    return GenerationSettings(
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale,
+        guidance_start=args.guidance_start,
+        guidance_stop=args.guidance_stop,
+        seed=args.seed,
+        **more,
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `semseg-diffusers generate`."""
+    parser.add_argument("--model", required=True, help="folder of a training run, or a Hub repo id")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub repo")
+    parser.add_argument("--masks", required=True, help="folder of masks (with its sub-folders), or one mask file")
+    parser.add_argument("--output", required=True, help="folder to make, or to continue")
+    parser.add_argument("--num_images_per_mask", type=int, default=1, help="default 1")
+    add_sampling_arguments(parser)
     parser.add_argument(
         "--batch_size", type=int, default=8, help="images at a time in a process (default %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=defaults.seed, help="default %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
     parser.add_argument("--device", help="default: GPU if any; of several processes each takes one of its own")
     parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="default %(default)s")
     parser.add_argument("--height", type=int, help="pixels (default: the model's)")
@@ -89,23 +101,9 @@ def _generate(args: argparse.Namespace, processes: Processes, device: torch.devi
     if not processes.is_main:
         diffusers_logging.disable_progress_bar()
 
-    def load() -> MaskGuidedDDPMPipeline:
-        pipeline = load_pipeline(args.model, revision=args.revision, dtype=DTYPES[args.dtype]).to(device)
-        if args.scheduler:
-            pipeline.scheduler = new_scheduler(args.scheduler, pipeline.scheduler.config)
-        return pipeline
-
-    settings = GenerationSettings(
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        guidance_start=args.guidance_start,
-        guidance_stop=args.guidance_stop,
-        height=args.height,
-        width=args.width,
-        seed=args.seed,
-    )
+    settings = sampling_settings(args, height=args.height, width=args.width)
     report = generate_dataset(
-        processes.agree(load),
+        processes.agree(lambda: load_model(args.model, args.revision, args.scheduler, DTYPES[args.dtype], device)),
         args.masks,
         args.output,
         settings,

@@ -14,9 +14,13 @@ import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.jobs import find_masks
+from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.hub.folders import weights_hash
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import resize_ids
+from semseg_diffusers.hub.push import load_pipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, resize_ids
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,31 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
             f"no scheduler of diffusers {diffusers.__version__} is called {name!r}; known: {', '.join(known)}"
         )
     return scheduler_class.from_config(config)
+
+
+def load_model(
+    name: str,
+    revision: str | None = None,
+    scheduler: str | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> MaskGuidedDDPMPipeline:
+    """Load a pipeline to generate with.
+
+    Args:
+        name: folder of a training run, or Hub repo id.
+        revision: branch, tag or commit of a Hub repo.
+        scheduler: class name of a diffusers scheduler that takes the place of the saved one.
+        dtype: of weights and images in the making.
+        device: where to.
+
+    Raises:
+        ValueError, OSError: no such pipeline or scheduler; the message says what to do.
+    """
+    pipeline = load_pipeline(name, revision=revision, dtype=dtype).to(device)
+    if scheduler:
+        pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
+    return pipeline
 
 
 def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:

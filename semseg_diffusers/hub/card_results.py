@@ -1,4 +1,4 @@
-"""Results on a model card: what `semseg-diffusers agreement` wrote, as text with the commands that give it again,
+"""Results on a model card: what `semseg-diffusers evaluate` wrote, as text with the command that gives it again,
 and as the Hub's `model-index` metadata."""
 
 import json
@@ -10,18 +10,24 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from semseg_diffusers.data.pages import NOTHING, number
 from semseg_diffusers.hub.cards import without_machine_paths
 
 
-ROWS = {
-    "real": "real photos, their masks (ceiling)",
-    "generated": "generated, their masks",
-    "shuffled": "generated, masks of others (floor)",
+ROWS = ("shuffled", "generated", "real")  # floor, value, ceiling
+# Parts of `results.json` that a card reads, and what must be in them.
+WANTED = {
+    "settings": ("dataset", "split", "segmenter"),
+    "agreement": ROWS,
+    "fidelity": (),
+    "resolution": (),
+    "data": ("num_masks",),
+    "segmenter": ("name",),
 }
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what `semseg-diffusers agreement` wrote.
+    """Read what `semseg-diffusers evaluate` wrote.
 
     Raises:
         FileNotFoundError: no such file.
@@ -31,54 +37,76 @@ def read_results(path: Path) -> dict[str, Any]:
         results = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as err:
         raise ValueError(f"--results '{path}' is not valid JSON: {err}.") from err
-    wanted = {"settings": None, "scores": ROWS, "resolution": ("generated",), "num_masks": None}
-    missing = [key for key in wanted if not isinstance(results, dict) or key not in results]
+    missing = [key for key in WANTED if not isinstance(results, dict) or key not in results]
     missing += [
         f"{key}.{name}"
-        for key in wanted
+        for key, names in WANTED.items()
         if key not in missing
-        for name in wanted[key] or ()
+        for name in names
         if name not in results[key]
     ]
     if missing:
         raise ValueError(
-            f"--results '{path}' is no result of `semseg-diffusers agreement`: {', '.join(missing)} is missing."
+            f"--results '{path}' is no result of `semseg-diffusers evaluate`: {', '.join(missing)} is missing."
         )
     return without_machine_paths(results)
 
 
-def results_commands(results: dict[str, Any], model: str) -> list[str]:
-    """The two commands that give these numbers: `generate` with this model, then `agreement`."""
-    settings, generation = results["settings"], results.get("generation")
-    masks = f"{settings['dataset']}/{settings['split']}/masks"
-    if results["scores"]["real"]["num_images"] != results["num_masks"]:
-        masks = "MASKS"  # not those of the split: the real photos were not narrowed to them
+def results_table(results: dict[str, Any]) -> str:
+    """Agreement and fidelity as a Markdown table: each row with its floor and, where there is one, its ceiling."""
+    lines = ["| measure | better | floor | generated | ceiling |", "|---|---|---:|---:|---:|"]
+    agreement = results["agreement"]
+    for key, name in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
+        values = [number(agreement[row][key]) for row in ROWS]
+        lines.append(f"| {name} | higher | {' | '.join(values)} |")
+    for entry in results["fidelity"]:
+        for reference in entry["references"]:
+            where = f"{reference['reference']} ({entry['features']['name']})".replace("|", "\\|")
+            for key in ("fid", "kid"):
+                floor, value = reference["floor"][key], reference["generated"][key]
+                lines.append(f"| {key.upper()} to {where} | lower | {number(floor)} | {number(value)} | {NOTHING} |")
+    return "\n".join(lines)
+
+
+def results_commands(results: dict[str, Any], model: str, separator: str = " ") -> list[str]:
+    """The command that gives these numbers with this model; before it `generate`, where images were given.
+
+    Args:
+        results: what `evaluate` wrote.
+        model: repository id, or folder, that the commands name.
+        separator: between two options.
+    """
+    settings, generation = dict(results["settings"]), results.get("generation")
     commands = []
-    if generation:
-        options = {
-            "model": model,
-            "masks": masks,
-            "output": settings["generated"],
-            "num_images_per_mask": results["scores"]["generated"]["num_images"] // results["num_masks"],
-        }
+    if settings.get("model"):
+        settings["model"] = model
+    elif generation:
         kept = (
             "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "height", "width",
             "dtype", "seed",
         )  # fmt: skip
-        options |= {name: generation[name] for name in kept if generation.get(name) is not None}
-        commands.append(_command("generate", options))
-    left_out = ("device", "save_segmenter")
-    commands.append(
-        _command(
-            "agreement", {key: value for key, value in settings.items() if value is not None and key not in left_out}
-        )
-    )
+        options = {
+            "model": model,
+            "masks": f"{settings['dataset']}/{settings['split']}/masks",
+            "output": settings["generated"],
+            "num_images_per_mask": results["data"]["num_generated"] // results["data"]["num_masks"],
+            **{name: generation[name] for name in kept if generation.get(name) is not None},
+        }
+        commands.append(_command("generate", options, separator))
+    commands.append(_command("evaluate", settings, separator))
     return commands
 
 
-def _command(name: str, options: dict[str, Any]) -> str:
-    words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    return f"semseg-diffusers {name} {shlex.join(words)}"
+def _command(name: str, options: dict[str, Any], separator: str) -> str:
+    words = []
+    for key, value in options.items():
+        if key == "features" and not value:
+            value = ["none"]
+        if key == "segmenter_size" and value is not None:
+            value = "x".join(map(str, value))
+        if value is not None:
+            words.append(shlex.join([f"--{key}", *map(str, value if isinstance(value, list) else (value,))]))
+    return separator.join([f"semseg-diffusers {name}", *words])
 
 
 def results_text(results: dict[str, Any], model: str, file: str) -> str:
@@ -89,25 +117,19 @@ def results_text(results: dict[str, Any], model: str, file: str) -> str:
         model: repository id, or folder, that the command names.
         file: where the whole lies, beside the card.
     """
-    settings, scores = results["settings"], results["scores"]
-    height, width = results["resolution"]["generated"]
-    table = [
-        f"| {title} | {scores[name]['mean_iou']:.3f} | {scores[name]['pixel_accuracy']:.3f} "
-        f"| {scores[name]['num_images']} |"
-        for name, title in ROWS.items()
-    ]
-    classes = ", ".join(f"{name} {value:.2f}" for name, value in scores["generated"].get("iou", {}).items())
-    absent = scores["generated"].get("absent") or []
+    settings, generated, judge = results["settings"], results["agreement"]["generated"], results["segmenter"]
+    height, width = results["resolution"]
+    classes = ", ".join(f"{name} {value:.2f}" for name, value in generated.get("iou", {}).items())
+    absent = generated.get("absent") or []
     versions = ", ".join(f"{name} {version}" for name, version in results.get("versions", {}).items())
     commit = f", commit {results['commit'][:12]}" if results.get("commit") else ""
     lines = [
-        f"Agreement with {results['num_masks']} masks of `{settings['dataset']}` (split `{settings['split']}`) at "
-        f"{height} x {width} pixels, as a small segmentation network reads it that was trained on the real photos. "
-        "It says how well images carry their masks, not how good they look.",
+        f"{results['data']['num_masks']} masks of `{settings['dataset']}` (split `{settings['split']}`) at {height} x "
+        f"{width} pixels. Agreement, as `{judge['name']}` reads it, says how well images carry their masks; FID and "
+        "KID say how far they are from photos, and are to be compared with the floor only, of the same features and "
+        "number of images.",
         "",
-        "| images, scored against | mean IoU | pixel accuracy | images |",
-        "|---|---|---|---|",
-        *table,
+        results_table(results),
         "",
         *([f"IoU of the generated images by class: {classes}."] if classes else []),
         *([f"Not in the masks, so not in the mean: {', '.join(absent)}."] if absent else []),
@@ -126,19 +148,28 @@ def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[
     """The Hub's `model-index` metadata: the scores of the generated images, not those of real photos."""
     rows = []
     for results in all_results:
-        settings, generated = results["settings"], results["scores"]["generated"]
-        for metric, title in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
-            rows.append(
-                EvalResult(
-                    task_type="image-to-image",
-                    task_name="images from segmentation masks",
-                    dataset_type=PurePosixPath(settings["dataset"]).name,
-                    dataset_name=PurePosixPath(settings["dataset"]).name,
-                    dataset_split=settings["split"],
-                    metric_type=metric,
-                    metric_name=f"agreement, {title}",
-                    metric_value=round(generated[metric], 6),
-                    metric_args={"command": results_commands(results, model_name)[-1]},
-                )
+        settings, generated = results["settings"], results["agreement"]["generated"]
+        dataset = PurePosixPath(settings["dataset"]).name
+        metrics = [
+            ("mean_iou", "agreement, mean IoU", generated["mean_iou"]),
+            ("pixel_accuracy", "agreement, pixel accuracy", generated["pixel_accuracy"]),
+        ]
+        for entry in results["fidelity"]:
+            reference = entry["references"][0]
+            name = f"{entry['features']['name']}, {reference['n']} images"
+            metrics += [(key, f"{key.upper()} of {name}", reference["generated"][key]) for key in ("fid", "kid")]
+        rows += [
+            EvalResult(
+                task_type="image-to-image",
+                task_name="images from segmentation masks",
+                dataset_type=dataset,
+                dataset_name=dataset,
+                dataset_split=settings["split"],
+                metric_type=metric,
+                metric_name=title,
+                metric_value=round(value, 6),
+                metric_args={"command": results_commands(results, model_name)[-1]},
             )
+            for metric, title, value in metrics
+        ]
     return eval_results_to_model_index(model_name.split("/")[-1], rows)

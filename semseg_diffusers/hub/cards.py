@@ -95,7 +95,7 @@ def render_model_card(
         parameters="" if parameters is None else f", {parameters:,} parameters",
         scheduler=scheduler_config,
         training=training,
-        results="None measured by the training run. `semseg-diffusers agreement` compares samples with their masks.",
+        results="None measured by the training run. `semseg-diffusers evaluate` compares samples with their masks.",
     )
 
 

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made if need be (default: main)")
     parser.add_argument("--commit_message", help="title of the commit")
     parser.add_argument(
-        "--results", nargs="+", metavar="FILE", help="what `agreement` wrote of this model, for its card"
+        "--results", nargs="+", metavar="FILE", help="results.json that `evaluate` wrote of this model, for its card"
     )
 
 

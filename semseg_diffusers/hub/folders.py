@@ -172,7 +172,7 @@ def check_weights(folder: Path, results: Mapping[str, Any], path: str | os.PathL
     if ours != scored:
         raise ValueError(
             f"--results '{path}' is of other weights ({scored}) than '{folder}' holds ({ours}). Generate with this "
-            "model and run `semseg-diffusers agreement` again."
+            "model and run `semseg-diffusers evaluate` again."
         )
 
 

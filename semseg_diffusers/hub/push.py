@@ -144,7 +144,7 @@ def push_model(
         revision: branch, made if need be.
         commit_message: title of the commit.
         private: see `prepare_repo`.
-        results: files that `semseg-diffusers agreement` wrote, for the card's Results.
+        results: files that `semseg-diffusers evaluate` wrote, for the card's Results.
 
     Returns:
         URL of the commit.
@@ -155,7 +155,7 @@ def push_model(
     """
     folder = Path(folder)
     index = check_model_folder(folder)
-    scores = {f"results/{Path(path).name}": card_results.read_results(Path(path)) for path in results or ()}
+    scores = {f"results/{_results_name(Path(path))}": card_results.read_results(Path(path)) for path in results or ()}
     if len(scores) < len(results or ()):
         raise ValueError("--results: two files have the same name; give each its own.")
     for path, score in zip(results or (), scores.values(), strict=True):
@@ -255,6 +255,11 @@ def push_dataset(
         # 2. the pairs; `datasets` adds `configs` and `dataset_info` to the card's metadata
         commit = tables.push_to_hub(repo_id, revision=revision, commit_message=commit_message or "Push data set")
     return commit.commit_url
+
+
+def _results_name(path: Path) -> str:
+    """The name of a file of results beside the card: `evaluate` calls all of its own alike, so their folder's."""
+    return f"{path.resolve().parent.name}.json" if path.name == "results.json" else path.name
 
 
 def load_pipeline(model: str | os.PathLike, *, revision: str | None = None, **kwargs: Any) -> MaskGuidedDDPMPipeline:

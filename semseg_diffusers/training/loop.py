@@ -20,10 +20,12 @@ from tqdm.auto import tqdm
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs, read_record
 from semseg_diffusers.data.pictures import save_png
+from semseg_diffusers.data.statistics import class_pixels_of_each
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
+from semseg_diffusers.training.class_balance import ClassBalance
 from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
@@ -89,6 +91,14 @@ def train(settings: TrainingSettings) -> Path:
     # one process builds the table of `datasets`, then the others find it
     data = agree(read_data if accelerator.is_local_main_process else lambda: None)
     pairs, preview_pairs, source_format = agree(lambda: data or read_data())
+    balance = None
+    if settings.class_balanced_sampling:
+        threads = max(1, settings.dataloader_num_workers)
+        num_classes = pairs.labels.num_classes
+        counts = agree_with_main(lambda: class_pixels_of_each(pairs.mask, len(pairs), num_classes, threads))
+        balance = agree(
+            lambda: ClassBalance(counts, settings.class_balance_temperature, settings.class_balance_min_share)
+        )
     unet = agree(lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs)))
     noise_scheduler = build_noise_scheduler(settings)
     if settings.gradient_checkpointing:
@@ -99,7 +109,7 @@ def train(settings: TrainingSettings) -> Path:
         # 3. the run folder, which the main process keeps to this run
         def take_folder() -> Path | None:
             held.enter_context(sole_owner(run, "training into"))
-            checkpoint = folder_to_resume(settings, pairs, run, samples_per_step)
+            checkpoint = folder_to_resume(settings, pairs, run, samples_per_step, balance)
             remove_leftovers(run)
             return checkpoint
 
@@ -177,6 +187,7 @@ def train(settings: TrainingSettings) -> Path:
                 process_index=accelerator.process_index,
                 num_processes=accelerator.num_processes,
                 start_batch=step * accumulation,
+                draw=None if balance is None else balance.draw,
             ),
             num_workers=settings.dataloader_num_workers,
             worker_init_fn=shield_worker,
@@ -240,6 +251,7 @@ def train(settings: TrainingSettings) -> Path:
                     "settings": dataclasses.asdict(settings),
                     "labels": pairs.labels.to_config(),
                     "num_pairs": len(pairs),
+                    "class_pixels": None if balance is None else balance.digest,
                     "samples_per_step": samples_per_step,
                     "loss": mean_loss,
                 }

@@ -1,6 +1,7 @@
 """What lies in a run folder and what may go on there: settings, log, the saved pipeline, the checkpoint to resume."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ from semseg_diffusers.training.checkpoints import (
     list_checkpoints,
     written_whole,
 )
+from semseg_diffusers.training.class_balance import ClassBalance
 from semseg_diffusers.training.interruption import TrainingStoppedError
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -121,7 +123,9 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path) -> None:
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def folder_to_resume(settings: TrainingSettings, pairs: PairDataset, run: Path, samples_per_step: int) -> Path | None:
+def folder_to_resume(
+    settings: TrainingSettings, pairs: PairDataset, run: Path, samples_per_step: int, balance: ClassBalance | None
+) -> Path | None:
     """The checkpoint to go on from, or None; a run folder in use is not overwritten without a word."""
     in_use = bool(list_checkpoints(run)) or (run / "model_index.json").exists()
     if settings.resume_from_checkpoint is None:
@@ -158,9 +162,16 @@ def folder_to_resume(settings: TrainingSettings, pairs: PairDataset, run: Path, 
             "(--train_batch_size x --gradient_accumulation_steps x processes). Choose them so that the product is the "
             "same."
         )
-    saved, now = state["settings"], json.loads(settings.to_json())
-    differing = [name for name in now if name not in CHANGEABLE_ON_RESUME and saved.get(name) != now[name]]
+    # a setting that came after the checkpoint was written had the effect of its default
+    defaults = json.loads(json.dumps({one.name: one.default for one in dataclasses.fields(TrainingSettings)}))
+    saved, now = {**defaults, **state["settings"]}, json.loads(settings.to_json())
+    differing = [name for name in now if name not in CHANGEABLE_ON_RESUME and saved[name] != now[name]]
     if differing:
-        was = ", ".join(f"--{name} {saved.get(name)} (now {now[name]})" for name in differing)
+        was = ", ".join(f"--{name} {saved[name]} (now {now[name]})" for name in differing)
         raise ValueError(f"{checkpoint} is of a run with other settings: {was}. Give the same, or start a new run.")
+    if balance is not None and state["class_pixels"] != balance.digest:
+        raise ValueError(
+            f"{checkpoint} drew its pairs by the classes of other masks: they have changed since, so the run would "
+            "not go on as it began. Resume with the data set of the run, or start a new run in another folder."
+        )
     return checkpoint

@@ -5,7 +5,7 @@ same order, part of the photo, mirroring, mask dropout, timestep and noise, what
 or resumes (the idea of the sampler of EDM2, Karras et al. 2024, that starts at the count of images seen).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import Dataset, Sampler
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler
 from semseg_diffusers.data.loading import PairDataset
 
 
-ORDER, SAMPLE, BATCH, FORWARD, CROP = range(5)  # streams of random numbers that must not repeat each other
+ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS = range(6)  # streams of random numbers that must not repeat each other
 
 
 def stream(seed: int, kind: int, index: int) -> torch.Generator:
@@ -27,7 +27,8 @@ def stream(seed: int, kind: int, index: int) -> torch.Generator:
 class SampleSequence(Sampler):
     """The batches of one process, from one forward pass on: lists of (position, index of the pair).
 
-    Every pair is seen once an epoch; a batch may span the end of one epoch and the start of the next.
+    Every pair is seen once an epoch; a batch may span the end of one epoch and the start of the next. With `draw`,
+    each position gets the pair that it names instead.
 
     Args:
         num_pairs: pairs in the data set, 1 or more.
@@ -36,6 +37,7 @@ class SampleSequence(Sampler):
         seed: seed of the run.
         process_index, num_processes: whose share this is.
         start_batch: forward passes already done.
+        draw: gives the index of the pair from (seed, position), as `ClassBalance.draw` does.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class SampleSequence(Sampler):
         process_index: int = 0,
         num_processes: int = 1,
         start_batch: int = 0,
+        draw: Callable[[int, int], int] | None = None,
     ):
         self.num_pairs = num_pairs
         self.batch_size = batch_size
@@ -55,6 +58,7 @@ class SampleSequence(Sampler):
         self.process_index = process_index
         self.num_processes = num_processes
         self.start_batch = start_batch
+        self.draw = draw
 
     def __len__(self) -> int:
         return self.num_batches - self.start_batch
@@ -65,6 +69,9 @@ class SampleSequence(Sampler):
             first = (batch * self.num_processes + self.process_index) * self.batch_size
             keys = []
             for position in range(first, first + self.batch_size):
+                if self.draw is not None:
+                    keys.append((position, self.draw(self.seed, position)))
+                    continue
                 if position // self.num_pairs != epoch:
                     epoch = position // self.num_pairs
                     order = torch.randperm(self.num_pairs, generator=stream(self.seed, ORDER, epoch))

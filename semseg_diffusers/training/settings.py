@@ -32,6 +32,18 @@ class TrainingSettings:
         default=None, metadata={"help": "label set, a preset or a JSON file, where the data set carries none"}
     )
     horizontal_flip: bool = field(default=True, metadata={"help": "mirror half of the pairs, photo and mask alike"})
+    class_balanced_sampling: bool = field(
+        default=False,
+        metadata={"help": "draw a class, the rare ones more often, then a pair that shows it; else each pair in turn"},
+    )
+    class_balance_temperature: float = field(
+        default=0.01,
+        metadata={"help": "T of the class probabilities exp((1 - frequency) / T); lower prefers the rarest more"},
+    )
+    class_balance_min_share: float = field(
+        default=0.001,
+        metadata={"help": "share of the frame that a class fills in the pairs that are drawn for it, where any does"},
+    )
     random_crop: str | None = field(
         default=None,
         metadata={"help": "HxW, or a number: train on random parts of this size of data prepared larger"},
@@ -132,12 +144,13 @@ class TrainingSettings:
             "checkpointing_steps", "num_train_timesteps", "patch_size", "stem_channels", "layers_per_block",
             "preview_masks", "preview_samples", "preview_inference_steps", "max_train_steps", "max_grad_norm",
             "checkpoints_total_limit", "snr_gamma", "attention_head_dim", "norm_num_groups", "hidden_dim", "emb_dim",
+            "class_balance_temperature",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} must be more than 0; got {value}.")
-        for name in ("mask_dropout", "dropout", "ema_decay"):
+        for name in ("mask_dropout", "dropout", "ema_decay", "class_balance_min_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie between 0 and 1; got {getattr(self, name)}.")
         for name in (

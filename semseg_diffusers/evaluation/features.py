@@ -1,0 +1,174 @@
+"""Turns images into feature vectors by a network that is named: the ground on which sets of images are compared.
+DINOv2 by default, whose distances agree with people better than Inception's (Stein et al. 2023, arXiv:2306.04675)."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from semseg_diffusers.evaluation.feature_networks import FeatureNetwork, load_encoder, load_inception, load_script
+
+
+# FD-DINOv2 as published is of facebook/dinov2-large: take that for figures that are to be compared with papers.
+DEFAULT_FEATURES = "facebook/dinov2-small"
+PAPER_FEATURES = "inception-64"  # behind the paper's FID, see `fidelity.fid_64`
+SCRIPT_SUFFIXES = (".pt", ".torchscript")
+PROBE_SIZE = (224, 224)  # of the first forward, where the network takes any size
+
+
+class FeatureExtractor:
+    """A network that turns images into features; made by `load_extractor`.
+
+    Args:
+        name: what it was asked for by.
+        network: the module and what is known of it.
+        device: where it runs.
+
+    Raises:
+        ValueError: where two black images do not come out as (2, D).
+    """
+
+    def __init__(self, name: str, network: FeatureNetwork, device: str | torch.device = "cpu"):
+        self.name, self.network, self.device = name, network, torch.device(device)
+        self.module = network.module.to(self.device).eval().requires_grad_(False)
+        height, width = network.input_size or PROBE_SIZE
+        try:
+            found = self(torch.zeros(2, 3, height, width, dtype=torch.uint8))
+        except (RuntimeError, ValueError, TypeError) as err:
+            lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+            reason = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else "")
+            raise ValueError(
+                f"--features: '{name}' ({network.architecture}) does not turn images of {height} x {width} into "
+                f"features: {reason}"
+            ) from err
+        self.num_features = found.shape[1]
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Turn images into features.
+
+        Args:
+            images: uint8 (B, 3, H, W), of any size that the network takes.
+
+        Returns:
+            float32 (B, D), on the extractor's device.
+
+        Raises:
+            ValueError: for images of another shape or type.
+        """
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"features are made from uint8 images (B, 3, H, W); got {images.dtype} {tuple(images.shape)}"
+            )
+        with torch.no_grad():
+            features = self.module(images.to(self.device))
+        if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(images):
+            shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise ValueError(f"wanted features of shape ({len(images)}, D) from the network; got {shape}")
+        return features.float()
+
+    def describe(self) -> dict[str, Any]:
+        """Name, revision, architecture, output, number of features and input size, for JSON."""
+        size = self.network.input_size
+        return {
+            "name": self.name,
+            "revision": self.network.revision,
+            "architecture": self.network.architecture,
+            "output": self.network.output or self.module.output,
+            "num_features": self.num_features,
+            "input_size": None if size is None else list(size),
+        }
+
+
+def load_extractor(
+    name: str = DEFAULT_FEATURES,
+    *,
+    revision: str | None = None,
+    input_size: tuple[int, int] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> FeatureExtractor:
+    """Load a network and try it on two black images, so that what is wrong shows before any image is read.
+
+    Args:
+        name: one of
+
+            - a folder or Hub id of an image network of transformers, safetensors only. Features are its
+              `pooler_output` (DINOv2's is the class token after the last layer norm, as in FD-DINOv2), else the class
+              token, else the mean of the last hidden state over space: a DINOv2, CLIP or ViT, or the encoder inside a
+              segmentation network (SegFormer, MobileViT). Images are stretched to the input size of the saved image
+              processor (bicubic, antialiased, nothing cut off), then get its mean, std and channel order.
+            - "inception": torchmetrics' InceptionV3, 2048 features, as in FID; "inception-64": its first 64. Needs
+              the extra `fid`. "inception:FILE.pth", "inception-64:FILE.pth" take torch-fidelity's weights from a file.
+            - a TorchScript file, *.pt or *.torchscript. Its module takes uint8 images (B, 3, H, W), resizes and scales
+              them itself, and returns (B, D); where its `forward` has an argument `return_features`, it is called with
+              `return_features=True`, as NVIDIA's inception-2015-12-05.pt wants it. It keeps its own dtype.
+        revision: branch, tag or commit of a Hub id.
+        input_size: height and width to resize images to instead, for a network that takes any.
+        device: where it runs.
+        dtype: of weights and computation; features are float32 all the same.
+
+    Raises:
+        ValueError: the name, the files, the installed libraries or the input size do not give features.
+        OSError: the weights are not at hand and cannot be downloaded.
+    """
+    standard = re.fullmatch(r"inception(-64)?(?::(.+))?", name)
+    is_script = name.endswith(SCRIPT_SUFFIXES)
+    if revision is not None and (standard or is_script):
+        raise ValueError(f"--features: only networks of the Hub have a revision; '{name}' has none. Leave it away.")
+    if standard and input_size is not None:
+        raise ValueError(f"--features: Inception reads images at 299 x 299; got an input size of {input_size}.")
+    if standard:
+        network = load_inception(64 if standard[1] else 2048, standard[2], dtype)
+    elif is_script:
+        network = load_script(name, input_size)
+    elif Path(name).is_file():
+        raise ValueError(
+            f"--features: '{name}' is a file; wanted a folder of a network, a Hub id, or a TorchScript file "
+            f"({', '.join(SCRIPT_SUFFIXES)}). Name the folder that holds it."
+        )
+    else:
+        network = load_encoder(name, revision, input_size, dtype)
+    return FeatureExtractor(name, network, device)
+
+
+def extract(extractor: FeatureExtractor, images: Iterable[torch.Tensor], batch_size: int = 32) -> torch.Tensor:
+    """Turn images into features, in their order.
+
+    Args:
+        extractor: network of `load_extractor`.
+        images: uint8 (3, H, W) each; a (N, 3, H, W) tensor is one such iterable. Consecutive ones of one size share a
+            forward, so sizes may differ.
+        batch_size: images a forward; changes features by float rounding only.
+
+    Returns:
+        float32 (N, D), on CPU.
+
+    Raises:
+        ValueError: no images, or features that are not finite.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1; got {batch_size}")
+    found: list[torch.Tensor] = []
+    batch: list[torch.Tensor] = []
+
+    def flush() -> None:
+        if batch:
+            found.append(extractor(torch.stack(batch)).cpu())
+            batch.clear()
+
+    for image in images:
+        if batch and (len(batch) == batch_size or batch[0].shape != image.shape):
+            flush()
+        batch.append(image)
+    flush()
+    if not found:
+        raise ValueError("features need at least one image; got none")
+    features = torch.cat(found)  # (N, D)
+    if not features.isfinite().all():
+        broken = int((~features.isfinite().all(1)).nonzero()[0])
+        raise ValueError(
+            f"features of image {broken} by '{extractor.name}' are not finite. Does the network overflow? Use float32."
+        )
+    return features

@@ -1,0 +1,168 @@
+"""What an evaluation works on, loaded and checked before any image is made: photos, networks, model, output folder."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.loading import MissingSplitError, PairDataset, load_pairs
+from semseg_diffusers.data.pictures import save_png
+from semseg_diffusers.evaluation.features import PAPER_FEATURES, FeatureExtractor, load_extractor
+from semseg_diffusers.evaluation.figures import fidelity_comparisons
+from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
+from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
+from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.generation.plan import DTYPES, load_model, target_size
+from semseg_diffusers.generation.processes import Processes
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+
+
+RESULTS_FILE = "results.json"
+PAGE_FILE = "report.html"
+OURS = (RESULTS_FILE, PAGE_FILE, "masks", "generated", "cache")  # what an evaluation leaves in its output folder
+NOT_COMPARED = ("output", "batch_size")  # settings that change no figure
+
+
+@dataclass(frozen=True)
+class Data:
+    """Real photos, and the images that are held against them."""
+
+    real: ImageSet
+    train: ImageSet | None
+    why_no_train: str | None
+    generated: ImageSet
+
+    def named(self) -> dict[str, ImageSet | None]:
+        return {"real photos": self.real, "generated images": self.generated, "training photos": self.train}
+
+
+def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairDataset, ImageSet | None, str | None]:
+    """The split, the training photos, and why there are none."""
+
+    def load() -> tuple[PairDataset, ImageSet | None, str | None]:
+        pairs = load_pairs(settings.dataset, settings.split)
+        _ = photos(pairs)  # refuses sizes that differ
+        try:
+            train = load_pairs(settings.dataset, settings.train_split)
+        except MissingSplitError as err:
+            return pairs, None, str(err)
+        if train.resolution != pairs.resolution:
+            raise ValueError(
+                f"the photos of '{settings.split}' are {pairs.resolution}, those of '{settings.train_split}' "
+                f"{train.resolution} (height, width); wanted one size. Prepare the data set again."
+            )
+        return pairs, photos(train), None
+
+    # one process builds the table of `datasets`, then the others find it
+    mine = processes.agree(load if processes.is_main else lambda: None)
+    return processes.agree(lambda: mine or load())
+
+
+def load_networks(
+    settings: EvaluationSettings, labels: LabelSet, device: str | torch.device
+) -> tuple[Judge, list[FeatureExtractor]]:
+    dtype = DTYPES[settings.dtype]
+    judge = load_judge(
+        settings.segmenter,
+        labels,
+        revision=settings.segmenter_revision,
+        input_size=settings.segmenter_size,
+        device=device,
+        dtype=dtype,
+    )
+    names = list(settings.features)
+    standard = next(
+        (name for name in names if name.startswith("inception") and not name.startswith(PAPER_FEATURES)), None
+    )
+    if standard is not None and not any(name.startswith(PAPER_FEATURES) for name in names):
+        names.append(standard.replace("inception", PAPER_FEATURES, 1))  # the paper's figure comes with it
+    return judge, [load_extractor(name, device=device, dtype=dtype) for name in names]
+
+
+def load_generator(
+    settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
+) -> MaskGuidedDDPMPipeline:
+    """The pipeline, if it draws the classes of the data set at the size of its photos."""
+    pipeline = load_model(settings.model, settings.revision, settings.scheduler, DTYPES[settings.dtype], device)
+    labels = LabelSet.from_config(pipeline.unet.config)
+    if labels != pairs.labels:
+        raise ValueError(
+            f"'{settings.model}' draws other classes ({', '.join(labels.names)}) than '{settings.dataset}' has "
+            f"({', '.join(pairs.labels.names)}): evaluate a model on the data set it was trained on."
+        )
+    size = target_size(pipeline, settings.sampling)
+    if size != pairs.resolution:
+        raise ValueError(
+            f"'{settings.model}' draws {size[0]} x {size[1]} pixels, the photos of '{settings.dataset}' are "
+            f"{pairs.resolution[0]} x {pairs.resolution[1]} (height x width); wanted one size. Prepare the data set "
+            f"again with --resolution {size[0]}x{size[1]}."
+        )
+    return pipeline
+
+
+def check_counts(
+    settings: EvaluationSettings, num_real: int, num_train: int, num_masks: int, num_generated: int
+) -> None:
+    """Refuse what there are too few images for, before any is made."""
+    if num_masks < 2:
+        raise ValueError(
+            f"an evaluation needs two masks at least, to score images against the masks of others; got {num_masks}."
+        )
+    if settings.features:
+        fidelity_comparisons(settings, num_real, num_train, num_generated)
+
+
+def choose_stems(stems: list[str], count: int | None) -> list[str]:
+    """So many stems at even distances."""
+    if count is None or count >= len(stems):
+        return stems
+    return [stems[place * len(stems) // count] for place in range(count)]
+
+
+def check_output(output: Path, settings: EvaluationSettings) -> None:
+    """Refuse a folder with results of other settings, or with anything that is no evaluation's."""
+    if not output.exists():
+        return
+    file = output / RESULTS_FILE
+    if not file.is_file():
+        foreign = [path.name for path in output.iterdir() if path.name not in OURS and not path.name.startswith(".")]
+        if foreign:
+            raise ValueError(
+                f"--output '{output}' is not empty and was not made by evaluate (it holds {foreign[0]}); name another."
+            )
+        return
+    try:
+        there = json.loads(file.read_text(encoding="utf-8"))["settings"]
+    except (json.JSONDecodeError, KeyError, TypeError) as err:
+        raise ValueError(f"'{file}' holds no results of evaluate ({err}); name another --output.") from err
+    now = settings.record()
+    different = [
+        f"{name}: {there.get(name)} there, {now.get(name)} now"
+        for name in sorted({*there, *now} - set(NOT_COMPARED))
+        if there.get(name) != now.get(name)
+    ]
+    if different:
+        raise ValueError(
+            f"--output '{output}' holds an evaluation with other settings ({'; '.join(different)}). Name another "
+            "folder."
+        )
+
+
+def write_masks(folder: Path, pairs: PairDataset, stems: list[str]) -> None:
+    """Lay out the masks that images are made from, and no others."""
+    index_of = {stem: index for index, stem in enumerate(pairs.stems)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.png"):
+        if path.stem not in stems:
+            path.unlink()
+    for stem in stems:
+        save_png(folder / f"{stem}.png", pairs.labels.decode(pairs[index_of[stem]]["mask"]))
+
+
+def made_images(folder: Path, pairs: PairDataset, stems: list[str], settings: EvaluationSettings) -> ImageSet:
+    """The images that this evaluation asked for; an earlier one may have made more of the same."""
+    images = generated_images(folder, pairs)
+    wanted = {f"{stem}_{index}" for stem in stems for index in range(settings.num_images_per_mask)}
+    return images.subset([place for place, name in enumerate(images.names) if name in wanted])

@@ -1,0 +1,153 @@
+"""What the results of an evaluation say, in plain sentences that follow from the numbers by fixed rules.
+Every value is read against its floor and ceiling; no equation stands behind it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from semseg_diffusers.data.pages import is_finite, number, percent
+
+
+MIN_RANGE = 0.02  # mean IoU between floor and ceiling below which nothing can be read off
+WAYS = (  # up to this share of the way from floor to ceiling, this is said
+    (0.1, "the images hardly follow their masks"),
+    (0.5, "the images follow their masks in part"),
+    (0.9, "the images follow their masks for the most part"),
+    (1.0, "almost as well as real photos"),
+)
+FEW_MASKS = 50  # below this a class often stands in a handful of images
+SAME_PICTURE = 0.1  # diversity ratio below which seeds hardly change the picture
+LESS_VARIED = 0.8  # of the real photos' own variety
+CLOSE_TO_FLOOR = 1.5  # times the floor
+
+
+class Finding(NamedTuple):
+    """One sentence or two, and what they are about."""
+
+    topic: str
+    text: str
+
+
+def way_to_ceiling(floor: float | None, value: float | None, ceiling: float | None) -> float | None:
+    """Share of the way from floor (0) to ceiling (1); None where the two are too close to tell anything.
+
+    Example:
+        >>> way_to_ceiling(0.1, 0.4, 0.5), way_to_ceiling(0.3, 0.4, 0.31)
+        (0.75, None)
+    """
+    if not (is_finite(floor) and is_finite(value) and is_finite(ceiling)) or ceiling - floor < MIN_RANGE:
+        return None
+    return round((value - floor) / (ceiling - floor), 6)
+
+
+def ratio(value: float | None, floor: float | None) -> float | None:
+    """How many times its floor a distance is; None where the floor is nothing to divide by."""
+    return value / floor if is_finite(value) and is_finite(floor) and floor > 0 else None
+
+
+def references_of(results: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """All fidelity rows: the extractor's entry and one of its references."""
+    return [(entry, row) for entry in results.get("fidelity") or [] for row in entry.get("references") or []]
+
+
+def findings(results: Mapping[str, Any]) -> list[Finding]:
+    """What `results.json` says, part by part; parts that were not measured are left out."""
+    found = [
+        _agreement(results.get("agreement") or {}),
+        _fidelity(references_of(results)),
+        *map(_neighbours, results.get("neighbours") or []),
+        _diversity((results.get("diversity") or [None])[0]),
+        _few_masks(results["data"].get("num_masks")),
+    ]
+    return [each for each in found if each is not None]
+
+
+def _agreement(agreement: Mapping[str, Any]) -> Finding | None:
+    rows = {name: (agreement.get(name) or {}).get("mean_iou") for name in ("shuffled", "generated", "real")}
+    floor, value, ceiling = rows.values()
+    if value is None:
+        return None
+    topic = "Agreement with the masks"
+    if not all(map(is_finite, rows.values())):
+        return Finding(topic, f"Mean IoU {number(value)}; without floor and ceiling this says little.")
+    ends = f"real photos reach {number(ceiling)} (ceiling), wrong masks {number(floor)} (floor)"
+    measured = f"Mean IoU {number(value)}; {ends}."
+    way = way_to_ceiling(floor, value, ceiling)
+    if way is None:
+        return Finding(topic, f"{measured} Floor and ceiling are too close to tell anything: take a better segmenter.")
+    if way > 1:
+        reading = (
+            "The segmenter reads the generated images better than real photos. They are easier to read, which does "
+            "not make them better: simple, typical pictures are."
+        )
+    elif way <= 0:
+        reading = "The images carry their masks no better than masks of other images: they do not follow them."
+    else:
+        follows = next(text for limit, text in WAYS if way <= limit)
+        reading = f"That is {percent(way)} of the way from floor to ceiling: {follows}."
+    return Finding(topic, f"{measured} {reading}")
+
+
+def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Finding | None:
+    if not rows:
+        return None
+    entry, reference = rows[0]
+    value, floor = (reference.get("generated") or {}).get("fid"), (reference.get("floor") or {}).get("fid")
+    times = ratio(value, floor)
+    topic = "Likeness to real photos"
+    where = f"the {reference['reference']} photos, features of {entry['features']['name']}"
+    if not is_finite(value):
+        return Finding(topic, f"FID could not be computed for {where}.")
+    if times is None:
+        return Finding(topic, f"FID {number(value)} to {where}; without a floor this says little.")
+    text = f"FID {number(value)} to {where}; as many other real photos have {number(floor)} (floor): "
+    if times <= 1:
+        text += "the generated images lie no farther away than real photos do."
+    elif times < CLOSE_TO_FLOOR:
+        text += f"{number(times)} times the floor, close to what real photos reach."
+    else:
+        text += f"{number(times)} times the floor, so the set can be told from real photos."
+    return Finding(topic, text)
+
+
+def _neighbours(neighbours: Mapping[str, Any]) -> Finding:
+    closer, share, threshold = (neighbours.get(name) for name in ("num_closer", "share_closer", "threshold"))
+    generated, real = neighbours.get("generated_median"), neighbours.get("real_median")
+    what = f"{number(threshold)} ({neighbours['threshold_is']})"
+    if closer:
+        images = "image lies" if closer == 1 else "images lie"
+        text = f"{closer:,} generated {images} closer to a training photo than {what}, {percent(share)} of all: "
+        text += "look at the pairs."
+    else:
+        text = f"No generated image lies closer to a training photo than {what}."
+    if is_finite(generated) and is_finite(real):
+        medians = f"(median {number(generated)} against {number(real)})"
+        text += (
+            f" On the whole the images lie closer to the training photos than unseen real photos do {medians}: "
+            "a sign of copying, or of images without detail."
+            if generated < real
+            else f" On the whole the images lie no closer to the training photos than unseen real photos do {medians}."
+        )
+    return Finding(f"Memorised photos, by {neighbours['features']}", text)
+
+
+def _diversity(row: Mapping[str, Any] | None) -> Finding | None:
+    if not row:
+        return None
+    value, between, real = (row.get(name) for name in ("ratio", "between_masks", "real_between"))
+    if not is_finite(value):
+        return Finding("Diversity", "Images of one mask could not be compared with those of others.")
+    text = f"Images of one mask differ {number(value)} times as much as images of different masks"
+    text += ": the seed hardly changes the picture." if value < SAME_PICTURE else "."
+    variety = ratio(between, real)
+    if variety is not None:
+        text += f" Images of different masks differ {number(variety)} times as much as different real photos"
+        text += ": the set is less varied than real photos." if variety < LESS_VARIED else "."
+    return Finding("Diversity", text)
+
+
+def _few_masks(num_masks: int | None) -> Finding | None:
+    if num_masks is None or num_masks >= FEW_MASKS:
+        return None
+    text = f"Only {num_masks:,} masks were drawn from: small differences between two such evaluations are chance."
+    return Finding("Size", text)

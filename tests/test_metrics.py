@@ -1,0 +1,40 @@
+"""Scores of a set from one confusion matrix equal a plain count, also where classes are absent or not judged."""
+
+import numpy as np
+import pytest
+import torch
+
+from semseg_diffusers.evaluation.metrics import (
+    new_confusion_matrix,
+    scores_from_confusion_matrix,
+    update_confusion_matrix,
+)
+
+
+def test_confusion_matrix_equals_a_plain_count():
+    generator = np.random.default_rng(0)
+    truth, predicted = generator.integers(0, 19, (2, 5, 32, 32)).astype(np.uint8)
+    truth[:, :3] = 255
+    truth[truth == 17] = 16  # class 17 is absent
+    matrix = new_confusion_matrix(19)
+    for batch in (slice(0, 2), slice(2, 5)):
+        update_confusion_matrix(matrix, torch.from_numpy(predicted[batch]), torch.from_numpy(truth[batch]))
+    known = truth != 255
+    counts = np.zeros((19, 19), np.int64)
+    np.add.at(counts, (truth[known].astype(int), predicted[known].astype(int)), 1)
+    assert np.array_equal(matrix.compute().numpy(), counts)
+
+    names = [f"class {index}" for index in range(19)]
+    scores = scores_from_confusion_matrix(matrix.compute(), names, num_images=5)
+    union = counts.sum(0) + counts.sum(1) - counts.diagonal()
+    present = [index for index in range(19) if index != 17]
+    assert scores.absent == ("class 17",)
+    assert scores.mean_iou == pytest.approx(np.mean([counts[i, i] / union[i] for i in present]))
+    assert scores.pixel_accuracy == pytest.approx(counts.trace() / counts.sum())
+    assert scores.iou["class 3"] == pytest.approx(counts[3, 3] / union[3])
+    assert scores.num_pixels == known.sum()
+
+
+def test_masks_without_a_labelled_pixel_cannot_be_scored():
+    with pytest.raises(ValueError, match="no labelled pixel"):
+        scores_from_confusion_matrix(torch.zeros(3, 3, dtype=torch.long), ["road", "sky", "car"], 1)
