@@ -15,6 +15,7 @@ import psutil
 import pytest
 from driving_sets import ids_of, save, save_photo
 
+from semseg_diffusers import cli
 from semseg_diffusers.data import prepare, workers
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
@@ -78,6 +79,19 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not_stopped(source, tmp_
     assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "whole")
     assert (report.splits, report.enlarged) == (whole.splits, whole.enlarged)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_the_command_says_how_a_stopped_run_goes_on(source, tmp_path, stop_after, capsys, error, code):
+    words = ["prepare", "--source", str(source), "--output", str(tmp_path / "out"), "--num_workers", "1"]
+    stop_after(5, error)
+    assert cli.main(words) == code
+    assert "stopped; what is made stays in " in capsys.readouterr().err
+    stop_after(None)
+    assert cli.main(words) == 0
+    answer = capsys.readouterr().out
+    assert f"8 train, 4 val pairs in {tmp_path / 'out'}, read as folder" in answer
+    assert "5 of them were there from a run that was stopped" in answer
 
 
 def test_what_was_enlarged_before_the_stop_is_counted_too(source, tmp_path, stop_after):
@@ -168,6 +182,16 @@ def test_a_full_disk_is_an_error_and_leaves_no_data_set(source, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+def test_an_overwrite_that_was_killed_in_the_exchange_leaves_the_old_data_set(source, tmp_path):
+    prepare_dataset(settings_of(source, tmp_path / "out"))
+    before = all_bytes(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.preparing.old")  # its first step
+    with pytest.raises(ValueError, match="'.*out' is not empty.*--overwrite"):
+        prepare_dataset(settings_of(source, tmp_path / "out"))
+    assert all_bytes(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
 def test_two_runs_into_one_output_are_refused(source, tmp_path, monkeypatch):
     def meanwhile(*_args):
         prepare_dataset(settings_of(source, tmp_path / "out"))
@@ -222,6 +246,7 @@ def test_parallel_and_serial_write_the_same_bytes(source, tmp_path, monkeypatch)
 KILLED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start in the background ignore it
+from semseg_diffusers import cli
 from semseg_diffusers.data import prepare, workers
 workers.SMALLEST_SHARE = 1
 make_pair = prepare.make_pair

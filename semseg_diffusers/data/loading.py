@@ -219,7 +219,7 @@ def load_pairs(
             )
         labels = labels or _read_labels(name)
     else:
-        labels, revision = _find_on_hub(name, labels, revision)
+        labels, revision = find_on_hub(name, labels, revision)
     with hub_errors(f"loading the data set '{name}'", name, "dataset", revision=revision):
         tables = datasets.load_dataset(
             name, revision=revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir)
@@ -252,8 +252,18 @@ def _read_labels(folder: str) -> LabelSet:
     return LabelSet.from_json(path)
 
 
-def _find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
-    """The label set of a data set on the Hub, and the commit it is from, so that the pairs are of the same one."""
+def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
+    """The label set of a data set on the Hub, and the commit it is from, so that the pairs are of the same one.
+
+    Args:
+        name (`str`): Hub id.
+        labels (`LabelSet`, *optional*): the classes, where they are given; the set's own `labels.json` else.
+        revision (`str`, *optional*): branch, tag or commit.
+
+    Raises:
+        ValueError: it carries no `labels.json`, or the Hub cannot be reached, and no classes are given.
+        HubError: the Hub has no such data set or revision, or does not let one in.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.loading import PairDataset, load_pairs
+from semseg_diffusers.data.loading import MissingSplitError, PairDataset, load_pairs
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.evaluation.features import PAPER_FEATURES, FeatureExtractor, load_extractor
 from semseg_diffusers.evaluation.figures import fidelity_comparisons
@@ -46,7 +46,7 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
         _ = photos(pairs)  # refuses sizes that differ
         try:
             train = load_pairs(settings.dataset, settings.train_split)
-        except ValueError as err:
+        except MissingSplitError as err:
             return pairs, None, str(err)
         if train.resolution != pairs.resolution:
             raise ValueError(

@@ -16,7 +16,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from semseg_diffusers.data.label_mapping import LabelMapping, some_names
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import label_file_near
-from semseg_diffusers.generation.jobs import find_masks
+from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, resize_ids

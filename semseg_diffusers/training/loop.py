@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs, read_record
 from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.data.statistics import class_pixels_of_each
+from semseg_diffusers.data.statistics.counts import class_pixels_of_each
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
