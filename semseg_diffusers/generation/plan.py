@@ -141,7 +141,7 @@ def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: 
             raise ValueError(
                 f"the masks in '{folder}' are of the label set in '{file}' ({some_names(near)}), and the model has "
                 f"other {what} ({some_names(labels)}). To have them mapped by name, give --mask_labels '{file}'. If "
-                "they are in the model's own, give that: a preset, or the unet/config.json of the model."
+                "they are in the model's all the same, name that one there: a preset, or the model's unet/config.json."
             )
 
 
