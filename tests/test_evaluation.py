@@ -226,6 +226,25 @@ def test_a_folder_of_something_else_is_left_alone(place, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_of_masks_of_the_user_is_left_alone(place, tmp_path):
+    masks = tmp_path / "mine" / "masks"
+    shutil.copytree(place.dataset / "val" / "masks", masks)
+    (masks / "scene000.png").rename(masks / "drawn.png")
+    before = {path.name: path.read_bytes() for path in masks.iterdir()}
+    error = place.evaluate(tmp_path / "mine", model=place.model, num_masks=2, num_inference_steps=1, expect=2)
+    assert "was not made by evaluate (it holds masks)" in error
+    assert before == {path.name: path.read_bytes() for path in masks.iterdir()}
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'{"settings": "none"}', b"\xff\xfe"])
+def test_a_results_file_of_something_else_is_named(place, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_bytes(content)
+    error = place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"), expect=2)
+    assert re.search(r"error: '.*results.json' holds no results of evaluate", error)
+    assert (tmp_path / "out" / "results.json").read_bytes() == content
+
+
 def test_settings_that_do_not_go_together_are_refused():
     for options in ({}, {"model": "a", "generated": "b"}):
         with pytest.raises(ValueError, match="--model.*or --generated, not both"):

@@ -16,6 +16,7 @@ from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.plan import DTYPES, load_model, target_size
 from semseg_diffusers.generation.processes import Processes
+from semseg_diffusers.launch import LOCK_FILE
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
@@ -127,15 +128,18 @@ def check_output(output: Path, settings: EvaluationSettings) -> None:
         return
     file = output / RESULTS_FILE
     if not file.is_file():
-        foreign = [path.name for path in output.iterdir() if path.name not in OURS and not path.name.startswith(".")]
+        names = {path.name for path in output.iterdir()}
+        # without the lock no evaluation began here: a folder called "masks" is the user's, and ours would replace it
+        ours = OURS if LOCK_FILE in names else ()
+        foreign = sorted(name for name in names if name not in ours and not name.startswith("."))
         if foreign:
             raise ValueError(
                 f"--output '{output}' is not empty and was not made by evaluate (it holds {foreign[0]}); name another."
             )
         return
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))["settings"]
-    except (json.JSONDecodeError, KeyError, TypeError) as err:
+        there = dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+    except (ValueError, KeyError, TypeError) as err:
         raise ValueError(f"'{file}' holds no results of evaluate ({err}); name another --output.") from err
     now = settings.record()
     different = [
