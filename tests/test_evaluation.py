@@ -10,7 +10,11 @@ import torch
 from evaluation_place import LABELS, SIZE, Place
 from PIL import Image, ImageFilter
 
+from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.evaluation.evaluation import evaluate
+from semseg_diffusers.evaluation.figures import paper_figures
+from semseg_diffusers.evaluation.image_sets import generated_images
+from semseg_diffusers.evaluation.image_sets import photos as photo_set
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 
 
@@ -120,6 +124,25 @@ def test_real_photos_as_generated_images_reach_ceiling_and_floor(place, tmp_path
     assert any("--num_images_per_mask 2" in note for note in results["notes"])
 
 
+def test_ssim_of_unrelated_photos_takes_each_photo_once(place, tmp_path):
+    photos = place.val_copy(tmp_path / "photos")
+    twice = place.val_copy(tmp_path / "twice")
+    for path in list(twice.iterdir()):
+        shutil.copy(path, path.with_stem(f"{path.stem}_1"))
+        path.rename(path.with_stem(f"{path.stem}_0"))
+    once, repeated = (
+        EvaluationSettings(dataset=str(place.dataset), output="unused", generated=str(folder))
+        for folder in (photos, twice)
+    )
+    pairs = load_pairs(place.dataset, "val")
+    figures = [
+        paper_figures(settings, photo_set(pairs), generated_images(settings.generated, pairs), None)
+        for settings in (once, repeated)
+    ]
+    assert figures[0] == figures[1]
+    assert figures[0]["ssim_unrelated"] < 0.5
+
+
 def test_a_shuffled_pairing_makes_agreement_collapse(place, tmp_path):
     place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos", shift=1))
     agreement = results_of(tmp_path / "out")["agreement"]
@@ -174,6 +197,40 @@ def test_without_training_photos_halves_of_the_split_are_the_floor(place, tmp_pa
     assert (row["n"], row["num_reference"], row["floor"]["of"]) == (4, 4, "the other half of val")
     assert results["neighbours"] is None
     assert any("has no split 'nothing'" in note for note in results["notes"])
+
+
+def test_photos_of_the_split_itself_are_no_training_photos(place, tmp_path):
+    folder = place.val_copy(tmp_path / "photos")
+    place.evaluate(tmp_path / "out", generated=folder, train_split="validation")
+    results = results_of(tmp_path / "out")
+    (row,) = results["fidelity"][0]["references"]
+    assert row["floor"]["of"] == "the other half of val"
+    assert row["floor"]["fid"] > 0
+    assert results["neighbours"] is None
+    assert any("'validation' is the split that is evaluated" in note for note in results["notes"])
+
+
+def test_broken_training_photos_are_not_taken_for_none(place, tmp_path):
+    dataset = place.data_copy(tmp_path / "data")
+    path = sorted((dataset / "train" / "images").iterdir())[0]
+    Image.open(path).resize((16, 16)).save(path)
+    error = place.evaluate(tmp_path / "out", dataset=dataset, generated=place.val_copy(tmp_path / "photos"), expect=2)
+    assert "(train) differ in size" in error
+
+
+def test_a_file_whose_name_begins_with_inception_is_only_itself(place, tmp_path, monkeypatch):
+    class Means(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().mean((2, 3))
+
+    monkeypatch.chdir(tmp_path)
+    folder = place.val_copy(tmp_path / "photos")
+    for name in ("inception-2015-12-05.pt", "inception-64.pt"):
+        torch.jit.script(Means()).save(name)
+        place.evaluate(tmp_path / f"out_{name}", generated=folder, features=name)
+        results = results_of(tmp_path / f"out_{name}")
+        assert [entry["features"]["name"] for entry in results["fidelity"]] == [name]
+        assert results["paper_metrics"]["fid_64"] is None
 
 
 def test_features_can_be_left_away(place, tmp_path):

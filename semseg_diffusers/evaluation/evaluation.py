@@ -14,7 +14,7 @@ import torch
 from semseg_diffusers.data.layout import GENERATION_FILE
 from semseg_diffusers.evaluation.agreement import ReadImages, score_agreement
 from semseg_diffusers.evaluation.diversity import why_no_diversity
-from semseg_diffusers.evaluation.features import PAPER_FEATURES
+from semseg_diffusers.evaluation.features import is_paper_features
 from semseg_diffusers.evaluation.figures import (
     Features,
     agreement_figures,
@@ -186,7 +186,7 @@ def _figures(
 ) -> dict[str, Any]:
     """All figures, each under the name of its part in `results.json`."""
     *networks, thumbnails = features
-    paper = next((entry for entry in networks if entry.network["name"].startswith(PAPER_FEATURES)), None)
+    paper = next((entry for entry in networks if is_paper_features(entry.network["name"])), None)
     networks = [entry for entry in networks if entry is not paper]
     agreement = score_agreement(read_real, read_generated, data.generated.labels, settings.seed, judge.not_judged)
     unlabelled = [

@@ -14,6 +14,7 @@ from semseg_diffusers.evaluation.feature_networks import FeatureNetwork, load_en
 # FD-DINOv2 as published is of facebook/dinov2-large: take that for figures that are to be compared with papers.
 DEFAULT_FEATURES = "facebook/dinov2-small"
 PAPER_FEATURES = "inception-64"  # behind the paper's FID, see `fidelity.fid_64`
+STANDARD_INCEPTION = re.compile(r"inception(-64)?(?::(.+))?")  # names of it; the second group is a file of weights
 SCRIPT_SUFFIXES = (".pt", ".torchscript")
 PROBE_SIZE = (224, 224)  # of the first forward, where the network takes any size
 
@@ -81,6 +82,12 @@ class FeatureExtractor:
         }
 
 
+def is_paper_features(name: str) -> bool:
+    """Whether a name asks for the features behind the paper's FID; "inception-64.pt" is a file of its own."""
+    match = STANDARD_INCEPTION.fullmatch(name)
+    return match is not None and match[1] is not None
+
+
 def load_extractor(
     name: str = DEFAULT_FEATURES,
     *,
@@ -113,7 +120,7 @@ def load_extractor(
         ValueError: the name, the files, the installed libraries or the input size do not give features.
         OSError: the weights are not at hand and cannot be downloaded.
     """
-    standard = re.fullmatch(r"inception(-64)?(?::(.+))?", name)
+    standard = STANDARD_INCEPTION.fullmatch(name)
     is_script = name.endswith(SCRIPT_SUFFIXES)
     if revision is not None and (standard or is_script):
         raise ValueError(f"--features: only networks of the Hub have a revision; '{name}' has none. Leave it away.")

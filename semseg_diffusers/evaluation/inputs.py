@@ -1,15 +1,23 @@
 """What an evaluation works on, loaded and checked before any image is made: photos, networks, model, output folder."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.loading import PairDataset, load_pairs
+from semseg_diffusers.data.layout import SPLITS
+from semseg_diffusers.data.loading import MissingSplitError, PairDataset, load_pairs
 from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.evaluation.features import PAPER_FEATURES, FeatureExtractor, load_extractor
+from semseg_diffusers.evaluation.features import (
+    PAPER_FEATURES,
+    STANDARD_INCEPTION,
+    FeatureExtractor,
+    is_paper_features,
+    load_extractor,
+)
 from semseg_diffusers.evaluation.figures import fidelity_comparisons
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
 from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
@@ -45,9 +53,12 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
     def load() -> tuple[PairDataset, ImageSet | None, str | None]:
         pairs = load_pairs(settings.dataset, settings.split)
         _ = photos(pairs)  # refuses sizes that differ
+        split, train_split = (SPLITS.get(name, name) for name in (settings.split, settings.train_split))
+        if split == train_split:
+            return pairs, None, f"'{settings.train_split}' is the split that is evaluated."
         try:
             train = load_pairs(settings.dataset, settings.train_split)
-        except ValueError as err:
+        except MissingSplitError as err:
             return pairs, None, str(err)
         if train.resolution != pairs.resolution:
             raise ValueError(
@@ -73,13 +84,20 @@ def load_networks(
         device=device,
         dtype=dtype,
     )
-    names = list(settings.features)
-    standard = next(
-        (name for name in names if name.startswith("inception") and not name.startswith(PAPER_FEATURES)), None
-    )
-    if standard is not None and not any(name.startswith(PAPER_FEATURES) for name in names):
-        names.append(standard.replace("inception", PAPER_FEATURES, 1))  # the paper's figure comes with it
-    return judge, [load_extractor(name, device=device, dtype=dtype) for name in names]
+    return judge, [load_extractor(name, device=device, dtype=dtype) for name in with_paper_features(settings.features)]
+
+
+def with_paper_features(names: Sequence[str]) -> list[str]:
+    """The names, and beside the standard Inception its first 64 features: the paper's figure comes with it.
+
+    Example:
+        >>> with_paper_features(["inception:/folder/weights.pth", "inception-2015-12-05.pt"])
+        ['inception:/folder/weights.pth', 'inception-2015-12-05.pt', 'inception-64:/folder/weights.pth']
+    """
+    standard = [match for name in names if (match := STANDARD_INCEPTION.fullmatch(name))]
+    if not standard or any(is_paper_features(name) for name in names):
+        return list(names)
+    return [*names, PAPER_FEATURES + standard[0][0].removeprefix("inception")]
 
 
 def load_generator(
