@@ -16,6 +16,7 @@ from semseg_diffusers.evaluation.figures import paper_figures
 from semseg_diffusers.evaluation.image_sets import generated_images
 from semseg_diffusers.evaluation.image_sets import photos as photo_set
 from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.generation.plan import GenerationSettings
 
 
 @pytest.fixture(scope="module")
@@ -306,8 +307,16 @@ def test_settings_that_do_not_go_together_are_refused():
     for options in ({}, {"model": "a", "generated": "b"}):
         with pytest.raises(ValueError, match="--model.*or --generated, not both"):
             EvaluationSettings(dataset="d", output="o", **options)
-    with pytest.raises(ValueError, match="--num_masks and --num_images_per_mask are for --model"):
-        EvaluationSettings(dataset="d", output="o", generated="b", num_images_per_mask=2)
+    for name, options in {
+        "--num_images_per_mask": {"num_images_per_mask": 2},
+        "--revision, --num_masks, --scheduler": {"revision": "main", "num_masks": 2, "scheduler": "DDIMScheduler"},
+        "--num_inference_steps, --guidance_scale": {"sampling": GenerationSettings(20, guidance_scale=1.0, seed=4)},
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} only with --model"):
+            EvaluationSettings(dataset="d", output="o", generated="b", **options)
+    EvaluationSettings(dataset="d", output="o", generated="b", sampling=GenerationSettings(seed=4))
+    with pytest.raises(ValueError, match="--kid_subset_size must be at least 2"):
+        EvaluationSettings(dataset="d", output="o", generated="b", kid_subset_size=1)
 
 
 def test_the_library_returns_what_the_file_holds_and_leaves_the_random_state(place, tmp_path):
