@@ -11,6 +11,7 @@ from evaluation_place import LABELS, SIZE, Place
 from PIL import Image, ImageFilter
 
 from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.evaluation.agreement import ReadImages, score_agreement
 from semseg_diffusers.evaluation.evaluation import evaluate
 from semseg_diffusers.evaluation.figures import paper_figures
 from semseg_diffusers.evaluation.image_sets import generated_images
@@ -176,6 +177,24 @@ def test_a_copied_training_photo_is_found(place, tmp_path):
         assert found["num_closer"] >= 1
 
 
+def test_masks_that_cannot_be_read_are_refused_before_networks_read(place, tmp_path):
+    folder = shutil.copytree(place.dataset / "val", tmp_path / "listed")
+    path = sorted((folder / "masks").iterdir())[-1]
+    Image.fromarray(np.full((SIZE, SIZE), 77, np.uint8)).save(path)
+    error = place.evaluate(tmp_path / "out", generated=folder, expect=2)
+    assert re.search(f"{path.name}.*holds class 77", error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_variant_is_left_out_where_nothing_is_read_in_the_photos():
+    masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
+    real = ReadImages(("a", "b"), torch.full_like(masks, LABELS.ignore_index), masks)
+    agreement = score_agreement(real, ReadImages(("a", "b"), masks, masks), LABELS, seed=0)
+    assert agreement.paper is None
+    assert agreement.generated.mean_iou == 1
+    assert agreement.real.mean_iou == 0
+
+
 def test_masks_without_labels_do_not_count(place, tmp_path):
     dataset = place.data_copy(tmp_path / "data")
     path = sorted((dataset / "val" / "masks").iterdir())[0]
@@ -189,6 +208,9 @@ def test_masks_without_labels_do_not_count(place, tmp_path):
         shutil.copy(path, other) if other != path else None
     error = place.evaluate(tmp_path / "none", dataset=dataset, generated=place.val_copy(tmp_path / "more"), expect=2)
     assert "no labelled pixel" in error
+    error = place.evaluate(tmp_path / "none", dataset=dataset, model=place.model, expect=2)
+    assert "no labelled pixel" in error
+    assert not (tmp_path / "none").exists()  # before an image is made
 
 
 def test_without_training_photos_halves_of_the_split_are_the_floor(place, tmp_path):
@@ -241,6 +263,14 @@ def test_features_can_be_left_away(place, tmp_path):
     assert [entry["features"].split()[1] for entry in results["neighbours"]] == ["thumbnails"]
 
 
+class OnlyLarge(torch.nn.Module):
+    """Takes the image that every network is tried on, and no photo of the place."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[-1] > 100, "too small"
+        return images.float().mean((2, 3))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -251,9 +281,12 @@ def test_features_can_be_left_away(place, tmp_path):
         ({"num_images_per_mask": 0}, "--num_images_per_mask must be at least 1; got 0"),
         ({"split": "test"}, "has no split 'test'"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"features": "only_large.pt"}, r"--features 'only_large.pt' cannot read images of 32 x 32.*too small"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_an_image_is_made(place, tmp_path, changes, message):
+def test_what_cannot_be_done_is_refused_before_an_image_is_made(place, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(OnlyLarge()).save("only_large.pt")
     changes = {"model": place.model, **changes}
     error = place.evaluate(tmp_path / "out", expect=2, **changes)
     assert re.search(message, error), error

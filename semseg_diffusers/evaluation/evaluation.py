@@ -30,6 +30,7 @@ from semseg_diffusers.evaluation.inputs import (
     RESULTS_FILE,
     Data,
     check_counts,
+    check_masks,
     check_output,
     choose_stems,
     load_data,
@@ -83,7 +84,7 @@ def evaluate(
 
     # 1. Data and networks: all that can be refused
     pairs, train, why_no_train = load_data(settings, processes)
-    judge, extractors = processes.agree(lambda: load_networks(settings, pairs.labels, device))
+    judge, extractors = processes.agree(lambda: load_networks(settings, pairs, device))
     pipeline = None
     if settings.model is not None:
         pipeline = processes.agree(lambda: load_generator(settings, pairs, device))
@@ -92,7 +93,19 @@ def evaluate(
     else:
         generated = processes.agree(lambda: generated_images(settings.generated, pairs))
         stems, num_generated = sorted(set(generated.stems)), len(generated)
-    check_counts(settings, len(pairs), 0 if train is None else len(train), len(stems), num_generated)
+
+    def check() -> None:
+        check_counts(settings, len(pairs), 0 if train is None else len(train), len(stems), num_generated)
+        index_of = {stem: index for index, stem in enumerate(pairs.stems)}
+        made_from = (
+            (generated.mask(index).numpy() for index in range(len(generated)))
+            if settings.model is None
+            else (pairs.mask(index_of[stem]) for stem in stems)
+        )
+        for masks in (made_from, map(pairs.mask, range(len(pairs)))):
+            check_masks(masks, pairs.labels, judge.not_judged)
+
+    processes.agree(check if processes.is_main else lambda: None)
 
     with contextlib.ExitStack() as held:
         # 2. The output folder, which the main process keeps to this run

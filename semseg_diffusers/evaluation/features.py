@@ -16,7 +16,19 @@ DEFAULT_FEATURES = "facebook/dinov2-small"
 PAPER_FEATURES = "inception-64"  # behind the paper's FID, see `fidelity.fid_64`
 STANDARD_INCEPTION = re.compile(r"inception(-64)?(?::(.+))?")  # names of it; the second group is a file of weights
 SCRIPT_SUFFIXES = (".pt", ".torchscript")
+NETWORK_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    torch.jit.Error,
+)  # what a forward raises; the last is no other's
 PROBE_SIZE = (224, 224)  # of the first forward, where the network takes any size
+
+
+def reason_of(err: Exception) -> str:
+    """The line of an error that says what happened; TorchScript's own code stands above it."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(err).__name__)
 
 
 class FeatureExtractor:
@@ -37,12 +49,10 @@ class FeatureExtractor:
         height, width = network.input_size or PROBE_SIZE
         try:
             found = self(torch.zeros(2, 3, height, width, dtype=torch.uint8))
-        except (RuntimeError, ValueError, TypeError) as err:
-            lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-            reason = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else "")
+        except NETWORK_ERRORS as err:
             raise ValueError(
                 f"--features: '{name}' ({network.architecture}) does not turn images of {height} x {width} into "
-                f"features: {reason}"
+                f"features: {reason_of(err)}"
             ) from err
         self.num_features = found.shape[1]
 

@@ -66,7 +66,13 @@ def photos(pairs: PairDataset) -> ImageSet:
         )
     stems = tuple(pairs.stems)
     return _sorted(
-        ImageSet(pairs.labels, stems, stems, lambda index: pairs[index]["image"], lambda index: pairs[index]["mask"])
+        ImageSet(
+            pairs.labels,
+            stems,
+            stems,
+            lambda index: pairs[index]["image"],
+            lambda index: torch.from_numpy(pairs.mask(index)),
+        )
     )
 
 
@@ -161,7 +167,7 @@ def _named_after_masks(
             f"{len(unknown)} of {len(files)} pictures in '{place}' are named after no mask of the split, such as "
             f"'{unknown[0]}'. Wanted STEM.png or STEM_NUMBER.png with stems such as '{real.stems[0]}'."
         )
-    return files, tuple(chosen), lambda index: real[index_of[chosen[index]]]["mask"]
+    return files, tuple(chosen), lambda index: torch.from_numpy(real.mask(index_of[chosen[index]]))
 
 
 def _check_sizes(files: list[Path], resolution: tuple[int, int]) -> None:

@@ -1,10 +1,11 @@
 """What an evaluation works on, loaded and checked before any image is made: photos, networks, model, output folder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from semseg_diffusers.data.labels import LabelSet
@@ -12,11 +13,13 @@ from semseg_diffusers.data.layout import SPLITS
 from semseg_diffusers.data.loading import MissingSplitError, PairDataset, load_pairs
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.evaluation.features import (
+    NETWORK_ERRORS,
     PAPER_FEATURES,
     STANDARD_INCEPTION,
     FeatureExtractor,
     is_paper_features,
     load_extractor,
+    reason_of,
 )
 from semseg_diffusers.evaluation.figures import fidelity_comparisons
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
@@ -73,18 +76,32 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
 
 
 def load_networks(
-    settings: EvaluationSettings, labels: LabelSet, device: str | torch.device
+    settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
 ) -> tuple[Judge, list[FeatureExtractor]]:
+    """The segmenter and the feature networks, each tried on a black image of the photos' size."""
     dtype = DTYPES[settings.dtype]
     judge = load_judge(
         settings.segmenter,
-        labels,
+        pairs.labels,
         revision=settings.segmenter_revision,
         input_size=settings.segmenter_size,
         device=device,
         dtype=dtype,
     )
-    return judge, [load_extractor(name, device=device, dtype=dtype) for name in with_paper_features(settings.features)]
+    extractors = [load_extractor(name, device=device, dtype=dtype) for name in with_paper_features(settings.features)]
+    height, width = pairs.resolution
+    black = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    named = [(f"--segmenter '{settings.segmenter}'", judge.read)]
+    named += [(f"--features '{extractor.name}'", extractor) for extractor in extractors]
+    for name, network in named:
+        try:
+            network(black)
+        except NETWORK_ERRORS as err:
+            raise ValueError(
+                f"{name} cannot read images of {height} x {width} (height x width), the size of the photos: "
+                f"{reason_of(err)}"
+            ) from err
+    return judge, extractors
 
 
 def with_paper_features(names: Sequence[str]) -> list[str]:
@@ -131,6 +148,14 @@ def check_counts(
         )
     if settings.features:
         fidelity_comparisons(settings, num_real, num_train, num_generated)
+
+
+def check_masks(masks: Iterable[np.ndarray], labels: LabelSet, not_judged: Sequence[str]) -> None:
+    """Refuse masks (H, W) that are not to be read, or of which no pixel could be scored."""
+    counted = [index for index, name in enumerate(labels.names) if name not in not_judged]
+    if not any([np.isin(mask, counted).any() for mask in masks]):  # a list: each one is read
+        unknown = f" of a class that the segmenter knows (not: {', '.join(not_judged)})" if not_judged else ""
+        raise ValueError(f"the masks hold no labelled pixel{unknown}, only unknown ones: there is nothing to score.")
 
 
 def choose_stems(stems: list[str], count: int | None) -> list[str]:
