@@ -153,8 +153,9 @@ def evaluate(
             )
 
         with clock.measure("reading"):
-            read_real = over(judge.read, segmenter, data.real, "reading photos")
-            read_generated = over(judge.read, segmenter, data.generated, "reading generated images")
+            what = judge.identity(pairs.resolution)
+            read_real = over(judge.read, what, data.real, "reading photos")
+            read_generated = over(judge.read, what, data.generated, "reading generated images")
         features = []
         with clock.measure("features"):
             for network in (*extractors, Thumbnails()):
