@@ -14,8 +14,10 @@ from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.evaluation.agreement import ReadImages, score_agreement
 from semseg_diffusers.evaluation.evaluation import evaluate
 from semseg_diffusers.evaluation.figures import paper_figures
-from semseg_diffusers.evaluation.image_sets import generated_images
+from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images
 from semseg_diffusers.evaluation.image_sets import photos as photo_set
+from semseg_diffusers.evaluation.page import collect_pictures
+from semseg_diffusers.evaluation.report_pictures import RIGHT, UNKNOWN
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.plan import GenerationSettings
 
@@ -195,6 +197,19 @@ def test_the_papers_variant_is_left_out_where_nothing_is_read_in_the_photos():
     assert agreement.real.mean_iou == 0
 
 
+def test_classes_that_are_not_judged_are_no_mistakes_on_the_page():
+    mask = torch.zeros(4, 4, dtype=torch.uint8)
+    mask[2:] = LABELS.names.index("car")
+    images = ImageSet(LABELS, ("a",), ("a",), lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8), lambda _: mask)
+    examples = {"best": [{"image": "a", "stem": "a"}], "worst": []}
+    results = {"examples": examples, "neighbours": None, "segmenter": {"not_judged": ["car"]}}
+    pictures = collect_pictures(results, images, None, images, torch.zeros(1, 4, 4, dtype=torch.uint8))
+    shown = np.asarray(pictures.examples["a"].mistakes.convert("RGB"))
+    assert (shown[:2] == RIGHT).all()
+    assert all(tuple(color) in UNKNOWN for color in shown[2:].reshape(-1, 3).tolist())
+    assert (mask[2:] != LABELS.ignore_index).all()
+
+
 def test_masks_without_labels_do_not_count(place, tmp_path):
     dataset = place.data_copy(tmp_path / "data")
     path = sorted((dataset / "val" / "masks").iterdir())[0]
@@ -280,6 +295,7 @@ class OnlyLarge(torch.nn.Module):
         ({"num_masks": 1}, "needs two masks at least.*got 1"),
         ({"num_images_per_mask": 0}, "--num_images_per_mask must be at least 1; got 0"),
         ({"split": "test"}, "has no split 'test'"),
+        ({"device": "toaster"}, "--device toaster cannot be used here"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
         ({"features": "only_large.pt"}, r"--features 'only_large.pt' cannot read images of 32 x 32.*too small"),
     ],
