@@ -12,11 +12,17 @@ import semseg_diffusers
 
 # name -> (module with add_arguments(parser) and run(args), one line of help), in the order of use
 COMMANDS = {
-    "prepare": ("semseg_diffusers.data.prepare", "turn a public data set or a folder of pairs into a prepared folder"),
-    "check": ("semseg_diffusers.data.check_command", "what is wrong with a source or a prepared data set"),
+    "prepare": (
+        "semseg_diffusers.data.prepare_command",
+        "turn a public data set or pairs of one's own into a prepared folder",
+    ),
+    "check": ("semseg_diffusers.data.checking.command", "what is wrong with a source or a prepared data set"),
     "toy": ("semseg_diffusers.data.toy", "draw street scenes with exact masks, from a seed"),
-    "stats": ("semseg_diffusers.data.statistics_command", "what the masks hold, and which classes will be weak"),
+    "stats": ("semseg_diffusers.data.statistics.command", "what the masks hold, and which classes will be weak"),
     "labels": ("semseg_diffusers.data.labels_command", "show a label set: legend picture, palette file, JSON"),
+    "clean": ("semseg_diffusers.data.clean_command", "turn hand-painted pictures into masks"),
+    "edit": ("semseg_diffusers.data.editing.command", "change masks: move, paste, remove, draw objects"),
+    "enrich": ("semseg_diffusers.data.editing.enrich_command", "new masks with more of the rare classes"),
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
     "segmenter": ("semseg_diffusers.evaluation.segmenters.command", "train a network that reads masks from photos"),

@@ -11,7 +11,7 @@ from driving_sets import bdd100k, zip_folder
 
 from semseg_diffusers.data.archives import ArchivePath, close_archives, open_archives
 from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
-from semseg_diffusers.data.readers import read_source
+from semseg_diffusers.data.readers import read_file, read_source
 
 
 def write_zip(path: Path, files: dict[str, bytes]) -> Path:
@@ -92,6 +92,14 @@ def test_encrypted_and_absurdly_large_entries_are_refused(tmp_path):
         open_archives([patched(write_zip(tmp_path / "a.zip", {"a.png": b"123"}), 8, struct.pack("<H", 1))])
     with pytest.raises(ValueError, match="its entry 'a.png' unpacks to"):
         open_archives([patched(write_zip(tmp_path / "b.zip", {"a.png": b"123"}), 24, struct.pack("<I", 2**31))])
+
+
+def test_a_picture_of_many_megabytes_is_refused_before_it_is_read(tmp_path):
+    top = open_archives(
+        [patched(write_zip(tmp_path / "a.zip", {"a.png": b"1" * 2**21}), 24, struct.pack("<I", 2**28 + 1))]
+    )
+    with pytest.raises(ValueError, match="'.*a.zip/a.png' has 256 MiB; wanted a picture of 256 MiB at most"):
+        read_file(top / "a.png")
 
 
 def test_an_entry_that_unpacks_to_more_than_it_says_is_cut_and_refused(tmp_path):

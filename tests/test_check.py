@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from semseg_diffusers import LabelSet, cli
-from semseg_diffusers.data.check import check_prepared, check_source
-from semseg_diffusers.data.duplicates import fingerprint, near_duplicates, same_pictures
-from semseg_diffusers.data.inspection import inspect_pair
+from semseg_diffusers.data.checking.check import check_prepared, check_source
+from semseg_diffusers.data.checking.duplicates import fingerprint, near_duplicates, same_pictures
+from semseg_diffusers.data.checking.inspection import inspect_pair
 from semseg_diffusers.data.readers import Pair, Source
 from semseg_diffusers.data.toy import draw_scene, write_toy_dataset
 

@@ -13,7 +13,7 @@ from training_runs import ROOT, finished, kill_started, launch_two, losses, tiny
 
 from semseg_diffusers import LabelSet
 from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.data.statistics import class_pixels_of_each
+from semseg_diffusers.data.statistics.counts import class_pixels_of_each
 from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.training.class_balance import ClassBalance
 from semseg_diffusers.training.samples import SampleSequence

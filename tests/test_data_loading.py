@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from semseg_diffusers.data.decoded import DecodedPairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import draw_scene, write_toy_dataset
@@ -161,3 +162,67 @@ def test_unknown_pixels_stay_255(changed_folder, load):
     ids[:4] = 7
     BDD.decode(ids).save(changed_folder / "train" / "masks" / "toy_0_0000000.png")
     assert torch.equal(load(changed_folder)[0]["mask"], torch.from_numpy(ids))
+
+
+# Pairs that are kept decoded ---------------------------------------------------------------------------------------
+
+
+class Uneven:
+    """Four pairs of two sizes, as `PairDataset` keeps them."""
+
+    sizes = [(4, 6), (4, 6), (5, 3), (4, 6)]
+
+    def pair(self, index):
+        size = self.sizes[index]
+        random = np.random.default_rng(index)
+        return random.integers(0, 256, (3, *size)).astype(np.uint8), random.integers(0, 19, size).astype(np.uint8)
+
+
+def test_kept_pairs_come_out_as_they_went_in_and_as_copies():
+    pairs = Uneven()
+    kept = DecodedPairs(pairs.sizes, 10_000)
+    assert kept.count == 4
+    assert [kept.get(index) for index in range(4)] == [None] * 4
+    for index in (2, 0, 3):
+        kept.put(index, *pairs.pair(index))
+    assert kept.get(1) is None
+    for index in (0, 2, 3):
+        kept.get(index)[0][:] = 0
+        assert all(np.array_equal(a, b) for a, b in zip(kept.get(index), pairs.pair(index), strict=True))
+
+
+@pytest.mark.parametrize(("most_bytes", "count"), [(0, 0), (96, 0), (97, 1), (254, 2), (255, 3)])
+def test_as_many_pairs_are_kept_as_there_is_room_for(most_bytes, count):
+    pairs = Uneven()
+    kept = DecodedPairs(pairs.sizes, most_bytes)
+    for index in range(4):
+        kept.put(index, *pairs.pair(index))
+    assert [kept.get(index) is not None for index in range(4)] == [index < count for index in range(4)]
+
+
+def test_items_of_a_data_set_are_the_same_kept_or_not(toy_folder, load):
+    plain, keeping = load(toy_folder), load(toy_folder)
+    assert keeping.keep_decoded(10**6) == len(plain)
+    for _ in range(2):
+        for index in range(len(plain)):
+            first, second = plain[index], keeping[index]
+            assert first["stem"] == second["stem"]
+            assert all(torch.equal(first[name], second[name]) for name in ("image", "mask"))
+            second["image"].zero_()  # what is handed out belongs to the caller
+    assert keeping.keep_decoded(0) == 0
+    assert torch.equal(keeping[0]["image"], plain[0]["image"])
+
+
+def test_what_a_forked_reader_decoded_is_there_in_the_process_that_started_it(toy_folder, load):
+    pairs = load(toy_folder)
+    pairs.keep_decoded(10**6)
+    loader = torch.utils.data.DataLoader(pairs, num_workers=1, multiprocessing_context="fork")
+    assert len([batch["mask"] for batch in loader]) == len(pairs)
+    assert all(pairs._decoded.get(index) is not None for index in range(len(pairs)))
+
+
+def test_a_data_set_that_is_sent_to_another_process_leaves_its_memory_behind(toy_folder, load):
+    pairs = load(toy_folder)
+    pairs.keep_decoded(10**6)
+    expected = pairs[0]
+    assert torch.equal(pickle.loads(pickle.dumps(pairs))[0]["image"], expected["image"])

@@ -16,9 +16,10 @@ from PIL import Image
 
 from semseg_diffusers import cli
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.generation import output_folder
 from semseg_diffusers.generation.dataset import generate_dataset
-from semseg_diffusers.generation.jobs import Job, find_masks, image_seed
+from semseg_diffusers.generation.jobs import Job, image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.generation.plan import GenerationSettings, new_scheduler
 from semseg_diffusers.launch import SIGNALS, sole_owner

@@ -65,13 +65,14 @@ class Place:
         )
         return output
 
-    def launch(self) -> "Launch":
-        """Start the command, the same each time."""
+    def launch(self, *more) -> "Launch":
+        """Start the command, the same each time, with more options."""
         return Launch(
             next(self.logs),
             *("--model", self.folder / "model", "--masks", self.folder / "masks", "--output", self.output),
             *("--num_images_per_mask", self.num_images, "--num_inference_steps", self.settings.num_inference_steps),
             *("--guidance_scale", self.settings.guidance_scale, "--batch_size", 2),
+            *more,
         )
 
     def made(self) -> dict[str, int]:
@@ -230,6 +231,24 @@ def test_two_processes_make_what_one_makes(new_place):
     assert "10 images made, 0 kept" in launch.said  # the sum of what the two made: none was made twice
     assert launch.said.count("images made") == 1
     place.check_same(place.generate_here())
+
+
+@pytest.mark.slow
+def test_two_processes_map_masks_as_one_and_say_it_once(new_place):
+    place = new_place(num_masks=5, num_images=1, steps=2)
+    fewer = LabelSet(("sky", "road", "lion", "car", "zebra"), LABELS.colors)
+    fewer.save_json(place.folder / "labels.json")
+    refused = place.launch()
+    assert refused.end() != 0
+    assert refused.said.count("error: ") == 1
+    assert "--mask_labels" in refused.said
+    launch = place.launch("--mask_labels", place.folder / "labels.json")
+    assert launch.end() == 0, launch.said
+    own = np.stack([np.asarray(Image.open(path)) for path in sorted((place.folder / "masks").iterdir())])
+    lost = int(np.isin(own, (2, 4)).sum())
+    assert launch.said.count(f"masks mapped to the model's classes: {lost} of {own.size:,} labelled pixels") == 1
+    for path, ids in zip(sorted((place.output / "masks").iterdir()), own, strict=True):
+        assert np.array_equal(np.asarray(Image.open(path)), np.array([1, 0, 255, 2, 255])[ids])
 
 
 def test_a_refusal_ends_both_processes_and_is_said_once(new_place):

@@ -545,6 +545,23 @@ def test_any_data_set_of_the_hub_loads_with_its_columns_named_and_a_label_set_gi
     assert pair["stem"] == "000000"
 
 
+def test_prepare_reads_a_data_set_of_the_hub_whole_and_as_a_stream(hub, client, pushed_sets, toy, tmp_path):
+    code = (
+        "from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset\n"
+        "settings = {'data_format': 'datasets', 'resolution': None}\n"
+        "prepare_dataset(PrepareSettings('alice/toy', arguments[0], **settings))\n"
+        "prepare_dataset(PrepareSettings('alice/toy', arguments[1], streaming=True, **settings))\n"
+    )
+    assert client.run(code, tmp_path / "whole", tmp_path / "stream").error is None
+    for name in ("whole", "stream"):
+        for split in ("train", "val"):
+            here, there = (load_pairs(place, split, cache_dir=tmp_path / "c") for place in (toy, tmp_path / name))
+            assert (there.stems, there.labels) == (here.stems, here.labels)
+            for pair, expected in zip(there, here, strict=True):
+                assert torch.equal(pair["mask"], expected["mask"])
+                assert torch.equal(pair["image"], expected["image"])
+
+
 def test_the_card_of_a_data_set_says_licence_classes_counts_and_how_it_was_made(hub, client, pushed_sets):
     card = card_of(hub.dataset("alice/toy"))
     data = cards.metadata(card)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semseg_diffusers.data.label_mapping import SYNONYMS, WIDER, map_ids, match_classes, normalize
+from semseg_diffusers.data.label_mapping import SYNONYMS, WIDER, LabelMapping, map_ids, match_classes, normalize
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import resize_ids
 
 
 CITYSCAPES, CAMVID, PAPER = (LabelSet.from_preset(name) for name in ("cityscapes", "camvid", "paper"))
@@ -96,3 +97,52 @@ def test_ids_are_mapped_one_by_one_and_the_rest_is_unknown(ids, ignore_index):
         assert mapped.dtype == np.uint8
         assert mapped.tolist() == wanted
     assert map_ids(np.array([[-1]]), mapping, ignore_index).tolist() == [[ignore_index]]
+
+
+# The mapping of masks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("other", [CAMVID, PAPER])
+def test_what_a_smaller_set_tells_apart_comes_through_the_larger_one_unharmed(other):
+    """Every class goes to Cityscapes' and back; of the paper's all but the background, which has no counterpart."""
+    there, back = LabelMapping(other, CITYSCAPES), LabelMapping(CITYSCAPES, other)
+    ids = np.arange(other.num_classes)
+    expected = [255 if name == "background" else i for i, name in enumerate(other.names)]
+    assert back.map(there.map(ids)).tolist() == expected
+
+
+def test_the_background_of_the_paper_is_road_and_void_so_it_becomes_unknown_and_never_road():
+    to_paper, to_cityscapes = LabelMapping(CITYSCAPES, PAPER), LabelMapping(PAPER, CITYSCAPES)
+    ids = np.array([[CITYSCAPES.label2id["road"], CITYSCAPES.label2id["car"], 255]])
+    in_paper = to_paper.map(ids)
+    assert in_paper.tolist() == [[0, 13, 255]]
+    assert to_cityscapes.map(in_paper).tolist() == [[255, 13, 255]]
+    assert to_cityscapes.names[0] == ("background", None)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 8), (5, 13), (40, 60), (61, 7)]))
+def test_mapping_and_resizing_may_change_places_for_ids_are_never_mixed(seed, size):
+    ids = np.random.default_rng(seed).integers(0, 20, (40, 60)).astype(np.uint8)
+    ids[ids == 19] = 255
+    mapping = LabelMapping(CITYSCAPES, CAMVID)
+    assert np.array_equal(resize_ids(mapping.map(ids), *size), mapping.map(resize_ids(ids, *size)))
+
+
+def test_pixels_without_counterpart_are_counted_by_class_and_unknown_ones_not():
+    labels = LabelSet(("car", "lion", "zebra", "emu"), ((1, 0, 0), (2, 0, 0), (3, 0, 0), (4, 0, 0)), ignore_index=9)
+    mapping = LabelMapping(labels, CAMVID)
+    pixels = mapping.count(np.array([[0, 0, 1, 9], [2, 2, 2, 9]]))
+    assert pixels.tolist() == [2, 1, 3, 0]
+    assert mapping.describe(pixels) == (
+        "4 of 6 labelled pixels (66.7 %) became unknown, having no counterpart: zebra 50 %, lion 16.7 %"
+    )
+    assert mapping.describe(np.array([2000, 0, 0, 0])) == "all 2,000 labelled pixels have a counterpart"
+    assert mapping.describe(np.zeros(4, np.int64)) == "all 0 labelled pixels have a counterpart"
+    assert mapping.map(np.array([0, 1, 9])).tolist() == [8, 255, 255]
+
+
+def test_sets_with_nothing_in_common_are_refused():
+    zoo = LabelSet(("lion", "zebra"), ((1, 0, 0), (2, 0, 0)))
+    for source, target in ((zoo, CAMVID), (CAMVID, zoo)):
+        with pytest.raises(ValueError, match="have nothing in common: none of .* has a counterpart among"):
+            LabelMapping(source, target)

@@ -136,6 +136,13 @@ def test_unknown_preset_is_refused():
         LabelSet.from_preset("ade20k")
 
 
+def test_a_label_set_is_named_by_its_preset_or_its_file(tmp_path):
+    BDD.save_json(tmp_path / "own.json")
+    assert LabelSet.from_name("bdd100k") == LabelSet.from_name(str(tmp_path / "own.json")) == BDD
+    with pytest.raises(ValueError, match="label set 'ade20k' is no file and none of the presets bdd100k, cityscapes"):
+        LabelSet.from_name("ade20k")
+
+
 # --- what a label set refuses ---
 
 

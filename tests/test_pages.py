@@ -9,10 +9,9 @@ import pytest
 from page_reading import PageReader, assert_self_contained, drawings
 from PIL import Image
 
-from semseg_diffusers.data.charts import Bars, bar_table, line_chart, scale_mark, strip_table, ticks
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.page_pictures import PICTURE_SIDE, color_list, picture, picture_cards, picture_table
-from semseg_diffusers.data.pages import (
+from semseg_diffusers.data.pages.charts import Bars, bar_table, line_chart, scale_mark, strip_table, ticks
+from semseg_diffusers.data.pages.frame import (
     bullets,
     commands,
     exact,
@@ -28,6 +27,7 @@ from semseg_diffusers.data.pages import (
     warning,
     write_page,
 )
+from semseg_diffusers.data.pages.pictures import PICTURE_SIDE, color_list, picture, picture_cards, picture_table
 
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://a.b/c onerror=x>&{{ 7 * 7 }}"

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from driving_sets import ids_of, save, save_photo
 
+from semseg_diffusers import cli
 from semseg_diffusers.data import prepare, workers
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
@@ -80,12 +81,35 @@ def test_a_stopped_run_goes_on_and_ends_as_one_that_was_not_stopped(source, tmp_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source", "whole"]
 
 
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (SystemExit(143), 143)])
+def test_the_command_says_how_a_stopped_run_goes_on(source, tmp_path, stop_after, capsys, error, code):
+    words = ["prepare", "--source", str(source), "--output", str(tmp_path / "out"), "--num_workers", "1"]
+    stop_after(5, error)
+    assert cli.main(words) == code
+    assert "stopped; what is made stays in " in capsys.readouterr().err
+    stop_after(None)
+    assert cli.main(words) == 0
+    answer = capsys.readouterr().out
+    assert f"8 train, 4 val pairs in {tmp_path / 'out'}, read as folder" in answer
+    assert "5 of them were there from a run that was stopped" in answer
+
+
 def test_what_was_enlarged_before_the_stop_is_counted_too(source, tmp_path, stop_after):
     stop_after(5, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(settings_of(source, tmp_path / "out", resolution=(64, 64)))
     stop_after(None)
     assert prepare_dataset(settings_of(source, tmp_path / "out", resolution=(64, 64))).enlarged == PAIRS
+
+
+def test_pixels_that_were_mapped_before_the_stop_are_counted_too(source, tmp_path, stop_after):
+    prepare_dataset(settings_of(source, tmp_path / "whole", map_to="camvid"))
+    stop_after(5, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(settings_of(source, tmp_path / "out", map_to="camvid"))
+    stop_after(None)
+    assert prepare_dataset(settings_of(source, tmp_path / "out", map_to="camvid")).resumed == 5
+    assert all_bytes(tmp_path / "out") == all_bytes(tmp_path / "whole")
 
 
 def test_a_run_that_was_stopped_before_its_first_pair_leaves_nothing(source, tmp_path, stop_after):
@@ -95,12 +119,13 @@ def test_a_run_that_was_stopped_before_its_first_pair_leaves_nothing(source, tmp
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 
-@pytest.mark.parametrize("change", ["resolution", "fit", "seed", "a file", "a file more"])
+@pytest.mark.parametrize("change", ["resolution", "fit", "seed", "map_to", "a file", "a file more"])
 def test_other_settings_or_files_begin_anew(source, tmp_path, stop_after, change):
     stop_after(5, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         prepare_dataset(settings_of(source, tmp_path / "out"))
-    changes = {"resolution": {"resolution": (16, 16)}, "fit": {"fit": "pad"}, "seed": {"seed": 1}}.get(change, {})
+    changes = {"resolution": (16, 16), "fit": "pad", "seed": 1, "map_to": "camvid"}
+    changes = {change: changes[change]} if change in changes else {}
     if change == "a file":
         save(source / "masks/train/p05.png", ids_of(77))
     elif change == "a file more":
@@ -153,6 +178,16 @@ def test_a_full_disk_is_an_error_and_leaves_no_data_set(source, tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert raised.value.errno == errno.EFBIG
+    assert all_bytes(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+def test_an_overwrite_that_was_killed_in_the_exchange_leaves_the_old_data_set(source, tmp_path):
+    prepare_dataset(settings_of(source, tmp_path / "out"))
+    before = all_bytes(tmp_path / "out")
+    (tmp_path / "out").rename(tmp_path / ".out.preparing.old")  # its first step
+    with pytest.raises(ValueError, match="'.*out' is not empty.*--overwrite"):
+        prepare_dataset(settings_of(source, tmp_path / "out"))
     assert all_bytes(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
@@ -211,6 +246,7 @@ def test_parallel_and_serial_write_the_same_bytes(source, tmp_path, monkeypatch)
 KILLED = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # shells have what they start in the background ignore it
+from semseg_diffusers import cli
 from semseg_diffusers.data import prepare, workers
 workers.SMALLEST_SHARE = 1
 make_pair = prepare.make_pair

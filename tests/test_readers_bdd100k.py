@@ -42,7 +42,11 @@ def test_polygons_are_drawn_in_their_order_and_other_categories_are_left_unknown
     source = bdd100k_polygons(bdd100k(tmp_path / "source", masks=False))
     report, pairs = prepare(source, tmp_path / "out")
     assert report.splits == {"train": 2, "val": 1}
-    assert report.notes == ("read the polygons", "labels of no class, left unknown: parking sign (3)")
+    assert report.notes == (
+        "read the polygons",
+        "labels of no class, left unknown: parking sign (3)",
+        "left out: 1 test photos, which have no labels",
+    )
     ids = pairs["val"][0]["mask"].numpy()
     expected = np.full(SIZE, 10)
     expected[20:] = 0

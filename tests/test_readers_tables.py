@@ -93,6 +93,14 @@ def test_columns_and_classes_that_are_not_there_are_named(parquet, options, mess
         read_source(parquet, "datasets", **{"labels": "bdd100k", **options})
 
 
+def test_splits_that_a_prepared_folder_cannot_have_are_refused(tmp_path):
+    datasets.DatasetDict({"train": table(0, 1), "extra": table(1, 1)}).save_to_disk(tmp_path / "source")
+    with pytest.raises(
+        ValueError, match="has the splits train, extra; wanted train, validation and test only, not extra"
+    ):
+        read_source(tmp_path / "source", labels="bdd100k")
+
+
 def test_columns_without_telling_names_must_be_named(tmp_path):
     renamed = table(0, 1).rename_columns({"seg": "classes"})
     renamed.save_to_disk(tmp_path / "source")

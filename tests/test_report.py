@@ -10,7 +10,7 @@ from page_reading import PageReader, assert_self_contained, drawings, numbers_in
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.pages import exact, flatten, number, percent
+from semseg_diffusers.data.pages.frame import exact, flatten, number, percent
 from semseg_diffusers.evaluation.report import write_report
 from semseg_diffusers.evaluation.report_pictures import (
     NO_CLASS,

@@ -11,14 +11,14 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from semseg_diffusers import LabelSet, cli
-from semseg_diffusers.data.class_figures import class_figures, heat_maps, unknown_share
 from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.data.objects import find_objects
-from semseg_diffusers.data.statistics import class_pixels_of_each, collect_statistics, count_pixels, heat_grid
-from semseg_diffusers.data.statistics_page import statistics_page
-from semseg_diffusers.data.statistics_picture import draw_statistics
+from semseg_diffusers.data.statistics.class_figures import class_figures, heat_maps, unknown_share
+from semseg_diffusers.data.statistics.counts import class_pixels_of_each, collect_statistics, count_pixels, heat_grid
+from semseg_diffusers.data.statistics.objects import find_objects
+from semseg_diffusers.data.statistics.page import statistics_page
+from semseg_diffusers.data.statistics.picture import draw_statistics
+from semseg_diffusers.data.statistics.weak_classes import RULES, weak_classes
 from semseg_diffusers.data.toy import write_toy_dataset
-from semseg_diffusers.data.weak_classes import RULES, weak_classes
 
 
 THREE = LabelSet(("road", "pole", "train"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))

@@ -29,6 +29,6 @@ def test_wheel_carries_the_package_and_its_command(tmp_path):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers").rglob("*.py")}
     assert modules <= names
     assert {"semseg_diffusers/model_card.md", "semseg_diffusers/dataset_card.md"} <= names
-    assert "semseg_diffusers/data/page.html" in names
+    assert "semseg_diffusers/data/pages/page.html" in names
     assert not {name for name in names if name.startswith("tests")}
     assert scripts["console_scripts"]["semseg-diffusers"] == "semseg_diffusers.cli:main"

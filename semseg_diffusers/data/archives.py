@@ -95,6 +95,11 @@ class ArchivePath:
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file, unpacked."""
+        return self._entry()[1].file_size
+
     def fingerprint(self) -> tuple:
         """Changes when the file does: its checksum and size."""
         _, info = self._entry()

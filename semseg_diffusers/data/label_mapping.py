@@ -6,6 +6,7 @@ sets are commonly merged (CamVid's 32 classes into 11, Mapillary's and IDD's int
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -147,3 +148,81 @@ def map_ids(ids: np.ndarray, mapping: Sequence[int | None], ignore_index: int = 
 def lookup_table(mapping: Sequence[int | None], ignore_index: int = 255) -> np.ndarray:
     """Return uint8 (len(mapping) + 1,): the new id of each class, and unknown at its end, which -1 reaches too."""
     return np.array([ignore_index if new is None else new for new in (*mapping, None)], np.uint8)
+
+
+@dataclass(frozen=True)
+class LabelMapping:
+    """How masks of one label set become masks of another: by the names of their classes (`match_classes`).
+
+    What has no counterpart becomes unknown, and what is unknown stays so.
+
+    Args:
+        source (`LabelSet`): the classes that the masks are in.
+        target (`LabelSet`): the classes that they come to.
+
+    Raises:
+        ValueError: the two sets have nothing in common.
+
+    Example:
+        >>> to_paper = LabelMapping(LabelSet.from_preset("bdd100k"), LabelSet.from_preset("paper"))
+        >>> to_paper.names[:2]
+        (('road', 'background'), ('sidewalk', 'sidewalk'))
+    """
+
+    source: LabelSet
+    target: LabelSet
+    ids: tuple[int | None, ...] = field(init=False)  # of the target, one for each class of the source
+
+    def __post_init__(self):
+        object.__setattr__(self, "ids", match_classes(self.source.names, self.target))
+        if set(self.ids) == {None}:
+            raise ValueError(
+                f"the label sets have nothing in common: none of {some_names(self.source)} has a counterpart among "
+                f"{some_names(self.target)}. Is one of them another than you meant? Else name the classes alike in a "
+                "JSON file."
+            )
+
+    @property
+    def names(self) -> tuple[tuple[str, str | None], ...]:
+        """Each class of the source with its counterpart, in the order of the ids."""
+        counterparts = (None if i is None else self.target.names[i] for i in self.ids)
+        return tuple(zip(self.source.names, counterparts, strict=True))
+
+    def map(self, ids: np.ndarray) -> np.ndarray:
+        """Take ids of the source to ids of the target: uint8 of the same shape."""
+        return map_ids(ids, self.ids, self.target.ignore_index)
+
+    def count(self, ids: np.ndarray) -> np.ndarray:
+        """The pixels of each class of the source, int64 (num_classes,); unknown ones are not counted."""
+        return np.bincount(np.ravel(ids), minlength=256)[: self.source.num_classes]
+
+    def describe(self, pixels: np.ndarray) -> str:
+        """One line on what became unknown, of masks with so many pixels of each class (the sum of `count`).
+
+        Example:
+            >>> camvid = LabelSet.from_preset("camvid")
+            >>> zoo = LabelSet(("Car", "lion", "zebra"), ((1, 0, 0), (2, 0, 0), (3, 0, 0)))
+            >>> LabelMapping(zoo, camvid).describe(np.array([9000, 1, 999]))
+            '1,000 of 10,000 labelled pixels (10 %) became unknown, having no counterpart: zebra 9.99 %, lion 0.01 %'
+        """
+        total = int(pixels.sum())
+        lost = {i: int(pixels[i]) for i, new in enumerate(self.ids) if new is None and pixels[i]}
+        if not lost:
+            return f"all {total:,} labelled pixels have a counterpart"
+        shares = ", ".join(
+            f"{self.source.names[i]} {_percent(lost[i], total)}" for i in sorted(lost, key=lost.get, reverse=True)
+        )
+        lost_in_all = sum(lost.values())
+        return (
+            f"{lost_in_all:,} of {total:,} labelled pixels ({_percent(lost_in_all, total)}) became unknown, having no "
+            f"counterpart: {shares}"
+        )
+
+
+def _percent(part: int, total: int) -> str:
+    return f"{100 * part / total:.3g} %"
+
+
+def some_names(labels: LabelSet) -> str:
+    """The first classes of a label set, for a message."""
+    return ", ".join(labels.names[:4]) + (", ..." if labels.num_classes > 4 else "")

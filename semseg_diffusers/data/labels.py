@@ -142,6 +142,15 @@ class LabelSet:
     # Where label sets come from and go to
 
     @classmethod
+    def from_name(cls, name: str) -> "LabelSet":
+        """The label set that an option names: a preset, or a JSON file as `from_json` reads it."""
+        if name in PRESETS:
+            return cls.from_preset(name)
+        if not Path(name).is_file():
+            raise ValueError(f"label set '{name}' is no file and none of the presets {', '.join(PRESETS)}.")
+        return cls.from_json(name)
+
+    @classmethod
     def from_preset(cls, name: str) -> "LabelSet":
         """A public label set: "bdd100k", "cityscapes" (the same), "camvid" or "paper"."""
         if name not in PRESETS:

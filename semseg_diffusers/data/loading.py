@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from semseg_diffusers.data.decoded import DecodedPairs
 from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
@@ -38,6 +39,7 @@ class PairDataset(torch.utils.data.Dataset):
         self.labels = labels
         self._table, self._columns, self._name = table, (image_column, mask_column), name
         self._masks = table.select_columns([mask_column])
+        self._decoded: DecodedPairs | None = None
         if "stem" in table.column_names:
             self.stems = [str(stem) for stem in table["stem"]]
         else:
@@ -54,6 +56,16 @@ class PairDataset(torch.utils.data.Dataset):
             ValueError: a file cannot be read, the mask does not fit the label set or the photo's size.
         """
         index = range(len(self))[index]  # an IndexError past the end, negative numbers from the end
+        kept = None if self._decoded is None else self._decoded.get(index)
+        if kept is None:
+            kept = self._read(index)
+            if self._decoded is not None:
+                self._decoded.put(index, *kept)
+        image, ids = (torch.from_numpy(array) for array in kept)  # (3, H, W), (H, W)
+        return {"image": image, "mask": ids, "stem": self.stems[index]}
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode a pair: photo (3, H, W) and ids (H, W), uint8."""
         row, stem = self._table[index], self.stems[index]
         photo, _ = self._picture(row, index, "photo")
         photo = np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))  # (H, W, 3)
@@ -63,8 +75,23 @@ class PairDataset(torch.utils.data.Dataset):
                 f"pair '{stem}' of {self._name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
                 f"{ids.shape[0]} x {ids.shape[1]} (height x width); wanted one size. Prepare the data set again."
             )
-        image = torch.from_numpy(photo.transpose(2, 0, 1).copy())  # (3, H, W)
-        return {"image": image, "mask": torch.from_numpy(ids), "stem": stem}
+        return photo.transpose(2, 0, 1).copy(), ids
+
+    def keep_decoded(self, most_bytes: int) -> int:
+        """Keep pairs decoded from now on, in memory that processes forked from this one share.
+
+        Args:
+            most_bytes (`int`): How much memory to take, at most; 0 keeps none.
+
+        Returns:
+            `int`: How many pairs there is room for.
+        """
+        self._decoded = DecodedPairs(self.sizes, most_bytes)
+        return self._decoded.count
+
+    def __getstate__(self) -> dict:
+        """What another process gets that is not forked: it decodes for itself."""
+        return {**self.__dict__, "_decoded": None}
 
     def mask(self, index: int) -> np.ndarray:
         """The class ids of one mask, (H, W) uint8; its photo is not read.
@@ -192,7 +219,7 @@ def load_pairs(
             )
         labels = labels or _read_labels(name)
     else:
-        labels, revision = _find_on_hub(name, labels, revision)
+        labels, revision = find_on_hub(name, labels, revision)
     with hub_errors(f"loading the data set '{name}'", name, "dataset", revision=revision):
         tables = datasets.load_dataset(
             name, revision=revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir)
@@ -225,8 +252,18 @@ def _read_labels(folder: str) -> LabelSet:
     return LabelSet.from_json(path)
 
 
-def _find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
-    """The label set of a data set on the Hub, and the commit it is from, so that the pairs are of the same one."""
+def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
+    """The label set of a data set on the Hub, and the commit it is from, so that the pairs are of the same one.
+
+    Args:
+        name (`str`): Hub id.
+        labels (`LabelSet`, *optional*): the classes, where they are given; the set's own `labels.json` else.
+        revision (`str`, *optional*): branch, tag or commit.
+
+    Raises:
+        ValueError: it carries no `labels.json`, or the Hub cannot be reached, and no classes are given.
+        HubError: the Hub has no such data set or revision, or does not let one in.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

@@ -171,13 +171,14 @@ def decode_picture(
         raise ValueError(f"{what} '{source}' is empty (0 bytes). Write or copy the file again.")
     with _naming(what, source):
         picture = Image.open(io.BytesIO(data))
-        lies = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4  # on its side
+        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     if smallest is not None:
+        lies = orientation > 4  # on its side
         size = smallest(*(picture.size if lies else picture.size[::-1]))
         picture.draft(None, size if lies else size[::-1])
     with _naming(what, source):
         picture.load()
-        return ImageOps.exif_transpose(picture)
+        return picture if orientation == 1 else ImageOps.exif_transpose(picture)
 
 
 @contextlib.contextmanager

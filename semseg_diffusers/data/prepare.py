@@ -1,16 +1,12 @@
-"""Turns a public data set, or a folder of pairs, into a prepared folder that `datasets.load_dataset` reads.
+"""Makes a prepared data set: finds the pairs of a source, brings each to its size and writes it beside its place.
 
-Photos are cropped around the centre to the aspect and resized with an antialiased filter, masks to the nearest pixel.
-Pairs smaller than the resolution are enlarged, and counted. After an error nothing is left behind; a run that was
-stopped or killed goes on when the same command is given again.
+Each pair is made by itself, in any process; what is made is noted, so that a run that was stopped goes on. Masks may
+come out in another label set than the source's, so that two data sets can be trained on together.
 """
 
-import argparse
 import functools
-import hashlib
 import os
-import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,21 +15,20 @@ import PIL
 from PIL import Image
 from tqdm.auto import tqdm
 
-from semseg_diffusers.data.archives import ArchivePath, close_archives
+from semseg_diffusers.data.archives import close_archives
 from semseg_diffusers.data.fitting import FITS, Placement, place_frame
-from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.label_mapping import LabelMapping
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import (
     finish_dataset,
     make_split,
     package_version,
     pair_row,
-    parse_resolution,
     save_pair,
 )
+from semseg_diffusers.data.pair_lists import assign_validation, identity_of
 from semseg_diffusers.data.pictures import decode_picture
 from semseg_diffusers.data.readers import (
-    ANNOTATIONS,
-    FORMATS,
     NAMED,
     Drawing,
     Pair,
@@ -41,7 +36,7 @@ from semseg_diffusers.data.readers import (
     read_file,
     read_source,
 )
-from semseg_diffusers.data.staging import Staging, resumable_dataset, staging_folder
+from semseg_diffusers.data.staging import Staging, resumable_dataset
 from semseg_diffusers.data.workers import map_in_order
 
 
@@ -60,6 +55,7 @@ class PrepareSettings:
     resolution: tuple[int, int] | None = (128, 128)  # pixels, height and width; None keeps each picture as it is
     fit: str = "crop"  # one of fitting.FITS
     labels: str | None = None  # preset or JSON file, where the format does not bring its classes
+    map_to: str | None = None  # preset or JSON file: the label set that the masks come to; None: the source's own
     annotations: str | None = None  # of several forms of the masks, which to read
     image_column: str | None = None  # of a data set of `datasets`
     mask_column: str | None = None
@@ -95,8 +91,8 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
         `PrepareReport`
 
     Raises:
-        ValueError: a setting is out of range, the source does not have the format's layout, or files cannot be used
-            (the first five are named).
+        ValueError: a setting is out of range, the source does not have the format's layout, its classes have nothing
+            in common with those of `map_to`, or files cannot be used (the first five are named).
         OSError: the disk is full, say; nothing is left of the data set.
     """
     if not 0 <= settings.val_fraction < 1:
@@ -111,6 +107,7 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
             "none with native, which keeps the frame."
         )
     _keep_apart(settings)
+    target = None if settings.map_to is None else LabelSet.from_name(settings.map_to)
     try:
         source = read_source(
             settings.source,
@@ -122,18 +119,24 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
             mask_column=settings.mask_column,
             streaming=settings.streaming,
         )
-        source = replace(source, pairs=_assign_validation(source.pairs, settings))
-        with resumable_dataset(settings.output, _recipe(settings, source), settings.overwrite) as staging:
-            rows, enlarged, resumed = _make_pairs(settings, source, staging, progress)
+        source = replace(
+            source, pairs=assign_validation(source.pairs, settings.val_fraction, settings.seed, settings.streaming)
+        )
+        mapping = None if target is None else LabelMapping(source.labels, target)
+        with resumable_dataset(settings.output, _recipe(settings, source, mapping), settings.overwrite) as staging:
+            rows, enlarged, pixels, resumed = _make_pairs(settings, source, mapping, staging, progress)
+            notes = source.notes
+            if mapping is not None:
+                notes += (f"masks mapped to the label set {settings.map_to}: {mapping.describe(pixels)}",)
             report = PrepareReport(
                 {split: len(lines) for split, lines in rows.items()},
                 enlarged,
                 source.unmatched,
                 source.data_format,
-                source.notes,
+                notes,
                 resumed,
             )
-            finish_dataset(staging.folder, rows, source.labels, _record(settings, report))
+            finish_dataset(staging.folder, rows, target or source.labels, _record(settings, report, mapping))
     finally:
         close_archives()
     return report
@@ -155,7 +158,7 @@ def _shown(resolution: tuple[int, int] | None) -> str:
     return "native" if resolution is None else f"{resolution[0]}x{resolution[1]}"
 
 
-def _record(settings: PrepareSettings, report: PrepareReport) -> dict:
+def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapping | None) -> dict:
     """What `prepare.json` says of the settings; the number of workers changes nothing, so it is not in it."""
     return {
         "format": report.data_format,
@@ -163,6 +166,8 @@ def _record(settings: PrepareSettings, report: PrepareReport) -> dict:
         "resolution": "native" if settings.resolution is None else list(settings.resolution),
         "fit": settings.fit,
         "labels": settings.labels,
+        "map_to": settings.map_to,
+        "mapped_classes": None if mapping is None else [list(names) for names in mapping.names],
         "annotations": settings.annotations,
         "tolerance": settings.tolerance,
         "val_fraction": settings.val_fraction,
@@ -173,45 +178,7 @@ def _record(settings: PrepareSettings, report: PrepareReport) -> dict:
     }
 
 
-# Which pairs, and what they are made from --------------------------------------------------------------------------
-
-
-def _assign_validation(pairs: Iterable[Pair], settings: PrepareSettings) -> Iterable[Pair]:
-    """Move a share of the training pairs to `val`; which ones hangs on their stems and the seed alone."""
-    fraction = settings.val_fraction
-    if fraction == 0:
-        return pairs
-    if settings.streaming:
-        raise ValueError("--val_fraction needs all names before the first pair; leave out --streaming.")
-    names = [(pair.split, pair.stem) for pair in pairs]
-    if any(split != "train" for split, _ in names):
-        raise ValueError("the source has splits of its own; --val_fraction is for sources without.")
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{settings.seed}:{name[1]}".encode()).digest())
-    count = max(round(fraction * len(names)), 1)
-    if count == len(names):
-        raise ValueError(f"--val_fraction {fraction} leaves none of the {len(names)} pairs for training.")
-    return _Divided(pairs, frozenset(stem for _, stem in order[:count]))
-
-
-@dataclass(frozen=True)
-class _Divided(Iterable):
-    """Pairs of which some, by stem, are for validation."""
-
-    pairs: Iterable[Pair]
-    validation: frozenset[str]
-
-    def __iter__(self) -> Iterator[Pair]:
-        for pair in self.pairs:
-            yield replace(pair, split="val") if pair.stem in self.validation else pair
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def identity(self) -> str:
-        return _identity(self.pairs)
-
-
-def _recipe(settings: PrepareSettings, source: Source) -> dict:
+def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | None) -> dict:
     """All that the prepared data set hangs on: a run that was stopped goes on only where this is the same."""
     kept = {
         name: value for name, value in asdict(settings).items() if name not in ("output", "overwrite", "num_workers")
@@ -221,38 +188,24 @@ def _recipe(settings: PrepareSettings, source: Source) -> dict:
         "source": [os.path.abspath(path) if os.path.exists(path) else path for path in _sources(settings)],
         "format": source.data_format,
         "labels": source.labels.to_config(),
-        "pairs": _identity(source.pairs),
+        "map_to": None if mapping is None else [mapping.ids, mapping.target.to_config()],
+        "pairs": identity_of(source.pairs),
         "versions": [package_version(), PIL.__version__, np.__version__],
     }
-
-
-def _identity(pairs: Iterable[Pair]) -> str:
-    """A fingerprint of the pairs and their files: names, sizes and times, or checksums."""
-    if not isinstance(pairs, tuple):
-        return pairs.identity()
-    digest = hashlib.sha256()
-    for pair in pairs:
-        facts = (pair.split, pair.stem, dict(pair.attributes), *(_facts(place) for place in (pair.photo, pair.mask)))
-        digest.update(repr(facts).encode())
-    return digest.hexdigest()
-
-
-def _facts(place: object) -> tuple:
-    if isinstance(place, ArchivePath):
-        return (str(place), *place.fingerprint())
-    if isinstance(place, Drawing):
-        return (place.source, place.fingerprint())
-    status = os.stat(place)
-    return (str(place), status.st_size, status.st_mtime_ns)
 
 
 # The work ----------------------------------------------------------------------------------------------------------
 
 
 def _make_pairs(
-    settings: PrepareSettings, source: Source, staging: Staging, progress: bool
-) -> tuple[dict[str, list[dict]], int, int]:
-    """Make the pairs that are missing; returns the rows by split, how many were enlarged, how many were there."""
+    settings: PrepareSettings, source: Source, mapping: LabelMapping | None, staging: Staging, progress: bool
+) -> tuple[dict[str, list[dict]], int, int | np.ndarray, int]:
+    """Make the pairs that are missing.
+
+    Returns:
+        the rows by split, how many pairs were enlarged, the pixels of each class before the mapping (0 without one),
+        how many pairs were there.
+    """
     try:
         count = len(source.pairs)
     except TypeError:  # a stream
@@ -264,15 +217,23 @@ def _make_pairs(
         resolution=settings.resolution,
         fit=settings.fit,
         tolerance=settings.tolerance,
+        mapping=mapping,
     )
     rows: dict[str, list[dict]] = {}
     failures: list[str] = []
-    enlarged = resumed = 0
+    enlarged = pixels = resumed = 0
+
+    def add(facts: dict) -> None:
+        nonlocal enlarged, pixels
+        enlarged += facts["enlarged"]
+        if mapping is not None:
+            pixels = pixels + np.array(facts["pixels"])
+
     with tqdm(total=count, desc="preparing", unit="pair", disable=not progress) as bar:
 
         def missing() -> Iterator[Pair]:
             """The pairs to make; those that are there get their rows on the way."""
-            nonlocal enlarged, resumed
+            nonlocal resumed
             for pair in source.pairs:
                 lines = rows.setdefault(pair.split, [])
                 if not lines:
@@ -282,7 +243,7 @@ def _make_pairs(
                 if done is None:
                     yield pair
                 else:
-                    enlarged += done["enlarged"]
+                    add(done)
                     resumed += 1
                     bar.update()
 
@@ -294,8 +255,8 @@ def _make_pairs(
                     break
             else:
                 row = pair_row(pair.stem)
-                staging.note(pair.split, pair.stem, (row["image_file_name"], row["mask_file_name"]), enlarged=result)
-                enlarged += result
+                staging.note(pair.split, pair.stem, (row["image_file_name"], row["mask_file_name"]), **result)
+                add(result)
             bar.update()
     if failures:
         if len(failures) == NAMED or count is None:
@@ -305,13 +266,22 @@ def _make_pairs(
         raise ValueError(f"{named} cannot be used, and nothing was written:\n- " + "\n- ".join(failures))
     if not rows:
         raise ValueError(f"'{settings.source}' holds no pairs.")
-    return rows, enlarged, resumed
+    return rows, enlarged, pixels, resumed
 
 
 def make_pair(
-    pair: Pair, folder: Path, source: Source, resolution: tuple[int, int] | None, fit: str, tolerance: float
-) -> bool:
-    """Read a pair, bring it to the resolution and write it; true where it was smaller and had to be enlarged.
+    pair: Pair,
+    folder: Path,
+    source: Source,
+    resolution: tuple[int, int] | None,
+    fit: str,
+    tolerance: float,
+    mapping: LabelMapping | None = None,
+) -> dict:
+    """Read a pair, bring it to the resolution and, where there is a mapping, to another label set, and write it.
+
+    Returns:
+        `enlarged`, whether it was smaller than the resolution; with a mapping `pixels`, those of each class before it.
 
     Raises:
         ValueError: a file cannot be used.
@@ -326,19 +296,23 @@ def make_pair(
         return placement[0]
 
     photo = read_photo(pair.photo, choose)
-    unknown = source.labels.ignore_index
     rows, columns = placement[0].rows, placement[0].columns
     ids = read_ids(
         pair, source.labels, placement[0].frame, source.changed_ids, source.file_labels, tolerance, rows, columns
     )
+    facts = {"enlarged": resolution is not None and placement[0].scale < 1}
+    labels = source.labels
+    if mapping is not None:
+        facts["pixels"] = mapping.count(ids).tolist()
+        ids, labels = mapping.map(ids), mapping.target
     save_pair(
         folder / pair.split,
         pair.stem,
         placement[0].place_photo(photo),
-        placement[0].pad_ids(ids, unknown),
-        source.labels,
+        placement[0].pad_ids(ids, labels.ignore_index),
+        labels,
     )
-    return resolution is not None and placement[0].scale < 1
+    return facts
 
 
 def read_photo(place, choose: Callable[[int, int], Placement]) -> Image.Image:
@@ -416,103 +390,3 @@ def _changed(ids: np.ndarray, changed_ids: Mapping[int, int]) -> np.ndarray:
     for old, new in changed_ids.items():
         changed[ids == old] = new
     return changed
-
-
-# The command -------------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--source",
-        required=True,
-        nargs="+",
-        metavar="DIR|ZIP",
-        help="the data as it was published; nothing is unpacked",
-    )
-    parser.add_argument(
-        "--format", choices=list(FORMATS), help=f"{'; '.join(_layouts())} (default: the one that the layout shows)"
-    )
-    parser.add_argument("--output", required=True, metavar="DIR", help="the prepared data set to make")
-    parser.add_argument(
-        "--resolution",
-        default="128",
-        metavar="N|HxW|native",
-        help="a number is a square centre crop, HxW height first, native keeps the frame (default 128)",
-    )
-    parser.add_argument(
-        "--fit",
-        default="crop",
-        choices=FITS,
-        help="crop: the largest centred part of the resolution's aspect; whole: the whole frame, where the aspects "
-        "agree; pad: the whole frame, filled up with black and unknown (default crop)",
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="PRESET|FILE",
-        help=f"classes, where the format does not bring them: {', '.join(PRESET_NAMES)}, or a JSON file",
-    )
-    parser.add_argument(
-        "--annotations", choices=ANNOTATIONS, help="of bdd100k, which form of the masks (default: the first there)"
-    )
-    parser.add_argument("--image_column", metavar="NAME", help="of datasets, the column of photos")
-    parser.add_argument("--mask_column", metavar="NAME", help="of datasets, the column of masks")
-    parser.add_argument(
-        "--streaming", action="store_true", help="of datasets, take rows as they come, download no more"
-    )
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=0.0,
-        help="unknown mask colours take the class at most this far away in RGB (default 0: they are an error)",
-    )
-    parser.add_argument(
-        "--val_fraction", type=float, default=0.0, help="share for val, where the source has no splits (default 0)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="which pairs --val_fraction takes (default 0)")
-    parser.add_argument("--skip_unmatched", action="store_true", help="leave out photos and masks without partner")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="default: one per core")
-    parser.add_argument("--overwrite", action="store_true", help="replace a prepared data set at --output")
-
-
-def _layouts() -> list[str]:
-    first_lines = {name: (entry.read.__doc__ or "").splitlines()[0] for name, entry in FORMATS.items()}
-    return [f"{name}: {line.replace('`', '').rstrip('.')}" for name, line in first_lines.items()]
-
-
-def run(args: argparse.Namespace) -> None:
-    settings = PrepareSettings(
-        source=args.source[0] if len(args.source) == 1 else tuple(args.source),
-        output=args.output,
-        data_format=args.format,
-        resolution=parse_resolution(args.resolution),
-        fit=args.fit,
-        labels=args.labels,
-        annotations=args.annotations,
-        image_column=args.image_column,
-        mask_column=args.mask_column,
-        streaming=args.streaming,
-        tolerance=args.tolerance,
-        val_fraction=args.val_fraction,
-        seed=args.seed,
-        skip_unmatched=args.skip_unmatched,
-        overwrite=args.overwrite,
-        num_workers=args.num_workers,
-    )
-    try:
-        report = prepare_dataset(settings, progress=True)
-    except (KeyboardInterrupt, SystemExit):
-        folder = staging_folder(args.output)
-        if folder.is_dir():
-            sys.stderr.write(f"stopped; what is made stays in {folder}: the same command goes on with it\n")
-        raise
-    counts = ", ".join(f"{count} {split}" for split, count in report.splits.items())
-    sys.stdout.write(f"{counts} pairs in {args.output}, read as {report.data_format}\n")
-    for note in report.notes:
-        sys.stdout.write(f"{note}\n")
-    if report.resumed:
-        sys.stdout.write(f"{report.resumed} of them were there from a run that was stopped\n")
-    if report.unmatched:
-        names = ", ".join(path.name for path in report.unmatched[:NAMED])
-        sys.stdout.write(f"left out, without partner: {len(report.unmatched)} files ({names})\n")
-    if report.enlarged:
-        sys.stdout.write(f"warning: {report.enlarged} pairs were smaller than {args.resolution} and were enlarged\n")

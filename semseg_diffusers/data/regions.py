@@ -13,6 +13,8 @@ import numpy as np
 UNKNOWN = 255  # the id of pixels that no region covers
 SEGMENT = 2.0  # pixels; a curve is cut into straight pieces of about this length
 MOST_SEGMENTS = 64  # pieces of one curve
+CELLS = 2**16  # pixels of polygons' boxes that are worked on at once
+MANY = 2**20  # more windings than an outline has
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,32 +84,67 @@ def draw_polygons(polygons: Sequence[Polygon], rows: np.ndarray, columns: np.nda
         `np.ndarray`: Class ids (H, W) uint8, `UNKNOWN` where no polygon is.
     """
     ids = np.full((len(rows), len(columns)), UNKNOWN, dtype=np.uint8)
-    outlines = [flatten(_snap(polygon.vertices), polygon.types) for polygon in polygons]
-    if not outlines:
+    if not polygons:
         return ids
-    starts = np.concatenate(outlines)
-    ends = np.concatenate([np.roll(outline, -1, axis=0) for outline in outlines])
-    owners = np.repeat(np.arange(len(outlines)), [len(outline) for outline in outlines])
-    owner, row, first, last, winding, turn = _cross_rows(starts, ends, owners, rows, columns)
-    bounds = np.searchsorted(owner, np.arange(len(outlines) + 1))
-    for polygon, begin, end in zip(polygons, bounds, bounds[1:], strict=False):
-        if begin == end:
-            continue
-        part = slice(begin, end)
-        top, bottom = row[part].min(), row[part].max() + 1
-        left, right = first[part].min(), last[part].max() + 1  # where its outline is, so all of it
-        if left >= len(columns) or right <= 0:
-            continue
-        shape = (bottom - top, right - left + 1)  # one column more, for what ends behind the last
-        line = (row[part] - top) * shape[1] - left
-        size = shape[0] * shape[1]
-        # an outline's own pixels: +1 where a piece of it enters, -1 behind; the inside by its winding number
-        touched = np.bincount(line + first[part], minlength=size) - np.bincount(line + last[part], minlength=size)
-        inside = np.bincount(line + turn[part], winding[part], minlength=size)
-        covered = (touched.reshape(shape).cumsum(axis=1) > 0) | (inside.reshape(shape).cumsum(axis=1) != 0)
-        seen = ids[top:bottom, left:right]  # up to the last column, if the outline runs out of it
-        seen[covered[:, : seen.shape[1]]] = polygon.class_id
+    starts, ends, owners = _outlines(polygons)
+    crossings = _cross_rows(starts, ends, owners, rows, columns)
+    owner, row, first, last, _, _ = crossings
+    # the box of each outline: its first and last row and column, the one behind included
+    bounds = np.searchsorted(owner, np.arange(len(polygons) + 1))
+    drawn = np.flatnonzero(np.diff(bounds))
+    begins = bounds[drawn]
+    if not len(drawn):
+        return ids
+    top, bottom = np.minimum.reduceat(row, begins), np.maximum.reduceat(row, begins) + 1
+    left, right = np.minimum.reduceat(first, begins), np.maximum.reduceat(last, begins) + 1
+    cells = (bottom - top) * (right - left)
+    class_ids = np.array([polygons[i].class_id for i in drawn], dtype=np.uint8)
+    group = 0
+    while group < len(drawn):  # so many outlines at once that their boxes fill some memory, one at least
+        end = max(group + 1, int(np.searchsorted(np.cumsum(cells[group:]), CELLS, side="right")) + group)
+        part = slice(begins[group], bounds[drawn[end - 1] + 1])
+        boxes = [values[group:end] for values in (top, bottom, left, right)]
+        _fill(ids, boxes, class_ids[group:end], [values[part] for values in crossings], drawn[group:end])
+        group = end
     return ids
+
+
+def _outlines(polygons: Sequence[Polygon]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All outlines as straight pieces: starts (N, 2), ends (N, 2), and the number of the polygon (N,) of each."""
+    vertices = _snap(np.concatenate([polygon.vertices for polygon in polygons]))
+    counts = np.array([len(polygon.vertices) for polygon in polygons])
+    if any("C" in polygon.types for polygon in polygons):
+        parts = np.split(vertices, np.cumsum(counts)[:-1])
+        parts = [flatten(part, polygon.types) for part, polygon in zip(parts, polygons, strict=True)]
+        vertices, counts = np.concatenate(parts), np.array([len(part) for part in parts])
+    following = np.arange(1, len(vertices) + 1)
+    stops = np.cumsum(counts)
+    following[stops[counts > 0] - 1] = (stops - counts)[counts > 0]  # the last point joins the first
+    return vertices, vertices[following], np.repeat(np.arange(len(polygons)), counts)
+
+
+def _fill(ids: np.ndarray, boxes, class_ids: np.ndarray, crossings, drawn: np.ndarray) -> None:
+    """Fill some outlines, each in its box; the boxes lie one behind the other in a row of cells."""
+    top, bottom, left, right = boxes
+    owner, row, first, last, winding, turn = crossings
+    heights, widths = bottom - top, right - left
+    sizes = heights * widths
+    offsets = np.cumsum(sizes) - sizes
+    box = np.searchsorted(drawn, owner)
+    line = offsets[box] + (row - top[box]) * widths[box] - left[box]
+    # An outline's own pixels: +1 where a piece of it enters, -1 behind. The inside: by its winding number. Both end
+    # as zero in each row, so that one running sum serves all rows of all boxes.
+    steps = np.bincount(line + first, minlength=sizes.sum()) - np.bincount(line + last, minlength=sizes.sum())
+    turns = np.bincount(line + turn, winding, minlength=sizes.sum()).astype(np.int64)
+    covered = np.cumsum(steps * MANY + turns) != 0
+    if len(sizes) == 1:  # a large one: no need to say where each pixel lies
+        seen = ids[top[0] : bottom[0], left[0] : right[0]]  # the column behind may be out of the frame
+        seen[covered.reshape(heights[0], widths[0])[:, : seen.shape[1]]] = class_ids[0]
+        return
+    covered = np.flatnonzero(covered)
+    box = np.repeat(np.arange(len(sizes)), sizes)[covered]
+    y, x = np.divmod(covered - offsets[box], widths[box])
+    ids[y + top[box], x + left[box]] = class_ids[box]  # of several, the last one stays
 
 
 def _snap(vertices: np.ndarray) -> np.ndarray:

@@ -77,10 +77,15 @@ def resumable_dataset(output: str | os.PathLike, recipe: dict, overwrite: bool =
     Raises:
         ValueError: `output` holds something, or another process is at work on it.
     """
-    output = check_output(output, overwrite)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = Path(os.path.abspath(output))
     folder = staging_folder(output)
-    with _sole_worker(folder.with_name(folder.name + ".lock"), output), terminate_as_exception():
+    old, lock = (folder.with_name(folder.name + ending) for ending in (".old", ".lock"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with _sole_worker(lock, output), terminate_as_exception():
+        if old.exists() and not output.exists():  # killed between the two steps of the exchange
+            os.replace(old, output)
+        shutil.rmtree(old, ignore_errors=True)
+        check_output(output, overwrite)
         text = json.dumps(recipe, sort_keys=True)
         if not _is_of(folder, text):
             shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +97,6 @@ def resumable_dataset(output: str | os.PathLike, recipe: dict, overwrite: bool =
             yield staging
             for name in (RECORD_FILE, PROGRESS_FILE):
                 (folder / name).unlink()
-            old = folder.with_name(folder.name + ".old")
             if output.exists():
                 os.replace(output, old)
             os.replace(folder, output)

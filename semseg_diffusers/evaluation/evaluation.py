@@ -125,6 +125,7 @@ def evaluate(
                     output / "masks",
                     output / "generated",
                     settings.sampling,
+                    mask_labels=pairs.labels,
                     num_images_per_mask=settings.num_images_per_mask,
                     batch_size=settings.batch_size,
                     contact_sheet_rows=0,

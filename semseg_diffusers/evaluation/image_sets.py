@@ -15,7 +15,7 @@ from PIL import Image
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE
 from semseg_diffusers.data.loading import PairDataset
-from semseg_diffusers.generation.jobs import MASK_SUFFIXES
+from semseg_diffusers.data.mask_files import MASK_SUFFIXES
 from semseg_diffusers.generation.output_folder import METADATA_FILE, read_metadata
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 

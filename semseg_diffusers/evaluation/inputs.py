@@ -126,7 +126,8 @@ def load_generator(
     if labels != pairs.labels:
         raise ValueError(
             f"'{settings.model}' draws other classes ({', '.join(labels.names)}) than '{settings.dataset}' has "
-            f"({', '.join(pairs.labels.names)}): evaluate a model on the data set it was trained on."
+            f"({', '.join(pairs.labels.names)}): evaluate a model on the data set it was trained on, or on this one "
+            "prepared again with --map_to and the model's label set (a preset, or its unet/config.json)."
         )
     size = target_size(pipeline, settings.sampling)
     if size != pairs.resolution:

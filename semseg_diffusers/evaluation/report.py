@@ -10,8 +10,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.page_pictures import color_list, picture_table
-from semseg_diffusers.data.pages import (
+from semseg_diffusers.data.pages.frame import (
     NOTHING,
     Section,
     bullets,
@@ -27,6 +26,7 @@ from semseg_diffusers.data.pages import (
     subheading,
     write_page,
 )
+from semseg_diffusers.data.pages.pictures import color_list, picture_table
 from semseg_diffusers.evaluation.report_pictures import ReportPictures
 from semseg_diffusers.evaluation.report_sections import (
     agreement_section,

@@ -7,9 +7,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from semseg_diffusers.data.charts import Bars, bar_table, scale_mark, series_name, strip_table
-from semseg_diffusers.data.page_pictures import named_color, picture_cards
-from semseg_diffusers.data.pages import (
+from semseg_diffusers.data.pages.charts import Bars, bar_table, scale_mark, series_name, strip_table
+from semseg_diffusers.data.pages.frame import (
     Section,
     bullets,
     exact,
@@ -23,6 +22,7 @@ from semseg_diffusers.data.pages import (
     table,
     warning,
 )
+from semseg_diffusers.data.pages.pictures import named_color, picture_cards
 from semseg_diffusers.evaluation.report_pictures import ReportPictures
 from semseg_diffusers.evaluation.verdict import ratio, references_of, way_to_ceiling
 

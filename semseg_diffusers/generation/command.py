@@ -1,7 +1,8 @@
 """Turn masks into labelled images: a folder of masks in, a data set out that load_dataset("imagefolder") reads.
 
-Masks are class ids (one channel or palette) or pictures in the model's class colours. A run that was interrupted or
-killed is continued by the same command; asking for more images per mask, or for more masks, adds to the same output.
+Masks are class ids (one channel or palette) or pictures in the model's class colours; those of another label set are
+mapped to the model's classes by name (--mask_labels). A run that was interrupted or killed is continued by the same
+command; asking for more images per mask, or for more masks, adds to the same output.
 
 Several processes, GPUs or machines share the work, with the same images in the end:
   accelerate launch [--config_file FILE] -m semseg_diffusers.generation --model ... (the options below)
@@ -14,6 +15,7 @@ import sys
 import torch
 from diffusers.utils import logging as diffusers_logging
 
+from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.plan import DTYPES, GenerationSettings, load_model
 from semseg_diffusers.generation.processes import OtherProcessError, Processes, ended_by_signals, join_processes
@@ -63,6 +65,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="folder of a training run, or a Hub repo id")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub repo")
     parser.add_argument("--masks", required=True, help="folder of masks (with its sub-folders), or one mask file")
+    parser.add_argument(
+        "--mask_labels",
+        metavar="PRESET|FILE",
+        help="label set of the masks, where it is another than the model's: classes are mapped by name, what has no "
+        f"counterpart becomes unknown; {', '.join(PRESET_NAMES)}, or a JSON file",
+    )
     parser.add_argument("--output", required=True, help="folder to make, or to continue")
     parser.add_argument("--num_images_per_mask", type=int, default=1, help="default 1")
     add_sampling_arguments(parser)
@@ -102,11 +110,13 @@ def _generate(args: argparse.Namespace, processes: Processes, device: torch.devi
         diffusers_logging.disable_progress_bar()
 
     settings = sampling_settings(args, height=args.height, width=args.width)
+    mask_labels = processes.agree(lambda: None if args.mask_labels is None else LabelSet.from_name(args.mask_labels))
     report = generate_dataset(
         processes.agree(lambda: load_model(args.model, args.revision, args.scheduler, DTYPES[args.dtype], device)),
         args.masks,
         args.output,
         settings,
+        mask_labels=mask_labels,
         num_images_per_mask=args.num_images_per_mask,
         batch_size=args.batch_size,
         tolerance=args.tolerance,

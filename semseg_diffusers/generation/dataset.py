@@ -3,6 +3,7 @@ Several processes share the work; `output_folder.py` says what is written and `p
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.jobs import Job, image_seed
 from semseg_diffusers.generation.output_folder import (
     check_output,
@@ -37,6 +39,7 @@ class GenerationReport:
     num_made: int
     num_kept: int  # complete images of an earlier run with the same settings
     contact_sheet: Path | None  # the main process makes it
+    mapped: str | None = None  # how many pixels have no class of the model, where the masks are of another label set
 
 
 def generate_dataset(
@@ -45,6 +48,7 @@ def generate_dataset(
     output: str | os.PathLike,
     settings: GenerationSettings | None = None,
     *,
+    mask_labels: LabelSet | None = None,
     num_images_per_mask: int = 1,
     batch_size: int = 8,
     tolerance: float = 0.0,
@@ -63,17 +67,21 @@ def generate_dataset(
         masks: mask file, or folder searched with its sub-folders; class ids, palettes or the label set's colours.
         output: folder to make or to continue.
         settings: what the images depend on.
+        mask_labels: the classes that the masks are in; of another set than the model's they are mapped to that by
+            name, and what has no counterpart becomes unknown. By default they are in the model's, and refused where
+            another set lies beside them or above.
         num_images_per_mask: at least 1; image i of a mask is the same whatever this number.
         batch_size: images a forward; changes an image by float rounding at most (1 of 255 levels).
         tolerance: take the nearest class colour up to this Euclidean RGB distance; 0 refuses unknown colours.
         contact_sheet_rows: masks on `contact_sheet.png`, the first ones; 0 leaves it away.
-        show_progress: show a bar of images on stderr, in the main process.
+        show_progress: show a bar of images on stderr, in the main process, and how many pixels were mapped to nothing.
         processes: those that share the work, from `join_processes`, all calling this; by default this one alone.
 
     Raises:
         FileNotFoundError: no masks there.
-        ValueError: a mask that cannot be read or does not fit the model's classes, sizes the network cannot take,
-            an output folder of other settings or that another run is writing to.
+        ValueError: a mask that cannot be read or does not fit the model's classes, a label set that has nothing in
+            common with the model's, sizes the network cannot take, an output folder of other settings or that another
+            run is writing to.
         OtherProcessError: another of the processes has failed.
     """
     settings = settings or GenerationSettings()
@@ -82,24 +90,33 @@ def generate_dataset(
     hide_progress = not (show_progress and processes.is_main)
 
     # 1. What is to be done, all of it checked before any work is lost; each process reads its share of the masks
-    def make_plan() -> tuple[Plan, list[Job]]:
+    def make_plan() -> tuple[Plan, list[Job], int | np.ndarray]:
         if num_images_per_mask < 1 or batch_size < 1:
             raise ValueError(
                 f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}"
             )
-        plan = plan_generation(pipeline, masks, settings, tolerance)
+        plan = plan_generation(pipeline, masks, settings, tolerance, mask_labels)
         check_output(output, plan.record, plan.labels)
-        missing = []
+        missing, pixels = [], 0
         for path in tqdm(processes.share(plan.mask_paths), desc="reading masks", unit="mask", disable=hide_progress):
             processes.end_with_launcher()
-            ids = plan.read_ids(path)
+            own_ids = plan.read_own_ids(path)
+            if plan.mapping is not None:
+                pixels = pixels + plan.mapping.count(own_ids)
+            ids = plan.map_ids(own_ids)
             jobs = (Job(path, index) for index in range(num_images_per_mask))
             missing.extend(job for job in jobs if not is_complete(output, job, ids, plan.labels))
-        return plan, missing
+        return plan, missing, pixels
 
-    plan, missing = processes.agree(make_plan)
+    plan, missing, pixels = processes.agree(make_plan)
     missing = sorted(job for share in processes.gather(missing) for job in share)
+    mapped = None
+    if plan.mapping is not None:
+        mapped = plan.mapping.describe(sum(processes.gather(pixels)))
+        if not hide_progress:
+            tqdm.write(f"masks mapped to the model's classes: {mapped}", file=sys.stderr)
     revisions = set(processes.gather(plan.record["revision"]))
+    mappings = set(processes.gather(plan.record["mask_labels"]))
 
     with contextlib.ExitStack() as held:
         # 2. The folder: the main process keeps it to this run
@@ -108,6 +125,11 @@ def generate_dataset(
                 raise ValueError(
                     f"the processes have loaded different weights ({', '.join(sorted(revisions))}): give all machines "
                     "the same --model"
+                )
+            if len(mappings) > 1:
+                raise ValueError(
+                    "the processes have loaded different label sets of the masks: give all machines the same "
+                    "--mask_labels"
                 )
             held.enter_context(sole_run(output))
             open_output(output, plan.record, plan.labels)
@@ -144,7 +166,7 @@ def generate_dataset(
             update_metadata(output, rows.values())
             if contact_sheet_rows > 0:
                 sheet = save_contact_sheet(output, plan.mask_paths[:contact_sheet_rows], num_images_per_mask)
-    return GenerationReport(output, num_made, len(wanted) - len(missing), sheet)
+    return GenerationReport(output, num_made, len(wanted) - len(missing), sheet, mapped)
 
 
 @contextlib.contextmanager

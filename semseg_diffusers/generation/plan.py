@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from semseg_diffusers.data.label_mapping import LabelMapping, some_names
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.jobs import find_masks
+from semseg_diffusers.data.layout import label_file_near
+from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, resize_ids
@@ -45,9 +47,19 @@ class Plan:
     size: tuple[int, int]  # (height, width) of the images
     mask_paths: list[Path]
     tolerance: float  # RGB distance within which the nearest class colour is taken
+    mapping: LabelMapping | None = None  # from the masks' label set, where that is another than the model's
 
     def read_ids(self, path: Path) -> np.ndarray:
-        return resize_ids(self.labels.encode(path, tolerance=self.tolerance), *self.size)  # (H, W)
+        """The mask as it is drawn from: ids of the model's classes (H, W)."""
+        return self.map_ids(self.read_own_ids(path))
+
+    def read_own_ids(self, path: Path) -> np.ndarray:
+        """The mask in its own classes, at the size of the images (H, W)."""
+        labels = self.labels if self.mapping is None else self.mapping.source
+        return resize_ids(labels.encode(path, tolerance=self.tolerance), *self.size)
+
+    def map_ids(self, own_ids: np.ndarray) -> np.ndarray:
+        return own_ids if self.mapping is None else self.mapping.map(own_ids)
 
 
 def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
@@ -112,7 +124,34 @@ def model_revision(unet: torch.nn.Module) -> str:
     return weights_hash(unet.state_dict())
 
 
-def plan_generation(pipeline: Any, masks: str | os.PathLike, settings: GenerationSettings, tolerance: float) -> Plan:
+def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: LabelSet) -> None:
+    """Refuse masks beside which another label set than the model's lies: their ids would be taken for other classes.
+
+    They are not mapped unasked: the labels of the images are then of other classes than the data they are for, which
+    may be seen after hours of work only.
+
+    Raises:
+        ValueError: naming the file, and the option that has them mapped.
+    """
+    for folder in dict.fromkeys(path.parent for path in mask_paths):
+        file = label_file_near(folder, masks)
+        near = None if file is None else LabelSet.from_json(file)
+        if near not in (None, labels):
+            what = "colours" if near.names == labels.names else "classes"
+            raise ValueError(
+                f"the masks in '{folder}' are of the label set in '{file}' ({some_names(near)}), and the model has "
+                f"other {what} ({some_names(labels)}). To have them mapped by name, give --mask_labels '{file}'. If "
+                "they are in the model's all the same, name that one there: a preset, or the model's unet/config.json."
+            )
+
+
+def plan_generation(
+    pipeline: Any,
+    masks: str | os.PathLike,
+    settings: GenerationSettings,
+    tolerance: float,
+    mask_labels: LabelSet | None = None,
+) -> Plan:
     """Refuse settings that this pipeline cannot take, and write down what the images depend on.
 
     Raises:
@@ -136,6 +175,10 @@ def plan_generation(pipeline: Any, masks: str | os.PathLike, settings: Generatio
         callback_on_step_end_tensor_inputs=[],
     )
     pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
+    mask_paths = find_masks(masks)
+    if mask_labels is None:
+        check_labels_near(mask_paths, masks, labels)
+    mapping = None if mask_labels in (None, labels) else LabelMapping(mask_labels, labels)
     record = {
         "model": str(pipeline.config.get("_name_or_path") or "unsaved"),
         "revision": model_revision(pipeline.unet),
@@ -146,9 +189,10 @@ def plan_generation(pipeline: Any, masks: str | os.PathLike, settings: Generatio
             if not key.startswith("_")
         },
         **asdict(settings),
+        "mask_labels": None if mapping is None else mapping.names,
         "height": height,
         "width": width,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    return Plan(record, labels, (height, width), find_masks(masks), tolerance)
+    return Plan(record, labels, (height, width), mask_paths, tolerance, mapping)

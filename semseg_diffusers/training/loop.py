@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs, read_record
 from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.data.statistics import class_pixels_of_each
+from semseg_diffusers.data.statistics.counts import class_pixels_of_each
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
 from semseg_diffusers.training.card import save_model_card
@@ -82,7 +82,7 @@ def train(settings: TrainingSettings) -> Path:
         columns = {
             "image_column": settings.image_column,
             "mask_column": settings.mask_column,
-            "labels": _label_set(settings.labels),
+            "labels": None if settings.labels is None else LabelSet.from_name(settings.labels),
         }
         pairs = load_pairs(settings.dataset, settings.train_split, **columns)
         preview_pairs = _preview_pairs(settings, pairs, columns)
@@ -166,6 +166,7 @@ def train(settings: TrainingSettings) -> Path:
                 set_aside_later(run, step)
 
         # 6. the samples still to come
+        pairs.keep_decoded(int(settings.decoded_gigabytes * 1e9))
         samples = TrainingSamples(
             pairs,
             seed=settings.seed,
@@ -294,12 +295,6 @@ def train(settings: TrainingSettings) -> Path:
             )
         accelerator.end_training()
     return run
-
-
-def _label_set(name: str | None) -> LabelSet | None:
-    if name is None:
-        return None
-    return LabelSet.from_json(name) if Path(name).suffix == ".json" else LabelSet.from_preset(name)
 
 
 def _sample_size(settings: TrainingSettings, pairs: PairDataset, preview_pairs: PairDataset) -> tuple[int, int]:

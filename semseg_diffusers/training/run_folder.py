@@ -31,11 +31,11 @@ STATUS_FILE = "status.json"
 # the batch only the samples a step count: how processes and accumulation share them may change.
 CHANGEABLE_ON_RESUME = frozenset(
     (
-        "dataset", "output_dir", "validation_split", "dataloader_num_workers", "max_train_steps", "num_train_epochs",
-        "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint", "logging_steps", "preview_steps",
-        "preview_masks", "preview_samples", "preview_inference_steps", "preview_guidance_scale", "report_to", "device",
-        "gradient_checkpointing", "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id",
-        "hub_private_repo",
+        "dataset", "output_dir", "validation_split", "dataloader_num_workers", "decoded_gigabytes",
+        "max_train_steps", "num_train_epochs", "checkpointing_steps", "checkpoints_total_limit",
+        "resume_from_checkpoint", "logging_steps", "preview_steps", "preview_masks", "preview_samples",
+        "preview_inference_steps", "preview_guidance_scale", "report_to", "device", "gradient_checkpointing",
+        "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
     )
 )  # fmt: skip
 

@@ -48,6 +48,10 @@ class TrainingSettings:
         default=None,
         metadata={"help": "HxW, or a number: train on random parts of this size of data prepared larger"},
     )
+    decoded_gigabytes: float = field(
+        default=2.0,
+        metadata={"help": "memory for pairs once decoded, shared by the reading processes; 0 decodes each time anew"},
+    )
     dataloader_num_workers: int = field(default=1, metadata={"help": "reading processes beside each training process"})
 
     # Network
@@ -150,7 +154,8 @@ class TrainingSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"--{name} must lie between 0 and 1; got {getattr(self, name)}.")
         for name in (
-            "preview_steps", "lr_warmup_steps", "ema_start_step", "attention_levels", "dataloader_num_workers"
+            "preview_steps", "lr_warmup_steps", "ema_start_step", "attention_levels", "dataloader_num_workers",
+            "decoded_gigabytes",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be 0 or more; got {getattr(self, name)}.")

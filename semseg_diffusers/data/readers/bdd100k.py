@@ -58,7 +58,9 @@ def read_bdd100k(root: AnyPath, options: ReadOptions) -> Source:
             source = _read_drawings(images, there[annotations], KINDS[annotations], options.skip_unmatched)
         others = ", ".join(name for name in there if name != annotations)
         note = f"read the {annotations}" + (f" (there are also {others}: --annotations)" if others else "")
-        source = replace(source, notes=(note, *source.notes))
+        unlabelled = split_folders(images).get("test") if all(pair.split != "test" for pair in source.pairs) else None
+        left_out = (f"left out: {len(by_stem(unlabelled))} test photos, which have no labels",) if unlabelled else ()
+        source = replace(source, notes=(note, *source.notes, *left_out))
     return _with_attributes(root, source)
 
 

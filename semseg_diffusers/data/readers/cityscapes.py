@@ -118,9 +118,10 @@ def _read_cities(
 ) -> Source:
     """Pairs of `{split}/{city}` folders; `parts` are several such trees, by the name of their condition."""
     masks_of, photos_of, kinds = {}, {}, set()
+    blank = False
     for condition, (images, masks) in parts.items():
         splits = split_folders(masks)
-        splits.pop("test", None)  # blank, so that nobody tests on them in secret
+        blank |= splits.pop("test", None) is not None  # so that nobody tests on them in secret
         photo_splits = split_folders(images)
         for split, folder in splits.items():
             files = list(_files_below(folder))
@@ -154,7 +155,9 @@ def _read_cities(
             Pair(pair.stem, pair.photo, pair.mask, pair.split, {"condition": photos_of[pair.split][pair.stem][1]})
             for pair in pairs
         )
-    notes = (f"read the masks *{mask_ending}{kind}.png", "the masks of the test split are blank and were left out")
+    notes = (f"read the masks *{mask_ending}{kind}.png",)
+    if blank:
+        notes += ("left out: the test split, whose masks are blank",)
     changed = LABEL_IDS if kind == "labelIds" else {}
     return Source(LabelSet.from_preset("cityscapes"), pairs, unmatched, changed, notes=notes)
 

@@ -20,6 +20,7 @@ from semseg_diffusers.data.regions import Polygon, RunLengths, draw_polygons, dr
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 NAMED = 5  # files named in a message
+LARGEST_PICTURE = 2**28  # bytes of a file
 FARTHEST = 1.25  # frames; polygons may reach a little out of theirs, and further out of one that was made smaller
 
 AnyPath: TypeAlias = Path | ArchivePath
@@ -120,8 +121,19 @@ class ReadOptions:
 
 
 def read_file(place: AnyPath | Encoded) -> bytes:
-    """The bytes of a file, wherever it lies."""
-    return place.data if isinstance(place, Encoded) else place.read_bytes()
+    """The bytes of the file of a picture, wherever it lies.
+
+    Raises:
+        ValueError: it is larger than a picture can be.
+    """
+    if isinstance(place, Encoded):
+        return place.data
+    size = place.size if isinstance(place, ArchivePath) else place.stat().st_size
+    if size > LARGEST_PICTURE:
+        raise ValueError(
+            f"'{place}' has {size / 2**20:.0f} MiB; wanted a picture of {LARGEST_PICTURE >> 20} MiB at most."
+        )
+    return place.read_bytes()
 
 
 # Classes -----------------------------------------------------------------------------------------------------------
@@ -130,7 +142,7 @@ def read_file(place: AnyPath | Encoded) -> bytes:
 def labels_of(root: AnyPath, labels: str | None, files: tuple[str, ...]) -> LabelSet:
     """The label set that was asked for, else the one in the source."""
     if labels is not None:
-        return named_labels(labels)
+        return LabelSet.from_name(labels)
     found = next((root / name for name in files if (root / name).is_file()), None)
     if found is None:
         raise ValueError(
@@ -138,15 +150,6 @@ def labels_of(root: AnyPath, labels: str | None, files: tuple[str, ...]) -> Labe
             f"--labels with one of {', '.join(PRESET_NAMES)}, or with a JSON file."
         )
     return LabelSet.from_json(found)
-
-
-def named_labels(labels: str) -> LabelSet:
-    """A label set by the name of a preset, or from a JSON file."""
-    if labels in PRESET_NAMES:
-        return LabelSet.from_preset(labels)
-    if not Path(labels).is_file():
-        raise ValueError(f"--labels '{labels}' is no file and none of the presets {', '.join(PRESET_NAMES)}.")
-    return LabelSet.from_json(labels)
 
 
 # Folders -----------------------------------------------------------------------------------------------------------

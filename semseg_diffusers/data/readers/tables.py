@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SPLITS
-from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source, named_labels
+from semseg_diffusers.data.loading import find_on_hub
+from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source
 
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "photo")  # looked for where none is named
@@ -20,9 +21,9 @@ def read_table(root: Path | str, options: ReadOptions) -> Source:
     """Any data set of `datasets`, a folder or a Hub id, with --image_column, --mask_column and --labels."""
     name = str(root)
     check_name(name, "dataset")
-    tables = _load(name, options.streaming)
+    labels, revision = _labels(name, options.labels)
+    tables = _load(name, revision, options.streaming)
     columns = _columns(name, next(iter(tables.values())), options)
-    labels = _labels(name, options.labels)
     rows = _Rows(name, {split: _undecoded(table, columns) for split, table in tables.items()}, columns)
     how = "as a stream" if options.streaming else "whole"
     return Source(labels, rows, notes=(f"read the columns {columns[0]} and {columns[1]}, {how}",))
@@ -48,7 +49,7 @@ class _Rows(Iterable):
     def __iter__(self) -> Iterator[Pair]:
         seen: set[tuple[str, str]] = set()
         for key, table in self.tables.items():
-            split = SPLITS.get(key, key)
+            split = SPLITS[key]
             for index, row in enumerate(table):
                 stem = _stem(row, self.columns[0], index)
                 while (split, stem) in seen:
@@ -85,7 +86,7 @@ def _encoded(entry: dict | None, name: str) -> Encoded:
     return Encoded(data, name)
 
 
-def _load(name: str, streaming: bool) -> dict:
+def _load(name: str, revision: str | None, streaming: bool) -> dict:
     """The tables by split, pictures not decoded."""
     import datasets  # here: importing it takes longer than everything else in this file
 
@@ -96,8 +97,15 @@ def _load(name: str, streaming: bool) -> dict:
             raise ValueError(f"'{name}' was saved with save_to_disk and lies here whole; leave out --streaming.")
     else:
         with hub_errors(f"loading the data set '{name}'", name, "dataset"):
-            loaded = datasets.load_dataset(name, streaming=streaming)
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+            loaded = datasets.load_dataset(name, revision=revision, streaming=streaming)
+    tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+    strange = [split for split in tables if split not in SPLITS]
+    if strange:
+        raise ValueError(
+            f"'{name}' has the splits {', '.join(tables)}; wanted train, validation and test only, not "
+            f"{', '.join(strange)}."
+        )
+    return tables
 
 
 def _undecoded(table, columns: tuple[str, str]):
@@ -130,13 +138,15 @@ def _columns(name: str, table, options: ReadOptions) -> tuple[str, str]:
     return chosen[0], chosen[1]
 
 
-def _labels(name: str, labels: str | None) -> LabelSet:
-    if labels is not None:
-        return named_labels(labels)
+def _labels(name: str, labels: str | None) -> tuple[LabelSet, str | None]:
+    """The classes of the masks; and, of a data set on the Hub, the commit that they are of."""
+    given = None if labels is None else LabelSet.from_name(labels)
+    if not Path(name).is_dir():
+        return find_on_hub(name, given, None)
     file = Path(name) / LABELS_FILE
-    if file.is_file():
-        return LabelSet.from_json(file)
-    raise ValueError(
-        f"the classes of '{name}' are not known; say which ids or colours its masks hold: --labels with a preset or a "
-        "JSON file."
-    )
+    if given is None and not file.is_file():
+        raise ValueError(
+            f"the classes of '{name}' are not known; say which ids or colours its masks hold: --labels with a preset "
+            "or a JSON file."
+        )
+    return given or LabelSet.from_json(file), None

@@ -1,4 +1,4 @@
-"""What a segmentation network is trained on: pairs kept in memory, their order, augmentation, and class weights.
+"""What a segmentation network is trained on: labelled photos, their order, augmentation, and class weights.
 All randomness comes from one generator, so a seed fixes every batch."""
 
 from collections.abc import Iterator
@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from semseg_diffusers.data.labels import LabelSet
 
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs that are kept
-CROP = (0.5, 1.1)  # share of each side that a training crop shows; beyond 1 the border is unknown
+# A training crop keeps at least this share of each side. Driving scenes have their things at their places: for
+# segformer-mini on CamVid at 128, 600 steps of 8, crops from 0.5 to 1.1 gave a mean IoU of 0.313, these 0.371.
+MIN_CROP = 0.8
 BRIGHTNESS = 25  # largest shift of a training image, in units of 0..255
 CONTRAST = 0.2  # largest relative change of a training image's contrast
 
 
-class CachedPairs:
-    """Pairs of one data set, each decoded once as long as memory allows; reading then never waits for files.
+class LabelledPhotos:
+    """The pairs of one data set, of one size, with the pixels of each class counted.
 
     Args:
         pairs: `PairDataset`: `labels`, `resolution`, `len`, and items with `image` uint8 (3, H, W) and `mask` (H, W).
@@ -32,8 +33,6 @@ class CachedPairs:
         self.labels: LabelSet = pairs.labels
         self.resolution: tuple[int, int] = tuple(pairs.resolution)  # height, width
         self._pairs = pairs
-        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._room = MEMORY_LIMIT
         self.pixels = torch.zeros(self.labels.num_classes, dtype=torch.int64)  # of each class, over all masks
         for index in range(len(pairs)):
             mask = self[index][1]
@@ -46,15 +45,8 @@ class CachedPairs:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return image uint8 (3, H, W) and mask uint8 (H, W)."""
-        if index in self._kept:
-            return self._kept[index]
         item = self._pairs[index]
-        pair = item["image"], item["mask"]
-        size = sum(tensor.numel() * tensor.element_size() for tensor in pair)
-        if size <= self._room:
-            self._kept[index] = pair
-            self._room -= size
-        return pair
+        return item["image"], item["mask"]
 
     def batch(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images uint8 (B, 3, H, W) and masks int64 (B, H, W)."""
@@ -86,7 +78,6 @@ def augment(
     masks: torch.Tensor,
     generator: torch.Generator,
     input_size: tuple[int, int],
-    ignore_index: int = 255,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Flip, crop and scale, and change the light of each sample, image and mask alike in geometry.
 
@@ -95,15 +86,13 @@ def augment(
         masks: (B, H, W), integer ids; nearest, so no id is invented.
         generator: on CPU.
         input_size: height and width of the images that come out; masks keep their size.
-        ignore_index: what a mask holds outside the frame.
 
     Returns:
         images (B, 3, *input_size), masks int64 (B, H, W).
     """
     batch = len(images)
-    size = CROP[0] + (CROP[1] - CROP[0]) * torch.rand(batch, generator=generator)  # share of each side
-    room = (1 - size).abs()[:, None]  # crops stay inside the frame; a view larger than the frame holds all of it
-    center = (torch.rand(batch, 2, generator=generator) * 2 - 1) * room
+    size = MIN_CROP + (1 - MIN_CROP) * torch.rand(batch, generator=generator)  # share of each side
+    center = (torch.rand(batch, 2, generator=generator) * 2 - 1) * (1 - size)[:, None]  # crops stay inside the frame
     flip = torch.where(torch.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
     contrast, brightness = (torch.rand(2, batch, 1, 1, 1, generator=generator) * 2 - 1).to(images.device).unbind()
     theta = torch.zeros(batch, 2, 3)
@@ -114,6 +103,6 @@ def augment(
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
     images = images * (1 + CONTRAST * contrast) + BRIGHTNESS * brightness
     grid = F.affine_grid(theta, [batch, 1, *masks.shape[1:]], align_corners=False)  # (B, H, W, 2)
-    shifted = (masks - ignore_index)[:, None].float()  # unknown is 0 here, as what lies outside
-    masks = F.grid_sample(shifted, grid, mode="nearest", padding_mode="zeros", align_corners=False)  # (B, 1, H, W)
-    return images, masks[:, 0].long() + ignore_index
+    masks = masks[:, None].float()
+    masks = F.grid_sample(masks, grid, mode="nearest", padding_mode="border", align_corners=False)  # (B, 1, H, W)
+    return images, masks[:, 0].long()

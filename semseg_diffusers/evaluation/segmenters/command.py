@@ -22,26 +22,27 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.data.layout import LABELS_FILE, SPLITS, new_folder, parse_resolution
-from semseg_diffusers.data.loading import MissingSplitError, load_pairs
+from semseg_diffusers.data.loading import MissingSplitError, PairDataset, load_pairs
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.provenance import code_commit, versions
 from semseg_diffusers.evaluation.segmenters.architectures import ARCHITECTURES, network_to_fine_tune, new_network
-from semseg_diffusers.evaluation.segmenters.batches import CachedPairs
+from semseg_diffusers.evaluation.segmenters.batches import LabelledPhotos
 from semseg_diffusers.evaluation.segmenters.curve import draw_curve
+from semseg_diffusers.evaluation.segmenters.judge import RECORD_FILE
 from semseg_diffusers.evaluation.segmenters.networks import Source
 from semseg_diffusers.evaluation.segmenters.preprocessing import PROCESSOR_FILE, Preprocessing, scaled_size
 from semseg_diffusers.evaluation.segmenters.training import RECIPE, History, train_segmenter
 from semseg_diffusers.launch import SIGNALS, check_usable, signals_to
 
 
-RECORD_FILE = "segmenter.json"
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
 VALIDATION_SPLIT = "val"
 DEFAULT_ARCHITECTURE = "segformer-b0"
 FINE_TUNING_RATE = 1e-4  # a network that was trained before
 FINE_TUNING_SIDE = 256  # pixels of the input's shorter side, at least
+MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs that are kept, of each split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +168,7 @@ def run(args: argparse.Namespace) -> int:
     return 0 if stopped_by is None else 128 + stop.number
 
 
-def _read_data(args: argparse.Namespace) -> tuple[CachedPairs, CachedPairs | None]:
+def _read_data(args: argparse.Namespace) -> tuple[LabelledPhotos, LabelledPhotos | None]:
     """Read both splits into memory; a data set need not have the second one, unless it is asked for by name."""
     validation_split = args.validation_split or VALIDATION_SPLIT
     names = [SPLITS.get(name, name) for name in (args.train_split, validation_split)]
@@ -180,15 +181,20 @@ def _read_data(args: argparse.Namespace) -> tuple[CachedPairs, CachedPairs | Non
         if args.validation_split:
             raise
         sys.stderr.write(f"{err} So nothing is validated, and the last weights are kept.\n")
-        return CachedPairs(train_pairs), None
-    train = CachedPairs(train_pairs)
-    validation = CachedPairs(pairs)
+        return _kept(train_pairs), None
+    train, validation = _kept(train_pairs), _kept(pairs)
     if validation.resolution != train.resolution:
         raise ValueError(
             f"the photos of '{args.dataset}' are {train.resolution} in {args.train_split} and {validation.resolution} "
             f"in {validation_split} (height, width); wanted one size. Prepare them at one --resolution."
         )
     return train, validation
+
+
+def _kept(pairs: PairDataset) -> LabelledPhotos:
+    """The pairs of a split, which stay decoded once they are read: reading then never waits for files."""
+    pairs.keep_decoded(MEMORY_LIMIT)
+    return LabelledPhotos(pairs)
 
 
 def _input_size(text: str | None, resolution: tuple[int, int], enlargement: int, least_side: int) -> tuple[int, int]:

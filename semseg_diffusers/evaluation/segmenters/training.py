@@ -18,7 +18,7 @@ from semseg_diffusers.evaluation.metrics import (
     update_confusion_matrix,
 )
 from semseg_diffusers.evaluation.segmenters import batches
-from semseg_diffusers.evaluation.segmenters.batches import CachedPairs
+from semseg_diffusers.evaluation.segmenters.batches import LabelledPhotos
 from semseg_diffusers.evaluation.segmenters.preprocessing import Preprocessing, logits_of
 
 
@@ -35,7 +35,7 @@ RECIPE = {  # what the record says of it
     "max_grad_norm": MAX_GRAD_NORM,
     "loss": "cross entropy, classes weighted by 1 / sqrt(share of pixels)",
     "horizontal_flip": 0.5,
-    "crop_share_of_side": list(batches.CROP),
+    "min_crop": batches.MIN_CROP,
     "brightness": batches.BRIGHTNESS,
     "contrast": batches.CONTRAST,
 }
@@ -52,7 +52,7 @@ class History:
 
 
 def score_network(
-    network: torch.nn.Module, preprocessing: Preprocessing, pairs: CachedPairs, mixed_precision: str = "no"
+    network: torch.nn.Module, preprocessing: Preprocessing, pairs: LabelledPhotos, mixed_precision: str = "no"
 ) -> SegmentationScores:
     """Score what a network reads from photos against their masks; it is put into evaluation mode."""
     network.eval()
@@ -69,8 +69,8 @@ def score_network(
 def train_segmenter(
     network: torch.nn.Module,
     preprocessing: Preprocessing,
-    train: CachedPairs,
-    validation: CachedPairs | None = None,
+    train: LabelledPhotos,
+    validation: LabelledPhotos | None = None,
     *,
     max_train_steps: int = 2000,
     train_batch_size: int = 8,
@@ -137,9 +137,7 @@ def train_segmenter(
         network.train()
         while history.steps < max_train_steps:
             images, masks = train.batch(next(order))
-            images, masks = batches.augment(
-                images.to(device).float(), masks.to(device), generator, input_size, ignore_index
-            )
+            images, masks = batches.augment(images.to(device).float(), masks.to(device), generator, input_size)
             with _autocast(device, mixed_precision):
                 logits = logits_of(network, preprocessing.normalize(images), masks.shape[-2:])  # (B, C, H, W)
             loss = F.cross_entropy(logits, masks, class_weights, ignore_index=ignore_index, reduction="sum")

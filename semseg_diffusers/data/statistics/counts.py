@@ -12,7 +12,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.objects import find_objects
+from semseg_diffusers.data.statistics.objects import find_objects
 
 
 LONG_SIDE = 32  # cells along the longer side of a heat map

@@ -1,4 +1,4 @@
-"""Charts for the pages of `pages.py`: bars, strips and lines as inline SVG that stretches to the width it gets.
+"""Charts for the pages of `frame.py`: bars, strips and lines as inline SVG that stretches to the width it gets.
 Each stands in a table or carries a text, so that its numbers are read without seeing it; no equation stands behind it.
 """
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from semseg_diffusers.data.pages import is_finite, number, pieces, table
+from semseg_diffusers.data.pages.frame import is_finite, number, pieces, table
 
 
 NUM_COLORS = 6  # series colours in page.html; a seventh series repeats the first, dashed

@@ -1,14 +1,12 @@
 """The page of `semseg-diffusers stats`: the weak classes with their reasons, then the figures these come from.
-Self-contained HTML made of the pieces of `pages.py`; the bars show what figure 9 of the paper shows.
+Self-contained HTML made of the pieces of `data/pages`; the bars show what figure 9 of the paper shows.
 """
 
 from markupsafe import Markup
 
-from semseg_diffusers.data.class_figures import ClassFigures, class_figures, heat_maps, unknown_share
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import package_version
-from semseg_diffusers.data.page_pictures import named_color, picture
-from semseg_diffusers.data.pages import (
+from semseg_diffusers.data.pages.frame import (
     NOTHING,
     Section,
     bullets,
@@ -21,9 +19,11 @@ from semseg_diffusers.data.pages import (
     subheading,
     table,
 )
-from semseg_diffusers.data.statistics import Group, MaskStatistics
-from semseg_diffusers.data.statistics_picture import LOWEST, heat_picture, log_place
-from semseg_diffusers.data.weak_classes import RARE_SHARE, RULES, WeakClass
+from semseg_diffusers.data.pages.pictures import named_color, picture
+from semseg_diffusers.data.statistics.class_figures import ClassFigures, class_figures, heat_maps, unknown_share
+from semseg_diffusers.data.statistics.counts import Group, MaskStatistics
+from semseg_diffusers.data.statistics.picture import LOWEST, heat_picture, log_place
+from semseg_diffusers.data.statistics.weak_classes import RARE_SHARE, RULES, WeakClass
 
 
 TICKS = (LOWEST, 0.01, 1.0)  # shares written above the bars

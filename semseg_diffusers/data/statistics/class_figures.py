@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semseg_diffusers.data.statistics import Group, MaskStatistics
+from semseg_diffusers.data.statistics.counts import Group, MaskStatistics
 
 
 @dataclass(frozen=True)

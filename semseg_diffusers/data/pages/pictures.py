@@ -1,4 +1,4 @@
-"""Puts pictures into the pages of `pages.py` as data inside the HTML: one, a table of them, or small groups.
+"""Puts pictures into the pages of `frame.py` as data inside the HTML: one, a table of them, or small groups.
 Masks stay sharp and are PNG, photos become JPEG where that is much smaller; no equation stands behind it.
 """
 
@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 from PIL import Image
 
-from semseg_diffusers.data.pages import pieces
+from semseg_diffusers.data.pages.frame import pieces
 
 
 PICTURE_SIDE = 320  # pixels; a larger picture is reduced to this, so that a page of a hundred stays below 3 MB

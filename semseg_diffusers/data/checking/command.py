@@ -13,8 +13,8 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from semseg_diffusers.data.check import Report, check_prepared, check_source
-from semseg_diffusers.data.findings import Finding
+from semseg_diffusers.data.checking.check import Report, check_prepared, check_source
+from semseg_diffusers.data.checking.findings import Finding
 from semseg_diffusers.data.labels import PRESET_NAMES
 from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.data.readers import ANNOTATIONS, FORMATS

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import numpy as np
 
-from semseg_diffusers.data.class_figures import class_figures, heat_maps, unknown_share
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.data.loading import PairDataset, load_pairs
-from semseg_diffusers.data.pages import write_page
+from semseg_diffusers.data.pages.frame import write_page
 from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.data.statistics import MaskStatistics, collect_statistics
-from semseg_diffusers.data.statistics_page import statistics_page
-from semseg_diffusers.data.statistics_picture import draw_statistics
-from semseg_diffusers.data.weak_classes import RULES, WeakClass, weak_classes
+from semseg_diffusers.data.statistics.class_figures import class_figures, heat_maps, unknown_share
+from semseg_diffusers.data.statistics.counts import MaskStatistics, collect_statistics
+from semseg_diffusers.data.statistics.page import statistics_page
+from semseg_diffusers.data.statistics.picture import draw_statistics
+from semseg_diffusers.data.statistics.weak_classes import RULES, WeakClass, weak_classes
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
 
 
@@ -109,10 +109,7 @@ def _table(statistics: MaskStatistics) -> str:
 def run(args: argparse.Namespace) -> None:
     if args.num_workers < 1:
         raise ValueError(f"--num_workers {args.num_workers}; wanted at least 1.")
-    labels = None
-    if args.labels is not None:
-        preset = args.labels in PRESET_NAMES
-        labels = LabelSet.from_preset(args.labels) if preset else LabelSet.from_json(args.labels)
+    labels = None if args.labels is None else LabelSet.from_name(args.labels)
     columns = {"image_column": args.image_column, "mask_column": args.mask_column}
     pairs: PairDataset = load_pairs(args.dataset, args.split, labels=labels, **columns)
     statistics = collect_statistics(

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from tqdm.auto import tqdm
 
 from semseg_diffusers.data.archives import close_archives
-from semseg_diffusers.data.findings import (
+from semseg_diffusers.data.checking.findings import (
     ERROR,
     WARNING,
     Finding,
@@ -21,7 +21,7 @@ from semseg_diffusers.data.findings import (
     pair_findings,
     unreadable_findings,
 )
-from semseg_diffusers.data.inspection import PairFacts, inspect_pair, picture_fault
+from semseg_diffusers.data.checking.inspection import PairFacts, inspect_pair, picture_fault
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE, SPLITS
 from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, read_source

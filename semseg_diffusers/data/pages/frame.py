@@ -1,5 +1,5 @@
 """Builds self-contained HTML pages: frame, prose and tables of numbers, all inside one file without scripts.
-Pictures stand in `page_pictures.py`, charts in `charts.py`, HTML and style in `page.html`; no equation is behind it.
+Pictures stand in `pictures.py`, charts in `charts.py`, HTML and style in `page.html`; no equation is behind it.
 """
 
 import math

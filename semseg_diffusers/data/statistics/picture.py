@@ -8,11 +8,11 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from semseg_diffusers.data.class_figures import ClassFigures, class_figures, heat_maps
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.pages import percent
-from semseg_diffusers.data.statistics import MaskStatistics
-from semseg_diffusers.data.weak_classes import RARE_SHARE
+from semseg_diffusers.data.pages.frame import percent
+from semseg_diffusers.data.statistics.class_figures import ClassFigures, class_figures, heat_maps
+from semseg_diffusers.data.statistics.counts import MaskStatistics
+from semseg_diffusers.data.statistics.weak_classes import RARE_SHARE
 
 
 INK, GREY, RULE, RED = (28, 28, 30), (110, 110, 116), (214, 214, 220), (200, 30, 30)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from semseg_diffusers.data.duplicates import near_duplicates, same_pictures
-from semseg_diffusers.data.inspection import PairFacts, color_distances
+from semseg_diffusers.data.checking.duplicates import near_duplicates, same_pictures
+from semseg_diffusers.data.checking.inspection import PairFacts, color_distances
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 
 

@@ -5,8 +5,8 @@ The paper (section V) names the pixel share as the cause of its weak human figur
 
 from dataclasses import dataclass
 
-from semseg_diffusers.data.class_figures import ClassFigures, class_figures
-from semseg_diffusers.data.statistics import MaskStatistics
+from semseg_diffusers.data.statistics.class_figures import ClassFigures, class_figures
+from semseg_diffusers.data.statistics.counts import MaskStatistics
 
 
 RARE_SHARE = 0.005  # of labelled pixels

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from semseg_diffusers.data.duplicates import Fingerprint, fingerprint
+from semseg_diffusers.data.checking.duplicates import Fingerprint, fingerprint
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.pictures import decode_picture
 from semseg_diffusers.data.prepare import ID_MODES, PHOTO_MODES
 from semseg_diffusers.data.readers import Drawing, Pair, Source, read_file
-from semseg_diffusers.data.statistics import count_pixels
+from semseg_diffusers.data.statistics.counts import count_pixels
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import pack_colors, palette_agrees, unpack_colors
 
 

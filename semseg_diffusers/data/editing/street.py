@@ -1,0 +1,115 @@
+"""What the classes of a label set are in a street, told by their names: things that stand on ground, ground, sky.
+Sizes and places of things follow from it where a data set shows too few of them (`placement.py`)."""
+
+import re
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from semseg_diffusers.data.labels import LabelSet
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A kind of object that stands on the ground."""
+
+    metres: float  # usual height; sizes of rare classes come from those of others through it
+    ground: dict[str, float]  # where it stands -> how often, before a data set is looked at
+    aspect: tuple[float, float]  # width / height of a single whole one; wider are several in a row
+    fill: float = 0.33  # share of its box that a whole one fills at least
+    vehicle: bool = False  # a solid body that reaches back over the ground it stands on
+
+
+THINGS = {
+    "person": Thing(1.7, {"sidewalk": 4, "road": 1}, (0.15, 0.9)),
+    "rider": Thing(1.75, {"road": 4, "sidewalk": 1}, (0.2, 1.3)),
+    "car": Thing(1.5, {"road": 1}, (0.7, 2.8), fill=0.6, vehicle=True),
+    "truck": Thing(3.2, {"road": 1}, (0.5, 3.5), fill=0.6, vehicle=True),
+    "bus": Thing(3.1, {"road": 1}, (0.5, 3.8), fill=0.6, vehicle=True),
+    "motorcycle": Thing(1.2, {"road": 3, "sidewalk": 1}, (0.35, 2.2)),
+    "bicycle": Thing(1.1, {"sidewalk": 3, "road": 1}, (0.3, 2.2)),
+}
+# Other names of the same, and of the ground, letters and digits only; the 32 classes of CamVid among them.
+THING_NAMES = {name: name for name in THINGS} | {
+    "pedestrian": "person", "child": "person",
+    "bicyclist": "rider", "cyclist": "rider", "motorcyclist": "rider",
+    "suvpickuptruck": "car", "van": "car",
+    "truckbus": "truck", "motorcyclescooter": "motorcycle", "motorbike": "motorcycle", "bike": "bicycle",
+}  # fmt: skip
+GROUND_NAMES = {
+    "road": "road", "lanemkgsdriv": "road", "lanemarking": "road", "roadmarking": "road", "parking": "road",
+    "sidewalk": "sidewalk", "pavement": "sidewalk", "lanemkgsnondriv": "sidewalk", "roadshoulder": "sidewalk",
+}  # fmt: skip
+BACKGROUND = "background"  # is road together with everything unlabelled, where a label set has no road (the paper's)
+SKY_NAMES = ("sky",)
+# Upright things that hide what stands behind them, but are not placed: their foot is their lowest pixel.
+FURNITURE_NAMES = (
+    "pole", "polegroup", "columnpole", "trafficlight", "trafficsign", "signsymbol", "trafficcone", "fence", "wall",
+    "train",
+)  # fmt: skip
+# Classes that make one object where they touch: a rider and what he rides. It is a rider if one is in it.
+ONE_OBJECT = (("rider", "motorcycle", "bicycle"), ("pole", "polegroup", "columnpole", "trafficlight", "trafficsign",
+              "signsymbol"))  # fmt: skip
+
+
+def plain(name: str) -> str:
+    """A class name as it is compared: lower case, letters and digits only.
+
+    Example:
+        >>> plain("Traffic Light"), plain("SUVPickupTruck")
+        ('trafficlight', 'suvpickuptruck')
+    """
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+@dataclass(frozen=True)
+class Street:
+    """The classes of a label set, sorted by what they are in a street. Build it with `Street.of(labels)`."""
+
+    labels: LabelSet
+    things: dict[int, Thing]  # class id -> what it is
+    ground: dict[int, str]  # class id -> "road" or "sidewalk"
+    sky: tuple[int, ...]
+    furniture: tuple[int, ...]
+    group: np.ndarray = field(repr=False)  # (256,) uint8: id -> id of the object class it is part of
+
+    @classmethod
+    def of(cls, labels: LabelSet) -> "Street":
+        names = [plain(name) for name in labels.names]
+        things = {i: THINGS[THING_NAMES[name]] for i, name in enumerate(names) if name in THING_NAMES}
+        ground = {i: GROUND_NAMES[name] for i, name in enumerate(names) if name in GROUND_NAMES}
+        if "road" not in ground.values() and BACKGROUND in names:
+            ground[names.index(BACKGROUND)] = "road"
+        group = np.arange(256, dtype=np.uint8)
+        for members in ONE_OBJECT:
+            found = [i for member in members for i, name in enumerate(names) if THING_NAMES.get(name, name) == member]
+            if found:
+                group[found] = found[0]
+        furniture = tuple(i for i, name in enumerate(names) if name in FURNITURE_NAMES)
+        sky = tuple(i for i, name in enumerate(names) if name in SKY_NAMES)
+        return cls(labels, things, ground, sky, furniture, group)
+
+    @property
+    def standing(self) -> tuple[int, ...]:
+        """Ids of all that stands upright and has a foot: things and furniture."""
+        return (*self.things, *self.furniture)
+
+    def is_ground(self, kinds) -> np.ndarray:
+        """Which ids are ground of these kinds ("road", "sidewalk"): (256,) bool, to be indexed with a mask."""
+        table = np.zeros(256, dtype=bool)
+        table[[i for i, kind in self.ground.items() if kind in kinds]] = True
+        return table
+
+    def members(self, class_id: int) -> tuple[int, ...]:
+        """Ids of the classes that are one object with this one."""
+        return tuple(i for i in range(self.labels.num_classes) if self.group[i] == self.group[class_id])
+
+    def class_id(self, name: str) -> int:
+        """The id of a class of the label set.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        if name not in self.labels.label2id:
+            raise ValueError(f"there is no class '{name}'; there are {', '.join(self.labels.names)}.")
+        return self.labels.label2id[name]

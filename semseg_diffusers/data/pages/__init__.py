@@ -1,0 +1,1 @@
+"""Self-contained HTML pages: frame, tables, pictures and charts in one file without scripts."""
