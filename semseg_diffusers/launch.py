@@ -34,6 +34,18 @@ def works_on_cpu(device: str | None) -> bool:
     return (told if device is None else torch.device(device).type == "cpu") or not torch.accelerator.is_available()
 
 
+def check_usable(device: str | None) -> None:
+    """Refuse a device that is none, or that cannot be had here; None is left to accelerate.
+
+    Raises:
+        ValueError: naming --device.
+    """
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as err:  # torch asserts that it was built for the device
+        raise ValueError(f"--device {device} cannot be used here: {str(err).splitlines()[0]}") from err
+
+
 def launched_processes() -> int:
     """How many processes a launcher started together with this one; 1 without a launcher."""
     return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1

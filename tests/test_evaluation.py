@@ -10,8 +10,16 @@ import torch
 from evaluation_place import LABELS, SIZE, Place
 from PIL import Image, ImageFilter
 
+from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.evaluation.agreement import ReadImages, score_agreement
 from semseg_diffusers.evaluation.evaluation import evaluate
+from semseg_diffusers.evaluation.figures import paper_figures
+from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images
+from semseg_diffusers.evaluation.image_sets import photos as photo_set
+from semseg_diffusers.evaluation.page import collect_pictures
+from semseg_diffusers.evaluation.report_pictures import RIGHT, UNKNOWN
 from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.generation.plan import GenerationSettings
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +128,25 @@ def test_real_photos_as_generated_images_reach_ceiling_and_floor(place, tmp_path
     assert any("--num_images_per_mask 2" in note for note in results["notes"])
 
 
+def test_ssim_of_unrelated_photos_takes_each_photo_once(place, tmp_path):
+    photos = place.val_copy(tmp_path / "photos")
+    twice = place.val_copy(tmp_path / "twice")
+    for path in list(twice.iterdir()):
+        shutil.copy(path, path.with_stem(f"{path.stem}_1"))
+        path.rename(path.with_stem(f"{path.stem}_0"))
+    once, repeated = (
+        EvaluationSettings(dataset=str(place.dataset), output="unused", generated=str(folder))
+        for folder in (photos, twice)
+    )
+    pairs = load_pairs(place.dataset, "val")
+    figures = [
+        paper_figures(settings, photo_set(pairs), generated_images(settings.generated, pairs), None)
+        for settings in (once, repeated)
+    ]
+    assert figures[0] == figures[1]
+    assert figures[0]["ssim_unrelated"] < 0.5
+
+
 def test_a_shuffled_pairing_makes_agreement_collapse(place, tmp_path):
     place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos", shift=1))
     agreement = results_of(tmp_path / "out")["agreement"]
@@ -152,6 +179,37 @@ def test_a_copied_training_photo_is_found(place, tmp_path):
         assert found["num_closer"] >= 1
 
 
+def test_masks_that_cannot_be_read_are_refused_before_networks_read(place, tmp_path):
+    folder = shutil.copytree(place.dataset / "val", tmp_path / "listed")
+    path = sorted((folder / "masks").iterdir())[-1]
+    Image.fromarray(np.full((SIZE, SIZE), 77, np.uint8)).save(path)
+    error = place.evaluate(tmp_path / "out", generated=folder, expect=2)
+    assert re.search(f"{path.name}.*holds class 77", error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_papers_variant_is_left_out_where_nothing_is_read_in_the_photos():
+    masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
+    real = ReadImages(("a", "b"), torch.full_like(masks, LABELS.ignore_index), masks)
+    agreement = score_agreement(real, ReadImages(("a", "b"), masks, masks), LABELS, seed=0)
+    assert agreement.paper is None
+    assert agreement.generated.mean_iou == 1
+    assert agreement.real.mean_iou == 0
+
+
+def test_classes_that_are_not_judged_are_no_mistakes_on_the_page():
+    mask = torch.zeros(4, 4, dtype=torch.uint8)
+    mask[2:] = LABELS.names.index("car")
+    images = ImageSet(LABELS, ("a",), ("a",), lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8), lambda _: mask)
+    examples = {"best": [{"image": "a", "stem": "a"}], "worst": []}
+    results = {"examples": examples, "neighbours": None, "segmenter": {"not_judged": ["car"]}}
+    pictures = collect_pictures(results, images, None, images, torch.zeros(1, 4, 4, dtype=torch.uint8))
+    shown = np.asarray(pictures.examples["a"].mistakes.convert("RGB"))
+    assert (shown[:2] == RIGHT).all()
+    assert all(tuple(color) in UNKNOWN for color in shown[2:].reshape(-1, 3).tolist())
+    assert (mask[2:] != LABELS.ignore_index).all()
+
+
 def test_masks_without_labels_do_not_count(place, tmp_path):
     dataset = place.data_copy(tmp_path / "data")
     path = sorted((dataset / "val" / "masks").iterdir())[0]
@@ -165,6 +223,9 @@ def test_masks_without_labels_do_not_count(place, tmp_path):
         shutil.copy(path, other) if other != path else None
     error = place.evaluate(tmp_path / "none", dataset=dataset, generated=place.val_copy(tmp_path / "more"), expect=2)
     assert "no labelled pixel" in error
+    error = place.evaluate(tmp_path / "none", dataset=dataset, model=place.model, expect=2)
+    assert "no labelled pixel" in error
+    assert not (tmp_path / "none").exists()  # before an image is made
 
 
 def test_without_training_photos_halves_of_the_split_are_the_floor(place, tmp_path):
@@ -176,11 +237,53 @@ def test_without_training_photos_halves_of_the_split_are_the_floor(place, tmp_pa
     assert any("has no split 'nothing'" in note for note in results["notes"])
 
 
+def test_photos_of_the_split_itself_are_no_training_photos(place, tmp_path):
+    folder = place.val_copy(tmp_path / "photos")
+    place.evaluate(tmp_path / "out", generated=folder, train_split="validation")
+    results = results_of(tmp_path / "out")
+    (row,) = results["fidelity"][0]["references"]
+    assert row["floor"]["of"] == "the other half of val"
+    assert row["floor"]["fid"] > 0
+    assert results["neighbours"] is None
+    assert any("'validation' is the split that is evaluated" in note for note in results["notes"])
+
+
+def test_broken_training_photos_are_not_taken_for_none(place, tmp_path):
+    dataset = place.data_copy(tmp_path / "data")
+    path = sorted((dataset / "train" / "images").iterdir())[0]
+    Image.open(path).resize((16, 16)).save(path)
+    error = place.evaluate(tmp_path / "out", dataset=dataset, generated=place.val_copy(tmp_path / "photos"), expect=2)
+    assert "(train) differ in size" in error
+
+
+def test_a_file_whose_name_begins_with_inception_is_only_itself(place, tmp_path, monkeypatch):
+    class Means(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.float().mean((2, 3))
+
+    monkeypatch.chdir(tmp_path)
+    folder = place.val_copy(tmp_path / "photos")
+    for name in ("inception-2015-12-05.pt", "inception-64.pt"):
+        torch.jit.script(Means()).save(name)
+        place.evaluate(tmp_path / f"out_{name}", generated=folder, features=name)
+        results = results_of(tmp_path / f"out_{name}")
+        assert [entry["features"]["name"] for entry in results["fidelity"]] == [name]
+        assert results["paper_metrics"]["fid_64"] is None
+
+
 def test_features_can_be_left_away(place, tmp_path):
     place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"), features="none")
     results = results_of(tmp_path / "out")
     assert results["fidelity"] == []
     assert [entry["features"].split()[1] for entry in results["neighbours"]] == ["thumbnails"]
+
+
+class OnlyLarge(torch.nn.Module):
+    """Takes the image that every network is tried on, and no photo of the place."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert images.shape[-1] > 100, "too small"
+        return images.float().mean((2, 3))
 
 
 @pytest.mark.parametrize(
@@ -192,10 +295,14 @@ def test_features_can_be_left_away(place, tmp_path):
         ({"num_masks": 1}, "needs two masks at least.*got 1"),
         ({"num_images_per_mask": 0}, "--num_images_per_mask must be at least 1; got 0"),
         ({"split": "test"}, "has no split 'test'"),
+        ({"device": "toaster"}, "--device toaster cannot be used here"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"features": "only_large.pt"}, r"--features 'only_large.pt' cannot read images of 32 x 32.*too small"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_an_image_is_made(place, tmp_path, changes, message):
+def test_what_cannot_be_done_is_refused_before_an_image_is_made(place, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    torch.jit.script(OnlyLarge()).save("only_large.pt")
     changes = {"model": place.model, **changes}
     error = place.evaluate(tmp_path / "out", expect=2, **changes)
     assert re.search(message, error), error
@@ -226,12 +333,39 @@ def test_a_folder_of_something_else_is_left_alone(place, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_of_masks_of_the_user_is_left_alone(place, tmp_path):
+    masks = tmp_path / "mine" / "masks"
+    shutil.copytree(place.dataset / "val" / "masks", masks)
+    (masks / "scene000.png").rename(masks / "drawn.png")
+    before = {path.name: path.read_bytes() for path in masks.iterdir()}
+    error = place.evaluate(tmp_path / "mine", model=place.model, num_masks=2, num_inference_steps=1, expect=2)
+    assert "was not made by evaluate (it holds masks)" in error
+    assert before == {path.name: path.read_bytes() for path in masks.iterdir()}
+
+
+@pytest.mark.parametrize("content", [b"[1]", b'{"settings": "none"}', b"\xff\xfe"])
+def test_a_results_file_of_something_else_is_named(place, tmp_path, content):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "results.json").write_bytes(content)
+    error = place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"), expect=2)
+    assert re.search(r"error: '.*results.json' holds no results of evaluate", error)
+    assert (tmp_path / "out" / "results.json").read_bytes() == content
+
+
 def test_settings_that_do_not_go_together_are_refused():
     for options in ({}, {"model": "a", "generated": "b"}):
         with pytest.raises(ValueError, match="--model.*or --generated, not both"):
             EvaluationSettings(dataset="d", output="o", **options)
-    with pytest.raises(ValueError, match="--num_masks and --num_images_per_mask are for --model"):
-        EvaluationSettings(dataset="d", output="o", generated="b", num_images_per_mask=2)
+    for name, options in {
+        "--num_images_per_mask": {"num_images_per_mask": 2},
+        "--revision, --num_masks, --scheduler": {"revision": "main", "num_masks": 2, "scheduler": "DDIMScheduler"},
+        "--num_inference_steps, --guidance_scale": {"sampling": GenerationSettings(20, guidance_scale=1.0, seed=4)},
+    }.items():
+        with pytest.raises(ValueError, match=f"^{name} only with --model"):
+            EvaluationSettings(dataset="d", output="o", generated="b", **options)
+    EvaluationSettings(dataset="d", output="o", generated="b", sampling=GenerationSettings(seed=4))
+    with pytest.raises(ValueError, match="--kid_subset_size must be at least 2"):
+        EvaluationSettings(dataset="d", output="o", generated="b", kid_subset_size=1)
 
 
 def test_the_library_returns_what_the_file_holds_and_leaves_the_random_state(place, tmp_path):

@@ -3,6 +3,7 @@ same features in every batch, and says what is missing before an image is read."
 
 import json
 import re
+import shutil
 import sys
 
 import numpy as np
@@ -147,6 +148,14 @@ def copy_of(folder, target, **changes):
 
 
 # Networks of transformers --------------------------------------------------------------------------------------------
+
+
+def test_another_preparation_is_another_revision(folder_of, tmp_path):
+    folder = shutil.copytree(folder_of("dinov2"), tmp_path / "dinov2")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.2, 0.3]}))
+    revisions = [load_extractor(str(name)).describe()["revision"] for name in (folder, folder_of("dinov2"))]
+    assert revisions[0] != revisions[1]
 
 
 @pytest.mark.parametrize("name", NETWORKS)

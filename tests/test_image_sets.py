@@ -59,6 +59,24 @@ def test_images_of_another_program_are_paired_by_name(val, tmp_path):
         assert torch.equal(images.mask(2), val[index]["mask"])
 
 
+def test_a_name_that_may_be_a_mask_or_a_sample_of_another_is_read_by_its_neighbours_or_refused(tmp_path):
+    scenes = write_toy_dataset(tmp_path / "scenes", num_train=1, num_val=3, size=(32, 48))
+    rows = [json.loads(row) for row in (scenes / "val" / "metadata.jsonl").read_text().splitlines()]
+    for row, stem in zip(rows, ("x", "x_0", "x_1"), strict=True):
+        row["stem"] = stem
+    (scenes / "val" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    val = load_pairs(scenes, "val")
+    copies = generated_images(named(tmp_path / "copies", val, {"x.png": 0, "x_0.png": 1, "x_1.png": 2}), val)
+    assert copies.stems == copies.names == ("x", "x_0", "x_1")
+    samples = {"x_0.png": 0, "x_1.png": 0, "x_0_0.png": 1, "x_0_1.png": 1, "x_1_0.png": 2, "x_1_1.png": 2}
+    images = generated_images(named(tmp_path / "samples", val, samples), val)
+    assert images.stems == ("x", "x", "x_0", "x_0", "x_1", "x_1")
+    for place, index in enumerate((0, 0, 1, 1, 2, 2)):
+        assert torch.equal(images.mask(place), val[index]["mask"])
+    with pytest.raises(ValueError, match=r"'x_1' in .* may be of the mask 'x_1', or a sample of 'x'"):
+        generated_images(named(tmp_path / "mixed", val, {"x.png": 0, "x_1.png": 2, "x_0_0.png": 1}), val)
+
+
 def test_the_order_of_a_listing_changes_nothing(listed, val):
     before = generated_images(listed, val)
     rows = (listed / "metadata.jsonl").read_text().splitlines()

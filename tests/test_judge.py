@@ -1,6 +1,7 @@
 """The judge: any network's classes come out as the data's, alike for every batch, and scores count what it misses."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -106,6 +107,18 @@ def folders(tmp_path_factory):
 
 
 NETWORKS = ("segformer", "mobilevit", "mask2former")
+
+
+def test_what_readings_depend_on_is_in_the_identity(folders, tmp_path):
+    judge = load_judge(folders / "segformer", CAMVID)
+    assert json.loads(json.dumps(judge.identity((24, 40))))["preprocessing"]["size"] == {"height": 64, "width": 64}
+    folder = shutil.copytree(folders / "segformer", tmp_path / "segformer")
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "image_mean": [0.1, 0.2, 0.3]}))
+    names = ("lorry", *CAMVID.names[1:])
+    for other in (load_judge(folder, CAMVID), load_judge(folders / "segformer", LabelSet(names, CAMVID.colors))):
+        assert not torch.equal(other.read(photos()), judge.read(photos()))
+        assert {**other.identity((24, 40)), "name": ""} != {**judge.identity((24, 40)), "name": ""}
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -88,6 +88,11 @@ def test_a_damaged_piece_is_made_anew(tmp_path):
     assert 0 < network.seen <= 4
 
 
+def test_a_piece_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
+    with pytest.raises(OSError, match=r"piece.safetensors' cannot be written"):  # safetensors' own error is none
+        passes._save(tmp_path / "gone" / "piece.safetensors", torch.zeros(3))
+
+
 def test_shares_of_processes_make_up_the_whole(tmp_path):
     """Each share by itself, as processes that gather names only would do it."""
 

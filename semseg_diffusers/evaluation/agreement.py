@@ -40,7 +40,8 @@ class Agreement:
     real: SegmentationScores  # the ceiling
     generated: SegmentationScores
     shuffled: SegmentationScores  # the floor
-    paper: SegmentationScores | None  # reading of the photo against reading of the image: PAPER, section IV-A
+    # reading of the photo against reading of the image: PAPER, section IV-A; None: no photo that a class is read in
+    paper: SegmentationScores | None
     image_mean_iou: list[float | None]  # over the classes that an image's mask holds; None: no labelled pixel
     pixel_share: dict[str, float]  # of the labelled pixels of the generated images' masks, by class
 
@@ -85,13 +86,14 @@ def score_agreement(
         for place, stem in enumerate(generated.stems)
         if stem in place_of and torch.equal(real.masks[place_of[stem]], generated.masks[place])
     ]
+    read = any((real.predictions[photo] != labels.ignore_index).any() for photo, _ in pairs)
     by_image = image_scores(generated.predictions, masks, labels.names, labels.ignore_index)
     counts = torch.bincount(masks[masks != labels.ignore_index].long(), minlength=labels.num_classes)
     return Agreement(
         real=score([(real.predictions[place], real_masks[place]) for place in chosen]),
         generated=score(list(zip(generated.predictions, masks, strict=True))),
         shuffled=score([(generated.predictions[i], masks[j]) for i, j in enumerate(others)]),
-        paper=score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if pairs else None,
+        paper=score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if read else None,
         image_mean_iou=[None if scores is None else scores.mean_iou for scores in by_image],
         pixel_share=dict(zip(labels.names, (counts / counts.sum().clamp(min=1).double()).tolist(), strict=True)),
     )

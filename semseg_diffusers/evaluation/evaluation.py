@@ -14,7 +14,7 @@ import torch
 from semseg_diffusers.data.layout import GENERATION_FILE
 from semseg_diffusers.evaluation.agreement import ReadImages, score_agreement
 from semseg_diffusers.evaluation.diversity import why_no_diversity
-from semseg_diffusers.evaluation.features import PAPER_FEATURES
+from semseg_diffusers.evaluation.features import is_paper_features
 from semseg_diffusers.evaluation.figures import (
     Features,
     agreement_figures,
@@ -30,6 +30,7 @@ from semseg_diffusers.evaluation.inputs import (
     RESULTS_FILE,
     Data,
     check_counts,
+    check_masks,
     check_output,
     choose_stems,
     load_data,
@@ -83,7 +84,7 @@ def evaluate(
 
     # 1. Data and networks: all that can be refused
     pairs, train, why_no_train = load_data(settings, processes)
-    judge, extractors = processes.agree(lambda: load_networks(settings, pairs.labels, device))
+    judge, extractors = processes.agree(lambda: load_networks(settings, pairs, device))
     pipeline = None
     if settings.model is not None:
         pipeline = processes.agree(lambda: load_generator(settings, pairs, device))
@@ -92,7 +93,19 @@ def evaluate(
     else:
         generated = processes.agree(lambda: generated_images(settings.generated, pairs))
         stems, num_generated = sorted(set(generated.stems)), len(generated)
-    check_counts(settings, len(pairs), 0 if train is None else len(train), len(stems), num_generated)
+
+    def check() -> None:
+        check_counts(settings, len(pairs), 0 if train is None else len(train), len(stems), num_generated)
+        index_of = {stem: index for index, stem in enumerate(pairs.stems)}
+        made_from = (
+            (generated.mask(index).numpy() for index in range(len(generated)))
+            if settings.model is None
+            else (pairs.mask(index_of[stem]) for stem in stems)
+        )
+        for masks in (made_from, map(pairs.mask, range(len(pairs)))):
+            check_masks(masks, pairs.labels, judge.not_judged)
+
+    processes.agree(check if processes.is_main else lambda: None)
 
     with contextlib.ExitStack() as held:
         # 2. The output folder, which the main process keeps to this run
@@ -141,8 +154,9 @@ def evaluate(
             )
 
         with clock.measure("reading"):
-            read_real = over(judge.read, segmenter, data.real, "reading photos")
-            read_generated = over(judge.read, segmenter, data.generated, "reading generated images")
+            what = judge.identity(pairs.resolution)
+            read_real = over(judge.read, what, data.real, "reading photos")
+            read_generated = over(judge.read, what, data.generated, "reading generated images")
         features = []
         with clock.measure("features"):
             for network in (*extractors, Thumbnails()):
@@ -187,7 +201,7 @@ def _figures(
 ) -> dict[str, Any]:
     """All figures, each under the name of its part in `results.json`."""
     *networks, thumbnails = features
-    paper = next((entry for entry in networks if entry.network["name"].startswith(PAPER_FEATURES)), None)
+    paper = next((entry for entry in networks if is_paper_features(entry.network["name"])), None)
     networks = [entry for entry in networks if entry is not paper]
     agreement = score_agreement(read_real, read_generated, data.generated.labels, settings.seed, judge.not_judged)
     unlabelled = [

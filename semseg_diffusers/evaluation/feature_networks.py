@@ -28,7 +28,7 @@ class FeatureNetwork:
     """A network as `load_extractor` takes it."""
 
     module: torch.nn.Module  # uint8 (B, 3, H, W) -> (B, D), in evaluation mode
-    revision: str  # commit of the Hub, or hash of the weights
+    revision: str  # commit of the Hub, or hash of the weights and of what is read with them
     architecture: str
     output: str | None  # which of the network's outputs the features are; None: `module.output` says after a forward
     input_size: tuple[int, int] | None  # height, width; None where images go in at their own size
@@ -179,7 +179,8 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, str]:
     ):
         if not found:
             raise ValueError(f"--features: '{name}' holds {what}; {BRING}.")
-    return folder, hash_of(weights) if is_local else folder.name
+    settings = [folder / "config.json", folder / "preprocessor_config.json"]  # features hang on these as well
+    return folder, hash_of([*weights, *settings]) if is_local else folder.name
 
 
 def _read(loader: Any, folder: Path, name: str) -> Any:

@@ -14,8 +14,21 @@ from semseg_diffusers.evaluation.feature_networks import FeatureNetwork, load_en
 # FD-DINOv2 as published is of facebook/dinov2-large: take that for figures that are to be compared with papers.
 DEFAULT_FEATURES = "facebook/dinov2-small"
 PAPER_FEATURES = "inception-64"  # behind the paper's FID, see `fidelity.fid_64`
+STANDARD_INCEPTION = re.compile(r"inception(-64)?(?::(.+))?")  # names of it; the second group is a file of weights
 SCRIPT_SUFFIXES = (".pt", ".torchscript")
+NETWORK_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    torch.jit.Error,
+)  # what a forward raises; the last is no other's
 PROBE_SIZE = (224, 224)  # of the first forward, where the network takes any size
+
+
+def reason_of(err: Exception) -> str:
+    """The line of an error that says what happened; TorchScript's own code stands above it."""
+    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
+    return next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(err).__name__)
 
 
 class FeatureExtractor:
@@ -36,12 +49,10 @@ class FeatureExtractor:
         height, width = network.input_size or PROBE_SIZE
         try:
             found = self(torch.zeros(2, 3, height, width, dtype=torch.uint8))
-        except (RuntimeError, ValueError, TypeError) as err:
-            lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-            reason = next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else "")
+        except NETWORK_ERRORS as err:
             raise ValueError(
                 f"--features: '{name}' ({network.architecture}) does not turn images of {height} x {width} into "
-                f"features: {reason}"
+                f"features: {reason_of(err)}"
             ) from err
         self.num_features = found.shape[1]
 
@@ -81,6 +92,12 @@ class FeatureExtractor:
         }
 
 
+def is_paper_features(name: str) -> bool:
+    """Whether a name asks for the features behind the paper's FID; "inception-64.pt" is a file of its own."""
+    match = STANDARD_INCEPTION.fullmatch(name)
+    return match is not None and match[1] is not None
+
+
 def load_extractor(
     name: str = DEFAULT_FEATURES,
     *,
@@ -113,7 +130,7 @@ def load_extractor(
         ValueError: the name, the files, the installed libraries or the input size do not give features.
         OSError: the weights are not at hand and cannot be downloaded.
     """
-    standard = re.fullmatch(r"inception(-64)?(?::(.+))?", name)
+    standard = STANDARD_INCEPTION.fullmatch(name)
     is_script = name.endswith(SCRIPT_SUFFIXES)
     if revision is not None and (standard or is_script):
         raise ValueError(f"--features: only networks of the Hub have a revision; '{name}' has none. Leave it away.")

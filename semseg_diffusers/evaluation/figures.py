@@ -162,11 +162,15 @@ def paper_figures(
     else:
         reference = fidelity_figures(features, images, settings)["references"][0]
         figures |= {"fid_64": reference["generated"]["fid"], "fid_64_floor": reference["floor"]["fid"]}
-    figures |= {"ssim_paired": None, "ssim_ceiling": None}
+    figures |= {"ssim_paired": None, "ssim_unrelated": None}
     if pairs and min(real.image(0).shape[1:]) >= SSIM_KERNEL:
-        photos = [real.image(place) for _, place in pairs]
-        figures["ssim_paired"] = paired_ssim((images.image(place) for place, _ in pairs), photos)
-        figures["ssim_unrelated"] = paired_ssim(photos, photos[1:] + photos[:1])
+        figures["ssim_paired"] = paired_ssim(
+            (images.image(place) for place, _ in pairs), (real.image(place) for _, place in pairs)
+        )
+        photos = sorted({place for _, place in pairs})  # once each, however many samples its mask has
+        if len(photos) > 1:
+            others = photos[1:] + photos[:1]
+            figures["ssim_unrelated"] = paired_ssim(map(real.image, photos), map(real.image, others))
     return figures
 
 

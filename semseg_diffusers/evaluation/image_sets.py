@@ -4,7 +4,7 @@ They come from a split of a data set, from a folder that `generate` wrote, or fr
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,7 +66,13 @@ def photos(pairs: PairDataset) -> ImageSet:
         )
     stems = tuple(pairs.stems)
     return _sorted(
-        ImageSet(pairs.labels, stems, stems, lambda index: pairs[index]["image"], lambda index: pairs[index]["mask"])
+        ImageSet(
+            pairs.labels,
+            stems,
+            stems,
+            lambda index: pairs[index]["image"],
+            lambda index: torch.from_numpy(pairs.mask(index)),
+        )
     )
 
 
@@ -88,7 +94,8 @@ def generated_images(folder: str | os.PathLike, real: PairDataset) -> ImageSet:
         the images, those of one mask beside each other.
 
     Raises:
-        ValueError: no images; other classes; images of another size than the photos; names of no mask of the split.
+        ValueError: no images; other classes; images of another size than the photos; names of no mask of the split,
+            or of two.
         FileNotFoundError: no such folder.
     """
     folder = Path(folder)
@@ -150,18 +157,30 @@ def _named_after_masks(
     if not files:
         raise ValueError(f"'{place}' holds no picture ({', '.join(MASK_SUFFIXES)}).")
     index_of = {stem: index for index, stem in enumerate(real.stems)}
-    chosen = []
-    for path in files:
-        numbered = re.fullmatch(r"(.+)_\d+", path.stem)
-        stem = path.stem if path.stem in index_of or not numbered else numbered.group(1)
-        chosen.append(stem)
+    chosen = _stems_of([path.stem for path in files], index_of.keys(), place)
     unknown = [path.name for path, stem in zip(files, chosen, strict=True) if stem not in index_of]
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(files)} pictures in '{place}' are named after no mask of the split, such as "
             f"'{unknown[0]}'. Wanted STEM.png or STEM_NUMBER.png with stems such as '{real.stems[0]}'."
         )
-    return files, tuple(chosen), lambda index: real[index_of[chosen[index]]]["mask"]
+    return files, chosen, lambda index: torch.from_numpy(real.mask(index_of[chosen[index]]))
+
+
+def _stems_of(names: list[str], known: Set[str], place: Path) -> tuple[str, ...]:
+    """The mask of each name: all are masks' own names, or all are STEM_NUMBER, or each is clearly one of the two."""
+    numbered = [re.sub(r"_\d+$", "", name) for name in names]
+    if known >= set(names):
+        return tuple(names)
+    if known >= set(numbered) and all(name != stem for name, stem in zip(names, numbered, strict=True)):
+        return tuple(numbered)
+    for name, stem in zip(names, numbered, strict=True):
+        if name != stem and {name, stem} <= known:
+            raise ValueError(
+                f"'{name}' in '{place}' may be of the mask '{name}', or a sample of '{stem}'. Name all pictures "
+                "STEM_NUMBER, or bring the folder that `generate` wrote, with its metadata.jsonl."
+            )
+    return tuple(name if name in known else stem for name, stem in zip(names, numbered, strict=True))
 
 
 def _check_sizes(files: list[Path], resolution: tuple[int, int]) -> None:

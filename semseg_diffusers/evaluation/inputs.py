@@ -1,21 +1,33 @@
 """What an evaluation works on, loaded and checked before any image is made: photos, networks, model, output folder."""
 
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import SPLITS
 from semseg_diffusers.data.loading import MissingSplitError, PairDataset, load_pairs
 from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.evaluation.features import PAPER_FEATURES, FeatureExtractor, load_extractor
+from semseg_diffusers.evaluation.features import (
+    NETWORK_ERRORS,
+    PAPER_FEATURES,
+    STANDARD_INCEPTION,
+    FeatureExtractor,
+    is_paper_features,
+    load_extractor,
+    reason_of,
+)
 from semseg_diffusers.evaluation.figures import fidelity_comparisons
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
 from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.plan import DTYPES, load_model, target_size
 from semseg_diffusers.generation.processes import Processes
+from semseg_diffusers.launch import LOCK_FILE
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
@@ -44,6 +56,9 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
     def load() -> tuple[PairDataset, ImageSet | None, str | None]:
         pairs = load_pairs(settings.dataset, settings.split)
         _ = photos(pairs)  # refuses sizes that differ
+        split, train_split = (SPLITS.get(name, name) for name in (settings.split, settings.train_split))
+        if split == train_split:
+            return pairs, None, f"'{settings.train_split}' is the split that is evaluated."
         try:
             train = load_pairs(settings.dataset, settings.train_split)
         except MissingSplitError as err:
@@ -61,24 +76,45 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
 
 
 def load_networks(
-    settings: EvaluationSettings, labels: LabelSet, device: str | torch.device
+    settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
 ) -> tuple[Judge, list[FeatureExtractor]]:
+    """The segmenter and the feature networks, each tried on a black image of the photos' size."""
     dtype = DTYPES[settings.dtype]
     judge = load_judge(
         settings.segmenter,
-        labels,
+        pairs.labels,
         revision=settings.segmenter_revision,
         input_size=settings.segmenter_size,
         device=device,
         dtype=dtype,
     )
-    names = list(settings.features)
-    standard = next(
-        (name for name in names if name.startswith("inception") and not name.startswith(PAPER_FEATURES)), None
-    )
-    if standard is not None and not any(name.startswith(PAPER_FEATURES) for name in names):
-        names.append(standard.replace("inception", PAPER_FEATURES, 1))  # the paper's figure comes with it
-    return judge, [load_extractor(name, device=device, dtype=dtype) for name in names]
+    extractors = [load_extractor(name, device=device, dtype=dtype) for name in with_paper_features(settings.features)]
+    height, width = pairs.resolution
+    black = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    named = [(f"--segmenter '{settings.segmenter}'", judge.read)]
+    named += [(f"--features '{extractor.name}'", extractor) for extractor in extractors]
+    for name, network in named:
+        try:
+            network(black)
+        except NETWORK_ERRORS as err:
+            raise ValueError(
+                f"{name} cannot read images of {height} x {width} (height x width), the size of the photos: "
+                f"{reason_of(err)}"
+            ) from err
+    return judge, extractors
+
+
+def with_paper_features(names: Sequence[str]) -> list[str]:
+    """The names, and beside the standard Inception its first 64 features: the paper's figure comes with it.
+
+    Example:
+        >>> with_paper_features(["inception:/folder/weights.pth", "inception-2015-12-05.pt"])
+        ['inception:/folder/weights.pth', 'inception-2015-12-05.pt', 'inception-64:/folder/weights.pth']
+    """
+    standard = [match for name in names if (match := STANDARD_INCEPTION.fullmatch(name))]
+    if not standard or any(is_paper_features(name) for name in names):
+        return list(names)
+    return [*names, PAPER_FEATURES + standard[0][0].removeprefix("inception")]
 
 
 def load_generator(
@@ -115,6 +151,14 @@ def check_counts(
         fidelity_comparisons(settings, num_real, num_train, num_generated)
 
 
+def check_masks(masks: Iterable[np.ndarray], labels: LabelSet, not_judged: Sequence[str]) -> None:
+    """Refuse masks (H, W) that are not to be read, or of which no pixel could be scored."""
+    counted = [index for index, name in enumerate(labels.names) if name not in not_judged]
+    if not any([np.isin(mask, counted).any() for mask in masks]):  # a list: each one is read
+        unknown = f" of a class that the segmenter knows (not: {', '.join(not_judged)})" if not_judged else ""
+        raise ValueError(f"the masks hold no labelled pixel{unknown}, only unknown ones: there is nothing to score.")
+
+
 def choose_stems(stems: list[str], count: int | None) -> list[str]:
     """So many stems at even distances."""
     if count is None or count >= len(stems):
@@ -128,15 +172,18 @@ def check_output(output: Path, settings: EvaluationSettings) -> None:
         return
     file = output / RESULTS_FILE
     if not file.is_file():
-        foreign = [path.name for path in output.iterdir() if path.name not in OURS and not path.name.startswith(".")]
+        names = {path.name for path in output.iterdir()}
+        # without the lock no evaluation began here: a folder called "masks" is the user's, and ours would replace it
+        ours = OURS if LOCK_FILE in names else ()
+        foreign = sorted(name for name in names if name not in ours and not name.startswith("."))
         if foreign:
             raise ValueError(
                 f"--output '{output}' is not empty and was not made by evaluate (it holds {foreign[0]}); name another."
             )
         return
     try:
-        there = json.loads(file.read_text(encoding="utf-8"))["settings"]
-    except (json.JSONDecodeError, KeyError, TypeError) as err:
+        there = dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+    except (ValueError, KeyError, TypeError) as err:
         raise ValueError(f"'{file}' holds no results of evaluate ({err}); name another --output.") from err
     now = settings.record()
     different = [

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from semseg_diffusers.evaluation.image_sets import ImageSet
+from semseg_diffusers.evaluation.metrics import without_classes
 from semseg_diffusers.evaluation.report_pictures import (
     ExamplePictures,
     GridRow,
@@ -59,11 +60,12 @@ def collect_pictures(
     for entry in (*results["examples"]["best"], *results["examples"]["worst"]):
         place = place_of[entry["image"]]
         mask, prediction = generated.mask(place), predictions[place]
+        judged = without_classes(mask, labels.names, results["segmenter"]["not_judged"], labels.ignore_index)
         examples[entry["image"]] = ExamplePictures(
             mask=labels.decode(mask),
             generated=to_image(generated.image(place)),
             prediction=labels.decode(prediction),
-            mistakes=error_map(prediction, mask, labels),
+            mistakes=error_map(prediction, judged, labels),
             real=photo(entry["stem"]),
         )
     closest = {}

@@ -84,6 +84,8 @@ def _save(path: Path, results: torch.Tensor) -> None:
     try:
         save_file({"results": results.contiguous()}, temporary)
         os.replace(temporary, path)
+    except SafetensorError as err:  # its own for a full disk, too
+        raise OSError(f"'{path}' cannot be written: {err}") from err
     finally:
         temporary.unlink(missing_ok=True)
 

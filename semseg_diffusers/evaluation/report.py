@@ -150,7 +150,8 @@ def _examples(results: Mapping[str, Any], pictures: ReportPictures) -> list[Sect
     blocks = [
         paragraph(
             f"Chosen by a rule, not by eye: {examples.get('rule')}. Mistakes: near white where the reading is right, "
-            "else the colour of the class that was read (black: none of these); striped where the mask is unknown."
+            "else the colour of the class that was read (black: none of these); striped where the mask is "
+            "unknown, or of a class that is not judged."
         )
     ]
     for kind in ("worst", "best"):

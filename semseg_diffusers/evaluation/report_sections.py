@@ -250,5 +250,7 @@ def paper_section(results: Mapping[str, Any]) -> Section:
             table(["class", "IoU"], values, f"Against the reading of the photo, by class; {counted}.{absent}")
         )
     else:
-        blocks.append(paragraph("The paper's IoU was not measured: it needs the real photo of every mask."))
+        blocks.append(
+            paragraph("The paper's IoU was not measured: no mask is that of a photo in which a class is read.")
+        )
     return section("The paper's metrics", *blocks)

@@ -8,12 +8,15 @@ from semseg_diffusers.evaluation.segmenters.judge import DEFAULT_JUDGE
 from semseg_diffusers.generation.plan import GenerationSettings
 
 
+FOR_MODEL = ("revision", "num_masks", "num_images_per_mask", "scheduler")  # beside `sampling`, but for its seed
+
+
 @dataclass(frozen=True)
 class EvaluationSettings:
     """One evaluation: images of a model or of a folder, against a split of real photos.
 
     Raises:
-        ValueError: both a model and a folder, or neither; numbers below 1.
+        ValueError: both a model and a folder, or neither; numbers below 1; options of a model with a folder.
     """
 
     dataset: str  # prepared folder or Hub id
@@ -43,10 +46,17 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1; got {value}.")
-        if self.generated is not None and (self.num_masks is not None or self.num_images_per_mask != 1):
-            raise ValueError(
-                "--num_masks and --num_images_per_mask are for --model: all images of --generated are evaluated."
-            )
+        if self.kid_subset_size == 1:
+            raise ValueError("--kid_subset_size must be at least 2: KID compares the images of a subset; got 1.")
+        if self.generated is not None:
+            given = [name for name in FOR_MODEL if getattr(self, name) != self.__dataclass_fields__[name].default]
+            usual = asdict(GenerationSettings(seed=self.seed))
+            given += [name for name, value in asdict(self.sampling).items() if value != usual[name]]
+            if given:
+                raise ValueError(
+                    f"{', '.join(f'--{name}' for name in given)} only with --model, whose images are made here: those "
+                    "of --generated are evaluated as they are, all of them. Leave it away."
+                )
 
     @property
     def seed(self) -> int:
@@ -57,9 +67,8 @@ class EvaluationSettings:
         """JSON of all settings under the names of the command's options; those of sampling only where it samples."""
         values = asdict(self)
         sampling = values.pop("sampling")
-        for_model = ("revision", "num_masks", "num_images_per_mask", "scheduler")
         if self.model is None:
-            values = {name: value for name, value in values.items() if name not in for_model}
+            values = {name: value for name, value in values.items() if name not in FOR_MODEL}
             sampling = {"seed": self.seed}
         sampling = {name: value for name, value in sampling.items() if name not in ("height", "width")}
         values["features"] = list(self.features)

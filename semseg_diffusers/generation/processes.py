@@ -14,7 +14,15 @@ import torch
 from accelerate import PartialState
 
 from semseg_diffusers import launch
-from semseg_diffusers.launch import SIGNALS, Launcher, OtherProcessError, launched_processes, signals_to, works_on_cpu
+from semseg_diffusers.launch import (
+    SIGNALS,
+    Launcher,
+    OtherProcessError,
+    check_usable,
+    launched_processes,
+    signals_to,
+    works_on_cpu,
+)
 
 
 T = TypeVar("T")
@@ -69,6 +77,7 @@ def join_processes(device: str | None = None) -> tuple[Processes, torch.device]:
     Raises:
         ValueError: a device that cannot be had by each process, or processes that cannot find each other.
     """
+    check_usable(device)
     launched, launcher, cpu = launched_processes(), Launcher(), works_on_cpu(device)
     if launched == 1:
         default = "cuda" if torch.cuda.is_available() and not cpu else "cpu"

@@ -33,7 +33,7 @@ from semseg_diffusers.evaluation.segmenters.judge import RECORD_FILE
 from semseg_diffusers.evaluation.segmenters.networks import Source
 from semseg_diffusers.evaluation.segmenters.preprocessing import PROCESSOR_FILE, Preprocessing, scaled_size
 from semseg_diffusers.evaluation.segmenters.training import RECIPE, History, train_segmenter
-from semseg_diffusers.launch import SIGNALS, signals_to
+from semseg_diffusers.launch import SIGNALS, check_usable, signals_to
 
 
 LOG_FILE = "log.jsonl"
@@ -102,10 +102,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--architecture and --base_model exclude each other: random weights, or those of a network.")
     if args.revision and not args.base_model:
         raise ValueError("--revision is of --base_model, which is missing.")
-    try:
-        torch.empty(1, device=args.device)
-    except (RuntimeError, AssertionError) as err:  # torch asserts that it was built for the device
-        raise ValueError(f"--device {args.device} cannot be used here: {str(err).splitlines()[0]}") from err
+    check_usable(args.device)
     transformers_logging.disable_progress_bar()  # of reading and writing weights, beside our own
     stop = _StopRequest()
     with new_folder(args.output, RECORD_FILE, "segmenter", args.overwrite) as folder:

@@ -70,6 +70,7 @@ class Judge:
         self._network, self._post_processor = network, post_processor
         self._class_names, self._name, self._revision = class_names, name, revision
         self._validation = validation
+        self._mapping = mapping
         self._table = torch.from_numpy(lookup_table(mapping, labels.ignore_index)).to(network.device)
 
     def describe(self, resolution: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -89,6 +90,15 @@ class Judge:
             "classes": len(self._class_names),
             "not_judged": list(self.not_judged),
             "validation": self._validation,
+        }
+
+    def identity(self, resolution: tuple[int, int]) -> dict[str, Any]:
+        """Return all that its readings depend on but the pixels, as JSON: `describe`, preparation, class by class."""
+        return {
+            **self.describe(resolution),
+            "preprocessing": {**vars(self.preprocessing), "size": dict(self.preprocessing.size)},
+            "mapping": list(self._mapping),
+            "ignore_index": self.labels.ignore_index,
         }
 
     @torch.no_grad()
