@@ -271,6 +271,15 @@ def test_a_file_whose_name_begins_with_inception_is_only_itself(place, tmp_path,
         assert results["paper_metrics"]["fid_64"] is None
 
 
+def test_a_data_set_without_a_label_set_is_given_one(place, tmp_path):
+    dataset = place.data_copy(tmp_path / "data")
+    labels = (dataset / "labels.json").rename(tmp_path / "classes.json")
+    images = place.val_copy(tmp_path / "photos")
+    assert "labels.json" in place.evaluate(tmp_path / "out", dataset=dataset, generated=images, expect=2)
+    place.evaluate(tmp_path / "out", dataset=dataset, generated=images, labels=labels, features="none")
+    assert results_of(tmp_path / "out")["agreement"]["real"]["mean_iou"] > 0.8
+
+
 def test_features_can_be_left_away(place, tmp_path):
     place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"), features="none")
     results = results_of(tmp_path / "out")

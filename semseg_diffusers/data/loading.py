@@ -3,11 +3,13 @@
 Whatever form a mask column has (ids, palette, colours), what comes out are class ids, checked against the label set.
 """
 
+import argparse
 import functools
 import io
 import json
 import os
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from PIL import Image, ImageOps
 
 from semseg_diffusers.data.decoded import DecodedPairs
 from semseg_diffusers.data.hub_errors import check_name, hub_errors
-from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
 from semseg_diffusers.data.pictures import decode_picture
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
@@ -179,6 +181,23 @@ def _decode(entry: dict, what: str, source: str) -> Image.Image:
     if entry["bytes"] is None:
         return open_image(entry["path"], what)
     return decode_picture(entry["bytes"], what, source)
+
+
+def add_column_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a data set that is not ours has photos, masks and classes."""
+    parser.add_argument("--image_column", default="image", help="column of the photos (default %(default)s)")
+    parser.add_argument("--mask_column", default="mask", help="column of the masks (default %(default)s)")
+    parser.add_argument(
+        "--labels",
+        metavar="PRESET|FILE",
+        help=f"label set, where the data set carries none: {', '.join(PRESET_NAMES)}, or a JSON file",
+    )
+
+
+def column_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What `add_column_arguments` read, as options of `load_pairs`."""
+    labels = None if args.labels is None else LabelSet.from_name(args.labels)
+    return {"image_column": args.image_column, "mask_column": args.mask_column, "labels": labels}
 
 
 def load_pairs(

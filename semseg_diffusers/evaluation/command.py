@@ -12,15 +12,15 @@ import argparse
 import sys
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 
 from semseg_diffusers.data.layout import parse_resolution
+from semseg_diffusers.data.loading import add_column_arguments
 from semseg_diffusers.evaluation.evaluation import evaluate
 from semseg_diffusers.evaluation.inputs import PAGE_FILE
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.command import add_sampling_arguments, sampling_settings
 from semseg_diffusers.generation.plan import DTYPES
-from semseg_diffusers.generation.processes import OtherProcessError, Processes, ended_by_signals, join_processes
+from semseg_diffusers.generation.processes import Processes, work_together
 from semseg_diffusers.hub.card_results import results_table
 
 
@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=DEFAULTS["train_split"].default,
         help="photos that the model may have seen (default %(default)s)",
     )
+    add_column_arguments(parser)
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to make, or to continue")
     parser.add_argument(
         "--segmenter",
@@ -96,6 +97,9 @@ def settings_from(args: argparse.Namespace) -> EvaluationSettings:
         generated=args.generated,
         split=args.split,
         train_split=args.train_split,
+        image_column=args.image_column,
+        mask_column=args.mask_column,
+        labels=args.labels,
         segmenter=args.segmenter,
         segmenter_revision=args.segmenter_revision,
         segmenter_size=parse_resolution(args.segmenter_size) if args.segmenter_size else None,
@@ -114,38 +118,11 @@ def settings_from(args: argparse.Namespace) -> EvaluationSettings:
 def run(args: argparse.Namespace) -> int:
     """Evaluate, together with the other processes of the launch where there are any, and print the table."""
     settings = settings_from(args)
-    with ended_by_signals():
-        try:
-            processes, device = join_processes(args.device)
-            return _evaluate(settings, processes, device)
-        except OtherProcessError:
-            return 2  # it, or the launcher, says why
+    return work_together(args.device, lambda processes, device: _evaluate(settings, processes, device))
 
 
-def _evaluate(settings: EvaluationSettings, processes: Processes, device: torch.device) -> int:
-    if processes.count > 1 and processes.is_main:
-        sys.stderr.write(f"{processes.count} processes, this one on {device}\n")
-    if not processes.is_main:
-        diffusers_logging.disable_progress_bar()
+def _evaluate(settings: EvaluationSettings, processes: Processes, device: torch.device) -> None:
     results = evaluate(settings, device=device, processes=processes, show_progress=True)
     if results is not None:
         notes = "".join(f"{note}\n" for note in results["notes"])
         sys.stdout.write(f"{results_table(results)}\n{notes}results and page: {settings.output}/{PAGE_FILE}\n")
-    return 0
-
-
-def main() -> None:
-    """Entry point of a process that `accelerate launch` starts."""
-    parser = argparse.ArgumentParser(
-        prog="python -m semseg_diffusers.evaluation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_args()
-    try:
-        status = run(args)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
-        status = 2
-    sys.exit(status)

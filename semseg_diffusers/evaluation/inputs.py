@@ -54,13 +54,18 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
     """The split, the training photos, and why there are none."""
 
     def load() -> tuple[PairDataset, ImageSet | None, str | None]:
-        pairs = load_pairs(settings.dataset, settings.split)
+        columns = {
+            "image_column": settings.image_column,
+            "mask_column": settings.mask_column,
+            "labels": None if settings.labels is None else LabelSet.from_name(settings.labels),
+        }
+        pairs = load_pairs(settings.dataset, settings.split, **columns)
         _ = photos(pairs)  # refuses sizes that differ
         split, train_split = (SPLITS.get(name, name) for name in (settings.split, settings.train_split))
         if split == train_split:
             return pairs, None, f"'{settings.train_split}' is the split that is evaluated."
         try:
-            train = load_pairs(settings.dataset, settings.train_split)
+            train = load_pairs(settings.dataset, settings.train_split, **columns)
         except MissingSplitError as err:
             return pairs, None, str(err)
         if train.resolution != pairs.resolution:

@@ -26,6 +26,9 @@ class EvaluationSettings:
     generated: str | None = None  # folder of images, in place of `model`
     split: str = "val"  # masks and photos
     train_split: str = "train"  # photos that the model may have seen: reference of fidelity, search for copies
+    image_column: str = "image"  # of the photos
+    mask_column: str = "mask"
+    labels: str | None = None  # preset or JSON file, where the data set carries no label set
     segmenter: str = DEFAULT_JUDGE  # folder or Hub id of the network that reads images
     segmenter_revision: str | None = None
     segmenter_size: tuple[int, int] | None = None  # (height, width) it reads images at; None: its own

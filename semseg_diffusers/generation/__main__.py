@@ -1,7 +1,8 @@
 """`accelerate launch -m semseg_diffusers.generation ...`: generation on several processes."""
 
-from semseg_diffusers.generation.command import main
+from semseg_diffusers.generation import command
+from semseg_diffusers.generation.processes import process_main
 
 
 if __name__ == "__main__":
-    main()
+    process_main(command, "python -m semseg_diffusers.generation")

@@ -13,12 +13,11 @@ import argparse
 import sys
 
 import torch
-from diffusers.utils import logging as diffusers_logging
 
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.plan import DTYPES, GenerationSettings, load_model
-from semseg_diffusers.generation.processes import OtherProcessError, Processes, ended_by_signals, join_processes
+from semseg_diffusers.generation.processes import Processes, work_together
 
 
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
@@ -95,20 +94,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load the pipeline and generate, together with the other processes of the launch where there are any."""
-    with ended_by_signals():
-        try:
-            processes, device = join_processes(args.device)
-            return _generate(args, processes, device)
-        except OtherProcessError:
-            return 2  # it, or the launcher, says why
+    return work_together(args.device, lambda processes, device: _generate(args, processes, device))
 
 
-def _generate(args: argparse.Namespace, processes: Processes, device: torch.device) -> int:
-    if processes.count > 1 and processes.is_main:
-        sys.stderr.write(f"{processes.count} processes, this one on {device}\n")
-    if not processes.is_main:
-        diffusers_logging.disable_progress_bar()
-
+def _generate(args: argparse.Namespace, processes: Processes, device: torch.device) -> None:
     settings = sampling_settings(args, height=args.height, width=args.width)
     mask_labels = processes.agree(lambda: None if args.mask_labels is None else LabelSet.from_name(args.mask_labels))
     report = generate_dataset(
@@ -127,21 +116,3 @@ def _generate(args: argparse.Namespace, processes: Processes, device: torch.devi
     if processes.is_main:
         sheet = f"; contact sheet {report.contact_sheet}" if report.contact_sheet else ""
         sys.stdout.write(f"{report.num_made} images made, {report.num_kept} kept in {report.output}{sheet}\n")
-    return 0
-
-
-def main() -> None:
-    """Entry point of a process that `accelerate launch` starts."""
-    parser = argparse.ArgumentParser(
-        prog="python -m semseg_diffusers.generation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_arguments(parser)
-    args = parser.parse_args()
-    try:
-        status = run(args)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
-        status = 2
-    sys.exit(status)

@@ -1,17 +1,19 @@
 """How the processes of one launch generate as one: each takes its share, and what one refuses ends all of them.
 Only words travel between the processes, never tensors."""
 
+import argparse
 import contextlib
 import datetime
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
+from diffusers.utils import logging as diffusers_logging
 
 from semseg_diffusers import launch
 from semseg_diffusers.launch import (
@@ -104,6 +106,49 @@ def check_device(asked: str | None, own: torch.device, count: int) -> None:
             f"device '{asked}' cannot be had by each of {count} processes: this one has '{own}'. Leave --device away, "
             "give cpu, or choose GPUs with accelerate's --gpu_ids"
         )
+
+
+def work_together(device: str | None, work: Callable[[Processes, torch.device], None]) -> int:
+    """Do a command's work in every process of the launch, or in this one alone.
+
+    Args:
+        device: as given by the user.
+        work: the command; it prints in the main process only.
+
+    Returns:
+        exit code of this process.
+    """
+    with ended_by_signals():
+        try:
+            processes, own = join_processes(device)
+            if processes.count > 1 and processes.is_main:
+                sys.stderr.write(f"{processes.count} processes, this one on {own}\n")
+            if not processes.is_main:
+                diffusers_logging.disable_progress_bar()
+            work(processes, own)
+        except OtherProcessError:
+            return 2  # it, or the launcher, says why
+    return 0
+
+
+def process_main(command: ModuleType, prog: str) -> None:
+    """Entry point of a process that `accelerate launch -m` starts.
+
+    Args:
+        command: module with `add_arguments(parser)` and `run(args)`, as the console script has them.
+        prog: what its help calls it.
+    """
+    parser = argparse.ArgumentParser(
+        prog=prog, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    command.add_arguments(parser)
+    args = parser.parse_args()
+    try:
+        status = command.run(args)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        status = 2
+    sys.exit(status)
 
 
 @contextlib.contextmanager

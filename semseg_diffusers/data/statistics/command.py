@@ -12,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.layout import package_version
-from semseg_diffusers.data.loading import PairDataset, load_pairs
+from semseg_diffusers.data.loading import PairDataset, add_column_arguments, column_options, load_pairs
 from semseg_diffusers.data.pages.frame import write_page
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.data.statistics.class_figures import class_figures, heat_maps, unknown_share
@@ -29,13 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, help="prepared folder, or a data set id on the Hub")
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the files go")
     parser.add_argument("--split", default="train", help="default %(default)s")
-    parser.add_argument("--image_column", default="image", help="column of the photos (default %(default)s)")
-    parser.add_argument("--mask_column", default="mask", help="column of the masks (default %(default)s)")
-    parser.add_argument(
-        "--labels",
-        metavar="PRESET|FILE",
-        help=f"label set, where the data set carries none: {', '.join(PRESET_NAMES)}, or a JSON file",
-    )
+    add_column_arguments(parser)
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)")
 
 
@@ -109,9 +102,7 @@ def _table(statistics: MaskStatistics) -> str:
 def run(args: argparse.Namespace) -> None:
     if args.num_workers < 1:
         raise ValueError(f"--num_workers {args.num_workers}; wanted at least 1.")
-    labels = None if args.labels is None else LabelSet.from_name(args.labels)
-    columns = {"image_column": args.image_column, "mask_column": args.mask_column}
-    pairs: PairDataset = load_pairs(args.dataset, args.split, labels=labels, **columns)
+    pairs: PairDataset = load_pairs(args.dataset, args.split, **column_options(args))
     statistics = collect_statistics(
         pairs.mask, len(pairs), pairs.labels, pairs.attributes, num_workers=args.num_workers, progress=True
     )

@@ -22,7 +22,13 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.data.layout import LABELS_FILE, SPLITS, new_folder, parse_resolution
-from semseg_diffusers.data.loading import MissingSplitError, PairDataset, load_pairs
+from semseg_diffusers.data.loading import (
+    MissingSplitError,
+    PairDataset,
+    add_column_arguments,
+    column_options,
+    load_pairs,
+)
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.provenance import code_commit, versions
@@ -50,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     known = "; ".join(f"{name}: {architecture.summary}" for name, architecture in ARCHITECTURES.items())
     rates = ", ".join(f"{name} {architecture.learning_rate:g}" for name, architecture in ARCHITECTURES.items())
     parser.add_argument("--dataset", required=True, help="prepared folder, or a data set id on the Hub")
+    add_column_arguments(parser)
     parser.add_argument("--output", required=True, help="folder to make")
     parser.add_argument("--overwrite", action="store_true", help="replace a segmenter that stands there")
     parser.add_argument(
@@ -174,9 +181,10 @@ def _read_data(args: argparse.Namespace) -> tuple[LabelledPhotos, LabelledPhotos
     names = [SPLITS.get(name, name) for name in (args.train_split, validation_split)]
     if names[0] == names[1]:
         raise ValueError(f"--train_split and --validation_split are both '{names[0]}': the score would say nothing.")
-    train_pairs = load_pairs(args.dataset, args.train_split)
+    columns = column_options(args)
+    train_pairs = load_pairs(args.dataset, args.train_split, **columns)
     try:
-        pairs = load_pairs(args.dataset, validation_split)
+        pairs = load_pairs(args.dataset, validation_split, **columns)
     except MissingSplitError as err:
         if args.validation_split:
             raise
