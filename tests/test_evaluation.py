@@ -295,6 +295,11 @@ class OnlyLarge(torch.nn.Module):
         return images.float().mean((2, 3))
 
 
+class NotFinite(torch.nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.log(images.float().mean((2, 3)) - 300)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -306,12 +311,14 @@ class OnlyLarge(torch.nn.Module):
         ({"split": "test"}, "has no split 'test'"),
         ({"device": "toaster"}, "--device toaster cannot be used here"),
         ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"features": "not_finite.pt"}, r"--features 'not_finite.pt' cannot read .* are not finite.*float32"),
         ({"features": "only_large.pt"}, r"--features 'only_large.pt' cannot read images of 32 x 32.*too small"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_an_image_is_made(place, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
     torch.jit.script(OnlyLarge()).save("only_large.pt")
+    torch.jit.script(NotFinite()).save("not_finite.pt")
     changes = {"model": place.model, **changes}
     error = place.evaluate(tmp_path / "out", expect=2, **changes)
     assert re.search(message, error), error

@@ -108,6 +108,11 @@ def test_what_does_not_fit_is_refused(listed, val, tmp_path):
     with pytest.raises(ValueError, match=f"two images called '{val.stems[0]}'"):
         generated_images(twice, val)
 
+    deep = named(tmp_path / "deep", val, {})
+    Image.fromarray(np.full((32, 48), 40_000, np.uint16)).save(deep / f"{val.stems[0]}.png")
+    with pytest.raises(ValueError, match=r"has 16 bits a pixel or more \(I;16\); wanted 8"):
+        generated_images(deep, val)
+
     stem = val.stems[0]
     Image.new("RGB", (16, 16)).save(listed / "images" / f"{stem}.png")
     with pytest.raises(ValueError, match=r"is 16 x 16, the photos are 32 x 48.*--resolution 16x16"):

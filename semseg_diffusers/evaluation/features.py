@@ -48,7 +48,7 @@ class FeatureExtractor:
         self.module = network.module.to(self.device).eval().requires_grad_(False)
         height, width = network.input_size or PROBE_SIZE
         try:
-            found = self(torch.zeros(2, 3, height, width, dtype=torch.uint8))
+            found = self._forward(torch.zeros(2, 3, height, width, dtype=torch.uint8))
         except NETWORK_ERRORS as err:
             raise ValueError(
                 f"--features: '{name}' ({network.architecture}) does not turn images of {height} x {width} into "
@@ -66,8 +66,17 @@ class FeatureExtractor:
             float32 (B, D), on the extractor's device.
 
         Raises:
-            ValueError: for images of another shape or type.
+            ValueError: for images of another shape or type, or features that are not finite.
         """
+        features = self._forward(images)
+        if not features.isfinite().all():
+            raise ValueError(
+                f"features by '{self.name}' are not finite. Does the network overflow? Use float32 (--dtype), or "
+                "another network (--features)."
+            )
+        return features
+
+    def _forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(
                 f"features are made from uint8 images (B, 3, H, W); got {images.dtype} {tuple(images.shape)}"
@@ -182,10 +191,4 @@ def extract(extractor: FeatureExtractor, images: Iterable[torch.Tensor], batch_s
     flush()
     if not found:
         raise ValueError("features need at least one image; got none")
-    features = torch.cat(found)  # (N, D)
-    if not features.isfinite().all():
-        broken = int((~features.isfinite().all(1)).nonzero()[0])
-        raise ValueError(
-            f"features of image {broken} by '{extractor.name}' are not finite. Does the network overflow? Use float32."
-        )
-    return features
+    return torch.cat(found)  # (N, D)

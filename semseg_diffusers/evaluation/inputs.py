@@ -83,7 +83,7 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
 def load_networks(
     settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
 ) -> tuple[Judge, list[FeatureExtractor]]:
-    """The segmenter and the feature networks, each tried on a black image of the photos' size."""
+    """The segmenter and the feature networks, each tried on an image of the photos' size."""
     dtype = DTYPES[settings.dtype]
     judge = load_judge(
         settings.segmenter,
@@ -95,12 +95,12 @@ def load_networks(
     )
     extractors = [load_extractor(name, device=device, dtype=dtype) for name in with_paper_features(settings.features)]
     height, width = pairs.resolution
-    black = torch.zeros(1, 3, height, width, dtype=torch.uint8)
+    noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     named = [(f"--segmenter '{settings.segmenter}'", judge.read)]
     named += [(f"--features '{extractor.name}'", extractor) for extractor in extractors]
     for name, network in named:
         try:
-            network(black)
+            network(noise)
         except NETWORK_ERRORS as err:
             raise ValueError(
                 f"{name} cannot read images of {height} x {width} (height x width), the size of the photos: "

@@ -177,7 +177,7 @@ def neighbours_section(results: Mapping[str, Any], pictures: ReportPictures) -> 
         "The distance from each image to the training photo nearest to it, against the same for real photos that were "
         "not trained on. Images that lie closer than unseen photos do may be copies: look at the pairs. Frames of one "
         "video resemble each other, so the comparison counts, not the distance; about one image in a hundred lies "
-        "below the threshold by chance."
+        "below the threshold by chance, and more where it is of fewer than a hundred photos."
     )
     return section(title, explained, *(block for found in ways for block in _nearest(found, pictures)))
 
