@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments after the program's name; those of the process by default.
 
     Returns:
-        Exit code: that of the command, 2 after a wrong input (one line on stderr; all of it with SEMSEG_DEBUG=1).
+        Exit code: that of the command, 2 after a wrong input, 130 after Ctrl-C (one line on stderr; all of it with
+        SEMSEG_DEBUG=1).
     """
     parser = build_parser()
     args = parser.parse_args(argv)
@@ -85,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     command_args = command_parser.parse_args(args.options)
     try:
         return module.run(command_args) or 0
+    except KeyboardInterrupt:
+        if os.environ.get("SEMSEG_DEBUG") == "1":
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as err:
         if os.environ.get("SEMSEG_DEBUG") == "1":
             raise

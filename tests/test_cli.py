@@ -56,6 +56,15 @@ def test_debug_shows_the_whole_traceback(command, monkeypatch):
         cli.main(["try"])
 
 
+def test_ctrl_c_is_one_line_and_exit_code_130(command, capsys):
+    def run(args):
+        raise KeyboardInterrupt
+
+    command(run)
+    assert cli.main(["try"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_bug_is_not_dressed_up_as_wrong_input(command):
     def run(args):
         raise KeyError("bug")

@@ -12,7 +12,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from semseg_diffusers.data.toy import draw_scene
-from semseg_diffusers.evaluation.fidelity import fid, fid_64, kid, paired_ssim, small_set_note
+from semseg_diffusers.evaluation.fidelity import fid, kid, paired_ssim, small_set_note
 
 
 class Given(torch.nn.Module):
@@ -137,13 +137,6 @@ def test_fid_and_kid_rise_with_blur():
     ):
         assert distances == sorted(distances)
         assert len(set(distances)) == len(distances)
-
-
-def test_fid_64_is_fid_of_64_features_only():
-    real, generated = random_features(80, 0, 64), random_features(80, 1, 64)
-    assert fid_64(real, generated) == fid(real, generated)
-    with pytest.raises(ValueError, match=r"of 64 features; got \(80, 6\).*'inception-64'"):
-        fid_64(real, random_features(80, 1))
 
 
 # KID -----------------------------------------------------------------------------------------------------------------

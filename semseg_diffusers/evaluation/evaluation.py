@@ -204,16 +204,15 @@ def _figures(
     paper = next((entry for entry in networks if is_paper_features(entry.network["name"])), None)
     networks = [entry for entry in networks if entry is not paper]
     agreement = score_agreement(read_real, read_generated, data.generated.labels, settings.seed, judge.not_judged)
-    unlabelled = [
-        name for name, mean_iou in zip(data.generated.names, agreement.image_mean_iou, strict=True) if mean_iou is None
-    ]
+    judged = zip(data.generated.stems, agreement.image_mean_iou, strict=True)
+    unlabelled = list(dict.fromkeys(stem for stem, mean_iou in judged if mean_iou is None))
     notes = []
     if data.train is None:
         notes.append(
             f"No training photos, so no search for copies of them, and no floor of theirs: {data.why_no_train}"
         )
     if not networks:
-        notes.append("Fidelity and diversity were left away: no feature network was given (--features).")
+        notes.append("Fidelity and diversity were left away: no feature network for them was given (--features).")
     elif (why := why_no_diversity(data.generated.stems)) is not None:
         notes.append(f"Diversity was not measured: {why}")
     if unlabelled:

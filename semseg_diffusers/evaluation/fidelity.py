@@ -12,7 +12,6 @@ import torch
 
 MAX_KID_SUBSET = 1000  # torchmetrics' default; smaller sets take half of the smaller one
 SSIM_KERNEL = 11  # pixels a side of torchmetrics' default window, a Gaussian of sigma 1.5
-PAPER_NUM_FEATURES = 64
 ALONE = {"sync_on_compute": False}  # one process has all features; torchmetrics would wait for the others
 
 
@@ -62,28 +61,6 @@ def fid(real: torch.Tensor, generated: torch.Tensor) -> float:
     metric.update(real, real=True)
     metric.update(generated, real=False)
     return max(0.0, metric.compute().item())  # rounding of a rank-deficient covariance can come out below 0
-
-
-def fid_64(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """`fid` of the first 64 features of Inception: what the paper reports as FID, for continuity with it only.
-
-    These features follow the first pooling and show edges and colours, no objects. The values are far smaller than
-    those of the 2048 features, so neither may be compared with the other.
-
-    Args:
-        real: (N, 64), of `load_extractor(PAPER_FEATURES)`.
-        generated: (M, 64), of the same.
-
-    Raises:
-        ValueError: for another number of features, and as `fid`.
-    """
-    for features in (real, generated):
-        if features.ndim != 2 or features.shape[1] != PAPER_NUM_FEATURES:
-            raise ValueError(
-                f"fid_64 is of {PAPER_NUM_FEATURES} features; got {tuple(features.shape)}. Extract them with the "
-                "network 'inception-64'."
-            )
-    return fid(real, generated)
 
 
 def kid(

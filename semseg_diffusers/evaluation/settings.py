@@ -49,6 +49,8 @@ class EvaluationSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} must be at least 1; got {value}.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"--seed must be 0 or more, below 2^63; got {self.seed}.")
         if self.kid_subset_size == 1:
             raise ValueError("--kid_subset_size must be at least 2: KID compares the images of a subset; got 1.")
         if self.generated is not None:
