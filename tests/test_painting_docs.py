@@ -47,7 +47,7 @@ def test_operations_file_of_the_page_is_one(tmp_path):
 
 def test_pictures_of_the_page_are_there_and_small():
     pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGE)
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     for name in pictures:
         path = ROOT / "docs" / name
         Image.open(path).verify()
