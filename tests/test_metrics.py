@@ -22,7 +22,8 @@ def test_confusion_matrix_equals_a_plain_count():
     known = truth != 255
     counts = np.zeros((19, 19), np.int64)
     np.add.at(counts, (truth[known].astype(int), predicted[known].astype(int)), 1)
-    assert np.array_equal(matrix.compute().numpy(), counts)
+    assert np.array_equal(matrix.compute().numpy()[:19, :19], counts)
+    assert matrix.compute().sum() == known.sum()
 
     names = [f"class {index}" for index in range(19)]
     scores = scores_from_confusion_matrix(matrix.compute(), names, num_images=5)
