@@ -116,6 +116,7 @@ def test_real_photos_as_generated_images_reach_ceiling_and_floor(place, tmp_path
     assert agreement["shuffled"]["mean_iou"] < agreement["real"]["mean_iou"] - 0.4
     assert agreement["paper"]["mean_iou"] == 1.0
     against_val, against_train = results["fidelity"][0]["references"]
+    assert "of the segmentation network itself" in against_val["note"]
     assert (against_val["reference"], against_train["reference"]) == ("val", "train")
     assert against_val["generated"]["fid"] == pytest.approx(0, abs=1e-3)
     assert against_val["floor"]["fid"] > 10 * against_val["generated"]["fid"]

@@ -378,6 +378,11 @@ def test_fidelity_is_read_against_its_floor(fid, floor, words):
     assert words in says("Likeness to real photos", results)
 
 
+def test_features_of_the_segmenter_itself_are_said_to_know_little_of_looks():
+    assert "little of looks" not in says("Likeness to real photos", RESULTS)
+    assert "little of looks" in says("Likeness to real photos", changed(settings__segmenter="org/dino"))
+
+
 def test_close_pairs_and_close_medians_are_said():
     assert "3 generated images lie closer" in says(MEMORISED, RESULTS)
     assert "no closer to the training photos than unseen real photos do (median 0.201" in says(MEMORISED, RESULTS)

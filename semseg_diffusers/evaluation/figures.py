@@ -17,6 +17,10 @@ from semseg_diffusers.evaluation.settings import EvaluationSettings
 
 NUM_EXAMPLES = 4  # best and worst, each
 NUM_CLOSEST = 8  # pairs of a generated image and a training photo
+OWN_FEATURES_NOTE = (
+    "These features are of the segmentation network itself: they tell classes apart and know little of how photos "
+    "look, so distances come out small. Take DINOv2 or Inception (--features) to judge likeness."
+)
 EXAMPLES_RULE = "mean IoU of an image over the classes that its mask holds; of each mask its first sample"
 
 
@@ -108,6 +112,7 @@ def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationS
     else:
         sides = [(real, train), (train, real)]
     comparisons = fidelity_comparisons(settings, len(real), 0 if train is None else len(train), len(images))
+    own = OWN_FEATURES_NOTE if features.network["name"] == settings.segmenter else None
     references = []
     for comparison, (reference, others) in zip(comparisons, sides, strict=True):
         chosen = features.generated[spread_choice(list(images.stems), comparison.n, settings.seed)]
@@ -119,7 +124,8 @@ def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationS
                 "n": comparison.n,
                 "generated": _distances(reference, chosen, settings),
                 "floor": {"of": comparison.others, **_distances(reference, floor, settings)},
-                "note": small_set_note(len(reference), comparison.n, reference.shape[1]),
+                "note": " ".join(filter(None, (own, small_set_note(len(reference), comparison.n, reference.shape[1]))))
+                or None,
             }
         )
     return {"features": features.network, "references": references}

@@ -54,7 +54,7 @@ def findings(results: Mapping[str, Any]) -> list[Finding]:
     """What `results.json` says, part by part; parts that were not measured are left out."""
     found = [
         _agreement(results.get("agreement") or {}),
-        _fidelity(references_of(results)),
+        _fidelity(references_of(results), str((results.get("settings") or {}).get("segmenter"))),
         *map(_neighbours, results.get("neighbours") or []),
         _diversity((results.get("diversity") or [None])[0]),
         _few_masks(results["data"].get("num_masks")),
@@ -88,7 +88,7 @@ def _agreement(agreement: Mapping[str, Any]) -> Finding | None:
     return Finding(topic, f"{measured} {reading}")
 
 
-def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Finding | None:
+def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]], segmenter: str) -> Finding | None:
     if not rows:
         return None
     entry, reference = rows[0]
@@ -107,6 +107,8 @@ def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> Findin
         text += f"{number(times)} times the floor, close to what real photos reach."
     else:
         text += f"{number(times)} times the floor, so the set can be told from real photos."
+    if entry["features"]["name"] == segmenter:
+        text += " These features are the segmenter's own, which knows classes and little of looks: this says little."
     return Finding(topic, text)
 
 
