@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from semseg_diffusers.evaluation.agreement import Agreement
-from semseg_diffusers.evaluation.controls import spread_choice
+from semseg_diffusers.evaluation.controls import derangement, spread_choice
 from semseg_diffusers.evaluation.diversity import diversity, why_no_diversity
 from semseg_diffusers.evaluation.fidelity import SSIM_KERNEL, fid, kid, paired_ssim, small_set_note
 from semseg_diffusers.evaluation.image_sets import ImageSet
@@ -175,7 +175,9 @@ def paper_figures(
         )
         photos = sorted({place for _, place in pairs})  # once each, however many samples its mask has
         if len(photos) > 1:
-            others = photos[1:] + photos[:1]
+            others = [
+                photos[place] for place in derangement(len(photos), settings.seed)
+            ]  # the next may be its next frame
             figures["ssim_unrelated"] = paired_ssim(map(real.image, photos), map(real.image, others))
     return figures
 
