@@ -63,7 +63,8 @@ def prepare(source, tmp_path):
 
 def fitted(photo: Image.Image, ids: np.ndarray, resolution: tuple[int, int], fit: str = "crop"):
     placement = place_frame(*ids.shape, resolution, fit)
-    return placement.place_photo(photo), placement.place_ids(ids, 255)
+    kept = ids[placement.rows[:, None], placement.columns]
+    return placement.place_photo(photo), placement.pad_ids(kept, 255)
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:

@@ -52,10 +52,6 @@ class Placement:
         padded[top:bottom, left:right] = ids
         return padded
 
-    def place_ids(self, ids: np.ndarray, unknown: int) -> np.ndarray:
-        """Ids of the whole frame as they are in the result."""
-        return self.pad_ids(ids[self.rows[:, None], self.columns], unknown)
-
     def place_photo(self, photo: Image.Image) -> Image.Image:
         """The photo of the frame, which may have been decoded smaller than it is, as it is in the result."""
         height, width = self.size
