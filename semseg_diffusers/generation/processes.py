@@ -57,6 +57,11 @@ class Processes:
         """As `launch.agree`; alone without asking accelerate."""
         return task() if self.count == 1 else launch.agree(task)
 
+    def leave(self) -> None:
+        """Leave the group once the work is done: gloo's threads must end before the process, or they abort it."""
+        if self.count > 1:
+            PartialState().destroy_process_group()
+
     def end_with_launcher(self) -> None:
         """End this process if its launcher is gone: one that is killed cannot take its processes with it.
 
@@ -126,6 +131,7 @@ def work_together(device: str | None, work: Callable[[Processes, torch.device], 
             if not processes.is_main:
                 diffusers_logging.disable_progress_bar()
             work(processes, own)
+            processes.leave()
         except OtherProcessError:
             return 2  # it, or the launcher, says why
     return 0
