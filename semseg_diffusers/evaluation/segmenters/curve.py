@@ -82,8 +82,9 @@ def draw_curve(log: Sequence[dict[str, Any]], best_step: int | None = None, titl
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=SCORE_COLOR)
             if step == best_step:
                 draw.ellipse((x - 6, y - 6, x + 6, y + 6), outline=SCORE_COLOR, width=2)
-                anchor = "rb" if x > LEFT + width / 2 else "lb"
-                draw.text((x, y - 10), f"kept: {score:.3f}", fill=SCORE_COLOR, font=font, anchor=anchor)
+                side = "r" if x > LEFT + width / 2 else "l"
+                at, edge = (y + 12, "t") if y < TOP + 30 else (y - 10, "b")  # below, where the title stands above
+                draw.text((x, at), f"kept: {score:.3f}", fill=SCORE_COLOR, font=font, anchor=side + edge)
         text = "validation mean IoU"
         draw.text((LEFT + width - font.getlength(text), TOP - 20), text, fill=SCORE_COLOR, font=font)
     return picture
