@@ -327,6 +327,24 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_made(place, tmp_path,
     assert not (tmp_path / "out" / "results.json").exists()
 
 
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("ending", [".png", ".jpg"])
+def test_a_photo_that_is_cut_off_is_refused_before_an_image_is_made(place, tmp_path, split, ending):
+    dataset = place.data_copy(tmp_path / "data")
+    png = sorted((dataset / split / "images").iterdir())[-1]
+    photo = png.with_suffix(ending)
+    Image.open(png).save(photo, **({"quality": 98, "subsampling": 0} if ending == ".jpg" else {}))
+    photo.write_bytes(photo.read_bytes()[:-200])
+    if photo != png:
+        png.unlink()
+        listing = dataset / split / "metadata.jsonl"
+        listing.write_text(listing.read_text().replace(f"images/{png.name}", f"images/{photo.name}"))
+    error = place.evaluate(tmp_path / "out", model=place.model, dataset=dataset, num_inference_steps=2, expect=2)
+    assert re.search(f"photo '.*{photo.name}' cannot be read", error), error
+    assert not (tmp_path / "out" / "generated").exists()
+    assert not (tmp_path / "out" / "results.json").exists()
+
+
 def test_a_model_of_another_size_or_other_classes_is_refused(place, tmp_path):
     small = place.data_copy(tmp_path / "small")
     for path in [*small.rglob("images/*.png"), *small.rglob("masks/*.png")]:

@@ -19,7 +19,7 @@ from semseg_diffusers.data.decoded import DecodedPairs
 from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
-from semseg_diffusers.data.pictures import decode_picture
+from semseg_diffusers.data.pictures import decode_picture, naming
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 
 
@@ -124,10 +124,13 @@ class PairDataset(torch.utils.data.Dataset):
     @functools.cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """Height and width of each photo, read from the files' headers."""
-        sizes = []
-        for index in range(len(self)):
-            entry = self._table[index][self._columns[0]]
-            with Image.open(io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]) as photo:
+        sizes, column = [], self._columns[0]
+        rows = self._table.select_columns([column])  # without the masks' bytes
+        for row, stem in zip(rows, self.stems, strict=True):
+            entry = row[column]
+            source = entry["path"] or f"{stem} of {self._name}"
+            file = io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]
+            with naming("photo", source), Image.open(file) as photo:
                 width, height = (
                     ImageOps.exif_transpose(photo).size if photo.getexif().get(0x0112, 1) > 4 else photo.size
                 )
@@ -194,10 +197,10 @@ def add_column_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def column_options(args: argparse.Namespace) -> dict[str, Any]:
-    """What `add_column_arguments` read, as options of `load_pairs`."""
-    labels = None if args.labels is None else LabelSet.from_name(args.labels)
-    return {"image_column": args.image_column, "mask_column": args.mask_column, "labels": labels}
+def column_options(given: Any) -> dict[str, Any]:
+    """What `add_column_arguments` read, or settings with these three names, as options of `load_pairs`."""
+    labels = None if given.labels is None else LabelSet.from_name(given.labels)
+    return {"image_column": given.image_column, "mask_column": given.mask_column, "labels": labels}
 
 
 def load_pairs(

@@ -143,14 +143,21 @@ def image_grid(
     return sheet
 
 
-def save_png(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write beside, under a name of this process, and rename."""
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Give a place beside a file to write to, under a name of this process; it takes the file's place at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        image.save(temporary, format="png", **options)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def save_png(path: Path, image: Image.Image, **options: Any) -> None:
+    """Write a picture whole, or not at all."""
+    with written_beside(path) as temporary:
+        image.save(temporary, format="png", **options)
 
 
 def decode_picture(
@@ -169,20 +176,21 @@ def decode_picture(
     """
     if not data:
         raise ValueError(f"{what} '{source}' is empty (0 bytes). Write or copy the file again.")
-    with _naming(what, source):
+    with naming(what, source):
         picture = Image.open(io.BytesIO(data))
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     if smallest is not None:
         lies = orientation > 4  # on its side
         size = smallest(*(picture.size if lies else picture.size[::-1]))
         picture.draft(None, size if lies else size[::-1])
-    with _naming(what, source):
+    with naming(what, source):
         picture.load()
         return picture if orientation == 1 else ImageOps.exif_transpose(picture)
 
 
 @contextlib.contextmanager
-def _naming(what: str, source: object) -> Iterator[None]:
+def naming(what: str, source: object) -> Iterator[None]:
+    """Let what a decoder raises inside the block say which picture it is about, as a `ValueError`."""
     try:
         yield
     except DECODER_ERRORS as err:

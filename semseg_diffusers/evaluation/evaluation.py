@@ -105,7 +105,7 @@ def evaluate(
         for masks in (made_from, map(pairs.mask, range(len(pairs)))):
             check_masks(masks, pairs.labels, judge.not_judged)
 
-    processes.agree(check if processes.is_main else lambda: None)
+    processes.agree_in_main(check)
 
     with contextlib.ExitStack() as held:
         # 2. The output folder, which the main process keeps to this run
@@ -115,9 +115,34 @@ def evaluate(
             if pipeline is not None:
                 write_masks(output / "masks", pairs, stems)
 
-        processes.agree(take_output if processes.is_main else lambda: None)
+        processes.agree_in_main(take_output)
 
-        # 3. Images
+        def over(
+            network: Callable[[torch.Tensor], torch.Tensor], what: dict[str, Any], images: ImageSet | None, title: str
+        ) -> torch.Tensor | None:
+            if images is None:
+                return None
+            return network_pass(
+                network,
+                images,
+                identity={**what, "dtype": settings.dtype},
+                folder=output / "cache",
+                batch_size=settings.batch_size,
+                processes=processes,
+                title=title if show_progress else None,
+            )
+
+        # 3. What the networks say of real photos: one that cannot be read ends the run before an image is made
+        real = photos(pairs)
+        segmenter, reader = judge.describe(pairs.resolution), judge.identity(pairs.resolution)
+        networks = [(network, network.describe()) for network in (*extractors, Thumbnails())]
+        with clock.measure("reading"):
+            read_real = over(judge.read, reader, real, "reading photos")
+        with clock.measure("features"):
+            of_real = [over(network, what, real, f"{what['name']}: real photos") for network, what in networks]
+            of_train = [over(network, what, train, f"{what['name']}: training photos") for network, what in networks]
+
+        # 4. The images, and what the networks say of them
         with clock.measure("generation"):
             if pipeline is not None:
                 generate_dataset(
@@ -134,40 +159,16 @@ def evaluate(
                 )
                 del pipeline
                 generated = processes.agree(lambda: made_images(output / "generated", pairs, stems, settings))
-        segmenter = judge.describe(pairs.resolution)
-        data = Data(photos(pairs), train, why_no_train, generated)
-
-        # 4. What the networks say of the images
-        def over(
-            network: Callable[[torch.Tensor], torch.Tensor], what: dict[str, Any], images: ImageSet | None, title: str
-        ) -> torch.Tensor | None:
-            if images is None:
-                return None
-            return network_pass(
-                network,
-                images,
-                identity={**what, "dtype": settings.dtype},
-                folder=output / "cache",
-                batch_size=settings.batch_size,
-                processes=processes,
-                title=title if show_progress else None,
-            )
-
+        data = Data(real, train, why_no_train, generated)
         with clock.measure("reading"):
-            what = judge.identity(pairs.resolution)
-            read_real = over(judge.read, what, data.real, "reading photos")
-            read_generated = over(judge.read, what, data.generated, "reading generated images")
-        features = []
+            read_generated = over(judge.read, reader, generated, "reading generated images")
         with clock.measure("features"):
-            for network in (*extractors, Thumbnails()):
-                what = network.describe()
-                sets = [
-                    over(network, what, images, f"{what['name']}: {name}") for name, images in data.named().items()
-                ]
-                features.append(Features(what, *sets) if processes.is_main else None)
+            of_images = [over(network, what, generated, f"{what['name']}: generated") for network, what in networks]
 
         # 5. Figures, page and results, once
         def finish() -> dict[str, Any]:
+            described = [what for _, what in networks]
+            features = [Features(*parts) for parts in zip(described, of_real, of_images, of_train, strict=True)]
             results = {
                 "kind": "evaluation",
                 "settings": settings.record(),
@@ -188,7 +189,7 @@ def evaluate(
             write_text(output / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
             return results
 
-        return processes.agree(finish if processes.is_main else lambda: None)
+        return processes.agree_in_main(finish)
 
 
 def _figures(
@@ -251,7 +252,7 @@ class Clock:
     def measure(self, part: str) -> Iterator[None]:
         begin = time.monotonic()
         yield
-        self._parts[part] = round(time.monotonic() - begin, 2)
+        self._parts[part] = round(self._parts.get(part, 0.0) + time.monotonic() - begin, 2)
 
     def seconds(self) -> dict[str, float]:
         return {**self._parts, "total": round(time.monotonic() - self._begin, 2)}

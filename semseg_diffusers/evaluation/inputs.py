@@ -10,7 +10,7 @@ import torch
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import SPLITS
-from semseg_diffusers.data.loading import MissingSplitError, PairDataset, load_pairs
+from semseg_diffusers.data.loading import MissingSplitError, PairDataset, column_options, load_pairs
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.evaluation.features import (
     NETWORK_ERRORS,
@@ -34,6 +34,7 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMP
 RESULTS_FILE = "results.json"
 PAGE_FILE = "report.html"
 OURS = (RESULTS_FILE, PAGE_FILE, "masks", "generated", "cache")  # what an evaluation leaves in its output folder
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded photos that are kept, of each split and process
 NOT_COMPARED = ("output", "batch_size")  # settings that change no figure
 
 
@@ -46,21 +47,15 @@ class Data:
     why_no_train: str | None
     generated: ImageSet
 
-    def named(self) -> dict[str, ImageSet | None]:
-        return {"real photos": self.real, "generated images": self.generated, "training photos": self.train}
-
 
 def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairDataset, ImageSet | None, str | None]:
     """The split, the training photos, and why there are none."""
 
     def load() -> tuple[PairDataset, ImageSet | None, str | None]:
-        columns = {
-            "image_column": settings.image_column,
-            "mask_column": settings.mask_column,
-            "labels": None if settings.labels is None else LabelSet.from_name(settings.labels),
-        }
+        columns = column_options(settings)
         pairs = load_pairs(settings.dataset, settings.split, **columns)
         _ = photos(pairs)  # refuses sizes that differ
+        pairs.keep_decoded(MEMORY_LIMIT)  # each network reads them all
         split, train_split = (SPLITS.get(name, name) for name in (settings.split, settings.train_split))
         if split == train_split:
             return pairs, None, f"'{settings.train_split}' is the split that is evaluated."
@@ -73,10 +68,11 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
                 f"the photos of '{settings.split}' are {pairs.resolution}, those of '{settings.train_split}' "
                 f"{train.resolution} (height, width); wanted one size. Prepare the data set again."
             )
+        train.keep_decoded(MEMORY_LIMIT)
         return pairs, photos(train), None
 
     # one process builds the table of `datasets`, then the others find it
-    mine = processes.agree(load if processes.is_main else lambda: None)
+    mine = processes.agree_in_main(load)
     return processes.agree(lambda: mine or load())
 
 

@@ -134,7 +134,7 @@ def generate_dataset(
             held.enter_context(sole_run(output))
             open_output(output, plan.record, plan.labels)
 
-        processes.agree(take_output if processes.is_main else lambda: None)
+        processes.agree_in_main(take_output)
 
         # 3. Images
         wanted = [Job(path, index) for path in plan.mask_paths for index in range(num_images_per_mask)]

@@ -57,6 +57,10 @@ class Processes:
         """As `launch.agree`; alone without asking accelerate."""
         return task() if self.count == 1 else launch.agree(task)
 
+    def agree_in_main(self, task: Callable[[], T]) -> T | None:
+        """Do a task in the main process only; returns its result there and None in the others, once it is done."""
+        return self.agree(task if self.is_main else lambda: None)
+
     def leave(self) -> None:
         """Leave the group once the work is done: gloo's threads must end before the process, or they abort it."""
         if self.count > 1:

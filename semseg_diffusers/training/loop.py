@@ -17,8 +17,7 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.loading import PairDataset, load_pairs, read_record
+from semseg_diffusers.data.loading import PairDataset, column_options, load_pairs, read_record
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.data.statistics.counts import class_pixels_of_each
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
@@ -79,11 +78,7 @@ def train(settings: TrainingSettings) -> Path:
 
     # 2. data, and the network that fits it: everything that can be refused is refused before the first step
     def read_data() -> tuple[PairDataset, PairDataset, str | None]:
-        columns = {
-            "image_column": settings.image_column,
-            "mask_column": settings.mask_column,
-            "labels": None if settings.labels is None else LabelSet.from_name(settings.labels),
-        }
+        columns = column_options(settings)
         pairs = load_pairs(settings.dataset, settings.train_split, **columns)
         preview_pairs = _preview_pairs(settings, pairs, columns)
         return pairs, preview_pairs, read_record(settings.dataset).get("format")

@@ -15,7 +15,7 @@ import numpy as np
 from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.data.loading import PairDataset, add_column_arguments, column_options, load_pairs
 from semseg_diffusers.data.pages.frame import write_page
-from semseg_diffusers.data.pictures import save_png
+from semseg_diffusers.data.pictures import save_png, written_beside
 from semseg_diffusers.data.statistics.class_figures import class_figures, heat_maps, unknown_share
 from semseg_diffusers.data.statistics.counts import MaskStatistics, collect_statistics
 from semseg_diffusers.data.statistics.page import statistics_page
@@ -70,13 +70,8 @@ def save_arrays(path: Path, statistics: MaskStatistics, stems: list[str]) -> Non
     arrays = {"pixels": statistics.pixels, "stems": np.array(stems), "heat": heat_maps(statistics)}
     arrays |= {f"heat:{name}={value}": heat_maps(statistics, (name, value)) for name, value in statistics.groups}
     arrays = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_beside(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
 
 
 def describe(statistics: MaskStatistics, name: str) -> str:
