@@ -37,6 +37,7 @@ from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.prepare import PrepareSettings, make_pair, prepare_dataset
 from semseg_diffusers.data.readers import read_source
 from semseg_diffusers.data.toy import draw_scene
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
 
 
 FRAME = (720, 1280)  # height and width, BDD100K's
@@ -277,9 +278,7 @@ def main() -> None:
         "versions": {"pillow": PIL.__version__, "numpy": np.__version__, "torch": torch.__version__},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    staging = args.output.with_name(f".{args.output.name}.writing")
-    staging.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    staging.replace(args.output)
+    write_text(args.output, json.dumps(results, indent=2) + "\n")
     print(f"written: {args.output}")
 
 

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, PaperUNet2DModel
 from semseg_diffusers.models.unet_paper import paper_betas
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -103,9 +104,7 @@ def main() -> None:
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    staging = args.output.with_name(f".{args.output.name}.writing")
-    staging.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    staging.replace(args.output)
+    write_text(args.output, json.dumps(results, indent=2) + "\n")
     print(f"written: {args.output}")
 
 

@@ -13,7 +13,6 @@ or a part of it was left unpainted.
 import argparse
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +104,7 @@ def _note(path: Path, cleaned: Cleaned, labels: LabelSet) -> dict:
 
 
 def _refusal(path: Path, cleaned: Cleaned, most: float) -> str:
-    named = ", ".join(f"{color} in {count} pixels" for color, count in Counter(cleaned.colors).most_common(3))
+    named = ", ".join(f"{color} in {count} pixels" for color, count in list(cleaned.colors.items())[:3])
     if cleaned.plain_share < LEAST_PLAIN:
         found = f"only {cleaned.plain_share:.0%} of its pixels are near the colour of a class"
         asked = "Is it a photo, or painted in the colours of another label set?"

@@ -1,11 +1,11 @@
 """`semseg-diffusers labels`: writes a label set as a legend picture, an editor palette and a JSON file."""
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.pictures import save_png
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,12 +24,7 @@ def run(args: argparse.Namespace) -> None:
     legend = labels.legend(columns=args.columns)
 
     args.output.mkdir(parents=True, exist_ok=True)
-    temporary = args.output / f".legend-{os.getpid()}.png"
-    try:
-        legend.save(temporary)
-        os.replace(temporary, args.output / "legend.png")
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_png(args.output / "legend.png", legend)
     labels.save_palette(args.output / f"{name}.gpl")
     labels.save_json(args.output / "labels.json")
     sys.stdout.write(f"{labels.num_classes} classes: {args.output}/legend.png, {name}.gpl, labels.json\n")

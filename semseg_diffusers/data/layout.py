@@ -23,6 +23,7 @@ from semseg_diffusers.data.labels import LabelSet
 
 
 LABELS_FILE = "labels.json"
+METADATA_FILE = "metadata.jsonl"  # of each split, and of a folder that `generate` made
 LABEL_FILES = (LABELS_FILE, "colormap.json")  # the second is that of the paper's authors
 ABOVE_MASKS = 2  # folders above a folder of masks that are looked into for its label file
 SETTINGS_FILE = "prepare.json"
@@ -119,13 +120,17 @@ def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: boo
         try:
             folder.mkdir()
             yield folder
-            old = folder.with_name(folder.name + ".old")
-            if output.exists():
-                os.replace(output, old)
-            os.replace(folder, output)
-            shutil.rmtree(old, ignore_errors=True)
+            take_place(folder, output, folder.with_name(folder.name + ".old"))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def take_place(folder: Path, output: Path, old: Path) -> None:
+    """Let a folder become `output`; what stood there is called `old` meanwhile, and removed."""
+    if output.exists():
+        os.replace(output, old)
+    os.replace(folder, output)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _remove_leftovers(parent: Path, prefix: str) -> None:
@@ -207,7 +212,7 @@ def finish_dataset(folder: Path, rows: dict[str, list[dict]], labels: LabelSet, 
     """Write each split's metadata, the label set and the settings with counts and versions."""
     for split, lines in _typed(rows).items():
         text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        (folder / split / "metadata.jsonl").write_text(text, encoding="utf-8")
+        (folder / split / METADATA_FILE).write_text(text, encoding="utf-8")
     labels.save_json(folder / LABELS_FILE)
     record = {
         **settings,

@@ -367,10 +367,10 @@ def read_ids(
         return pair.mask.draw(*frame, rows, columns)
     picture = decode_picture(read_file(pair.mask), "mask", pair.mask)
     if file_labels is not None:
-        ids = _changed(file_labels.encode(picture, tolerance=tolerance, source=pair.mask), changed_ids)
+        ids = change_ids(file_labels.encode(picture, tolerance=tolerance, source=pair.mask), changed_ids)
     else:
         if changed_ids and picture.mode in ID_MODES:
-            picture = _changed(np.asarray(picture), changed_ids)
+            picture = change_ids(np.asarray(picture), changed_ids)
         ids = labels.encode(picture, tolerance=tolerance, source=pair.mask)  # (H, W)
     if ids.shape != frame:
         raise ValueError(
@@ -380,7 +380,7 @@ def read_ids(
     return ids[rows[:, None], columns]
 
 
-def _changed(ids: np.ndarray, changed_ids: Mapping[int, int]) -> np.ndarray:
+def change_ids(ids: np.ndarray, changed_ids: Mapping[int, int]) -> np.ndarray:
     """Ids with some replaced by others."""
     if ids.dtype == np.uint8:
         table = np.arange(256, dtype=np.uint8)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from semseg_diffusers.data.layout import check_output, terminate_as_exception
+from semseg_diffusers.data.layout import check_output, take_place, terminate_as_exception
 
 
 RECORD_FILE = ".recipe.json"
@@ -97,10 +97,7 @@ def resumable_dataset(output: str | os.PathLike, recipe: dict, overwrite: bool =
             yield staging
             for name in (RECORD_FILE, PROGRESS_FILE):
                 (folder / name).unlink()
-            if output.exists():
-                os.replace(output, old)
-            os.replace(folder, output)
-            shutil.rmtree(old, ignore_errors=True)
+            take_place(folder, output, old)
         except BaseException as err:
             if isinstance(err, Exception) or not (folder / PROGRESS_FILE).stat().st_size:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -1,6 +1,6 @@
 """From what networks say of the images to the parts of `results.json`: each figure beside ceiling and floor."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -104,6 +104,27 @@ def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationS
         images: the generated ones.
         settings: seed, names of the splits, KID's subsets.
     """
+    own = OWN_FEATURES_NOTE if features.network["name"] == settings.segmenter else None
+    references = []
+    for comparison, reference, chosen, floor in _compared(features, images, settings):
+        small = small_set_note(len(reference), comparison.n, reference.shape[1])
+        references.append(
+            {
+                "reference": comparison.reference,
+                "num_reference": comparison.num_reference,
+                "n": comparison.n,
+                "generated": _distances(reference, chosen, settings),
+                "floor": {"of": comparison.others, **_distances(reference, floor, settings)},
+                "note": " ".join(filter(None, (own, small))) or None,
+            }
+        )
+    return {"features": features.network, "references": references}
+
+
+def _compared(
+    features: Features, images: ImageSet, settings: EvaluationSettings
+) -> Iterator[tuple[Comparison, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """Each comparison with the features of its reference, its generated images and its floor."""
     real, train = features.real, features.train
     if train is None:
         order = _order(len(real), settings.seed)
@@ -112,23 +133,10 @@ def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationS
     else:
         sides = [(real, train), (train, real)]
     comparisons = fidelity_comparisons(settings, len(real), 0 if train is None else len(train), len(images))
-    own = OWN_FEATURES_NOTE if features.network["name"] == settings.segmenter else None
-    references = []
     for comparison, (reference, others) in zip(comparisons, sides, strict=True):
         chosen = features.generated[spread_choice(list(images.stems), comparison.n, settings.seed)]
         floor = others[sorted(_order(len(others), settings.seed)[: comparison.n])]
-        references.append(
-            {
-                "reference": comparison.reference,
-                "num_reference": comparison.num_reference,
-                "n": comparison.n,
-                "generated": _distances(reference, chosen, settings),
-                "floor": {"of": comparison.others, **_distances(reference, floor, settings)},
-                "note": " ".join(filter(None, (own, small_set_note(len(reference), comparison.n, reference.shape[1]))))
-                or None,
-            }
-        )
-    return {"features": features.network, "references": references}
+        yield comparison, reference, chosen, floor
 
 
 def _order(count: int, seed: int) -> list[int]:
@@ -166,8 +174,8 @@ def paper_figures(
             "it is of the standard Inception's first 64 features: add inception to --features (extra fid)"
         )
     else:
-        reference = fidelity_figures(features, images, settings)["references"][0]
-        figures |= {"fid_64": reference["generated"]["fid"], "fid_64_floor": reference["floor"]["fid"]}
+        _, reference, chosen, floor = next(_compared(features, images, settings))
+        figures |= {"fid_64": fid(reference, chosen), "fid_64_floor": fid(reference, floor)}
     figures |= {"ssim_paired": None, "ssim_unrelated": None}
     if pairs and min(real.image(0).shape[1:]) >= SSIM_KERNEL:
         figures["ssim_paired"] = paired_ssim(
@@ -175,9 +183,8 @@ def paper_figures(
         )
         photos = sorted({place for _, place in pairs})  # once each, however many samples its mask has
         if len(photos) > 1:
-            others = [
-                photos[place] for place in derangement(len(photos), settings.seed)
-            ]  # the next may be its next frame
+            # shuffled: the next photo may be the next frame of its video
+            others = [photos[place] for place in derangement(len(photos), settings.seed)]
             figures["ssim_unrelated"] = paired_ssim(map(real.image, photos), map(real.image, others))
     return figures
 

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import LABELS_FILE
+from semseg_diffusers.data.layout import LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.mask_files import MASK_SUFFIXES
-from semseg_diffusers.generation.output_folder import METADATA_FILE, read_metadata
+from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
 
 
@@ -109,7 +109,7 @@ def generated_images(folder: str | os.PathLike, real: PairDataset) -> ImageSet:
                 f"{', '.join(real.labels.names)}): score images against the data set their model was trained on."
             )
     if (folder / METADATA_FILE).is_file():
-        files, stems, read_mask = _listed(folder, real.labels)
+        files, stems, read_mask = _listed(folder, real)
     else:
         files, stems, read_mask = _named_after_masks(folder, real)
     _check_sizes(files, real.resolution)
@@ -120,7 +120,7 @@ def generated_images(folder: str | os.PathLike, real: PairDataset) -> ImageSet:
     return _sorted(ImageSet(real.labels, names, stems, lambda index: _read_image(files[index]), read_mask))
 
 
-def _listed(folder: Path, labels: LabelSet) -> tuple[list[Path], tuple[str, ...], Callable[[int], torch.Tensor]]:
+def _listed(folder: Path, real: PairDataset) -> tuple[list[Path], tuple[str, ...], Callable[[int], torch.Tensor]]:
     """Images and masks of `metadata.jsonl`."""
     rows = read_metadata(folder)
     keys = ("image_file_name", "mask_file_name")
@@ -135,9 +135,8 @@ def _listed(folder: Path, labels: LabelSet) -> tuple[list[Path], tuple[str, ...]
     stems = tuple(str(row.get("stem", path.stem)) for row, path in zip(rows, files, strict=True))
 
     def read_mask(index: int) -> torch.Tensor:
-        with Image.open(files[index]) as picture:
-            width, height = picture.size
-        ids = labels.encode(masks[index])  # (H, W)
+        ids = real.labels.encode(masks[index])  # (H, W)
+        height, width = real.resolution  # the size of every image, see `_check_sizes`
         if ids.shape != (height, width):
             raise ValueError(
                 f"mask '{masks[index]}' is {ids.shape[0]} x {ids.shape[1]}, its image {height} x {width} (height x "

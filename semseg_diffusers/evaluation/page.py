@@ -2,10 +2,10 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 
+from semseg_diffusers.data.pictures import to_picture
 from semseg_diffusers.evaluation.image_sets import ImageSet
 from semseg_diffusers.evaluation.metrics import without_classes
 from semseg_diffusers.evaluation.report_pictures import (
@@ -45,14 +45,14 @@ def collect_pictures(
     count = min(GRID_ROWS, len(stems))
 
     def photo(stem: str) -> Image.Image | None:
-        return to_image(real.image(photo_of[stem])) if stem in photo_of else None
+        return to_picture(real.image(photo_of[stem])) if stem in photo_of else None
 
     grid = [
         GridRow(
             stem=stem,
             mask=labels.decode(generated.mask(samples_of[stem][0])),
             real=photo(stem),
-            samples=[to_image(generated.image(place)) for place in samples_of[stem][:GRID_SAMPLES]],
+            samples=[to_picture(generated.image(place)) for place in samples_of[stem][:GRID_SAMPLES]],
         )
         for stem in (stems[row * len(stems) // count] for row in range(count))
     ]
@@ -63,7 +63,7 @@ def collect_pictures(
         judged = without_classes(mask, labels.names, results["segmenter"]["not_judged"], labels.ignore_index)
         examples[entry["image"]] = ExamplePictures(
             mask=labels.decode(mask),
-            generated=to_image(generated.image(place)),
+            generated=to_picture(generated.image(place)),
             prediction=labels.decode(prediction),
             mistakes=error_map(prediction, judged, labels),
             real=photo(entry["stem"]),
@@ -74,12 +74,7 @@ def collect_pictures(
         for found in results["neighbours"]:
             for pair in found["closest"]:
                 closest[pair["image"], pair["train_stem"]] = PairPictures(
-                    generated=to_image(generated.image(place_of[pair["image"]])),
-                    train=to_image(train.image(train_place[pair["train_stem"]])),
+                    generated=to_picture(generated.image(place_of[pair["image"]])),
+                    train=to_picture(train.image(train_place[pair["train_stem"]])),
                 )
     return ReportPictures(labels=labels, grid=grid, examples=examples, closest=closest)
-
-
-def to_image(pixels: torch.Tensor) -> Image.Image:
-    """uint8 (3, H, W) as a picture."""
-    return Image.fromarray(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()))

@@ -3,7 +3,6 @@ A piece is filed under the hash of what it depends on, network and pixels: whate
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
+from semseg_diffusers.data.pictures import written_beside
 from semseg_diffusers.evaluation.image_sets import ImageSet
 from semseg_diffusers.generation.processes import Processes
 
@@ -80,14 +80,11 @@ def _digest(identity: dict[str, Any], pixels: torch.Tensor) -> str:
 
 
 def _save(path: Path, results: torch.Tensor) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        save_file({"results": results.contiguous()}, temporary)
-        os.replace(temporary, path)
+        with written_beside(path) as temporary:
+            save_file({"results": results.contiguous()}, temporary)
     except SafetensorError as err:  # its own for a full disk, too
         raise OSError(f"'{path}' cannot be written: {err}") from err
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path) -> torch.Tensor | None:

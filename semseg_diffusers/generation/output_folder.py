@@ -14,14 +14,13 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE
+from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.pictures import image_grid, save_png
 from semseg_diffusers.generation.jobs import Job
 from semseg_diffusers.launch import LOCK_FILE, sole_owner
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image, write_text
 
 
-METADATA_FILE = "metadata.jsonl"
 ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,
 NOT_IN_IMAGES = ("model", "source_mask")  # without what may be a path on this machine: images get published
 CONTACT_SHEET_COLUMNS = 8  # samples of one mask on the contact sheet, at most

@@ -23,11 +23,10 @@ from semseg_diffusers.data.checking.findings import (
 )
 from semseg_diffusers.data.checking.inspection import PairFacts, inspect_pair, picture_fault
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE, SPLITS
+from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, METADATA_FILE, SETTINGS_FILE, SPLITS
 from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, read_source
 
 
-METADATA_FILE = "metadata.jsonl"
 CHUNK = 256  # pairs that wait in memory
 LAYOUT_ADVICE = "name the right --format, or put the files where it looks for them; their pictures are checked alone"
 COLUMNS = ("image_file_name", "mask_file_name")

@@ -42,12 +42,11 @@ def files_finding(severity: str, kind: str, what: str, files: Sequence, advice: 
 
 
 def pair_findings(facts: Sequence[PairFacts], labels: LabelSet | None) -> list[Finding]:
-    """All findings about pairs that were inspected, errors first."""
+    """All findings about pairs that were inspected."""
     found = [*_unreadable(facts), *_sizes(facts), *_masks(facts), *_photos(facts)]
     if labels is not None:
         found += [*_wrong_ids(facts, labels), *_wrong_colors(facts, labels), *_classes(facts, labels)]
-    found += _duplicates(facts)
-    return sorted(found, key=lambda finding: finding.severity != ERROR)
+    return found + _duplicates(facts)
 
 
 # Files -------------------------------------------------------------------------------------------------------------

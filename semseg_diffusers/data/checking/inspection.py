@@ -5,7 +5,6 @@ It reads files as `prepare` does; nothing that a file holds makes it raise.
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from semseg_diffusers.data.checking.duplicates import Fingerprint, fingerprint
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.pictures import decode_picture
-from semseg_diffusers.data.prepare import ID_MODES, PHOTO_MODES
+from semseg_diffusers.data.prepare import ID_MODES, PHOTO_MODES, change_ids
 from semseg_diffusers.data.readers import Drawing, Pair, Source, read_file
 from semseg_diffusers.data.statistics.counts import count_pixels
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import pack_colors, palette_agrees, unpack_colors
@@ -111,7 +110,7 @@ def _look_at_mask(data: bytes, facts: PairFacts, source: Source | None, toleranc
         return
     labels = source.file_labels or source.labels
     if source.file_labels is None and source.changed_ids and picture.mode in ID_MODES:
-        picture = _changed(np.asarray(picture), source.changed_ids)
+        picture = change_ids(np.asarray(picture), source.changed_ids)
     try:
         ids = labels.encode(picture, tolerance=tolerance, source=facts.mask)
     except ValueError as err:
@@ -123,16 +122,8 @@ def _look_at_mask(data: bytes, facts: PairFacts, source: Source | None, toleranc
             facts.mask_fault = str(err)
     else:
         if source.file_labels is not None:
-            ids = _changed(ids, source.changed_ids)
+            ids = change_ids(ids, source.changed_ids)
         facts.class_pixels = count_pixels(ids, source.labels.num_classes)
-
-
-def _changed(ids: np.ndarray, changed_ids: Mapping[int, int]) -> np.ndarray:
-    """Ids with some replaced by others."""
-    changed = ids.copy()
-    for old, new in changed_ids.items():
-        changed[ids == old] = new
-    return changed
 
 
 def _holds_ids(mask: Image.Image, labels: LabelSet) -> bool:

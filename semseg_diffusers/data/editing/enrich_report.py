@@ -112,7 +112,8 @@ def wishes_page(
         bars, ["before", "after"], "Share of the labelled pixels, in percent", more=["objects before", "objects after"]
     )
     ids = [before.labels.label2id[w.name] for w in reached]
-    heat = [{"before": heat_maps(before)[i], "after": heat_maps(after)[i]} for i in ids]
+    old, new = heat_maps(before), heat_maps(after)
+    heat = [{"before": old[i], "after": new[i]} for i in ids]
     heat_cards = [
         (w.name, {when: heat_picture(values) for when, values in both.items()})
         for w, both in zip(reached, heat, strict=True)

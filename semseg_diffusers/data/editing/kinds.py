@@ -210,9 +210,7 @@ OBJECT = {"at": _point, "class": _text, "number": _count}
 PASTED = {**OBJECT, "to": _point, "scale": _positive, "flip": _flag}
 SHAPE = {"class": _text, "points": _points}
 KINDS: dict[str, Kind] = {
-    "paste": Kind(
-        _paste, {"from": _text}, {**OBJECT, "to": _point, "scale": _positive, "flip": _flag}, ("at", "class")
-    ),
+    "paste": Kind(_paste, {"from": _text}, PASTED, ("at", "class")),
     "place": Kind(_place, {"class": _text}, {"count": _count}),
     "move": Kind(_change(_moved), {}, {**OBJECT, "to": _point, "by": _point}, ("at", "class")),
     "scale": Kind(
@@ -221,9 +219,7 @@ KINDS: dict[str, Kind] = {
     "flip": Kind(_change(lambda entry, _: entry.flipped()), {}, OBJECT, ("at", "class")),
     "remove": Kind(_remove, {}, {**OBJECT, "number": _count_or_all}, ("at", "class")),
     "relabel": Kind(_relabel, {"to": _text}, {"at": _point, "class": _text}, ("at", "class")),
-    "polygon": Kind(
-        _drawn(lambda size, v: drawing.polygon(size, v["points"])), {"class": _text, "points": _points}, {}
-    ),
+    "polygon": Kind(_drawn(lambda size, v: drawing.polygon(size, v["points"])), SHAPE, {}),
     "stroke": Kind(
         _drawn(lambda size, v: drawing.stroke(size, v["points"], v["radius"])),
         {**SHAPE, "radius": _positive},

@@ -105,9 +105,7 @@ def _cover(layer: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(layer.astype(np.float32)).resize((width, height), how))
 
 
-def objects_of(
-    ids: np.ndarray, street: Street, classes: Sequence[int] | None = None, min_area: int = 1
-) -> list[MaskObject]:
+def objects_of(ids: np.ndarray, street: Street, classes: Sequence[int] | None = None) -> list[MaskObject]:
     """The objects of a mask, the largest first.
 
     Args:
@@ -115,7 +113,6 @@ def objects_of(
         street (`Street`): says which classes make one object where they touch; such an object counts as the first of
             them that it holds.
         classes (sequence of `int`, *optional*): ids of the classes to look for; all things by default.
-        min_area (`int`, defaults to 1): smaller ones are left out, in pixels.
 
     Returns:
         `list[MaskObject]`; equal sizes stand in reading order.
@@ -132,8 +129,6 @@ def objects_of(
     for k in np.unique(number):
         top, left, bottom, right = bounds[0, k], bounds[1, k], -bounds[2, k], -bounds[3, k]
         box = slice(top, bottom + 1), slice(left, right + 1)
-        if connected.sizes[k - 1] < min_area:
-            continue
         shape, piece = connected.numbers[box] == k, ids[box].copy()
         members = street.members(int(piece[shape][0]))
         class_id = next(i for i in _in_order(members, street) if (piece[shape] == i).any())

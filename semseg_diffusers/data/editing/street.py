@@ -1,4 +1,4 @@
-"""What the classes of a label set are in a street, told by their names: things that stand on ground, ground, sky.
+"""What the classes of a label set are in a street, told by their names: things on the ground, ground, furniture.
 Sizes and places of things follow from it where a data set shows too few of them (`placement.py`)."""
 
 import re
@@ -41,7 +41,6 @@ GROUND_NAMES = {
     "sidewalk": "sidewalk", "pavement": "sidewalk", "lanemkgsnondriv": "sidewalk", "roadshoulder": "sidewalk",
 }  # fmt: skip
 BACKGROUND = "background"  # is road together with everything unlabelled, where a label set has no road (the paper's)
-SKY_NAMES = ("sky",)
 # Upright things that hide what stands behind them, but are not placed: their foot is their lowest pixel.
 FURNITURE_NAMES = (
     "pole", "polegroup", "columnpole", "trafficlight", "trafficsign", "signsymbol", "trafficcone", "fence", "wall",
@@ -69,7 +68,6 @@ class Street:
     labels: LabelSet
     things: dict[int, Thing]  # class id -> what it is
     ground: dict[int, str]  # class id -> "road" or "sidewalk"
-    sky: tuple[int, ...]
     furniture: tuple[int, ...]
     group: np.ndarray = field(repr=False)  # (256,) uint8: id -> id of the object class it is part of
 
@@ -86,8 +84,7 @@ class Street:
             if found:
                 group[found] = found[0]
         furniture = tuple(i for i, name in enumerate(names) if name in FURNITURE_NAMES)
-        sky = tuple(i for i, name in enumerate(names) if name in SKY_NAMES)
-        return cls(labels, things, ground, sky, furniture, group)
+        return cls(labels, things, ground, furniture, group)
 
     @property
     def standing(self) -> tuple[int, ...]:
