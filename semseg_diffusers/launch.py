@@ -133,6 +133,19 @@ def gather(value: T) -> list[T]:
         raise OtherProcessError(f"another process of this launch has ended early ({err})") from err
 
 
+def last_word(group: torch.distributed.ProcessGroup | None = None) -> None:
+    """Let the processes of a gloo group end one after the other without harm. Called by every process, last of all.
+
+    One that closes its connections right after a barrier can break it for another that has not read all of it yet.
+    Here the main process hears all others, answers them, and nobody reads anything after that.
+
+    Args:
+        group: of gloo; by default that of all processes, which has nothing to do where it is of another kind.
+    """
+    if torch.distributed.is_initialized() and torch.distributed.get_backend(group) == "gloo":
+        torch.distributed.monitored_barrier(group)
+
+
 def agree(task: Callable[[], T]) -> T:
     """Do a task in every process; return its result once all have done it.
 

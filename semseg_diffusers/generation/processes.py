@@ -64,6 +64,7 @@ class Processes:
     def leave(self) -> None:
         """Leave the group once the work is done: gloo's threads must end before the process, or they abort it."""
         if self.count > 1:
+            launch.last_word()
             PartialState().destroy_process_group()
 
     def end_with_launcher(self) -> None:

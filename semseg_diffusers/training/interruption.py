@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-from semseg_diffusers.launch import SIGNALS, Launcher, signals_to
+from semseg_diffusers.launch import SIGNALS, Launcher, last_word, signals_to
 
 
 LAUNCHER_GONE = 1000  # beside the signals' numbers
@@ -72,6 +72,11 @@ class StopRequest:
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
             self._number = int(number)
         return self._number != 0
+
+    def last_word(self) -> None:
+        """Called by every process when the run is done, before any of them ends."""
+        if self._group is not None:
+            last_word(self._group)
 
     def stopped(self, step: int) -> TrainingStoppedError:
         """The exception that carries reason and exit code, once `agreed`."""

@@ -252,6 +252,7 @@ def train(settings: TrainingSettings) -> Path:
                 }
                 save_checkpoint(run, step, accelerator, ema, state, settings.checkpoints_total_limit)
             if stop_now:
+                stop.last_word()
                 accelerator.end_training()
                 raise stop.stopped(step)
             if settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps):
@@ -288,6 +289,7 @@ def train(settings: TrainingSettings) -> Path:
                 trained_seconds=time.monotonic() - started,
                 loss=mean_loss,
             )
+        stop.last_word()
         accelerator.end_training()
     return run
 
