@@ -146,6 +146,17 @@ def last_word(group: torch.distributed.ProcessGroup | None = None) -> None:
         torch.distributed.monitored_barrier(group)
 
 
+@contextlib.contextmanager
+def leaving_the_group() -> Iterator[None]:
+    """However the block ends, leave a gloo group that it joined: gloo's threads must end before the process does, or
+    they can abort it, and a launcher then tells of the abort and not of what went wrong."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+            torch.distributed.destroy_process_group()
+
+
 def agree(task: Callable[[], T]) -> T:
     """Do a task in every process; return its result once all have done it.
 

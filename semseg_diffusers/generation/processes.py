@@ -154,11 +154,12 @@ def process_main(command: ModuleType, prog: str) -> None:
     )
     command.add_arguments(parser)
     args = parser.parse_args()
-    try:
-        status = command.run(args)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
-        status = 2
+    with launch.leaving_the_group():
+        try:
+            status = command.run(args)
+        except (ValueError, OSError) as error:
+            sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+            status = 2
     sys.exit(status)
 
 
