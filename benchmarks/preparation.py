@@ -37,7 +37,7 @@ from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.prepare import PrepareSettings, make_pair, prepare_dataset
 from semseg_diffusers.data.readers import read_source
 from semseg_diffusers.data.toy import draw_scene
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 FRAME = (720, 1280)  # height and width, BDD100K's

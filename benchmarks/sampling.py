@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, PaperUNet2DModel
 from semseg_diffusers.models.unet_paper import paper_betas
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
+from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
 

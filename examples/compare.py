@@ -12,7 +12,7 @@ from PIL import Image
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.pictures import image_grid
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
+from semseg_diffusers.pipelines.mask_inputs import open_image
 
 
 def column_title(row: dict) -> str:

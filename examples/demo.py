@@ -22,7 +22,8 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset, load_pairs
 from semseg_diffusers.data.pictures import image_grid
 from semseg_diffusers.generation.dataset import GenerationSettings, generate_dataset
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, open_image
+from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -24,7 +24,8 @@ from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.generation.plan import GenerationSettings, new_scheduler
 from semseg_diffusers.launch import SIGNALS, sole_owner
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 LABELS = LabelSet(

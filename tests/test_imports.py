@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from diffusers.utils.dynamic_modules_utils import get_relative_imports
 
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "semseg_diffusers"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-HUB_FILES = sorted([*PACKAGE.glob("models/unet_*.py"), *PACKAGE.glob("pipelines/pipeline_*.py")])
+HUB_FILES = sorted([*PACKAGE.glob("models/unet_*.py"), *PACKAGE.glob("pipelines/[!_]*.py")])
 HUB_LIBRARIES = {"torch", "numpy", "PIL", "diffusers"}
 
 # layer -> the layers of ours it may import, itself included; what is not named here stands on top and may import all
@@ -76,9 +77,19 @@ def test_imports_point_one_way(path):
 
 
 @pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.name)
-def test_hub_files_import_public_libraries_only(path):
-    libraries = {name.split(".")[0] for name in imports_of(path.read_text(), name_of(path)[1])}
+def test_hub_files_import_public_libraries_and_files_beside_them_only(path):
+    names = imports_of(path.read_text(), "beside")
+    beside = {f"{name.split('.')[1]}.py" for name in names if name.startswith("beside.")}
+    libraries = {name.split(".")[0] for name in names} - {"beside"}
     assert libraries - HUB_LIBRARIES - sys.stdlib_module_names == set()
+    assert beside <= {file.name for file in path.parent.glob("*.py")}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("pipelines/pipeline_*.py")), ids=lambda path: path.name)
+def test_a_pipeline_imports_itself_all_that_its_shared_files_import(path):
+    # Of a local folder, diffusers copies the files that pipeline.py names, and not those that they name in turn.
+    direct = set(get_relative_imports(path))
+    assert {name for shared in direct for name in get_relative_imports(path.parent / f"{shared}.py")} <= direct
 
 
 def test_every_hub_file_is_found():

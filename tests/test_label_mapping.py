@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from semseg_diffusers.data.label_mapping import SYNONYMS, WIDER, LabelMapping, map_ids, match_classes, normalize
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import resize_ids
+from semseg_diffusers.pipelines.mask_inputs import resize_ids
 
 
 CITYSCAPES, CAMVID, PAPER = (LabelSet.from_preset(name) for name in ("cityscapes", "camvid", "paper"))

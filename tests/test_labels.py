@@ -15,13 +15,7 @@ from PIL import Image
 
 from semseg_diffusers.data import labels_command
 from semseg_diffusers.data.labels import CITYSCAPES, PRESET_NAMES, LabelSet
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import (
-    center_crop_box,
-    colors_to_ids,
-    open_image,
-    read_mask,
-    resize_ids,
-)
+from semseg_diffusers.pipelines.mask_inputs import center_crop_box, colors_to_ids, open_image, read_mask, resize_ids
 
 
 DATA = Path(os.environ.get("SEMSEG_DATA", Path(__file__).parents[1] / "../shared/data"))

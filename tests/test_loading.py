@@ -12,6 +12,8 @@ import semseg_diffusers
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, PaperUNet2DModel
 
 
+PIPELINES = Path(semseg_diffusers.__file__).parent / "pipelines"
+SHARED = ("mask_guidance.py", "mask_guided_mixin.py", "mask_inputs.py", "saved_files.py")  # laid beside pipeline.py
 NETWORKS = {"unet_mask_guided": "MaskGuidedUNet2DModel", "unet_paper": "PaperUNet2DModel"}
 
 OUR_CLASS = """
@@ -70,7 +72,6 @@ def files_of(folder: Path) -> set[str]:
 
 
 def check_layout(folder: Path, network: str) -> None:
-    package = Path(semseg_diffusers.__file__).parent
     index = json.loads((folder / "model_index.json").read_text())
     assert index == {
         "_class_name": "MaskGuidedDDPMPipeline",
@@ -78,8 +79,11 @@ def check_layout(folder: Path, network: str) -> None:
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": [network, NETWORKS[network]],
     }
-    assert (folder / "pipeline.py").read_text() == (package / "pipelines" / "pipeline_mask_guided_ddpm.py").read_text()
-    assert (folder / "unet" / f"{network}.py").read_text() == (package / "models" / f"{network}.py").read_text()
+    assert (folder / "pipeline.py").read_text() == (PIPELINES / "pipeline_mask_guided_ddpm.py").read_text()
+    for name in SHARED:
+        assert (folder / name).read_text() == (PIPELINES / name).read_text()
+    network_source = PIPELINES.parent / "models" / f"{network}.py"
+    assert (folder / "unet" / f"{network}.py").read_text() == network_source.read_text()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -89,6 +93,7 @@ def test_saved_folder_has_the_layout_that_loads_anywhere(network, tmp_path):
     assert files_of(tmp_path) == {
         "model_index.json",
         "pipeline.py",
+        *SHARED,
         "scheduler/scheduler_config.json",
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",

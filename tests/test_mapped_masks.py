@@ -23,7 +23,8 @@ from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.plan import GenerationSettings
 from semseg_diffusers.generation.processes import Processes
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, resize_ids
+from semseg_diffusers.pipelines.mask_inputs import resize_ids
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
 BDD, CAMVID, PAPER = (LabelSet.from_preset(name) for name in ("bdd100k", "camvid", "paper"))

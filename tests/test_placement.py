@@ -14,7 +14,7 @@ from semseg_diffusers.data.editing.sizes import fit_size_laws
 from semseg_diffusers.data.editing.street import Street
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.toy import draw_scene
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import resize_ids
+from semseg_diffusers.pipelines.mask_inputs import resize_ids
 
 
 LABELS = LabelSet.from_preset("bdd100k")

@@ -23,7 +23,8 @@ from semseg_diffusers.data.layout import LABELS_FILE
 from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_output
 from semseg_diffusers.data.painting import Cleaned, clean_painting
 from semseg_diffusers.data.pictures import image_grid, save_png
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image, write_text
+from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 ROWS = 16  # masks on guessed.png

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import center_crop_box
+from semseg_diffusers.pipelines.mask_inputs import center_crop_box
 
 
 FITS = ("crop", "whole", "pad")

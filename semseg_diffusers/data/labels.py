@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import check_ids, ids_to_image, read_mask, write_text
+from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, read_mask
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 # The 19 training classes of Cityscapes, which BDD100K shares, in train id order and in Cityscapes' colours.

@@ -20,7 +20,7 @@ from semseg_diffusers.data.hub_errors import check_name, hub_errors
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.layout import LABELS_FILE, SETTINGS_FILE, SPLITS
 from semseg_diffusers.data.pictures import decode_picture, naming
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
+from semseg_diffusers.pipelines.mask_inputs import open_image
 
 
 class MissingSplitError(ValueError):

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.statistics.objects import find_objects
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import pack_colors, palette_agrees, unpack_colors
+from semseg_diffusers.pipelines.mask_inputs import pack_colors, palette_agrees, unpack_colors
 
 
 # Euclidean distances in RGB (0 to 441).

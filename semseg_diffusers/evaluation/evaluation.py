@@ -49,7 +49,7 @@ from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.processes import Processes
 from semseg_diffusers.launch import sole_owner
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 def evaluate(

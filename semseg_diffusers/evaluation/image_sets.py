@@ -17,7 +17,7 @@ from semseg_diffusers.data.layout import LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.mask_files import MASK_SUFFIXES
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image
+from semseg_diffusers.pipelines.mask_inputs import open_image
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, METADATA_
 from semseg_diffusers.data.pictures import image_grid, save_png
 from semseg_diffusers.generation.jobs import Job
 from semseg_diffusers.launch import LOCK_FILE, sole_owner
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import open_image, write_text
+from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,

@@ -19,7 +19,8 @@ from semseg_diffusers.data.layout import label_file_near
 from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, resize_ids
+from semseg_diffusers.pipelines.mask_inputs import resize_ids
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -72,7 +73,7 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
             f"'{folder}' holds a {index.get('_class_name')}, no pipeline of this package: push it by its own "
             "`push_to_hub`."
         )
-    wanted = ["pipeline.py"]
+    wanted = code_files(folder)
     for name, (library, _) in components(index).items():
         wanted += [f"{name}/{library}.py"] if library != "diffusers" else []
         wanted += [f"{name}/{'scheduler_config.json' if name == 'scheduler' else 'config.json'}"]
@@ -88,6 +89,13 @@ def components(index: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
 
 
+def code_files(folder: Path) -> list[str]:
+    """The pipeline's source and the files beside it that it imports; an older folder holds it in a single file."""
+    source = folder / "pipeline.py"
+    beside = get_relative_imports(source) if source.is_file() else []
+    return ["pipeline.py", *(f"{name}.py" for name in sorted(beside))]
+
+
 def _whole_files(folder: Path) -> list[Path]:
     """Files of a folder, without hidden ones and those that are being written."""
     half_written = re.compile(r"\.tmp(-\d+)?$|\.writing$")
@@ -100,7 +108,7 @@ def model_files(folder: Path, index: Mapping[str, Any]) -> dict[str, Path | byte
     contents: dict[str, Path | bytes] = {
         f"{name}/{path.name}": path for name in components(index) for path in _whole_files(folder / name)
     }
-    contents |= {name: folder / name for name in (INDEX, "pipeline.py")}
+    contents |= {name: folder / name for name in (INDEX, *code_files(folder))}
     if (folder / "log.jsonl").is_file():
         contents["log.jsonl"] = folder / "log.jsonl"
     if (folder / "settings.json").is_file():

@@ -32,7 +32,8 @@ from semseg_diffusers.hub.folders import (
     model_files,
     read_json,
 )
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 logger = logging.getLogger(__name__)

@@ -46,6 +46,59 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
     )
 
 
+def pixel_coordinates(maps: torch.Tensor) -> torch.Tensor:
+    """Where the centre of each pixel lies: x and y from -1 to 1, (1, 2, H, W), for maps (B, C, H, W)."""
+    height, width = maps.shape[-2:]
+    x = (torch.arange(width, device=maps.device, dtype=torch.float32) + 0.5) * 2 / width - 1
+    y = (torch.arange(height, device=maps.device, dtype=torch.float32) + 0.5) * 2 / height - 1
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])[None].to(maps.dtype)
+
+
+def label_keep_probability(tau: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
+    """How likely label diffusion keeps a pixel of a class at a time.
+
+    Args:
+        tau: share of the diffusion, 0 (image) to 1 (noise), broadcastable against `psi`.
+        psi: rarity of the class, more than 0: 1 for the most frequent; the larger, the longer its pixels stay.
+
+    Returns:
+        probabilities in [0, 1], 1 at `tau` 0 and 0 at `tau` 1, of the broadcast shape, float32.
+
+    Example:
+        >>> keep = label_keep_probability(torch.tensor(0.5), torch.tensor([1.0, 100.0]))
+        >>> [round(float(probability), 3) for probability in keep]
+        [0.5, 0.909]
+    """
+    tau, psi = tau.float().clamp(0, 1), psi.float()
+    # SCDM, Ko et al. 2024: gamma(tau) = 1 - min(tau, (psi^tau - 1) / (psi - 1)); at psi = 1 its limit, tau
+    rising = torch.expm1(tau * psi.log()) / torch.where(psi == 1, torch.ones_like(psi), psi - 1)
+    return 1 - torch.minimum(tau, torch.where(psi == 1, tau, rising))
+
+
+def diffuse_labels(mask: torch.Tensor, tau: torch.Tensor, noise: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
+    """Set pixels of a mask to unknown (255), each by the keep-probability of its class at its time.
+
+    What is gone at one time is gone at every later one, where the noise stays the same.
+
+    Args:
+        mask: class ids (B, H, W) of any integer dtype; what is no class stays as it is.
+        tau: share of the diffusion, 0 to 1, a scalar or (B,).
+        noise: (B, H, W), uniform in [0, 1).
+        psi: see `label_keep_probability`, (num_classes,).
+
+    Returns:
+        class ids (B, H, W), int64.
+    """
+    mask = mask.long()
+    psi, noise = psi.to(mask.device), noise.to(mask.device)
+    tau = torch.as_tensor(tau, dtype=torch.float32, device=mask.device).expand(mask.shape[0]).unsqueeze(1)  # (B, 1)
+    keep = label_keep_probability(tau, psi)  # (B, num_classes)
+    is_class = (mask >= 0) & (mask < len(psi))
+    ids = torch.where(is_class, mask, torch.zeros_like(mask))
+    keep = keep.gather(1, ids.flatten(1)).view_as(noise)  # (B, H, W)
+    return torch.where(is_class & (noise >= keep), torch.full_like(mask, 255), mask)
+
+
 class MaskBranch(nn.Module):
     """The paper's second stem: two 3x3 convolutions from the one-hot mask to the width of the image stem (III-B)."""
 
@@ -130,6 +183,17 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
         ignore_index (`int`, defaults to 255): the id that means unknown.
         ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
+        attributes (`dict[str, list[str]]`, *optional*): conditions beside the mask, such as
+            `{"timeofday": ["daytime", "night"], "weather": ["clear", "rainy"]}`: name -> values. The config holds the
+            names sorted, as JSON does; `forward` takes numbers of values in that order.
+        mask_pyramid (`bool`, defaults to `False`): hands each lower level the share of each class in its cells, so
+            that a pole of one pixel still counts where a cell is 16 pixels wide.
+        coordinate_channels (`bool`, defaults to `False`): the stem sees where in the frame a pixel lies.
+        augment_dim (`int`, defaults to 0): length of the vector by which `forward` is told of augmentation.
+        label_diffusion (`list[float]`, *optional*): rarity of each class, more than 0; masks then lose pixels as the
+            noise grows, in training and in sampling (`diffuse_mask`). Needs `num_train_timesteps`.
+
+    Whatever the last five add starts from zero weights: an untrained network says the same with them as without.
 
     Raises:
         ValueError: where the mask settings are not built, or cannot go together.
@@ -188,6 +252,11 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         id2color: dict | None = None,
         ignore_index: int = 255,
         ignore_color: tuple[int, int, int] = (0, 0, 0),
+        attributes: dict[str, list[str]] | None = None,
+        mask_pyramid: bool = False,
+        coordinate_channels: bool = False,
+        augment_dim: int = 0,
+        label_diffusion: list[float] | None = None,
     ):
         if mask_conditioning not in MASK_CONDITIONINGS:
             raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")
@@ -205,6 +274,26 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             raise ValueError(f"`patch_size` must be 1 or even, so that patches overlap evenly; got {patch_size}.")
         if patch_size > 1 and any("Skip" in block for block in (*down_block_types, *up_block_types)):
             raise ValueError("Skip blocks (NCSN++) carry the raw image beside the maps and need `patch_size=1`.")
+        for name, values in (attributes or {}).items():
+            if not values or len(set(values)) != len(values) or not all(isinstance(value, str) for value in values):
+                raise ValueError(f"`attributes` must list different values, as text, of '{name}'; got {values!r}.")
+        if mask_pyramid and len(block_out_channels) < 2:
+            raise ValueError(
+                f"`mask_pyramid` fills the levels below the first, and `block_out_channels` {block_out_channels} has "
+                "none. Give two widths or more."
+            )
+        if augment_dim < 0:
+            raise ValueError(f"`augment_dim` must be 0 or more; got {augment_dim}.")
+        if label_diffusion is not None:
+            if len(label_diffusion) != num_classes or not all(0 < psi < math.inf for psi in label_diffusion):
+                raise ValueError(
+                    f"`label_diffusion` must hold a finite number above 0 for each of {num_classes} classes; got "
+                    f"{label_diffusion}."
+                )
+            if not num_train_timesteps:
+                raise ValueError(
+                    "`label_diffusion` counts in shares of the training schedule: give its `num_train_timesteps` too."
+                )
         super().__init__(
             sample_size=sample_size,
             in_channels=in_channels,
@@ -260,6 +349,27 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             )
             self.conv_out = nn.Conv2d(stem_width, out_channels, kernel_size=3, padding=1)
 
+        # Conditions beside the plain mask. They are made last and start from zeros: the network of a seed is the same
+        # with and without them, and weights trained without them load.
+        time_embed_dim = time_embedding_dim or base_channels * 4
+        if coordinate_channels:
+            self.conv_coordinates = nn.Conv2d(2, stem_width, kernel_size=3, padding=1, bias=False)
+            nn.init.zeros_(self.conv_coordinates.weight)
+        if mask_pyramid:  # a level's map still has the width of the block above, when it enters
+            self.pyramid_convs = nn.ModuleList(
+                nn.Conv2d(num_classes, width, kernel_size=1, bias=False) for width in block_out_channels[:-1]
+            )
+            for convolution in self.pyramid_convs:
+                nn.init.zeros_(convolution.weight)
+        if attributes:
+            self.register_to_config(attributes={name: list(attributes[name]) for name in sorted(attributes)})
+            num_values = sum(len(values) for values in attributes.values())
+            self.attribute_embedding = nn.Linear(num_values, time_embed_dim, bias=False)
+            nn.init.zeros_(self.attribute_embedding.weight)
+        if augment_dim:
+            self.augment_embedding = nn.Linear(augment_dim, time_embed_dim, bias=False)
+            nn.init.zeros_(self.augment_embedding.weight)
+
     @property
     def size_divisor(self) -> int:
         """Height and width of a sample must be multiples of this many pixels."""
@@ -274,7 +384,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             dtype: dtype of the sample; by default that of the weights.
 
         Returns:
-            tensors with the batch first, to be given to `forward` as `mask_features`.
+            tensors with the batch first, to be given to `forward` as `mask_features`: what enters the stem, then, with
+            `mask_pyramid`, what enters each lower level.
 
         Raises:
             ValueError: see `mask_to_one_hot`.
@@ -283,9 +394,49 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if device.type != "meta":  # offloaded layer by layer, the weights are nowhere until they are called
             mask = mask.to(device)
         one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)
-        if self.config.mask_conditioning == "concat":
-            return (one_hot,)  # (B, num_classes, H, W)
-        return (self.mask_branch(one_hot),)  # (B, S, H, W)
+        stem = one_hot if self.config.mask_conditioning == "concat" else self.mask_branch(one_hot)
+        features = (stem,)  # (B, num_classes, H, W) to concatenate, (B, S, H, W) to add
+        if self.config.mask_pyramid:
+            # PLACE, Lv et al. 2024: the share of each class in the field of a cell, not the id of one pixel of it
+            shares = F.avg_pool2d(one_hot, self.config.patch_size) if self.config.patch_size > 1 else one_hot
+            for convolution in self.pyramid_convs:
+                shares = F.avg_pool2d(shares, 2)  # (B, num_classes, h, w)
+                features += (convolution(shares),)  # (B, C_i, h, w)
+        return features
+
+    def diffuse_mask(
+        self, mask: torch.Tensor, timestep: torch.Tensor | float | int, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """What label diffusion leaves of a mask at a timestep; the same in training and in sampling.
+
+        Args:
+            mask: class ids (B, H, W) of any integer dtype, 255 is unknown.
+            timestep: an int, a float, a 0-d tensor, or a tensor (B,), in 0..num_train_timesteps.
+            noise: (B, H, W), uniform in [0, 1); one for an image and all of its steps.
+
+        Returns:
+            class ids (B, H, W), int64, 255 where a pixel is gone.
+
+        Raises:
+            ValueError: the network was made without `label_diffusion`, or the mask is no map of ids like the noise.
+        """
+        if self.config.label_diffusion is None:
+            raise ValueError("This network was made without `label_diffusion`: its masks stay whole.")
+        if mask.is_floating_point() or mask.dtype == torch.bool or mask.ndim != 3 or mask.shape != noise.shape:
+            raise ValueError(
+                f"Label diffusion takes integer class ids (B, H, W) and noise of the same shape; got {mask.dtype} of "
+                f"shape {tuple(mask.shape)} and noise of shape {tuple(noise.shape)}."
+            )
+        tau = torch.as_tensor(timestep, dtype=torch.float32) / self.config.num_train_timesteps
+        return diffuse_labels(mask, tau, noise, torch.tensor(self.config.label_diffusion))
+
+    def _embed_attributes(self, attributes: torch.Tensor) -> torch.Tensor:
+        """Numbers of values (B, A) -> (B, time_embed_dim); what is no value of an attribute adds nothing."""
+        chosen = [
+            attributes[:, index : index + 1] == torch.arange(len(values), device=attributes.device)
+            for index, values in enumerate(self.config.attributes.values())
+        ]
+        return self.attribute_embedding(torch.cat(chosen, dim=1).to(self.dtype))
 
     def forward(
         self,
@@ -294,6 +445,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         class_labels: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         mask_features: tuple[torch.Tensor, ...] | None = None,
+        attributes: torch.Tensor | None = None,
+        augmentation: torch.Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict noise, velocity or image from a noisy sample and its mask.
@@ -304,14 +457,17 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             class_labels: class labels (B,), where the network is class-conditional.
             mask: see `encode_mask`. None, or 255 everywhere in a sample, is unconditional.
             mask_features: the result of `encode_mask`, in place of `mask`.
+            attributes: int64 (B, number of attributes), the number of each value in the list that the config holds of
+                it, in the config's order; -1 is unknown. None is unknown throughout.
+            augmentation: (B, augment_dim), what was done to the photos that are to be drawn; None is nothing, zeros.
             return_dict: an `UNet2DOutput` if true, else a tuple.
 
         Returns:
             prediction (B, out_channels, H, W).
 
         Raises:
-            ValueError: for a size that `size_divisor` does not divide, both or badly shaped masks, or class labels
-                where they are not wanted or missing.
+            ValueError: for a size that `size_divisor` does not divide, both or badly shaped masks, class labels where
+                they are not wanted or missing, attributes or augmentation that the network was not made for.
         """
         batch_size, _, height, width = sample.shape
         if height % self.size_divisor or width % self.size_divisor:
@@ -327,12 +483,29 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                     f"Resize it (nearest), and repeat it for each sample."
                 )
             mask_features = self.encode_mask(mask, dtype=sample.dtype)
+        if attributes is not None:
+            names = list(self.config.attributes or ())
+            if not names:
+                raise ValueError("`attributes` were given, but this network was made without `attributes`.")
+            if attributes.is_floating_point() or attributes.shape != (batch_size, len(names)):
+                raise ValueError(
+                    f"`attributes` must be integers {batch_size} x {len(names)}, the numbers of the values of "
+                    f"{', '.join(names)} (-1: unknown); got {attributes.dtype} of shape {tuple(attributes.shape)}."
+                )
+        if augmentation is not None:
+            if not self.config.augment_dim:
+                raise ValueError("`augmentation` was given, but this network was made without `augment_dim`.")
+            if augmentation.shape != (batch_size, self.config.augment_dim):
+                raise ValueError(
+                    f"`augmentation` must be {batch_size} x {self.config.augment_dim}; got "
+                    f"{tuple(augmentation.shape)}."
+                )
 
         # 0. centre input if necessary
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
 
-        # 1. time and class
+        # 1. time, class, attributes, augmentation
         timesteps = timestep
         if not torch.is_tensor(timesteps):
             dtype = torch.float32 if isinstance(timesteps, float) else torch.long
@@ -349,6 +522,10 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             emb = emb + self.class_embedding(class_labels).to(dtype=self.dtype)
         elif class_labels is not None:
             raise ValueError("`class_labels` were given, but this network has no class embedding.")
+        if attributes is not None:
+            emb = emb + self._embed_attributes(attributes).to(emb)
+        if augmentation is not None:  # EDM, Karras et al. 2022, appendix F.2
+            emb = emb + self.augment_embedding(augmentation.to(emb))
 
         # 2. stem: image and mask meet at full resolution
         skip_sample = sample
@@ -361,19 +538,24 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         sample = self.conv_in(sample)  # (B, S, H, W)
         if self.config.mask_conditioning == "add" and mask_features is not None:
             sample = sample + mask_features[0].to(sample)
+        if self.config.coordinate_channels:
+            sample = sample + self.conv_coordinates(pixel_coordinates(sample))
         stem = sample
         if self.config.patch_size > 1:
             sample = self.conv_patch(F.silu(sample))  # (B, C, H/p, W/p)
 
         # 3. down
         down_block_res_samples = (sample,)
-        for downsample_block in self.down_blocks:
+        for level, downsample_block in enumerate(self.down_blocks, start=1):
             if hasattr(downsample_block, "skip_conv"):
                 sample, res_samples, skip_sample = downsample_block(
                     hidden_states=sample, temb=emb, skip_sample=skip_sample
                 )
             else:
                 sample, res_samples = downsample_block(hidden_states=sample, temb=emb)
+            if self.config.mask_pyramid and mask_features is not None and level < len(self.down_blocks):
+                sample = sample + mask_features[level].to(sample)  # (B, C, H/p/2^level, W/p/2^level)
+                res_samples = (*res_samples[:-1], sample)  # the way up meets it as well
             down_block_res_samples += res_samples
 
         # 4. mid

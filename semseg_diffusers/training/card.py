@@ -8,7 +8,7 @@ import torch
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.cards import data_license, render_model_card, without_machine_paths
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
+from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.settings import TrainingSettings
 
 

@@ -21,7 +21,8 @@ from semseg_diffusers.data.loading import PairDataset, column_options, load_pair
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.data.statistics.counts import class_pixels_of_each
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
 from semseg_diffusers.training.class_balance import ClassBalance

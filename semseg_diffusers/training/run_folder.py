@@ -13,7 +13,8 @@ from accelerate import Accelerator
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline, write_text
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.checkpoints import (
     STATE,
     find_checkpoint,

@@ -18,7 +18,7 @@ from semseg_diffusers.data.checking.findings import Finding
 from semseg_diffusers.data.labels import PRESET_NAMES
 from semseg_diffusers.data.layout import package_version
 from semseg_diffusers.data.readers import ANNOTATIONS, FORMATS
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 WIDEST = 160  # letters of a line

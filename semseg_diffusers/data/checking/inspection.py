@@ -16,7 +16,7 @@ from semseg_diffusers.data.pictures import decode_picture
 from semseg_diffusers.data.prepare import ID_MODES, PHOTO_MODES, change_ids
 from semseg_diffusers.data.readers import Drawing, Pair, Source, read_file
 from semseg_diffusers.data.statistics.counts import count_pixels
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import pack_colors, palette_agrees, unpack_colors
+from semseg_diffusers.pipelines.mask_inputs import pack_colors, palette_agrees, unpack_colors
 
 
 READ_ERRORS = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error)  # a disk's, an archive's, a decoder's

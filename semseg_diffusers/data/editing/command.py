@@ -39,7 +39,7 @@ from semseg_diffusers.data.layout import LABELS_FILE
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_output
 from semseg_diffusers.data.pictures import image_grid, save_png
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 EDITS_FILE = "edits.json"

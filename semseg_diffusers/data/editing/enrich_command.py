@@ -37,7 +37,7 @@ from semseg_diffusers.data.pages.frame import percent, write_page
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.data.statistics.class_figures import class_figures
 from semseg_diffusers.data.statistics.counts import collect_statistics
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 MOST_LEARNED = 2000  # masks that things and sizes are learned from

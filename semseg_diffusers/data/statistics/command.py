@@ -21,7 +21,7 @@ from semseg_diffusers.data.statistics.counts import MaskStatistics, collect_stat
 from semseg_diffusers.data.statistics.page import statistics_page
 from semseg_diffusers.data.statistics.picture import draw_statistics
 from semseg_diffusers.data.statistics.weak_classes import RULES, WeakClass, weak_classes
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import write_text
+from semseg_diffusers.pipelines.saved_files import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
