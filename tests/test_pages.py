@@ -10,12 +10,21 @@ from page_reading import PageReader, assert_self_contained, drawings
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.pages.charts import Bars, bar_table, line_chart, scale_mark, strip_table, ticks
+from semseg_diffusers.data.pages.charts import (
+    Bars,
+    bar_table,
+    decade_ticks,
+    line_chart,
+    scale_mark,
+    strip_table,
+    ticks,
+)
 from semseg_diffusers.data.pages.frame import (
     bullets,
     commands,
     exact,
     facts,
+    folded,
     number,
     page,
     paragraph,
@@ -27,7 +36,14 @@ from semseg_diffusers.data.pages.frame import (
     warning,
     write_page,
 )
-from semseg_diffusers.data.pages.pictures import PICTURE_SIDE, color_list, picture, picture_cards, picture_table
+from semseg_diffusers.data.pages.pictures import (
+    PICTURE_SIDE,
+    color_list,
+    picture,
+    picture_cards,
+    picture_table,
+    wide_picture,
+)
 
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://a.b/c onerror=x>&{{ 7 * 7 }}"
@@ -56,6 +72,7 @@ def every_piece(text):
         bullets([text]),
         commands([text]),
         facts({text: text}),
+        folded(text, paragraph(text)),
         settings_table({text: {text: text}}, text),
         table([text, text], [[text, text], [text, 0.5]], text),
         bar_table([Bars(text, [0.5], [text])], [text], text, text, more=[text]),
@@ -65,6 +82,7 @@ def every_piece(text):
         picture_cards([(text, {text: photo()})]),
         color_list([text], [(1, 2, 3)]),
         picture(photo(), text),
+        wide_picture(photo(), text, 2, text),
     ]
 
 
@@ -249,6 +267,29 @@ def test_a_seventh_line_differs_by_its_dashes():
 def test_a_line_chart_without_a_point_is_refused():
     with pytest.raises(ValueError, match="needs at least one finite point; got none in loss"):
         line_chart({"loss": [(0, NAN), (1, None)]}, "step", "loss")
+
+
+def test_on_a_logarithmic_axis_equal_ratios_are_equal_steps():
+    html = str(line_chart({"loss": [(0, 1.0), (50, 0.1), (100, 0.01)]}, "step", "loss", logarithmic=True))
+    paths = [path.get("d") for path in drawings(html)[-1].iter("path") if "grid" not in path.get("class")]
+    assert paths == ["M0 0 L50 50 L100 100"]
+    with pytest.raises(ValueError, match="a logarithmic axis shows values above 0; got 0"):
+        line_chart({"loss": [(0, 1.0), (50, 0.0)]}, "step", "loss", logarithmic=True)
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.013, 0.6), (1, 1), (0.5, 0.5), (1e-6, 3e4), (0.999, 1.001), (7, 9)])
+def test_a_logarithmic_axis_covers_its_values_with_few_round_numbers(low, high):
+    axis = decade_ticks(low, high)
+    assert axis[0] <= low <= high <= axis[-1]
+    assert 2 <= len(axis) <= 12
+    assert axis == sorted(set(axis))
+
+
+def test_a_sheet_is_shown_at_its_own_size_at_most_and_scrolled_where_it_is_wide():
+    html = str(wide_picture(Image.new("RGB", (1000, 300)), "a sheet", columns=10))
+    assert "min-width:45.0rem;max-width:1000px" in html
+    assert decoded(html).size == (1000, 300)
+    assert max(decoded(str(wide_picture(Image.new("RGB", (9000, 300)), "a sheet", columns=10))).size) == 2000
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 1e-7), (-3, 12345), (5, 5), (0, 0), (0.999, 1.001)])

@@ -104,6 +104,11 @@ class PairDataset(torch.utils.data.Dataset):
         index = range(len(self))[index]
         return self._ids(self._masks[index], index)
 
+    def photo_file(self, index: int) -> bytes:
+        """The bytes of a photo's file, as they are stored."""
+        entry = self._table[range(len(self))[index]][self._columns[0]]
+        return entry["bytes"] or Path(entry["path"]).read_bytes()
+
     @functools.cached_property
     def attributes(self) -> dict[str, list[str | None]]:
         """The columns of text beside photo, mask and stem, such as weather: by name, one value a pair."""

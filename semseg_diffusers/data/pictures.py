@@ -3,6 +3,7 @@ Used for contact sheets, training previews and the demo; no equation stands behi
 
 import contextlib
 import io
+import json
 import os
 import struct
 import zlib
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps
+from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ DECODER_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
     AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
+GRID_NOTE = "grid"  # where `image_grid` notes how its cells lie, kept in a PNG by `save_png`
 BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
 
@@ -97,7 +99,7 @@ def image_grid(
             larger cells stay as they are.
 
     Returns:
-        RGB picture. All cells take the size of the first.
+        RGB picture. All cells take the size of the first; `grid_cells` finds them again.
 
     Raises:
         ValueError: without a single picture, or where headers or row labels do not match in number.
@@ -140,7 +142,26 @@ def image_grid(
         for column, cell in enumerate(row):
             if cell is not None:
                 sheet.paste(_fit(cell, (width, height)), (left + column * (width + GAP), y))
+    sheet.info[GRID_NOTE] = json.dumps([left, top, width, height, columns, len(cells)])
     return sheet
+
+
+def grid_cells(sheet: Image.Image) -> list[list[Image.Image]] | None:
+    """The pictures in a sheet of `image_grid`, row by row, empty cells included; None where it is no such sheet.
+
+    Args:
+        sheet: as `image_grid` made it, or read back from what `save_png` wrote.
+
+    Example:
+        >>> photo = Image.new("RGB", (128, 128), "red")
+        >>> [[cell.size for cell in row] for row in grid_cells(image_grid([[photo, photo]], headers=["a", "b"]))]
+        [[(128, 128), (128, 128)]]
+    """
+    if GRID_NOTE not in sheet.info:
+        return None
+    left, top, width, height, columns, rows = json.loads(sheet.info[GRID_NOTE])
+    corners = [[(left + i * (width + GAP), top + j * (height + GAP)) for i in range(columns)] for j in range(rows)]
+    return [[sheet.crop((x, y, x + width, y + height)) for x, y in row] for row in corners]
 
 
 @contextlib.contextmanager
@@ -155,7 +176,10 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def save_png(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write a picture whole, or not at all."""
+    """Write a picture whole, or not at all; what `image_grid` noted of its cells stays with it."""
+    if GRID_NOTE in image.info and "pnginfo" not in options:
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_text(GRID_NOTE, image.info[GRID_NOTE])
     with written_beside(path) as temporary:
         image.save(temporary, format="png", **options)
 

@@ -36,6 +36,22 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
 
 
+def decade_ticks(low: float, high: float) -> list[float]:
+    """Numbers for a logarithmic axis that covers a range above 0: of each decade 1, 2 and 5, or 1 alone if it is wide.
+
+    Example:
+        >>> decade_ticks(0.03, 0.9), decade_ticks(0.002, 30)
+        ([0.02, 0.05, 0.1, 0.2, 0.5, 1.0], [0.001, 0.01, 0.1, 1.0, 10.0, 100.0])
+    """
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if math.log10(high / low) < 2.5 else (1,)
+    marks = [float(f"{factor}e{power}") for power in range(first, last + 1) for factor in factors]
+    below = [mark for mark in marks if mark <= low * (1 + 1e-9)]
+    above = [mark for mark in marks if mark >= high * (1 - 1e-9)]
+    axis = [mark for mark in marks if below[-1] <= mark <= above[0]]
+    return axis if len(axis) > 1 else [*axis, marks[marks.index(axis[0]) + 1]]
+
+
 def place(value: float | None, low: float, high: float) -> float | None:
     """Where a value lies between two, in percent; None for no value. What lies outside is set on the edge."""
     if not is_finite(value):
@@ -145,7 +161,11 @@ def scale_mark(floor: float | None, value: float | None, ceiling: float | None, 
 
 
 def line_chart(
-    lines: Mapping[str, Sequence[tuple[float, float | None]]], x_name: str, y_name: str, caption: str = ""
+    lines: Mapping[str, Sequence[tuple[float, float | None]]],
+    x_name: str,
+    y_name: str,
+    caption: str = "",
+    logarithmic: bool = False,
 ) -> Markup:
     """Values over steps, one line per name; None or a value that is not finite breaks its line.
 
@@ -154,20 +174,24 @@ def line_chart(
         x_name: what runs across ("optimizer step").
         y_name: what runs up ("loss", with unit or range).
         caption: what the chart shows.
+        logarithmic: let equal steps upwards be equal ratios.
 
     Raises:
-        ValueError: without a single finite point.
+        ValueError: without a single finite point; for values of 0 and below on a logarithmic axis.
     """
     finite = {name: [(x, y) for x, y in points if is_finite(y)] for name, points in lines.items()}
     everything = [point for points in finite.values() for point in points]
     if not everything:
         raise ValueError(f"a line chart needs at least one finite point; got none in {', '.join(lines) or 'no lines'}")
     x_axis = ticks(min(x for x, _ in everything), max(x for x, _ in everything))
-    y_axis = ticks(min(y for _, y in everything), max(y for _, y in everything))
+    lowest, highest = min(y for _, y in everything), max(y for _, y in everything)
+    if logarithmic and lowest <= 0:
+        raise ValueError(f"a logarithmic axis shows values above 0; got {lowest}")
+    y_axis = decade_ticks(lowest, highest) if logarithmic else ticks(lowest, highest)
     drawn, texts = [], []
     for index, (name, points) in enumerate(lines.items()):
         dash = DASHES[index // NUM_COLORS % len(DASHES)]
-        paths = _paths(points, (x_axis[0], x_axis[-1]), (y_axis[0], y_axis[-1]))
+        paths = _paths(points, (x_axis[0], x_axis[-1]), (y_axis[0], y_axis[-1]), logarithmic)
         last = ""
         if finite[name]:
             (x_first, y_first), (x_last, y_last) = finite[name][0], finite[name][-1]
@@ -180,11 +204,22 @@ def line_chart(
         drawn.append({"name": name, "colour": index % NUM_COLORS, "dash": dash, "paths": paths, "last": last})
     text = f"{y_name} over {x_name}: {'; '.join(texts)}."
     x_texts = _tick_texts(x_axis)
-    return pieces().lines(drawn, x_texts, _tick_texts(y_axis), x_name, y_name, caption, text)
+    y_texts = [(_up(value, (y_axis[0], y_axis[-1]), logarithmic), f"{value:,.10g}") for value in y_axis]
+    return pieces().lines(drawn, x_texts, y_texts, x_name, y_name, caption, text)
+
+
+def _up(value: float, y_range: tuple[float, float], logarithmic: bool) -> float:
+    """How far up a value lies, in percent."""
+    if logarithmic:
+        return place(math.log(value), *map(math.log, y_range))
+    return place(value, *y_range)
 
 
 def _paths(
-    points: Sequence[tuple[float, float | None]], x_range: tuple[float, float], y_range: tuple[float, float]
+    points: Sequence[tuple[float, float | None]],
+    x_range: tuple[float, float],
+    y_range: tuple[float, float],
+    logarithmic: bool,
 ) -> list[str]:
     """SVG paths in percent from the upper left, a new one behind each gap; a single point becomes a dot."""
     parts: list[list[str]] = [[]]
@@ -192,5 +227,5 @@ def _paths(
         if not is_finite(y):
             parts.append([])
             continue
-        parts[-1].append(f"{place(x, *x_range):g} {round(100 - place(y, *y_range), 2):g}")
+        parts[-1].append(f"{place(x, *x_range):g} {round(100 - _up(y, y_range, logarithmic), 2):g}")
     return [f"M{' L'.join(part)}" if len(part) > 1 else f"M{part[0]}h0" for part in parts if part]

@@ -113,6 +113,11 @@ def commands(lines: Sequence[str]) -> Markup:
     return Markup("<pre><code>{}</code></pre>\n").format("\n".join(lines))
 
 
+def folded(summary: str, content: Markup) -> Markup:
+    """What a reader may open: one line, and the rest below it once it is asked for."""
+    return Markup("<details>\n<summary>{}</summary>\n{}</details>\n").format(summary, content)
+
+
 def facts(values: Mapping[str, str]) -> Markup:
     """A short list of names and what they are."""
     items = Markup("").join(Markup("<dt>{}</dt><dd>{}</dd>\n").format(*item) for item in values.items())

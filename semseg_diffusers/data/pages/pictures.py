@@ -14,6 +14,7 @@ from semseg_diffusers.data.pages.frame import pieces
 
 
 PICTURE_SIDE = 320  # pixels; a larger picture is reduced to this, so that a page of a hundred stays below 3 MB
+SHEET_SIDE = 2000  # pixels, of a picture that is a sheet of pictures
 JPEG_QUALITY = 90
 CELL_REM = 13.5  # widest that a picture is shown, in rem (16 pixels at the usual setting)
 
@@ -28,19 +29,28 @@ def picture(image: Image.Image, alt: str) -> Markup:
         alt: what a reader who cannot see the picture should know.
     """
     sharp = image.mode in ("P", "1")
-    size = image.size
-    if max(size) > PICTURE_SIDE:
-        scale = PICTURE_SIDE / max(size)
-        method = Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS
-        image = image.resize([max(1, round(side * scale)) for side in size], method)
+    image = _reduced(image, PICTURE_SIDE, Image.Resampling.NEAREST if sharp else Image.Resampling.LANCZOS)
     kind, data = "png", _encode(image, "png", optimize=True)
     if not sharp:
-        photo = _encode(image.convert("RGB"), "jpeg", quality=JPEG_QUALITY, optimize=True)
+        photo = _jpeg(image)
         if 2 * len(photo) < len(data):
             kind, data = "jpeg", photo
+    return _img(kind, data, image.size, alt, Markup(' class="sharp"') if sharp else "")
+
+
+def _reduced(image: Image.Image, most: int, method: Image.Resampling) -> Image.Image:
+    """The picture with no side above `most` pixels."""
+    scale = most / max(image.size)
+    return image if scale >= 1 else image.resize([max(1, round(side * scale)) for side in image.size], method)
+
+
+def _img(kind: str, data: bytes, size: tuple[int, int], alt: str, style: str = "") -> Markup:
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-    style = Markup(' class="sharp"') if sharp else ""
-    return Markup('<img{} src="{}" width="{}" height="{}" alt="{}">').format(style, source, *image.size, alt)
+    return Markup('<img{} src="{}" width="{}" height="{}" alt="{}">').format(style, source, *size, alt)
+
+
+def _jpeg(image: Image.Image) -> bytes:
+    return _encode(image.convert("RGB"), "jpeg", quality=JPEG_QUALITY, optimize=True)
 
 
 def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -70,6 +80,20 @@ def picture_table(
         cells = ["" if image is None else picture(image, alt) for image, alt in zip(images, alts, strict=True)]
         filled.append((title, cells))
     return pieces().pictures(headers, filled, caption, len(headers) * CELL_REM)
+
+
+def wide_picture(image: Image.Image, alt: str, columns: int, caption: str = "") -> Markup:
+    """A sheet of pictures as one picture, at most at its own size; where the page is narrow it is scrolled.
+
+    Args:
+        image: as `pictures.image_grid` makes it.
+        alt: what a reader who cannot see the picture should know.
+        columns: how many pictures stand beside each other.
+        caption: what the sheet shows.
+    """
+    sheet = _reduced(image, SHEET_SIDE, Image.Resampling.LANCZOS)
+    shown = _img("jpeg", _jpeg(sheet), sheet.size, alt)  # most of it is photos
+    return pieces().wide(shown, caption, columns * 4.5, image.width)
 
 
 def picture_cards(cards: Sequence[tuple[str, Mapping[str, Image.Image]]]) -> Markup:

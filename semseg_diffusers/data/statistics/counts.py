@@ -79,6 +79,22 @@ def count_pixels(ids: np.ndarray, num_classes: int) -> np.ndarray:
     return np.bincount(np.minimum(ids, num_classes).reshape(-1), minlength=num_classes + 1)
 
 
+def count_edges(ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class, (C,) int64, that lie beside another class or unknown, in a mask (H, W) of ids.
+
+    Example:
+        >>> count_edges(np.array([[0, 0, 0, 1]], dtype=np.uint8), num_classes=2).tolist()
+        [1, 1]
+    """
+    at_edge = np.zeros(ids.shape, dtype=bool)
+    across, down = ids[:, 1:] != ids[:, :-1], ids[1:] != ids[:-1]
+    at_edge[:, 1:] |= across
+    at_edge[:, :-1] |= across
+    at_edge[1:] |= down
+    at_edge[:-1] |= down
+    return count_pixels(ids[at_edge], num_classes)[:-1]
+
+
 def count_mask(ids: np.ndarray, labels: LabelSet, grid: tuple[int, int]) -> MaskCounts:
     """Count all that the statistics need of one mask.
 
@@ -90,16 +106,10 @@ def count_mask(ids: np.ndarray, labels: LabelSet, grid: tuple[int, int]) -> Mask
     classes = np.minimum(ids, labels.num_classes)  # (H, W), unknown is the last
     index = _cell_of_each_pixel(*ids.shape, *grid) + classes * np.int64(grid[0] * grid[1])
     cells = np.bincount(index.reshape(-1), minlength=(labels.num_classes + 1) * grid[0] * grid[1])
-    at_edge = np.zeros(ids.shape, dtype=bool)
-    across, down = ids[:, 1:] != ids[:, :-1], ids[1:] != ids[:-1]
-    at_edge[:, 1:] |= across
-    at_edge[:, :-1] |= across
-    at_edge[1:] |= down
-    at_edge[:-1] |= down
     objects = find_objects(ids, labels.ignore_index)
     return MaskCounts(
         cells=cells.reshape(-1, *grid),
-        edges=count_pixels(ids[at_edge], labels.num_classes)[:-1],
+        edges=count_edges(ids, labels.num_classes),
         object_classes=objects.classes,
         object_sizes=objects.sizes,
     )
