@@ -30,10 +30,11 @@ from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss, largest_loss_weight
-from semseg_diffusers.training.previews import draw_preview, track_picture
+from semseg_diffusers.training.previews import draw_preview
 from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, run_status, save_pipeline
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.trackers import begin_tracking, track_picture, trackers_of
 
 
 logger = get_logger(__name__)
@@ -59,12 +60,13 @@ def train(settings: TrainingSettings) -> Path:
         OSError: a checkpoint could not be written; the one before is whole.
     """
     # 1. processes
+    trackers = trackers_of(settings.report_to)
     run = Path(settings.output_dir)
     accelerator = Accelerator(
         cpu=works_on_cpu(settings.device),
         mixed_precision=settings.mixed_precision,
         gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        log_with=None if settings.report_to == "none" else settings.report_to,
+        log_with=trackers or None,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
@@ -114,8 +116,8 @@ def train(settings: TrainingSettings) -> Path:
         status = held.enter_context(run_status(run, accelerator))
         if accelerator.is_main_process:
             write_text(run / "settings.json", settings.to_json())
-        if settings.report_to != "none":
-            accelerator.init_trackers("semseg_diffusers", _tracker_config(settings))
+        if trackers:
+            begin_tracking(accelerator, settings, run)
         logger.info(
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {samples_per_step} samples a step"
         )
@@ -320,9 +322,3 @@ def _learning_rates(lr_scheduler: torch.optim.lr_scheduler.LambdaLR, step: int) 
 
 def _to(value: torch.Tensor, device: torch.device) -> torch.Tensor:
     return value.to(device, non_blocking=True)
-
-
-def _tracker_config(settings: TrainingSettings) -> dict:
-    """Trackers take numbers and strings only."""
-    values = dataclasses.asdict(settings)
-    return {name: value if isinstance(value, (int, float, str)) else str(value) for name, value in values.items()}

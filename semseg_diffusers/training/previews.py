@@ -1,8 +1,6 @@
 """What a person looks at while a run goes on: a grid mask | samples | photo, from fixed masks and noise."""
 
-import numpy as np
 import torch
-from accelerate import Accelerator
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -66,11 +64,3 @@ def draw_preview(
         for row, pair in enumerate(chosen)
     ]
     return image_grid(rows, headers=["mask", *["sample"] * num_samples, "photo"])
-
-
-def track_picture(accelerator: Accelerator, picture: Image.Image, step: int) -> None:
-    """Hand a preview to the trackers that take pictures."""
-    for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images({"preview": np.asarray(picture)[None]}, step=step, **layout)

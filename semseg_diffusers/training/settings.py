@@ -128,7 +128,10 @@ class TrainingSettings:
     )
     hub_model_id: str | None = field(default=None, metadata={"help": "user/name (default: the run folder's name)"})
     hub_private_repo: bool = field(default=False, metadata={"help": "make the repository private"})
-    report_to: str = field(default="none", metadata={"help": "tracker of accelerate: tensorboard, wandb, ..., none"})
+    report_to: str = field(
+        default="none",
+        metadata={"help": "trackers of accelerate, commas between them: tensorboard, wandb, ...; all, none"},
+    )
 
     def __post_init__(self):
         """Refuse values that no run could honour, before anything is read."""
