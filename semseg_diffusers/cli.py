@@ -24,6 +24,7 @@ COMMANDS = {
     "edit": ("semseg_diffusers.data.editing.command", "change masks: move, paste, remove, draw objects"),
     "enrich": ("semseg_diffusers.data.editing.enrich_command", "new masks with more of the rare classes"),
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
+    "report": ("semseg_diffusers.training.report_command", "write the page of a training run, going on or ended"),
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
     "segmenter": ("semseg_diffusers.evaluation.segmenters.command", "train a network that reads masks from photos"),
     "evaluate": ("semseg_diffusers.evaluation.command", "measure generated images against masks and real photos"),

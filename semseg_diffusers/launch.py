@@ -100,6 +100,18 @@ def sole_owner(folder: Path, work: str, patience: float = 15) -> Iterator[None]:
         lock.release()
 
 
+def is_owned(folder: Path) -> bool:
+    """Whether a process keeps a folder by `sole_owner`, as far as this machine can see."""
+    path = folder / LOCK_FILE
+    if not path.is_file():
+        return False
+    try:
+        FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def signals_to(handler: Callable[[int, FrameType | None], None], numbers: tuple[int, ...] = SIGNALS) -> Iterator[None]:
     """Hand signals to `handler` inside the block. What is ignored, as by nohup, stays ignored."""

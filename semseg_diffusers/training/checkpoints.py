@@ -29,6 +29,7 @@ HASHES, STATE, EMA = "hashes.json", "state.json", "ema.safetensors"
 LEFTOVERS = (
     ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/.*.tmp",
     "settings.json.tmp-*", "status.json.tmp-*", "log.jsonl.tmp-*", "README.md.tmp-*",
+    "run.json.tmp-*", "run.html.tmp-*",
 )  # fmt: skip
 LISTING_PATIENCE = 60  # seconds
 

@@ -19,19 +19,22 @@ from tqdm.auto import tqdm
 
 from semseg_diffusers.data.loading import PairDataset, column_options, load_pairs, read_record
 from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.data.statistics.counts import class_pixels_of_each
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.card import save_model_card
+from semseg_diffusers.training.cautions import find_cautions
 from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
 from semseg_diffusers.training.class_balance import ClassBalance
+from semseg_diffusers.training.class_counts import ClassCounts, count_classes
 from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss, largest_loss_weight
-from semseg_diffusers.training.previews import draw_preview
+from semseg_diffusers.training.page.page import page_at_end, update_run_page
+from semseg_diffusers.training.previews import draw_preview, preview_path, remove_later_previews
 from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, run_status, save_pipeline
+from semseg_diffusers.training.run_record import write_record
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.trackers import begin_tracking, track_picture, trackers_of
@@ -50,7 +53,8 @@ def train(settings: TrainingSettings) -> Path:
         settings: the whole run.
 
     Returns:
-        the run folder: pipeline and card at its root, `settings.json`, `log.jsonl`, `previews/`, `checkpoint-<step>/`.
+        the run folder: pipeline and card at its root, the page `run.html`, `settings.json`, `log.jsonl`, `previews/`,
+        `checkpoint-<step>/`.
 
     Raises:
         ValueError: settings, data and network do not go together; a checkpoint of another run; a folder in use.
@@ -80,22 +84,25 @@ def train(settings: TrainingSettings) -> Path:
     samples_per_step = settings.train_batch_size * accumulation * accelerator.num_processes
 
     # 2. data, and the network that fits it: everything that can be refused is refused before the first step
-    def read_data() -> tuple[PairDataset, PairDataset, str | None]:
+    def read_data() -> tuple[PairDataset, PairDataset, str | None, str | None]:
         columns = column_options(settings)
         pairs = load_pairs(settings.dataset, settings.train_split, **columns)
-        preview_pairs = _preview_pairs(settings, pairs, columns)
-        return pairs, preview_pairs, read_record(settings.dataset).get("format")
+        preview_pairs, preview_reason = _preview_pairs(settings, pairs, columns)
+        return pairs, preview_pairs, preview_reason, read_record(settings.dataset).get("format")
 
     # one process builds the table of `datasets`, then the others find it
     data = agree(read_data if accelerator.is_local_main_process else lambda: None)
-    pairs, preview_pairs, source_format = agree(lambda: data or read_data())
-    balance = None
-    if settings.class_balanced_sampling:
+    pairs, preview_pairs, preview_reason, source_format = agree(lambda: data or read_data())
+
+    def count_masks(every_mask: bool) -> ClassCounts:
         threads = max(1, settings.dataloader_num_workers)
-        num_classes = pairs.labels.num_classes
-        counts = agree_with_main(lambda: class_pixels_of_each(pairs.mask, len(pairs), num_classes, threads))
+        return agree_with_main(lambda: count_classes(pairs, every_mask, threads))
+
+    counts = balance = None
+    if settings.class_balanced_sampling:
+        counts = count_masks(every_mask=True)
         balance = agree(
-            lambda: ClassBalance(counts, settings.class_balance_temperature, settings.class_balance_min_share)
+            lambda: ClassBalance(counts.pixels, settings.class_balance_temperature, settings.class_balance_min_share)
         )
     unet = agree(lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs)))
     noise_scheduler = build_noise_scheduler(settings)
@@ -112,10 +119,35 @@ def train(settings: TrainingSettings) -> Path:
             return checkpoint
 
         resumed = agree_with_main(take_folder)
+        counts = counts or count_masks(every_mask=False)
+        held.enter_context(page_at_end(run, accelerator))
         stop = held.enter_context(StopRequest(accelerator))
         status = held.enter_context(run_status(run, accelerator))
         if accelerator.is_main_process:
             write_text(run / "settings.json", settings.to_json())
+            cautions = find_cautions(
+                settings,
+                pairs,
+                counts,
+                num_weights=sum(weight.numel() for weight in unet.parameters()),
+                num_steps=num_steps,
+                samples_per_step=samples_per_step,
+                preview_pairs=preview_pairs,
+                preview_reason=preview_reason,
+            )
+            for text in cautions:
+                logger.warning(f"warning: {text}")
+            write_record(
+                run,
+                accelerator,
+                pairs.labels,
+                counts,
+                unet=unet,
+                source_format=source_format,
+                num_steps=num_steps,
+                samples_per_step=samples_per_step,
+                warnings=cautions,
+            )
         if trackers:
             begin_tracking(accelerator, settings, run)
         logger.info(
@@ -162,6 +194,7 @@ def train(settings: TrainingSettings) -> Path:
             logger.info(f"resumed {resumed} at step {step}")
             if accelerator.is_main_process:
                 set_aside_later(run, step)
+                remove_later_previews(run, step)
 
         # 6. the samples still to come
         pairs.keep_decoded(int(settings.decoded_gigabytes * 1e9))
@@ -258,16 +291,19 @@ def train(settings: TrainingSettings) -> Path:
                 stop.last_word()
                 accelerator.end_training()
                 raise stop.stopped(step)
-            if settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps):
+            preview_now = settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps)
+            if preview_now:
                 if accelerator.is_main_process:
                     picture = draw_preview(
                         settings, accelerator.unwrap_model(unet), noise_scheduler, ema, preview_pairs
                     )
-                    (run / "previews").mkdir(exist_ok=True)
-                    save_png(run / "previews" / f"step-{step:07d}.png", picture)
+                    preview_path(run, step).parent.mkdir(exist_ok=True)
+                    save_png(preview_path(run, step), picture)
                     track_picture(accelerator, picture, step)
                 accelerator.wait_for_everyone()
                 unet.train()
+            if (save_now or preview_now) and accelerator.is_main_process:
+                update_run_page(run)
         bar.close()
 
         # 8. save the pipeline with the averaged weights, and its card
@@ -306,14 +342,16 @@ def _sample_size(settings: TrainingSettings, pairs: PairDataset, preview_pairs: 
     return settings.random_crop_size
 
 
-def _preview_pairs(settings: TrainingSettings, pairs: PairDataset, columns: dict) -> PairDataset:
+def _preview_pairs(settings: TrainingSettings, pairs: PairDataset, columns: dict) -> tuple[PairDataset, str | None]:
+    """Where the previews' masks come from, and why from the training split, where they do."""
     if not settings.preview_steps:
-        return pairs
+        return pairs, None
+    if settings.validation_split == settings.train_split:
+        return pairs, f"--validation_split is {settings.validation_split} as well"
     try:
-        return load_pairs(settings.dataset, settings.validation_split, **columns)
+        return load_pairs(settings.dataset, settings.validation_split, **columns), None
     except (FileNotFoundError, ValueError) as error:
-        logger.warning(f"previews draw masks of the training split: {error}")
-        return pairs
+        return pairs, str(error).rstrip(".")
 
 
 def _learning_rates(lr_scheduler: torch.optim.lr_scheduler.LambdaLR, step: int) -> list[float]:

@@ -1,4 +1,8 @@
-"""What a person looks at while a run goes on: a grid mask | samples | photo, from fixed masks and noise."""
+"""What a person looks at while a run goes on: a grid mask | samples | photo, from fixed masks and noise; and from the
+grids of a run one picture that shows how its samples changed."""
+
+import re
+from pathlib import Path
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
@@ -6,10 +10,16 @@ from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from semseg_diffusers.data.loading import PairDataset
-from semseg_diffusers.data.pictures import image_grid
+from semseg_diffusers.data.pictures import grid_cells, image_grid
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.training.class_counts import evenly
 from semseg_diffusers.training.samples import central_part
 from semseg_diffusers.training.settings import TrainingSettings
+
+
+FOLDER, OVER_TIME = "previews", "over_time.png"
+MOST_STEPS = 8  # columns of samples in the picture over time: as many as can be told apart beside each other
+CELL_SIDE = 128  # pixels of the shorter side there
 
 
 def draw_preview(
@@ -64,3 +74,53 @@ def draw_preview(
         for row, pair in enumerate(chosen)
     ]
     return image_grid(rows, headers=["mask", *["sample"] * num_samples, "photo"])
+
+
+def preview_path(run: Path, step: int) -> Path:
+    """Where the preview of a step lies."""
+    return run / FOLDER / f"step-{step:07d}.png"
+
+
+def list_previews(run: Path) -> list[tuple[int, Path]]:
+    """The previews of a run and their steps, the first step first."""
+    found = [(re.fullmatch(r"step-(\d+)\.png", path.name), path) for path in (run / FOLDER).glob("step-*.png")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def remove_later_previews(run: Path, step: int) -> None:
+    """Remove the previews after `step`, which a run that goes on from there draws again."""
+    for later, path in list_previews(run):
+        if later > step:
+            path.unlink()
+
+
+def draw_over_time(previews: list[tuple[int, Path]]) -> Image.Image | None:
+    """Put the first sample of each mask at some steps beside each other: mask | sample at each step | photo.
+
+    Args:
+        previews: steps and their previews, as `list_previews` gives them; of many, evenly spaced ones are taken.
+
+    Returns:
+        a picture, its rows the masks of the last preview; None where no preview says how its cells lie. A preview that
+        does not show a mask leaves its place empty.
+    """
+    sheets = []
+    for index in evenly(len(previews), MOST_STEPS):
+        step, path = previews[index]
+        with Image.open(path) as sheet:
+            cells = grid_cells(sheet)
+        if cells is not None:
+            # the first samples by the masks they were drawn from, which settings changed on resume may have replaced
+            sheets.append((step, {row[0].tobytes(): row[1] for row in cells}, cells))
+    if not sheets:
+        return None
+    last = {row[0].tobytes(): (row[0], row[-1]) for row in sheets[-1][2]}
+    shown = [(step, samples) for step, samples, _ in sheets if samples.keys() & last.keys()]
+    rows = [[mask, *[samples.get(key) for _, samples in shown], photo] for key, (mask, photo) in last.items()]
+    small = [[None if cell is None else _small(cell) for cell in row] for row in rows]
+    return image_grid(small, headers=["mask", *[f"step {step:,}" for step, _ in shown], "photo"], cell_size=CELL_SIDE)
+
+
+def _small(cell: Image.Image) -> Image.Image:
+    scale = CELL_SIDE / min(cell.size)
+    return cell.resize([round(side * scale) for side in cell.size], Image.Resampling.LANCZOS) if scale < 1 else cell

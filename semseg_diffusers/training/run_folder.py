@@ -49,7 +49,7 @@ class RunLog:
         self.enabled = enabled
         self.last: dict = {}
         if enabled:
-            kept = [line for line in _read_log(path) if line["step"] <= step]
+            kept = [line for line in read_log(path) if line["step"] <= step]
             self.last = kept[-1] if kept else {}
             write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
@@ -60,7 +60,7 @@ class RunLog:
                 file.write(json.dumps(values) + "\n")
 
 
-def _read_log(path: Path) -> list[dict]:
+def read_log(path: Path) -> list[dict]:
     """The lines of a log; the last one may be cut off, where a run was killed while it wrote."""
     if not path.is_file():
         return []
