@@ -244,6 +244,37 @@ def test_a_push_uploads_the_pipeline_and_nothing_that_is_of_no_use_to_others(hub
     assert len(repo.commits) == 2  # all of it in one commit after the first
 
 
+VARIANT = """
+from pathlib import Path
+from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.hub.push import load_pipeline
+variant = arguments[1] if arguments[1:] else None
+pipe = load_pipeline(arguments[0], variant=variant)
+folder = Path(pipe.unet.config._name_or_path)
+value = [weights_hash(pipe.unet.state_dict()), sorted(path.name for path in folder.glob("*.safetensors"))]
+"""
+
+
+def test_variants_go_along_and_are_downloaded_where_asked_for(hub, client, run):
+    weights = load_file(run / "unet" / "diffusion_pytorch_model.safetensors")
+    raw = {name: value + 1 for name, value in weights.items()}
+    save_file(raw, run / "unet" / "diffusion_pytorch_model.raw.safetensors", metadata={"format": "pt"})
+    client.command("push", "--model", run, "--repo_id", "alice/variants")
+    assert "unet/diffusion_pytorch_model.raw.safetensors" in hub.model("alice/variants").files()
+    plain = client.run(VARIANT, "alice/variants")
+    assert plain.value == [weights_hash(weights), ["diffusion_pytorch_model.safetensors"]], plain.error
+    both = ["diffusion_pytorch_model.raw.safetensors", "diffusion_pytorch_model.safetensors"]
+    assert client.run(VARIANT, "alice/variants", "raw").value == [weights_hash(raw), both]
+    assert client.run(VARIANT, "alice/variants").value == [weights_hash(weights), both]
+    refused = client.run(VARIANT, "alice/variants", "ema_0_9")
+    assert refused.error == "ValueError: 'alice/variants' holds no weights `ema_0_9`; its card says which it holds."
+    count = f"{sum(value.numel() for value in weights.values()):,} parameters"
+    assert count in card_of(hub.model("alice/variants"))
+    (run / "unet" / "diffusion_pytorch_model.raw.safetensors").unlink()
+    client.command("push", "--model", run, "--repo_id", "alice/variants")
+    assert "unet/diffusion_pytorch_model.raw.safetensors" not in hub.model("alice/variants").files()
+
+
 def test_no_path_of_the_machine_is_published(hub, pushed):
     for name, blob in hub.model("alice/streets").files().items():
         assert b"/home/someone" not in blob.data, name
@@ -349,6 +380,9 @@ def test_results_of_other_weights_or_no_results_are_refused(client, run, results
     results_file.write_text(json.dumps(results))
     push = ("push", "--model", run, "--repo_id", "alice/scored", "--results")
     assert re.search(r"of other weights \(sha256:0123456789abcdef\) than", client.refused(*push, results_file))
+    results["generation"] |= {"revision": "4be1cdaeb204077e87d04438c0e4457972f7a3b9", "variant": "raw"}
+    results_file.write_text(json.dumps(results))
+    assert "is of the weights `raw`; " in client.refused(*push, results_file)
     results_file.write_text('{"agreement": {}, "settings": {}}')
     assert "agreement.shuffled, agreement.generated, agreement.real is missing" in client.refused(*push, results_file)
     assert "is not valid JSON" in client.refused(*push, run / "README.md")

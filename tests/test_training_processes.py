@@ -9,6 +9,7 @@ import psutil
 import pytest
 import torch
 from accelerate import PartialState
+from safetensors.torch import load_file
 from training_runs import (
     finished,
     kill_started,
@@ -70,6 +71,7 @@ def script(tmp_path_factory) -> Path:
 
 def settings(toy, run, **changes):
     # network dropout is drawn by each process, so it is the one thing that the number of processes changes
+    changes = {"ema_decays": (0.9995, 0.2), **changes}
     return tiny_settings(toy, run, **{"dropout": 0.0, "max_train_steps": STEPS, **changes})
 
 
@@ -99,8 +101,10 @@ def test_two_processes_see_every_pair_once_an_epoch(of_two):
 
 def test_two_processes_have_the_losses_and_weights_of_one_with_the_same_batch(of_one, of_two):
     assert losses(of_two) == pytest.approx(losses(of_one), rel=1e-4)
-    first, second = weights(of_one), weights(of_two)
-    assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
+    for variant in ("", ".raw", ".ema_0_2"):
+        file = f"unet/diffusion_pytorch_model{variant}.safetensors"
+        first, second = load_file(of_one / file), load_file(of_two / file)
+        assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
 
 
 def test_two_processes_write_log_and_checkpoints_once(of_two):

@@ -56,7 +56,7 @@ def command_line(settings: TrainingSettings) -> list[str]:
     """The options that give these settings."""
     words = []
     for name, value in dataclasses.asdict(settings).items():
-        if value is not None:
+        if value not in (None, ()):
             words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
     return words
 

@@ -122,7 +122,8 @@ def load_generator(
     settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
 ) -> MaskGuidedDDPMPipeline:
     """The pipeline, if it draws the classes of the data set at the size of its photos."""
-    pipeline = load_model(settings.model, settings.revision, settings.scheduler, DTYPES[settings.dtype], device)
+    dtype, variant = DTYPES[settings.dtype], settings.sampling.variant
+    pipeline = load_model(settings.model, settings.revision, settings.scheduler, dtype, device, variant=variant)
     labels = LabelSet.from_config(pipeline.unet.config)
     if labels != pairs.labels:
         raise ValueError(

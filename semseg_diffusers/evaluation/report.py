@@ -94,7 +94,7 @@ def _summary(results: Mapping[str, Any]) -> Section:
     }
     sampler = [
         exact(generation[key]) + unit
-        for key, unit in (("scheduler", ""), ("num_inference_steps", " steps"))
+        for key, unit in (("variant", " weights"), ("scheduler", ""), ("num_inference_steps", " steps"))
         if generation.get(key) is not None
     ]
     if generation.get("guidance_scale") is not None:

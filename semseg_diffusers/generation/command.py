@@ -45,6 +45,10 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
         "--guidance_stop", type=float, default=defaults.guidance_stop, help="share of the steps to end guidance at"
     )
     parser.add_argument("--scheduler", help="class name of a diffusers scheduler (default: the model's)")
+    parser.add_argument(
+        "--variant",
+        help="weights beside the model's own, as diffusers calls them: raw, or an average such as ema_0_9999",
+    )
 
 
 def sampling_settings(args: argparse.Namespace, **more: int | None) -> GenerationSettings:
@@ -55,6 +59,7 @@ def sampling_settings(args: argparse.Namespace, **more: int | None) -> Generatio
         guidance_start=args.guidance_start,
         guidance_stop=args.guidance_stop,
         seed=args.seed,
+        variant=args.variant,
         **more,
     )
 
@@ -101,7 +106,11 @@ def _generate(args: argparse.Namespace, processes: Processes, device: torch.devi
     settings = sampling_settings(args, height=args.height, width=args.width)
     mask_labels = processes.agree(lambda: None if args.mask_labels is None else LabelSet.from_name(args.mask_labels))
     report = generate_dataset(
-        processes.agree(lambda: load_model(args.model, args.revision, args.scheduler, DTYPES[args.dtype], device)),
+        processes.agree(
+            lambda: load_model(
+                args.model, args.revision, args.scheduler, DTYPES[args.dtype], device, variant=args.variant
+            )
+        ),
         args.masks,
         args.output,
         settings,

@@ -37,6 +37,7 @@ class GenerationSettings:
     height: int | None = None  # pixels; None: the model's sample_size
     width: int | None = None
     seed: int = 0
+    variant: str | None = None  # which of the model's weights draw, as diffusers calls them; None: the pipeline's own
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,7 @@ def load_model(
     scheduler: str | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    variant: str | None = None,
 ) -> MaskGuidedDDPMPipeline:
     """Load a pipeline to generate with.
 
@@ -93,11 +95,12 @@ def load_model(
         scheduler: class name of a diffusers scheduler that takes the place of the saved one.
         dtype: of weights and images in the making.
         device: where to.
+        variant: weights beside the pipeline's own: `raw`, or an average such as `ema_0_9999`.
 
     Raises:
-        ValueError, OSError: no such pipeline or scheduler; the message says what to do.
+        ValueError, OSError: no such pipeline, weights or scheduler; the message says what to do.
     """
-    pipeline = load_pipeline(name, revision=revision, dtype=dtype).to(device)
+    pipeline = load_pipeline(name, revision=revision, variant=variant, dtype=dtype).to(device)
     if scheduler:
         pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
     return pipeline

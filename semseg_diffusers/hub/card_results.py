@@ -83,7 +83,7 @@ def results_commands(results: dict[str, Any], model: str, separator: str = " ") 
     elif generation:
         kept = (
             "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "height", "width",
-            "dtype", "seed",
+            "dtype", "seed", "variant",
         )  # fmt: skip
         options = {
             "model": model,

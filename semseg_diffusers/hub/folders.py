@@ -172,6 +172,11 @@ def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
 def check_weights(folder: Path, results: Mapping[str, Any], path: str | os.PathLike) -> None:
     """Refuse results of images that other weights drew, where the results say which."""
     generation = results.get("generation") or {}
+    if generation.get("variant") is not None:
+        raise ValueError(
+            f"--results '{path}' is of the weights `{generation['variant']}`; '{folder}' loads with others. Push "
+            "results of those, made without --variant."
+        )
     scored = str(generation.get("revision"))
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     if not scored.startswith("sha256:") or generation.get("dtype") != "float32" or not weights.is_file():

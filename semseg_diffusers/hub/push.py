@@ -263,16 +263,19 @@ def _results_name(path: Path) -> str:
     return f"{path.resolve().parent.name}.json" if path.name == "results.json" else path.name
 
 
-def load_pipeline(model: str | os.PathLike, *, revision: str | None = None, **kwargs: Any) -> MaskGuidedDDPMPipeline:
+def load_pipeline(
+    model: str | os.PathLike, *, revision: str | None = None, variant: str | None = None, **kwargs: Any
+) -> MaskGuidedDDPMPipeline:
     """Load a pipeline from a folder or the Hub; what is wrong with the id or the connection comes with a hint.
 
     Args:
         model: folder, or "user/name".
         revision: branch, tag or commit on the Hub.
+        variant: weights other than the pipeline's own that lie beside them: `raw`, or an average such as `ema_0_9999`.
         **kwargs: for `from_pretrained`.
 
     Raises:
-        ValueError: no such folder, or it holds another pipeline.
+        ValueError: no such folder, it holds another pipeline, or no such weights.
         HubError: the Hub has no such model, or does not let one in.
     """
     name = os.fspath(model)
@@ -283,4 +286,21 @@ def load_pipeline(model: str | os.PathLike, *, revision: str | None = None, **kw
             raise ValueError(
                 f"'{name}' holds a {found}; wanted a pipeline of this package, such as MaskGuidedDDPMPipeline."
             )
-        return MaskGuidedDDPMPipeline.from_pretrained(name, revision=revision, **kwargs)
+        if variant is not None and Path(name).is_dir():
+            _check_variant(Path(name), variant)
+        try:
+            return MaskGuidedDDPMPipeline.from_pretrained(name, revision=revision, variant=variant, **kwargs)
+        except ValueError as error:
+            if f"`variant={variant}`" in str(error):
+                raise ValueError(f"'{name}' holds no weights `{variant}`; its card says which it holds.") from error
+            raise
+
+
+def _check_variant(folder: Path, variant: str) -> None:
+    """Refuse weights that a folder does not hold, naming those that it does; to diffusers a prefix is enough."""
+    weights = re.compile(r"diffusion_pytorch_model\.(.+?)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+    found = (weights.fullmatch(path.name) for path in (folder / "unet").glob("*"))
+    variants = sorted({match[1] for match in found if match})
+    if variant not in variants:
+        there = f"there are {', '.join(variants)}" if variants else "there are only its own, without --variant"
+        raise ValueError(f"'{folder}' holds no weights `{variant}`; {there}.")

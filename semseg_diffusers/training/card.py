@@ -9,6 +9,7 @@ import torch
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.cards import data_license, render_model_card, without_machine_paths
 from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.training.averages import RAW, variant_name
 from semseg_diffusers.training.settings import TrainingSettings
 
 
@@ -68,9 +69,7 @@ def save_model_card(
             "epochs": f"{step * samples_per_step / num_pairs:.1f}",
             "learning_rate": settings.learning_rate,
             "lr_scheduler": settings.lr_scheduler,
-            "weights": f"exponential average, decay up to {settings.ema_decay}"
-            if settings.use_ema
-            else "the last step's",
+            "weights": _weights(settings),
             "seed": settings.seed,
             "hours": f"{trained_seconds / 3600:.2f}",
             "loss": f"{loss:.4f}",
@@ -80,3 +79,13 @@ def save_model_card(
     )
     write_text(folder / "README.md", card)
     return folder / "README.md"
+
+
+def _weights(settings: TrainingSettings) -> str:
+    """Which weights are in which file, and how the further ones are loaded."""
+    if not settings.use_ema:
+        return "the last step's"
+    first, *further = settings.ema_lengths
+    others = [f"`{RAW}` (the last step's)"]
+    others += [f"`{variant_name(decay)}` (decay up to {decay})" for decay in further]
+    return f"exponential average, decay up to {first}; by `variant=` also {', '.join(others)}"

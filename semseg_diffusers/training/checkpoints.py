@@ -17,15 +17,15 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import RNG_STATE_NAME
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+
+from semseg_diffusers.training.averages import WeightAverages
 
 
 logger = get_logger(__name__)
 
 NAME = re.compile(r"checkpoint-(\d+)")
-HASHES, STATE, EMA = "hashes.json", "state.json", "ema.safetensors"
+HASHES, STATE = "hashes.json", "state.json"
 LEFTOVERS = (
     ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/.*.tmp",
     "settings.json.tmp-*", "status.json.tmp-*", "log.jsonl.tmp-*", "README.md.tmp-*",
@@ -72,7 +72,12 @@ def written_whole(target: Path, staging: Path | None, run: Path) -> Iterator[Non
 
 
 def save_checkpoint(
-    run: Path, step: int, accelerator: Accelerator, ema: EMAModel | None, state: dict, total_limit: int | None
+    run: Path,
+    step: int,
+    accelerator: Accelerator,
+    averages: WeightAverages | None,
+    state: dict,
+    total_limit: int | None,
 ) -> Path:
     """Write `checkpoint-<step>` whole, then remove the oldest above `total_limit`. Called by every process.
 
@@ -80,7 +85,7 @@ def save_checkpoint(
         run: run folder.
         step: optimizer steps done.
         accelerator: holds network, optimizer and scaler.
-        ema: average of the weights, where kept.
+        averages: of the weights, where kept.
         state: JSON values that go back to the loop on resume.
         total_limit: how many checkpoints stay; None keeps all.
 
@@ -101,10 +106,8 @@ def save_checkpoint(
     if accelerator.is_main_process:
         with written_whole(target, own, run):
             _wait_for_files([staging / f"{RNG_STATE_NAME}_{i}.pkl" for i in range(accelerator.num_processes)])
-            if ema is not None:
-                weights = {f"{index:05d}": weight.contiguous() for index, weight in enumerate(ema.shadow_params)}
-                save_file(weights, staging / EMA)
-                state = {**state, "ema_step": ema.optimization_step}
+            if averages is not None:
+                state = {**state, **averages.save(staging)}
             (staging / STATE).write_text(json.dumps({"step": step, **state}, indent=2))
             files = sorted(path for path in staging.rglob("*") if path.is_file())
             hashes = {path.relative_to(staging).as_posix(): _hash(path) for path in files}
@@ -196,13 +199,10 @@ def find_checkpoint(run: Path, which: str) -> Path | None:
     return None
 
 
-def load_checkpoint(checkpoint: Path, accelerator: Accelerator, ema: EMAModel | None) -> dict:
-    """Put a whole checkpoint's state back into network, optimizer, scaler and average; return its JSON state."""
+def load_checkpoint(checkpoint: Path, accelerator: Accelerator, averages: WeightAverages | None) -> dict:
+    """Put a whole checkpoint's state back into network, optimizer, scaler and averages; return its JSON state."""
     state = json.loads((checkpoint / STATE).read_text())
     accelerator.load_state(str(checkpoint))
-    if ema is not None:
-        weights = load_file(checkpoint / EMA)
-        for shadow, (_, weight) in zip(ema.shadow_params, sorted(weights.items()), strict=True):
-            shadow.copy_(weight)
-        ema.optimization_step = state["ema_step"]
+    if averages is not None:
+        averages.load(checkpoint, state)
     return state

@@ -13,7 +13,6 @@ from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -22,6 +21,7 @@ from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.training.averages import WeightAverages
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.cautions import find_cautions
 from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
@@ -154,7 +154,7 @@ def train(settings: TrainingSettings) -> Path:
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {samples_per_step} samples a step"
         )
 
-        # 4. optimizer, schedule, average of the weights
+        # 4. optimizer, schedule, averages of the weights
         optimizer = torch.optim.AdamW(
             unet.parameters(),
             lr=settings.learning_rate,
@@ -169,23 +169,12 @@ def train(settings: TrainingSettings) -> Path:
             num_training_steps=num_steps,
         )
         unet, optimizer = accelerator.prepare(unet, optimizer)
-        ema = None
-        if settings.use_ema:
-            ema = EMAModel(
-                accelerator.unwrap_model(unet).parameters(),
-                decay=settings.ema_decay,
-                min_decay=0.0 if settings.ema_warmup else settings.ema_decay,
-                update_after_step=settings.ema_start_step,
-                use_ema_warmup=settings.ema_warmup,
-                power=3 / 4,
-                foreach=True,
-            )
-            ema.to(accelerator.device)
+        averages = WeightAverages(accelerator.unwrap_model(unet), settings) if settings.use_ema else None
 
         # 5. resume
         step, trained_seconds, mean_loss = 0, 0.0, math.nan
         if resumed is not None:
-            state = load_checkpoint(resumed, accelerator, ema)
+            state = load_checkpoint(resumed, accelerator, averages)
             step, trained_seconds, mean_loss = state["step"], state["trained_seconds"], state["loss"]
             accelerator.step = step * accumulation  # it counts forward passes, whose share of a step may have changed
             lr_scheduler.load_state_dict({**lr_scheduler.state_dict(), "last_epoch": step, "_step_count": step + 1})
@@ -258,8 +247,8 @@ def train(settings: TrainingSettings) -> Path:
             step += 1
             status["step"] = step
             lr_scheduler.step()
-            if ema is not None:
-                ema.step(accelerator.unwrap_model(unet).parameters())
+            if averages is not None:
+                averages.step(accelerator.unwrap_model(unet))
             bar.update()
             stop_now = stop.agreed() and step < num_steps
             save_now = stop_now or step % settings.checkpointing_steps == 0 or step == num_steps
@@ -286,7 +275,7 @@ def train(settings: TrainingSettings) -> Path:
                     "samples_per_step": samples_per_step,
                     "loss": mean_loss,
                 }
-                save_checkpoint(run, step, accelerator, ema, state, settings.checkpoints_total_limit)
+                save_checkpoint(run, step, accelerator, averages, state, settings.checkpoints_total_limit)
             if stop_now:
                 stop.last_word()
                 accelerator.end_training()
@@ -295,7 +284,7 @@ def train(settings: TrainingSettings) -> Path:
             if preview_now:
                 if accelerator.is_main_process:
                     picture = draw_preview(
-                        settings, accelerator.unwrap_model(unet), noise_scheduler, ema, preview_pairs
+                        settings, accelerator.unwrap_model(unet), noise_scheduler, averages, preview_pairs
                     )
                     preview_path(run, step).parent.mkdir(exist_ok=True)
                     save_png(preview_path(run, step), picture)
@@ -306,17 +295,15 @@ def train(settings: TrainingSettings) -> Path:
                 update_run_page(run)
         bar.close()
 
-        # 8. save the pipeline with the averaged weights, and its card
+        # 8. save the pipeline with the averaged weights, the others beside them, and its card
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             final = accelerator.unwrap_model(unet)
-            if ema is not None:
-                ema.copy_to(final.parameters())
             scheduler = noise_scheduler
             if settings.noise_schedule != "paper":
                 scheduler = DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
             pipeline = MaskGuidedDDPMPipeline(unet=final.float().eval(), scheduler=scheduler)
-            save_pipeline(pipeline, run)
+            save_pipeline(pipeline, run, averages)
             save_model_card(
                 run,
                 settings=settings,

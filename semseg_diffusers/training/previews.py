@@ -1,17 +1,18 @@
 """What a person looks at while a run goes on: a grid mask | samples | photo, from fixed masks and noise; and from the
 grids of a run one picture that shows how its samples changed."""
 
+import contextlib
 import re
 from pathlib import Path
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
-from diffusers.training_utils import EMAModel
 from PIL import Image
 
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.pictures import grid_cells, image_grid
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.training.averages import WeightAverages
 from semseg_diffusers.training.class_counts import evenly
 from semseg_diffusers.training.samples import central_part
 from semseg_diffusers.training.settings import TrainingSettings
@@ -26,7 +27,7 @@ def draw_preview(
     settings: TrainingSettings,
     unet: torch.nn.Module,
     noise_scheduler: SchedulerMixin,
-    ema: EMAModel | None,
+    averages: WeightAverages | None,
     pairs: PairDataset,
 ) -> Image.Image:
     """Sample from evenly spaced masks of a split, with the averaged weights where they are kept.
@@ -35,7 +36,7 @@ def draw_preview(
         settings: how many masks and samples, how many steps, which guidance and seed.
         unet: its own weights are back in place afterwards.
         noise_scheduler: the training schedule; the sampler is DPM-Solver++ made from its config.
-        ema: average of the weights.
+        averages: of the weights; the first draws.
         pairs: where masks and photos come from.
 
     Returns:
@@ -49,10 +50,7 @@ def draw_preview(
         unet=unet, scheduler=DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
     )
     pipeline.set_progress_bar_config(disable=True)
-    if ema is not None:
-        ema.store(unet.parameters())
-        ema.copy_to(unet.parameters())
-    try:
+    with contextlib.nullcontext() if averages is None else averages.applied(unet):
         images = pipeline(
             torch.stack([pair["mask"] for pair in chosen]),
             num_images_per_mask=num_samples,
@@ -62,9 +60,6 @@ def draw_preview(
                 torch.Generator().manual_seed(settings.seed + index) for index in range(num_masks * num_samples)
             ],
         ).images
-    finally:
-        if ema is not None:
-            ema.restore(unet.parameters())
     rows = [
         [
             pairs.labels.decode(pair["mask"].numpy()),

@@ -15,6 +15,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.training.averages import WeightAverages
 from semseg_diffusers.training.checkpoints import (
     STATE,
     find_checkpoint,
@@ -110,11 +111,17 @@ def run_status(run: Path, accelerator: Accelerator) -> Iterator[dict]:
         write("finished", None)
 
 
-def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path) -> None:
-    """Save a pipeline beside its place and move it there, file by file, so that no file is ever half-written."""
+def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path, averages: WeightAverages | None = None) -> None:
+    """Save a pipeline beside its place and move it there, file by file, so that no file is ever half-written.
+
+    With averages the pipeline gets the weights of the first. The network's own and the further averages go beside
+    them as diffusers' variants: `unet/diffusion_pytorch_model.raw.safetensors`, which `variant="raw"` loads.
+    """
     staging = folder / ".pipeline.writing"
     shutil.rmtree(staging, ignore_errors=True)
     with written_whole(folder / "unet", staging, folder):
+        for variant in () if averages is None else averages.variants(pipeline.unet):
+            pipeline.unet.save_pretrained(staging / "unet", variant=variant)
         pipeline.save_pretrained(staging)
         files = [path for path in staging.rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda path: path.name == "model_index.json"):  # last: it says that all is there

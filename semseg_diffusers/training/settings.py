@@ -105,6 +105,9 @@ class TrainingSettings:
     gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for more time"})
     use_ema: bool = field(default=True, metadata={"help": "keep an average of the weights and save that"})
     ema_decay: float = field(default=0.9995, metadata={"help": "largest decay of the average"})
+    ema_decays: tuple[float, ...] = field(
+        default=(), metadata={"help": "several averages, the first for the pipeline; wins over ema_decay"}
+    )
     ema_warmup: bool = field(default=True, metadata={"help": "let the decay grow with the steps, power 3/4"})
     ema_start_step: int = field(default=0, metadata={"help": "the average copies the weights until this step"})
 
@@ -162,6 +165,13 @@ class TrainingSettings:
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be 0 or more; got {getattr(self, name)}.")
+        for decay in self.ema_decays:
+            if not 0 <= decay <= 1:
+                raise ValueError(f"--ema_decays must lie between 0 and 1; got {decay}.")
+        if len({round(decay, 10) for decay in self.ema_decays}) < len(self.ema_decays):
+            raise ValueError(f"--ema_decays must differ; got {' '.join(map(str, self.ema_decays))}.")
+        if self.ema_decays and not self.use_ema:
+            raise ValueError("--ema_decays needs --use_ema true.")
         if self.random_crop is not None:
             try:
                 size = self.random_crop_size
@@ -184,6 +194,11 @@ class TrainingSettings:
     def random_crop_size(self) -> tuple[int, int] | None:
         """Height and width of `random_crop`."""
         return None if self.random_crop is None else parse_resolution(self.random_crop)
+
+    @property
+    def ema_lengths(self) -> tuple[float, ...]:
+        """Largest decay of each average of the weights, that of the saved pipeline first; () without any."""
+        return (self.ema_decays or (self.ema_decay,)) if self.use_ema else ()
 
     @classmethod
     def _help(cls, name: str) -> str:
@@ -245,7 +260,7 @@ def _convert(setting: dataclasses.Field, text: object) -> object:
         return known[str(text).lower()]
     if typing.get_origin(kind) is tuple:
         parts = text if isinstance(text, (list, tuple)) else str(text).replace(",", " ").split()
-        return tuple(int(part) for part in parts)
+        return tuple(typing.get_args(kind)[0](part) for part in parts)
     if kind is int and isinstance(text, float) and not text.is_integer():
         raise ValueError("expected a whole number")
     return kind(text)
