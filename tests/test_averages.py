@@ -163,7 +163,7 @@ def test_run_without_averages_has_its_own_weights_alone(toy, tmp_path):
 
 def test_killed_and_resumed_run_equals_the_straight_one_with_all_options_on(toy, tmp_path):
     changes = {
-        "ema_decays": DECAYS,
+        "ema_decays": DECAYS, "class_loss_weighting": True, "rescale_betas_zero_snr": True,
         "gradient_accumulation_steps": 2, "preview_steps": 1, "preview_masks": 1, "preview_samples": 1,
         "preview_inference_steps": 1,
     }  # fmt: skip

@@ -71,7 +71,7 @@ def script(tmp_path_factory) -> Path:
 
 def settings(toy, run, **changes):
     # network dropout is drawn by each process, so it is the one thing that the number of processes changes
-    changes = {"ema_decays": (0.9995, 0.2), **changes}
+    changes = {"class_loss_weighting": True, "ema_decays": (0.9995, 0.2), **changes}
     return tiny_settings(toy, run, **{"dropout": 0.0, "max_train_steps": STEPS, **changes})
 
 

@@ -1,6 +1,7 @@
 """What a run of generation will make, checked before any work: settings, the network's size and revision, masks.
 Two runs with an equal `record` make the same images, so an output folder is continued only by such a run."""
 
+import inspect
 import math
 import os
 import re
@@ -68,7 +69,8 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """Build a diffusers scheduler by its class name from the configuration of another.
 
     Raises:
-        ValueError: for a name that is no scheduler of diffusers; the message lists those there are.
+        ValueError: for a name that is no scheduler of diffusers; the message lists those there are. For one that does
+            not know zero terminal SNR, where the network was trained with it: its noise levels would be others.
     """
     scheduler_class = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
@@ -76,7 +78,18 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
         raise ValueError(
             f"no scheduler of diffusers {diffusers.__version__} is called {name!r}; known: {', '.join(known)}"
         )
+    if config.get("rescale_betas_zero_snr") and not _takes(scheduler_class, "rescale_betas_zero_snr"):
+        able = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
+        able = [entry for entry in able if _takes(getattr(diffusers, entry), "rescale_betas_zero_snr")]
+        raise ValueError(
+            f"{name} does not know rescale_betas_zero_snr, with which this model was trained; take one of "
+            f"{', '.join(able)}"
+        )
     return scheduler_class.from_config(config)
+
+
+def _takes(scheduler_class: type, option: str) -> bool:
+    return option in inspect.signature(scheduler_class.__init__).parameters
 
 
 def load_model(

@@ -63,7 +63,8 @@ def save_model_card(
             "prediction_type": settings.prediction_type,
             "noise_schedule": settings.noise_schedule,
             "num_train_timesteps": settings.num_train_timesteps,
-            "weighting": "" if settings.snr_gamma is None else f", Min-SNR weights, gamma {settings.snr_gamma:g}",
+            "zero_snr": ", rescaled to end in noise alone" if settings.rescale_betas_zero_snr else "",
+            "weighting": _weighting(settings),
             "step": step,
             "samples_per_step": samples_per_step,
             "epochs": f"{step * samples_per_step / num_pairs:.1f}",
@@ -79,6 +80,17 @@ def save_model_card(
     )
     write_text(folder / "README.md", card)
     return folder / "README.md"
+
+
+def _weighting(settings: TrainingSettings) -> str:
+    """What follows "mean squared error"."""
+    parts = [] if settings.snr_gamma is None else [f"Min-SNR weights, gamma {settings.snr_gamma:g}"]
+    if settings.class_loss_weighting:
+        parts.append(
+            f"pixels weighted by class up to {settings.class_loss_weight_max:g} from SNR "
+            f"{settings.class_loss_min_snr:g} on"
+        )
+    return "".join(f", {part}" for part in parts)
 
 
 def _weights(settings: TrainingSettings) -> str:

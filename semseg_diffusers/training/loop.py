@@ -30,7 +30,12 @@ from semseg_diffusers.training.class_counts import ClassCounts, count_classes
 from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
 from semseg_diffusers.training.networks import build_network
-from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss, largest_loss_weight
+from semseg_diffusers.training.objective import (
+    ClassWeighting,
+    build_noise_scheduler,
+    diffusion_loss,
+    largest_loss_weight,
+)
 from semseg_diffusers.training.page.page import page_at_end, update_run_page
 from semseg_diffusers.training.previews import draw_preview, preview_path, remove_later_previews
 from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, run_status, save_pipeline
@@ -106,6 +111,11 @@ def train(settings: TrainingSettings) -> Path:
         )
     unet = agree(lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs)))
     noise_scheduler = build_noise_scheduler(settings)
+    if settings.rescale_betas_zero_snr and settings.snr_gamma is not None:
+        logger.warning(
+            "Min-SNR weighs the noisiest timesteps, where sampling starts, next to nothing: --snr_gamma none trains "
+            "them, which is what --rescale_betas_zero_snr is for"
+        )
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     num_steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(pairs) / samples_per_step)
@@ -215,6 +225,11 @@ def train(settings: TrainingSettings) -> Path:
         )
 
         # 7. the loop: one turn is one forward pass; every `accumulation` turns make an optimizer step
+        class_weighting = None
+        if settings.class_loss_weighting:
+            class_weighting = ClassWeighting(
+                pairs.labels.num_classes, settings.class_loss_weight_max, settings.class_loss_min_snr
+            )
         log = RunLog(run / "log.jsonl", step, enabled=accelerator.is_main_process)
         losses = IntervalLosses(accelerator, run, accumulation, largest_loss_weight(settings))
         bar = tqdm(total=num_steps, initial=step, desc="steps", disable=not accelerator.is_local_main_process)
@@ -232,7 +247,7 @@ def train(settings: TrainingSettings) -> Path:
             )
             with accelerator.accumulate(unet):
                 with accelerator.autocast():
-                    loss = diffusion_loss(unet, noise_scheduler, batch, settings.snr_gamma).mean()
+                    loss = diffusion_loss(unet, noise_scheduler, batch, settings.snr_gamma, class_weighting).mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and settings.max_grad_norm is not None:
                     accelerator.clip_grad_norm_(unet.parameters(), settings.max_grad_norm)

@@ -1,7 +1,10 @@
-"""The noise schedule and the loss: what the network is asked for, and how much each timestep counts.
+"""The noise schedule and the loss: what the network is asked for, and how much each timestep and pixel counts.
 
-Follows Ho et al. 2020 (epsilon), Salimans and Ho 2022 (v), Hang et al. 2023 (Min-SNR), in diffusers' terms.
+Follows Ho et al. 2020 (epsilon), Salimans and Ho 2022 (v), Hang et al. 2023 (Min-SNR), Lin et al. 2024 (zero terminal
+SNR), in diffusers' terms, and OASIS (Sushko et al. 2021) for the pixels of a class.
 """
+
+from dataclasses import dataclass
 
 import torch
 from diffusers import DDPMScheduler
@@ -15,16 +18,22 @@ def build_noise_scheduler(settings: TrainingSettings) -> DDPMScheduler:
     """The training schedule as a diffusers scheduler; every sampler is made from its config.
 
     `clip_sample` is off, and samplers made from the config inherit it: guidance carries x0 out of [-1, 1] on the way,
-    and DDIM, which clips x0 but keeps the noise that belonged to the unclipped one, then draws speckles.
+    and DDIM, which clips x0 but keeps the noise that belonged to the unclipped one, then draws speckles. A schedule
+    that ends in noise alone is sampled from its very last timestep on, so its spacing is "trailing" (Lin et al. 2024,
+    section 3.3).
     """
     common = {
         "num_train_timesteps": settings.num_train_timesteps,
         "prediction_type": settings.prediction_type,
         "clip_sample": False,
     }
+    if settings.rescale_betas_zero_snr:
+        common |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if settings.noise_schedule == "paper":
         betas = paper_betas(settings.num_train_timesteps)
-        return DDPMScheduler(trained_betas=betas, variance_type="fixed_large", **common)
+        # the paper's large variance needs timestep 0 as the last: from another, as in trailing spacing, noise stays
+        variance_type = "fixed_small" if settings.rescale_betas_zero_snr else "fixed_large"
+        return DDPMScheduler(trained_betas=betas, variance_type=variance_type, **common)
     return DDPMScheduler(beta_schedule=settings.noise_schedule, **common)
 
 
@@ -51,7 +60,7 @@ def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamm
         snr_gamma: gamma, more than 0; None gives ones.
 
     Returns:
-        weights (B,), float32.
+        weights (B,), float32. Where the SNR is 0 they are the limits: 0 for v and x0; epsilon has no such timestep.
     """
     if snr_gamma is None:
         return torch.ones(timestep.shape, device=timestep.device)
@@ -70,12 +79,66 @@ def largest_loss_weight(settings: TrainingSettings) -> float:
     return settings.snr_gamma if settings.snr_gamma is not None and settings.prediction_type == "sample" else 1.0
 
 
+SMALLEST_CLASS_WEIGHT = 0.5
+ID_VALUES = 256  # a mask's ids fit 8 bits
+
+
+@dataclass(frozen=True)
+class ClassWeighting:
+    """How much the pixels of each class count in the loss, so that small things are learned beside large ones.
+
+    OASIS weighs classes by their pixels in a batch. Here each sample is weighed by its own mask alone: so processes
+    and accumulation, which share out a step, change nothing, and no sample's loss depends on its neighbours. What it
+    evens out is the area that a class fills in a photo; `ClassBalance` evens out how often a class is seen at all.
+
+    Args:
+        num_classes: ids from here on are unknown.
+        maximum: largest weight before the mean is made 1, at least 1; the smallest is `SMALLEST_CLASS_WEIGHT`.
+        min_snr: samples of a lower signal-to-noise ratio are not weighted: they decide on colour and layout of the
+            whole photo, which weights would distort. Choi et al. 2022 (P2 weighting) draw that line at 0.01.
+    """
+
+    num_classes: int
+    maximum: float
+    min_snr: float
+
+    # OASIS, Sushko et al. 2021, as in the losses.py of its code: weights in inverse proportion to the pixels of a
+    # class, with mean 1 over the labelled ones. Unknown pixels count 0 there, as they have no class to be told; here
+    # the photo is to be learned in them too.
+    def pixel_weights(self, mask: torch.Tensor) -> torch.Tensor:
+        """Weight of each pixel.
+
+        Args:
+            mask: ids (B, H, W), long.
+
+        Returns:
+            weights (B, H, W), float32, with mean 1 over each sample; unknown pixels weigh 1 before that is made so.
+        """
+        ids = mask.flatten(1)  # (B, H * W)
+        known = (ids < self.num_classes).float()
+        counts = known.new_zeros(len(ids), ID_VALUES).scatter_add_(1, ids, known)  # (B, 256), 0 for what is unknown
+        present = (counts > 0).sum(dim=1, keepdim=True)  # (B, 1)
+        weights = counts.sum(dim=1, keepdim=True) / (present * counts)  # (B, 256)
+        weights = weights.clamp(SMALLEST_CLASS_WEIGHT, self.maximum).where(counts > 0, 1.0)
+        pixels = weights.gather(1, ids)  # (B, H * W)
+        return (pixels / pixels.mean(dim=1, keepdim=True)).view_as(mask)
+
+
 def diffusion_loss(
-    unet: torch.nn.Module, noise_scheduler: DDPMScheduler, batch: dict, snr_gamma: float | None
+    unet: torch.nn.Module,
+    noise_scheduler: DDPMScheduler,
+    batch: dict,
+    snr_gamma: float | None,
+    class_weighting: ClassWeighting | None = None,
 ) -> torch.Tensor:
     """Loss of each sample (B,) of a batch of `TrainingSamples`, in float32."""
-    noisy = noise_scheduler.add_noise(batch["image"], batch["noise"], batch["timestep"])  # (B, 3, H, W)
-    prediction = unet(noisy, batch["timestep"], mask=batch["mask"]).sample
-    target = prediction_target(noise_scheduler, batch["image"], batch["noise"], batch["timestep"])
-    error = (prediction.float() - target.float()).pow(2).mean(dim=(1, 2, 3))  # (B,)
-    return error * loss_weight(noise_scheduler, batch["timestep"], snr_gamma)
+    timestep = batch["timestep"]
+    noisy = noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)  # (B, 3, H, W)
+    prediction = unet(noisy, timestep, mask=batch["mask"]).sample
+    target = prediction_target(noise_scheduler, batch["image"], batch["noise"], timestep)
+    error = (prediction.float() - target.float()).pow(2)  # (B, 3, H, W)
+    if class_weighting is not None:
+        weighted = compute_snr(noise_scheduler, timestep) >= class_weighting.min_snr  # (B,)
+        pixels = class_weighting.pixel_weights(batch["mask"]).where(weighted[:, None, None], 1.0)  # (B, H, W)
+        error = error * pixels[:, None]
+    return error.mean(dim=(1, 2, 3)) * loss_weight(noise_scheduler, timestep, snr_gamma)

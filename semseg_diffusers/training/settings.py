@@ -70,12 +70,31 @@ class TrainingSettings:
 
     # Diffusion
     prediction_type: str = field(default="v_prediction", metadata={"choices": ("epsilon", "v_prediction", "sample")})
-    noise_schedule: str = field(default="linear", metadata={"choices": ("linear", "squaredcos_cap_v2", "paper")})
+    noise_schedule: str = field(
+        default="linear",
+        metadata={
+            "choices": ("linear", "squaredcos_cap_v2", "paper"),
+            "help": "Ho et al. 2020, the cosine of Nichol and Dhariwal 2021, or the ramp of the paper's code",
+        },
+    )
+    rescale_betas_zero_snr: bool = field(
+        default=False,
+        metadata={"help": "end the schedule in noise alone (Lin et al. 2024), where sampling then starts too"},
+    )
     num_train_timesteps: int = field(default=1000, metadata={"help": "diffusion steps of the training schedule"})
     min_timestep: int = field(default=0, metadata={"help": "smallest timestep drawn; the paper never trains 0"})
     snr_gamma: float | None = field(
         default=5.0,
         metadata={"help": "gamma of Min-SNR weighting (Hang et al. 2023); none for plain mean squared error"},
+    )
+    class_loss_weighting: bool = field(
+        default=False, metadata={"help": "let the pixels of classes that fill little of a photo count more"}
+    )
+    class_loss_weight_max: float = field(
+        default=4.0, metadata={"help": "largest of these weights, before their mean is made 1; the smallest is 0.5"}
+    )
+    class_loss_min_snr: float = field(
+        default=0.01, metadata={"help": "noisier samples, by signal-to-noise ratio, are not weighted by class"}
     )
     mask_dropout: float = field(default=0.1, metadata={"help": "share of masks dropped, so that guidance works"})
     mask_dropout_unit: str = field(
@@ -150,7 +169,7 @@ class TrainingSettings:
             "checkpointing_steps", "num_train_timesteps", "patch_size", "stem_channels", "layers_per_block",
             "preview_masks", "preview_samples", "preview_inference_steps", "max_train_steps", "max_grad_norm",
             "checkpoints_total_limit", "snr_gamma", "attention_head_dim", "norm_num_groups", "hidden_dim", "emb_dim",
-            "class_balance_temperature",
+            "class_balance_temperature", "class_loss_min_snr",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -172,6 +191,13 @@ class TrainingSettings:
             raise ValueError(f"--ema_decays must differ; got {' '.join(map(str, self.ema_decays))}.")
         if self.ema_decays and not self.use_ema:
             raise ValueError("--ema_decays needs --use_ema true.")
+        if self.class_loss_weight_max < 1:
+            raise ValueError(f"--class_loss_weight_max must be 1 or more; got {self.class_loss_weight_max}.")
+        if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+            raise ValueError(
+                "--rescale_betas_zero_snr cannot go with --prediction_type epsilon: where an image is noise alone, to "
+                "know the noise is not to know the image. Take v_prediction or sample."
+            )
         if self.random_crop is not None:
             try:
                 size = self.random_crop_size
