@@ -12,7 +12,11 @@ from safetensors.torch import load_file
 from training_runs import losses, tiny_settings, train_here, weights
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, cli
+from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import write_toy_dataset
+from semseg_diffusers.evaluation.inputs import load_generator
+from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.generation.plan import GenerationSettings
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.training.averages import WeightAverages, variant_name
@@ -236,6 +240,15 @@ def test_weights_of_a_folder_that_has_its_own_only_are_refused(run, tmp_path):
     MaskGuidedDDPMPipeline.from_pretrained(run).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="holds no weights `raw`; there are only its own, without --variant"):
         load_pipeline(tmp_path, variant="raw")
+
+
+def test_evaluation_draws_with_a_variant_and_records_it(run, toy):
+    settings = EvaluationSettings(
+        dataset=str(toy), output="o", model=str(run), sampling=GenerationSettings(variant="raw")
+    )
+    pipe = load_generator(settings, load_pairs(toy, "val"), "cpu")
+    assert same(pipe.unet.state_dict(), variant(run, "raw"))
+    assert settings.record()["variant"] == "raw"
 
 
 def test_generate_takes_a_variant_and_says_so(run, toy, tmp_path):

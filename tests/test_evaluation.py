@@ -395,6 +395,7 @@ def test_settings_that_do_not_go_together_are_refused():
         "--num_images_per_mask": {"num_images_per_mask": 2},
         "--revision, --num_masks, --scheduler": {"revision": "main", "num_masks": 2, "scheduler": "DDIMScheduler"},
         "--num_inference_steps, --guidance_scale": {"sampling": GenerationSettings(20, guidance_scale=1.0, seed=4)},
+        "--variant": {"sampling": GenerationSettings(variant="raw")},
     }.items():
         with pytest.raises(ValueError, match=f"^{name} only with --model"):
             EvaluationSettings(dataset="d", output="o", generated="b", **options)
