@@ -122,7 +122,7 @@ class TrainingSettings:
         metadata={"choices": ("no", "fp16", "bf16"), "help": "default: what `accelerate config` or launch says"},
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for more time"})
-    use_ema: bool = field(default=True, metadata={"help": "keep an average of the weights and save that"})
+    use_ema: bool = field(default=True, metadata={"help": "save an average of the weights, the last ones beside it"})
     ema_decay: float = field(default=0.9995, metadata={"help": "largest decay of the average"})
     ema_decays: tuple[float, ...] = field(
         default=(), metadata={"help": "several averages, the first for the pipeline; wins over ema_decay"}
