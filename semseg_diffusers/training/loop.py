@@ -2,15 +2,12 @@
 
 import contextlib
 import dataclasses
-import datetime
 import math
 import time
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers import DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
@@ -18,9 +15,17 @@ from tqdm.auto import tqdm
 
 from semseg_diffusers.data.loading import PairDataset, column_options, load_pairs, read_record
 from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner, works_on_cpu
+from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.training.acceleration import (
+    build_accelerator,
+    build_optimizer,
+    fit_optimizer_state,
+    matrix_precision,
+    save_contiguous,
+    to_device,
+)
 from semseg_diffusers.training.averages import WeightAverages
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.cautions import find_cautions
@@ -43,12 +48,10 @@ from semseg_diffusers.training.run_record import write_record
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.trackers import begin_tracking, track_picture, trackers_of
+from semseg_diffusers.training.waiting import WaitingTime
 
 
 logger = get_logger(__name__)
-
-# How long a process waits for the others: while the first one downloads a data set, or draws a preview.
-PATIENCE = datetime.timedelta(hours=6)
 
 
 def train(settings: TrainingSettings) -> Path:
@@ -71,14 +74,7 @@ def train(settings: TrainingSettings) -> Path:
     # 1. processes
     trackers = trackers_of(settings.report_to)
     run = Path(settings.output_dir)
-    accelerator = Accelerator(
-        cpu=works_on_cpu(settings.device),
-        mixed_precision=settings.mixed_precision,
-        gradient_accumulation_steps=settings.gradient_accumulation_steps,
-        log_with=trackers or None,
-        project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
-    )
+    accelerator = build_accelerator(settings, run, trackers)
     launched = launched_processes()
     if launched != accelerator.num_processes:
         raise ValueError(
@@ -118,6 +114,8 @@ def train(settings: TrainingSettings) -> Path:
         )
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if settings.channels_last:
+        unet.to(memory_format=torch.channels_last)
     num_steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(pairs) / samples_per_step)
 
     with contextlib.ExitStack() as held:
@@ -131,6 +129,7 @@ def train(settings: TrainingSettings) -> Path:
         resumed = agree_with_main(take_folder)
         counts = counts or count_masks(every_mask=False)
         held.enter_context(page_at_end(run, accelerator))
+        held.enter_context(matrix_precision(settings))
         stop = held.enter_context(StopRequest(accelerator))
         status = held.enter_context(run_status(run, accelerator))
         if accelerator.is_main_process:
@@ -165,13 +164,7 @@ def train(settings: TrainingSettings) -> Path:
         )
 
         # 4. optimizer, schedule, averages of the weights
-        optimizer = torch.optim.AdamW(
-            unet.parameters(),
-            lr=settings.learning_rate,
-            betas=(settings.adam_beta1, settings.adam_beta2),
-            weight_decay=settings.adam_weight_decay,
-            eps=settings.adam_epsilon,
-        )
+        optimizer = build_optimizer(settings, unet)
         lr_scheduler = get_scheduler(
             settings.lr_scheduler,
             optimizer,
@@ -179,13 +172,16 @@ def train(settings: TrainingSettings) -> Path:
             num_training_steps=num_steps,
         )
         unet, optimizer = accelerator.prepare(unet, optimizer)
-        averages = WeightAverages(accelerator.unwrap_model(unet), settings) if settings.use_ema else None
+        network = accelerator.unwrap_model(unet, keep_torch_compile=False)  # the same weights
+        save_contiguous(accelerator)
+        averages = WeightAverages(network, settings) if settings.use_ema else None
 
         # 5. resume
         step, trained_seconds, mean_loss = 0, 0.0, math.nan
         if resumed is not None:
             state = load_checkpoint(resumed, accelerator, averages)
             step, trained_seconds, mean_loss = state["step"], state["trained_seconds"], state["loss"]
+            fit_optimizer_state(settings, optimizer)
             accelerator.step = step * accumulation  # it counts forward passes, whose share of a step may have changed
             lr_scheduler.load_state_dict({**lr_scheduler.state_dict(), "last_epoch": step, "_step_count": step + 1})
             for group, rate in zip(optimizer.param_groups, _learning_rates(lr_scheduler, step), strict=True):
@@ -207,7 +203,7 @@ def train(settings: TrainingSettings) -> Path:
             min_timestep=settings.min_timestep,
             num_train_timesteps=settings.num_train_timesteps,
         )
-        batches = DataLoader(
+        loader = DataLoader(
             samples,
             batch_sampler=SampleSequence(
                 num_pairs=len(pairs),
@@ -223,6 +219,7 @@ def train(settings: TrainingSettings) -> Path:
             worker_init_fn=shield_worker,
             pin_memory=accelerator.device.type == "cuda",
         )
+        batches = WaitingTime(loader)
 
         # 7. the loop: one turn is one forward pass; every `accumulation` turns make an optimizer step
         class_weighting = None
@@ -237,9 +234,7 @@ def train(settings: TrainingSettings) -> Path:
         started = time.monotonic() - trained_seconds
         unet.train()
         for turn, batch in enumerate(batches, start=step * accumulation):
-            batch = {
-                name: value if name == "stem" else _to(value, accelerator.device) for name, value in batch.items()
-            }
+            batch = to_device(batch, accelerator.device, settings.channels_last)
             torch.manual_seed(
                 stream(
                     settings.seed, FORWARD, turn * accelerator.num_processes + accelerator.process_index
@@ -263,7 +258,7 @@ def train(settings: TrainingSettings) -> Path:
             status["step"] = step
             lr_scheduler.step()
             if averages is not None:
-                averages.step(accelerator.unwrap_model(unet))
+                averages.step(network)
             bar.update()
             stop_now = stop.agreed() and step < num_steps
             save_now = stop_now or step % settings.checkpointing_steps == 0 or step == num_steps
@@ -274,13 +269,14 @@ def train(settings: TrainingSettings) -> Path:
                     "loss": mean_loss,
                     "learning_rate": lr_scheduler.get_last_lr()[0],
                     "images_per_second": interval_images / seconds,
+                    "data_wait_share": batches.share_of(seconds),
                 }
                 log.write({"step": step, **values, "trained_seconds": time.monotonic() - started})
                 accelerator.log(values, step=step)
                 bar.set_postfix(loss=f"{mean_loss:.4f}", images_per_s=f"{interval_images / seconds:.1f}")
                 interval_start, interval_images = time.monotonic(), 0
             if save_now:
-                losses.check_weights(accelerator.unwrap_model(unet), step)
+                losses.check_weights(network, step)
                 state = {
                     "trained_seconds": time.monotonic() - started,
                     "settings": dataclasses.asdict(settings),
@@ -298,9 +294,7 @@ def train(settings: TrainingSettings) -> Path:
             preview_now = settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps)
             if preview_now:
                 if accelerator.is_main_process:
-                    picture = draw_preview(
-                        settings, accelerator.unwrap_model(unet), noise_scheduler, averages, preview_pairs
-                    )
+                    picture = draw_preview(settings, network, noise_scheduler, averages, preview_pairs)
                     preview_path(run, step).parent.mkdir(exist_ok=True)
                     save_png(preview_path(run, step), picture)
                     track_picture(accelerator, picture, step)
@@ -313,16 +307,16 @@ def train(settings: TrainingSettings) -> Path:
         # 8. save the pipeline with the averaged weights, the others beside them, and its card
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            final = accelerator.unwrap_model(unet)
+            network.to(memory_format=torch.contiguous_format)  # what safetensors takes
             scheduler = noise_scheduler
             if settings.noise_schedule != "paper":
                 scheduler = DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
-            pipeline = MaskGuidedDDPMPipeline(unet=final.float().eval(), scheduler=scheduler)
+            pipeline = MaskGuidedDDPMPipeline(unet=network.float().eval(), scheduler=scheduler)
             save_pipeline(pipeline, run, averages)
             save_model_card(
                 run,
                 settings=settings,
-                unet=final,
+                unet=network,
                 source_format=source_format,
                 num_pairs=len(pairs),
                 step=step,
@@ -358,7 +352,3 @@ def _preview_pairs(settings: TrainingSettings, pairs: PairDataset, columns: dict
 
 def _learning_rates(lr_scheduler: torch.optim.lr_scheduler.LambdaLR, step: int) -> list[float]:
     return [base * rate(step) for base, rate in zip(lr_scheduler.base_lrs, lr_scheduler.lr_lambdas, strict=True)]
-
-
-def _to(value: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return value.to(device, non_blocking=True)

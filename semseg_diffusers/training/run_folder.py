@@ -37,6 +37,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "max_train_steps", "num_train_epochs", "checkpointing_steps", "checkpoints_total_limit",
         "resume_from_checkpoint", "logging_steps", "preview_steps", "preview_masks", "preview_samples",
         "preview_inference_steps", "preview_guidance_scale", "report_to", "device", "gradient_checkpointing",
+        "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
     )
 )  # fmt: skip

@@ -122,6 +122,20 @@ class TrainingSettings:
         metadata={"choices": ("no", "fp16", "bf16"), "help": "default: what `accelerate config` or launch says"},
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory for more time"})
+    torch_compile: str | None = field(
+        default=None,
+        metadata={
+            "choices": ("no", "inductor", "cudagraphs", "aot_eager", "eager"),
+            "help": "backend that compiles the network; default: what `accelerate config` or launch says",
+        },
+    )
+    channels_last: bool = field(
+        default=False, metadata={"help": "lay weights and maps out as convolution kernels read them fastest"}
+    )
+    fused_optimizer: bool = field(default=False, metadata={"help": "AdamW in one kernel for all weights"})
+    allow_tf32: bool = field(
+        default=False, metadata={"help": "float32 matrix products with 10 bits of mantissa, NVIDIA Ampere or newer"}
+    )
     use_ema: bool = field(default=True, metadata={"help": "save an average of the weights, the last ones beside it"})
     ema_decay: float = field(default=0.9995, metadata={"help": "largest decay of the average"})
     ema_decays: tuple[float, ...] = field(
