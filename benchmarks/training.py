@@ -1,0 +1,378 @@
+"""What training costs: the loop of the paper's authors against this package's, on the same pairs, in one run.
+
+Four arms, each a process of its own, so that its peak memory is its own:
+
+- authors: their network (90.8 M parameters) in float32, their kind of loader (JPEG, and an RGB mask compared colour by
+  colour into one-hot floats; 8 processes, or as many as there are cores), AdamW, an average of the weights kept one
+  weight at a time. Their code is not used: it is written anew from what it does, without the framework around it.
+- same_network: this package's `train` on that network with what makes it fast here: bfloat16 where the processor has
+  it, channels-last, the fused optimizer, and on a GPU compilation. What is compared with the authors' loop.
+- default: `train` with every setting at its default.
+- default_fast: the same with what makes it fast; on the CPU without channels-last, which slows narrow maps down.
+
+The arms take turns, and all others are stopped meanwhile, their readers too; in between, a large matrix product shows
+what the processor can do at best just then. Prints a table for the CPU, and for the GPU where there is one, and writes
+JSON. A step of the authors' loop takes about 20 seconds on two cores: the defaults take 3 to 6 minutes there.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from preparation import authors_item
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.flop_counter import FlopCounterMode
+
+from semseg_diffusers import LabelSet, PaperUNet2DModel
+from semseg_diffusers.data.labels import PAPER
+from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.toy import draw_scene
+from semseg_diffusers.evaluation.provenance import code_commit, versions
+from semseg_diffusers.models.unet_paper import paper_betas
+from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.training import loop
+from semseg_diffusers.training.networks import build_network
+from semseg_diffusers.training.settings import PRESETS, TrainingSettings
+from semseg_diffusers.training.waiting import WaitingTime
+
+
+SIZE = 128
+ARMS = ("authors", "same_network", "default", "default_fast")
+ENDLESS = {"max_train_steps": 10**6, "checkpointing_steps": 10**6, "preview_steps": 0}
+WORTHWHILE = 1.2  # how much faster a matrix product in bfloat16 must be
+
+
+# The arms, each in its process ------------------------------------------------------------------------------------
+
+
+class Turns(WaitingTime):
+    """Batches that come only when it is this process's turn: one line "seconds" on stdin, one line of JSON back."""
+
+    def __iter__(self) -> Iterator:
+        batches = super().__iter__()
+        print("ready", flush=True)
+        for line in sys.stdin:
+            begin, images, steps, first = time.perf_counter(), 0, 0, self._seconds
+            while True:
+                batch = next(batches)
+                images, steps = images + len(batch["image"]), steps + 1
+                yield batch  # comes back when the step is done
+                if time.perf_counter() - begin >= float(line):
+                    break
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+                peak = torch.cuda.max_memory_allocated()
+            seconds = time.perf_counter() - begin
+            result = {"images": images, "steps": steps, "seconds": seconds, "peak_bytes": peak}
+            print("turn " + json.dumps({**result, "waited": self._seconds - first}), flush=True)
+
+
+class AuthorsPairs(Dataset):
+    """Photos and one-hot masks, read from their files each time."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.stems = sorted(path.stem for path in (folder / "images").iterdir())
+
+    def __len__(self) -> int:
+        return len(self.stems)
+
+    def __getitem__(self, index: int) -> dict:
+        image, one_hot = authors_item(self.folder, self.stems[index])
+        return {"image": image, "mask": one_hot}
+
+
+def run_authors(work: Path, device: str, batch_size: int) -> None:
+    """The authors' loop, epoch after epoch (PAPER, section III-C, and its published code)."""
+    torch.manual_seed(0)
+    unet = PaperUNet2DModel(num_classes=len(PAPER)).to(device)
+    average = PaperUNet2DModel(num_classes=len(PAPER)).to(device).requires_grad_(False)
+    average.load_state_dict(unet.state_dict())
+    optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-4)
+    alphas = torch.cumprod(1 - torch.tensor(paper_betas(), device=device), dim=0)
+    loader = DataLoader(
+        AuthorsPairs(work / "source"),
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        num_workers=authors_workers(),
+        persistent_workers=True,
+        pin_memory=device == "cuda",
+    )
+
+    def epochs() -> Iterator[dict]:
+        while True:
+            yield from loader
+
+    for batch in Turns(epochs()):
+        image, one_hot = batch["image"].to(device), batch["mask"].to(device)
+        timestep = torch.randint(1, 1000, (len(image),), device=device)
+        noise = torch.randn_like(image)
+        signal_share = alphas[timestep].sqrt().view(-1, 1, 1, 1)
+        noise_share = (1 - alphas[timestep]).sqrt().view(-1, 1, 1, 1)
+        mask = None if np.random.rand() < 0.1 else one_hot
+        prediction = unet(signal_share * image + noise_share * noise, timestep, mask=mask).sample
+        loss = F.mse_loss(noise, prediction)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        for kept, weight in zip(average.parameters(), unet.parameters(), strict=True):
+            kept.data = kept.data * 0.995 + weight.data * 0.005
+
+
+def authors_workers() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def arm_settings(arm: str, work: Path, device: str, batch_size: int, precision: str) -> TrainingSettings:
+    """The settings of one of our arms."""
+    # on the CPU channels-last helps wide convolutions and hinders narrow ones
+    fast = {"mixed_precision": precision, "fused_optimizer": True}
+    fast |= {"channels_last": device == "cuda" or arm == "same_network"}
+    if device == "cuda":
+        fast |= {"torch_compile": "inductor", "allow_tf32": torch.cuda.get_device_capability() >= (8, 0)}
+        fast |= {"dataloader_num_workers": authors_workers()}
+    changes = {
+        "same_network": {**PRESETS["paper"], "train_batch_size": batch_size, **fast},
+        "default": {"mixed_precision": "no"},
+        "default_fast": fast,
+    }[arm]
+    output = str(work / f"{arm}-{device}")
+    return TrainingSettings(
+        dataset=str(work / "prepared"), output_dir=output, device="cpu" if device == "cpu" else None,
+        **{**changes, **ENDLESS},
+    )  # fmt: skip
+
+
+def run_arm(args: argparse.Namespace) -> None:
+    """Be one of the arms."""
+    if args.arm == "authors":
+        run_authors(args.work, args.device, args.batch)
+    else:
+        loop.WaitingTime = Turns  # our loop as it is; only its batches wait for their turn
+        loop.train(arm_settings(args.arm, args.work, args.device, args.batch, args.precision))
+
+
+# Turns ------------------------------------------------------------------------------------------------------------
+
+
+class Arm:
+    """A process that trains in its turns, and is stopped between them with all that it started."""
+
+    def __init__(self, name: str, work: Path, device: str, batch: int, precision: str):
+        self.name = name
+        self.turns: list[dict] = []
+        options = ["--arm", name, "--work", work, "--device", device, "--batch", batch, "--precision", precision]
+        self.errors = work / f"{name}-{device}.txt"
+        with self.errors.open("w") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, __file__, *map(str, options)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True, start_new_session=True,
+            )  # fmt: skip
+        self._wait_for("ready")
+        self._signal(signal.SIGSTOP)
+
+    def take_turn(self, seconds: float, count: bool) -> None:
+        """Train for some seconds, one step at least."""
+        self._signal(signal.SIGCONT)
+        self.process.stdin.write(f"{seconds}\n")
+        self.process.stdin.flush()
+        result = json.loads(self._wait_for("turn").removeprefix("turn "))
+        self._signal(signal.SIGSTOP)
+        if count:
+            self.turns.append(result)
+
+    def end(self) -> None:
+        self._signal(signal.SIGKILL)
+        self.process.communicate()
+
+    def _signal(self, number: int) -> None:
+        os.killpg(self.process.pid, number)
+
+    def _wait_for(self, word: str) -> str:
+        for line in self.process.stdout:
+            if line.startswith(word):
+                return line
+        raise RuntimeError(f"arm {self.name} ended:\n{self.errors.read_text()[-2000:]}")
+
+
+def matrix_products(device: str, dtype: torch.dtype) -> float:
+    """GFLOP/s of a large matrix product; the best of three."""
+    size = 2048 if device == "cpu" else 8192
+    first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = 0.0
+    for _ in range(4):  # the first one is slow
+        begin = time.perf_counter()
+        torch.mm(first, second)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = max(best, 2 * size**3 / (time.perf_counter() - begin) / 1e9)
+    return best
+
+
+def gflop_of_a_step(arm: str) -> float:
+    """GFLOP of an image, forward and backward, 2 a multiply-add; counted without computing."""
+    labels = LabelSet.from_preset("paper")
+    settings = TrainingSettings(dataset="none", output_dir="none")  # neither is opened: only the network is built
+    with torch.device("meta"):
+        if arm in ("authors", "same_network"):
+            unet = PaperUNet2DModel(num_classes=labels.num_classes)
+        else:
+            unet = build_network(settings, labels, (SIZE, SIZE))
+        image, mask = torch.empty(1, 3, SIZE, SIZE), torch.empty(1, SIZE, SIZE, dtype=torch.long)
+        with FlopCounterMode(display=False) as counter:
+            unet(image, torch.zeros(1), mask=mask).sample.sum().backward()
+    return counter.get_total_flops() / 1e9
+
+
+def compare(work: Path, device: str, batch: int, turns: int, seconds: float) -> dict:
+    """Images/s, memory and arithmetic of each arm on one device."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    products = {name: [matrix_products(device, dtype)] for name, dtype in dtypes.items()}
+    faster = products["bfloat16"][0] > WORTHWHILE * products["float32"][0]
+    precision = "bf16" if faster else "no"
+    arms: list[Arm] = []
+    try:
+        for name in ARMS:
+            arms.append(Arm(name, work, device, batch, precision))
+            arms[-1].take_turn(seconds, count=False)
+        for _ in range(turns):
+            for arm in arms:
+                arm.take_turn(seconds, count=True)
+            for name, dtype in dtypes.items():
+                products[name].append(matrix_products(device, dtype))
+    finally:
+        for arm in arms:
+            arm.end()
+    ceiling = {name: max(values) for name, values in products.items()}
+    rows = {}
+    for arm in arms:
+        rates = [turn["images"] / turn["seconds"] for turn in arm.turns]
+        is_fast = arm.name in ("same_network", "default_fast")
+        dtype = "bfloat16" if is_fast and faster else "float32"
+        gflop = gflop_of_a_step(arm.name)
+        rate = statistics.median(rates)
+        rows[arm.name] = {
+            "images_per_second": rate,
+            "each_turn": rates,
+            "peak_gigabytes": max(turn["peak_bytes"] for turn in arm.turns) / 1e9,
+            "data_wait_share": sum(turn["waited"] for turn in arm.turns) / sum(turn["seconds"] for turn in arm.turns),
+            "gflop_an_image": gflop,
+            "gflop_per_second": gflop * rate,
+            "precision": dtype,
+            "share_of_ceiling": gflop * rate / ceiling[dtype],
+            "batch": batch if arm.name in ("authors", "same_network") else TrainingSettings.train_batch_size,
+        }
+    for row in rows.values():
+        each = [ours / theirs for ours, theirs in zip(row["each_turn"], rows["authors"]["each_turn"], strict=True)]
+        row |= {"ratio": statistics.median(each), "ratio_each_turn": each}
+    return {"device": device_name(device), "arms": rows, "matrix_product_gflop_per_second": ceiling}
+
+
+def device_name(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+
+
+# Entry ------------------------------------------------------------------------------------------------------------
+
+
+def write_pairs(work: Path, count: int) -> None:
+    """The same scenes in the authors' format, and prepared by this package from that."""
+    source = work / "source"
+    colors = np.array(list(PAPER.values()), dtype=np.uint8)
+    for part in ("images", "masks"):
+        (source / part).mkdir(parents=True)
+    (source / "semsegs").symlink_to("masks")
+    for seed in range(count):
+        photo, ids, *_ = draw_scene(seed=seed, size=(SIZE, SIZE))
+        photo.save(source / "images" / f"scene{seed:04}.jpg", quality=90)
+        picture = colors[np.where(ids < len(PAPER), ids, 0)]
+        Image.fromarray(picture).save(source / "masks" / f"scene{seed:04}.png")
+    (source / "colormap.json").write_text(json.dumps({name: list(color) for name, color in PAPER.items()}))
+    prepare_dataset(PrepareSettings(str(source), str(work / "prepared"), "paper"))
+
+
+def fitting_batch(device: str) -> int:
+    """The paper's 50 where it fits: the network takes about 1.5 GB an image in float32. 4 on the CPU, for the time."""
+    return 4 if device == "cpu" else min(50, int(torch.cuda.get_device_properties(0).total_memory / 2e9))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=3, help="of each arm, after one that is not counted (default 3)")
+    parser.add_argument("--seconds", type=float, help="of a turn, at the least (default: 1 on CPU, 20 on GPU)")
+    parser.add_argument("--batch", type=int, help="of the paper's network (default: 4 on CPU, 50 or what fits on GPU)")
+    parser.add_argument("--pairs", type=int, default=64, help="scenes that are drawn (default 64)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="only this one")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training.json"))
+    parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--precision", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.arm:
+        run_arm(args)
+        return
+    devices = [args.device] if args.device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    load = os.getloadavg()[0]
+    work = Path(tempfile.mkdtemp(prefix="training-"))
+    try:
+        write_pairs(work, args.pairs)
+        results = {}
+        for device in devices:
+            batch = args.batch or fitting_batch(device)
+            seconds = args.seconds if args.seconds is not None else (1.0 if device == "cpu" else 20.0)
+            results[device] = compare(work, device, batch, args.turns, seconds)
+            print_table(results[device])
+    finally:
+        shutil.rmtree(work)
+    record = {
+        **results,
+        "settings": {"turns": args.turns, "seconds": args.seconds, "pairs": args.pairs, "size": [SIZE, SIZE]},
+        "authors_workers": authors_workers(),
+        "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "load_before": load},
+        "versions": versions("torch", "diffusers", "accelerate"),
+        "commit": code_commit(),
+    }
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.output, json.dumps(record, indent=2) + "\n")
+    print(f"written: {args.output}")
+
+
+def print_table(result: dict) -> None:
+    ceiling = result["matrix_product_gflop_per_second"]
+    print(f"\n{result['device']}; large matrix products: {ceiling['float32']:,.0f} GFLOP/s in float32, ", end="")
+    print(f"{ceiling['bfloat16']:,.0f} in bfloat16")
+    print("| arm | images/s | times the authors' | peak GB | waits for data | GFLOP an image | GFLOP/s | of ceiling |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, row in result["arms"].items():
+        print(
+            f"| {name} (batch {row['batch']}, {row['precision']}) | {row['images_per_second']:.3g} | "
+            f"{row['ratio']:.1f} ({min(row['ratio_each_turn']):.1f} to {max(row['ratio_each_turn']):.1f}) | "
+            f"{row['peak_gigabytes']:.1f} | {row['data_wait_share']:.0%} | {row['gflop_an_image']:.0f} | "
+            f"{row['gflop_per_second']:,.0f} | {row['share_of_ceiling']:.0%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()
