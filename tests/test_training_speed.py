@@ -1,13 +1,21 @@
 """Options that make training faster change nothing but its speed: losses, saved weights, and how a run goes on."""
 
+import json
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from training_runs import (
+    ROOT,
+    SCRIPT,
+    TWO_PROCESSES,
+    command_line,
+    finished,
+    kill_started,
     log_lines,
     losses,
+    start,
     tiny_settings,
     train_here,
     weights,
@@ -94,7 +102,20 @@ def test_images_stay_contiguous_on_the_cpu():
     assert on_device["mask"].dtype == torch.long
 
 
+def test_bfloat16_stays_near_the_plain_run(toy, plain, tmp_path):
+    run = train_here(settings(toy, tmp_path / "run", mixed_precision="bf16", channels_last=True))
+    assert losses(run)[:2] == pytest.approx(losses(plain)[:2], rel=0.02)  # the same weights, before they part
+    assert {tensor.dtype for tensor in weights(run).values()} == {torch.float32}
+
+
 # Refusals
+
+
+def test_sharded_parameters_are_refused_and_not_dropped_without_a_word(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # what `accelerate launch --use_fsdp` sets
+    with pytest.raises(ValueError, match=r"Sharded parameters \(FSDP, DeepSpeed\) are not built: .*--gradient_check"):
+        train_here(settings(toy, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_tf32_is_refused_where_there_is_none(toy, tmp_path):
@@ -143,3 +164,58 @@ def test_network_that_waits_is_told_of_once_and_not_in_the_first_interval(monkey
 
 def test_log_says_how_much_of_the_time_was_spent_waiting_for_data(plain):
     assert all(0 < line["data_wait_share"] < 1 for line in log_lines(plain))
+
+
+# Longer runs
+
+
+@pytest.fixture
+def _nothing_stays_running():
+    yield
+    kill_started()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_stays_running")
+def test_compiled_processes_of_a_launch_have_the_losses_of_the_plain_one(toy, plain, tmp_path):
+    # unwrapping a compiled network as accelerate does by default would part the processes
+    run = tmp_path / "run"
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "--main_process_port", "0"]
+    options = command_line(settings(toy, run, train_batch_size=1, **FAST, **PREVIEWS))
+    output = finished(start(*launcher, "--dynamo_backend", "eager", SCRIPT, *options), timeout=600)
+    assert "2 process(es) on cpu, 2 samples a step" in output
+    assert "torch_compile" not in (run / "settings.json").read_text().replace('"torch_compile": null', "")
+    check_same_run(run, plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "environment"),
+    [
+        ({"torch_compile": "aot_eager", "gradient_checkpointing": True}, {}),
+        ({"torch_compile": "eager"}, {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}),
+    ],
+    ids=["gradient_checkpointing", "regional"],
+)
+def test_other_ways_to_compile_have_the_losses_and_names_of_the_plain_run(
+    toy, plain, tmp_path, monkeypatch, options, environment
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    check_same_run(train_here(settings(toy, tmp_path / "run", **PREVIEWS, **options)), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("_nothing_stays_running")
+def test_benchmark_of_training_compares_all_arms_and_writes_json(tmp_path):
+    options = ["--device", "cpu", "--turns", "1", "--seconds", "0", "--batch", "1", "--pairs", "4"]
+    script = ROOT / "benchmarks" / "training.py"
+    output = finished(start(script, *options, "--output", tmp_path / "training.json"), timeout=1200)
+    assert "| authors (batch 1, float32) |" in output
+    record = json.loads((tmp_path / "training.json").read_text())
+    arms = record["cpu"]["arms"]
+    assert list(arms) == ["authors", "same_network", "default", "default_fast"]
+    assert arms["authors"]["ratio"] == 1
+    assert arms["default"]["ratio"] > 5  # a busy machine; the promise is 20
+    assert arms["authors"]["gflop_an_image"] == arms["same_network"]["gflop_an_image"] == pytest.approx(637, rel=0.02)
+    assert all(0 < arm["share_of_ceiling"] < 1 and arm["peak_gigabytes"] > 0 for arm in arms.values())
