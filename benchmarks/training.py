@@ -10,11 +10,11 @@ Four arms, each a process of its own, so that its peak memory is its own:
 - default: `train` with every setting at its default.
 - default_fast: the same with what makes it fast; on the CPU without channels-last, which slows narrow maps down.
 
-The arms take turns, and all others are stopped meanwhile, their readers too; in between, a large matrix product shows
-what the processor can do at best just then. On a machine that does other work, the ratio by the cores' time (of the
-training process, without its readers) tells more than that by the clock, and one thread (OMP_NUM_THREADS=1) more than
-several. Prints a table for the CPU, and for the GPU where there is one, and writes JSON. A step of the authors' loop
-takes about 20 seconds on two cores: the defaults take 3 to 6 minutes there.
+The arms take turns, and all others are stopped meanwhile, their readers too; in between, a large matrix product and a
+wide convolution show what the processor can do at best just then. On a machine that does other work, the ratio by the
+cores' time (of the training process, without its readers) tells more than that by the clock, and one thread
+(OMP_NUM_THREADS=1) more than several. Prints a table for the CPU, and for the GPU where there is one, and writes JSON.
+A step of the authors' loop takes about 20 seconds on two cores: the defaults take 3 to 6 minutes there.
 """
 
 import argparse
@@ -56,7 +56,7 @@ from semseg_diffusers.training.waiting import WaitingTime
 SIZE = 128
 ARMS = ("authors", "same_network", "default", "default_fast")
 ENDLESS = {"max_train_steps": 10**6, "checkpointing_steps": 10**6, "preview_steps": 0}
-WORTHWHILE = 1.2  # how much faster a matrix product in bfloat16 must be
+WORTHWHILE = 1.2  # how much faster bfloat16 must be
 
 
 # The arms, each in its process ------------------------------------------------------------------------------------
@@ -215,17 +215,27 @@ class Arm:
         raise RuntimeError(f"arm {self.name} ended:\n{self.errors.read_text()[-2000:]}")
 
 
-def matrix_products(device: str, dtype: torch.dtype) -> float:
-    """GFLOP/s of a large matrix product, the best of three: of a core on the CPU, by its own time; else of the GPU."""
+def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """GFLOP/s of a large matrix product and of a wide convolution: of a core on the CPU, by its own time.
+
+    Different libraries are behind them, and the one for products may not use all that a processor has.
+    """
     size, clock = (2048, time.process_time) if device == "cpu" else (8192, time.perf_counter)
     first, second = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    best = 0.0
-    for _ in range(4):  # the first one is slow
-        begin = clock()
-        torch.mm(first, second)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = max(best, 2 * size**3 / (clock() - begin) / 1e9)
+    maps = torch.randn(4, 512, 32, 32, device=device).to(dtype, memory_format=torch.channels_last)
+    kernel = torch.randn(512, 512, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    ways = {
+        "matrix_product": (lambda: torch.mm(first, second), 2 * size**3),
+        "convolution": (lambda: F.conv2d(maps, kernel, padding=1), 2 * maps.numel() * 512 * 9),
+    }
+    best = dict.fromkeys(ways, 0.0)
+    for name, (compute, operations) in ways.items():
+        for _ in range(4):  # the first one is slow
+            begin = clock()
+            compute()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            best[name] = max(best[name], operations / (clock() - begin) / 1e9)
     return best
 
 
@@ -247,8 +257,8 @@ def gflop_of_a_step(arm: str) -> float:
 def compare(work: Path, device: str, batch: int, turns: int, seconds: float) -> dict:
     """Images/s, memory and arithmetic of each arm on one device."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    products = {name: [matrix_products(device, dtype)] for name, dtype in dtypes.items()}
-    faster = products["bfloat16"][0] > WORTHWHILE * products["float32"][0]
+    measured = {name: [ceilings(device, dtype)] for name, dtype in dtypes.items()}
+    faster = max(measured["bfloat16"][0].values()) > WORTHWHILE * max(measured["float32"][0].values())
     precision = "bf16" if faster else "no"
     arms: list[Arm] = []
     try:
@@ -259,11 +269,13 @@ def compare(work: Path, device: str, batch: int, turns: int, seconds: float) -> 
             for arm in arms:
                 arm.take_turn(seconds, count=True)
             for name, dtype in dtypes.items():
-                products[name].append(matrix_products(device, dtype))
+                measured[name].append(ceilings(device, dtype))
     finally:
         for arm in arms:
             arm.end()
-    ceiling = {name: max(values) for name, values in products.items()}
+    ceiling = {
+        name: {way: max(each[way] for each in values) for way in values[0]} for name, values in measured.items()
+    }
     rows = {}
     for arm in arms:
         rates = [turn["images"] / turn["seconds"] for turn in arm.turns]
@@ -281,7 +293,7 @@ def compare(work: Path, device: str, batch: int, turns: int, seconds: float) -> 
             "gflop_an_image": gflop,
             "gflop_per_second": speed,  # of a core on the CPU
             "precision": dtype,
-            "share_of_ceiling": speed / ceiling[dtype],
+            "share_of_ceiling": speed / max(ceiling[dtype].values()),
             "batch": batch if arm.name in ("authors", "same_network") else TrainingSettings.train_batch_size,
         }
     for row in rows.values():
@@ -289,7 +301,7 @@ def compare(work: Path, device: str, batch: int, turns: int, seconds: float) -> 
         row |= {"ratio": statistics.median(each), "ratio_each_turn": each}
         per_core = rows["authors"]["images_per_core_second"]
         row["ratio_of_core_seconds"] = row["images_per_core_second"] / per_core
-    return {"device": device_name(device), "arms": rows, "matrix_product_gflop_per_second": ceiling}
+    return {"device": device_name(device), "arms": rows, "ceiling_gflop_per_second": ceiling}
 
 
 def device_name(device: str) -> str:
@@ -367,9 +379,12 @@ def main() -> None:
 
 
 def print_table(result: dict) -> None:
-    ceiling = result["matrix_product_gflop_per_second"]
-    print(f"\n{result['device']}. Large matrix products reach {ceiling['float32']:,.0f} GFLOP/s in float32, ", end="")
-    print(f"{ceiling['bfloat16']:,.0f} in bfloat16; on the CPU all GFLOP/s are those of one core")
+    print(f"\n{result['device']}. GFLOP/s{' of one core' if 'threads' in result['device'] else ''}, at best:", end="")
+    for dtype, ways in result["ceiling_gflop_per_second"].items():
+        print(
+            f" {dtype} {ways['matrix_product']:,.0f} in products, {ways['convolution']:,.0f} in convolutions;", end=""
+        )
+    print()
     columns = ("arm", "images/s", "times the authors'", "by cores' time", "peak GB", "waits for data")
     columns += ("GFLOP an image", "GFLOP/s", "of ceiling")
     print(f"| {' | '.join(columns)} |")
