@@ -52,6 +52,21 @@ def tiny_unet():
     return unet.eval()
 
 
+@pytest.fixture
+def batches() -> Iterator[Callable]:
+    """A recorder of the batch size of every forward pass of a network: `calls = batches(unet)`."""
+    handles = []
+
+    def record(unet) -> list[int]:
+        sizes: list[int] = []
+        handles.append(unet.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0])))
+        return sizes
+
+    yield record
+    for handle in handles:
+        handle.remove()
+
+
 @pytest.fixture(scope="module")
 def hub() -> Iterator[HubServer]:
     """A Hub of its own for a test file, over HTTP; processes reach it with `hub.environment(home)`."""

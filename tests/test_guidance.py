@@ -3,7 +3,7 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
-from test_pipeline import SIZE, draw, pipeline, random_ids, seeded, tiny_unet
+from tiny_pipelines import SIZE, draw, pipeline, random_ids, seeded, tiny_unet
 
 from semseg_diffusers import PaperUNet2DModel
 
@@ -35,21 +35,6 @@ def weaker_unet(**settings):
 @pytest.fixture(scope="module")
 def pipe():
     return pipeline(attribute_unet())
-
-
-@pytest.fixture
-def batches():
-    """A recorder of the batch size of every forward pass of a network."""
-    handles = []
-
-    def record(unet) -> list[int]:
-        sizes: list[int] = []
-        handles.append(unet.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0])))
-        return sizes
-
-    yield record
-    for handle in handles:
-        handle.remove()
 
 
 def one_step(unet, latents, combine, **levels) -> torch.Tensor:

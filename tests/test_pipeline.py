@@ -13,95 +13,18 @@ from accelerate.hooks import CpuOffload, add_hook_to_module
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
+from tiny_pipelines import BDD, SCHEDULERS, SIZE, draw, pipeline, random_ids, seeded, tiny_unet
 
-from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, PaperUNet2DModel
+from semseg_diffusers import MaskGuidedDDPMPipeline, PaperUNet2DModel
 
 
-BDD = LabelSet.from_preset("bdd100k")
-SIZE = 16
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates, thousands of times.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
-
-# Schedulers and the prediction types that each knows; those that need scipy or torchsde are left out.
-ALL_TYPES = ("epsilon", "v_prediction", "sample")
-SCHEDULERS = {
-    "DDIMScheduler": ALL_TYPES,
-    "DDIMParallelScheduler": ALL_TYPES,
-    "DDPMScheduler": ALL_TYPES,
-    "DDPMParallelScheduler": ALL_TYPES,
-    "DEISMultistepScheduler": ALL_TYPES,
-    "DPMSolverMultistepScheduler": ALL_TYPES,
-    "DPMSolverSinglestepScheduler": ALL_TYPES,
-    "EDMDPMSolverMultistepScheduler": ("epsilon", "v_prediction"),
-    "EDMEulerScheduler": ("epsilon", "v_prediction"),
-    "EulerAncestralDiscreteScheduler": ("epsilon", "v_prediction"),
-    "EulerDiscreteScheduler": ALL_TYPES,
-    "HeunDiscreteScheduler": ALL_TYPES,
-    "IPNDMScheduler": (None,),
-    "KDPM2AncestralDiscreteScheduler": ("epsilon", "v_prediction"),
-    "KDPM2DiscreteScheduler": ("epsilon", "v_prediction"),
-    "LCMScheduler": ALL_TYPES,
-    "PNDMScheduler": ("epsilon", "v_prediction"),
-    "SASolverScheduler": ALL_TYPES,
-    "TCDScheduler": ALL_TYPES,
-    "UnCLIPScheduler": ("epsilon", "sample"),
-    "UniPCMultistepScheduler": ALL_TYPES,
-}
-
-
-def tiny_unet(**settings) -> MaskGuidedUNet2DModel:
-    torch.manual_seed(0)
-    defaults = {
-        "sample_size": SIZE,
-        "block_out_channels": (8, 16),
-        "norm_num_groups": 4,
-        "layers_per_block": 1,
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    }
-    return MaskGuidedUNet2DModel(**{**defaults, **BDD.to_config(), **settings}).eval()
-
-
-def pipeline(unet=None, scheduler=None) -> MaskGuidedDDPMPipeline:
-    pipe = MaskGuidedDDPMPipeline(
-        unet=tiny_unet() if unet is None else unet, scheduler=DDIMScheduler() if scheduler is None else scheduler
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def seeded(*seeds: int):
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return generators[0] if len(generators) == 1 else generators
-
-
-def random_ids(count: int = 1, height: int = SIZE, width: int = SIZE, seed: int = 0) -> torch.Tensor:
-    return torch.randint(0, 19, (count, height, width), generator=seeded(seed))
 
 
 @pytest.fixture(scope="module")
 def pipe() -> MaskGuidedDDPMPipeline:
     return pipeline()
-
-
-@pytest.fixture
-def batches():
-    """A recorder of the batch size of every forward pass of a pipeline's network."""
-    handles = []
-
-    def record(pipe) -> list[int]:
-        sizes: list[int] = []
-        handles.append(pipe.unet.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0])))
-        return sizes
-
-    yield record
-    for handle in handles:
-        handle.remove()
-
-
-def draw(pipe, mask, seeds=(0,), **settings) -> torch.Tensor:
-    settings = {"num_inference_steps": 3, "output_type": "pt", **settings}
-    return pipe(mask, generator=seeded(*seeds), **settings).images
 
 
 # --- schedulers ---
@@ -138,7 +61,7 @@ def test_stochastic_schedulers_draw_from_the_given_generator_alone(name):
 
 
 def test_guidance_scale_one_equals_plain_conditional(pipe, batches):
-    calls = batches(pipe)
+    calls = batches(pipe.unet)
     mask = random_ids()
     plain = draw(pipe, mask, guidance_scale=1.0)
     assert calls == [1, 1, 1]
@@ -166,7 +89,7 @@ def test_guidance_follows_its_equation(pipe):
 
 
 def test_guidance_costs_one_batched_forward_a_step_and_none_outside_its_interval(pipe, batches):
-    calls = batches(pipe)
+    calls = batches(pipe.unet)
     draw(pipe, random_ids(2), seeds=(0, 1), num_inference_steps=10, guidance_start=0.25, guidance_stop=0.75)
     assert calls == [2] * 2 + [4] * 5 + [2] * 3  # int(0.25 * 10) <= i < int(0.75 * 10)
 
@@ -180,7 +103,7 @@ def test_mask_features_are_computed_once_for_each_mask(pipe):
 
 
 def test_no_guidance_is_paid_for_where_no_mask_says_anything(pipe, batches):
-    calls = batches(pipe)
+    calls = batches(pipe.unet)
     draw(pipe, [None, torch.full((SIZE, SIZE), 255)], seeds=(0, 1))
     assert calls == [2, 2, 2]
 
@@ -619,7 +542,7 @@ def test_bad_input_is_refused_before_any_work(pipe, batches, tmp_path, monkeypat
     (tmp_path / "empty.png").touch()
     Image.fromarray(np.full((4, 4), 26, dtype=np.uint8)).save("labelids.png")
     Image.new("RGB", (4, 4), (1, 2, 3)).save("odd.png")
-    calls = batches(pipe)
+    calls = batches(pipe.unet)
     with pytest.raises(ValueError, match=message):
         pipe(**{"mask": torch.zeros(SIZE, SIZE).long(), **settings})
     assert calls == []

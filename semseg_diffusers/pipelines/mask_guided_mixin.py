@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
 from .mask_guidance import Condition, MaskGuidance
@@ -55,6 +56,11 @@ class MaskGuidedMixin:
 
     # Inputs
 
+    @staticmethod
+    def callback_inputs(callback, names: Sequence[str]) -> Sequence[str]:
+        """The tensors that a callback asks for: diffusers' callback objects say it themselves."""
+        return callback.tensor_inputs if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)) else names
+
     def check_inputs(
         self,
         num_masks: int,
@@ -74,12 +80,8 @@ class MaskGuidedMixin:
     ) -> None:
         """Refuse what cannot work, before any work is done."""
         channels, out_channels = self.unet.config.in_channels, self.unet.config.out_channels
-        for name, value in (
-            ("num_images_per_mask", num_images_per_mask),
-            ("num_inference_steps", num_inference_steps),
-        ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is {value!r}; wanted a whole number of at least 1.")
+        check_whole_number("num_images_per_mask", num_images_per_mask, 1)
+        check_whole_number("num_inference_steps", num_inference_steps, 1)
         check_number("guidance_scale", guidance_scale, "1 is without guidance")
         if attribute_guidance_scale is not None:
             check_number(
@@ -338,10 +340,24 @@ class MaskGuidedMixin:
         guide = None if guide_unet is None else condition(guide_unet)
         return MaskGuidance(condition(self.unet), guide, has_mask, has_attributes, *guided_steps)
 
-    def read_variance(self, output: torch.Tensor) -> torch.Tensor:
-        """What the scheduler reads of a prediction (B, C or 2C, H, W): the variance only where it is a learned one."""
-        learned = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
-        return output if learned else output[:, : self.unet.config.in_channels]
+    def denoise(
+        self, latents: torch.Tensor, step: int, timestep, guidance: MaskGuidance, extra_step_kwargs: dict
+    ) -> torch.Tensor:
+        """One step: latents (B, C, H, W) of a timestep to those of the next. The scales are read anew each time, since
+        a callback may change them."""
+        model_input = self.scheduler.scale_model_input(latents, timestep)
+        output = guidance.predict(model_input, step, timestep, self.guidance_scale, self.attribute_guidance_scale)
+        if getattr(self.scheduler.config, "variance_type", None) not in ("learned", "learned_range"):
+            output = output[:, : latents.shape[1]]  # a variance is read only where the scheduler wants a learned one
+        stepped = self.scheduler.step(output, timestep, latents, **extra_step_kwargs, return_dict=False)[0]
+        return stepped.to(latents.dtype)  # some schedulers compute in another precision
+
+    def call_back(self, callback, step: int, timestep, latents: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        """Show a callback the tensors that it asks for, and use from then on those that it returns."""
+        if callback is None:
+            return latents
+        returned = callback(self, step, timestep, {"latents": latents} if "latents" in names else {}) or {}
+        return returned.get("latents", latents)
 
     def postprocess(self, latents: torch.Tensor, output_type: str):
         """Turn latents (B, C, H, W) in [-1, 1] into what `output_type` says."""
@@ -358,6 +374,11 @@ def stack_ids(ids: list[np.ndarray | None], height: int, width: int) -> torch.Te
     """Masks of one size (H, W) as one tensor (N, H, W), long; None becomes unknown everywhere."""
     unknown = np.full((height, width), UNKNOWN, dtype=np.uint8)
     return torch.from_numpy(np.stack([unknown if array is None else array for array in ids])).long()
+
+
+def check_whole_number(name: str, value, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` is {value!r}; wanted a whole number of at least {least}.")
 
 
 def check_number(name: str, value, hint: str) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
@@ -104,14 +103,12 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             ValueError: Before any work: unreadable masks, ids or colours that the network does not know, sizes that
                 its depth does not divide, counts that do not fit.
         """
-        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-
         # 1. Read the masks and check everything
         device, dtype = self._execution_device, self.unet.dtype
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
+        callback_inputs = self.callback_inputs(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self.check_inputs(
             num_masks,
             num_images_per_mask,
@@ -125,7 +122,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             width,
             class_labels,
             output_type,
-            callback_on_step_end_tensor_inputs,
+            callback_inputs,
             attribute_guidance_scale,
         )
         attributes = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
@@ -151,18 +148,10 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 ids, num_images_per_mask, class_labels, attributes, guide_unet, mask_noise, guided_steps, device
             )
 
-            # 4. Denoise; the scales are read anew at each step, since a callback may change them
+            # 4. Denoise
             for i, t in enumerate(self.progress_bar(timesteps)):
-                model_input = self.scheduler.scale_model_input(latents, t)  # (B, C, H, W)
-                output = guidance.predict(model_input, i, t, self.guidance_scale, self.attribute_guidance_scale)
-                output = self.read_variance(output)  # (B, C or 2C, H, W)
-                latents = self.scheduler.step(output, t, latents, **extra_step_kwargs, return_dict=False)[0]
-                latents = latents.to(dtype)  # (B, C, H, W); some schedulers compute in another precision
-
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if "latents" in callback_on_step_end_tensor_inputs else {}
-                    returned = callback_on_step_end(self, i, t, tensors) or {}
-                    latents = returned.get("latents", latents)
+                latents = self.denoise(latents, i, t, guidance, extra_step_kwargs)  # (B, C, H, W)
+                latents = self.call_back(callback_on_step_end, i, t, latents, callback_inputs)
 
         # 5. Pictures
         images = self.postprocess(latents, output_type)
