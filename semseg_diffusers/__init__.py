@@ -12,14 +12,24 @@ from semseg_diffusers.models import unet_mask_guided, unet_paper
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.models.unet_paper import PaperUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_img2img import MaskGuidedImg2ImgPipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedInpaintPipeline
 
 
 __version__ = "0.1.0"
-__all__ = ["LabelSet", "MaskGuidedDDPMPipeline", "MaskGuidedUNet2DModel", "PaperUNet2DModel"]
+_PIPELINES = (MaskGuidedDDPMPipeline, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline)
+__all__ = [
+    "LabelSet",
+    "MaskGuidedDDPMPipeline",
+    "MaskGuidedImg2ImgPipeline",
+    "MaskGuidedInpaintPipeline",
+    "MaskGuidedUNet2DModel",
+    "PaperUNet2DModel",
+]
 
 # A saved pipeline names its own class in `diffusers`, and its network by the module's name in `diffusers.pipelines`.
 # These names are a promise to every checkpoint: files here may move, the names may not.
-for _class in (MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, PaperUNet2DModel):
+for _class in (*_PIPELINES, MaskGuidedUNet2DModel, PaperUNet2DModel):
     setattr(diffusers, _class.__name__, _class)
 for _module in (unet_mask_guided, unet_paper):
     setattr(_diffusers_pipelines, _module.__name__.split(".")[-1], _module)

@@ -318,9 +318,14 @@ def center_crop_box(height: int, width: int, target_height: int, target_width: i
 
 def resize_ids(ids: np.ndarray, height: int, width: int) -> np.ndarray:
     """Crop ids (H, W) to the aspect around the centre, then resize to (height, width) by nearest neighbour."""
-    if ids.shape == (height, width):
-        return ids
-    left, top, right, bottom = center_crop_box(*ids.shape, height, width)
+    return sample_ids(ids, center_crop_box(*ids.shape, height, width), height, width)
+
+
+def sample_ids(ids: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+    """Resize a box (left, top, right, bottom) of ids (H, W) to (height, width) by nearest neighbour."""
+    left, top, right, bottom = box
+    if (bottom - top, right - left) == (height, width):
+        return ids[top:bottom, left:right]
     rows = top + (2 * np.arange(height) + 1) * (bottom - top) // (2 * height)  # pixel centres
     columns = left + (2 * np.arange(width) + 1) * (right - left) // (2 * width)
     return ids[rows[:, None], columns]
