@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_loading import DIFFUSERS_CLASS, DRAW, OUR_CLASS, REMOTE_CODE, draw, tiny_pipeline
 
-from semseg_diffusers import LabelSet, cli
+from semseg_diffusers import LabelSet, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline, cli
 from semseg_diffusers.data.hub_errors import HubError
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import draw_scene, write_toy_dataset
@@ -524,6 +524,33 @@ def test_push_to_hub_of_the_pipeline_itself_works_and_loads(hub, client, pipelin
     assert "unet/unet_mask_guided.py" in hub.model("alice/direct").files()
     # and the repository it made is one that `push` takes for ours
     client.command("push", "--model", saved_run, "--repo_id", "alice/direct")
+
+
+def test_pipelines_that_edit_are_pushed_and_load_without_the_package(hub, client, pipeline, tmp_path, clean_process):
+    code = "import sys, torch\nfrom diffusers import DiffusionPipeline\n"
+    expected = {}
+    for kind, call in (
+        (MaskGuidedImg2ImgPipeline, "photo, ids, strength=0.5"),
+        (MaskGuidedInpaintPipeline, "photo, ids, ids[0] < 9"),
+    ):
+        name = kind.__name__
+        pipe = kind.from_pipe(pipeline)
+        pipe.save_pretrained(tmp_path / name)
+        client.command("push", "--model", tmp_path / name, "--repo_id", f"alice/{name}")
+        assert 'pipe("photo.png", ' in card_of(hub.model(f"alice/{name}"))
+        code += f"x = 'alice/{name}'\n"
+        code += "pipe = DiffusionPipeline.from_pretrained(x, trust_remote_code=True, custom_pipeline=x)\n"
+        draw_it = "ids = torch.arange(256).reshape(1, 16, 16) % 19\nphoto = torch.zeros(3, 16, 16)\n"
+        draw_it += f"images = pipe({call}, num_inference_steps=2, output_type='pt', "
+        draw_it += "generator=torch.Generator().manual_seed(0)).images\n"
+        code += f"{draw_it}torch.save(images, sys.argv[1] + '{name}')\n"
+        names = {"pipe": pipe, "torch": torch}
+        exec(draw_it, names)
+        expected[name] = names["images"]
+    environment = hub.environment(tmp_path / "home")
+    clean_process(code, tmp_path / "images", without_package=True, environment=environment)
+    for name, images in expected.items():
+        assert torch.equal(torch.load(tmp_path / f"images{name}"), images)
 
 
 # Data sets

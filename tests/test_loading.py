@@ -9,11 +9,22 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 
 import semseg_diffusers
-from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, PaperUNet2DModel
+from semseg_diffusers import (
+    LabelSet,
+    MaskGuidedDDPMPipeline,
+    MaskGuidedImg2ImgPipeline,
+    MaskGuidedInpaintPipeline,
+    MaskGuidedUNet2DModel,
+    PaperUNet2DModel,
+)
 
 
 PIPELINES = Path(semseg_diffusers.__file__).parent / "pipelines"
 SHARED = ("mask_guidance.py", "mask_guided_mixin.py", "mask_inputs.py", "saved_files.py")  # laid beside pipeline.py
+EDITING = {
+    "pipeline_mask_guided_img2img": MaskGuidedImg2ImgPipeline,
+    "pipeline_mask_guided_inpaint": MaskGuidedInpaintPipeline,
+}
 NETWORKS = {"unet_mask_guided": "MaskGuidedUNet2DModel", "unet_paper": "PaperUNet2DModel"}
 
 OUR_CLASS = """
@@ -162,6 +173,8 @@ def test_network_keeps_its_label_set_through_saving(tmp_path):
 
 def test_names_that_saved_checkpoints_hold_are_known_to_diffusers():
     assert diffusers.MaskGuidedDDPMPipeline is MaskGuidedDDPMPipeline
+    assert diffusers.MaskGuidedImg2ImgPipeline is MaskGuidedImg2ImgPipeline
+    assert diffusers.MaskGuidedInpaintPipeline is MaskGuidedInpaintPipeline
     for module, network in NETWORKS.items():
         assert getattr(diffusers, network) is getattr(semseg_diffusers, network)
         assert getattr(getattr(diffusers.pipelines, module), network) is getattr(semseg_diffusers, network)
@@ -195,3 +208,91 @@ def test_remote_code_does_not_run_unless_asked_for(tmp_path, clean_process):
     result = clean_process(code, tmp_path / "saved", without_package=True, check=False)
     assert result.returncode != 0
     assert "MaskGuidedDDPMPipeline" in result.stderr
+
+
+# The pipelines that edit photos
+
+EDIT = """
+pipe.set_progress_bar_config(disable=True)
+ids = torch.arange(16 * 16).reshape(1, 16, 16) % 19
+photo = torch.arange(3 * 16 * 16).reshape(3, 16, 16) % 256 / 255
+settings = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 4, "output_type": "pt"}
+if "Inpaint" in type(pipe).__name__:
+    settings["edit_region"] = ids[0] < 9
+"""
+
+
+def edited(pipe) -> torch.Tensor:
+    names = {"pipe": pipe, "torch": torch}
+    exec(EDIT, names)
+    return pipe(names["photo"], names["ids"], **names["settings"]).images
+
+
+@pytest.mark.parametrize("file", EDITING)
+def test_folder_of_a_pipeline_that_edits_loads_without_the_package_and_saves_the_same_files(
+    file, tmp_path, clean_process
+):
+    pipe = EDITING[file].from_pipe(tiny_pipeline("unet_mask_guided"))
+    pipe.save_pretrained(tmp_path / "saved")
+    index = json.loads((tmp_path / "saved" / "model_index.json").read_text())
+    assert index["_class_name"] == EDITING[file].__name__
+    assert index["unet"] == ["unet_mask_guided", "MaskGuidedUNet2DModel"]
+    assert (tmp_path / "saved" / "pipeline.py").read_text() == (PIPELINES / f"{file}.py").read_text()
+    for name in (*SHARED, "photo_inputs.py"):
+        assert (tmp_path / "saved" / name).read_text() == (PIPELINES / name).read_text()
+
+    code = REMOTE_CODE + EDIT + "torch.save(pipe(photo, ids, **settings).images, sys.argv[2])"
+    paths = (tmp_path / "saved", tmp_path / "images.pt", tmp_path / "again")
+    clean_process(code, *paths, without_package=True)
+    assert torch.equal(torch.load(tmp_path / "images.pt"), edited(pipe))
+    assert files_of(tmp_path / "again") == files_of(tmp_path / "saved")
+    for name in files_of(tmp_path / "again"):
+        if name.endswith(".py") or name == "model_index.json":
+            assert (tmp_path / "again" / name).read_text() == (tmp_path / "saved" / name).read_text()
+
+
+def test_pipelines_that_edit_load_with_the_package_from_their_own_folder_and_from_that_of_a_run(
+    tmp_path, clean_process
+):
+    run = tiny_pipeline("unet_mask_guided")
+    run.save_pretrained(tmp_path / "run")
+    code = "import sys, torch, diffusers, semseg_diffusers\nfrom diffusers import DiffusionPipeline\n"
+    for name, kind in EDITING.items():
+        kind.from_pipe(run).save_pretrained(tmp_path / name)
+        for load, images in (
+            (f"DiffusionPipeline.from_pretrained(sys.argv[1] + '/{name}')", f"{name}_own.pt"),
+            (f"diffusers.{kind.__name__}.from_pretrained(sys.argv[1] + '/run')", f"{name}_run.pt"),
+        ):
+            code += f"pipe = {load}\nassert type(pipe) is semseg_diffusers.{kind.__name__}\n{EDIT}"
+            code += f"torch.save(pipe(photo, ids, **settings).images, sys.argv[1] + '/{images}')\n"
+    clean_process(code, tmp_path)
+    for name, kind in EDITING.items():
+        for origin in ("own", "run"):
+            assert torch.equal(torch.load(tmp_path / f"{name}_{origin}.pt"), edited(kind.from_pipe(run)))
+
+
+OLD_PIPELINE = """
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+
+class MaskGuidedDDPMPipeline(DiffusionPipeline):
+    def __init__(self, unet, scheduler):
+        super().__init__()
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    def __call__(self, mask, **settings):
+        return ImagePipelineOutput(images=torch.full((1, 3, *mask.shape[-2:]), 0.5))
+"""
+
+
+def test_a_folder_with_all_code_in_one_file_loads_as_it_did(tmp_path, clean_process):
+    pipe = tiny_pipeline("unet_mask_guided")
+    pipe.save_pretrained(tmp_path)
+    for name in SHARED:
+        (tmp_path / name).unlink()
+    (tmp_path / "pipeline.py").write_text(OLD_PIPELINE)
+    code = REMOTE_CODE.replace("pipe.save_pretrained(sys.argv[3])", "")
+    clean_process(code + DRAW, tmp_path, tmp_path / "images.pt", without_package=True)
+    assert (torch.load(tmp_path / "images.pt") == 0.5).all()
+    for loaded in (MaskGuidedDDPMPipeline.from_pretrained(tmp_path), DiffusionPipeline.from_pretrained(tmp_path)):
+        assert torch.equal(draw(loaded), draw(pipe))  # the package's own code

@@ -128,14 +128,22 @@ def class_table(labels: LabelSet) -> str:
     return "\n".join(["| id | class | colour (r, g, b) |", "|---:|---|---|", *lines])
 
 
+# How the pipelines that edit photos are called; the others take a mask alone.
+_CALLS = {
+    "MaskGuidedImg2ImgPipeline": 'pipe("photo.png", "mask.png", strength=0.5)',
+    "MaskGuidedInpaintPipeline": 'pipe("photo.png", "edited_mask.png", old_mask="mask.png")',
+}
+
+
 def model_use(source: str, revision: str | None = None, pipeline_class: str = "MaskGuidedDDPMPipeline") -> str:
     """How to load a model, as the card says it."""
     pinned = f', revision="{revision}"' if revision else ""
+    call = _CALLS.get(pipeline_class, 'pipe("mask.png")')
     return f"""```python
 from semseg_diffusers import {pipeline_class}
 
 pipe = {pipeline_class}.from_pretrained("{source}"{pinned})
-image = pipe("mask.png").images[0]  # class ids, or the colours below
+image = {call}.images[0]  # masks: class ids, or the colours below
 ```
 
 Without the package: `DiffusionPipeline.from_pretrained(x{pinned}, custom_pipeline=x, trust_remote_code=True)` with
