@@ -182,3 +182,73 @@ class MaskGuidance:
             guided = guided + sum(rest[i:]) * (predictions[i] - predictions[i - 1])
         variance = outputs[-1][:, self.channels :]
         return torch.cat([guided, variance], dim=1) if variance.shape[1] else guided
+
+
+def network_of_guide(guide, unet, scheduler, attribute_guidance_scale: float | None, device) -> torch.nn.Module | None:
+    """The network of a guide, which must read and predict what the pipeline's own does.
+
+    Args:
+        guide (`ModelMixin` or a pipeline, *optional*): A pipeline's scheduler is compared too.
+        unet, scheduler: Those of the pipeline that is guided.
+        attribute_guidance_scale (`float`, *optional*): Has no meaning with a guide.
+        device (`torch.device`): Where the pipeline computes.
+
+    Raises:
+        ValueError: The guide is of another kind; the message names what differs.
+    """
+    if guide is None:
+        return None
+    guide_unet, guide_scheduler = getattr(guide, "unet", guide), getattr(guide, "scheduler", None)
+    if not hasattr(guide_unet, "encode_mask"):
+        raise ValueError(f"`guide_unet` is a {type(guide).__name__}; wanted a mask-guided network or pipeline.")
+    if attribute_guidance_scale is not None:
+        raise ValueError(
+            "`attribute_guidance_scale` goes with guidance away from the unconditional prediction, `guide_unet` takes "
+            "its place: leave one out."
+        )
+    for name, read in _OF_A_GUIDE.items():
+        ours, theirs = read(unet.config), read(guide_unet.config)
+        if ours != theirs:
+            raise ValueError(
+                f"`guide_unet` has the {name} {theirs}, the network {ours}. Take a smaller or an earlier checkpoint "
+                "of the same data and settings."
+            )
+    if guide_scheduler is not None:
+        ours, theirs = (getattr(part.config, "prediction_type", None) for part in (scheduler, guide_scheduler))
+        if ours != theirs:
+            raise ValueError(f"`guide_unet` predicts {theirs}, the network {ours}; both must predict the same.")
+        ours, theirs = (getattr(part, "alphas_cumprod", None) for part in (scheduler, guide_scheduler))
+        if ours is not None and theirs is not None and not _close(ours, theirs):
+            raise ValueError("`guide_unet` was trained with another noise schedule than the network.")
+    ours = f"{unet.dtype} on {device}"
+    theirs = f"{guide_unet.dtype} on {device if weights_move(guide_unet) else guide_unet.device}"
+    if ours != theirs:
+        raise ValueError(f"`guide_unet` is {theirs}, the network {ours}: move it, guide_unet.to(device, dtype).")
+    return guide_unet
+
+
+def _size(config) -> tuple[int, int] | None:
+    size = config.sample_size
+    return (size, size) if isinstance(size, int) else size and tuple(size)
+
+
+def _labels(config) -> list | int:
+    labels = getattr(config, "id2label", None)
+    if labels is None:
+        return config.num_classes
+    return [label for _, label in sorted((int(key), label) for key, label in labels.items())]
+
+
+# What a guide must share with the network, by the name that a message gives it.
+_OF_A_GUIDE = {
+    "label set": _labels,
+    "sample size": _size,
+    "input channels": lambda config: config.in_channels,
+    "output channels": lambda config: config.out_channels,
+    "attributes": lambda config: {k: list(v) for k, v in (getattr(config, "attributes", None) or {}).items()},
+    "class labels": lambda config: getattr(config, "num_class_embeds", None),
+}
+
+
+def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.allclose(ours.cpu(), theirs.cpu(), atol=1e-6)

@@ -14,7 +14,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
-from .mask_guidance import Condition, MaskGuidance
+from .mask_guidance import Condition, MaskGuidance, network_of_guide
 from .mask_inputs import UNKNOWN, read_mask, resize_ids, split_masks
 
 
@@ -242,43 +242,8 @@ class MaskGuidedMixin:
         return numbers if known else None
 
     def check_guide(self, guide, attribute_guidance_scale: float | None) -> torch.nn.Module | None:
-        """The network of a guide, which must read and predict what the pipeline's own does.
-
-        Args:
-            guide (`ModelMixin` or a pipeline, *optional*): A pipeline's scheduler is compared too.
-            attribute_guidance_scale (`float`, *optional*): Has no meaning with a guide.
-
-        Raises:
-            ValueError: The guide is of another kind; the message names what differs.
-        """
-        if guide is None:
-            return None
-        unet, scheduler = getattr(guide, "unet", guide), getattr(guide, "scheduler", None)
-        if not hasattr(unet, "encode_mask"):
-            raise ValueError(f"`guide_unet` is a {type(guide).__name__}; wanted a mask-guided network or pipeline.")
-        if attribute_guidance_scale is not None:
-            raise ValueError(
-                "`attribute_guidance_scale` goes with guidance away from the unconditional prediction, `guide_unet` "
-                "takes its place: leave one out."
-            )
-        for name, read in _OF_A_GUIDE.items():
-            ours, theirs = read(self.unet.config), read(unet.config)
-            if ours != theirs:
-                raise ValueError(
-                    f"`guide_unet` has the {name} {theirs}, the network {ours}. Take a smaller or an earlier "
-                    "checkpoint of the same data and settings."
-                )
-        if scheduler is not None:
-            ours, theirs = (getattr(part.config, "prediction_type", None) for part in (self.scheduler, scheduler))
-            if ours != theirs:
-                raise ValueError(f"`guide_unet` predicts {theirs}, the network {ours}; both must predict the same.")
-            ours, theirs = (getattr(part, "alphas_cumprod", None) for part in (self.scheduler, scheduler))
-            if ours is not None and theirs is not None and not _close(ours, theirs):
-                raise ValueError("`guide_unet` was trained with another noise schedule than the network.")
-        ours, theirs = (f"{module.dtype} on {module.device}" for module in (self.unet, unet))
-        if ours != theirs:
-            raise ValueError(f"`guide_unet` is {theirs}, the network {ours}: move it, guide_unet.to(device, dtype).")
-        return unet
+        """The network of a guide, or None; see `network_of_guide` for what is refused."""
+        return network_of_guide(guide, self.unet, self.scheduler, attribute_guidance_scale, self._execution_device)
 
     # A sampling run
 
@@ -392,30 +357,3 @@ def _knows(attributes: Mapping[str, Sequence[str]]) -> str:
         return "this network knows no attributes: leave them out, or train one with --attributes."
     known = "; ".join(f"{name} ({', '.join(values)})" for name, values in attributes.items())
     return f"this network knows {known}."
-
-
-def _size(config) -> tuple[int, int] | None:
-    size = config.sample_size
-    return (size, size) if isinstance(size, int) else size and tuple(size)
-
-
-def _labels(config) -> list | int:
-    labels = getattr(config, "id2label", None)
-    if labels is None:
-        return config.num_classes
-    return [label for _, label in sorted((int(key), label) for key, label in labels.items())]
-
-
-# What a guide must share with the network, by the name that a message gives it.
-_OF_A_GUIDE = {
-    "label set": _labels,
-    "sample size": _size,
-    "input channels": lambda config: config.in_channels,
-    "output channels": lambda config: config.out_channels,
-    "attributes": lambda config: {k: list(v) for k, v in (getattr(config, "attributes", None) or {}).items()},
-    "class labels": lambda config: getattr(config, "num_class_embeds", None),
-}
-
-
-def _close(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
-    return ours.shape == theirs.shape and torch.allclose(ours.cpu(), theirs.cpu(), atol=1e-6)

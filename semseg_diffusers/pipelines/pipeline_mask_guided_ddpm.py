@@ -14,8 +14,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .mask_guidance import evaluation_mode
 from .mask_guided_mixin import MaskGuidedMixin
-from .mask_inputs import open_image, read_mask, resize_ids  # noqa: F401
-from .saved_files import PortableFolderMixin, write_text  # noqa: F401
+from .mask_inputs import UNKNOWN  # noqa: F401  of a folder, diffusers copies only what this file itself names
+from .saved_files import PortableFolderMixin
 
 
 class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipeline):
