@@ -39,7 +39,7 @@ class PairDataset(torch.utils.data.Dataset):
 
     def __init__(self, table, labels: LabelSet, image_column: str, mask_column: str, name: str):
         self.labels = labels
-        self._table, self._columns, self._name = table, (image_column, mask_column), name
+        self._table, self._columns, self.name = table, (image_column, mask_column), name
         self._masks = table.select_columns([mask_column])
         self._decoded: DecodedPairs | None = None
         if "stem" in table.column_names:
@@ -74,7 +74,7 @@ class PairDataset(torch.utils.data.Dataset):
         ids = self._ids(row, index)  # (H, W)
         if photo.shape[:2] != ids.shape:
             raise ValueError(
-                f"pair '{stem}' of {self._name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
+                f"pair '{stem}' of {self.name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
                 f"{ids.shape[0]} x {ids.shape[1]} (height x width); wanted one size. Prepare the data set again."
             )
         return photo.transpose(2, 0, 1).copy(), ids
@@ -122,8 +122,8 @@ class PairDataset(torch.utils.data.Dataset):
         """Photo or mask of a row, and the name that messages give it."""
         column = self._columns[("photo", "mask").index(what)]
         if row[column] is None:
-            raise ValueError(f"pair '{self.stems[index]}' of {self._name} has no {what} in column '{column}'.")
-        source = row[column]["path"] or f"{self.stems[index]} of {self._name}"
+            raise ValueError(f"pair '{self.stems[index]}' of {self.name} has no {what} in column '{column}'.")
+        source = row[column]["path"] or f"{self.stems[index]} of {self.name}"
         return _decode(row[column], what, source), source
 
     @functools.cached_property
@@ -133,7 +133,7 @@ class PairDataset(torch.utils.data.Dataset):
         rows = self._table.select_columns([column])  # without the masks' bytes
         for row, stem in zip(rows, self.stems, strict=True):
             entry = row[column]
-            source = entry["path"] or f"{stem} of {self._name}"
+            source = entry["path"] or f"{stem} of {self.name}"
             file = io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]
             with naming("photo", source), Image.open(file) as photo:
                 width, height = (
@@ -150,12 +150,12 @@ class PairDataset(torch.utils.data.Dataset):
             ValueError: the photos differ in size, or there are none.
         """
         if not self.sizes:
-            raise ValueError(f"{self._name} holds no pairs.")
+            raise ValueError(f"{self.name} holds no pairs.")
         first = self.sizes[0]
         other = next((index for index, size in enumerate(self.sizes) if size != first), None)
         if other is not None:
             raise ValueError(
-                f"the photos of {self._name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
+                f"the photos of {self.name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
                 f"'{self.stems[other]}' is {self.sizes[other][0]} x {self.sizes[other][1]}. Prepare them at one size: "
                 "--resolution HxW."
             )
@@ -173,7 +173,7 @@ class PairDataset(torch.utils.data.Dataset):
                 "there are none" if small is None else "'{}' is {} x {}".format(self.stems[small], *self.sizes[small])
             )
             raise ValueError(
-                f"--random_crop wants photos of {height} x {width} or more (height x width), and of {self._name} "
+                f"--random_crop wants photos of {height} x {width} or more (height x width), and of {self.name} "
                 f"{found}. Prepare them larger: --resolution HxW or native."
             )
 

@@ -13,6 +13,7 @@ from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from semseg_diffusers.data.attributes import attribute_values
 from semseg_diffusers.data.loading import PairDataset, column_options, load_pairs, read_record
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner
@@ -26,6 +27,7 @@ from semseg_diffusers.training.acceleration import (
     save_contiguous,
     to_device,
 )
+from semseg_diffusers.training.augmentation import Warps
 from semseg_diffusers.training.averages import WeightAverages
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.cautions import find_cautions
@@ -34,7 +36,7 @@ from semseg_diffusers.training.class_balance import ClassBalance
 from semseg_diffusers.training.class_counts import ClassCounts, count_classes
 from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
-from semseg_diffusers.training.networks import build_network
+from semseg_diffusers.training.networks import build_network, class_rarity, load_first_weights
 from semseg_diffusers.training.objective import (
     ClassWeighting,
     build_noise_scheduler,
@@ -43,7 +45,13 @@ from semseg_diffusers.training.objective import (
 )
 from semseg_diffusers.training.page.page import page_at_end, update_run_page
 from semseg_diffusers.training.previews import draw_preview, preview_path, remove_later_previews
-from semseg_diffusers.training.run_folder import RunLog, folder_to_resume, run_status, save_pipeline
+from semseg_diffusers.training.run_folder import (
+    RunLog,
+    folder_to_resume,
+    learned_from_data,
+    run_status,
+    save_pipeline,
+)
 from semseg_diffusers.training.run_record import write_record
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
@@ -94,18 +102,24 @@ def train(settings: TrainingSettings) -> Path:
     # one process builds the table of `datasets`, then the others find it
     data = agree(read_data if accelerator.is_local_main_process else lambda: None)
     pairs, preview_pairs, preview_reason, source_format = agree(lambda: data or read_data())
+    attributes = agree(lambda: attribute_values(pairs, settings.attributes))
 
     def count_masks(every_mask: bool) -> ClassCounts:
         threads = max(1, settings.dataloader_num_workers)
         return agree_with_main(lambda: count_classes(pairs, every_mask, threads))
 
-    counts = balance = None
-    if settings.class_balanced_sampling:
+    counts = balance = rarity = None
+    if settings.class_balanced_sampling or settings.label_diffusion:
         counts = count_masks(every_mask=True)
+    if settings.class_balanced_sampling:
         balance = agree(
             lambda: ClassBalance(counts.pixels, settings.class_balance_temperature, settings.class_balance_min_share)
         )
-    unet = agree(lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs)))
+    if settings.label_diffusion:
+        rarity = agree(lambda: class_rarity(counts.pixels))
+    unet = agree(
+        lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs), attributes, rarity)
+    )
     noise_scheduler = build_noise_scheduler(settings)
     if settings.rescale_betas_zero_snr and settings.snr_gamma is not None:
         logger.warning(
@@ -122,11 +136,18 @@ def train(settings: TrainingSettings) -> Path:
         # 3. the run folder, which the main process keeps to this run
         def take_folder() -> Path | None:
             held.enter_context(sole_owner(run, "training into"))
-            checkpoint = folder_to_resume(settings, pairs, run, samples_per_step, balance)
+            checkpoint = folder_to_resume(settings, pairs, run, samples_per_step, balance, unet)
             remove_leftovers(run)
             return checkpoint
 
         resumed = agree_with_main(take_folder)
+        if settings.init_from is not None and resumed is None:
+            kept, without_place = agree(lambda: load_first_weights(unet, settings.init_from))
+            logger.info(f"first weights are those of {settings.init_from}")
+            if kept:
+                logger.info(f"weights that start anew: {', '.join(kept)}")
+            if without_place:
+                logger.info(f"weights there that have no place here: {', '.join(without_place)}")
         counts = counts or count_masks(every_mask=False)
         held.enter_context(page_at_end(run, accelerator))
         held.enter_context(matrix_precision(settings))
@@ -193,6 +214,7 @@ def train(settings: TrainingSettings) -> Path:
 
         # 6. the samples still to come
         pairs.keep_decoded(int(settings.decoded_gigabytes * 1e9))
+        warps = Warps(settings.augment_scale, settings.augment_translate, settings.augment_probability)
         samples = TrainingSamples(
             pairs,
             seed=settings.seed,
@@ -202,6 +224,11 @@ def train(settings: TrainingSettings) -> Path:
             mask_dropout_group=samples_per_step if settings.mask_dropout_unit == "batch" else 1,
             min_timestep=settings.min_timestep,
             num_train_timesteps=settings.num_train_timesteps,
+            warps=warps if warps.scale or warps.translate else None,
+            mask_ablation=settings.mask_ablation,
+            label_diffusion=rarity,
+            attributes=attributes,
+            attribute_dropout=settings.attribute_dropout,
         )
         loader = DataLoader(
             samples,
@@ -283,6 +310,7 @@ def train(settings: TrainingSettings) -> Path:
                     "labels": pairs.labels.to_config(),
                     "num_pairs": len(pairs),
                     "class_pixels": None if balance is None else balance.digest,
+                    **learned_from_data(accelerator.unwrap_model(unet)),
                     "samples_per_step": samples_per_step,
                     "loss": mean_loss,
                 }

@@ -134,7 +134,8 @@ def diffusion_loss(
     """Loss of each sample (B,) of a batch of `TrainingSamples`, in float32."""
     timestep = batch["timestep"]
     noisy = noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)  # (B, 3, H, W)
-    prediction = unet(noisy, timestep, mask=batch["mask"]).sample
+    conditions = {name: batch[name] for name in ("attributes", "augmentation") if name in batch}
+    prediction = unet(noisy, timestep, mask=batch["mask"], **conditions).sample
     target = prediction_target(noise_scheduler, batch["image"], batch["noise"], timestep)
     error = (prediction.float() - target.float()).pow(2)  # (B, 3, H, W)
     if class_weighting is not None:

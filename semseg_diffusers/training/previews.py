@@ -9,6 +9,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from PIL import Image
 
+from semseg_diffusers.data.attributes import attribute_numbers
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.pictures import grid_cells, image_grid
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
@@ -43,13 +44,21 @@ def draw_preview(
         a picture: mask | samples | photo.
     """
     num_masks, num_samples = min(settings.preview_masks, len(pairs)), settings.preview_samples
-    chosen = [pairs[row * len(pairs) // num_masks] for row in range(num_masks)]
+    indices = [row * len(pairs) // num_masks for row in range(num_masks)]
+    chosen = [pairs[index] for index in indices]
     if settings.random_crop_size is not None:  # at the scale that the network knows
         chosen = [central_part(pair, settings.random_crop_size) for pair in chosen]
     pipeline = MaskGuidedDDPMPipeline(
         unet=unet, scheduler=DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
     )
     pipeline.set_progress_bar_config(disable=True)
+    conditions = {}
+    if known := getattr(unet.config, "attributes", None):  # those of the photo beside
+        numbers = attribute_numbers(pairs, known)[indices].tolist()
+        conditions["attributes"] = [
+            {name: values[number] for (name, values), number in zip(known.items(), row, strict=True) if number >= 0}
+            for row in numbers
+        ]
     with contextlib.nullcontext() if averages is None else averages.applied(unet):
         images = pipeline(
             torch.stack([pair["mask"] for pair in chosen]),
@@ -59,6 +68,7 @@ def draw_preview(
             generator=[
                 torch.Generator().manual_seed(settings.seed + index) for index in range(num_masks * num_samples)
             ],
+            **conditions,
         ).images
     rows = [
         [

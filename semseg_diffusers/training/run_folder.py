@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from semseg_diffusers.data.labels import LabelSet
@@ -39,6 +40,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "preview_inference_steps", "preview_guidance_scale", "report_to", "device", "gradient_checkpointing",
         "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
+        "init_from",
     )
 )  # fmt: skip
 
@@ -132,8 +134,19 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path, averages: Weig
     shutil.rmtree(staging, ignore_errors=True)
 
 
+def learned_from_data(unet: torch.nn.Module) -> dict:
+    """What of a network's config was found in the training split; a checkpoint fits no network of another."""
+    names = ("attributes", "label_diffusion")
+    return json.loads(json.dumps({name: getattr(unet.config, name, None) for name in names}))
+
+
 def folder_to_resume(
-    settings: TrainingSettings, pairs: PairDataset, run: Path, samples_per_step: int, balance: ClassBalance | None
+    settings: TrainingSettings,
+    pairs: PairDataset,
+    run: Path,
+    samples_per_step: int,
+    balance: ClassBalance | None,
+    unet: torch.nn.Module,
 ) -> Path | None:
     """The checkpoint to go on from, or None; a run folder in use is not overwritten without a word."""
     in_use = bool(list_checkpoints(run)) or (run / "model_index.json").exists()
@@ -183,4 +196,10 @@ def folder_to_resume(
             f"{checkpoint} drew its pairs by the classes of other masks: they have changed since, so the run would "
             "not go on as it began. Resume with the data set of the run, or start a new run in another folder."
         )
+    for name, found in learned_from_data(unet).items():
+        if state.get(name) != found:
+            raise ValueError(
+                f"{checkpoint} found other --{name} in its data: {state.get(name)} (now {found}). Resume with the "
+                "data set of the run, or start a new run in another folder."
+            )
     return checkpoint

@@ -1,19 +1,23 @@
 """Which pair stands at which place of a run, and all that is random about it, as pure functions of (seed, position).
 
 `position` counts the samples seen since the first step, over all processes. Whoever computes sample k computes the
-same order, part of the photo, mirroring, mask dropout, timestep and noise, whatever the number of processes, workers
+same order, part of the photo, warp, conditions dropped, timestep and noise, whatever the number of processes, workers
 or resumes (the idea of the sampler of EDM2, Karras et al. 2024, that starts at the count of images seen).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from semseg_diffusers.data.attributes import attribute_numbers
 from semseg_diffusers.data.loading import PairDataset
+from semseg_diffusers.models.unet_mask_guided import diffuse_labels
+from semseg_diffusers.training.augmentation import Warps, warp_image, warp_mask
 
 
-ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS = range(6)  # streams of random numbers that must not repeat each other
+# streams of random numbers that must not repeat each other
+ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES = range(10)
 
 
 def stream(seed: int, kind: int, index: int) -> torch.Generator:
@@ -110,8 +114,14 @@ class TrainingSamples(Dataset):
         mask_dropout: share of masks filled with "unknown".
         mask_dropout_group: samples that are dropped together: 1, or those of one optimizer step (the paper's way).
         min_timestep, num_train_timesteps: timesteps are drawn from [min_timestep, num_train_timesteps).
+        warps: how photo and mask are scaled and shifted; None leaves them.
+        mask_ablation: probability of each class of a mask to be made unknown in it (Konz et al. 2024).
+        label_diffusion: rarity of each class, by which masks lose pixels as the noise grows; None keeps them whole.
+        attributes: name -> values, as the network's config has them; None for a network without.
+        attribute_dropout: share of the values of each attribute that are made unknown.
 
-    Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`.
+    Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`,
+    `attributes` (A,) where the network has A of them, `augmentation` (`AUGMENT_DIM`,) where warps are told to it.
     """
 
     def __init__(
@@ -124,6 +134,11 @@ class TrainingSamples(Dataset):
         mask_dropout_group: int,
         min_timestep: int,
         num_train_timesteps: int,
+        warps: Warps | None = None,
+        mask_ablation: float = 0.0,
+        label_diffusion: Sequence[float] | None = None,
+        attributes: Mapping[str, Sequence[str]] | None = None,
+        attribute_dropout: float = 0.0,
     ):
         self.pairs = pairs
         self.seed = seed
@@ -133,6 +148,11 @@ class TrainingSamples(Dataset):
         self.mask_dropout_group = mask_dropout_group
         self.min_timestep = min_timestep
         self.num_train_timesteps = num_train_timesteps
+        self.warps = warps
+        self.mask_ablation = mask_ablation
+        self.label_diffusion = None if label_diffusion is None else torch.tensor(label_diffusion)
+        self.attribute_numbers = attribute_numbers(pairs, attributes) if attributes else None  # (N, A)
+        self.attribute_dropout = attribute_dropout
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -150,13 +170,32 @@ class TrainingSamples(Dataset):
             image, mask = image.flip(-1), mask.flip(-1)
         timestep = torch.randint(self.min_timestep, self.num_train_timesteps, (), generator=generator)
         noise = torch.randn(image.shape, generator=generator)
+        conditions = {}
+        unknown = self.pairs.labels.ignore_index
+        if self.warps is not None:
+            warp, vector = self.warps.draw(stream(self.seed, WARP, position), mask.shape)
+            image, mask = warp_image(image, warp), warp_mask(mask, warp, unknown)
+            if self.warps.probability is not None:
+                conditions["augmentation"] = vector
+        if self.mask_ablation:
+            draws = torch.rand(self.pairs.labels.num_classes, generator=stream(self.seed, ABLATION, position))
+            mask = mask.masked_fill(torch.isin(mask, (draws < self.mask_ablation).nonzero().flatten()), unknown)
+        if self.label_diffusion is not None:
+            fading = torch.rand(mask.shape, generator=stream(self.seed, LABELS, position))
+            tau = timestep / self.num_train_timesteps
+            mask = diffuse_labels(mask[None], tau, fading[None], self.label_diffusion)[0]
+        if self.attribute_numbers is not None:
+            numbers = self.attribute_numbers[index]
+            dropped = torch.rand(len(numbers), generator=stream(self.seed, ATTRIBUTES, position))
+            conditions["attributes"] = numbers.masked_fill(dropped < self.attribute_dropout, -1)
         group = stream(self.seed, BATCH, position // self.mask_dropout_group)
         if torch.rand((), generator=group) < self.mask_dropout:
-            mask = torch.full_like(mask, self.pairs.labels.ignore_index)
+            mask = torch.full_like(mask, unknown)
         return {
             "image": image.contiguous(),
             "mask": mask.contiguous(),
             "noise": noise,
             "timestep": timestep,
             "stem": pair["stem"],
+            **conditions,
         }

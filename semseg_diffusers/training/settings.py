@@ -48,6 +48,22 @@ class TrainingSettings:
         default=None,
         metadata={"help": "HxW, or a number: train on random parts of this size of data prepared larger"},
     )
+    augment_scale: float = field(
+        default=0.0,
+        metadata={"help": "enlarge or reduce pairs by up to this factor more than 1; 0.25 is 0.8 to 1.25"},
+    )
+    augment_translate: float = field(
+        default=0.0, metadata={"help": "shift pairs by up to this share of the frame, 0 to 1"}
+    )
+    augment_probability: float | None = field(
+        default=None,
+        metadata={
+            "help": "of scaling and of shifting, told to the network so that it draws neither; none: all, untold"
+        },
+    )
+    attributes: tuple[str, ...] = field(
+        default=(), metadata={"help": "columns of text that the network learns beside the mask, such as weather"}
+    )
     decoded_gigabytes: float = field(
         default=2.0,
         metadata={"help": "memory for pairs once decoded, shared by the reading processes; 0 decodes each time anew"},
@@ -65,6 +81,16 @@ class TrainingSettings:
     attention_head_dim: int = field(default=32, metadata={"help": "channels of an attention head"})
     norm_num_groups: int = field(default=16, metadata={"help": "groups of the group norms; divides every width"})
     dropout: float = field(default=0.0, metadata={"help": "dropout inside the residual blocks, 0 to 1"})
+    mask_pyramid: bool = field(
+        default=False, metadata={"help": "give each lower level the share of each class in its cells"}
+    )
+    coordinate_channels: bool = field(
+        default=False, metadata={"help": "tell the network where in the frame a pixel lies"}
+    )
+    init_from: str | None = field(
+        default=None,
+        metadata={"help": "model, a folder or a Hub id, whose weights of the same name and shape the run starts from"},
+    )
     hidden_dim: int = field(default=128, metadata={"help": "width of the paper's network (network: paper)"})
     emb_dim: int = field(default=256, metadata={"help": "time embedding of the paper's network (network: paper)"})
 
@@ -99,6 +125,16 @@ class TrainingSettings:
     mask_dropout: float = field(default=0.1, metadata={"help": "share of masks dropped, so that guidance works"})
     mask_dropout_unit: str = field(
         default="sample", metadata={"choices": ("sample", "batch"), "help": "what is dropped together"}
+    )
+    mask_ablation: float = field(
+        default=0.0, metadata={"help": "probability of each class of a mask to be unknown in it, for partial masks"}
+    )
+    label_diffusion: bool = field(
+        default=False,
+        metadata={"help": "masks fade as the noise grows, frequent classes first: for labels with errors"},
+    )
+    attribute_dropout: float = field(
+        default=0.1, metadata={"help": "share of the values of each attribute dropped, so that guidance works"}
     )
 
     # Optimization
@@ -189,12 +225,16 @@ class TrainingSettings:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"--{name} must be more than 0; got {value}.")
-        for name in ("mask_dropout", "dropout", "ema_decay", "class_balance_min_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name} must lie between 0 and 1; got {getattr(self, name)}.")
+        for name in (
+            "mask_dropout", "dropout", "ema_decay", "class_balance_min_share", "mask_ablation", "attribute_dropout",
+            "augment_translate", "augment_probability",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"--{name} must lie between 0 and 1; got {value}.")
         for name in (
             "preview_steps", "lr_warmup_steps", "ema_start_step", "attention_levels", "dataloader_num_workers",
-            "decoded_gigabytes",
+            "decoded_gigabytes", "augment_scale",
         ):  # fmt: skip
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name} must be 0 or more; got {getattr(self, name)}.")
@@ -224,6 +264,26 @@ class TrainingSettings:
                 f"--min_timestep must lie in 0..{self.num_train_timesteps - 1}, below --num_train_timesteps; "
                 f"got {self.min_timestep}."
             )
+        if self.augment_probability is not None and not (self.augment_scale or self.augment_translate):
+            raise ValueError(
+                "--augment_probability is of scaling and shifting, and neither is asked for. Give --augment_scale or "
+                "--augment_translate."
+            )
+        if self.network == "paper":
+            for name in (
+                "attributes",
+                "mask_pyramid",
+                "coordinate_channels",
+                "label_diffusion",
+                "augment_probability",
+            ):
+                if getattr(self, name) != self.__dataclass_fields__[name].default:
+                    raise ValueError(
+                        f"--{name} is not for --network paper, which stays as it was published. Leave it out, or use "
+                        "--network mask_guided."
+                    )
+        if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
+            raise ValueError("--mask_pyramid fills the levels below the first: give two --block_out_channels or more.")
         if self.network == "mask_guided" and self.attention_levels > len(self.block_out_channels):
             raise ValueError(
                 f"--attention_levels {self.attention_levels} is more than the {len(self.block_out_channels)} levels "
@@ -322,7 +382,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         if setting.type is bool:
             options |= {"nargs": "?", "const": "true", "metavar": "true|false"}
         elif typing.get_origin(setting.type) is tuple:
-            options |= {"nargs": "+", "metavar": "N"}
+            options |= {"nargs": "*" if setting.default == () else "+"}
+            options |= {"metavar": "NAME" if typing.get_args(setting.type)[0] is str else "N"}
         else:
             options |= {"metavar": setting.name.rsplit("_", 1)[-1].upper()}
         parser.add_argument(f"--{setting.name}", **options)
