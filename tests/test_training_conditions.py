@@ -430,7 +430,49 @@ def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
         load_first_weights(fresh(), "./nowhere")
 
 
+FROM_THE_HUB = """
+import sys
+from semseg_diffusers import MaskGuidedUNet2DModel
+from semseg_diffusers.training.networks import load_first_weights
+unet = MaskGuidedUNet2DModel.from_config(MaskGuidedUNet2DModel.load_config(sys.argv[1]))
+for repo_id in sys.argv[2:]:
+    try:
+        print(repo_id, load_first_weights(unet, repo_id))
+    except (OSError, ValueError) as error:
+        print(repo_id, type(error).__name__, error)
+"""
+
+
+def test_first_weights_come_from_the_hub_as_pipeline_or_network(tmp_path, hub, clean_process):
+    saved(tmp_path / "model")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "model").iterdir()}
+    hub.add_repo("alice/network", files)
+    hub.add_repo("alice/pipeline", {f"unet/{name}": content for name, content in files.items()})
+    hub.add_repo("alice/nothing", {"README.md": b"# nothing"})
+    repos = ("alice/network", "alice/pipeline", "alice/nothing", "alice/nowhere")
+    done = clean_process(FROM_THE_HUB, tmp_path / "model", *repos, environment=hub.environment(tmp_path / "home"))
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["alice/network ([], [])", "alice/pipeline ([], [])"]
+    assert "ValueError --init_from alice/nothing: it holds neither unet/" in lines[2]
+    assert "HubError --init_from: loading the model 'alice/nowhere': the Hub has no model 'alice/nowhere'" in lines[3]
+
+
 # Whole runs
+
+
+def test_previews_are_drawn_in_the_look_of_the_photo_beside(toy, tmp_path):
+    options = {"attributes": ("weather", "timeofday"), "label_diffusion": True, "max_train_steps": 1}
+    options |= {"preview_steps": 1, "preview_masks": 2, "preview_samples": 1, "preview_inference_steps": 2}
+    run = train_here(tiny_settings(toy, tmp_path / "run", **options))
+    assert (run / "previews" / "step-0000001.png").is_file()
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(run)
+    call = {"num_inference_steps": 2, "output_type": "np"}
+    mask = torch.zeros(16, 32, dtype=torch.uint8)
+    torch.nn.init.normal_(pipe.unet.attribute_embedding.weight)
+    looks = [{"weather": "clear"}, {"weather": "rainy"}, None]
+    images = [pipe(mask, attributes=look, generator=torch.Generator().manual_seed(0), **call).images for look in looks]
+    assert (images[0] != images[1]).any()
+    assert (images[0] != images[2]).any()
 
 
 def test_run_with_everything_is_resumed_bit_for_bit(toy, tmp_path):
