@@ -485,9 +485,12 @@ def test_run_with_everything_is_resumed_bit_for_bit(toy, tmp_path):
     assert losses(straight) == losses(pieces)
     new = ("attribute_embedding", "augment_embedding", "conv_coordinates", "pyramid_convs")
     assert all(first[name].any() for name in first if name.startswith(new))
-    config = MaskGuidedDDPMPipeline.from_pretrained(straight).unet.config
-    assert list(config.attributes) == ["timeofday", "weather"]
-    assert min(config.label_diffusion) == 1.0
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(straight)
+    assert list(pipe.unet.config.attributes) == ["timeofday", "weather"]
+    assert min(pipe.unet.config.label_diffusion) == 1.0
+    mask = torch.zeros(16, 32, dtype=torch.uint8)
+    image = pipe(mask, num_inference_steps=2, attributes={"timeofday": "daytime"}, guidance_scale=2.0).images[0]
+    assert image.size == (32, 16)
 
 
 def test_checkpoint_of_other_values_is_refused(toy, tmp_path):
