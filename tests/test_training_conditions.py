@@ -16,7 +16,8 @@ from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.models.unet_mask_guided import label_keep_probability
 from semseg_diffusers.training.augmentation import AUGMENT_DIM, Warp, Warps, warp_image, warp_mask
-from semseg_diffusers.training.networks import build_network, class_rarity, load_first_weights
+from semseg_diffusers.training.first_weights import load_first_weights
+from semseg_diffusers.training.networks import build_network, class_rarity
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss
 from semseg_diffusers.training.samples import TrainingSamples
 from semseg_diffusers.training.settings import TrainingSettings, add_arguments, settings_from
@@ -412,7 +413,8 @@ def test_embeddings_of_other_values_are_not_taken(tmp_path, values, taken):
     torch.nn.init.normal_(before.attribute_embedding.weight)
     before.save_pretrained(tmp_path)
     unet = fresh()
-    load_first_weights(unet, str(tmp_path))
+    kept, _ = load_first_weights(unet, str(tmp_path))
+    assert kept == ([] if taken else ["attribute_embedding.weight (of other values there)"])
     assert torch.equal(unet.attribute_embedding.weight, before.attribute_embedding.weight) is taken
     assert bool(unet.attribute_embedding.weight.any()) is taken
 
@@ -426,6 +428,10 @@ def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds neither unet/diffusion_pytorch_model.safetensors nor"):
         load_first_weights(fresh(), str(tmp_path / "empty"))
+    saved(tmp_path / "cut")
+    (tmp_path / "cut" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors cannot be read: .* Is it whole"):
+        load_first_weights(fresh(), str(tmp_path / "cut"))
     with pytest.raises(ValueError, match="there is no folder './nowhere', and it is no model id"):
         load_first_weights(fresh(), "./nowhere")
 
@@ -433,7 +439,7 @@ def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
 FROM_THE_HUB = """
 import sys
 from semseg_diffusers import MaskGuidedUNet2DModel
-from semseg_diffusers.training.networks import load_first_weights
+from semseg_diffusers.training.first_weights import load_first_weights
 unet = MaskGuidedUNet2DModel.from_config(MaskGuidedUNet2DModel.load_config(sys.argv[1]))
 for repo_id in sys.argv[2:]:
     try:

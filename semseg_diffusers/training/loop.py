@@ -34,9 +34,10 @@ from semseg_diffusers.training.cautions import find_cautions
 from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
 from semseg_diffusers.training.class_balance import ClassBalance
 from semseg_diffusers.training.class_counts import ClassCounts, count_classes
+from semseg_diffusers.training.first_weights import load_first_weights
 from semseg_diffusers.training.interruption import StopRequest, shield_worker
 from semseg_diffusers.training.losses import IntervalLosses
-from semseg_diffusers.training.networks import build_network, class_rarity, load_first_weights
+from semseg_diffusers.training.networks import build_network, class_rarity
 from semseg_diffusers.training.objective import (
     ClassWeighting,
     build_noise_scheduler,

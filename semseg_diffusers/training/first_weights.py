@@ -1,0 +1,85 @@
+"""The first weights of a run from another model: 64 pixels before 128, without masks before with them.
+
+A convolution fits every size, so what is learned on small images, or without masks, is a start for the rest.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from semseg_diffusers.data.hub_errors import check_name, hub_errors
+
+
+WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
+
+
+def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], list[str]]:
+    """Take over the weights of another model that have the name and the shape of the network's own.
+
+    Args:
+        unet: the network, changed in place.
+        source: a folder that holds a pipeline or a network, or a Hub id of one.
+
+    Returns:
+        names of what the network keeps of its own, with the reason, and of what it has no place for.
+
+    Raises:
+        ValueError: there is no such model, its weights are no safetensors, or nothing agrees.
+        HubError: the Hub has no such model, or does not let one in.
+    """
+    weights_file, config = _find_weights(source)
+    try:
+        theirs = load_file(weights_file)
+    except SafetensorError as err:
+        raise ValueError(f"--init_from {source}: {weights_file} cannot be read: {err}. Is it whole?") from err
+    ours = json.loads(json.dumps(getattr(unet.config, "attributes", None)))
+    own, kept, taken = unet.state_dict(), [], {}
+    for name, weight in own.items():
+        if name == "attribute_embedding.weight" and name in theirs and config.get("attributes") != ours:
+            kept.append(f"{name} (of other values there)")  # a column is a value
+        elif name not in theirs:
+            kept.append(f"{name} (not there)")
+        elif theirs[name].shape != weight.shape:
+            kept.append(f"{name} ({tuple(theirs[name].shape)} there, {tuple(weight.shape)} here)")
+        else:
+            taken[name] = theirs[name]
+    if not taken:
+        raise ValueError(
+            f"--init_from {source}: none of its {len(theirs)} weights has the name and the shape of one of this "
+            f"network's, a {type(unet).__name__}; it is a {config.get('_class_name', 'model of an unknown kind')}. "
+            "Give a model of the same kind and widths."
+        )
+    unet.load_state_dict(taken, strict=False)
+    return kept, sorted(set(theirs) - set(own))
+
+
+def _find_weights(source: str) -> tuple[Path, dict]:
+    """The weights of a pipeline's or a network's folder, here or on the Hub, and the config beside them."""
+    check_name(source)
+    for folder in ("unet", "."):
+        if Path(source).is_dir():
+            found = [Path(source) / folder / name for name in (WEIGHTS_FILE, CONFIG_FILE)]
+        else:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+            subfolder = None if folder == "." else folder
+            with hub_errors(f"--init_from: loading the model '{source}'", source):
+                try:
+                    found = [
+                        Path(hf_hub_download(source, name, subfolder=subfolder))
+                        for name in (WEIGHTS_FILE, CONFIG_FILE)
+                    ]
+                except LocalEntryNotFoundError:
+                    raise  # the Hub cannot be reached
+                except EntryNotFoundError:
+                    continue
+        if all(path.is_file() for path in found):
+            return found[0], json.loads(found[1].read_text(encoding="utf-8"))
+    raise ValueError(
+        f"--init_from {source}: it holds neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE}, with its {CONFIG_FILE}. Give "
+        "a run folder, or what `save_pretrained` of a pipeline or a network wrote."
+    )
