@@ -311,7 +311,7 @@ def train(settings: TrainingSettings) -> Path:
                     "labels": pairs.labels.to_config(),
                     "num_pairs": len(pairs),
                     "class_pixels": None if balance is None else balance.digest,
-                    **learned_from_data(accelerator.unwrap_model(unet)),
+                    **learned_from_data(network),
                     "samples_per_step": samples_per_step,
                     "loss": mean_loss,
                 }
