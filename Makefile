@@ -20,7 +20,7 @@ help:
 	@echo "make test      the quick tests, at most ten minutes"
 	@echo "make test-all  the slow tests, and lint"
 	@echo "make lint      ruff"
-	@echo "make bench     what is in benchmarks/"
+	@echo "make bench     what is in benchmarks/, its studies aside"
 	@echo "make clean     remove caches and build results; .venv and your runs stay"
 
 $(INSTALLED): pyproject.toml constraints.txt

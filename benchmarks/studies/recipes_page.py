@@ -1,0 +1,87 @@
+"""The page of `recipes.py`: a table of the arms, their IoU by class, and what each draws from the same masks."""
+
+from pathlib import Path
+
+from PIL import Image
+
+from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.data.pages.charts import Bars, bar_table
+from semseg_diffusers.data.pages.frame import page, paragraph, section, settings_table, table, write_page
+from semseg_diffusers.data.pages.pictures import picture_table
+
+
+MASKS = 6  # rows of pictures, at even distances
+
+
+def write_recipes_page(path: Path, record: dict, dataset: str, runs: Path) -> None:
+    """Write the page.
+
+    Args:
+        path: of the page.
+        record: what `recipes.json` holds.
+        dataset: prepared folder, for masks and photos.
+        runs: folder of the runs and their evaluations, for pictures.
+    """
+    arms, seeds = record["arms"], record["seeds"]
+    rows = []
+    for arm, values in sorted(arms.items(), key=lambda item: -item[1]["mean"]["mean_iou"]):
+        of_seed = {one["seed"]: one for one in values["runs"]}
+        ious = [of_seed[seed]["mean_iou"] if seed in of_seed else None for seed in seeds]
+        training = values["runs"][0]["training"]
+        means = [values["mean"][name] for name in ("mean_iou", "pixel_accuracy", "fid")]
+        rows.append([arm.replace("_", " "), values["what"], *means, *ious, training["images"]])
+    headers = ["arm", "what it is", "mean IoU", "pixel accuracy", "FID", *(f"mean IoU, seed {seed}" for seed in seeds)]
+    ceiling, floor = record["ceiling"], record["floor"]
+    bounds = (
+        f"Real photos: mean IoU {ceiling['mean_iou']:.3f}, pixel accuracy {ceiling['pixel_accuracy']:.3f}. Images of "
+        f"the first arm, held against masks of others: {floor['mean_iou']:.3f}, {floor['pixel_accuracy']:.3f}."
+    )
+    names = [arm.replace("_", " ") for arm in arms]
+    classes = list(next(iter(arms.values()))["runs"][0]["iou"])
+    bars = [Bars(name, [_mean_iou(values, name) for values in arms.values()]) for name in classes]
+    what = (
+        f"Every arm: {record['budget_gflop']:,.0f} GFLOP of forward passes, batches of {record['batch']}, seeds "
+        f"{', '.join(map(str, seeds))}; read on {record['num_masks']} masks of the validation split, one "
+        f"image each, {record['generation']['scheduler']}, {record['generation']['num_inference_steps']} steps, "
+        f"guidance {record['generation']['guidance_scale']:g}. So little training tells how fast a recipe learns, not "
+        "where it ends."
+    )
+    write_page(
+        path,
+        page(
+            "Recipes of training",
+            [
+                section("Arms", paragraph(bounds), table([*headers, "images seen"], rows)),
+                section(
+                    "Classes",
+                    bar_table(bars, names, "IoU by class, mean over seeds", maximum=1.0),
+                ),
+                section("Pictures", _pictures(record, dataset, runs)),
+                section("Settings", *(settings_table(values["changes"], arm) for arm, values in arms.items())),
+            ],
+            lead=what,
+            footer=f"commit {record['commit']}",
+        ),
+    )
+
+
+def _mean_iou(values: dict, name: str) -> float | None:
+    found = [one["iou"][name] for one in values["runs"] if one["iou"].get(name) is not None]
+    return sum(found) / len(found) if found else None
+
+
+def _pictures(record: dict, dataset: str, runs: Path):
+    pairs = load_pairs(dataset, "val")
+    place_of = {stem: place for place, stem in enumerate(pairs.stems)}
+    seed = record["seeds"][0]
+    folders = {arm: runs / f"{arm}-{seed}-evaluation" / "generated" / "images" for arm in record["arms"]}
+    folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
+    files = sorted(next(iter(folders.values())).iterdir())
+    rows = []
+    for row in range(MASKS):
+        name = files[row * len(files) // MASKS].name
+        pair = pairs[place_of[name.rsplit("_", 1)[0]]]
+        photo = Image.fromarray(pair["image"].permute(1, 2, 0).numpy())
+        made = [Image.open(folder / name) if (folder / name).exists() else None for folder in folders.values()]
+        rows.append((pair["stem"], [pairs.labels.decode(pair["mask"].numpy()), photo, *made]))
+    return picture_table(["mask", "photo", *folders], rows, f"seed {seed}, the same noise for every arm")
