@@ -22,6 +22,7 @@ ALLOWED = {
     "labels": {"labels", "pipelines"},
     "data": {"data", "labels", "pipelines"},
     "hub": {"hub", "data", "labels", "pipelines"},
+    "converters": {"converters", "hub", "data", "labels", "models", "pipelines"},
     "launch": {"launch"},
     "training": {"training", "launch", "hub", "data", "labels", "models", "pipelines"},
     "generation": {"generation", "launch", "hub", "data", "labels", "models", "pipelines"},
@@ -94,7 +95,8 @@ def test_a_pipeline_imports_itself_all_that_its_shared_files_import(path):
 
 def test_every_hub_file_is_found():
     names = {path.name for path in HUB_FILES}
-    assert {"unet_mask_guided.py", "unet_paper.py", "pipeline_mask_guided_ddpm.py"} <= names
+    networks = {"unet_id_channel.py", "unet_mask_guided.py", "unet_paper.py", "unet_sdm.py"}
+    assert networks | {"pipeline_mask_guided_ddpm.py"} <= names
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,14 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 
 import semseg_diffusers
 from semseg_diffusers import (
+    IdChannelUNet2DModel,
     LabelSet,
     MaskGuidedDDPMPipeline,
     MaskGuidedImg2ImgPipeline,
     MaskGuidedInpaintPipeline,
     MaskGuidedUNet2DModel,
     PaperUNet2DModel,
+    SDMUNet2DModel,
 )
 
 
@@ -25,7 +27,12 @@ EDITING = {
     "pipeline_mask_guided_img2img": MaskGuidedImg2ImgPipeline,
     "pipeline_mask_guided_inpaint": MaskGuidedInpaintPipeline,
 }
-NETWORKS = {"unet_mask_guided": "MaskGuidedUNet2DModel", "unet_paper": "PaperUNet2DModel"}
+NETWORKS = {
+    "unet_id_channel": "IdChannelUNet2DModel",
+    "unet_mask_guided": "MaskGuidedUNet2DModel",
+    "unet_paper": "PaperUNet2DModel",
+    "unet_sdm": "SDMUNet2DModel",
+}
 
 OUR_CLASS = """
 import sys, torch
@@ -59,9 +66,16 @@ def tiny_pipeline(network: str) -> MaskGuidedDDPMPipeline:
     labels = LabelSet.from_preset("bdd100k").to_config()
     if network == "unet_paper":
         unet = PaperUNet2DModel(sample_size=16, hidden_dim=8, **labels)
+    elif network == "unet_sdm":
+        unet = SDMUNet2DModel(
+            sample_size=16, model_channels=32, channel_mult=(1, 1), num_res_blocks=1, num_head_channels=16, **labels
+        )
+        torch.nn.init.normal_(unet.out[-1].weight)  # it starts at zero
     else:
-        unet = MaskGuidedUNet2DModel(
+        classes = {"unet_mask_guided": MaskGuidedUNet2DModel, "unet_id_channel": IdChannelUNet2DModel}
+        unet = classes[network](
             sample_size=16,
+            num_classes=19,
             block_out_channels=(8, 16),
             norm_num_groups=4,
             layers_per_block=1,

@@ -1,0 +1,115 @@
+"""The network with an id channel: what it draws is what a plain `UNet2DModel` draws of image and id / 255."""
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from semseg_diffusers.models.unet_id_channel import IdChannelUNet2DModel
+
+
+TINY = {
+    "sample_size": 16,
+    "block_out_channels": (8, 16),
+    "norm_num_groups": 4,
+    "layers_per_block": 1,
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "attention_head_dim": 4,
+}
+
+
+def tiny(**settings) -> IdChannelUNet2DModel:
+    torch.manual_seed(0)
+    return IdChannelUNet2DModel(**{**TINY, "num_classes": 5, **settings}).eval()
+
+
+def inputs(height: int = 16, width: int = 16, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(2, channels, height, width, generator=generator)
+    timestep = torch.randint(0, 1000, (2,), generator=generator)
+    return sample, timestep, torch.randint(0, 5, (2, height, width), generator=generator)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(16, 16), (8, 24)])
+def test_output_is_that_of_a_plain_network_on_image_and_id_channel(channels, size):
+    unet = tiny(in_channels=channels, out_channels=channels)
+    plain = UNet2DModel(**{**TINY, "in_channels": channels + 1, "out_channels": channels}).eval()
+    plain.load_state_dict(unet.state_dict())
+    sample, timestep, mask = inputs(*size, channels)
+    expected = plain(torch.cat([sample, mask[:, None] / 255], dim=1), timestep).sample
+    assert torch.equal(unet(sample, timestep, mask=mask).sample, expected)
+    assert torch.equal(unet(sample, timestep, mask_features=unet.encode_mask(mask)).sample, expected)
+    one_hot = torch.nn.functional.one_hot(mask, 5).permute(0, 3, 1, 2)
+    for form in (one_hot.bool(), one_hot.float()):
+        assert torch.equal(unet(sample, timestep, mask=form).sample, expected)
+
+
+@torch.no_grad()
+def test_no_mask_unknown_mask_and_background_are_one():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    expected = unet(sample, timestep).sample
+    for value in (0, 255):
+        assert torch.equal(unet(sample, timestep, mask=torch.full_like(mask, value)).sample, expected)
+    assert torch.equal(unet(sample, timestep, mask=torch.zeros(2, 5, 16, 16)).sample, expected)
+    (output,) = unet(sample, timestep, mask=mask, return_dict=False)
+    assert not torch.allclose(output, expected)
+
+
+@torch.no_grad()
+def test_half_precision_and_layerwise_casting_run():
+    sample, timestep, mask = inputs()
+    assert tiny().bfloat16()(sample.bfloat16(), timestep, mask=mask).sample.dtype == torch.bfloat16
+    unet = tiny()
+    expected = unet(sample, timestep, mask=mask).sample
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    torch.testing.assert_close(unet(sample, timestep, mask=mask).sample, expected, rtol=0, atol=0.5)
+
+
+@torch.no_grad()
+def test_saved_network_loads_equal(tmp_path):
+    unet = tiny(id2label={i: f"class {i}" for i in range(5)})
+    unet.save_pretrained(tmp_path)
+    loaded = IdChannelUNet2DModel.from_pretrained(tmp_path)
+    sample, timestep, mask = inputs()
+    assert torch.equal(loaded(sample, timestep, mask=mask).sample, unet(sample, timestep, mask=mask).sample)
+    assert (loaded.config.in_channels, loaded.config.num_classes) == (3, 5)
+
+
+@torch.no_grad()
+def test_compiles_whole_without_a_second_trace():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(
+            compiled(sample, timestep, mask=mask).sample, unet(sample, timestep, mask=mask).sample
+        )
+        compiled(sample, timestep - 1, mask=torch.full_like(mask, 255))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask": torch.zeros(2, 16, 16)}, "Float ids are refused"),
+        ({"mask": torch.zeros(2, 4, 16, 16)}, r"\(B, 5, H, W\)"),
+        ({"mask": torch.zeros(2, 8, 8, dtype=torch.long)}, "2 of 16 x 16"),
+        ({"mask": torch.zeros(2, 16, 16, dtype=torch.long), "mask_features": ()}, "not both"),
+    ],
+)
+def test_wrong_masks_are_refused(settings, message):
+    sample, timestep, _ = inputs()
+    with pytest.raises(ValueError, match=message):
+        tiny()(sample, timestep, **settings)
+
+
+def test_what_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="1 to 255"):
+        tiny(num_classes=256)
+    with pytest.raises(ValueError, match="Set `num_classes=1`"):
+        tiny(id2label={"0": "road"})
+    with pytest.raises(ValueError, match="multiples of 2; got 16 x 15"):
+        tiny()(torch.zeros(1, 3, 16, 15), 1)

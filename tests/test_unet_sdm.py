@@ -1,0 +1,466 @@
+"""SDM's network against the authors' own outputs, and against what diffusers asks of a network."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from golden_weights import golden_config, golden_shapes, golden_values, golden_weights
+
+from semseg_diffusers import MaskGuidedDDPMPipeline
+from semseg_diffusers.models.unet_sdm import SDMUNet2DModel, instance_edges
+
+
+NAME = "sdm_unet_tiny"
+
+
+def tiny(**settings) -> SDMUNet2DModel:
+    """Two levels with attention on the lower one; what starts at zero is made to say something."""
+    torch.manual_seed(0)
+    defaults = {
+        "sample_size": 16,
+        "num_classes": 5,
+        "model_channels": 32,
+        "channel_mult": (1, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (2,),
+        "num_head_channels": 16,
+    }
+    unet = SDMUNet2DModel(**{**defaults, **settings})
+    for parameter in unet.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    return unet.eval()
+
+
+def inputs(batch_size: int = 2, height: int = 16, width: int = 16) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(batch_size, 3, height, width, generator=generator)
+    timestep = torch.randint(0, 1000, (batch_size,), generator=generator)
+    return sample, timestep, torch.randint(0, 5, (batch_size, height, width), generator=generator)
+
+
+@pytest.fixture(scope="module")
+def golden() -> tuple[SDMUNet2DModel, dict[str, torch.Tensor]]:
+    config = golden_config(NAME)
+    unet = SDMUNet2DModel(
+        sample_size=config["image_size"],
+        num_classes=config["num_classes"],
+        model_channels=config["model_channels"],
+        channel_mult=config["channel_mult"],
+        num_res_blocks=config["num_res_blocks"],
+        attention_resolutions=config["attention_resolutions"],
+        num_head_channels=config["num_head_channels"],
+    ).eval()
+    unet.load_state_dict(golden_weights(golden_shapes(NAME)), strict=True)
+    return unet, golden_values(NAME)
+
+
+# The authors' values
+
+
+def test_parameter_names_and_shapes_are_the_authors(golden):
+    unet, _ = golden
+    assert {key: tuple(value.shape) for key, value in unet.state_dict().items()} == golden_shapes(NAME)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("path", ["mask", "features", "one-hot features"])
+def test_masked_output_equals_the_authors(golden, path):
+    unet, values = golden
+    mask = {"mask": values["label_map"]}
+    if path != "mask":
+        unet.modulation_cache = path == "features"
+        mask = {"mask_features": unet.encode_mask(values["label_map"])}
+        unet.enable_modulation_cache()
+    output = unet(values["sample"], values["timestep"], **mask).sample
+    torch.testing.assert_close(output, values["output_masked"], rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mask", ["none", "unknown", "zeros"])
+def test_null_mask_output_equals_the_authors(golden, mask):
+    unet, values = golden
+    unknown = torch.full_like(values["label_map"], 255)
+    mask = {"none": None, "unknown": unknown, "zeros": torch.zeros(2, 12, 32, 32)}[mask]
+    output = unet(values["sample"], values["timestep"], mask=mask).sample
+    torch.testing.assert_close(output, values["output_null_mask"], rtol=0, atol=1e-4)
+    assert (
+        output - values["output_masked"]
+    ).abs().max() > 0.01  # the two references differ, so each test says something
+
+
+def test_default_network_is_the_released_one_in_size():
+    with torch.device("meta"):
+        unet = SDMUNet2DModel(num_classes=151)
+        modulation = unet.encode_mask(torch.zeros(1, 256, 256, dtype=torch.long))
+    assert unet.num_parameters() == 660_608_518
+    assert sum(4 * feature.numel() for feature in modulation) == 2_038_431_744  # bytes; the docstring rounds them
+    assert unet.size_divisor == 32
+
+
+@torch.no_grad()
+def test_untrained_network_says_nothing():
+    unet = SDMUNet2DModel(model_channels=32, channel_mult=(1,), num_res_blocks=1, num_head_channels=32)
+    sample, timestep, mask = inputs()
+    assert not unet(sample, timestep, mask=mask).sample.any()
+
+
+# The mask
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_ids_of_any_integer_dtype_equal_one_hot(dtype):
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    expected = unet(sample, timestep, mask=torch.nn.functional.one_hot(mask, 5).permute(0, 3, 1, 2).float()).sample
+    assert torch.equal(unet(sample, timestep, mask=mask.to(dtype)).sample, expected)
+
+
+@torch.no_grad()
+def test_bool_one_hot_equals_ids():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    one_hot = torch.nn.functional.one_hot(mask, 5).permute(0, 3, 1, 2).bool()
+    assert torch.equal(unet(sample, timestep, mask=one_hot).sample, unet(sample, timestep, mask=mask).sample)
+
+
+@torch.no_grad()
+def test_mask_unknown_everywhere_equals_no_mask():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    assert torch.equal(unet(sample, timestep, mask=torch.full_like(mask, 255)).sample, unet(sample, timestep).sample)
+
+
+@torch.no_grad()
+def test_unknown_and_known_masks_mix_in_one_batch():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    mixed = mask.clone()
+    mixed[1] = 255
+    output = unet(sample, timestep, mask=mixed).sample
+    assert torch.equal(output[0], unet(sample, timestep, mask=mask).sample[0])
+    assert torch.equal(output[1], unet(sample, timestep).sample[1])
+
+
+@torch.no_grad()
+def test_partly_unknown_mask_is_neither_masked_nor_unmasked():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    partial = mask.clone()
+    partial[:, :8] = 255
+    output = unet(sample, timestep, mask=partial).sample
+    assert not torch.allclose(output, unet(sample, timestep, mask=mask).sample)
+    assert not torch.allclose(output, unet(sample, timestep).sample)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24)])
+def test_encoded_mask_gives_the_same_numbers(height, width):
+    unet = tiny()
+    sample, timestep, mask = inputs(2, height, width)
+    expected = unet(sample, timestep, mask=mask).sample
+    features = unet.encode_mask(mask)
+    full, half = (height, width), (height // 2, width // 2)
+    assert [tuple(feature.shape[2:]) for feature in features] == [half] * 9 + [full] * 5
+    assert all(feature.shape[0] == 2 for feature in features)
+    assert torch.equal(unet(sample, timestep, mask_features=features).sample, expected)
+    unet.disable_modulation_cache()
+    features = unet.encode_mask(mask)
+    assert [tuple(feature.shape) for feature in features] == [(2, 5, height, width)]
+    assert torch.equal(unet(sample, timestep, mask_features=features).sample, expected)
+
+
+@torch.no_grad()
+def test_encoder_does_not_see_the_mask():
+    unet = tiny()
+    seen = []
+    handle = unet.input_blocks[-1].register_forward_hook(lambda *call: seen.append(call[2]))
+    sample, timestep, mask = inputs()
+    unet(sample, timestep, mask=mask)
+    unet(sample, timestep)
+    handle.remove()
+    assert torch.equal(*seen)
+
+
+# Instances
+
+
+def test_edges_are_the_pixels_that_differ_from_a_neighbour():
+    instances = torch.zeros(1, 4, 5, dtype=torch.long)
+    instances[0, 1:3, 2] = 7
+    expected = torch.tensor([[0, 0, 1, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 1, 0, 0]]).bool()
+    assert torch.equal(instance_edges(instances)[0, 0], expected)
+    one_hot = torch.nn.functional.one_hot(instances, 8).permute(0, 3, 1, 2)
+    assert torch.equal(instance_edges(one_hot)[0, 0], expected)
+
+
+@torch.no_grad()
+def test_borders_of_classes_are_the_edges_where_no_instances_are_given():
+    unet = tiny(instance_edges=True)
+    sample, timestep, mask = inputs()
+    expected = unet(sample, timestep, mask=mask).sample
+    assert torch.equal(unet(sample, timestep, mask=unet.with_instances(mask, mask)).sample, expected)
+    one_hot = torch.nn.functional.one_hot(mask, 5).permute(0, 3, 1, 2).float()
+    assert torch.equal(unet(sample, timestep, mask=one_hot).sample, expected)
+
+
+@torch.no_grad()
+def test_instances_split_what_is_one_class():
+    unet = tiny(instance_edges=True)
+    sample, timestep, mask = inputs()
+    mask[:] = 2
+    instances = torch.zeros_like(mask)
+    instances[:, :, 8:] = 1
+    joined = unet.with_instances(mask, instances)
+    assert joined[:, 5, :, 7:9].all()
+    assert joined[:, 5].sum() == 2 * 16 * 2
+    assert not torch.allclose(unet(sample, timestep, mask=joined).sample, unet(sample, timestep, mask=mask).sample)
+
+
+@torch.no_grad()
+def test_unknown_mask_has_no_edges_whatever_the_instances():
+    unet = tiny(instance_edges=True)
+    sample, timestep, mask = inputs()
+    joined = unet.with_instances(torch.full_like(mask, 255), mask)
+    assert not joined.any()
+    assert torch.equal(unet(sample, timestep, mask=joined).sample, unet(sample, timestep).sample)
+
+
+def test_instances_that_do_not_fit_are_refused():
+    _, _, mask = inputs()
+    with pytest.raises(ValueError, match="no channel for their edges"):
+        tiny().with_instances(mask, mask)
+    with pytest.raises(ValueError, match=r"integer ids of shape \(2, 16, 16\)"):
+        tiny(instance_edges=True).with_instances(mask, mask[:, :8])
+    with pytest.raises(ValueError, match="got torch.float32"):
+        tiny(instance_edges=True).with_instances(mask, mask.float())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mask": torch.zeros(2, 16, 16)}, "Float ids are refused"),
+        ({"mask": torch.zeros(2, 4, 16, 16)}, r"\(B, 5, H, W\)"),
+        ({"mask": torch.zeros(2, 8, 8, dtype=torch.long)}, "2 of 16 x 16"),
+        ({"mask": torch.zeros(1, 16, 16, dtype=torch.long)}, "2 of 16 x 16"),
+        ({"mask": torch.zeros(2, 16, 16, dtype=torch.long), "mask_features": ()}, "not both"),
+        ({"class_labels": torch.zeros(2, dtype=torch.long)}, "no class embedding"),
+    ],
+)
+def test_wrong_conditions_are_refused(settings, message):
+    sample, timestep, _ = inputs()
+    with pytest.raises(ValueError, match=message):
+        tiny()(sample, timestep, **settings)
+
+
+# Sizes, timesteps, dtypes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (24, 40), (6, 10)])
+def test_any_size_that_the_depth_divides_is_drawn(height, width):
+    unet = tiny()
+    sample, timestep, mask = inputs(1, height, width)
+    assert unet.size_divisor == 2
+    assert unet(sample, timestep, mask=mask).sample.shape == (1, 6, height, width)
+
+
+def test_a_size_that_the_depth_does_not_divide_is_refused():
+    sample, timestep, _ = inputs(1, 16, 15)
+    with pytest.raises(ValueError, match="multiples of 2; got 16 x 15"):
+        tiny()(sample, timestep)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "timestep", [7, 7.0, torch.tensor(7), torch.tensor(7.0), torch.tensor([7]), torch.tensor([7, 7])]
+)
+def test_every_form_of_timestep_gives_the_same_numbers(timestep):
+    unet = tiny()
+    sample, _, mask = inputs()
+    expected = unet(sample, torch.tensor([7, 7]), mask=mask).sample
+    assert torch.equal(unet(sample, timestep, mask=mask).sample, expected)
+
+
+@torch.no_grad()
+def test_float_timestep_is_not_rounded():
+    unet = tiny()
+    sample, _, _ = inputs()
+    assert not torch.allclose(unet(sample, 7.5).sample, unet(sample, 7).sample)
+
+
+@torch.no_grad()
+def test_tuple_equals_output_object():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    (output,) = unet(sample, timestep, mask=mask, return_dict=False)
+    assert torch.equal(output, unet(sample, timestep, mask=mask).sample)
+
+
+@torch.no_grad()
+def test_batch_of_two_equals_two_singles():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    output = unet(sample, timestep, mask=mask).sample
+    for i in range(2):
+        single = unet(sample[i : i + 1], timestep[i : i + 1], mask=mask[i : i + 1]).sample
+        torch.testing.assert_close(output[i : i + 1], single, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_half_precision_stays_close_to_float32():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    expected = unet(sample, timestep, mask=mask).sample
+    output = unet.to(torch.bfloat16)(sample.bfloat16(), timestep, mask=mask).sample
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), expected, rtol=0, atol=0.1)
+
+
+@torch.no_grad()
+def test_layerwise_casting_stores_low_and_computes_high():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    expected = unet(sample, timestep, mask=mask).sample
+    unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    output = unet(sample, timestep, mask=mask).sample
+    assert unet.output_blocks[0][1].qkv.weight.dtype == torch.float8_e4m3fn
+    assert unet.output_blocks[0][0].in_norm.mlp_gamma.weight.dtype == torch.float32
+    assert torch.equal(unet.encode_mask(mask)[0], unet.encode_mask(mask.to(torch.uint8))[0])
+    torch.testing.assert_close(output, expected, rtol=0, atol=0.5)
+
+
+# Training and saving
+
+
+def gradients(unet: SDMUNet2DModel) -> dict[str, torch.Tensor]:
+    sample, timestep, mask = inputs()
+    unet.train().zero_grad()
+    unet(sample, timestep, mask=mask).sample.square().mean().backward()
+    return {name: parameter.grad.clone() for name, parameter in unet.named_parameters()}
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    unet = tiny()
+    expected = gradients(unet)
+    recomputed = []
+    unet.output_blocks[1].register_forward_pre_hook(lambda *_: recomputed.append(1))
+    unet.enable_gradient_checkpointing()
+    found = gradients(unet)
+    assert len(recomputed) == 2  # once forward, once again for the gradient
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=0, atol=5e-5, msg=name)
+    unet.disable_gradient_checkpointing()
+    assert not unet.is_gradient_checkpointing
+
+
+def test_every_parameter_learns():
+    without = [name for name, gradient in gradients(tiny()).items() if not gradient.abs().sum() > 0]
+    assert without == []
+
+
+@torch.no_grad()
+def test_saved_network_loads_equal(tmp_path):
+    unet = tiny(
+        id2label={i: f"class {i}" for i in range(5)}, id2color={i: [i, 0, 0] for i in range(5)}, ignore_color=(1, 2, 3)
+    )
+    unet.save_pretrained(tmp_path)
+    loaded = SDMUNet2DModel.from_pretrained(tmp_path)
+    sample, timestep, mask = inputs()
+    assert torch.equal(loaded(sample, timestep, mask=mask).sample, unet(sample, timestep, mask=mask).sample)
+    assert loaded.config.id2label == {str(i): f"class {i}" for i in range(5)}
+    assert loaded.config.id2color == {str(i): [i, 0, 0] for i in range(5)}
+    assert list(loaded.config.ignore_color) == [1, 2, 3]
+    assert list(loaded.config.channel_mult) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"model_channels": 48}, "multiple of 32, the groups of the norms"),
+        ({"channel_mult": ()}, r"and the widths \[\]"),
+        ({"num_res_blocks": 0}, "`num_res_blocks` must be 1 or more"),
+        ({"num_head_channels": 48}, r"that have attention, \[64, 64\]; got 48"),
+        ({"num_classes": 256}, "1 to 255"),
+        ({"id2label": {"0": "road"}}, "Set `num_classes=1`"),
+    ],
+)
+def test_settings_that_cannot_be_built_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        tiny(**settings)
+
+
+# Compilation
+
+
+@torch.no_grad()
+def test_compiles_whole_without_a_second_trace():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(
+            compiled(sample, timestep, mask=mask).sample, unet(sample, timestep, mask=mask).sample
+        )
+        compiled(sample, timestep - 1, mask=torch.full_like(mask, 255))
+
+
+@torch.no_grad()
+def test_exports_with_the_mask_as_keyword():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    program = torch.export.export(unet, (sample, timestep), {"mask": mask, "return_dict": False})
+    (output,) = program.module()(sample, timestep, mask=mask, return_dict=False)
+    torch.testing.assert_close(output, unet(sample, timestep, mask=mask).sample)
+
+
+@pytest.mark.slow
+def test_compiled_code_gives_the_same_numbers():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    torch._dynamo.reset()
+    with torch.no_grad():
+        output = torch.compile(unet, fullgraph=True)(sample, timestep, mask=mask).sample
+        torch.testing.assert_close(output, unet(sample, timestep, mask=mask).sample, rtol=1e-4, atol=1e-4)
+
+
+# In the pipeline
+
+
+def draw(pipe, mask, **settings) -> torch.Tensor:
+    pipe.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(0)
+    return pipe(mask, num_inference_steps=2, generator=generator, output_type="latent", **settings).images
+
+
+def test_pipeline_samples_with_the_learned_variance():
+    scheduler = DDPMScheduler(variance_type="learned_range")
+    unet = tiny()
+    pipe = MaskGuidedDDPMPipeline(unet=unet, scheduler=scheduler)
+    _, _, mask = inputs(1)
+    image = draw(pipe, mask)
+
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(1, 3, 16, 16, generator=generator)
+    scheduler.set_timesteps(2)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            uncond, cond = unet(latents, t).sample, unet(latents, t, mask=mask).sample
+        output = torch.cat([uncond[:, :3] + 3.0 * (cond[:, :3] - uncond[:, :3]), cond[:, 3:]], dim=1)
+        latents = scheduler.step(output, t, latents, generator=generator).prev_sample
+    torch.testing.assert_close(image, latents, rtol=0, atol=1e-4)
+
+
+def test_pipeline_computes_the_modulation_once_unless_told_otherwise():
+    unet = tiny()
+    calls = []
+    unet.middle_block[0].in_norm.mlp_gamma.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))
+    pipe = MaskGuidedDDPMPipeline(unet=unet, scheduler=DDPMScheduler())
+    _, _, mask = inputs(1)
+    cached = draw(pipe, mask)
+    assert calls == [1, 1]  # the mask, and "unknown"
+    calls.clear()
+    unet.disable_modulation_cache()
+    torch.testing.assert_close(draw(pipe, mask), cached, rtol=0, atol=1e-4)
+    assert calls == [2, 2]  # both, at each step
