@@ -62,6 +62,7 @@ def render_model_card(
     training: dict[str, Any] | None = None,
     dataset_id: str | None = None,
     pipeline_class: str = "MaskGuidedDDPMPipeline",
+    origin: str | None = None,
 ) -> str:
     """Fill `model_card.md`.
 
@@ -76,6 +77,7 @@ def render_model_card(
         training: what the training run knows, see the template; None for a pipeline saved without a run.
         dataset_id: the data set's id, where it is on the Hub.
         pipeline_class: class of the pipeline.
+        origin: where weights of others come from, for a pipeline that was converted.
     """
     data = ModelCardData(
         library_name="diffusers",
@@ -95,6 +97,7 @@ def render_model_card(
         parameters="" if parameters is None else f", {parameters:,} parameters",
         scheduler=scheduler_config,
         training=training,
+        origin=origin,
         results="None measured by the training run. `semseg-diffusers evaluate` compares samples with their masks.",
     )
 

@@ -1,0 +1,1 @@
+"""Checkpoints of published codebases become pipelines of this package."""

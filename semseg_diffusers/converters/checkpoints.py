@@ -1,0 +1,168 @@
+"""Reads checkpoints of others without running anything of theirs, and checks that they fit a network to the last key.
+
+A pickle can hold code that runs as it is opened; here pickles are opened with `weights_only=True` and in no other way.
+"""
+
+import hashlib
+import os
+import pickle
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+SHOWN = 5  # keys that a message names; it counts the rest
+# What torch's restricted unpickler raises for files that are no pickles, cut off, or torn.
+BROKEN = (
+    pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error,
+)  # fmt: skip
+
+
+def read_checkpoint(path: str | os.PathLike) -> Any:
+    """Open a checkpoint file on the CPU.
+
+    Args:
+        path: a file of `torch.save`, or a .safetensors file.
+
+    Returns:
+        what was saved: tensors, and containers, numbers and text around them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is a folder, holds code, or is no checkpoint.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"'{path}' is a folder; wanted the checkpoint file itself.")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint '{path}'.")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (*BROKEN, SafetensorError) as err:
+        code = _code_in(path, str(err))
+        if code:
+            raise ValueError(
+                f"'{path}' holds more than weights: {code}. Opening that can run code of whoever wrote it, so it was "
+                "not opened. Where you trust it, take the weights out with the code that made it: "
+                "`torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'weights.pt')`, and convert that."
+            ) from err
+        # Before these words torch advises to load it with code and all.
+        reason = str(err).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0][:200]
+        raise ValueError(
+            f"'{path}' cannot be read as a checkpoint ({type(err).__name__}: {reason}). Is it cut off, or no file of "
+            "torch.save? Copy it again."
+        ) from err
+
+
+def _code_in(path: Path, message: str) -> str:
+    """Name what the restricted unpickler refused in a file; empty where the file is merely broken."""
+    if "TorchScript" in message:
+        return "a TorchScript program"
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # reads the opcodes, builds nothing
+    except BROKEN:
+        names = []  # a file of the time before torch 1.6: the message has the first name
+    return shorten(sorted(names) or re.findall(r"(?:GLOBAL|unrecognized function) ([\w.]+)", message))
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first few of some names, and how many more there are."""
+    names = list(dict.fromkeys(names))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+def state_dict_of(content: Any, path: str | os.PathLike) -> dict[str, torch.Tensor]:
+    """Check that what a checkpoint holds is a state dict of weights.
+
+    Raises:
+        ValueError: it is something else; the message says what.
+    """
+    if not isinstance(content, Mapping) or not content:
+        raise ValueError(f"'{path}' holds a {type(content).__name__}; wanted a state dict, names with their tensors.")
+    others = [f"{name} ({type(value).__name__})" for name, value in content.items() if not _is_weight(value)]
+    if others:
+        raise ValueError(f"'{path}' is no state dict of weights: {shorten(others)}.")
+    return dict(content)
+
+
+def _is_weight(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_sparse
+
+
+def shape_of(weights: Mapping[str, torch.Tensor], key: str, num_dims: int, source: str, path) -> tuple[int, ...]:
+    """Shape of a weight that the settings of a network are read from.
+
+    Args:
+        weights: the state dict.
+        key: its name.
+        num_dims: how many dimensions it must have.
+        source: whose layout was expected, as `--from` names it.
+        path: of the checkpoint, for the message.
+
+    Raises:
+        ValueError: it is missing, or of another number of dimensions.
+    """
+    if key not in weights:
+        beginnings = {"inc.": "paper", "ema_model.": "paper", "model.": "paper", "input_blocks.": "sdm"}
+        others = (name for start, name in beginnings.items() if any(found.startswith(start) for found in weights))
+        other = next((name for name in others if name != source), None)
+        if any(found.startswith("down_blocks.") for found in weights):
+            hint = " It looks like a network of diffusers: --from segmentation-guided-diffusion takes its folder."
+        else:
+            hint = f" It looks like --from {other}." if other else ""
+        raise ValueError(
+            f"'{path}' is not in the layout of --from {source}: {key} is missing. It holds {shorten(weights)}.{hint}"
+        )
+    shape = tuple(weights[key].shape)
+    if len(shape) != num_dims or 0 in shape:
+        raise ValueError(f"'{path}': {key} has the shape {shape}; wanted {num_dims} dimensions for --from {source}.")
+    return shape
+
+
+def load_weights(unet: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
+    """Put weights into a network built on the meta device; every key must be there, and none beside them.
+
+    Raises:
+        ValueError: keys are missing or too many, shapes differ, or a weight is not finite; all are named, shortly.
+    """
+    wanted = unet.state_dict()
+    name = type(unet).__name__
+    problems = []
+    missing = [key for key in wanted if key not in weights]
+    if missing:
+        problems.append(f"{len(missing)} keys are missing ({shorten(missing)})")
+    extra = [key for key in weights if key not in wanted]
+    if extra:
+        problems.append(f"{len(extra)} keys are too many ({shorten(extra)})")
+    shapes = [
+        f"{key} {tuple(weights[key].shape)}, wanted {tuple(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in weights and weights[key].shape != tensor.shape
+    ]
+    if shapes:
+        problems.append(f"{len(shapes)} shapes differ ({shorten(shapes)})")
+    if problems:
+        raise ValueError(f"'{path}' does not fit a {name}: {'; '.join(problems)}.")
+    broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ValueError(f"'{path}' holds weights that are not finite: {shorten(broken)}. Take an earlier checkpoint.")
+    unet.load_state_dict({key: tensor.float().contiguous() for key, tensor in weights.items()}, assign=True)
+    unet.requires_grad_(True).eval()
+
+
+def file_hash(path: str | os.PathLike) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
