@@ -8,6 +8,7 @@ import torch
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.models.unet_paper import PaperUNet2DModel
+from semseg_diffusers.models.unet_sdm import NORM_NUM_GROUPS, SDMUNet2DModel
 from semseg_diffusers.training.augmentation import AUGMENT_DIM
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -18,7 +19,7 @@ def build_network(
     resolution: tuple[int, int],
     attributes: Mapping[str, Sequence[str]] | None = None,
     label_diffusion: Sequence[float] | None = None,
-) -> MaskGuidedUNet2DModel | PaperUNet2DModel:
+) -> MaskGuidedUNet2DModel | PaperUNet2DModel | SDMUNet2DModel:
     """Make an untrained network for a data set.
 
     Args:
@@ -42,6 +43,8 @@ def build_network(
         unet = PaperUNet2DModel(
             sample_size=sample_size, hidden_dim=settings.hidden_dim, emb_dim=settings.emb_dim, **label_config
         )
+    elif settings.network == "sdm":
+        unet = _sdm(settings, sample_size, label_config)
     else:
         data_config = {**label_config, "attributes": dict(attributes or {}) or None}
         if label_diffusion is not None:
@@ -88,6 +91,30 @@ def _mask_guided(settings: TrainingSettings, sample_size: int | tuple[int, int],
         coordinate_channels=settings.coordinate_channels,
         augment_dim=0 if settings.augment_probability is None else AUGMENT_DIM,
         **data_config,
+    )
+
+
+def _sdm(settings: TrainingSettings, sample_size: int | tuple[int, int], label_config: dict) -> SDMUNet2DModel:
+    """SDM's network of our widths. It predicts no variance: the loss is the mean squared error, which teaches none."""
+    widths, levels = settings.block_out_channels, len(settings.block_out_channels)
+    attentive = widths[levels - max(1, settings.attention_levels) :]  # the bottom has attention in any case
+    for values, divisor, name in (
+        (widths, NORM_NUM_GROUPS, "the groups of SDM's norms"),
+        (attentive, settings.attention_head_dim, "--attention_head_dim"),
+    ):
+        for width in values:
+            if width % divisor:
+                raise ValueError(f"--block_out_channels {width} is not a multiple of {divisor}, {name}.")
+    return SDMUNet2DModel(
+        sample_size=sample_size,
+        out_channels=3,
+        model_channels=widths[0],
+        channel_mult=tuple(width / widths[0] for width in widths),
+        num_res_blocks=settings.layers_per_block,
+        attention_resolutions=tuple(2**level for level in range(levels - settings.attention_levels, levels)),
+        num_head_channels=settings.attention_head_dim,
+        dropout=settings.dropout,
+        **label_config,
     )
 
 

@@ -71,7 +71,13 @@ class TrainingSettings:
     dataloader_num_workers: int = field(default=1, metadata={"help": "reading processes beside each training process"})
 
     # Network
-    network: str = field(default="mask_guided", metadata={"choices": ("mask_guided", "paper")})
+    network: str = field(
+        default="mask_guided",
+        metadata={
+            "choices": ("mask_guided", "paper", "sdm"),
+            "help": "sdm is the Semantic Diffusion Model's, of --block_out_channels in multiples of 32",
+        },
+    )
     mask_conditioning: str = field(default="add", metadata={"choices": ("add", "concat")})
     patch_size: int = field(default=2, metadata={"help": "side of the stem's patches; 1 works on every pixel"})
     stem_channels: int = field(default=16, metadata={"help": "width at full resolution, where patch_size > 1"})
@@ -269,7 +275,7 @@ class TrainingSettings:
                 "--augment_probability is of scaling and shifting, and neither is asked for. Give --augment_scale or "
                 "--augment_translate."
             )
-        if self.network == "paper":
+        if self.network != "mask_guided":
             for name in (
                 "attributes",
                 "mask_pyramid",
@@ -279,12 +285,12 @@ class TrainingSettings:
             ):
                 if getattr(self, name) != self.__dataclass_fields__[name].default:
                     raise ValueError(
-                        f"--{name} is not for --network paper, which stays as it was published. Leave it out, or use "
-                        "--network mask_guided."
+                        f"--{name} is not for --network {self.network}, which stays as it was published. Leave it "
+                        "out, or use --network mask_guided."
                     )
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid fills the levels below the first: give two --block_out_channels or more.")
-        if self.network == "mask_guided" and self.attention_levels > len(self.block_out_channels):
+        if self.network != "paper" and self.attention_levels > len(self.block_out_channels):
             raise ValueError(
                 f"--attention_levels {self.attention_levels} is more than the {len(self.block_out_channels)} levels "
                 "of --block_out_channels."
