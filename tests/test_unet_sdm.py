@@ -1,9 +1,12 @@
 """SDM's network against the authors' own outputs, and against what diffusers asks of a network."""
 
+import numpy as np
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import DDPMScheduler
 from golden_weights import golden_config, golden_shapes, golden_values, golden_weights
+from PIL import Image
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
 from semseg_diffusers.models.unet_sdm import SDMUNet2DModel, instance_edges
@@ -464,3 +467,43 @@ def test_pipeline_computes_the_modulation_once_unless_told_otherwise():
     unet.disable_modulation_cache()
     torch.testing.assert_close(draw(pipe, mask), cached, rtol=0, atol=1e-4)
     assert calls == [2, 2]  # both, at each step
+
+
+def test_pipeline_takes_instances_in_every_form_and_of_another_size(tmp_path):
+    pipe = MaskGuidedDDPMPipeline(unet=tiny(instance_edges=True), scheduler=DDPMScheduler())
+    _, _, masks = inputs(2)
+    masks[:] = 1
+    instances = torch.zeros_like(masks)
+    instances[:, 4:9, 3:8] = 24_001
+    expected = draw(pipe, masks, instances=instances)
+    Image.fromarray(instances[0].numpy().astype(np.uint16)).save(tmp_path / "instances.png")
+    double = instances[0].repeat_interleave(2, 0).repeat_interleave(2, 1)
+    for form in (list(instances), [tmp_path / "instances.png", instances[1].numpy()], [double, instances[1].int()]):
+        assert torch.equal(draw(pipe, masks, instances=form), expected)
+    assert not torch.allclose(draw(pipe, masks), expected, atol=1e-4)
+    assert torch.equal(draw(pipe, masks, instances=masks), draw(pipe, masks))
+    pipe.unet.disable_modulation_cache()
+    torch.testing.assert_close(draw(pipe, masks, instances=instances), expected, rtol=0, atol=1e-4)
+
+
+def test_instances_reach_an_offloaded_network():
+    _, _, mask = inputs(1)
+    pipe = MaskGuidedDDPMPipeline(unet=tiny(instance_edges=True), scheduler=DDPMScheduler())
+    expected = draw(pipe, mask, instances=mask)
+    cpu_offload(pipe.unet, torch.device("cpu"))
+    torch.testing.assert_close(draw(pipe, mask, instances=mask), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("edges", "instances", "message"),
+    [
+        (False, torch.zeros(16, 16, dtype=torch.long), "no channel for the edges of instances"),
+        (True, torch.zeros(2, 16, 16, dtype=torch.long), "got 2 `instances` for 1 masks"),
+        (True, np.zeros((16, 16), dtype=np.float32), r"type float32; wanted integer ids of shape \(H, W\)"),
+        (True, Image.new("RGB", (16, 16)), r"shape \(16, 16, 3\)"),
+    ],
+)
+def test_instances_that_no_pipeline_can_use_are_refused(edges, instances, message):
+    pipe = MaskGuidedDDPMPipeline(unet=tiny(instance_edges=edges), scheduler=DDPMScheduler())
+    with pytest.raises(ValueError, match=message):
+        draw(pipe, inputs(1)[2], instances=instances)

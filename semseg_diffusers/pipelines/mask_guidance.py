@@ -49,15 +49,20 @@ class Condition:
         attributes (`torch.Tensor`, *optional*): (number of masks, attributes of the network), -1 where unknown.
         mask_noise (`torch.Tensor`, *optional*): Uniform noise in [0, 1) of each image, (B, H, W), where the network
             was trained on masks that fade with the noise (`label_diffusion`): they are encoded anew at each step.
+        instances (`torch.Tensor`, *optional*): Instance ids (number of masks, H, W), for a network with
+            `instance_edges`.
     """
 
-    def __init__(self, unet, ids, num_images_per_mask, class_labels=None, attributes=None, mask_noise=None):
+    def __init__(
+        self, unet, ids, num_images_per_mask, class_labels=None, attributes=None, mask_noise=None, instances=None
+    ):
         self.unet = unet
         self.weights_move = weights_move(unet)
         self.ids = ids.repeat_interleave(num_images_per_mask, dim=0) if mask_noise is not None else None  # (B, H, W)
         self.mask_noise = mask_noise
         self.num_images = len(ids) * num_images_per_mask
-        encoded = self.encode(ids) if mask_noise is None else None
+        self.with_instances = instances is not None
+        encoded = self.encode(ids, instances) if mask_noise is None else None
         self.known = encoded and tuple(part.repeat_interleave(num_images_per_mask, dim=0) for part in encoded)
         self.unknown_ids = torch.full_like(ids[:1], UNKNOWN)
         self.class_labels, self.attributes = (
@@ -67,8 +72,9 @@ class Condition:
         self._unknown: tuple[torch.Tensor, ...] | None = None
         self._inputs: dict[tuple[str, ...], dict] = {}
 
-    def encode(self, ids: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def encode(self, ids: torch.Tensor, instances: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """What the network is told about masks (N, H, W) at each step: features, or the ids where weights move."""
+        ids = ids if instances is None else self.unet.with_instances(ids, instances)
         return (ids,) if self.weights_move else self.unet.encode_mask(ids)
 
     def predict(self, sample: torch.Tensor, timestep, levels: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
@@ -90,9 +96,8 @@ class Condition:
         parts = [known] * len(levels)
         if "none" in levels:
             if self._unknown is None:
-                self._unknown = tuple(
-                    part.expand(self.num_images, *part.shape[1:]) for part in self.encode(self.unknown_ids)
-                )
+                nothing = self.encode(self.unknown_ids, self.unknown_ids if self.with_instances else None)
+                self._unknown = tuple(part.expand(self.num_images, *part.shape[1:]) for part in nothing)
             parts = [self._unknown if level == "none" else known for level in levels]
         batch = parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts, strict=True))
         return {"mask": batch[0]} if self.weights_move else {"mask_features": batch}

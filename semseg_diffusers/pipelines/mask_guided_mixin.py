@@ -15,7 +15,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
 from .mask_guidance import Condition, MaskGuidance, network_of_guide
-from .mask_inputs import UNKNOWN, read_mask, resize_ids, split_masks
+from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_masks
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -201,6 +201,21 @@ class MaskGuidedMixin:
             [array if array is None else resize_ids(array, height, width) for array in ids], height, width
         )
 
+    def prepare_instances(self, instances, num_masks: int, height: int, width: int) -> torch.Tensor | None:
+        """Read instance ids, cropped and resized as masks are: (number of masks, height, width) on the CPU, long.
+
+        Raises:
+            ValueError: The network has no channel for instance edges, or they are unreadable or not one for each mask.
+        """
+        if instances is None:
+            return None
+        if not getattr(self.unet.config, "instance_edges", False):
+            raise ValueError("this network has no channel for the edges of instances: leave `instances` out.")
+        parts = split_masks(instances)
+        if len(parts) != num_masks:
+            raise ValueError(f"got {len(parts)} `instances` for {num_masks} masks; give one for each.")
+        return torch.from_numpy(np.stack([resize_ids(read_instances(part), height, width) for part in parts]))
+
     def prepare_class_labels(self, class_labels, num_masks: int) -> torch.Tensor | None:
         """Class labels as a tensor (number of masks,): one label is for all masks."""
         if class_labels is None:
@@ -281,6 +296,7 @@ class MaskGuidedMixin:
         mask_noise: torch.Tensor | None,
         guided_steps: tuple[int, int],
         device,
+        instances: torch.Tensor | None = None,
     ) -> MaskGuidance:
         """Encode what depends on masks and attributes alone, once for all steps and images.
 
@@ -292,15 +308,17 @@ class MaskGuidedMixin:
             mask_noise (`torch.Tensor`, *optional*): See `prepare_mask_noise`.
             guided_steps (`tuple[int, int]`): The first guided step, and the first after it that is not.
             device (`torch.device`): Where the networks compute.
+            instances (`torch.Tensor`, *optional*): Instance ids on the CPU, (number of masks, H, W).
         """
         has_mask = bool((ids < self.unet.config.num_classes).any())
         has_attributes = attributes is not None and bool((attributes >= 0).any())
         ids = ids.to(device)
-        attributes = None if attributes is None else attributes.to(device)
+        attributes, instances = (None if value is None else value.to(device) for value in (attributes, instances))
 
         def condition(unet):
             noise = mask_noise if getattr(unet.config, "label_diffusion", None) else None
-            return Condition(unet, ids, num_images_per_mask, class_labels, attributes, noise)
+            edged = instances if getattr(unet.config, "instance_edges", False) else None
+            return Condition(unet, ids, num_images_per_mask, class_labels, attributes, noise, edged)
 
         guide = None if guide_unet is None else condition(guide_unet)
         return MaskGuidance(condition(self.unet), guide, has_mask, has_attributes, *guided_steps)

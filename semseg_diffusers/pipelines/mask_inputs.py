@@ -300,6 +300,31 @@ def read_mask(
     return ids.astype(np.uint8)
 
 
+def read_instances(instances) -> np.ndarray:
+    """Read one map of instance ids, such as Cityscapes' `instanceIds`.
+
+    Args:
+        instances (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One channel of integers, (H, W).
+
+    Returns:
+        `np.ndarray`: Instance ids, (H, W) int64.
+
+    Raises:
+        ValueError: Unreadable file, another number of channels, or no integers.
+    """
+    source = None
+    if isinstance(instances, (str, os.PathLike)):
+        source = os.fspath(instances)
+        instances = open_image(instances, "instances")
+    if isinstance(instances, torch.Tensor):
+        instances = instances.detach().cpu()
+    ids = np.asarray(instances)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
+        named = "`instances`" if source is None else f"instances '{source}'"
+        raise ValueError(f"{named} have shape {ids.shape} and type {ids.dtype}; wanted integer ids of shape (H, W).")
+    return ids.astype(np.int64)
+
+
 def center_crop_box(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int, int, int]:
     """The largest centred box with the target's aspect.
 

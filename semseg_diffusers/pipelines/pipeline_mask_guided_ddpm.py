@@ -57,6 +57,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         attributes: Mapping[str, str | None] | Sequence[Mapping[str, str | None] | None] | None = None,
         attribute_guidance_scale: float | None = None,
         guide_unet: ModelMixin | DiffusionPipeline | None = None,
+        instances=None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["MaskGuidedDDPMPipeline", int, int, dict], dict] | None = None,
@@ -89,6 +90,9 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             guide_unet (`ModelMixin` or a pipeline, *optional*): A smaller or earlier checkpoint, which takes the place
                 of uncond (autoguidance): `guide + guidance_scale * (cond - guide)`, both told all. A bare network must
                 predict what the scheduler expects; of a pipeline this is checked. The network's device and dtype.
+            instances (*optional*): For networks with `instance_edges`: a path, a one-channel PIL image or integer ids
+                (H, W) for each mask, such as Cityscapes' `instanceIds`, as large as the mask. Where they are None, the
+                borders of the classes are the edges.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
                 "latent" (B, C, H, W) in [-1, 1], not clipped.
             return_dict (`bool`, defaults to True): An `ImagePipelineOutput`, else a tuple.
@@ -127,6 +131,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         )
         attributes = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_unet = self.check_guide(guide_unet, attribute_guidance_scale)
+        instances = self.prepare_instances(instances, num_masks, height, width)  # (number of masks, H, W)
         self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
 
         # 2. Timesteps and the noise to start from
@@ -145,7 +150,15 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         with evaluation_mode(self.unet, guide_unet):
             # 3. What depends on the mask alone, once
             guidance = self.prepare_guidance(
-                ids, num_images_per_mask, class_labels, attributes, guide_unet, mask_noise, guided_steps, device
+                ids,
+                num_images_per_mask,
+                class_labels,
+                attributes,
+                guide_unet,
+                mask_noise,
+                guided_steps,
+                device,
+                instances,
             )
 
             # 4. Denoise
