@@ -274,6 +274,7 @@ def test_pickle_with_code_is_refused_by_name_and_does_not_run(form, tmp_path, mo
         line = refused(capsys, tmp_path / "out", "--from", source, "evil.ckpt")
         assert f"'evil.ckpt' holds more than weights: {os.system.__module__}.system. " in line
         assert "take the weights out" in line
+        assert ("`ema_model_epoch_N.ckpt`" in line) == (source == "paper")
     assert not Path("ran.txt").exists()
 
 

@@ -418,6 +418,20 @@ def test_exports_with_the_mask_as_keyword():
     torch.testing.assert_close(output, unet(sample, timestep, mask=mask).sample)
 
 
+@torch.no_grad()
+@pytest.mark.slow
+def test_compiles_whole_with_encoded_masks():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(unet, fullgraph=True, backend="eager")
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for ids in (mask, torch.full_like(mask, 255)):
+            features = unet.encode_mask(ids)
+            expected = unet(sample, timestep, mask=ids).sample
+            torch.testing.assert_close(compiled(sample, timestep, mask_features=features).sample, expected)
+
+
 @pytest.mark.slow
 def test_compiled_code_gives_the_same_numbers():
     unet = tiny()

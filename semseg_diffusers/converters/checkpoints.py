@@ -24,11 +24,12 @@ BROKEN = (
 )  # fmt: skip
 
 
-def read_checkpoint(path: str | os.PathLike) -> Any:
+def read_checkpoint(path: str | os.PathLike, other_file: str = "") -> Any:
     """Open a checkpoint file on the CPU.
 
     Args:
         path: a file of `torch.save`, or a .safetensors file.
+        other_file: a sentence on what to take instead, where the file holds code.
 
     Returns:
         what was saved: tensors, and containers, numbers and text around them.
@@ -51,7 +52,7 @@ def read_checkpoint(path: str | os.PathLike) -> Any:
         if code:
             raise ValueError(
                 f"'{path}' holds more than weights: {code}. Opening that can run code of whoever wrote it, so it was "
-                "not opened. Where you trust it, take the weights out with the code that made it: "
+                f"not opened. {other_file}Where you trust it, take the weights out with the code that made it: "
                 "`torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'weights.pt')`, and convert that."
             ) from err
         # Before these words torch advises to load it with code and all.

@@ -23,6 +23,8 @@ WORK = (
     "the network of Bozsó et al., *Semantic Segmentation Mask-Guided Diffusion Models* (WINS 2024), in its authors' "
     "layout."
 )
+# Their Lightning files hold the settings of the run as objects of its code, beside the weights.
+OTHER_FILE = "The `ema_model_epoch_N.ckpt` that the paper's training saves beside it holds weights alone. "
 
 
 def convert_paper(
@@ -46,7 +48,7 @@ def convert_paper(
         FileNotFoundError: there is no such file.
         ValueError: the file holds code, another network, or other weights than asked for.
     """
-    chosen, which = _choose(read_checkpoint(path), weights, path)
+    chosen, which = _choose(read_checkpoint(path, OTHER_FILE), weights, path)
     hidden_dim, in_channels = shape_of(chosen, "inc.double_conv.0.weight", 4, SOURCE, path)[:2]
     num_classes = shape_of(chosen, "mask_conv.double_conv.0.weight", 4, SOURCE, path)[1]
     emb_dim = shape_of(chosen, "down1.emb_layer.1.weight", 2, SOURCE, path)[1]
