@@ -12,6 +12,7 @@ from PIL import Image
 from published_checkpoints import konz_folder, lightning, paper_weights, sdm_weights
 from safetensors.torch import save_file
 from test_loading import OUR_CLASS, REMOTE_CODE
+from test_readme_commands import run_line
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, cli
 from semseg_diffusers.hub.folders import check_model_folder
@@ -239,6 +240,20 @@ def test_converted_folder_draws_the_same_in_a_clean_process_without_the_package(
         REMOTE_CODE + DRAW, converted / name, tmp_path / "without.pt", tmp_path / "again", without_package=True
     )
     assert torch.equal(torch.load(tmp_path / "with.pt"), torch.load(tmp_path / "without.pt"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["paper", "sdm", "konz"])
+def test_converted_folder_is_pushed_with_its_card(converted, hub, name, tmp_path):
+    run_line(
+        f"semseg-diffusers push --model {converted / name} --repo_id alice/{name}",
+        tmp_path,
+        **hub.environment(tmp_path),
+    )
+    files = hub.model(f"alice/{name}").files()
+    network = {"paper": "unet_paper", "sdm": "unet_sdm", "konz": "unet_id_channel"}[name]
+    assert {"pipeline.py", f"unet/{network}.py", "unet/diffusion_pytorch_model.safetensors"} <= files.keys()
+    assert "Converted by `semseg-diffusers convert" in files["README.md"].data.decode()
 
 
 def test_converting_again_needs_overwrite_and_never_replaces_anything_else(files, tmp_path, capsys):

@@ -9,6 +9,9 @@ from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.training.networks import build_network
 
 
+# diffusers turns sigmas to numpy in ways that numpy 2 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+
 SDM = {"network": "sdm", "block_out_channels": (32, 64), "attention_levels": 1, "attention_head_dim": 32}
 
 

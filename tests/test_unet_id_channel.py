@@ -69,6 +69,31 @@ def test_half_precision_and_layerwise_casting_run():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
+def test_group_offloading_changes_no_number(offload_type):
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    expected = unet(sample, timestep, mask=mask).sample
+    blocks = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
+    unet.enable_group_offload(torch.device("cpu"), offload_type=offload_type, **blocks)
+    assert torch.equal(unet(sample, timestep, mask=mask).sample, expected)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    sample, timestep, mask = inputs()
+    found = []
+    for checkpointing in (False, True):
+        unet = tiny().train()
+        if checkpointing:
+            unet.enable_gradient_checkpointing()
+        unet(sample, timestep, mask=mask).sample.square().mean().backward()
+        found.append({name: parameter.grad for name, parameter in unet.named_parameters()})
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=0, atol=5e-5, msg=name)
+        assert gradient.abs().sum() > 0, name
+
+
+@torch.no_grad()
 def test_saved_network_loads_equal(tmp_path):
     unet = tiny(id2label={i: f"class {i}" for i in range(5)})
     unet.save_pretrained(tmp_path)

@@ -333,6 +333,31 @@ def test_layerwise_casting_stores_low_and_computes_high():
     torch.testing.assert_close(output, expected, rtol=0, atol=0.5)
 
 
+# Offloading, tried with the CPU as both places
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
+def test_group_offloading_changes_no_number(offload_type):
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    expected = unet(sample, timestep, mask=mask).sample
+    blocks = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
+    unet.enable_group_offload(torch.device("cpu"), offload_type=offload_type, **blocks)
+    assert torch.equal(unet(sample, timestep, mask=mask).sample, expected)
+
+
+@torch.no_grad()
+def test_weights_that_come_layer_by_layer_change_no_number():
+    unet = tiny()
+    sample, timestep, mask = inputs()
+    expected = unet(sample, timestep, mask=mask).sample
+    cpu_offload(unet, torch.device("cpu"))
+    assert unet.out[2].weight.device.type == "meta"
+    assert torch.equal(unet(sample, timestep, mask=mask).sample, expected)
+    assert torch.equal(unet(sample, timestep, mask_features=unet.encode_mask(mask)).sample, expected)
+
+
 # Training and saving
 
 
@@ -397,16 +422,19 @@ def test_settings_that_cannot_be_built_are_refused(settings, message):
 
 
 @torch.no_grad()
-def test_compiles_whole_without_a_second_trace():
+def test_compiles_whole_and_once_for_all_masks_timesteps_and_sizes():
     unet = tiny()
-    sample, timestep, mask = inputs()
-    torch._dynamo.reset()
-    compiled = torch.compile(unet, fullgraph=True, backend="eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        torch.testing.assert_close(
-            compiled(sample, timestep, mask=mask).sample, unet(sample, timestep, mask=mask).sample
-        )
-        compiled(sample, timestep - 1, mask=torch.full_like(mask, 255))
+    torch.compiler.reset()
+    compiled = torch.compile(unet, fullgraph=True, dynamic=True, backend="eager")
+    with (
+        torch._dynamo.config.patch(error_on_recompile=True),
+        torch.fx.experimental._config.patch(use_duck_shape=False),
+    ):
+        for height, width in ((16, 16), (16, 24), (32, 16)):
+            sample, timestep, mask = inputs(2, height, width)
+            for ids in (mask, torch.full_like(mask, 255)):
+                output = compiled(sample, timestep - 1, mask=ids).sample
+                torch.testing.assert_close(output, unet(sample, timestep - 1, mask=ids).sample, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
