@@ -63,6 +63,12 @@ def test_widths_that_sdm_cannot_have_are_refused(changes, message):
         build_network(tiny_settings("d", "o", **{**SDM, **changes}), LabelSet.from_preset("camvid"), (16, 16))
 
 
+@pytest.mark.parametrize("option", ["mask_pyramid", "coordinate_channels", "label_diffusion"])
+def test_conditions_of_the_default_network_are_refused(option):
+    with pytest.raises(ValueError, match=f"--{option} is not for --network sdm"):
+        tiny_settings("d", "o", **SDM, **{option: True})
+
+
 def test_size_that_its_depth_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="takes multiples of 2"):
         build_network(tiny_settings("d", "o", **SDM), LabelSet.from_preset("camvid"), (16, 15))
