@@ -14,7 +14,7 @@ from semseg_diffusers.training.trackers import trackers_of
 
 
 PREVIEWS = {"preview_steps": 2, "preview_masks": 1, "preview_samples": 1, "preview_inference_steps": 1}
-VALUES = ("loss", "learning_rate", "images_per_second")
+VALUES = ("loss", "learning_rate", "images_per_second", "data_wait_share")
 
 
 @pytest.fixture(scope="module")
