@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from semseg_diffusers.data import thumbnails as thumbnails_module
+from semseg_diffusers.data.thumbnails import thumbnails
 from semseg_diffusers.data.toy import draw_scene
-from semseg_diffusers.evaluation import neighbours
-from semseg_diffusers.evaluation.neighbours import nearest, nearest_by_pixels, thumbnails
+from semseg_diffusers.evaluation.neighbours import nearest, nearest_by_pixels
 
 
 def random_features(count, seed):
@@ -59,7 +60,7 @@ def test_chunks_order_and_ties_change_nothing(monkeypatch):
     generated, train, held_out = random_features(10, 0), random_features(12, 1), random_features(9, 2)
     generated[7] = generated[2]  # equal distances: the names decide
     whole = nearest(generated, names(10), train, names(12, "train"), held_out)
-    monkeypatch.setattr(neighbours, "CHUNK", 3)
+    monkeypatch.setattr(thumbnails_module, "CHUNK", 3)
     chunked = nearest(generated, names(10), train, names(12, "train"), held_out)
     backwards = nearest(generated.flip(0), names(10)[::-1], train.flip(0), names(12, "train")[::-1], held_out.flip(0))
     for other in (chunked, backwards):

@@ -3,20 +3,17 @@ What counts is the comparison with real photos it has not seen. Data sets of dri
 held-out photo can be a few frames from a training photo: a small distance alone proves nothing, a smaller one than
 held-out photos have does (as in the memorisation checks of Stein et al. 2023, arXiv:2306.04675)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from semseg_diffusers.data.thumbnails import THUMBNAIL, nearest_rows, thumbnails, with_mirrors
 from semseg_diffusers.evaluation.diversity import unit
 
 
 PERCENTILE = 1  # of held-out photos' distances: about this share of images of an honest generator is closer, too
-THUMBNAIL = 32  # pixels a side
-LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey, ITU-R BT.601
-CHUNK = 1024  # rows compared at a time with all training photos: 80 MB for 10,000 of them
 
 
 @dataclass(frozen=True)
@@ -95,29 +92,8 @@ def nearest_by_pixels(
     """
     scale = 1 / THUMBNAIL
     sets = [features.detach().cpu().double() for features in (generated, train, held_out)]
-    mirrored = sets[1].view(-1, THUMBNAIL, THUMBNAIL).flip(2).reshape(len(sets[1]), -1)
-    both = torch.cat([sets[1], mirrored])  # (2M, 1024)
+    both = with_mirrors(sets[1])  # (2M, 1024)
     return _compare(sets[0], both, sets[2], names, train_stems, num_closest, scale=scale, squared=False)
-
-
-def thumbnails(images: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Turn uint8 images (3, H, W) into grey thumbnails (N, 1024) in [0, 255], by the mean of each area.
-
-    Raises:
-        ValueError: no images, or of another shape or type.
-    """
-    weights = torch.tensor(LUMA).view(3, 1, 1)
-    rows = []
-    for image in images:
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(
-                f"thumbnails are made from uint8 images (3, H, W); got {image.dtype} {tuple(image.shape)}"
-            )
-        grey = (image.cpu().float() * weights).sum(0, keepdim=True)  # (1, H, W)
-        rows.append(F.adaptive_avg_pool2d(grey, THUMBNAIL).flatten())
-    if not rows:
-        raise ValueError("thumbnails need at least one image; got none")
-    return torch.stack(rows)
 
 
 class Thumbnails:
@@ -163,8 +139,8 @@ def _compare(
             f"{len(names)} names of {len(generated)} generated images, {len(train_stems)} stems of training photos: "
             "wanted one name an image"
         )
-    found, indices = _nearest(generated, train)
-    real, _ = _nearest(held_out, train)
+    found, indices = nearest_rows(generated, train)
+    real, _ = nearest_rows(held_out, train)
     found, real = (scale * (rows if squared else rows.sqrt()) for rows in (found, real))
     threshold = real.quantile(PERCENTILE / 100).item()
     num_closer = int((found < threshold).sum())
@@ -188,14 +164,3 @@ def _compare(
         generated_distances=tuple(found.sort().values.tolist()),
         real_distances=tuple(real.sort().values.tolist()),
     )
-
-
-def _nearest(queries: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared Euclidean distance (N,) to the nearest reference of each query, and its index (N,)."""
-    lengths = references.square().sum(1)  # (M,)
-    distances, indices = [], []
-    for rows in queries.split(CHUNK):
-        index = (lengths - 2 * rows @ references.T).argmin(1)  # |b|^2 - 2ab: |a|^2 is the same for all references
-        distances.append((rows - references[index]).square().sum(1))  # anew: the product's rounding hides equality
-        indices.append(index)
-    return torch.cat(distances), torch.cat(indices)
