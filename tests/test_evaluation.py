@@ -19,7 +19,7 @@ from semseg_diffusers.evaluation.image_sets import photos as photo_set
 from semseg_diffusers.evaluation.page import collect_pictures
 from semseg_diffusers.evaluation.report_pictures import RIGHT, UNKNOWN
 from semseg_diffusers.evaluation.settings import EvaluationSettings
-from semseg_diffusers.generation.plan import GenerationSettings
+from semseg_diffusers.generation.settings import GenerationSettings
 
 
 @pytest.fixture(scope="module")

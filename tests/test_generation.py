@@ -20,8 +20,9 @@ from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.generation import output_folder
 from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.jobs import Job, image_seed
+from semseg_diffusers.generation.model import new_scheduler
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.plan import GenerationSettings, new_scheduler
+from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.launch import SIGNALS, sole_owner
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline

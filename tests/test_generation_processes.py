@@ -23,8 +23,8 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.jobs import image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.plan import GenerationSettings
 from semseg_diffusers.generation.processes import Processes, check_device, join_processes
+from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 

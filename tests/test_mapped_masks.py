@@ -20,8 +20,8 @@ from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
 from semseg_diffusers.evaluation.inputs import load_generator
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.dataset import generate_dataset
-from semseg_diffusers.generation.plan import GenerationSettings
 from semseg_diffusers.generation.processes import Processes
+from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline

@@ -69,8 +69,7 @@ class PairDataset(torch.utils.data.Dataset):
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
         """Decode a pair: photo (3, H, W) and ids (H, W), uint8."""
         row, stem = self._table[index], self.stems[index]
-        photo, _ = self._picture(row, index, "photo")
-        photo = np.asarray(ImageOps.exif_transpose(photo).convert("RGB"))  # (H, W, 3)
+        photo = np.asarray(self._photo(row, index))  # (H, W, 3)
         ids = self._ids(row, index)  # (H, W)
         if photo.shape[:2] != ids.shape:
             raise ValueError(
@@ -109,10 +108,23 @@ class PairDataset(torch.utils.data.Dataset):
         entry = self._table[range(len(self))[index]][self._columns[0]]
         return entry["bytes"] or Path(entry["path"]).read_bytes()
 
+    def photo(self, index: int) -> Image.Image:
+        """One photo, upright, RGB; its mask is not read.
+
+        Raises:
+            ValueError: the photo cannot be read.
+        """
+        index = range(len(self))[index]
+        return self._photo(self._table[index], index)
+
     @functools.cached_property
     def attributes(self) -> dict[str, list[str | None]]:
         """The columns of text beside photo, mask and stem, such as weather: by name, one value a pair."""
         return {name: list(self._table[name]) for name in _text_columns(self._table)}
+
+    def _photo(self, row: dict, index: int) -> Image.Image:
+        photo, _ = self._picture(row, index, "photo")
+        return ImageOps.exif_transpose(photo).convert("RGB")
 
     def _ids(self, row: dict, index: int) -> np.ndarray:
         mask, source = self._picture(row, index, "mask")

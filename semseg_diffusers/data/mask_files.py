@@ -12,8 +12,12 @@ from semseg_diffusers.data.layout import ABOVE_MASKS, LABELS_FILE, label_file_ne
 MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")
 
 
-def find_masks(masks: str | os.PathLike) -> list[Path]:
+def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:
     """Return the mask files of a folder and its sub-folders in order of their path, or the one file given.
+
+    Args:
+        masks (path): mask file or folder.
+        what (`str`, defaults to "mask"): what messages call one: photos are found in the same way.
 
     Raises:
         FileNotFoundError: where nothing is there.
@@ -23,20 +27,20 @@ def find_masks(masks: str | os.PathLike) -> list[Path]:
     if masks.is_file():
         return [masks]
     if not masks.is_dir():
-        raise FileNotFoundError(f"no mask file and no folder of masks at '{masks}'")
+        raise FileNotFoundError(f"no {what} file and no folder of {what}s at '{masks}'")
     paths = sorted(
         path
         for path in masks.rglob("*")
         if path.suffix.lower() in MASK_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not paths:
-        raise ValueError(f"folder '{masks}' holds no mask; wanted pictures ({', '.join(MASK_SUFFIXES)})")
+        raise ValueError(f"folder '{masks}' holds no {what}; wanted pictures ({', '.join(MASK_SUFFIXES)})")
     first_with: dict[str, Path] = {}
     for path in paths:
         if path.stem in first_with:
             raise ValueError(
-                f"masks '{first_with[path.stem]}' and '{path}' have the same stem, so what is made of them would have "
-                "the same name. Rename one, or take each folder by itself, with an output of its own."
+                f"{what}s '{first_with[path.stem]}' and '{path}' have the same stem, so what is made of them would "
+                "have the same name. Rename one, or take each folder by itself, with an output of its own."
             )
         first_with[path.stem] = path
     return paths

@@ -19,7 +19,7 @@ from semseg_diffusers.evaluation.evaluation import evaluate
 from semseg_diffusers.evaluation.inputs import PAGE_FILE
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.command import add_sampling_arguments, sampling_settings
-from semseg_diffusers.generation.plan import DTYPES
+from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.generation.processes import Processes, work_together
 from semseg_diffusers.hub.card_results import results_table
 

@@ -25,7 +25,8 @@ from semseg_diffusers.evaluation.figures import fidelity_comparisons
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
 from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
-from semseg_diffusers.generation.plan import DTYPES, load_model, target_size
+from semseg_diffusers.generation.model import DTYPES, load_model
+from semseg_diffusers.generation.plan import target_size
 from semseg_diffusers.generation.processes import Processes
 from semseg_diffusers.launch import LOCK_FILE
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline

@@ -5,9 +5,11 @@ from typing import Any
 
 from semseg_diffusers.evaluation.features import DEFAULT_FEATURES
 from semseg_diffusers.evaluation.segmenters.judge import DEFAULT_JUDGE
-from semseg_diffusers.generation.plan import GenerationSettings
+from semseg_diffusers.generation.settings import GenerationSettings
 
 
+# What the command has no options for: images are as large as the photos, and made from their masks alone.
+NOT_EVALUATED = ("height", "width", "attributes", "attribute_guidance_scale", "strength", "edit", "variations")
 FOR_MODEL = ("revision", "num_masks", "num_images_per_mask", "scheduler")  # beside `sampling`, but for its seed
 
 
@@ -75,7 +77,7 @@ class EvaluationSettings:
         if self.model is None:
             values = {name: value for name, value in values.items() if name not in FOR_MODEL}
             sampling = {"seed": self.seed}
-        sampling = {name: value for name, value in sampling.items() if name not in ("height", "width")}
+        sampling = {name: value for name, value in sampling.items() if name not in NOT_EVALUATED}
         values["features"] = list(self.features)
         values["segmenter_size"] = None if self.segmenter_size is None else list(self.segmenter_size)
         return {**values, **sampling}

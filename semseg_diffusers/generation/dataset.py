@@ -3,19 +3,19 @@ Several processes share the work; `output_folder.py` says what is written and `p
 
 import contextlib
 import os
+import re
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.jobs import Job, image_seed
+from semseg_diffusers.generation.drawing import Drawer, in_batches_that_fit
+from semseg_diffusers.generation.jobs import Job
 from semseg_diffusers.generation.output_folder import (
     check_output,
     is_complete,
@@ -25,10 +25,15 @@ from semseg_diffusers.generation.output_folder import (
     save_pair,
     sole_run,
     update_metadata,
+    update_skipped,
     wait_for_images,
 )
-from semseg_diffusers.generation.plan import GenerationSettings, Plan, plan_generation
+from semseg_diffusers.generation.plan import Inputs, Plan, plan_generation
 from semseg_diffusers.generation.processes import Processes
+from semseg_diffusers.generation.settings import GenerationSettings
+
+
+MOST_NAMED = 10  # bad masks that a refusal names
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,26 @@ class GenerationReport:
     num_kept: int  # complete images of an earlier run with the same settings
     contact_sheet: Path | None  # the main process makes it
     mapped: str | None = None  # how many pixels have no class of the model, where the masks are of another label set
+    skipped: dict[str, str] = field(default_factory=dict)  # masks that could not be used -> why
+    num_unchanged: int = 0  # masks that their photo has already, so that there is nothing to edit
+
+
+@dataclass
+class Found:
+    """What a process finds when it reads its share of the masks."""
+
+    missing: list[Job] = field(default_factory=list)  # images to make
+    columns: dict[Path, dict[str, Any]] = field(default_factory=dict)  # of each mask that can be used
+    bad: dict[Path, str] = field(default_factory=dict)  # masks that cannot be used -> why
+    num_unchanged: int = 0
+    lost: int | np.ndarray = 0  # pixels by class, where masks are mapped
+
+    def add(self, other: "Found") -> None:
+        self.missing += other.missing
+        self.columns |= other.columns
+        self.bad |= other.bad
+        self.num_unchanged += other.num_unchanged
+        self.lost = self.lost + other.lost
 
 
 def generate_dataset(
@@ -48,10 +73,12 @@ def generate_dataset(
     output: str | os.PathLike,
     settings: GenerationSettings | None = None,
     *,
+    inputs: Inputs | None = None,
     mask_labels: LabelSet | None = None,
     num_images_per_mask: int = 1,
     batch_size: int = 8,
     tolerance: float = 0.0,
+    skip_errors: bool = False,
     contact_sheet_rows: int = 8,
     show_progress: bool = False,
     processes: Processes | None = None,
@@ -67,55 +94,72 @@ def generate_dataset(
         masks: mask file, or folder searched with its sub-folders; class ids, palettes or the label set's colours.
         output: folder to make or to continue.
         settings: what the images depend on.
+        inputs: what they are made from beside the masks: photos to change, attributes of each mask, a guide.
         mask_labels: the classes that the masks are in; of another set than the model's they are mapped to that by
             name, and what has no counterpart becomes unknown. By default they are in the model's, and refused where
             another set lies beside them or above.
-        num_images_per_mask: at least 1; image i of a mask is the same whatever this number.
-        batch_size: images a forward; changes an image by float rounding at most (1 of 255 levels).
+        num_images_per_mask: at least 1, of each variation; image i of a mask is the same whatever this number.
+        batch_size: images a forward; changes an image by float rounding at most (1 of 255 levels). One that does not
+            fit in the memory is halved, by each process for itself.
         tolerance: take the nearest class colour up to this Euclidean RGB distance; 0 refuses unknown colours.
+        skip_errors: leave out masks that cannot be used, and name them in the report and in generation.json.
         contact_sheet_rows: masks on `contact_sheet.png`, the first ones; 0 leaves it away.
         show_progress: show a bar of images on stderr, in the main process, and how many pixels were mapped to nothing.
         processes: those that share the work, from `join_processes`, all calling this; by default this one alone.
 
     Raises:
         FileNotFoundError: no masks there.
-        ValueError: a mask that cannot be read or does not fit the model's classes, a label set that has nothing in
-            common with the model's, sizes the network cannot take, an output folder of other settings or that another
-            run is writing to.
+        ValueError: masks that cannot be read or do not fit the model's classes, all of them named; a label set that
+            has nothing in common with the model's, sizes the network cannot take, an output folder of other settings
+            or that another run is writing to; not even one image fits in the memory.
         OtherProcessError: another of the processes has failed.
     """
-    settings = settings or GenerationSettings()
+    settings, inputs = settings or GenerationSettings(), inputs or Inputs()
     processes = processes or Processes()
     output = Path(output)
     hide_progress = not (show_progress and processes.is_main)
 
     # 1. What is to be done, all of it checked before any work is lost; each process reads its share of the masks
-    def make_plan() -> tuple[Plan, list[Job], int | np.ndarray]:
+    def make_plan() -> tuple[Plan, Found]:
         if num_images_per_mask < 1 or batch_size < 1:
             raise ValueError(
                 f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}"
             )
-        plan = plan_generation(pipeline, masks, settings, tolerance, mask_labels)
+        plan = plan_generation(pipeline, masks, settings, inputs, tolerance, mask_labels)
         check_output(output, plan.record, plan.labels)
-        missing, pixels = [], 0
+        found = Found()
         for path in tqdm(processes.share(plan.mask_paths), desc="reading masks", unit="mask", disable=hide_progress):
             processes.end_with_launcher()
-            own_ids = plan.read_own_ids(path)
-            if plan.mapping is not None:
-                pixels = pixels + plan.mapping.count(own_ids)
-            ids = plan.map_ids(own_ids)
-            jobs = (Job(path, index) for index in range(num_images_per_mask))
-            missing.extend(job for job in jobs if not is_complete(output, job, ids, plan.labels))
-        return plan, missing, pixels
+            try:
+                source = plan.reader.read(path)
+            except (ValueError, OSError) as err:
+                found.bad[path] = " ".join(str(err).split())
+                continue
+            if source.is_unchanged:
+                found.num_unchanged += 1
+                continue
+            found.columns[path] = source.columns
+            found.lost = found.lost + source.lost
+            for job in plan.jobs(path, num_images_per_mask):
+                if not is_complete(output, job, source.ids, plan.labels, plan.row(job, source.columns)):
+                    found.missing.append(job)
+        return plan, found
 
-    plan, missing, pixels = processes.agree(make_plan)
-    missing = sorted(job for share in processes.gather(missing) for job in share)
+    plan, share = processes.agree(make_plan)
+    found = Found()
+    for part in processes.gather(share):
+        found.add(part)
+    skipped = {_short(path, masks): reason for path, reason in sorted(found.bad.items())}
+    paths = [path for path in plan.mask_paths if path in found.columns]
+    processes.agree_in_main(lambda: _check_found(found, skipped, skip_errors))
+    missing = sorted(found.missing, key=lambda job: (plan.group(job), job))
     mapped = None
-    if plan.mapping is not None:
-        mapped = plan.mapping.describe(sum(processes.gather(pixels)))
+    if plan.reader.mapping is not None:
+        mapped = plan.reader.mapping.describe(found.lost)
         if not hide_progress:
             tqdm.write(f"masks mapped to the model's classes: {mapped}", file=sys.stderr)
-    revisions = set(processes.gather(plan.record["revision"]))
+    weights = [plan.record[name] for name in ("revision", "guide_revision") if plan.record[name] is not None]
+    revisions = set(processes.gather(" and ".join(weights)))
     mappings = set(processes.gather(plan.record["mask_labels"]))
 
     with contextlib.ExitStack() as held:
@@ -124,7 +168,7 @@ def generate_dataset(
             if len(revisions) > 1:
                 raise ValueError(
                     f"the processes have loaded different weights ({', '.join(sorted(revisions))}): give all machines "
-                    "the same --model"
+                    "the same --model and --guide_model"
                 )
             if len(mappings) > 1:
                 raise ValueError(
@@ -133,22 +177,31 @@ def generate_dataset(
                 )
             held.enter_context(sole_run(output))
             open_output(output, plan.record, plan.labels)
+            noted = {name: re.sub(r"'[^']*/([^'/]+)'", r"'\1'", reason) for name, reason in skipped.items()}
+            update_skipped(output, noted, (_short(path, masks) for path in paths))  # no paths: it may be published
 
         processes.agree_in_main(take_output)
 
         # 3. Images
-        wanted = [Job(path, index) for path in plan.mask_paths for index in range(num_images_per_mask)]
-        rows = {job: _row(job, plan.record) for job in wanted}
+        wanted = [job for path in paths for job in plan.jobs(path, num_images_per_mask)]
+        rows = {job: plan.row(job, found.columns[job.mask_path]) for job in wanted}
+        drawer = Drawer(pipeline, plan, inputs.guide, processes.end_with_launcher)
+
+        def draw(batch: list[Job]) -> tuple[list[np.ndarray], list[Image.Image]]:
+            sources = [plan.reader.read(job.mask_path) for job in batch]
+            return [source.ids for source in sources], drawer.draw(batch, sources)
+
+        def on_halved(before: int, now: int) -> None:
+            which = f"process {processes.index + 1} of {processes.count}: " if processes.count > 1 else ""
+            tqdm.write(f"{which}out of memory with {before} images at a time: going on with {now}", file=sys.stderr)
+
         try:
             num_made = 0
             jobs = processes.share(missing)
             make_folders(output)
             title = "generating" if processes.count == 1 else f"generating, process 1 of {processes.count}"
-            with _quiet(pipeline), tqdm(total=len(jobs), desc=title, unit="image", disable=hide_progress) as bar:
-                for start in range(0, len(jobs), batch_size):
-                    batch = jobs[start : start + batch_size]
-                    ids = [plan.read_ids(job.mask_path) for job in batch]  # (B, H, W)
-                    images = _draw(pipeline, batch, ids, settings, processes)
+            with drawer.quiet(), tqdm(total=len(jobs), desc=title, unit="image", disable=hide_progress) as bar:
+                for batch, (ids, images) in in_batches_that_fit(jobs, batch_size, plan.group, draw, on_halved):
                     for job, mask, image in zip(batch, ids, images, strict=True):
                         save_pair(output, job, plan.labels.decode(mask), image, rows[job])
                         num_made += 1
@@ -165,60 +218,42 @@ def generate_dataset(
                 wait_for_images(output, missing)
             update_metadata(output, rows.values())
             if contact_sheet_rows > 0:
-                sheet = save_contact_sheet(output, plan.mask_paths[:contact_sheet_rows], num_images_per_mask)
-    return GenerationReport(output, num_made, len(wanted) - len(missing), sheet, mapped)
+                sheet = save_contact_sheet(
+                    output,
+                    [plan.jobs(path, num_images_per_mask) for path in paths[:contact_sheet_rows]],
+                    _titles(plan, num_images_per_mask),
+                    None if inputs.photos is None else lambda job: plan.reader.read(job.mask_path).photo,
+                )
+    num_kept = len(wanted) - len(missing)
+    return GenerationReport(output, num_made, num_kept, sheet, mapped, skipped, found.num_unchanged)
 
 
-@contextlib.contextmanager
-def _quiet(pipeline: Any) -> Iterator[None]:
-    """Switch off the pipeline's own progress bar, and put it back as it was."""
-    before = getattr(pipeline, "_progress_bar_config", {})
-    pipeline.set_progress_bar_config(disable=True)
-    try:
-        yield
-    finally:
-        pipeline._progress_bar_config = before
+def _short(path: Path, masks: str | os.PathLike) -> str:
+    """A mask's name in reports: its path below the folder that was given."""
+    return path.relative_to(masks).as_posix() if Path(masks).is_dir() else path.name
 
 
-def _draw(
-    pipeline: Any, batch: list[Job], ids: list[np.ndarray], settings: GenerationSettings, processes: Processes
-) -> list[Image.Image]:
-    """Draw the images of a batch, each from its own seed."""
-
-    def on_step_end(*_) -> dict:
-        processes.end_with_launcher()
-        return {}
-
-    height, width = ids[0].shape
-    return pipeline(
-        ids,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        guidance_start=settings.guidance_start,
-        guidance_stop=settings.guidance_stop,
-        height=height,
-        width=width,
-        generator=[torch.Generator().manual_seed(image_seed(settings.seed, job.stem, job.index)) for job in batch],
-        callback_on_step_end=on_step_end,
-        callback_on_step_end_tensor_inputs=[],
-    ).images
+def _check_found(found: Found, skipped: dict[str, str], skip_errors: bool) -> None:
+    """Refuse masks that cannot be used, all of them at once, unless they are to be skipped; and nothing but such."""
+    reasons = list(skipped.values())
+    named = "; ".join(reasons[:MOST_NAMED]) + (f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED))
+    if reasons and not skip_errors:
+        count = "" if len(reasons) == 1 else f"{len(reasons)} masks cannot be used: "
+        raise ValueError(f"{count}{named} Nothing was made; --skip_errors leaves such masks out.")
+    if reasons and not found.columns:
+        raise ValueError(f"none of the {len(reasons)} masks can be used: {named}")
+    if found.num_unchanged and not found.columns:
+        raise ValueError(
+            f"--edit: no mask differs from the one that its photo has ({found.num_unchanged} read), so there is "
+            "nothing to make anew. Are --masks the edited ones?"
+        )
 
 
-def _row(job: Job, record: dict[str, Any]) -> dict[str, Any]:
-    """Return an image's row of the metadata."""
-    return {
-        "image_file_name": f"images/{job.file_name}",
-        "mask_file_name": f"masks/{job.file_name}",
-        "stem": job.stem,
-        "index": job.index,
-        "source_mask": str(job.mask_path),
-        "model": record["model"],
-        "revision": record["revision"],
-        "seed": image_seed(record["seed"], job.stem, job.index),
-        "scheduler": record["scheduler"],
-        "num_inference_steps": record["num_inference_steps"],
-        "guidance_scale": record["guidance_scale"],
-        "guidance_start": record["guidance_start"],
-        "guidance_stop": record["guidance_stop"],
-        "synthetic": True,
-    }
+def _titles(plan: Plan, num_images: int) -> list[str]:
+    """What the contact sheet says above the images of a mask."""
+    titles = []
+    for job in plan.jobs(Path(), num_images):
+        changes = ", ".join(f"{name} {value}" for name, value in plan.variations[job.variation].items())
+        sample = f"sample {job.index}" if num_images > 1 or not changes else ""
+        titles.append(" ".join(part for part in (changes, sample) if part))
+    return titles

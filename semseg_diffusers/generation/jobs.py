@@ -10,7 +10,8 @@ class Job:
     """One image to make."""
 
     mask_path: Path
-    index: int  # which of the images of its mask
+    index: int  # which of the images of its mask; those of one index share their noise over all variations
+    variation: str = ""  # its name in the grid
 
     @property
     def stem(self) -> str:
@@ -18,7 +19,7 @@ class Job:
 
     @property
     def file_name(self) -> str:
-        return f"{self.stem}_{self.index}.png"
+        return "_".join(part for part in (self.stem, self.variation, str(self.index)) if part) + ".png"
 
 
 def image_seed(seed: int, stem: str, index: int) -> int:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ from semseg_diffusers.pipelines.saved_files import write_text
 
 
 ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,
-NOT_IN_IMAGES = ("model", "source_mask")  # without what may be a path on this machine: images get published
+NOT_IN_IMAGES = (
+    "model",
+    "guide_model",
+    "source_mask",
+    "source_photo",
+)  # without what may be a path on this machine: images get published
+RESULTS = ("skipped", "near_copies")  # in generation.json: what came of a run, beside what it depends on
 CONTACT_SHEET_COLUMNS = 8  # samples of one mask on the contact sheet, at most
 LISTING_PATIENCE = 60  # seconds until a network file system shows what another machine has written
 
@@ -49,7 +55,7 @@ def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None
         raise ValueError(f"'{settings_file}' is not valid JSON ({err}); choose another output") from err
     there, now = _flat(there), _flat(json.loads(_to_json(record)))
     there["classes"], now["classes"] = LabelSet.from_json(output / LABELS_FILE).names, labels.names
-    free = ("model", "versions")  # where the weights lie does not matter: their revision is compared
+    free = ("model", "guide_model", "versions", *RESULTS)  # where weights lie does not matter: revisions are compared
     keys = [key for key in sorted({*there, *now}) if key.split(".")[0] not in free]
     different = [key for key in keys if there.get(key) != now.get(key)]
     if different:
@@ -102,30 +108,62 @@ def open_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None:
     make_folders(output)
 
 
+def update_record(output: Path, **results: Any) -> None:
+    """Write what came of a run into generation.json, under names of `RESULTS`."""
+    assert results.keys() <= set(RESULTS), f"{[*results]}: not in {RESULTS}"
+    path = output / GENERATION_FILE
+    record = json.loads(path.read_text(encoding="utf-8"))
+    if {**record, **results} != record:
+        write_text(path, _to_json({**record, **results}))
+
+
+def update_skipped(output: Path, skipped: dict[str, str], used: Iterable[str]) -> None:
+    """Bring the masks that were left out, name -> reason, up to date; what is used now is no longer among them."""
+    record = json.loads((output / GENERATION_FILE).read_text(encoding="utf-8"))
+    used = set(used)
+    kept = {name: reason for name, reason in record.get("skipped", {}).items() if name not in used}
+    if skipped or kept != record.get("skipped", {}):
+        update_record(output, skipped=dict(sorted({**kept, **skipped}.items())))
+
+
 def make_folders(output: Path) -> None:
     for folder in (output / "images", output / "masks"):
         folder.mkdir(parents=True, exist_ok=True)
 
 
-def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet) -> bool:
+def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet, row: dict[str, Any]) -> bool:
     """Tell whether an image and its mask are there and can be read to their end.
 
+    Args:
+        output: the folder.
+        job: the image.
+        ids: its mask.
+        labels: the classes of that.
+        row: as it is to stand in the metadata: an image carries its own, and of what both say nothing may differ.
+
     Raises:
-        ValueError: they are there, for another mask of this name.
+        ValueError: they are there, for another mask of this name, another photo or other attributes.
     """
     image, mask = output / "images" / job.file_name, output / "masks" / job.file_name
     if not (image.is_file() and mask.is_file()):
         return False
     try:
-        size, saved = open_image(image, "image").size, labels.encode(mask)
+        picture, saved = open_image(image, "image"), labels.encode(mask)
     except ValueError:  # cut off
         return False
+    what = f"output '{output}' holds images of another"
     if not np.array_equal(saved, ids):
         raise ValueError(
-            f"output '{output}' holds images of another mask called '{job.stem}' than '{job.mask_path}'. "
-            "Rename the mask or choose another output folder."
+            f"{what} mask called '{job.stem}' than '{job.mask_path}'. Rename the mask or choose another output folder."
         )
-    return size == ids.shape[::-1]
+    there = json.loads(picture.info.get(ROW_KEY, "{}"))
+    for name in sorted(there.keys() & row.keys()):
+        if there[name] != row[name]:
+            raise ValueError(
+                f"{what} `{name}` for the mask '{job.mask_path}' ({there[name]} there, {row[name]} now). Choose "
+                "another output folder."
+            )
+    return picture.size == ids.shape[::-1]
 
 
 def save_pair(output: Path, job: Job, mask: Image.Image, image: Image.Image, row: dict[str, Any]) -> None:
@@ -172,8 +210,13 @@ def update_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
                 there[name] = row
         if there == listed:
             return
-        ordered = sorted(there.values(), key=lambda row: (row["stem"], row["index"]))
-        write_text(output / METADATA_FILE, "".join(json.dumps(row) + "\n" for row in ordered))
+        write_metadata(output, there.values())
+
+
+def write_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write all rows, ordered by mask, variation and number."""
+    ordered = sorted(rows, key=lambda row: (row["stem"], row.get("variation", ""), row["index"]))
+    write_text(output / METADATA_FILE, "".join(json.dumps(row) + "\n" for row in ordered))
 
 
 def _row_of(path: Path, model: str) -> dict[str, Any]:
@@ -182,7 +225,8 @@ def _row_of(path: Path, model: str) -> dict[str, Any]:
         note = open_image(path, "image").info.get(ROW_KEY)
     except ValueError:
         return {}
-    return {} if note is None else {**json.loads(note), "model": model, "source_mask": None}
+    row = {} if note is None else {**json.loads(note), "model": model, "source_mask": None}
+    return row | ({"source_photo": None} if "source_photo_hash" in row else {})
 
 
 def wait_for_images(output: Path, jobs: list[Job]) -> None:
@@ -205,15 +249,24 @@ def wait_for_images(output: Path, jobs: list[Job]) -> None:
         time.sleep(1)
 
 
-def save_contact_sheet(output: Path, mask_paths: list[Path], num_images_per_mask: int) -> Path:
-    """Lay out mask | samples for some masks, read from the output folder, as `contact_sheet.png`."""
-    columns = min(num_images_per_mask, CONTACT_SHEET_COLUMNS)
-    rows = []
-    for path in mask_paths:
-        names = [Job(path, index).file_name for index in range(columns)]
+def save_contact_sheet(
+    output: Path, jobs: list[list[Job]], titles: list[str], photo_of: Callable[[Job], Image.Image] | None
+) -> Path:
+    """Lay out mask | photo that was changed | images for some masks, read from the output folder.
+
+    Args:
+        output: the folder; the sheet is its `contact_sheet.png`.
+        jobs: images of each mask, as many of each; those beyond the sheet's columns are left out.
+        titles: one for each image of a mask.
+        photo_of: the photo that an image was made from, where it was made from one.
+    """
+    titles, rows = titles[:CONTACT_SHEET_COLUMNS], []
+    for images in jobs:
+        names = [job.file_name for job in images[:CONTACT_SHEET_COLUMNS]]
+        photo = [] if photo_of is None else [photo_of(images[0])]
         samples = [open_image(output / "images" / name, "image") for name in names]
-        rows.append([open_image(output / "masks" / names[0]), *samples])
-    titles = ["mask", *(f"sample {index}" for index in range(columns))]
+        rows.append([open_image(output / "masks" / names[0]), *photo, *samples])
+    titles = ["mask", *([] if photo_of is None else ["photo"]), *titles]
     sheet = output / "contact_sheet.png"
-    save_png(sheet, image_grid(rows, titles, [path.stem for path in mask_paths]))
+    save_png(sheet, image_grid(rows, titles, [images[0].stem for images in jobs]))
     return sheet

@@ -1,44 +1,44 @@
 """What a run of generation will make, checked before any work: settings, the network's size and revision, masks.
 Two runs with an equal `record` make the same images, so an output folder is continued only by such a run."""
 
-import inspect
+import functools
 import math
 import os
-import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import torch
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from semseg_diffusers.data.label_mapping import LabelMapping, some_names
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.layout import label_file_near
 from semseg_diffusers.data.mask_files import find_masks
-from semseg_diffusers.hub.folders import weights_hash
-from semseg_diffusers.hub.push import load_pipeline
-from semseg_diffusers.pipelines.mask_inputs import resize_ids
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+from semseg_diffusers.generation.jobs import Job, image_seed
+from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for
+from semseg_diffusers.generation.settings import UNKNOWN_VALUE, VARIED, GenerationSettings, check_attributes, grid
+from semseg_diffusers.generation.sources import Names, Photos, SourceReader, read_table
 
 
 @dataclass(frozen=True)
-class GenerationSettings:
-    """What an image depends on, beside the model, its scheduler and its mask."""
+class Inputs:
+    """Where what images are made from lies, beside the masks.
 
-    num_inference_steps: int = 50
-    guidance_scale: float = 3.0  # 1: plain conditional sampling, one forward a step instead of two
-    guidance_start: float = 0.0  # share of the steps, from the noise on, where guidance begins
-    guidance_stop: float = 1.0  # and where it ends
-    height: int | None = None  # pixels; None: the model's sample_size
-    width: int | None = None
-    seed: int = 0
-    variant: str | None = None  # which of the model's weights draw, as diffusers calls them; None: the pipeline's own
+    Args:
+        attributes_from: attributes of each mask by its name, see `sources.read_table`.
+        photos: folder of photos to be changed; needed for `settings.edit` and `settings.strength`, and only for these.
+        old_masks: the masks that the photos have, for `settings.edit`; by default `masks/` in the folder of photos.
+        guide: the network of a weaker model, which guidance leads away from.
+        guide_name: folder or Hub id of it, for the record.
+    """
+
+    attributes_from: str | os.PathLike | None = None
+    photos: str | os.PathLike | None = None
+    old_masks: str | os.PathLike | None = None
+    guide: Any = None
+    guide_name: str | None = None
 
 
 @dataclass(frozen=True)
@@ -46,77 +46,79 @@ class Plan:
     """What is to be done, checked."""
 
     record: dict[str, Any]  # the settings as generation.json keeps them
+    settings: GenerationSettings
     labels: LabelSet
-    size: tuple[int, int]  # (height, width) of the images
+    size: tuple[int, int]  # (height, width) that is drawn
     mask_paths: list[Path]
-    tolerance: float  # RGB distance within which the nearest class colour is taken
-    mapping: LabelMapping | None = None  # from the masks' label set, where that is another than the model's
+    reader: SourceReader
 
-    def read_ids(self, path: Path) -> np.ndarray:
-        """The mask as it is drawn from: ids of the model's classes (H, W)."""
-        return self.map_ids(self.read_own_ids(path))
+    @functools.cached_property
+    def variations(self) -> dict[str, dict[str, Any]]:
+        return grid(self.settings.variations)
 
-    def read_own_ids(self, path: Path) -> np.ndarray:
-        """The mask in its own classes, at the size of the images (H, W)."""
-        labels = self.labels if self.mapping is None else self.mapping.source
-        return resize_ids(labels.encode(path, tolerance=self.tolerance), *self.size)
+    @functools.cached_property
+    def _group_of(self) -> dict[str, int]:
+        """The number of the sampling settings of each variation: those that differ in attributes only share one."""
+        groups = list(dict.fromkeys(map(self._varied, self.variations)))
+        return {name: groups.index(self._varied(name)) for name in self.variations}
 
-    def map_ids(self, own_ids: np.ndarray) -> np.ndarray:
-        return own_ids if self.mapping is None else self.mapping.map(own_ids)
+    def _varied(self, variation: str) -> tuple:
+        return tuple((name, value) for name, value in self.variations[variation].items() if name in VARIED)
 
+    def jobs(self, path: Path, num_images: int) -> list[Job]:
+        """The images of a mask: the first of each variation, then the second of each."""
+        return [Job(path, index, variation) for index in range(num_images) for variation in self.variations]
 
-def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
-    """Build a diffusers scheduler by its class name from the configuration of another.
+    def group(self, job: Job) -> int:
+        """Images of one group may be of one batch."""
+        return self._group_of[job.variation]
 
-    Raises:
-        ValueError: for a name that is no scheduler of diffusers; the message lists those there are. For one that does
-            not know zero terminal SNR, where the network was trained with it: its noise levels would be others.
-    """
-    scheduler_class = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        known = sorted(entry for entry in dir(diffusers) if re.fullmatch(r"(?!Flax|[a-z_]).+Scheduler", entry))
-        raise ValueError(
-            f"no scheduler of diffusers {diffusers.__version__} is called {name!r}; known: {', '.join(known)}"
-        )
-    if config.get("rescale_betas_zero_snr") and not _takes(scheduler_class, "rescale_betas_zero_snr"):
-        able = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
-        able = [entry for entry in able if _takes(getattr(diffusers, entry), "rescale_betas_zero_snr")]
-        raise ValueError(
-            f"{name} does not know rescale_betas_zero_snr, with which this model was trained; take one of "
-            f"{', '.join(able)}"
-        )
-    return scheduler_class.from_config(config)
+    def sampling(self, job: Job) -> GenerationSettings:
+        """The settings that an image is sampled with."""
+        return replace(self.settings, **dict(self._varied(job.variation)))
 
+    def attributes(self, job: Job, columns: Mapping[str, Any]) -> dict[str, str | None]:
+        """The value of each attribute for an image; None leaves it to the model.
 
-def _takes(scheduler_class: type, option: str) -> bool:
-    return option in inspect.signature(scheduler_class.__init__).parameters
+        Args:
+            job: the image.
+            columns: of its source; what is asked for in the settings goes first.
+        """
+        of_mask = {name: columns.get(name) for name in self.reader.known}
+        varied = {name: value for name, value in self.variations[job.variation].items() if name not in VARIED}
+        wanted = {**of_mask, **(self.settings.attributes or {}), **varied}
+        return {name: None if value == UNKNOWN_VALUE else value for name, value in wanted.items()}
 
-
-def load_model(
-    name: str,
-    revision: str | None = None,
-    scheduler: str | None = None,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device = "cpu",
-    variant: str | None = None,
-) -> MaskGuidedDDPMPipeline:
-    """Load a pipeline to generate with.
-
-    Args:
-        name: folder of a training run, or Hub repo id.
-        revision: branch, tag or commit of a Hub repo.
-        scheduler: class name of a diffusers scheduler that takes the place of the saved one.
-        dtype: of weights and images in the making.
-        device: where to.
-        variant: weights beside the pipeline's own: `raw`, or an average such as `ema_0_9999`.
-
-    Raises:
-        ValueError, OSError: no such pipeline, weights or scheduler; the message says what to do.
-    """
-    pipeline = load_pipeline(name, revision=revision, variant=variant, dtype=dtype).to(device)
-    if scheduler:
-        pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
-    return pipeline
+    def row(self, job: Job, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """An image's row of the metadata; `columns` are those of its source."""
+        sampling = self.sampling(job)
+        attribute_scale = sampling.attribute_guidance_scale
+        more = {
+            "variation": job.variation or None,
+            "attribute_guidance_scale": attribute_scale,
+            "guide_model": self.record["guide_model"],
+            "guide_revision": self.record["guide_revision"],
+            "strength": sampling.strength,
+            **{name: value for name, value in columns.items() if name not in self.reader.known},
+        }
+        return {
+            "image_file_name": f"images/{job.file_name}",
+            "mask_file_name": f"masks/{job.file_name}",
+            "stem": job.stem,
+            "index": job.index,
+            "source_mask": str(job.mask_path),
+            "model": self.record["model"],
+            "revision": self.record["revision"],
+            "seed": image_seed(self.settings.seed, job.stem, job.index),
+            "scheduler": self.record["scheduler"],
+            "num_inference_steps": sampling.num_inference_steps,
+            "guidance_scale": sampling.guidance_scale,
+            "guidance_start": sampling.guidance_start,
+            "guidance_stop": sampling.guidance_stop,
+            **{name: value for name, value in more.items() if value is not None},
+            **self.attributes(job, columns),
+            "synthetic": True,
+        }
 
 
 def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
@@ -131,14 +133,6 @@ def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
     if sample_size is None:
         raise ValueError("this model has no sample_size of its own; give height and width")
     return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-
-
-def model_revision(unet: torch.nn.Module) -> str:
-    """Return the commit of weights that came from the Hub, else a hash of the weights themselves."""
-    commit = re.search(r"snapshots[/\\]([0-9a-f]{40})", str(unet.config.get("_name_or_path", "")))
-    if commit:
-        return commit.group(1)
-    return weights_hash(unet.state_dict())
 
 
 def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: LabelSet) -> None:
@@ -162,11 +156,66 @@ def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: 
             )
 
 
+def check_settings(pipeline: Any, settings: GenerationSettings, size: tuple[int, int], guide: Any) -> None:
+    """Refuse settings that a pipeline cannot take, each variation by itself.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for changes in grid(settings.variations).values():
+        one = replace(settings, **{name: value for name, value in changes.items() if name in VARIED})
+        pipeline.check_inputs(
+            num_masks=1,
+            num_images_per_mask=1,
+            num_inference_steps=one.num_inference_steps,
+            guidance_scale=one.guidance_scale,
+            guidance_start=one.guidance_start,
+            guidance_stop=one.guidance_stop,
+            generator=None,
+            latents=None,
+            height=size[0],
+            width=size[1],
+            class_labels=None,
+            output_type="pil",
+            callback_on_step_end_tensor_inputs=[],
+            attribute_guidance_scale=one.attribute_guidance_scale,
+        )
+        pipeline.check_guide(guide, one.attribute_guidance_scale)
+        if one.strength is not None:
+            pipeline.check_strength(one.strength)
+    if settings.edit is not None:
+        pipeline.check_edit_inputs(edit_region=True, old_mask=None, output_type="pil", **asdict(settings.edit))
+    pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
+
+
+def check_together(settings: GenerationSettings, inputs: Inputs) -> None:
+    """Refuse settings and inputs that do not go together.
+
+    Raises:
+        ValueError: naming the options.
+    """
+    redrawn = settings.strength is not None
+    if "strength" in (settings.variations or {}) and not redrawn:
+        raise ValueError("--variations strength=...: give --strength too, which says that photos are redrawn.")
+    if redrawn and settings.edit is not None:
+        raise ValueError("--edit makes a part of a photo anew, --strength redraws all of it: give one of them.")
+    if inputs.photos is None and (redrawn or settings.edit is not None):
+        raise ValueError(f"{'--strength' if redrawn else '--edit'} changes photos: give their folder, --photos.")
+    if inputs.photos is not None and not redrawn and settings.edit is None:
+        raise ValueError("--photos: say what to do with them, --edit (where masks changed) or --strength (all over).")
+    if inputs.old_masks is not None and settings.edit is None:
+        raise ValueError("--old_masks are compared with the new ones by --edit: give it, or leave them away.")
+    twice = sorted({*(settings.attributes or {})} & {*(settings.variations or {})})
+    if twice:
+        raise ValueError(f"{', '.join(twice)}: given by --attributes and by --variations; wanted one of them.")
+
+
 def plan_generation(
     pipeline: Any,
     masks: str | os.PathLike,
     settings: GenerationSettings,
-    tolerance: float,
+    inputs: Inputs,
+    tolerance: float = 0.0,
     mask_labels: LabelSet | None = None,
 ) -> Plan:
     """Refuse settings that this pipeline cannot take, and write down what the images depend on.
@@ -174,31 +223,48 @@ def plan_generation(
     Raises:
         FileNotFoundError, ValueError: as `generate_dataset`.
     """
-    labels = LabelSet.from_config(pipeline.unet.config)
+    labels, known = LabelSet.from_config(pipeline.unet.config), known_attributes(pipeline.unet)
     height, width = target_size(pipeline, settings)
-    pipeline.check_inputs(
-        num_masks=1,
-        num_images_per_mask=1,
-        num_inference_steps=settings.num_inference_steps,
-        guidance_scale=settings.guidance_scale,
-        guidance_start=settings.guidance_start,
-        guidance_stop=settings.guidance_stop,
-        generator=None,
-        latents=None,
-        height=height,
-        width=width,
-        class_labels=None,
-        output_type="pil",
-        callback_on_step_end_tensor_inputs=[],
-    )
-    pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
+    # 1. Settings
+    check_together(settings, inputs)
+    check_attributes({name: [value] for name, value in (settings.attributes or {}).items()}, known, "--attributes")
+    varied = {name: values for name, values in (settings.variations or {}).items() if name not in VARIED}
+    check_attributes(varied, known, "--variations")
+    if inputs.attributes_from is not None and not known:
+        raise ValueError("--attributes_from: the model was trained without attributes; leave it away.")
+    if settings.attribute_guidance_scale is not None and not known:
+        raise ValueError("--attribute_guidance_scale: the model was trained without attributes; leave it away.")
+    check_settings(pipeline_for(pipeline, settings), settings, (height, width), inputs.guide)
+
+    # 2. Masks, and what belongs to them
     mask_paths = find_masks(masks)
     if mask_labels is None:
         check_labels_near(mask_paths, masks, labels)
     mapping = None if mask_labels in (None, labels) else LabelMapping(mask_labels, labels)
+    photos = None
+    if inputs.photos is not None:
+        photos = Photos(Path(inputs.photos), None if inputs.old_masks is None else Path(inputs.old_masks))
+        _ = photos.photo_files, settings.edit and photos.old_mask_files  # there, or refused here
+    own_sizes = settings.edit is not None and settings.edit.padding_mask_crop is not None
+    reader = SourceReader(
+        labels,
+        mapping,
+        tolerance,
+        size=None if own_sizes else (height, width),
+        known=known,
+        names=Names(masks),
+        table=None if inputs.attributes_from is None else read_table(inputs.attributes_from, known),
+        table_from=inputs.attributes_from or "",
+        photos=photos,
+        edit_margin=settings.edit.margin if settings.edit is not None else None,
+    )
+
+    # 3. The record
     record = {
         "model": str(pipeline.config.get("_name_or_path") or "unsaved"),
         "revision": model_revision(pipeline.unet),
+        "guide_model": None if inputs.guide is None else inputs.guide_name or "unsaved",
+        "guide_revision": None if inputs.guide is None else model_revision(inputs.guide),
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_config": {
             key: str(value) if value in (math.inf, -math.inf) else value  # JSON has no infinity
@@ -212,4 +278,4 @@ def plan_generation(
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    return Plan(record, labels, (height, width), mask_paths, tolerance, mapping)
+    return Plan(record, settings, labels, (height, width), mask_paths, reader)
