@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,13 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import finish_dataset, make_split, save_pair
 from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.jobs import image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
+from semseg_diffusers.generation.plan import Inputs
 from semseg_diffusers.generation.processes import Processes, check_device, join_processes
-from semseg_diffusers.generation.settings import GenerationSettings
+from semseg_diffusers.generation.settings import EditSettings, GenerationSettings
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
@@ -249,6 +252,69 @@ def test_two_processes_map_masks_as_one_and_say_it_once(new_place):
     assert launch.said.count(f"masks mapped to the model's classes: {lost} of {own.size:,} labelled pixels") == 1
     for path, ids in zip(sorted((place.output / "masks").iterdir()), own, strict=True):
         assert np.array_equal(np.asarray(Image.open(path)), np.array([1, 0, 255, 2, 255])[ids])
+
+
+@pytest.mark.slow
+def test_two_processes_skip_bad_masks_of_both_shares_and_make_a_grid_as_one_does(new_place):
+    place = new_place(num_masks=6, num_images=2, steps=2)
+    for number in (1, 4):  # one in each share
+        Image.fromarray(np.full((16, 16), 7, np.uint8)).save(place.folder / "masks" / f"{number:02}.png")
+    refused = place.launch()
+    assert refused.end() != 0
+    assert refused.said.count("error: ") == 1
+    assert re.search(r"error: 2 masks cannot be used: .*01\.png' holds class 7.*04\.png' holds class 7", refused.said)
+    options = ("--skip_errors", "--variations", "guidance_scale=1.5,3", "--training_set")
+    rows = []
+    split = make_split(place.folder / "data", "train")
+    for number in range(3):
+        photo = np.random.default_rng(number).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        ids = np.zeros((16, 16), np.uint8)
+        rows.append(save_pair(split, f"t{number}", Image.fromarray(photo), ids, LABELS))
+    finish_dataset(place.folder / "data", {"train": rows}, LABELS, {"format": "toy"})
+    launch = place.launch(*options, place.folder / "data")
+    assert launch.end() == 0, launch.said
+    assert "16 images made, 0 kept" in launch.said
+    assert launch.said.count("2 masks skipped:") == 1
+    assert launch.said.count("16 images are near-copies of the 3 training photos") == 1
+    here = place.folder / "here"
+    generate_dataset(
+        place.pipeline,
+        place.folder / "masks",
+        here,
+        replace(place.settings, variations={"guidance_scale": (1.5, 3.0)}),
+        num_images_per_mask=2,
+        skip_errors=True,
+    )
+    made = read_metadata(place.output)
+    assert [row["image_file_name"] for row in made] == [row["image_file_name"] for row in read_metadata(here)]
+    for row in made:
+        one, other = (np.asarray(Image.open(folder / row["image_file_name"])) for folder in (place.output, here))
+        assert np.abs(one.astype(int) - other).max() <= 1
+        assert row["nearest_training_photo"] in ("t0", "t1", "t2")
+
+
+@pytest.mark.slow
+def test_two_processes_edit_photos_as_one_does(new_place):
+    place = new_place(num_masks=5, num_images=2, steps=2)
+    (place.folder / "images").mkdir()
+    (place.folder / "new").mkdir()
+    for path in sorted((place.folder / "masks").iterdir()):
+        ids = np.asarray(Image.open(path)).copy()
+        photo = np.random.default_rng(int(path.stem)).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(photo).save(place.folder / "images" / path.name)
+        ids[4:9, 4:9] = (ids[4:9, 4:9] + 1) % 5
+        LABELS.decode(ids).save(place.folder / "new" / path.name)
+    launch = place.launch("--masks", place.folder / "new", "--edit", "--photos", place.folder)
+    assert launch.end() == 0, launch.said
+    here = place.folder / "here"
+    settings = replace(place.settings, edit=EditSettings())
+    inputs = Inputs(photos=place.folder)
+    generate_dataset(place.pipeline, place.folder / "new", here, settings, inputs=inputs, num_images_per_mask=2)
+    rows = read_metadata(here)
+    assert len(rows) == len(read_metadata(place.output)) == 10
+    for row in rows:
+        one, other = (np.asarray(Image.open(folder / row["image_file_name"])) for folder in (place.output, here))
+        assert np.abs(one.astype(int) - other).max() <= 1
 
 
 def test_a_refusal_ends_both_processes_and_is_said_once(new_place):

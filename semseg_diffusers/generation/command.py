@@ -252,6 +252,8 @@ def settings_from(args: argparse.Namespace) -> GenerationSettings:
         raise ValueError(f"{names}: only with --edit. Give it, or leave them away.")
     if args.training_set is not None and args.edit:
         raise ValueError("--training_set: an edited photo is a near-copy of its own. Leave it away with --edit.")
+    if not args.near_copy_threshold > 0:
+        raise ValueError(f"--near_copy_threshold {args.near_copy_threshold}; wanted grey levels above 0.")
     return sampling_settings(
         args,
         height=args.height,

@@ -59,14 +59,12 @@ def flag_near_copies(
         output: folder that `generate_dataset` has made.
         training: the photos that the model was trained on.
         name: what the record calls them.
-        threshold: grey levels below which an image is a near-copy.
+        threshold: grey levels, above 0, below which an image is a near-copy.
         show_progress: show bars on stderr.
 
     Raises:
-        ValueError: no images or photos, one cannot be read, or the threshold is not above 0.
+        ValueError: no images or photos, or one cannot be read.
     """
-    if not threshold > 0:
-        raise ValueError(f"--near_copy_threshold {threshold}; wanted grey levels above 0.")
     rows = read_metadata(output)
     if not rows or not len(training):
         raise ValueError(f"near-copies: {len(rows)} images in '{output}', {len(training)} photos in '{name}'.")
