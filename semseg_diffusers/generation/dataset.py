@@ -188,7 +188,8 @@ def generate_dataset(
         drawer = Drawer(pipeline, plan, inputs.guide, processes.end_with_launcher)
 
         def draw(batch: list[Job]) -> tuple[list[np.ndarray], list[Image.Image]]:
-            sources = [plan.reader.read(job.mask_path) for job in batch]
+            read = {path: plan.reader.read(path) for path in dict.fromkeys(job.mask_path for job in batch)}
+            sources = [read[job.mask_path] for job in batch]
             return [source.ids for source in sources], drawer.draw(batch, sources)
 
         def on_halved(before: int, now: int) -> None:

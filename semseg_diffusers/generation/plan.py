@@ -94,6 +94,7 @@ class Plan:
         sampling = self.sampling(job)
         attribute_scale = sampling.attribute_guidance_scale
         more = {
+            "variant": sampling.variant,
             "variation": job.variation or None,
             "attribute_guidance_scale": attribute_scale,
             "guide_model": self.record["guide_model"],

@@ -181,7 +181,8 @@ def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[st
             f"Drawn by `{without_machine_paths(record['model'])}` (revision {record['revision']}) with "
             f"{record['scheduler']}, {record['num_inference_steps']} steps, guidance {record['guidance_scale']:g} "
             f"from {record['guidance_start']:g} to {record['guidance_stop']:g} of them, seed {record['seed']}, "
-            f"{record['dtype']}. Each row names its seed and its mask; `generation.json` holds all settings."
+            f"{record['dtype']}. {_made_otherwise(record)}Each row names its seed and mask; `generation.json` holds "
+            "all settings."
         )
     else:
         resolution = record.get("resolution")
@@ -192,6 +193,19 @@ def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[st
     rows = [f"| {split} | {count} |" for split, count in counts.items()]
     sizes = f"Height x width: {size} pixels." if size != "their own" else "Pictures keep their own size."
     return "\n".join(["| split | pairs |", "|---|---:|", *rows, "", sizes, how, "", class_table(labels)])
+
+
+def _made_otherwise(record: dict[str, Any]) -> str:
+    """What of a generated data set is not drawn from noise at one setting."""
+    told = ""
+    if record.get("variations"):
+        values = {name: ", ".join(map(str, given)) for name, given in record["variations"].items()}
+        told += f"Varied for each mask: {'; '.join(f'{name} {value}' for name, value in values.items())}. "
+    if record.get("edit"):
+        told += "Real photos were made anew only where their masks had been edited. "
+    if record.get("strength") is not None:
+        told += f"Real photos were redrawn at strength {record['strength']:g}. "
+    return told
 
 
 # Parts and metadata ------------------------------------------------------------------------------------------------
