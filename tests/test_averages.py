@@ -16,7 +16,7 @@ from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.evaluation.inputs import load_generator
 from semseg_diffusers.evaluation.settings import EvaluationSettings
-from semseg_diffusers.generation.plan import GenerationSettings
+from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.training.averages import WeightAverages, variant_name

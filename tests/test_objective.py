@@ -9,7 +9,7 @@ from training_runs import losses, tiny_settings, train_here, weights
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
 from semseg_diffusers.data.toy import write_toy_dataset
-from semseg_diffusers.generation.plan import new_scheduler
+from semseg_diffusers.generation.model import new_scheduler
 from semseg_diffusers.training.objective import (
     ClassWeighting,
     build_noise_scheduler,
