@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from generation_places import ATTRIBUTES, names, pixels, save_masks, tiny_pipeline
+from generation_places import ATTRIBUTES, LABELS, names, pixels, save_masks, tiny_pipeline
 
 from semseg_diffusers import cli
 from semseg_diffusers.generation.dataset import generate_dataset
@@ -14,6 +14,7 @@ from semseg_diffusers.generation.jobs import image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.generation.plan import Inputs
 from semseg_diffusers.generation.settings import GenerationSettings, grid, read_attributes, read_variations
+from semseg_diffusers.hub.cards import dataset_content
 
 
 def few(**more) -> GenerationSettings:
@@ -275,3 +276,11 @@ def test_a_guide_of_another_kind_is_refused_by_name(pipeline, masks, tmp_path, c
     assert cli.main([*options, "--device", "cpu", "--guide_model", str(tmp_path / "guide")]) == 2
     assert f"--guide_model '{tmp_path / 'guide'}': " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_card_of_a_pushed_set_tells_the_grid(pipeline, masks, tmp_path):
+    settings = few(num_inference_steps=1, variations={"guidance_scale": (1.0, 3.0), "weather": ("clear", "rainy")})
+    generate_dataset(pipeline, masks / "a.png", tmp_path / "out", settings)
+    record = json.loads((tmp_path / "out" / "generation.json").read_text())
+    text = dataset_content(LABELS, record, {"train": 4})
+    assert "Varied for each mask: guidance_scale 1.0, 3.0; weather clear, rainy." in text
