@@ -460,6 +460,14 @@ def test_wrong_konz_folder_is_refused_by_name(case, tmp_path, capsys):
         (("--from", "paper", "{paper}", "--colormap", "camvid"), "names 11 classes .*the weights read 19"),
         (("--from", "paper", "{paper}", "--colormap", "none.json"), "label set 'none.json' is no file"),
         (("--from", "paper", "{paper}", "--sample_size", "native"), "native is no size"),
+        (
+            ("--from", "paper", "{paper}", "--sample_size", "15"),
+            "sample_size is 15; this network draws multiples of 8",
+        ),
+        (
+            ("--from", "paper", "{paper}", "--sample_size", "16x20"),
+            r"is \(16, 20\); this network draws multiples of 8",
+        ),
         (("--from", "paper", "{paper}", "--num_train_timesteps", 0), "--num_train_timesteps must be 1 or more"),
         (("--from", "paper", "{paper}", "--num_train_timesteps", 1), "must be 2 or more"),
     ],

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, EDMEulerScheduler, SchedulerMixin
 from PIL import Image
 
 from semseg_diffusers import cli
@@ -393,6 +393,13 @@ def test_a_folder_of_something_else_is_not_written_to(pipeline, masks, tmp_path)
     assert names(out) == ["thesis.txt"]
 
 
+def test_settings_that_are_none_are_named(pipeline, masks, tmp_path):
+    generate_dataset(pipeline, masks, tmp_path / "out", FEW)
+    (tmp_path / "out" / "generation.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"generation\.json' holds a list, no settings; choose another output"):
+        generate_dataset(pipeline, masks, tmp_path / "out", FEW)
+
+
 def _write(masks, name, content):
     if isinstance(content, bytes):
         (masks / name).write_bytes(content)
@@ -445,6 +452,9 @@ def test_a_mask_of_another_size_is_saved_as_it_was_drawn_from(pipeline, tmp_path
         (GenerationSettings(guidance_start=0.9, guidance_stop=0.1), {}, "guidance_stop"),
         (FEW, {"num_images_per_mask": 0}, "num_images_per_mask and batch_size"),
         (FEW, {"batch_size": 0}, "num_images_per_mask and batch_size"),
+        (FEW, {"tolerance": -1.0}, "tolerance must be 0 or more; got 8, -1.0"),
+        (FEW, {"contact_sheet_rows": -1}, "contact_sheet and tolerance must be 0 or more; got -1"),
+        (GenerationSettings(guidance_scale=float("nan")), {}, "guidance_scale"),
     ],
 )
 def test_settings_that_cannot_work_leave_no_output_behind(pipeline, masks, tmp_path, settings, options, message):
@@ -466,6 +476,21 @@ def test_an_unknown_scheduler_is_answered_with_the_list():
         new_scheduler("FastScheduler", {})
     with pytest.raises(ValueError, match="known"):
         new_scheduler("UNet2DModel", {})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["FlowMatchEulerDiscreteScheduler", "DDPMWuerstchenScheduler", "VQDiffusionScheduler", "RePaintScheduler",
+     "KarrasVeScheduler", "ScoreSdeVeScheduler", "EDMEulerScheduler"],
+)  # fmt: skip
+def test_a_scheduler_of_other_noise_levels_or_steps_is_answered_with_those_that_fit(name):
+    with pytest.raises(ValueError, match=rf"{name} has noise levels or steps of its own.*DDIMScheduler") as refused:
+        new_scheduler(name, DDIMScheduler().config)
+    assert name not in str(refused.value).split("known: ")[1].split(", ")
+
+
+def test_a_scheduler_without_a_schedule_of_betas_gives_way_to_one_of_its_kind():
+    assert isinstance(new_scheduler("EDMDPMSolverMultistepScheduler", EDMEulerScheduler().config), SchedulerMixin)
 
 
 def test_sampling_leaves_the_pipeline_as_it_was(pipeline, masks, tmp_path):

@@ -233,6 +233,22 @@ def test_the_command_closes_with_the_near_copies(pipeline, tmp_path, capsys):
     assert not (tmp_path / "refused").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "whole"),
+    [
+        ("--guide_revision", "main", "--guide_model"),
+        ("--guide_variant", "raw", "--guide_model"),
+        ("--jump_length", "3", "--jump_n_sample"),
+        ("--training_split", "train", "--training_set"),
+        ("--near_copy_threshold", "3", "--training_set"),
+    ],
+)
+def test_part_of_an_option_that_is_not_given_is_refused(tmp_path, capsys, option, value, whole):
+    words = ["generate", "--model", "m", "--masks", "n", "--output", str(tmp_path / "out"), "--edit", option, value]
+    assert cli.main(words) == 2
+    assert f"{option}: only with {whole}." in capsys.readouterr().err
+
+
 def test_photos_to_compare_with_are_asked_for_before_any_work(pipeline, tmp_path, capsys):
     pipeline.save_pretrained(tmp_path / "run")
     masks = save_masks(tmp_path / "masks")

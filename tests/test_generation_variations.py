@@ -6,14 +6,20 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from generation_places import ATTRIBUTES, LABELS, names, pixels, save_masks, tiny_pipeline
+from generation_places import ATTRIBUTES, LABELS, names, pixels, save_masks, save_photos, tiny_pipeline
 
 from semseg_diffusers import cli
 from semseg_diffusers.generation.dataset import generate_dataset
 from semseg_diffusers.generation.jobs import image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.plan import Inputs
-from semseg_diffusers.generation.settings import GenerationSettings, grid, read_attributes, read_variations
+from semseg_diffusers.generation.plan import COLUMNS, Inputs
+from semseg_diffusers.generation.settings import (
+    EditSettings,
+    GenerationSettings,
+    grid,
+    read_attributes,
+    read_variations,
+)
 from semseg_diffusers.hub.cards import dataset_content
 
 
@@ -204,17 +210,35 @@ def test_attributes_that_have_changed_since_are_refused(pipeline, masks, tmp_pat
         ({}, "stem,weather\na,rainy\nb,clear\n", r"c\.png'.* no row called 'c' in '.*table\.csv'"),
         ({}, "name,weather\na,rainy\n", "neither `stem` nor `mask_file_name`"),
         ({}, "stem,city\na,x\n", "none of the model's attributes .*; it has city, stem"),
+        ({}, "stem,city\na,x,y\n", "none of the model's attributes .*; it has city, stem"),
+        ({}, b"stem,weather\n\xff,rainy\n", r"table\.csv' is not valid CSV in UTF-8"),
     ],
 )
 def test_attributes_and_grids_that_cannot_work_leave_no_output_behind(
     pipeline, masks, tmp_path, settings, table, message
 ):
     if table is not None:
-        (tmp_path / "table.csv").write_text(table)
+        (tmp_path / "table.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
     inputs = Inputs(attributes_from=None if table is None else tmp_path / "table.csv")
     with pytest.raises(ValueError, match=message):
         generate_dataset(pipeline, masks, tmp_path / "out", few(**settings), inputs=inputs)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (b"[1, 2]\n", r"table\.jsonl' holds the line \[1, 2\]; wanted an object on each"),
+        (b"\x89PNG\n", r"table\.jsonl' is not valid JSON lines"),
+        (b'{"stem": 3, "weather": "rainy"}\n', "no row called 'a'"),
+    ],
+)
+def test_json_lines_that_are_no_rows_are_refused_by_name(pipeline, masks, tmp_path, table, message):
+    (tmp_path / "table.jsonl").write_bytes(table)
+    with pytest.raises(ValueError, match=message):
+        generate_dataset(
+            pipeline, masks, tmp_path / "out", few(), inputs=Inputs(attributes_from=tmp_path / "table.jsonl")
+        )
 
 
 def test_a_model_without_attributes_refuses_them(masks, tmp_path):
@@ -246,6 +270,29 @@ def test_an_output_of_before_attributes_and_grids_is_continued(masks, tmp_path):
 
 
 # The command -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["seed", "source_photo", "near_copy", "mask"])
+def test_attributes_called_as_columns_of_the_metadata_are_refused(masks, tmp_path, name):
+    named = tiny_pipeline(attributes={name: ["x", "y"]})
+    with pytest.raises(ValueError, match=f"attributes called {name}; the metadata .* twice"):
+        generate_dataset(named, masks, tmp_path / "out", few(attributes={name: "x"}))
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_columns_of_the_metadata_are_known_as_taken(pipeline, tmp_path):
+    mask = save_masks(tmp_path / "masks", "a")
+    save_photos(tmp_path / "split" / "images", "a")
+    shutil.copytree(mask, tmp_path / "old")
+    LABELS.decode(np.zeros((16, 16), np.uint8)).save(tmp_path / "old" / "a.png")
+    grid_of = few(strength=0.5, variations={"attribute_guidance_scale": (1.0, 2.0)}, variant="raw")
+    photos = Inputs(photos=tmp_path / "split" / "images")
+    generate_dataset(pipeline, mask, tmp_path / "grid", grid_of, inputs=photos)
+    guided = Inputs(guide=tiny_pipeline(1, ATTRIBUTES).unet, photos=photos.photos, old_masks=tmp_path / "old")
+    generate_dataset(pipeline, mask, tmp_path / "edit", few(edit=EditSettings()), inputs=guided)
+    found = {name for folder in ("grid", "edit") for row in read_metadata(tmp_path / folder) for name in row}
+    near = {"nearest_training_photo", "nearest_training_distance", "near_copy"}
+    assert found - {*ATTRIBUTES} == {*COLUMNS} - near - {"image", "mask"}
 
 
 def test_the_command_takes_attributes_grid_and_guide(pipeline, masks, tmp_path, capsys):

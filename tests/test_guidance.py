@@ -144,7 +144,7 @@ def test_images_of_a_mask_share_its_attributes(pipe):
         ({"attributes": {"weather": "snow"}}, r"'weather': 'snow'; this network knows .*\(clear, foggy, rainy\)"),
         ({"attributes": [RAINY, RAINY]}, "got 2 `attributes` for 1 masks"),
         ({"attributes": ["rainy"]}, "`attributes` holds 'rainy'; wanted a dict"),
-        ({"attribute_guidance_scale": "3"}, "`attribute_guidance_scale` is '3'; wanted a number"),
+        ({"attribute_guidance_scale": "3"}, "`attribute_guidance_scale` is '3'; wanted a finite number"),
     ],
 )
 def test_unknown_attributes_are_refused_by_what_is_known(pipe, settings, message):

@@ -12,7 +12,14 @@ from semseg_diffusers.training.networks import build_network
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-SDM = {"network": "sdm", "block_out_channels": (32, 64), "attention_levels": 1, "attention_head_dim": 32}
+SDM = {
+    "network": "sdm",
+    "block_out_channels": (32, 64),
+    "attention_levels": 1,
+    "attention_head_dim": 32,
+    "stem_channels": 16,  # as by default: not this network's
+    "norm_num_groups": 16,
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,22 @@ def test_widths_that_sdm_cannot_have_are_refused(changes, message):
 def test_conditions_of_the_default_network_are_refused(option):
     with pytest.raises(ValueError, match=f"--{option} is not for --network sdm"):
         tiny_settings("d", "o", **SDM, **{option: True})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("mask_conditioning", "concat"),
+        ("patch_size", 1),
+        ("stem_channels", 8),
+        ("norm_num_groups", 8),
+        ("hidden_dim", 64),
+        ("emb_dim", 128),
+    ],
+)
+def test_settings_of_the_layers_of_other_networks_are_refused(option, value):
+    with pytest.raises(ValueError, match=f"--{option} is not for --network sdm, whose layers have no such setting"):
+        tiny_settings("d", "o", **{**SDM, option: value})
 
 
 def test_size_that_its_depth_does_not_divide_is_refused():

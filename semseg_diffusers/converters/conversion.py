@@ -71,11 +71,14 @@ def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite
         the folder.
 
     Raises:
-        ValueError: something else stands there.
+        ValueError: something else stands there, or the network cannot draw images of its sample size.
     """
     output = Path(os.path.abspath(output))
-    digest = file_hash(conversion.weights_file)
     unet = conversion.unet
+    size = unet.config.sample_size
+    if any(side % unet.size_divisor for side in ((size,) if isinstance(size, int) else size or ())):
+        raise ValueError(f"sample_size is {size}; this network draws multiples of {unet.size_divisor} pixels.")
+    digest = file_hash(conversion.weights_file)
     pipeline = MaskGuidedDDPMPipeline(unet=unet, scheduler=conversion.scheduler)
     record = {
         "from": conversion.source,

@@ -36,6 +36,9 @@ from semseg_diffusers.generation.settings import (
 )
 
 
+TRAINING_SPLIT = "train"  # of --training_set, by default
+
+
 def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how an image is sampled, for every command that generates."""
     defaults = GenerationSettings()
@@ -208,13 +211,12 @@ def _add_copies(group: argparse._ArgumentGroup) -> None:
         metavar="DIR|ID",
         help="data set that the model was trained on: metadata name the nearest photo of each image, and near-copies",
     )
-    group.add_argument("--training_split", default="train", help="default %(default)s")
+    group.add_argument("--training_split", help=f"default {TRAINING_SPLIT}")
     group.add_argument(
         "--near_copy_threshold",
         type=float,
-        default=THRESHOLD,
         metavar="LEVELS",
-        help="nearer is a near-copy: grey levels of 255, root mean square over 32 x 32 (default %(default)s)",
+        help=f"nearer is a near-copy: grey levels of 255, root mean square over 32 x 32 (default {THRESHOLD})",
     )
 
 
@@ -252,7 +254,15 @@ def settings_from(args: argparse.Namespace) -> GenerationSettings:
         raise ValueError(f"{names}: only with --edit. Give it, or leave them away.")
     if args.training_set is not None and args.edit:
         raise ValueError("--training_set: an edited photo is a near-copy of its own. Leave it away with --edit.")
-    if not args.near_copy_threshold > 0:
+    for whole, parts in (
+        ("guide_model", ("guide_revision", "guide_variant")),
+        ("jump_n_sample", ("jump_length",)),
+        ("training_set", ("training_split", "near_copy_threshold")),
+    ):
+        lone = [f"--{part}" for part in parts if getattr(args, part) is not None]
+        if lone and getattr(args, whole) is None:
+            raise ValueError(f"{', '.join(lone)}: only with --{whole}. Give it, or leave them away.")
+    if args.near_copy_threshold is not None and not args.near_copy_threshold > 0:
         raise ValueError(f"--near_copy_threshold {args.near_copy_threshold}; wanted grey levels above 0.")
     return sampling_settings(
         args,
@@ -285,8 +295,10 @@ def _generate(
         speed_up(*networks, torch_compile=args.torch_compile, channels_last=args.channels_last)
         return pipeline, guide, None if args.mask_labels is None else LabelSet.from_name(args.mask_labels)
 
+    split = args.training_split or TRAINING_SPLIT
+
     def load_training() -> Any:
-        return None if args.training_set is None else load_pairs(args.training_set, args.training_split)
+        return None if args.training_set is None else load_pairs(args.training_set, split)
 
     pipeline, guide, mask_labels = processes.agree(load)
     training = processes.agree_in_main(load_training)  # there, or refused before any work
@@ -308,8 +320,8 @@ def _generate(
     if processes.is_main:
         sys.stdout.write(_summary(report))
         if training is not None:
-            name = f"{args.training_set} ({args.training_split})"
-            copies = flag_near_copies(Path(args.output), training, name, args.near_copy_threshold, show_progress=True)
+            name, threshold = f"{args.training_set} ({split})", args.near_copy_threshold or THRESHOLD
+            copies = flag_near_copies(Path(args.output), training, name, threshold, show_progress=True)
             sys.stdout.write(f"{copies.in_words()}\n")
 
 

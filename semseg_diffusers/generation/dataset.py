@@ -125,6 +125,8 @@ def generate_dataset(
             raise ValueError(
                 f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}"
             )
+        if contact_sheet_rows < 0 or not tolerance >= 0:
+            raise ValueError(f"contact_sheet and tolerance must be 0 or more; got {contact_sheet_rows}, {tolerance}")
         plan = plan_generation(pipeline, masks, settings, inputs, tolerance, mask_labels)
         check_output(output, plan.record, plan.labels)
         found = Found()
@@ -236,13 +238,13 @@ def _short(path: Path, masks: str | os.PathLike) -> str:
 
 def _check_found(found: Found, skipped: dict[str, str], skip_errors: bool) -> None:
     """Refuse masks that cannot be used, all of them at once, unless they are to be skipped; and nothing but such."""
-    reasons = list(skipped.values())
+    reasons = [reason.rstrip(".") for reason in skipped.values()]
     named = "; ".join(reasons[:MOST_NAMED]) + (f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED))
     if reasons and not skip_errors:
         count = "" if len(reasons) == 1 else f"{len(reasons)} masks cannot be used: "
-        raise ValueError(f"{count}{named} Nothing was made; --skip_errors leaves such masks out.")
+        raise ValueError(f"{count}{named}. Nothing was made; --skip_errors leaves such masks out.")
     if reasons and not found.columns:
-        raise ValueError(f"none of the {len(reasons)} masks can be used: {named}")
+        raise ValueError(f"none of the {len(reasons)} masks can be used: {named}.")
     if found.num_unchanged and not found.columns:
         raise ValueError(
             f"--edit: no mask differs from the one that its photo has ({found.num_unchanged} read), so there is "

@@ -26,15 +26,19 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """Build a diffusers scheduler by its class name from the configuration of another.
 
     Raises:
-        ValueError: for a name that is no scheduler of diffusers; the message lists those there are. For one that does
-            not know zero terminal SNR, where the network was trained with it: its noise levels would be others.
+        ValueError: for a name that is no scheduler of diffusers, or of one that cannot draw with this network: it has
+            noise levels of its own, or a step that wants to be told more. The message lists those that can. For one
+            that does not know zero terminal SNR, where the network was trained with it, too.
     """
-    scheduler_class = getattr(diffusers, name, None) if name.endswith("Scheduler") else None
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, SchedulerMixin)):
-        known = sorted(entry for entry in dir(diffusers) if re.fullmatch(r"(?!Flax|[a-z_]).+Scheduler", entry))
-        raise ValueError(
-            f"no scheduler of diffusers {diffusers.__version__} is called {name!r}; known: {', '.join(known)}"
+    scheduler_class = _scheduler_class(name)
+    if scheduler_class is None or not _can_take_over(scheduler_class, config):
+        able = [entry for entry in dir(diffusers) if _can_take_over(_scheduler_class(entry), config)]
+        wrong = (
+            f"no scheduler of diffusers {diffusers.__version__} is called {name!r}"
+            if scheduler_class is None
+            else f"{name} has noise levels or steps of its own, which are not those that this model was trained with"
         )
+        raise ValueError(f"{wrong}; known: {', '.join(able)}")
     if config.get("rescale_betas_zero_snr") and not _takes(scheduler_class, "rescale_betas_zero_snr"):
         able = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
         able = [entry for entry in able if _takes(getattr(diffusers, entry), "rescale_betas_zero_snr")]
@@ -43,6 +47,21 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
             f"{', '.join(able)}"
         )
     return scheduler_class.from_config(config)
+
+
+def _scheduler_class(name: str) -> type | None:
+    found = getattr(diffusers, name, None) if re.fullmatch(r"(?!Flax|[a-z_]).+Scheduler", name) else None
+    return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+
+
+def _can_take_over(scheduler_class: type | None, config: dict[str, Any]) -> bool:
+    """Tell whether a scheduler takes the noise levels of another, and steps by what a pipeline tells it."""
+    if scheduler_class is None or not hasattr(scheduler_class, "step"):
+        return False
+    told = inspect.signature(scheduler_class.step).parameters.values()
+    wanted = {parameter.name for parameter in told if parameter.default is inspect.Parameter.empty}
+    takes_levels = "beta_schedule" not in config or _takes(scheduler_class, "beta_schedule")
+    return takes_levels and wanted <= {"self", "model_output", "timestep", "sample"}
 
 
 def _takes(scheduler_class: type, option: str) -> bool:

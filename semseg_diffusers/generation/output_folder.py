@@ -53,6 +53,8 @@ def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None
         there = json.loads(settings_file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as err:
         raise ValueError(f"'{settings_file}' is not valid JSON ({err}); choose another output") from err
+    if not isinstance(there, dict):
+        raise ValueError(f"'{settings_file}' holds a {type(there).__name__}, no settings; choose another output")
     there, now = _flat(there), _flat(json.loads(_to_json(record)))
     there["classes"], now["classes"] = LabelSet.from_json(output / LABELS_FILE).names, labels.names
     free = ("model", "guide_model", "versions", *RESULTS)  # where weights lie does not matter: revisions are compared

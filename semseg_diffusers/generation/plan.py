@@ -22,6 +22,16 @@ from semseg_diffusers.generation.settings import UNKNOWN_VALUE, VARIED, Generati
 from semseg_diffusers.generation.sources import Names, Photos, SourceReader, read_table
 
 
+# What the metadata say of an image beside its attributes, which may have none of these names; the last two are what
+# load_dataset calls the files.
+COLUMNS = (
+    "image_file_name", "mask_file_name", "stem", "index", "source_mask", "model", "revision", "seed", "scheduler",
+    "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant", "variation",
+    "attribute_guidance_scale", "guide_model", "guide_revision", "strength", "source_photo", "source_photo_hash",
+    "edited_share", "synthetic", "nearest_training_photo", "nearest_training_distance", "near_copy", "image", "mask",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Inputs:
     """Where what images are made from lies, beside the masks.
@@ -227,6 +237,12 @@ def plan_generation(
     labels, known = LabelSet.from_config(pipeline.unet.config), known_attributes(pipeline.unet)
     height, width = target_size(pipeline, settings)
     # 1. Settings
+    taken = sorted({*known} & {*COLUMNS})
+    if taken:
+        raise ValueError(
+            f"the model was trained with attributes called {', '.join(taken)}; the metadata of its images would have "
+            "such columns twice. Rename the columns in its data set, and train it by their new names."
+        )
     check_together(settings, inputs)
     check_attributes({name: [value] for name, value in (settings.attributes or {}).items()}, known, "--attributes")
     varied = {name: values for name, values in (settings.variations or {}).items() if name not in VARIED}

@@ -64,9 +64,13 @@ class Names:
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except json.JSONDecodeError as err:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
         raise ValueError(f"'{path}' is not valid JSON lines: {err}.") from err
+    other = next((row for row in rows if not isinstance(row, dict)), None)
+    if other is not None:
+        raise ValueError(f"'{path}' holds the line {other!s:.80}; wanted an object on each, names with their values.")
+    return rows
 
 
 # Attributes --------------------------------------------------------------------------------------------------------
@@ -91,19 +95,22 @@ def read_table(path: str | os.PathLike, known: Mapping[str, list[str]]) -> dict[
             f"--attributes_from: there is no file '{path}'; wanted a CSV, JSON lines, or a split's folder."
         )
     if path.suffix.lower() == ".csv":
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                rows = list(csv.DictReader(file))
+        except (csv.Error, UnicodeDecodeError) as err:
+            raise ValueError(f"'{path}' is not valid CSV in UTF-8: {err}.") from err
     else:
         rows = read_json_lines(path)
     table = {}
     for row in rows:
-        stem = row.get("stem") or row.get("mask_file_name")
+        stem = str(row.get("stem") or row.get("mask_file_name") or "")
         if not stem:
             raise ValueError(
                 f"--attributes_from: a row of '{path}' has neither `stem` nor `mask_file_name`: {row!s:.80}"
             )
         table[Path(stem).name if row.get("stem") else Path(stem).stem] = row
-    columns = {name for row in rows for name in row}
+    columns = {name for row in rows for name in row if name is not None}  # None: cells beyond the head of a CSV
     if columns.isdisjoint(known):
         raise ValueError(
             f"--attributes_from: '{path}' holds none of the model's attributes ({', '.join(known)}); it has "

@@ -6,6 +6,7 @@ to a saved folder.
 """
 
 import inspect
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -365,8 +366,8 @@ def check_whole_number(name: str, value, least: int) -> None:
 
 
 def check_number(name: str, value, hint: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"`{name}` is {value!r}; wanted a number ({hint}).")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"`{name}` is {value!r}; wanted a finite number ({hint}).")
 
 
 def _knows(attributes: Mapping[str, Sequence[str]]) -> str:

@@ -288,6 +288,19 @@ class TrainingSettings:
                         f"--{name} is not for --network {self.network}, which stays as it was published. Leave it "
                         "out, or use --network mask_guided."
                     )
+        if self.network == "sdm":
+            for name in (
+                "mask_conditioning",
+                "patch_size",
+                "stem_channels",
+                "norm_num_groups",
+                "hidden_dim",
+                "emb_dim",
+            ):
+                if getattr(self, name) != self.__dataclass_fields__[name].default:
+                    raise ValueError(
+                        f"--{name} is not for --network sdm, whose layers have no such setting. Leave it out."
+                    )
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid fills the levels below the first: give two --block_out_channels or more.")
         if self.network != "paper" and self.attention_levels > len(self.block_out_channels):
