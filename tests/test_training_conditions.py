@@ -451,6 +451,10 @@ def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
     (tmp_path / "cut" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors cannot be read: .* Is it whole"):
         load_first_weights(fresh(), str(tmp_path / "cut"))
+    saved(tmp_path / "torn")
+    (tmp_path / "torn" / "config.json").write_text('{"sample')
+    with pytest.raises(ValueError, match=r"--init_from .*torn: .*config.json is not JSON: .* Is it whole\?"):
+        load_first_weights(fresh(), str(tmp_path / "torn"))
     with pytest.raises(ValueError, match="there is no folder './nowhere', and it is no model id"):
         load_first_weights(fresh(), "./nowhere")
 

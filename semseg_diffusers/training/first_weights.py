@@ -93,7 +93,10 @@ def _find_weights(source: str) -> tuple[Path, dict]:
                 except EntryNotFoundError:
                     continue
         if all(path.is_file() for path in found):
-            return found[0], json.loads(found[1].read_text(encoding="utf-8"))
+            try:
+                return found[0], json.loads(found[1].read_text(encoding="utf-8"))
+            except ValueError as err:
+                raise ValueError(f"--init_from {source}: {found[1]} is not JSON: {err}. Is it whole?") from err
     raise ValueError(
         f"--init_from {source}: it holds neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE}, with its {CONFIG_FILE}. Give "
         "a run folder, or what `save_pretrained` of a pipeline or a network wrote."
