@@ -111,13 +111,6 @@ def test_bfloat16_stays_near_the_plain_run(toy, plain, tmp_path):
 # Refusals
 
 
-def test_sharded_parameters_are_refused_and_not_dropped_without_a_word(toy, tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")  # what `accelerate launch --use_fsdp` sets
-    with pytest.raises(ValueError, match=r"Sharded parameters \(FSDP, DeepSpeed\) are not built: .*--gradient_check"):
-        train_here(settings(toy, tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
-
-
 def test_tf32_is_refused_where_there_is_none(toy, tmp_path):
     with pytest.raises(ValueError, match=r"--allow_tf32 wants an NVIDIA GPU .* on cpu\. Leave it out"):
         train_here(settings(toy, tmp_path / "run", allow_tf32=True))

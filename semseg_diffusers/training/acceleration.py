@@ -1,7 +1,8 @@
 """How a run uses its hardware: processes, precision, compilation, memory format, kernels of the optimizer.
 
 None of it changes what is learned, only how fast: a run with any of it has the losses of one without, up to rounding,
-and a checkpoint of the one goes on as the other.
+and a checkpoint of the one goes on as the other. Weights in shards, whose checkpoints are of their own, stand in
+`sharding.py`.
 """
 
 import contextlib
@@ -14,16 +15,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedType,
-    DynamoBackend,
-    InitProcessGroupKwargs,
-    ProjectConfiguration,
-    TorchDynamoPlugin,
-)
+from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, ProjectConfiguration, TorchDynamoPlugin
 
 from semseg_diffusers.launch import works_on_cpu
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.sharding import check_sharding
 
 
 # How long a process waits for the others: while the first one downloads a data set, or draws a preview.
@@ -59,18 +55,10 @@ def check_hardware(settings: TrainingSettings, accelerator: Accelerator) -> None
     """Refuse what this machine cannot do before anything is read.
 
     Raises:
-        ValueError: sharded parameters, TF32 or float16 without a GPU that has it, a compiler that is missing.
+        ValueError: what `check_sharding` says, TF32 or float16 without a GPU that has it, a compiler that is missing.
     """
     device = accelerator.device.type
-    # On CPUs accelerate forgets the request without a word, and every process holds the whole network.
-    asked_to_shard = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    if asked_to_shard or accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            "Sharded parameters (FSDP, DeepSpeed) are not built: average, previews and checkpoints need the whole "
-            "network in every process. Take configs/accelerate/several_gpus.yaml; what saves memory is "
-            "--gradient_checkpointing, --mixed_precision bf16, and a smaller --train_batch_size with "
-            "--gradient_accumulation_steps."
-        )
+    check_sharding(settings, accelerator)
     if settings.allow_tf32 and not (device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)):
         raise ValueError(
             f"--allow_tf32 wants an NVIDIA GPU of the Ampere generation or newer; this run is on {device}. Leave it "

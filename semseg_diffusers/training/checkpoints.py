@@ -103,11 +103,12 @@ def save_checkpoint(
     with written_whole(target, own, run):
         accelerator.save_state(str(staging))
     accelerator.wait_for_everyone()  # every process writes its own random state there
+    whole = None if averages is None else averages.gathered(keep=accelerator.is_main_process)
     if accelerator.is_main_process:
         with written_whole(target, own, run):
             _wait_for_files([staging / f"{RNG_STATE_NAME}_{i}.pkl" for i in range(accelerator.num_processes)])
-            if averages is not None:
-                state = {**state, **averages.save(staging)}
+            if whole is not None:
+                state = {**state, **whole.save(staging)}
             (staging / STATE).write_text(json.dumps({"step": step, **state}, indent=2))
             files = sorted(path for path in staging.rglob("*") if path.is_file())
             hashes = {path.relative_to(staging).as_posix(): _hash(path) for path in files}

@@ -56,6 +56,7 @@ from semseg_diffusers.training.run_folder import (
 from semseg_diffusers.training.run_record import write_record
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.sharding import choose_layers, is_sharded, whole_network
 from semseg_diffusers.training.trackers import begin_tracking, track_picture, trackers_of
 from semseg_diffusers.training.waiting import WaitingTime
 
@@ -121,6 +122,8 @@ def train(settings: TrainingSettings) -> Path:
     unet = agree(
         lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs), attributes, rarity)
     )
+    if accelerator.is_fsdp2:
+        agree(lambda: choose_layers(accelerator, unet))
     noise_scheduler = build_noise_scheduler(settings)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -132,7 +135,9 @@ def train(settings: TrainingSettings) -> Path:
         # 3. the run folder, which the main process keeps to this run
         def take_folder() -> Path | None:
             held.enter_context(sole_owner(run, "training into"))
-            checkpoint = folder_to_resume(settings, pairs, run, samples_per_step, balance, unet)
+            checkpoint = folder_to_resume(
+                settings, pairs, run, samples_per_step, balance, unet, sharded=accelerator.is_fsdp2
+            )
             remove_leftovers(run)
             return checkpoint
 
@@ -178,6 +183,7 @@ def train(settings: TrainingSettings) -> Path:
             begin_tracking(accelerator, settings, run)
         logger.info(
             f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {samples_per_step} samples a step"
+            f"{', weights in shards' if accelerator.is_fsdp2 else ''}"
         )
 
         # 4. optimizer, schedule, averages of the weights
@@ -307,6 +313,7 @@ def train(settings: TrainingSettings) -> Path:
                     "num_pairs": len(pairs),
                     "class_pixels": None if balance is None else balance.digest,
                     **learned_from_data(network),
+                    "sharded": is_sharded(network),
                     "samples_per_step": samples_per_step,
                     "loss": mean_loss,
                 }
@@ -317,8 +324,9 @@ def train(settings: TrainingSettings) -> Path:
                 raise stop.stopped(step)
             preview_now = settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps)
             if preview_now:
-                if accelerator.is_main_process:
+                if accelerator.is_main_process or is_sharded(network):
                     picture = draw_preview(settings, network, noise_scheduler, averages, preview_pairs)
+                if accelerator.is_main_process:
                     preview_path(run, step).parent.mkdir(exist_ok=True)
                     save_png(preview_path(run, step), picture)
                     track_picture(accelerator, picture, step)
@@ -330,6 +338,9 @@ def train(settings: TrainingSettings) -> Path:
 
         # 8. save the pipeline with the averaged weights, the others beside them, and its card
         accelerator.wait_for_everyone()
+        network = whole_network(accelerator, network)
+        if averages is not None:
+            averages = averages.gathered(keep=accelerator.is_main_process)
         if accelerator.is_main_process:
             network.to(memory_format=torch.contiguous_format)  # what safetensors takes
             scheduler = noise_scheduler

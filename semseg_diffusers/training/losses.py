@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from semseg_diffusers.training.checkpoints import list_checkpoints
+from semseg_diffusers.training.sharding import is_sharded, own_parts
 
 
 # Targets have unit variance (noise, velocity) or less (images), so a network that says 0 everywhere has a loss near 1:
@@ -74,7 +75,11 @@ class IntervalLosses:
         Raises:
             TrainingDivergedError: with the step, the stems of its last batch and the last good checkpoint.
         """
-        largest = torch.stack([weight.detach().abs().max() for weight in network.parameters()]).max()
+        maxima = [part.detach().abs().max() for part in own_parts(network) if part.numel()]
+        if is_sharded(network):  # a process sees its own part, which may be nothing
+            own = torch.stack([torch.zeros((), device=self.accelerator.device), *maxima]).max()
+            maxima = [self.accelerator.gather(own)]
+        largest = torch.stack(maxima).max()
         if not torch.isfinite(largest):
             raise self._diverged("Weights are not finite", step, gather_object(self._last_stems))
 

@@ -17,6 +17,7 @@ from semseg_diffusers.training.averages import WeightAverages
 from semseg_diffusers.training.class_counts import evenly
 from semseg_diffusers.training.samples import central_part
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.sharding import ready_to_sample
 
 
 FOLDER, OVER_TIME = "previews", "over_time.png"
@@ -32,6 +33,8 @@ def draw_preview(
     pairs: PairDataset,
 ) -> Image.Image:
     """Sample from evenly spaced masks of a split, with the averaged weights where they are kept.
+
+    With a sharded network every process must call it, and each gets the same picture.
 
     Args:
         settings: how many masks and samples, how many steps, which guidance and seed.
@@ -59,7 +62,7 @@ def draw_preview(
             {name: values[number] for (name, values), number in zip(known.items(), row, strict=True) if number >= 0}
             for row in numbers
         ]
-    with contextlib.nullcontext() if averages is None else averages.applied(unet):
+    with contextlib.nullcontext() if averages is None else averages.applied(unet), ready_to_sample(unet):
         images = pipeline(
             torch.stack([pair["mask"] for pair in chosen]),
             num_images_per_mask=num_samples,

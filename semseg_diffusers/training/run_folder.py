@@ -147,6 +147,7 @@ def folder_to_resume(
     samples_per_step: int,
     balance: ClassBalance | None,
     unet: torch.nn.Module,
+    sharded: bool,
 ) -> Path | None:
     """The checkpoint to go on from, or None; a run folder in use is not overwritten without a word."""
     in_use = bool(list_checkpoints(run)) or (run / "model_index.json").exists()
@@ -183,6 +184,13 @@ def folder_to_resume(
             f"{checkpoint} saw {state['samples_per_step']} samples a step, this run would see {samples_per_step} "
             "(--train_batch_size x --gradient_accumulation_steps x processes). Choose them so that the product is the "
             "same."
+        )
+    if state.get("sharded", False) != sharded:
+        kinds = {False: "whole weights in every process", True: "weights in shards (FSDP)"}
+        raise ValueError(
+            f"{checkpoint} is of a run with {kinds[not sharded]}, this one has {kinds[sharded]}; neither reads the "
+            "other's optimizer. Resume with the configuration of accelerate that the run had, or begin a new one with "
+            "its saved weights by --init_from."
         )
     # a setting that came after the checkpoint was written had the effect of its default
     defaults = json.loads(json.dumps({one.name: one.default for one in dataclasses.fields(TrainingSettings)}))
