@@ -117,6 +117,25 @@ def test_fewer_samples_than_timesteps(pairs, validation):
     assert "sees 999 samples in all, fewer than the 1,000 timesteps" in text
 
 
+def test_an_attribute_of_one_value(pairs, validation, monkeypatch):
+    columns = {"weather": ["rainy", None] * 6, "scene": ["street", "highway"] * 6}
+    assert len(pairs) == 12
+    monkeypatch.setattr(pairs, "attributes", columns)
+    asked = {"snr_gamma": None, "preview_pairs": pairs}
+    assert cautions(pairs, validation, attributes=("scene",), **asked) == []
+    (text,) = cautions(pairs, validation, attributes=("scene", "weather"), **asked)
+    assert text.startswith("Attributes of one value: weather (rainy). ")
+
+
+def test_noise_that_a_run_needs_and_its_weights_leave_out(pairs, validation, monkeypatch):
+    monkeypatch.setattr(pairs, "attributes", {"scene": ["street", "highway"] * 6})
+    for needed in ({"rescale_betas_zero_snr": True}, {"attributes": ("scene",)}):
+        assert cautions(pairs, validation, snr_gamma=None, **needed) == []
+        (text,) = cautions(pairs, validation, snr_gamma=5.0, **needed)
+        assert f"this run has --{[*needed][0]}, which" in text
+    assert cautions(pairs, validation, attributes=("scene",), prediction_type="epsilon") == []
+
+
 def test_a_warmup_longer_than_the_run(pairs, validation):
     assert cautions(pairs, validation, lr_warmup_steps=999) == []
     assert cautions(pairs, validation, lr_warmup_steps=4000, lr_scheduler="constant") == []
@@ -129,6 +148,10 @@ def test_an_average_longer_than_the_run(pairs, validation):
     assert cautions(pairs, validation, ema_decay=0.9999, ema_warmup=False, use_ema=False) == []
     (text,) = cautions(pairs, validation, ema_decay=0.9999, ema_warmup=False)
     assert "after 1,000 steps 90% of it are still the weights it began with" in text
+    several = {"ema_decays": (0.9, 0.9999), "ema_warmup": False}
+    (text,) = cautions(pairs, validation, **several)
+    assert "(--ema_decays 0.9999) is longer than the run: after 1,000 steps 90% of it" in text
+    assert cautions(pairs, validation, **{**several, "ema_decays": (0.9,), "ema_decay": 0.9999}) == []
     (text,) = cautions(pairs, validation, ema_start_step=1000)
     assert "begins at step 1,000, and the run has 1,000" in text
 

@@ -150,6 +150,18 @@ def saved_run(pipeline, tmp_path_factory):
     return run
 
 
+def test_a_card_lists_the_attributes_that_the_network_knows():
+    known = {"timeofday": ["day", "night"], "weather": ["clear", "rainy"]}
+    about = {"title": "t", "source": "t", "license_name": None, "network": "U", "parameters": 1}
+    labels = LabelSet.from_preset("bdd100k")
+    card = cards.render_model_card(labels, **about, training=None, scheduler_config={}, attributes=known)
+    assert 'pipe("mask.png", attributes={"timeofday": "day"})`.\n\n| attribute | values |\n|---|---|\n' in card
+    assert "\n| timeofday | day, night |\n| weather | clear, rainy |\n\n## Data\n" in card
+    plain = cards.render_model_card(labels, **about, training=None, scheduler_config={}, attributes=None)
+    assert "ttributes" not in plain
+    assert "|\n\n## Data\n" in plain
+
+
 @pytest.fixture
 def run(saved_run, tmp_path):
     """A copy of the run folder that a test may change."""

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate import PartialState
 from diffusers import UNet2DModel
 from training_runs import losses, tiny_settings, train_here, weights
 
@@ -85,6 +86,10 @@ def test_options_are_read_from_the_command_line_and_from_yaml(tmp_path):
         (["--attribute_dropout", "-1"], "--attribute_dropout must lie between 0 and 1"),
         (["--augment_translate", "1.5"], "--augment_translate must lie between 0 and 1"),
         (["--augment_scale", "-0.1"], "--augment_scale must be 0 or more"),
+        (["--augment_scale", "nan"], "--augment_scale must be 0 or more, and finite; got nan"),
+        (["--augment_scale", "inf"], "--augment_scale must be 0 or more, and finite; got inf"),
+        (["--learning_rate", "nan"], "--learning_rate must be more than 0; got nan"),
+        (["--class_loss_weight_max", "nan"], "--class_loss_weight_max must be 1 or more; got nan"),
         (["--augment_probability", "0.5"], "Give --augment_scale or --augment_translate"),
         (["--augment_scale", "0.2", "--augment_probability", "7"], "--augment_probability must lie between 0 and 1"),
         (["--mask_pyramid", "--block_out_channels", "16", "--attention_levels", "0"], "two --block_out_channels"),
@@ -148,7 +153,10 @@ def test_a_value_that_the_list_lacks_is_unknown_and_so_is_a_missing_column(pairs
     ("columns", "message"),
     [
         ({"weather": ["clear"]}, "has no column of text 'season' for an attribute; it has weather"),
-        ({}, "has no column of text 'season' for an attribute; it has none"),
+        (
+            {},
+            "has no column of text 'season' for an attribute; it has none. Numbers, and nulls throughout,",
+        ),
         ({"season": [None, "", "undefined"]}, "column 'season' .* says nothing"),
     ],
 )
@@ -419,6 +427,17 @@ def test_embeddings_of_other_values_are_not_taken(tmp_path, values, taken):
     assert bool(unet.attribute_embedding.weight.any()) is taken
 
 
+@pytest.mark.parametrize(("first_class", "warned"), [("road", False), ("meadow", True)])
+def test_first_weights_that_learned_other_classes_are_taken_with_a_warning(tmp_path, caplog, first_class, warned):
+    PartialState()
+    config = LabelSet.from_preset("bdd100k").to_config()
+    before = saved(tmp_path, **{**config, "id2label": {**config["id2label"], "0": first_class}})
+    unet = fresh()
+    load_first_weights(unet, str(tmp_path))
+    assert torch.equal(unet.mask_branch.conv_1.weight, before.mask_branch.conv_1.weight)
+    assert ("learned other classes, 1 of 19 (0 is meadow there, road here)" in caplog.text) is warned
+
+
 def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
     saved(tmp_path / "paper", kind=PaperUNet2DModel)
     with pytest.raises(
@@ -432,6 +451,10 @@ def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
     (tmp_path / "cut" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
     with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors cannot be read: .* Is it whole"):
         load_first_weights(fresh(), str(tmp_path / "cut"))
+    saved(tmp_path / "torn")
+    (tmp_path / "torn" / "config.json").write_text('{"sample')
+    with pytest.raises(ValueError, match=r"--init_from .*torn: .*config.json is not JSON: .* Is it whole\?"):
+        load_first_weights(fresh(), str(tmp_path / "torn"))
     with pytest.raises(ValueError, match="there is no folder './nowhere', and it is no model id"):
         load_first_weights(fresh(), "./nowhere")
 

@@ -116,6 +116,11 @@ def test_tf32_is_refused_where_there_is_none(toy, tmp_path):
         train_here(settings(toy, tmp_path / "run", allow_tf32=True))
 
 
+def test_float16_is_refused_on_a_cpu(toy, tmp_path):
+    with pytest.raises(ValueError, match=r"--mixed_precision fp16 wants a GPU; this run is on cpu\. Take bf16"):
+        train_here(settings(toy, tmp_path / "run", mixed_precision="fp16"))
+
+
 def test_compiling_without_a_compiler_is_refused(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)

@@ -31,7 +31,10 @@ def attribute_values(pairs: PairDataset, names: Iterable[str]) -> dict[str, list
     for name in sorted(set(names)):
         if name not in pairs.attributes:
             known = ", ".join(sorted(pairs.attributes)) or "none"
-            raise ValueError(f"{pairs.name} has no column of text '{name}' for an attribute; it has {known}.")
+            raise ValueError(
+                f"{pairs.name} has no column of text '{name}' for an attribute; it has {known}. Numbers, and nulls "
+                "throughout, are no text."
+            )
         values = sorted(set(pairs.attributes[name]) - set(UNKNOWN))
         if not values:
             raise ValueError(

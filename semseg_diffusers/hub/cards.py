@@ -63,6 +63,7 @@ def render_model_card(
     dataset_id: str | None = None,
     pipeline_class: str = "MaskGuidedDDPMPipeline",
     origin: str | None = None,
+    attributes: Mapping[str, list[str]] | None = None,
 ) -> str:
     """Fill `model_card.md`.
 
@@ -78,6 +79,7 @@ def render_model_card(
         dataset_id: the data set's id, where it is on the Hub.
         pipeline_class: class of the pipeline.
         origin: where weights of others come from, for a pipeline that was converted.
+        attributes: values that the network knows of each attribute, as its config has them.
     """
     data = ModelCardData(
         library_name="diffusers",
@@ -93,6 +95,7 @@ def render_model_card(
         version=package_version(),
         use=model_use(source, pipeline_class=pipeline_class),
         classes=class_table(labels),
+        attributes=attributes,
         network=network,
         parameters="" if parameters is None else f", {parameters:,} parameters",
         scheduler=scheduler_config,

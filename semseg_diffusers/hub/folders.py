@@ -138,6 +138,7 @@ def model_card(
             parameters=_count_parameters(folder / "unet"),
             scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
             pipeline_class=index["_class_name"],
+            attributes=config.get("attributes"),
         )
     name = repo_id.split("/")[-1]
     card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {name}\n", 1)

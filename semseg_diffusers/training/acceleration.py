@@ -55,7 +55,7 @@ def check_hardware(settings: TrainingSettings, accelerator: Accelerator) -> None
     """Refuse what this machine cannot do before anything is read.
 
     Raises:
-        ValueError: what `check_sharding` says, TF32 without a GPU that has it, a compiler that is missing.
+        ValueError: what `check_sharding` says, TF32 or float16 without a GPU that has it, a compiler that is missing.
     """
     device = accelerator.device.type
     check_sharding(settings, accelerator)
@@ -63,6 +63,10 @@ def check_hardware(settings: TrainingSettings, accelerator: Accelerator) -> None
         raise ValueError(
             f"--allow_tf32 wants an NVIDIA GPU of the Ampere generation or newer; this run is on {device}. Leave it "
             "out; --mixed_precision bf16 is what makes such a run faster, where the processor has bfloat16."
+        )
+    if accelerator.mixed_precision == "fp16" and device == "cpu":  # accelerate forgets it without a word
+        raise ValueError(
+            "--mixed_precision fp16 wants a GPU; this run is on cpu. Take bf16, where the processor has it, or no."
         )
     if accelerator.state.dynamo_plugin.backend != DynamoBackend.INDUCTOR:
         return

@@ -52,6 +52,7 @@ def save_model_card(
         license_name=license_name,
         network=type(unet).__name__,
         parameters=sum(weight.numel() for weight in unet.parameters()),
+        attributes=getattr(unet.config, "attributes", None),
         dataset_id=None if is_folder or settings.dataset.count("/") != 1 else settings.dataset,
         training={
             "num_pairs": num_pairs,

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from semseg_diffusers.data.attributes import attribute_values
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.statistics.weak_classes import EDGE_SHARE
@@ -53,11 +54,13 @@ def find_cautions(
         _never_seen(labels, counts),
         _seldom_seen(settings, labels, counts),
         _thin(settings, labels, counts),
+        _single_values(settings, pairs),
         _shared(settings, pairs, preview_pairs),
         None
         if preview_reason is None
         else f"Previews draw masks of the training split: {preview_reason}. They show "
         "how well the run fits what it has seen, not how it does on new masks.",
+        _hardly_trained_noise(settings),
         _few_timesteps(settings, num_steps * samples_per_step),
         _long_warmup(settings, num_steps),
         _long_average(settings, num_steps),
@@ -150,6 +153,17 @@ def _thin(settings: TrainingSettings, labels: LabelSet, counts: ClassCounts) -> 
     )
 
 
+def _single_values(settings: TrainingSettings, pairs: PairDataset) -> str | None:
+    known = attribute_values(pairs, settings.attributes)
+    single = [f"{name} ({values[0]})" for name, values in known.items() if len(values) == 1]
+    if not single:
+        return None
+    return (
+        f"Attributes of one value: {listed(single)}. Where every pair that says anything says the same, there is "
+        "nothing to tell apart: leave such a column out of --attributes, or add pairs of other values."
+    )
+
+
 def _shared(settings: TrainingSettings, pairs: PairDataset, preview_pairs: PairDataset) -> str | None:
     if preview_pairs is pairs or not (stems := shared_pairs(pairs, preview_pairs)):
         return None
@@ -171,6 +185,19 @@ def shared_pairs(train: PairDataset, validation: PairDataset) -> list[str]:
 
 
 # Length of the run ---------------------------------------------------------------------------------------------------
+
+
+def _hardly_trained_noise(settings: TrainingSettings) -> str | None:
+    wanting = [
+        *(["--rescale_betas_zero_snr, which lets sampling start there"] if settings.rescale_betas_zero_snr else []),
+        *(["--attributes, which change light and colour"] if settings.attributes else []),
+    ]
+    if settings.snr_gamma is None or settings.prediction_type == "epsilon" or not wanting:
+        return None
+    return (
+        "Min-SNR weights hardly train the noisiest timesteps, which decide on light and colour; this run has "
+        f"{' and '.join(wanting)}. Give --snr_gamma none."
+    )
 
 
 def _few_timesteps(settings: TrainingSettings, samples: int) -> str | None:
@@ -202,12 +229,14 @@ def _long_average(settings: TrainingSettings, num_steps: int) -> str | None:
             f"The average of the weights begins at step {settings.ema_start_step:,}, and the run has {num_steps:,}: "
             "what is saved are the last step's weights. Give a smaller --ema_start_step or more --max_train_steps."
         )
-    share = first_weights_share(settings.ema_decay, settings.ema_warmup, num_steps - settings.ema_start_step)
+    decay = max(settings.ema_lengths)
+    share = first_weights_share(decay, settings.ema_warmup, num_steps - settings.ema_start_step)
     if share <= FIRST_WEIGHTS_SHARE:
         return None
+    option = "--ema_decays" if settings.ema_decays else "--ema_decay"
     return (
-        f"The average of the weights (--ema_decay {settings.ema_decay:g}) is longer than the run: after {num_steps:,} "
-        f"steps {share:.0%} of it are still the weights it began with. Give --ema_warmup true, a smaller --ema_decay "
+        f"The average of the weights ({option} {decay:g}) is longer than the run: after {num_steps:,} "
+        f"steps {share:.0%} of it are still the weights it began with. Give --ema_warmup true, a smaller {option} "
         "or more --max_train_steps."
     )
 

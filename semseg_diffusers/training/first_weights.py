@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 
 import torch
+from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from semseg_diffusers.data.hub_errors import check_name, hub_errors
 
+
+logger = get_logger(__name__)
 
 WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
 
@@ -52,6 +55,18 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
             f"network's, a {type(unet).__name__}; it is a {config.get('_class_name', 'model of an unknown kind')}. "
             "Give a model of the same kind and widths."
         )
+    classes, their_classes = getattr(unet.config, "id2label", None), config.get("id2label")
+    if classes and their_classes and len(classes) == len(their_classes):  # of another number, shapes differ
+        differing = [
+            f"{number} is {their_classes.get(number)} there, {name} here"
+            for number, name in classes.items()
+            if their_classes.get(number) != name
+        ]
+        if differing:
+            logger.warning(
+                f"--init_from {source}: the weights that read masks learned other classes, {len(differing)} of "
+                f"{len(classes)} ({'; '.join(differing[:3])}). They are taken over, and have to learn these anew."
+            )
     unet.load_state_dict(taken, strict=False)
     return kept, sorted(set(theirs) - set(own))
 
@@ -78,7 +93,10 @@ def _find_weights(source: str) -> tuple[Path, dict]:
                 except EntryNotFoundError:
                     continue
         if all(path.is_file() for path in found):
-            return found[0], json.loads(found[1].read_text(encoding="utf-8"))
+            try:
+                return found[0], json.loads(found[1].read_text(encoding="utf-8"))
+            except ValueError as err:
+                raise ValueError(f"--init_from {source}: {found[1]} is not JSON: {err}. Is it whole?") from err
     raise ValueError(
         f"--init_from {source}: it holds neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE}, with its {CONFIG_FILE}. Give "
         "a run folder, or what `save_pretrained` of a pipeline or a network wrote."

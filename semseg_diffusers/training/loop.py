@@ -125,11 +125,6 @@ def train(settings: TrainingSettings) -> Path:
     if accelerator.is_fsdp2:
         agree(lambda: choose_layers(accelerator, unet))
     noise_scheduler = build_noise_scheduler(settings)
-    if settings.rescale_betas_zero_snr and settings.snr_gamma is not None:
-        logger.warning(
-            "Min-SNR weighs the noisiest timesteps, where sampling starts, next to nothing: --snr_gamma none trains "
-            "them, which is what --rescale_betas_zero_snr is for"
-        )
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if settings.channels_last:

@@ -7,6 +7,7 @@ as its published code runs it; the defaults are ours.
 import argparse
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -229,7 +230,7 @@ class TrainingSettings:
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not value > 0:  # NaN is refused too
                 raise ValueError(f"--{name} must be more than 0; got {value}.")
         for name in (
             "mask_dropout", "dropout", "ema_decay", "class_balance_min_share", "mask_ablation", "attribute_dropout",
@@ -242,8 +243,8 @@ class TrainingSettings:
             "preview_steps", "lr_warmup_steps", "ema_start_step", "attention_levels", "dataloader_num_workers",
             "decoded_gigabytes", "augment_scale",
         ):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} must be 0 or more; got {getattr(self, name)}.")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name} must be 0 or more, and finite; got {getattr(self, name)}.")
         for decay in self.ema_decays:
             if not 0 <= decay <= 1:
                 raise ValueError(f"--ema_decays must lie between 0 and 1; got {decay}.")
@@ -251,7 +252,7 @@ class TrainingSettings:
             raise ValueError(f"--ema_decays must differ; got {' '.join(map(str, self.ema_decays))}.")
         if self.ema_decays and not self.use_ema:
             raise ValueError("--ema_decays needs --use_ema true.")
-        if self.class_loss_weight_max < 1:
+        if not self.class_loss_weight_max >= 1:
             raise ValueError(f"--class_loss_weight_max must be 1 or more; got {self.class_loss_weight_max}.")
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
