@@ -4,10 +4,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.data.loading import load_pairs, read_record
 from semseg_diffusers.data.pages.charts import Bars, bar_table
 from semseg_diffusers.data.pages.frame import page, paragraph, section, settings_table, table, write_page
 from semseg_diffusers.data.pages.pictures import picture_table
+from semseg_diffusers.hub.cards import data_license
 
 
 MASKS = 6  # rows of pictures, at even distances
@@ -74,6 +75,7 @@ def _pictures(record: dict, dataset: str, runs: Path):
     pairs = load_pairs(dataset, "val")
     place_of = {stem: place for place, stem in enumerate(pairs.stems)}
     seed = record["seeds"][0]
+    _, terms = data_license(read_record(dataset).get("format"), "these pictures")
     folders = {arm: runs / f"{arm}-{seed}-evaluation" / "generated" / "images" for arm in record["arms"]}
     folders = {arm: folder for arm, folder in folders.items() if folder.is_dir()}
     files = sorted(next(iter(folders.values())).iterdir())
@@ -84,4 +86,4 @@ def _pictures(record: dict, dataset: str, runs: Path):
         photo = Image.fromarray(pair["image"].permute(1, 2, 0).numpy())
         made = [Image.open(folder / name) if (folder / name).exists() else None for folder in folders.values()]
         rows.append((pair["stem"], [pairs.labels.decode(pair["mask"].numpy()), photo, *made]))
-    return picture_table(["mask", "photo", *folders], rows, f"seed {seed}, the same noise for every arm")
+    return picture_table(["mask", "photo", *folders], rows, f"seed {seed}, the same noise for every arm. {terms}")
