@@ -91,6 +91,9 @@ def script(tmp_path_factory) -> Path:
     return path
 
 
+DEFAULT_STEM = {"stem_channels": 16, "norm_num_groups": 16}  # not for SDM's network, and tiny runs have others
+
+
 def settings(toy, run, **changes):
     defaults = {
         "mixed_precision": "no",
@@ -214,7 +217,7 @@ def test_checkpoint_of_shards_is_refused_by_a_run_without(toy, sharded):
     [
         {"mixed_precision": "bf16", "gradient_checkpointing": True, "label_diffusion": True},
         {"network": "paper", "hidden_dim": 8, "emb_dim": 8, "mask_pyramid": False, "use_ema": False, "ema_decays": ()},
-        {"network": "sdm", "block_out_channels": (32, 64), "patch_size": 1, "mask_pyramid": False},
+        {"network": "sdm", "block_out_channels": (32, 64), "mask_pyramid": False, **DEFAULT_STEM},
     ],
     ids=["bf16_checkpointing_label_diffusion", "paper", "sdm"],
 )

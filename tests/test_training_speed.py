@@ -187,20 +187,26 @@ def test_compiled_processes_of_a_launch_have_the_losses_of_the_plain_one(toy, pl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "environment"),
-    [
-        ({"torch_compile": "aot_eager", "gradient_checkpointing": True}, {}),
-        ({"torch_compile": "eager"}, {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION": "true"}),
-    ],
-    ids=["gradient_checkpointing", "regional"],
-)
-def test_other_ways_to_compile_have_the_losses_and_names_of_the_plain_run(
-    toy, plain, tmp_path, monkeypatch, options, environment
-):
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
+def test_compiled_with_gradient_checkpointing_has_the_losses_and_names_of_the_plain_run(toy, plain, tmp_path):
+    options = {"torch_compile": "aot_eager", "gradient_checkpointing": True}
     check_same_run(train_here(settings(toy, tmp_path / "run", **PREVIEWS, **options)), plain)
+
+
+ATTENTION = {"attention_levels": 1, "attention_head_dim": 4}
+
+
+@pytest.mark.slow
+def test_compiled_block_by_block_has_the_losses_and_names_of_the_plain_run(toy, tmp_path, monkeypatch):
+    plain = train_here(settings(toy, tmp_path / "plain", **PREVIEWS, **ATTENTION))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+    options = {**PREVIEWS, **ATTENTION, "torch_compile": "eager"}
+    check_same_run(train_here(settings(toy, tmp_path / "run", **options)), plain)
+
+
+def test_compiling_block_by_block_without_attention_in_the_middle_is_refused(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+    with pytest.raises(ValueError, match="middle block has no attention. Switch regional compilation off"):
+        train_here(settings(toy, tmp_path / "run", attention_levels=0, torch_compile="eager"))
 
 
 @pytest.mark.slow

@@ -79,6 +79,22 @@ def check_hardware(settings: TrainingSettings, accelerator: Accelerator) -> None
         raise ValueError("Compiling the network for the GPU wants triton: pip install triton, or --torch_compile no.")
 
 
+def check_regions(accelerator: Accelerator, network: torch.nn.Module) -> None:
+    """Refuse to compile a network block by block (accelerate's regional compilation) where accelerate cannot.
+
+    Raises:
+        ValueError: a list of layers holds a place without one, as the middle block does without attention.
+    """
+    plugin = accelerator.state.dynamo_plugin
+    lists = (module for module in network.modules() if isinstance(module, torch.nn.ModuleList))
+    block_by_block = plugin.backend != DynamoBackend.NO and plugin.use_regional_compilation
+    if block_by_block and any(layer is None for layers in lists for layer in layers):
+        raise ValueError(
+            "accelerate cannot compile this network block by block: its middle block has no attention. Switch "
+            "regional compilation off (`accelerate config`), or give --attention_levels 1 or more."
+        )
+
+
 @contextlib.contextmanager
 def matrix_precision(settings: TrainingSettings) -> Iterator[None]:
     """Let float32 matrix products of the GPU round their factors to TF32 inside the block, where the settings say so.

@@ -22,6 +22,7 @@ from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.acceleration import (
     build_accelerator,
     build_optimizer,
+    check_regions,
     fit_optimizer_state,
     matrix_precision,
     save_contiguous,
@@ -122,6 +123,7 @@ def train(settings: TrainingSettings) -> Path:
     unet = agree(
         lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs), attributes, rarity)
     )
+    agree(lambda: check_regions(accelerator, unet))
     if accelerator.is_fsdp2:
         agree(lambda: choose_layers(accelerator, unet))
     noise_scheduler = build_noise_scheduler(settings)
