@@ -4,11 +4,12 @@ folder is kept to it, and how what one process refuses ends all. Training and ge
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -145,7 +146,7 @@ def gather(value: T) -> list[T]:
         raise OtherProcessError(f"another process of this launch has ended early ({err})") from err
 
 
-def last_word(group: torch.distributed.ProcessGroup | None = None) -> None:
+def last_word(group: torch.distributed.ProcessGroup | None = None) -> bool:
     """Let the processes of a gloo group end one after the other without harm. Called by every process, last of all.
 
     One that closes its connections right after a barrier can break it for another that has not read all of it yet.
@@ -153,20 +154,30 @@ def last_word(group: torch.distributed.ProcessGroup | None = None) -> None:
 
     Args:
         group: of gloo; by default that of all processes, which has nothing to do where it is of another kind.
+
+    Returns:
+        whether all have heard each other. One that has ended before has done its work too, or says itself why not:
+        that harms nobody, but the group is broken, and to leave it in order could take for ever.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend(group) == "gloo":
-        torch.distributed.monitored_barrier(group)
+        try:
+            torch.distributed.monitored_barrier(group)
+        except RuntimeError:
+            return False
+    return True
 
 
-@contextlib.contextmanager
-def leaving_the_group() -> Iterator[None]:
-    """However the block ends, leave a gloo group that it joined: gloo's threads must end before the process does, or
-    they can abort it, and a launcher then tells of the abort and not of what went wrong."""
-    try:
-        yield
-    finally:
-        if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
-            torch.distributed.destroy_process_group()
+def end(status: int) -> NoReturn:
+    """End this process; one that is still in a group at once.
+
+    gloo's threads must end before a process does, or they can abort it, and a launcher then tells of the abort and not
+    of what went wrong; in a group that another has left they may never end.
+    """
+    if torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def agree(task: Callable[[], T]) -> T:

@@ -63,8 +63,7 @@ class Processes:
 
     def leave(self) -> None:
         """Leave the group once the work is done: gloo's threads must end before the process, or they abort it."""
-        if self.count > 1:
-            launch.last_word()
+        if self.count > 1 and launch.last_word():
             PartialState().destroy_process_group()
 
     def end_with_launcher(self) -> None:
@@ -154,13 +153,12 @@ def process_main(command: ModuleType, prog: str) -> None:
     )
     command.add_arguments(parser)
     args = parser.parse_args()
-    with launch.leaving_the_group():
-        try:
-            status = command.run(args)
-        except (ValueError, OSError) as error:
-            sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
-            status = 2
-    sys.exit(status)
+    try:
+        status = command.run(args)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).splitlines())}\n")
+        status = 2
+    launch.end(status)
 
 
 @contextlib.contextmanager

@@ -63,13 +63,13 @@ def main() -> None:
     add_arguments(parser)
     args = parser.parse_args()
 
-    from semseg_diffusers.launch import leaving_the_group
+    try:
+        status = run(args)
+    except (ValueError, OSError) as error:
+        process = f" in process {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+        sys.stderr.write(f"error{process}: {error}\n")
+        status = 2
 
-    with leaving_the_group():
-        try:
-            status = run(args)
-        except (ValueError, OSError) as error:
-            process = f" in process {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-            sys.stderr.write(f"error{process}: {error}\n")
-            status = 2
-    sys.exit(status)
+    from semseg_diffusers.launch import end
+
+    end(status)

@@ -43,6 +43,7 @@ class StopRequest:
 
     def __init__(self, accelerator: Accelerator):
         self._number = 0
+        self._accelerator = accelerator
         self._launcher = Launcher()
         self._handled = SIGNALS if accelerator.num_processes > 1 else (*SIGNALS, signal.SIGINT)
         self._group = None
@@ -73,10 +74,13 @@ class StopRequest:
             self._number = int(number)
         return self._number != 0
 
-    def last_word(self) -> None:
-        """Called by every process when the run is done, before any of them ends."""
-        if self._group is not None:
-            last_word(self._group)
+    def part(self) -> None:
+        """End trackers and leave the group. Called by every process when the run is done, before any of them ends."""
+        if self._group is None or last_word(self._group):
+            self._accelerator.end_training()
+        else:  # a broken group is left by ending
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
 
     def stopped(self, step: int) -> TrainingStoppedError:
         """The exception that carries reason and exit code, once `agreed`."""

@@ -321,8 +321,7 @@ def train(settings: TrainingSettings) -> Path:
                 }
                 save_checkpoint(run, step, accelerator, averages, state, settings.checkpoints_total_limit)
             if stop_now:
-                stop.last_word()
-                accelerator.end_training()
+                stop.part()
                 raise stop.stopped(step)
             preview_now = settings.preview_steps and (step % settings.preview_steps == 0 or step == num_steps)
             if preview_now:
@@ -361,8 +360,7 @@ def train(settings: TrainingSettings) -> Path:
                 trained_seconds=time.monotonic() - started,
                 loss=mean_loss,
             )
-        stop.last_word()
-        accelerator.end_training()
+        stop.part()
     return run
 
 
