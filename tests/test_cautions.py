@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 from training_runs import tiny_settings, train_here
 
+from semseg_diffusers.data.attributes import attribute_values
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.statistics.counts import class_pixels_of_each
 from semseg_diffusers.data.toy import write_toy_dataset
@@ -55,7 +56,10 @@ def cautions(pairs, validation, counts=None, **changes):
     about |= {name: changes.pop(name) for name in [*about] if name in changes}
     previews = changes.pop("preview_pairs", validation)
     settings = tiny_settings("d", "o", **changes)
-    return find_cautions(settings, pairs, counts or counts_of(), preview_pairs=previews, **about)
+    attributes = attribute_values(pairs, settings.attributes)
+    return find_cautions(
+        settings, pairs, counts or counts_of(), attributes=attributes, preview_pairs=previews, **about
+    )
 
 
 def test_a_run_that_deserves_none_gets_none(pairs, validation):

@@ -58,6 +58,15 @@ def test_a_step_of_guidance_costs_a_few_operations_on_the_batch_and_waits_for_no
     assert not_views == ["cat", *["sub", "mul", "add"] * (levels - 1)] * (levels > 1)
 
 
+def test_a_fading_mask_brings_nothing_to_the_device_after_its_first_step():
+    unet = tiny_unet(label_diffusion=[3.0] * 19, num_train_timesteps=1000)
+    ids, noise, timesteps = random_ids(2), torch.rand(2, SIZE, SIZE), torch.tensor([900, 500])
+    unet.diffuse_mask(ids, timesteps[0], noise)
+    with Operations() as operations:
+        unet.diffuse_mask(ids, timesteps[1], noise)
+    assert "lift_fresh" not in operations.names  # what torch.tensor() does to a list
+
+
 @pytest.mark.parametrize(
     "unet",
     [

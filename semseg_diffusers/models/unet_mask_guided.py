@@ -349,6 +349,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             )
             self.conv_out = nn.Conv2d(stem_width, out_channels, kernel_size=3, padding=1)
 
+        self._rarities: torch.Tensor | None = None  # no buffer: in half precision they would be others
         # Conditions beside the plain mask. They are made last and start from zeros: the network of a seed is the same
         # with and without them, and weights trained without them load.
         time_embed_dim = time_embedding_dim or base_channels * 4
@@ -427,8 +428,10 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 f"Label diffusion takes integer class ids (B, H, W) and noise of the same shape; got {mask.dtype} of "
                 f"shape {tuple(mask.shape)} and noise of shape {tuple(noise.shape)}."
             )
+        if self._rarities is None or self._rarities.device != mask.device:  # once for all steps of a run
+            self._rarities = torch.tensor(self.config.label_diffusion, device=mask.device)  # (num_classes,)
         tau = torch.as_tensor(timestep, dtype=torch.float32) / self.config.num_train_timesteps
-        return diffuse_labels(mask, tau, noise, torch.tensor(self.config.label_diffusion))
+        return diffuse_labels(mask, tau, noise, self._rarities)
 
     def _embed_attributes(self, attributes: torch.Tensor) -> torch.Tensor:
         """Numbers of values (B, A) -> (B, time_embed_dim); what is no value of an attribute adds nothing."""

@@ -5,11 +5,10 @@ figure 1; the other thresholds are ours.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from semseg_diffusers.data.attributes import attribute_values
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.statistics.weak_classes import EDGE_SHARE
@@ -30,6 +29,7 @@ def find_cautions(
     pairs: PairDataset,
     counts: ClassCounts,
     *,
+    attributes: Mapping[str, Sequence[str]],
     num_weights: int,
     num_steps: int,
     samples_per_step: int,
@@ -42,6 +42,7 @@ def find_cautions(
         settings: of the run.
         pairs: of the training split.
         counts: what their masks hold.
+        attributes: values that the split knows of each attribute of the settings.
         num_weights: parameters of the network.
         num_steps: optimizer steps of the whole run.
         samples_per_step: images an optimizer step.
@@ -54,7 +55,7 @@ def find_cautions(
         _never_seen(labels, counts),
         _seldom_seen(settings, labels, counts),
         _thin(settings, labels, counts),
-        _single_values(settings, pairs),
+        _single_values(attributes),
         _shared(settings, pairs, preview_pairs),
         None
         if preview_reason is None
@@ -153,9 +154,8 @@ def _thin(settings: TrainingSettings, labels: LabelSet, counts: ClassCounts) -> 
     )
 
 
-def _single_values(settings: TrainingSettings, pairs: PairDataset) -> str | None:
-    known = attribute_values(pairs, settings.attributes)
-    single = [f"{name} ({values[0]})" for name, values in known.items() if len(values) == 1]
+def _single_values(attributes: Mapping[str, Sequence[str]]) -> str | None:
+    single = [f"{name} ({values[0]})" for name, values in attributes.items() if len(values) == 1]
     if not single:
         return None
     return (

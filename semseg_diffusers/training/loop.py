@@ -120,12 +120,16 @@ def train(settings: TrainingSettings) -> Path:
         )
     if settings.label_diffusion:
         rarity = agree(lambda: class_rarity(counts.pixels))
-    unet = agree(
-        lambda: build_network(settings, pairs.labels, _sample_size(settings, pairs, preview_pairs), attributes, rarity)
-    )
-    agree(lambda: check_regions(accelerator, unet))
-    if accelerator.is_fsdp2:
-        agree(lambda: choose_layers(accelerator, unet))
+
+    def build() -> torch.nn.Module:
+        size = _sample_size(settings, pairs, preview_pairs)
+        network = build_network(settings, pairs.labels, size, attributes, rarity)
+        check_regions(accelerator, network)
+        if accelerator.is_fsdp2:
+            choose_layers(accelerator, network)
+        return network
+
+    unet = agree(build)
     noise_scheduler = build_noise_scheduler(settings)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -162,6 +166,7 @@ def train(settings: TrainingSettings) -> Path:
                 settings,
                 pairs,
                 counts,
+                attributes=attributes,
                 num_weights=sum(weight.numel() for weight in unet.parameters()),
                 num_steps=num_steps,
                 samples_per_step=samples_per_step,

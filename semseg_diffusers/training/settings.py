@@ -18,6 +18,18 @@ import yaml
 from semseg_diffusers.data.layout import parse_resolution
 
 
+# What belongs to the layers and conditions of other networks, and is refused by name: options, and what to do.
+_CONDITIONS = (
+    ("attributes", "mask_pyramid", "coordinate_channels", "label_diffusion", "augment_probability"),
+    "which stays as it was published. Leave it out, or use --network mask_guided.",
+)
+_LAYERS = (
+    ("mask_conditioning", "patch_size", "stem_channels", "norm_num_groups", "hidden_dim", "emb_dim"),
+    "whose layers have no such setting. Leave it out.",
+)
+OTHER_NETWORKS = {"mask_guided": (), "paper": (_CONDITIONS,), "sdm": (_CONDITIONS, _LAYERS)}
+
+
 @dataclass(frozen=True)
 class TrainingSettings:
     """What a run is made of; saved as `settings.json` in the run folder. Steps are optimizer steps."""
@@ -276,32 +288,10 @@ class TrainingSettings:
                 "--augment_probability is of scaling and shifting, and neither is asked for. Give --augment_scale or "
                 "--augment_translate."
             )
-        if self.network != "mask_guided":
-            for name in (
-                "attributes",
-                "mask_pyramid",
-                "coordinate_channels",
-                "label_diffusion",
-                "augment_probability",
-            ):
+        for names, reason in OTHER_NETWORKS[self.network]:
+            for name in names:
                 if getattr(self, name) != self.__dataclass_fields__[name].default:
-                    raise ValueError(
-                        f"--{name} is not for --network {self.network}, which stays as it was published. Leave it "
-                        "out, or use --network mask_guided."
-                    )
-        if self.network == "sdm":
-            for name in (
-                "mask_conditioning",
-                "patch_size",
-                "stem_channels",
-                "norm_num_groups",
-                "hidden_dim",
-                "emb_dim",
-            ):
-                if getattr(self, name) != self.__dataclass_fields__[name].default:
-                    raise ValueError(
-                        f"--{name} is not for --network sdm, whose layers have no such setting. Leave it out."
-                    )
+                    raise ValueError(f"--{name} is not for --network {self.network}, {reason}")
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid fills the levels below the first: give two --block_out_channels or more.")
         if self.network != "paper" and self.attention_levels > len(self.block_out_channels):
