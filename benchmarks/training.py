@@ -49,7 +49,8 @@ from semseg_diffusers.models.unet_paper import paper_betas
 from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training import loop
 from semseg_diffusers.training.networks import build_network
-from semseg_diffusers.training.settings import PRESETS, TrainingSettings
+from semseg_diffusers.training.options import PRESETS
+from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.waiting import WaitingTime
 
 

@@ -21,7 +21,8 @@ from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.training.averages import WeightAverages, variant_name
 from semseg_diffusers.training.checkpoints import list_checkpoints
-from semseg_diffusers.training.settings import TrainingSettings, add_arguments, settings_from
+from semseg_diffusers.training.options import add_arguments, settings_from
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 DECAYS = (0.5, 0.2, 0.99)  # the warm-up has reached 0.65 after four steps

@@ -22,8 +22,9 @@ from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, loss_weight, prediction_target
+from semseg_diffusers.training.options import PRESETS, add_arguments, settings_from
 from semseg_diffusers.training.samples import SampleSequence, TrainingSamples
-from semseg_diffusers.training.settings import PRESETS, TrainingSettings, add_arguments, settings_from
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,8 +20,9 @@ from semseg_diffusers.training.augmentation import AUGMENT_DIM, Warp, Warps, war
 from semseg_diffusers.training.first_weights import load_first_weights
 from semseg_diffusers.training.networks import build_network, class_rarity
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss
+from semseg_diffusers.training.options import add_arguments, settings_from
 from semseg_diffusers.training.samples import TrainingSamples
-from semseg_diffusers.training.settings import TrainingSettings, add_arguments, settings_from
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 EVERYTHING = {

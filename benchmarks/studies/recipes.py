@@ -28,7 +28,8 @@ from semseg_diffusers import MaskGuidedDDPMPipeline
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.networks import build_network
-from semseg_diffusers.training.settings import PRESETS, TrainingSettings
+from semseg_diffusers.training.options import PRESETS
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 BATCH = 8

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from semseg_diffusers.training.settings import add_arguments, settings_from
+from semseg_diffusers.training.options import add_arguments, settings_from
 
 
 __all__ = ["add_arguments", "main", "run"]
