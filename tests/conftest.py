@@ -31,6 +31,15 @@ def data_root() -> Path:
 
 
 @pytest.fixture
+def nothing_stays_running() -> Iterator[None]:
+    """Kill the processes of `training_runs.start` that a failed test left."""
+    yield
+    from training_runs import kill_started
+
+    kill_started()
+
+
+@pytest.fixture
 def tiny_unet():
     """A `MaskGuidedUNet2DModel` of 8 channels for 16 x 16 images and 5 classes, the same weights each time."""
     import torch

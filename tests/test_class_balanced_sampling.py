@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training_runs import ROOT, finished, kill_started, launch_two, losses, tiny_settings, train_here, weights
+from training_runs import ROOT, finished, launch_two, losses, tiny_settings, train_here, weights
 
 from semseg_diffusers import LabelSet
 from semseg_diffusers.data.loading import load_pairs
@@ -19,14 +19,9 @@ from semseg_diffusers.training.class_balance import ClassBalance
 from semseg_diffusers.training.samples import SampleSequence
 
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 # Pixels of three classes and of "unknown" in five masks: the first class is everywhere, the last in one mask.
 COUNTS = np.array([[90, 10, 0, 0], [100, 0, 0, 0], [60, 20, 20, 0], [80, 0, 0, 20], [98, 2, 0, 0]])
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_running():
-    yield
-    kill_started()
 
 
 @pytest.fixture(scope="module")

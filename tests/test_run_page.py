@@ -12,7 +12,6 @@ from training_runs import (
     SCRIPT,
     TINY,
     command_line,
-    kill_started,
     launch_two,
     log_lines,
     start,
@@ -34,13 +33,8 @@ from semseg_diffusers.training.page.sections import duration
 from semseg_diffusers.training.previews import draw_over_time, list_previews
 
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 PREVIEWS = {"preview_steps": 2, "preview_masks": 2, "preview_samples": 2, "preview_inference_steps": 1}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_running():
-    yield
-    kill_started()
 
 
 @pytest.fixture(scope="module")

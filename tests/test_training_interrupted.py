@@ -18,7 +18,6 @@ from training_runs import (
     SCRIPT,
     command_line,
     finished,
-    kill_started,
     log_lines,
     losses,
     start,
@@ -38,10 +37,7 @@ from semseg_diffusers.training.losses import IntervalLosses, TrainingDivergedErr
 from semseg_diffusers.training.samples import SampleSequence
 
 
-@pytest.fixture(autouse=True)
-def _nothing_stays_running():
-    yield
-    kill_started()
+pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,6 @@ from accelerate import PartialState
 from safetensors.torch import load_file
 from training_runs import (
     finished,
-    kill_started,
     launch_two,
     log_lines,
     losses,
@@ -27,6 +26,7 @@ from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.training.checkpoints import check_whole, list_checkpoints
 
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 # Each process writes down which samples it saw; where FAIL names a position, who is to read that sample fails there.
 SCRIPT = """
 import os
@@ -47,12 +47,6 @@ if __name__ == "__main__":
     main()
 """
 STEPS, PAIRS = 6, 6
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_running():
-    yield
-    kill_started()
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from training_runs import (
     ROOT,
     command_line,
     finished,
-    kill_started,
     launch_two,
     losses,
     start,
@@ -31,6 +30,7 @@ from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.sharding import check_sharding, choose_layers
 
 
+pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 # accelerate shards on GPUs only: there `AcceleratorState` makes DistributedType.FSDP of MULTI_GPU. On CPUs its type is
 # MULTI_CPU, and the request is dropped. These lines, which do what accelerate does for GPUs, are the whole difference
 # between this run and one on GPUs; nothing of it is in the package.
@@ -69,12 +69,6 @@ def broken_parts(network):
 losses.own_parts = broken_parts
 """
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def _nothing_stays_running():
-    yield
-    kill_started()
 
 
 @pytest.fixture(scope="module")

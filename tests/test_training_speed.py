@@ -12,7 +12,6 @@ from training_runs import (
     TWO_PROCESSES,
     command_line,
     finished,
-    kill_started,
     log_lines,
     losses,
     start,
@@ -167,14 +166,8 @@ def test_log_says_how_much_of_the_time_was_spent_waiting_for_data(plain):
 # Longer runs
 
 
-@pytest.fixture
-def _nothing_stays_running():
-    yield
-    kill_started()
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("_nothing_stays_running")
+@pytest.mark.usefixtures("nothing_stays_running")
 def test_compiled_processes_of_a_launch_have_the_losses_of_the_plain_one(toy, plain, tmp_path):
     # unwrapping a compiled network as accelerate does by default would part the processes
     run = tmp_path / "run"
@@ -210,7 +203,7 @@ def test_compiling_block_by_block_without_attention_in_the_middle_is_refused(toy
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("_nothing_stays_running")
+@pytest.mark.usefixtures("nothing_stays_running")
 def test_benchmark_of_training_compares_all_arms_and_writes_json(tmp_path):
     options = ["--device", "cpu", "--turns", "1", "--seconds", "0", "--batch", "1", "--pairs", "4"]
     script = ROOT / "benchmarks" / "training.py"

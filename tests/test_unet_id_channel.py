@@ -3,31 +3,10 @@
 import pytest
 import torch
 from diffusers import UNet2DModel
+from tiny_networks import ID_CHANNEL, inputs
+from tiny_networks import tiny_id_channel as tiny
 
 from semseg_diffusers.models.unet_id_channel import IdChannelUNet2DModel
-
-
-TINY = {
-    "sample_size": 16,
-    "block_out_channels": (8, 16),
-    "norm_num_groups": 4,
-    "layers_per_block": 1,
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "attention_head_dim": 4,
-}
-
-
-def tiny(**settings) -> IdChannelUNet2DModel:
-    torch.manual_seed(0)
-    return IdChannelUNet2DModel(**{**TINY, "num_classes": 5, **settings}).eval()
-
-
-def inputs(height: int = 16, width: int = 16, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(2, channels, height, width, generator=generator)
-    timestep = torch.randint(0, 1000, (2,), generator=generator)
-    return sample, timestep, torch.randint(0, 5, (2, height, width), generator=generator)
 
 
 @torch.no_grad()
@@ -35,9 +14,9 @@ def inputs(height: int = 16, width: int = 16, channels: int = 3) -> tuple[torch.
 @pytest.mark.parametrize("size", [(16, 16), (8, 24)])
 def test_output_is_that_of_a_plain_network_on_image_and_id_channel(channels, size):
     unet = tiny(in_channels=channels, out_channels=channels)
-    plain = UNet2DModel(**{**TINY, "in_channels": channels + 1, "out_channels": channels}).eval()
+    plain = UNet2DModel(**{**ID_CHANNEL, "in_channels": channels + 1, "out_channels": channels}).eval()
     plain.load_state_dict(unet.state_dict())
-    sample, timestep, mask = inputs(*size, channels)
+    sample, timestep, mask = inputs(2, *size, channels)
     expected = plain(torch.cat([sample, mask[:, None] / 255], dim=1), timestep).sample
     assert torch.equal(unet(sample, timestep, mask=mask).sample, expected)
     assert torch.equal(unet(sample, timestep, mask_features=unet.encode_mask(mask)).sample, expected)
@@ -68,17 +47,6 @@ def test_half_precision_and_layerwise_casting_run():
     torch.testing.assert_close(unet(sample, timestep, mask=mask).sample, expected, rtol=0, atol=0.5)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
-def test_group_offloading_changes_no_number(offload_type):
-    unet = tiny()
-    sample, timestep, mask = inputs()
-    expected = unet(sample, timestep, mask=mask).sample
-    blocks = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
-    unet.enable_group_offload(torch.device("cpu"), offload_type=offload_type, **blocks)
-    assert torch.equal(unet(sample, timestep, mask=mask).sample, expected)
-
-
 def test_gradient_checkpointing_changes_no_gradient():
     sample, timestep, mask = inputs()
     found = []
@@ -101,19 +69,6 @@ def test_saved_network_loads_equal(tmp_path):
     sample, timestep, mask = inputs()
     assert torch.equal(loaded(sample, timestep, mask=mask).sample, unet(sample, timestep, mask=mask).sample)
     assert (loaded.config.in_channels, loaded.config.num_classes) == (3, 5)
-
-
-@torch.no_grad()
-def test_compiles_whole_without_a_second_trace():
-    unet = tiny()
-    sample, timestep, mask = inputs()
-    torch._dynamo.reset()
-    compiled = torch.compile(unet, fullgraph=True, backend="eager")
-    with torch._dynamo.config.patch(error_on_recompile=True):
-        torch.testing.assert_close(
-            compiled(sample, timestep, mask=mask).sample, unet(sample, timestep, mask=mask).sample
-        )
-        compiled(sample, timestep - 1, mask=torch.full_like(mask, 255))
 
 
 @pytest.mark.parametrize(
