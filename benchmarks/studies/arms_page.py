@@ -1,4 +1,4 @@
-"""The page of `recipes.py`: a table of the arms, their IoU by class, and what each draws from the same masks."""
+"""The page of a study of arms: their table, their IoU by class, and what each draws from the same masks."""
 
 from pathlib import Path
 
@@ -14,18 +14,24 @@ from semseg_diffusers.hub.cards import data_license
 MASKS = 6  # rows of pictures, at even distances
 
 
-def write_recipes_page(path: Path, record: dict, dataset: str, runs: Path) -> None:
+def by_agreement(record: dict) -> list[tuple[str, dict]]:
+    """The arms of a record, the best first."""
+    return sorted(record["arms"].items(), key=lambda item: -item[1]["mean"]["mean_iou"])
+
+
+def write_arms_page(path: Path, title: str, record: dict, dataset: str, runs: Path) -> None:
     """Write the page.
 
     Args:
         path: of the page.
-        record: what `recipes.json` holds.
+        title: of the page.
+        record: what `collect` returned.
         dataset: prepared folder, for masks and photos.
         runs: folder of the runs and their evaluations, for pictures.
     """
     arms, seeds = record["arms"], record["seeds"]
     rows = []
-    for arm, values in sorted(arms.items(), key=lambda item: -item[1]["mean"]["mean_iou"]):
+    for arm, values in by_agreement(record):
         of_seed = {one["seed"]: one for one in values["runs"]}
         ious = [of_seed[seed]["mean_iou"] if seed in of_seed else None for seed in seeds]
         training = values["runs"][0]["training"]
@@ -44,13 +50,13 @@ def write_recipes_page(path: Path, record: dict, dataset: str, runs: Path) -> No
         f"Every arm: {record['budget_gflop']:,.0f} GFLOP of forward passes, batches of {record['batch']}, seeds "
         f"{', '.join(map(str, seeds))}; read on {record['num_masks']} masks of the validation split, one "
         f"image each, {record['generation']['scheduler']}, {record['generation']['num_inference_steps']} steps, "
-        f"guidance {record['generation']['guidance_scale']:g}. So little training tells how fast a recipe learns, not "
+        f"guidance {record['generation']['guidance_scale']:g}. So little training tells how fast an arm learns, not "
         "where it ends."
     )
     write_page(
         path,
         page(
-            "Recipes of training",
+            title,
             [
                 section("Arms", paragraph(bounds), table([*headers, "images seen"], rows)),
                 section(
