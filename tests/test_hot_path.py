@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 # What reads a tensor's value into Python, or copies between devices: each would wait for an accelerator.
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "_to_copy", "item")
+SPADE = {"mask_conditioning": "spade", "patch_size": 2}
 PYRAMID = {"mask_pyramid": True, "attributes": {"weather": ["clear", "rainy"]}}
 
 
@@ -73,6 +74,7 @@ def test_a_fading_mask_brings_nothing_to_the_device_after_its_first_step():
         pytest.param(tiny_unet, id="add"),
         pytest.param(lambda: tiny_unet(mask_conditioning="concat"), id="concat"),
         pytest.param(lambda: tiny_unet(patch_size=2, **PYRAMID), id="pyramid"),
+        pytest.param(lambda: tiny_unet(mask_conditioning="spade", patch_size=2, **PYRAMID), id="spade"),
         pytest.param(lambda: PaperUNet2DModel(hidden_dim=8, num_classes=19, sample_size=SIZE), id="paper"),
     ],
 )
@@ -92,7 +94,7 @@ def test_features_encoded_once_give_the_images_of_masks_given_at_each_step(unet)
     assert (cached - uncached).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("settings", [{}, PYRAMID], ids=["plain", "pyramid"])
+@pytest.mark.parametrize("settings", [{}, PYRAMID, SPADE], ids=["plain", "pyramid", "spade"])
 def test_channels_last_gives_the_same_images(settings):
     expected = draw(pipeline(tiny_unet(**settings)), random_ids(2), seeds=(0, 1))
     unet = tiny_unet(**settings).to(memory_format=torch.channels_last)
@@ -111,7 +113,7 @@ def test_half_precision_takes_attributes_a_guide_and_fading_masks(dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, PYRAMID], ids=["plain", "pyramid"])
+@pytest.mark.parametrize("settings", [{}, PYRAMID, SPADE], ids=["plain", "pyramid", "spade"])
 def test_a_compiled_network_gives_the_same_images_and_is_compiled_once_for_each_batch(settings):
     expected = draw(pipeline(tiny_unet(**settings)), random_ids(), num_inference_steps=4)
     compiled = torch.compile(tiny_unet(**settings), backend="aot_eager", fullgraph=True)

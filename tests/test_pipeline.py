@@ -109,12 +109,12 @@ def test_no_guidance_is_paid_for_where_no_mask_says_anything(pipe, batches):
 
 
 @pytest.mark.parametrize("patch_size", [1, 2])
-@pytest.mark.parametrize("mask_conditioning", ["add", "concat"])
+@pytest.mark.parametrize("mask_conditioning", ["add", "concat", "spade"])
 def test_all_unknown_mask_equals_no_mask(mask_conditioning, patch_size):
     unet = tiny_unet(mask_conditioning=mask_conditioning, patch_size=patch_size)
-    if mask_conditioning == "add":
-        torch.nn.init.normal_(unet.mask_branch.conv_2.weight)
-        torch.nn.init.normal_(unet.mask_branch.conv_2.bias)
+    for name, weight in unet.named_parameters():
+        if name.startswith(("mask_branch.conv_2", "mask_norms.projections")):
+            torch.nn.init.normal_(weight)
     pipe = pipeline(unet)
     without = draw(pipe, None)
     assert torch.equal(without, draw(pipe, torch.full((1, SIZE, SIZE), 255)))

@@ -80,6 +80,7 @@ def test_conditions_of_the_default_network_are_refused(option):
     ("option", "value"),
     [
         ("mask_conditioning", "concat"),
+        ("spade_channels", 64),
         ("patch_size", 1),
         ("stem_channels", 8),
         ("norm_num_groups", 8),

@@ -212,8 +212,9 @@ def test_checkpoint_of_shards_is_refused_by_a_run_without(toy, sharded):
         {"mixed_precision": "bf16", "gradient_checkpointing": True, "label_diffusion": True},
         {"network": "paper", "hidden_dim": 8, "emb_dim": 8, "mask_pyramid": False, "use_ema": False, "ema_decays": ()},
         {"network": "sdm", "block_out_channels": (32, 64), "mask_pyramid": False, **DEFAULT_STEM},
+        {"mask_conditioning": "spade", "mixed_precision": "bf16", "gradient_checkpointing": True},
     ],
-    ids=["bf16_checkpointing_label_diffusion", "paper", "sdm"],
+    ids=["bf16_checkpointing_label_diffusion", "paper", "sdm", "spade"],
 )
 def test_other_networks_and_precisions_train_sharded_and_load(toy, script, tmp_path, options):
     run = tmp_path / "run"

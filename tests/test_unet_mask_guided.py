@@ -7,7 +7,13 @@ from diffusers import UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.models.unet_mask_guided import MaskBranch, MaskGuidedUNet2DModel, PatchHead, mask_to_one_hot
+from semseg_diffusers.models.unet_mask_guided import (
+    MaskBranch,
+    MaskGuidedUNet2DModel,
+    MaskModulation,
+    PatchHead,
+    mask_to_one_hot,
+)
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -59,7 +65,7 @@ CLASS_LABELS = {
 
 FORMS = {
     f"{conditioning}-{patch_size}": {"mask_conditioning": conditioning, "patch_size": patch_size}
-    for conditioning in ("add", "concat")
+    for conditioning in ("add", "concat", "spade")
     for patch_size in (1, 2)
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
@@ -68,7 +74,11 @@ every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 def tiny(**settings) -> MaskGuidedUNet2DModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return MaskGuidedUNet2DModel(**{**TINY, **settings}).eval()
+        unet = MaskGuidedUNet2DModel(**{**TINY, **settings}).eval()
+        for name, weight in unet.named_parameters():
+            if name.startswith("mask_norms.projections"):  # they start from zeros
+                torch.nn.init.normal_(weight, std=0.1)
+    return unet
 
 
 def inputs(
@@ -179,8 +189,9 @@ def test_partly_unknown_mask_is_neither_masked_nor_unmasked(form):
 def test_encoded_mask_gives_the_same_numbers(form):
     unet = tiny(**form)
     sample, timestep, mask = inputs()
-    (feature,) = features = unet.encode_mask(mask)
-    assert feature.shape == (2, 8 if form["mask_conditioning"] == "add" else 5, 16, 16)
+    features = unet.encode_mask(mask)
+    assert features[0].shape == (2, 5 if form["mask_conditioning"] == "concat" else 8, 16, 16)
+    assert all(feature.shape[0] == 2 for feature in features)
     assert torch.equal(unet(sample, timestep, mask_features=features).sample, unet(sample, timestep, mask=mask).sample)
 
 
@@ -453,8 +464,10 @@ def test_mask_weights_learn_nothing_from_unknown_masks(form):
     unet = tiny(**form).train()
     sample, timestep, mask = inputs()
     unet(sample, timestep, mask=torch.full_like(mask, 255)).sample.square().mean().backward()
-    if form["mask_conditioning"] == "add":
-        assert all(parameter.grad.abs().sum() == 0 for parameter in unet.mask_branch.parameters())
+    if form["mask_conditioning"] != "concat":
+        own = [weight for name, weight in unet.named_parameters() if name.startswith(("mask_branch", "mask_norms"))]
+        assert own
+        assert all(weight.grad.abs().sum() == 0 for weight in own)
     else:
         assert unet.conv_in.weight.grad[:, 3:].abs().sum() == 0
     assert unet.conv_in.weight.grad[:, :3].abs().sum() > 0
@@ -464,11 +477,13 @@ def test_mask_weights_learn_nothing_from_unknown_masks(form):
 def test_gradient_checkpointing_changes_no_gradient(form):
     unet = tiny(**form)
     expected = gradients(unet)
-    own = [module for module in unet.modules() if isinstance(module, (MaskBranch, PatchHead))]
-    assert len(own) == (form["mask_conditioning"] == "add") + (form["patch_size"] == 2)
+    own = [module.norm for module in unet.modules() if isinstance(module, (MaskBranch, PatchHead))]
+    own += [conv for module in unet.modules() if isinstance(module, MaskModulation) for conv in module.convs]
+    branches = {"add": 1, "concat": 0, "spade": 3}[form["mask_conditioning"]]  # two levels to modulate
+    assert len(own) == branches + (form["patch_size"] == 2)
     unet.enable_gradient_checkpointing()
     runs = []
-    for inner in [unet.down_blocks[0].resnets[0], *(module.norm for module in own)]:
+    for inner in [unet.down_blocks[0].resnets[0], *own]:
         inner.register_forward_pre_hook(lambda module, _: runs.append(module))
     found = gradients(unet)
     assert len(runs) == 2 * (1 + len(own))  # each once forward, and once again for its gradient
@@ -541,7 +556,8 @@ def test_label_set_with_whole_number_keys_is_saved_with_text_keys(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask_conditioning": "film"}, r"one of \('add', 'concat'\); got 'film'"),
+        ({"mask_conditioning": "film"}, r"one of \('add', 'concat', 'spade'\); got 'film'"),
+        ({"mask_conditioning": "spade", "spade_channels": 0}, "`spade_channels` must be 1 or more; got 0"),
         ({"num_classes": 0}, "1 to 255"),
         ({"num_classes": 256}, "1 to 255"),
         ({"id2label": {"0": "road"}}, r"got \['0'\]. Set `num_classes=1`"),
@@ -592,7 +608,7 @@ def test_compiles_whole_and_once_for_all_masks_timesteps_and_sizes(settings):
                 torch.testing.assert_close(output, unet(sample, timestep - 1, mask=ids).sample)
 
 
-@pytest.mark.parametrize("form", ["add-2", "concat-1"])
+@pytest.mark.parametrize("form", ["add-2", "concat-1", "spade-2"])
 @torch.no_grad()
 def test_exports_with_the_mask_as_keyword(form):
     unet = tiny(**FORMS[form])
@@ -604,7 +620,7 @@ def test_exports_with_the_mask_as_keyword(form):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["add-2", "concat-1"])
+@pytest.mark.parametrize("form", ["add-2", "concat-1", "spade-2"])
 @torch.no_grad()
 def test_compiled_code_gives_the_same_numbers(form):
     unet = tiny(**FORMS[form])

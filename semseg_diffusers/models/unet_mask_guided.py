@@ -1,22 +1,24 @@
 """A `UNet2DModel` that draws what a segmentation mask says: the mask enters beside the noisy image, in the stem.
 
 Follows "Semantic Segmentation Mask-Guided Diffusion Models" (Bozsó et al., WINS 2024, section III-B): a convolutional
-mask branch whose output is added to that of the image's first convolution. This file is self-contained (torch and
-diffusers only), so that it can lie beside the weights on the Hub and be run by someone without this package.
+mask branch whose output is added to that of the image's first convolution; `"spade"` also lets the mask modulate the
+norms of the decoder. This file is self-contained (torch and diffusers only), so that it can lie beside the weights on
+the Hub and be run by someone without this package.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in this module's namespace
-from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from torch import nn
 
 
-MASK_CONDITIONINGS = ("add", "concat")
+MASK_CONDITIONINGS = ("add", "concat", "spade")
 
 
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
@@ -44,6 +46,11 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
         f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
         f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids: call .long()."
     )
+
+
+def known_samples(one_hot: torch.Tensor) -> torch.Tensor:
+    """Whether a sample's mask says anything: (B, C, H, W) -> (B, 1, 1, 1) bool, false where unknown everywhere."""
+    return (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
 
 
 def pixel_coordinates(maps: torch.Tensor) -> torch.Tensor:
@@ -119,8 +126,138 @@ class MaskBranch(nn.Module):
         else:
             features = self._branch(one_hot)
         # Offloading hooks may bring the features, not the mask, to another device.
-        known = (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1).to(features.device)
-        return torch.where(known, features, torch.zeros_like(features))
+        return torch.where(known_samples(one_hot).to(features.device), features, torch.zeros_like(features))
+
+
+class MaskedTime(NamedTuple):
+    """What blocks hand on as `temb` where a mask modulates: diffusers' blocks give it to their residual blocks unread.
+
+    `maps` are those of `MaskModulation`.
+    """
+
+    temb: torch.Tensor
+    maps: tuple[torch.Tensor, ...]
+
+
+class ModulatedResnetBlock2D(ResnetBlock2D):
+    """A residual block of diffusers whose two norms are modulated where the time comes as `MaskedTime`.
+
+    Its layers and weights are those of its parent, of which it is made by `modulate_norms`.
+    """
+
+    # For each norm: the number of its map, and which of the map's scales, and shifts, is its first.
+    places: tuple[tuple[int, int], tuple[int, int]]
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | MaskedTime) -> torch.Tensor:
+        """(B, in_channels, H, W), time -> (B, out_channels, H, W), or double of H and W where the block is one up."""
+        if not isinstance(temb, MaskedTime):
+            return super().forward(input_tensor, temb)
+        temb, maps = temb
+        first, second = self.places
+        hidden_states = self.nonlinearity(modulate(self.norm1(input_tensor), maps, first))
+        if self.upsample is not None:
+            input_tensor, hidden_states = self.upsample(input_tensor), self.upsample(hidden_states)
+        hidden_states = self.conv1(hidden_states)  # (B, out_channels, H, W)
+
+        temb = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
+        if self.time_embedding_norm == "scale_shift":
+            scale, shift = temb.chunk(2, dim=1)  # (B, out_channels, 1, 1) each
+            hidden_states = modulate(self.norm2(hidden_states), maps, second) * (1 + scale) + shift
+        else:
+            hidden_states = modulate(self.norm2(hidden_states + temb), maps, second)
+
+        hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
+        if self.conv_shortcut is not None:
+            # As its parent: another layout would make gradients of strides that DistributedDataParallel warns of.
+            input_tensor = self.conv_shortcut(input_tensor.contiguous() if self.training else input_tensor)
+        return (input_tensor + hidden_states) / self.output_scale_factor
+
+
+# "Semantic Image Synthesis with Spatially-Adaptive Normalization", Park et al. 2019, eq. 1; a map's scale is 1 + gamma
+def modulate(normed: torch.Tensor, maps: tuple[torch.Tensor, ...], place: tuple[int, int]) -> torch.Tensor:
+    """Scale and shift normed maps (B, C, H, W) by what stands at a place of `maps`; the same shape."""
+    number, start = place
+    own = slice(start, start + normed.shape[1])
+    scales, shifts = maps[number].chunk(2, dim=1)  # of all norms at this resolution
+    return normed * scales[:, own] + shifts[:, own]
+
+
+def modulate_norms(blocks: list[tuple[nn.Module, int]]) -> dict[int, int]:
+    """Let a mask modulate both norms of every residual block in modules of diffusers, in place.
+
+    Args:
+        blocks: modules, each with the factor by which the maps that enter it are smaller than the image.
+
+    Returns:
+        factor -> channels of all norms at it, in rising order: what `MaskModulation` is made of.
+
+    Raises:
+        ValueError: a module's residual blocks are none, or of a kind whose norms the time alone conditions.
+    """
+    found: list[tuple[ResnetBlock2D, tuple[int, int]]] = []
+    for block, factor in blocks:
+        resnets = [module for module in block.modules() if isinstance(module, ResnetBlock2D)]
+        if not resnets or any(isinstance(module, ResnetBlockCondNorm2D) for module in block.modules()):
+            raise ValueError(
+                f"`mask_conditioning='spade'` modulates the norms of `ResnetBlock2D`, and {type(block).__name__} is "
+                "not made of these. Take other `up_block_types`, such as UpBlock2D, or `mask_conditioning='add'`."
+            )
+        # A block that goes up does so between its norms.
+        found += [(resnet, (factor, factor // 2 if resnet.up else factor)) for resnet in resnets]
+    factors = sorted({factor for _, both in found for factor in both})
+    norm_channels = dict.fromkeys(factors, 0)
+    for resnet, both in found:
+        places = []
+        for norm, factor in zip((resnet.norm1, resnet.norm2), both, strict=True):
+            places.append((factors.index(factor), norm_channels[factor]))
+            norm_channels[factor] += norm.num_channels
+        # The block stands built, with the weights of its seed and the names of its parent's: its class alone changes.
+        resnet.__class__ = ModulatedResnetBlock2D
+        resnet.places = tuple(places)
+    return norm_channels
+
+
+class MaskModulation(nn.Module):
+    """Scales and shifts of all modulated norms from the mask alone: one small convolution a resolution, then 1 x 1.
+
+    SPADE made light: the norms of a resolution share one hidden map, and a cell is told the share of each class in it
+    (PLACE, Lv et al. 2024), not the id of one of its pixels. The 1 x 1 convolutions start from zeros: every scale is 1
+    at first and every shift 0.
+    """
+
+    def __init__(self, num_classes: int, hidden_channels: int, norm_channels: dict[int, int]):
+        super().__init__()
+        self.factors, self.channels = tuple(norm_channels), tuple(norm_channels.values())
+        self.convs = nn.ModuleList(
+            nn.Conv2d(num_classes, hidden_channels, kernel_size=3, padding=1) for _ in self.factors
+        )
+        self.projections = nn.ModuleList(
+            nn.Conv2d(hidden_channels, 2 * channels, kernel_size=1) for channels in self.channels
+        )
+        for projection in self.projections:
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        self.gradient_checkpointing = False
+
+    def _map(self, shares: torch.Tensor, number: int) -> torch.Tensor:
+        return self.projections[number](F.silu(self.convs[number](shares)))
+
+    def forward(self, one_hot: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, num_classes, H, W) -> for each factor (B, 2C, H/factor, W/factor): scales of all norms, then shifts.
+
+        Where `known` (B, 1, 1, 1) is false, every scale is 1 and every shift 0.
+        """
+        maps = ()
+        for number, (factor, channels) in enumerate(zip(self.factors, self.channels, strict=True)):
+            shares = F.avg_pool2d(one_hot, factor) if factor > 1 else one_hot  # (B, num_classes, h, w)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                values = self._gradient_checkpointing_func(self._map, shares, number)
+            else:
+                values = self._map(shares, number)  # (B, 2C, h, w)
+            neutral = torch.cat([values.new_ones(channels), values.new_zeros(channels)]).view(1, -1, 1, 1)
+            # Offloading hooks may bring the values, not the mask, to another device.
+            maps += (torch.where(known.to(values.device), values, torch.zeros_like(values)) + neutral,)
+        return maps
 
 
 class PatchHead(nn.Module):
@@ -175,7 +312,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
     Args:
         num_classes (`int`, defaults to 19): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
         mask_conditioning (`str`, defaults to `"add"`): `"add"` runs the one-hot mask through a convolutional branch
-            and adds it to the image stem (the paper's way); `"concat"` joins it to the noisy image's channels.
+            and adds it to the image stem (the paper's way); `"concat"` joins it to the noisy image's channels;
+            `"spade"` adds it, and lets it modulate every norm of the decoder's residual blocks, pixel by pixel.
         patch_size (`int`, defaults to 1): the U-Net works on maps of (H / patch_size, W / patch_size); overlapping
             strided convolution in, full-resolution block out. 2 lets 128 x 128 images cost what 64 x 64 maps cost.
         stem_channels (`int`, defaults to 16): width of the full-resolution stem and head; read where patch_size > 1.
@@ -192,8 +330,11 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         augment_dim (`int`, defaults to 0): length of the vector by which `forward` is told of augmentation.
         label_diffusion (`list[float]`, *optional*): rarity of each class, more than 0; masks then lose pixels as the
             noise grows, in training and in sampling (`diffuse_mask`). Needs `num_train_timesteps`.
+        spade_channels (`int`, defaults to 32): width of the maps that the modulation is read from; read where
+            mask_conditioning is `"spade"`.
 
-    Whatever the last five add starts from zero weights: an untrained network says the same with them as without.
+    Whatever attributes, pyramid, coordinates, augmentation and modulation add starts from zero weights: an untrained
+    network says the same with them as without, and the weights of a network without them are a start for one with.
 
     Raises:
         ValueError: where the mask settings are not built, or cannot go together.
@@ -257,6 +398,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         coordinate_channels: bool = False,
         augment_dim: int = 0,
         label_diffusion: list[float] | None = None,
+        spade_channels: int = 32,
     ):
         if mask_conditioning not in MASK_CONDITIONINGS:
             raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")
@@ -282,6 +424,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 f"`mask_pyramid` fills the levels below the first, and `block_out_channels` {block_out_channels} has "
                 "none. Give two widths or more."
             )
+        if spade_channels < 1:
+            raise ValueError(f"`spade_channels` must be 1 or more; got {spade_channels}.")
         if augment_dim < 0:
             raise ValueError(f"`augment_dim` must be 0 or more; got {augment_dim}.")
         if label_diffusion is not None:
@@ -332,7 +476,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         stem_inputs = in_channels + (num_classes if mask_conditioning == "concat" else 0)
         if stem_inputs != in_channels or patch_size > 1:
             self.conv_in = nn.Conv2d(stem_inputs, stem_width, kernel_size=3, padding=1)
-        if mask_conditioning == "add":
+        if mask_conditioning != "concat":
             self.mask_branch = MaskBranch(num_classes, stem_width, num_groups, norm_eps)
         if patch_size > 1:
             self.conv_patch = nn.Conv2d(
@@ -348,6 +492,12 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 dropout=dropout,
             )
             self.conv_out = nn.Conv2d(stem_width, out_channels, kernel_size=3, padding=1)
+
+        if mask_conditioning == "spade":
+            lowest = self.size_divisor  # the first block on the way up works on the smallest maps
+            blocks = [(block, lowest // 2**number) for number, block in enumerate(self.up_blocks)]
+            # Not the head of patches: it sees the stem, and with it every pixel's own class.
+            self.mask_norms = MaskModulation(num_classes, spade_channels, modulate_norms(blocks))
 
         self._rarities: torch.Tensor | None = None  # no buffer: in half precision they would be others
         # Conditions beside the plain mask. They are made last and start from zeros: the network of a seed is the same
@@ -386,7 +536,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
 
         Returns:
             tensors with the batch first, to be given to `forward` as `mask_features`: what enters the stem, then, with
-            `mask_pyramid`, what enters each lower level.
+            `mask_pyramid`, what enters each lower level, then, with `"spade"`, what modulates norms at each
+            resolution, the highest first.
 
         Raises:
             ValueError: see `mask_to_one_hot`.
@@ -403,6 +554,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             for convolution in self.pyramid_convs:
                 shares = F.avg_pool2d(shares, 2)  # (B, num_classes, h, w)
                 features += (convolution(shares),)  # (B, C_i, h, w)
+        if self.config.mask_conditioning == "spade":
+            features += self.mask_norms(one_hot, known_samples(one_hot))  # (B, 2C, h, w) each
         return features
 
     def diffuse_mask(
@@ -539,7 +692,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 one_hot = mask_features[0].to(sample)
             sample = torch.cat([sample, one_hot], dim=1)  # (B, in_channels + num_classes, H, W)
         sample = self.conv_in(sample)  # (B, S, H, W)
-        if self.config.mask_conditioning == "add" and mask_features is not None:
+        if self.config.mask_conditioning != "concat" and mask_features is not None:
             sample = sample + mask_features[0].to(sample)
         if self.config.coordinate_channels:
             sample = sample + self.conv_coordinates(pixel_coordinates(sample))
@@ -566,14 +719,18 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             sample = self.mid_block(sample, emb)
 
         # 5. up
+        temb = emb
+        if self.config.mask_conditioning == "spade" and mask_features is not None:
+            maps = mask_features[-len(self.mask_norms.factors) :]
+            temb = MaskedTime(emb, tuple(modulation.to(sample) for modulation in maps))
         skip_sample = None
         for upsample_block in self.up_blocks:
             res_samples = down_block_res_samples[-len(upsample_block.resnets) :]
             down_block_res_samples = down_block_res_samples[: -len(upsample_block.resnets)]
             if hasattr(upsample_block, "skip_conv"):
-                sample, skip_sample = upsample_block(sample, res_samples, emb, skip_sample)
+                sample, skip_sample = upsample_block(sample, res_samples, temb, skip_sample)
             else:
-                sample = upsample_block(sample, res_samples, emb)
+                sample = upsample_block(sample, res_samples, temb)
 
         # 6. head
         sample = self.conv_act(self.conv_norm_out(sample))

@@ -17,10 +17,14 @@ _CONDITIONS = (
     "which stays as it was published. Leave it out, or use --network mask_guided.",
 )
 _LAYERS = (
-    ("mask_conditioning", "patch_size", "stem_channels", "norm_num_groups", "hidden_dim", "emb_dim"),
+    (
+        "mask_conditioning", "spade_channels", "patch_size", "stem_channels", "norm_num_groups", "hidden_dim",
+        "emb_dim",
+    ),
     "whose layers have no such setting. Leave it out.",
-)
-OTHER_NETWORKS = {"mask_guided": (), "paper": (_CONDITIONS,), "sdm": (_CONDITIONS, _LAYERS)}
+)  # fmt: skip
+_MODULATION = (("mask_conditioning", "spade_channels"), "which reads masks as it was published. Leave it out.")
+OTHER_NETWORKS = {"mask_guided": (), "paper": (_CONDITIONS, _MODULATION), "sdm": (_CONDITIONS, _LAYERS)}
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,16 @@ class TrainingSettings:
             "help": "sdm is the Semantic Diffusion Model's, of --block_out_channels in multiples of 32",
         },
     )
-    mask_conditioning: str = field(default="add", metadata={"choices": ("add", "concat")})
+    mask_conditioning: str = field(
+        default="add",
+        metadata={
+            "choices": ("add", "concat", "spade"),
+            "help": "in the stem, added or beside the photo; spade adds it and modulates the norms of the way up, too",
+        },
+    )
+    spade_channels: int = field(
+        default=32, metadata={"help": "width of what modulates the norms, where mask_conditioning is spade"}
+    )
     patch_size: int = field(default=2, metadata={"help": "side of the stem's patches; 1 works on every pixel"})
     stem_channels: int = field(default=16, metadata={"help": "width at full resolution, where patch_size > 1"})
     block_out_channels: tuple[int, ...] = field(default=(32, 64, 128, 192), metadata={"help": "width of each level"})
@@ -231,7 +244,7 @@ class TrainingSettings:
             "checkpointing_steps", "num_train_timesteps", "patch_size", "stem_channels", "layers_per_block",
             "preview_masks", "preview_samples", "preview_inference_steps", "max_train_steps", "max_grad_norm",
             "checkpoints_total_limit", "snr_gamma", "attention_head_dim", "norm_num_groups", "hidden_dim", "emb_dim",
-            "class_balance_temperature", "class_loss_min_snr",
+            "class_balance_temperature", "class_loss_min_snr", "spade_channels",
         )  # fmt: skip
         for name in positive:
             value = getattr(self, name)
@@ -287,6 +300,12 @@ class TrainingSettings:
                     raise ValueError(f"--{name} is not for --network {self.network}, {reason}")
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid fills the levels below the first: give two --block_out_channels or more.")
+        default_width = self.__dataclass_fields__["spade_channels"].default
+        if self.mask_conditioning != "spade" and self.spade_channels != default_width:
+            raise ValueError(
+                f"--spade_channels is read with --mask_conditioning spade only, and that is {self.mask_conditioning}. "
+                "Give --mask_conditioning spade, or leave it out."
+            )
         if self.network != "paper" and self.attention_levels > len(self.block_out_channels):
             raise ValueError(
                 f"--attention_levels {self.attention_levels} is more than the {len(self.block_out_channels)} levels "
