@@ -13,7 +13,13 @@ from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.evaluation.segmenters.architectures import SEGFORMER_PROCESSOR, new_network
 from semseg_diffusers.evaluation.segmenters.batches import LabelledPhotos
 from semseg_diffusers.evaluation.study.findings import difference_text, findings
-from semseg_diffusers.evaluation.study.leaks import filter_of, find_filter_as_judge, find_leaks, photo_digests
+from semseg_diffusers.evaluation.study.leaks import (
+    base_weights,
+    filter_of,
+    find_filter_as_judge,
+    find_leaks,
+    photo_digests,
+)
 from semseg_diffusers.evaluation.study.pools import Pool, check_amounts, load_data, members, order_of
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, compared, num_beyond
 from semseg_diffusers.evaluation.study.settings import StudySettings, Training, trainings, variants
@@ -303,6 +309,10 @@ def test_a_model_that_learned_the_validation_split_is_found(place, tmp_path, spl
     assert all("which was trained on the validation split" in text for text in found)
 
 
+def refused(settings: StudySettings) -> list[str]:
+    return find_filter_as_judge(settings, base_weights(settings))
+
+
 def test_the_network_that_filtered_may_not_be_the_one_to_begin_with(place, tmp_path):
     data = load_data(settings_of(place))
     network = new_network("segformer-mini", data.real.labels, seed=1)
@@ -311,11 +321,11 @@ def test_the_network_that_filtered_may_not_be_the_one_to_begin_with(place, tmp_p
     filtered = write_scenes_as_generated(tmp_path / "filtered", 6, SIZE)
     (filtered / "filter.json").write_text(json.dumps({"segmenter_sha256": weights_hash(network.state_dict())}))
     settings = {"filtered": str(filtered), "base_model": str(tmp_path / "segmenter")}
-    (found,) = find_filter_as_judge(settings_of(place, **settings))
+    (found,) = refused(settings_of(place, **settings))
     assert f"is the network that filtered --filtered '{filtered}'" in found
     (filtered / "filter.json").write_text(json.dumps({"segmenter_sha256": "sha256:0123456789abcdef"}))
-    assert find_filter_as_judge(settings_of(place, **settings)) == []
-    assert find_filter_as_judge(settings_of(place, filtered=str(filtered))) == []
+    assert refused(settings_of(place, **settings)) == []
+    assert refused(settings_of(place, filtered=str(filtered))) == []
     (filtered / "filter.json").write_text("{")
     with pytest.raises(ValueError, match="is not valid JSON .* filter the images again"):
         filter_of(str(filtered))

@@ -27,8 +27,8 @@ def photo_digests(pairs: KeptPairs) -> list[bytes]:
 
 
 def data_hash(pairs: KeptPairs, digests: Iterable[bytes]) -> str:
-    """A hash of a set by names, pixels and masks, whatever files they lie in."""
-    whole = hashlib.sha256(repr(pairs.resolution).encode())
+    """A hash of a set by names, pixels, masks and classes, whatever files they lie in."""
+    whole = hashlib.sha256(repr((pairs.resolution, pairs.labels.names, pairs.labels.ignore_index)).encode())
     for index, digest in enumerate(digests):
         whole.update(pairs.names[index].encode() + b"\0" + digest)
         whole.update(pairs[index]["mask"].numpy())
@@ -109,15 +109,24 @@ def filter_of(folder: str | None) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def find_filter_as_judge(settings: StudySettings) -> list[str]:
-    """Return a sentence where the networks would begin with the one that filtered the images."""
+def base_weights(settings: StudySettings) -> str | None:
+    """The hash of the weights that all networks begin with; None for random ones."""
     if settings.base_model is None:
-        return []
+        return None
     source = Source.of(settings.base_model, settings.revision, "--base_model")
-    own = weights_hash(source.network().state_dict())
+    return weights_hash(source.network().state_dict())
+
+
+def find_filter_as_judge(settings: StudySettings, weights: str | None) -> list[str]:
+    """Return a sentence where the networks would begin with the one that filtered the images.
+
+    Args:
+        settings: folders of the synthetic images.
+        weights: what `base_weights` returns.
+    """
     return [
-        f"--base_model '{settings.base_model}' is the network that filtered --{name} '{folder}' ({own}): what it took "
-        "for right it has learned already. Begin with another, or with random weights."
+        f"--base_model '{settings.base_model}' is the network that filtered --{name} '{folder}' ({weights}): what it "
+        "took for right it has learned already. Begin with another, or with random weights."
         for name, folder in (("generated", settings.generated), ("filtered", settings.filtered))
-        if (filter_of(folder) or {}).get(FILTER_HASH) == own
+        if weights is not None and (filter_of(folder) or {}).get(FILTER_HASH) == weights
     ]

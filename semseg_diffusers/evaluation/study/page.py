@@ -1,6 +1,7 @@
 """The page of a study: `results.json` and pictures of what was trained on, as one self-contained HTML file.
 Every mean stands beside the results of its seeds, and every difference beside its interval."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,19 @@ from semseg_diffusers.evaluation.study.statistics import BETTER, UNKNOWN, WITHIN
 from semseg_diffusers.hub.cards import data_license
 
 
+SETS = {"real": "real", "synthetic": "generated", "filtered": "filtered"}  # arm that draws from one set -> the set
 PICTURES = 4  # pairs of each pool
 SHORT = {BETTER: "better, beyond noise", WITHIN: "within noise", WORSE: "worse, beyond noise", UNKNOWN: "one seed"}
 SIGNS = {BETTER: " ▲", WORSE: " ▼"}  # beyond the noise between seeds
 
 
-def write_study_page(path: Path, results: Mapping[str, Any], data: StudyData) -> None:
+def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySettings, data: StudyData) -> None:
     """Write the page of a study.
 
     Args:
         path: the HTML file.
         results: what `results.json` holds.
+        settings: of the study.
         data: gives pictures, and classes their colours.
     """
     sections = [
@@ -55,7 +58,7 @@ def write_study_page(path: Path, results: Mapping[str, Any], data: StudyData) ->
         _arms(results),
         *_amounts(results),
         _classes(results, data),
-        _pools(results, data),
+        _pools(settings, data),
         _how(results),
         section("Notes", bullets(results["notes"])),
     ]
@@ -64,7 +67,7 @@ def write_study_page(path: Path, results: Mapping[str, Any], data: StudyData) ->
         f"The same segmentation network, trained on {len(results['arms'])} pools of pairs with "
         f"{len(seeds)} {'seeds' if len(seeds) > 1 else 'seed'} each, {results['settings']['max_train_steps']:,} steps "
         f"of {results['settings']['train_batch_size']} pairs throughout, and read on "
-        f"{results['data']['validation']['num_images']} real photos that none of them saw."
+        f"{results['data']['validation']['num_images']} real photos of the validation split."
     )
     version = results["versions"]["semseg_diffusers"]
     footer = f"Written by semseg-diffusers {version}. All numbers in full: results.json beside this page."
@@ -72,20 +75,24 @@ def write_study_page(path: Path, results: Mapping[str, Any], data: StudyData) ->
 
 
 def _says(results: Mapping[str, Any]) -> Section:
-    data, height_width = results["data"], results["resolution"]
+    data, network, resolution = results["data"], results["network"], results["resolution"]
+    height, width = network["input_size"]
     counts = ", ".join(f"{entry['num_images']:,} {name}" for name, entry in data.items())
     about = {
         "Images": counts,
-        "Resolution": f"{height_width[0]} × {height_width[1]} pixels (height × width)",
-        "Network": f"{results['network']['architecture']}, {results['network']['num_parameters']:,} parameters, reads "
-        f"{results['network']['input_size'][0]} × {results['network']['input_size'][1]}",
+        "Resolution": f"{resolution[0]} × {resolution[1]} pixels (height × width)",
+        "Network": f"{_name(results)}, {network['num_parameters']:,} parameters, reads {height} × {width}",
         "Seeds": exact(results["seeds"]),
     }
-    forced = [warning(note) for note in results["notes"] if note in results["forced"]]
+    forced = [warning(note) for note in results["forced"]]
     says = bullets(
         Markup("<strong>{}.</strong> {}").format(each["topic"], each["text"]) for each in results["findings"]
     )
     return section("What it says", *forced, says, facts(about))
+
+
+def _name(results: Mapping[str, Any]) -> str:
+    return results["network"]["architecture"] or results["settings"]["base_model"]
 
 
 # Numbers -------------------------------------------------------------------------------------------------------------
@@ -207,12 +214,11 @@ def _class_table(comparisons: Sequence[Mapping[str, Any]], names: Sequence[str])
 # What it was trained on ----------------------------------------------------------------------------------------------
 
 
-def _pools(results: Mapping[str, Any], data: StudyData) -> Section:
+def _pools(settings: StudySettings, data: StudyData) -> Section:
     """A few pairs of each set that a pool draws from, at even distances in the order of the first seed."""
-    settings = StudySettings(**{name: _tupled(value) for name, value in results["settings"].items()})
     seed, most = settings.seeds[0], max(settings.amounts)
     rows = []
-    for arm, name in (("real", "real"), ("synthetic", "generated"), ("filtered", "filtered")):
+    for arm, name in SETS.items():
         if name not in data.sets:
             continue
         places = [place for _, place in members(Training(arm, None if arm == "real" else most, seed), data)]
@@ -223,13 +229,7 @@ def _pools(results: Mapping[str, Any], data: StudyData) -> Section:
         rows.append((text, pictures + [None] * (2 * (PICTURES - count))))
     _, terms = data_license(read_record(settings.dataset).get("format"), "these pictures")
     labels = data.real.labels
-    shares = {
-        ARMS["real" if name == "real" else "synthetic" if name == "generated" else "filtered"]: percent(
-            _unknown(pairs)
-        )
-        for name, pairs in data.sets.items()
-        if name != "validation"
-    }
+    shares = {ARMS[arm]: percent(_unknown(data.sets[name])) for arm, name in SETS.items() if name in data.sets}
     return section(
         "What was trained on",
         picture_table(["photo", "mask"] * PICTURES, rows, f"Seed {seed}, at even distances. {terms}"),
@@ -237,10 +237,6 @@ def _pools(results: Mapping[str, Any], data: StudyData) -> Section:
         paragraph("Share of pixels that are unknown, of which nothing is learned:"),
         facts(shares),
     )
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _pair(pairs: Any, place: int) -> list[Image.Image]:
@@ -260,18 +256,18 @@ def _how(results: Mapping[str, Any]) -> Section:
         "Highest learning rate": number(float(results["network"]["learning_rate"])),
         "Data": ", ".join(f"{name} {entry['hash']}" for name, entry in results["data"].items()),
     }
-    given = {name: value for name, value in results["settings"].items() if value not in (None, False)}
-    words = [
-        f"--{name}"
-        if value is True
-        else f"--{name} {' '.join(map(exact, value)) if isinstance(value, list) else exact(value)}"
-        for name, value in given.items()
-    ]
+    words = ["semseg-diffusers study --output DIR"]
+    for name, value in results["settings"].items():
+        if value is True:
+            words.append(f"--{name}")
+        elif value is not None and value is not False:
+            values = value if isinstance(value, list) else [value]
+            words.append(" ".join([f"--{name}", *(shlex.quote(exact(each)) for each in values)]))
     return section(
         "How this was made",
         facts(made),
         subheading("To give it again"),
-        commands([" \\\n  ".join(["semseg-diffusers study --output DIR", *words])]),
+        commands([" \\\n  ".join(words)]),
         subheading("Settings"),
         settings_table(results["settings"]),
         subheading("Recipe"),

@@ -27,7 +27,7 @@ PAUSE = 0.2  # seconds between looks at the processes
 
 def default_jobs(device: str) -> int:
     """One for each GPU, or for each CPU core that may be used."""
-    if torch.device(device).type == "cuda":
+    if torch.device(device).type != "cpu":
         return max(1, torch.cuda.device_count()) if device == "cuda" else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_JOBS)

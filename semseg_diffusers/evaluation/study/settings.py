@@ -19,9 +19,8 @@ ARMS = {
 }
 OF_GENERATED = ("real_synthetic", "synthetic")
 OF_FILTERED = ("real_filtered", "filtered")
-# settings that trainings in one folder may differ in: more arms, seeds and amounts add to it, and where data lies says
-# nothing that their hashes do not
-NOT_COMPARED = ("dataset", "generated", "filtered", "arms", "seeds", "amounts", "force")
+# settings that all trainings in one folder share, beside data and network, which are told apart by what they hold
+SHARED = ("max_train_steps", "train_batch_size", "mixed_precision")
 
 
 @dataclass(frozen=True)

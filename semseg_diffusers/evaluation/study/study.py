@@ -11,11 +11,12 @@ from typing import Any
 
 from semseg_diffusers.evaluation.provenance import code_commit, versions
 from semseg_diffusers.evaluation.segmenters.batches import LabelledPhotos
-from semseg_diffusers.evaluation.segmenters.beginnings import DEFAULT_ARCHITECTURE, Beginning
+from semseg_diffusers.evaluation.segmenters.beginnings import DEFAULT_ARCHITECTURE
 from semseg_diffusers.evaluation.segmenters.training import RECIPE
 from semseg_diffusers.evaluation.study.findings import findings
 from semseg_diffusers.evaluation.study.leaks import (
     FILTER_HASH,
+    base_weights,
     data_hash,
     filter_of,
     find_filter_as_judge,
@@ -26,7 +27,7 @@ from semseg_diffusers.evaluation.study.page import write_study_page
 from semseg_diffusers.evaluation.study.pools import StudyData, check_amounts, load_data
 from semseg_diffusers.evaluation.study.processes import run_trainings
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons
-from semseg_diffusers.evaluation.study.settings import NOT_COMPARED, StudySettings, trainings
+from semseg_diffusers.evaluation.study.settings import SHARED, StudySettings, trainings
 from semseg_diffusers.evaluation.study.training import TRAININGS, beginning_of, read_result
 from semseg_diffusers.launch import LOCK_FILE, sole_owner
 from semseg_diffusers.pipelines.saved_files import write_text
@@ -61,15 +62,21 @@ def run_study(
     check_output(output)
     data = load_data(settings)
     check_amounts(settings, data)
+    weights = base_weights(settings)
     digests = {name: photo_digests(pairs) for name, pairs in data.sets.items()}
-    forced = find_leaks(settings, data, digests) + find_filter_as_judge(settings)
+    forced = find_leaks(settings, data, digests) + find_filter_as_judge(settings, weights)
     if forced and not settings.force:
         raise ValueError(f"{' '.join(forced)} To go on all the same, and have the page say so: --force.")
     beginning = beginning_of(settings, data, settings.seeds[0])
     record = {
-        "settings": {name: value for name, value in settings.record().items() if name not in NOT_COMPARED},
-        "learning_rate": beginning.learning_rate,
-        "input_size": list(beginning.input_size),
+        "settings": {name: getattr(settings, name) for name in SHARED},
+        "network": {
+            "architecture": settings.architecture or (None if settings.base_model else DEFAULT_ARCHITECTURE),
+            "base_weights": weights,
+            "num_parameters": sum(parameter.numel() for parameter in beginning.network.parameters()),
+            "input_size": list(beginning.input_size),
+            "learning_rate": beginning.learning_rate,
+        },
         "recipe": RECIPE,
         "data": {name: data_hash(pairs, digests[name]) for name, pairs in data.sets.items()},
     }
@@ -77,9 +84,9 @@ def run_study(
         _open_output(output, record)
         missing = [training for training in trainings(settings) if read_result(output, training) is None]
         run_trainings(missing, settings, data, output, device, jobs, show_progress)
-        results = _results(settings, data, record, beginning, output, forced)
+        results = _results(settings, data, record, output, forced)
         write_text(output / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
-        write_study_page(output / PAGE_FILE, results, data)
+        write_study_page(output / PAGE_FILE, results, settings, data)
     return results
 
 
@@ -112,7 +119,7 @@ def _open_output(output: Path, record: Mapping[str, Any]) -> None:
         try:
             there = json.loads(file.read_text(encoding="utf-8"))
             different = _differences(there, record)
-        except (json.JSONDecodeError, AttributeError) as err:
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as err:
             raise ValueError(f"'{file}' is no record of a study ({err}); name another --output.") from err
         if different:
             raise ValueError(
@@ -127,15 +134,12 @@ def _open_output(output: Path, record: Mapping[str, Any]) -> None:
 def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What two records say differently; a set of images that only one of them has changes nothing of the others."""
     different = []
-    for group in ("settings", "recipe", "data"):
-        names = set(there[group]) & set(now[group]) if group == "data" else {*there[group], *now[group]}
-        for name in sorted(names):
-            old, new = there[group].get(name), now[group].get(name)
-            if old != new:
-                different.append(f"{name}{' images' if group == 'data' else ''}: {old} there, {new} now")
-    for name in ("learning_rate", "input_size"):
-        if there.get(name) != now[name] and not different:
-            different.append(f"{name}: {there.get(name)} there, {now[name]} now")
+    for group in ("settings", "network", "recipe", "data"):
+        old, new = there[group], now[group]
+        for name in sorted(set(old) & set(new) if group == "data" else {*old, *new}):
+            if old.get(name) != new.get(name):
+                what = f"{name} images" if group == "data" else name
+                different.append(f"{what}: {old.get(name)} there, {new.get(name)} now")
     return different
 
 
@@ -143,7 +147,6 @@ def _results(
     settings: StudySettings,
     data: StudyData,
     record: Mapping[str, Any],
-    beginning: Beginning,
     output: Path,
     forced: list[str],
 ) -> dict[str, Any]:
@@ -163,12 +166,7 @@ def _results(
             if getattr(settings, name) is not None
         },
         "resolution": list(data.real.resolution),
-        "network": {
-            "architecture": settings.base_model or settings.architecture or DEFAULT_ARCHITECTURE,
-            "num_parameters": sum(parameter.numel() for parameter in beginning.network.parameters()),
-            "input_size": record["input_size"],
-            "learning_rate": record["learning_rate"],
-        },
+        "network": record["network"],
         "recipe": record["recipe"],
         "commit": code_commit(),
         "versions": versions("torch", "transformers", "torchmetrics", "scipy"),
