@@ -204,7 +204,10 @@ def _class_table(comparisons: Sequence[Mapping[str, Any]], names: Sequence[str])
     rows = []
     for name in names:
         found = [comparison["iou"][name] for comparison in comparisons]
-        cells = [f"{each['mean']:+.3f} ({_interval(each)}){SIGNS.get(each['reading'], '')}" for each in found]
+        cells = [
+            f"{each['mean']:+.3f} ({_interval(each)}){SIGNS.get(each['reading'], '')}" if any(each["values"]) else "0"
+            for each in found
+        ]
         rows.append([name, *cells])
     headers, amount = [ARMS[each["arm"]] for each in comparisons], comparisons[0]["amount"]
     against = ARMS[comparisons[0]["against"]["arm"]]

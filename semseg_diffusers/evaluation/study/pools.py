@@ -91,7 +91,7 @@ def order_of(names: tuple[str, ...], seed: int) -> list[int]:
 
     Example:
         >>> order_of(("a", "b", "c", "d"), 0), order_of(("a", "b", "d"), 0)
-        ([0, 2, 1, 3], [0, 1, 2])
+        ([2, 1, 3, 0], [1, 2, 0])
     """
     return sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed}/{names[i]}".encode()).digest())
 
