@@ -12,7 +12,8 @@ from semseg_diffusers.data.toy import write_toy_dataset
 pytestmark = pytest.mark.slow
 
 SIZE = 48
-OPTIONS = "--architecture segformer-mini --max_train_steps 300 --amounts 15 --device cpu --jobs 2".split()
+OPTIONS = ("--architecture", "segformer-mini", "--max_train_steps", 300, "--amounts", 15, "--jobs", 2)
+CPU = ("--device", "cpu")
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def test_synthetic_data_helps_or_harms_as_its_labels_are_right_or_wrong(toy, tmp
     arms = ["real", "real_synthetic"] if spoiled else ["real", "real_duplicated", "real_synthetic"]
     if spoiled:
         shuffle_masks(generated)
-    study("--dataset", toy, "--generated", generated, "--output", tmp_path / "out", *OPTIONS, "--arms", *arms)
+    study("--dataset", toy, "--generated", generated, "--output", tmp_path / "out", *OPTIONS, *CPU, "--arms", *arms)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     found = [each for each in results["comparisons"] if each["arm"] == "real_synthetic"]
     assert [each["mean_iou"]["reading"] for each in found] == [reading] * (len(arms) - 1)  # to each of the others
