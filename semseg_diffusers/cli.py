@@ -28,6 +28,7 @@ COMMANDS = {
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
     "segmenter": ("semseg_diffusers.evaluation.segmenters.command", "train a network that reads masks from photos"),
     "evaluate": ("semseg_diffusers.evaluation.command", "measure generated images against masks and real photos"),
+    "study": ("semseg_diffusers.evaluation.study.command", "does a segmentation network get better with them"),
     "convert": ("semseg_diffusers.converters.command", "turn a published checkpoint of others into a pipeline"),
     "push": ("semseg_diffusers.hub.command", "publish a model or a data set on the Hugging Face Hub"),
 }

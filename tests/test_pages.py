@@ -12,10 +12,12 @@ from PIL import Image
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.pages.charts import (
     Bars,
+    axis_header,
     bar_table,
     decade_ticks,
     line_chart,
     scale_mark,
+    spread_mark,
     strip_table,
     ticks,
 )
@@ -237,6 +239,19 @@ def test_floor_value_and_ceiling_stand_where_their_numbers_are():
     ]  # fmt: skip
     assert svg.get("aria-label") == "0.400 on a line from 0 to 1, floor 0.100, ceiling 0.500"
     assert list(drawings(str(scale_mark(None, NAN, None)))[0].iter("circle")) == []
+
+
+def test_a_spread_has_its_value_interval_single_results_and_mark_where_their_numbers_are():
+    mark = spread_mark([0.0, 0.1, 0.2], 0.05, 0.02, 0.08, [0.04, 0.06], mark=0.1)
+    (svg,) = drawings(str(mark))
+    assert [circle.get("cx") for circle in svg.iter("circle")] == ["20.0%", "30.0%", "25.0%"]
+    assert [(line.get("class"), line.get("x1"), line.get("x2")) for line in svg.iter("line")][1:] == [
+        ("mark", "50.0%", "50.0%"), ("l1", "10.0%", "40.0%")
+    ]  # fmt: skip
+    assert svg.get("aria-label") == "0.0500, interval 0.0200 to 0.0800, single results 0.0400, 0.0600"
+    (alone,) = drawings(str(spread_mark([0.0, 0.2], 0.05)))
+    assert (len(list(alone.iter("line"))), alone.get("aria-label")) == (1, "0.0500")
+    assert PageReader(str(axis_header([0.0, 0.1, 0.2]))).text == "0 0.1 0.2"
 
 
 def test_a_strip_has_a_tick_for_each_value_and_names_least_and_median():

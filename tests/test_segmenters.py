@@ -286,6 +286,13 @@ def test_a_network_learns_and_its_best_weights_are_kept():
     assert losses[20] > losses[40] > losses[60]
 
 
+def test_ten_steps_warm_up_for_more_than_one():
+    history = train_segmenter(
+        new_network("segformer-mini", LABELS), MINI, LabelledPhotos(ColourPairs(4)), max_train_steps=10
+    )
+    assert (history.steps, history.scores) == (10, None)
+
+
 def test_weights_of_a_worse_step_are_not_kept():
     network = new_network("segformer-mini", LABELS)
     validation = LabelledPhotos(ColourPairs(4))

@@ -116,8 +116,13 @@ def bar_table(
         for row in rows
     ]
     keys = [series_name(name, index) for index, name in enumerate(series)]
-    scale = pieces().axis(_thin(_tick_texts(axis)))
+    scale = axis_header(axis)
     return table([row_name, scale, *keys, *more], cells, caption, drawing=1)
+
+
+def axis_header(axis: Sequence[float]) -> Markup:
+    """The numbers of an axis as the header of a column of drawings."""
+    return pieces().axis(_thin(_tick_texts(axis)))
 
 
 def _thin(texts: list) -> list:
@@ -147,7 +152,7 @@ def strip_table(
         )
         middle = (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2 if values else None
         cells.append([series_name(name, index), drawn, len(values), values[0] if values else None, middle])
-    scale = pieces().axis(_thin(_tick_texts(axis)))
+    scale = axis_header(axis)
     return table([unit, scale, "number", "least", "median"], cells, caption, drawing=1)
 
 
@@ -155,6 +160,30 @@ def scale_mark(floor: float | None, value: float | None, ceiling: float | None, 
     """A line from 0 to `maximum` with floor and ceiling as ticks and the value as a dot: a cell of a table."""
     text = f"{number(value)} on a line from 0 to {maximum:g}, floor {number(floor)}, ceiling {number(ceiling)}"
     return pieces().between(*(place(each, 0, maximum) for each in (floor, value, ceiling)), text)
+
+
+def spread_mark(
+    axis: Sequence[float],
+    value: float | None,
+    low: float | None = None,
+    high: float | None = None,
+    points: Sequence[float] = (),
+    mark: float | None = None,
+) -> Markup:
+    """A value as a dot on an axis, with its interval as a bar, single results as small dots and a dashed mark.
+
+    Args:
+        axis: numbers of the axis, rising; the header of the column is `axis_header(axis)`.
+        value: where the large dot stands.
+        low, high: ends of the interval, where there is one.
+        points: single results.
+        mark: what values are to be held against.
+    """
+    text = number(value)
+    text += f", interval {number(low)} to {number(high)}" if is_finite(low) and is_finite(high) else ""
+    text += f", single results {', '.join(map(number, points))}" if points else ""
+    places = [place(each, axis[0], axis[-1]) for each in (value, low, high, mark)]
+    return pieces().spread([place(point, axis[0], axis[-1]) for point in points], *places, text)
 
 
 # Lines ---------------------------------------------------------------------------------------------------------------

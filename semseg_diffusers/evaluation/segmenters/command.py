@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from semseg_diffusers.data.layout import LABELS_FILE, SPLITS, new_folder, parse_resolution
+from semseg_diffusers.data.layout import LABELS_FILE, SPLITS, new_folder
 from semseg_diffusers.data.loading import (
     MissingSplitError,
     PairDataset,
@@ -32,12 +32,12 @@ from semseg_diffusers.data.loading import (
 from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.provenance import code_commit, versions
-from semseg_diffusers.evaluation.segmenters.architectures import ARCHITECTURES, network_to_fine_tune, new_network
+from semseg_diffusers.evaluation.segmenters.architectures import ARCHITECTURES
 from semseg_diffusers.evaluation.segmenters.batches import LabelledPhotos
+from semseg_diffusers.evaluation.segmenters.beginnings import DEFAULT_ARCHITECTURE, FINE_TUNING_RATE, begin
 from semseg_diffusers.evaluation.segmenters.curve import draw_curve
 from semseg_diffusers.evaluation.segmenters.judge import RECORD_FILE
-from semseg_diffusers.evaluation.segmenters.networks import Source
-from semseg_diffusers.evaluation.segmenters.preprocessing import PROCESSOR_FILE, Preprocessing, scaled_size
+from semseg_diffusers.evaluation.segmenters.preprocessing import PROCESSOR_FILE
 from semseg_diffusers.evaluation.segmenters.training import RECIPE, History, train_segmenter
 from semseg_diffusers.launch import SIGNALS, check_usable, signals_to
 
@@ -45,9 +45,6 @@ from semseg_diffusers.launch import SIGNALS, check_usable, signals_to
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
 VALIDATION_SPLIT = "val"
-DEFAULT_ARCHITECTURE = "segformer-b0"
-FINE_TUNING_RATE = 1e-4  # a network that was trained before
-FINE_TUNING_SIDE = 256  # pixels of the input's shorter side, at least
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs that are kept, of each split
 
 
@@ -105,42 +102,33 @@ class _StopRequest:
 
 def run(args: argparse.Namespace) -> int:
     """Train, save the folder whole, print the scores of the validation split."""
-    if args.architecture and args.base_model:
-        raise ValueError("--architecture and --base_model exclude each other: random weights, or those of a network.")
-    if args.revision and not args.base_model:
-        raise ValueError("--revision is of --base_model, which is missing.")
     check_usable(args.device)
     transformers_logging.disable_progress_bar()  # of reading and writing weights, beside our own
     stop = _StopRequest()
     with new_folder(args.output, RECORD_FILE, "segmenter", args.overwrite) as folder:
         train, validation = _read_data(args)
         labels = train.labels
-        if args.base_model:
-            source = Source.of(args.base_model, args.revision, "--base_model")
-            network, processor = network_to_fine_tune(source, labels, args.seed)
-            enlargement, least_side, learning_rate = 2, FINE_TUNING_SIDE, FINE_TUNING_RATE
-        else:
-            name = args.architecture or DEFAULT_ARCHITECTURE
-            network, chosen = new_network(name, labels, args.seed), ARCHITECTURES[name]
-            processor, learning_rate = chosen.processor, chosen.learning_rate
-            enlargement, least_side = chosen.enlargement, chosen.least_side
-        size = _input_size(args.input_size, train.resolution, enlargement, least_side)
-        processor = {**processor, "size": {"height": size[0], "width": size[1]}}
-        processor |= {"do_resize": True, "do_center_crop": False, "do_reduce_labels": False}
-        preprocessing = Preprocessing.from_processor(processor)
-        network = network.to(args.device)
-
-        learning_rate = args.learning_rate if args.learning_rate is not None else learning_rate
+        beginning = begin(
+            labels,
+            train.resolution,
+            architecture=args.architecture,
+            base_model=args.base_model,
+            revision=args.revision,
+            input_size=args.input_size,
+            learning_rate=args.learning_rate,
+            seed=args.seed,
+        )
+        network = beginning.network.to(args.device)
         started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
         with signals_to(stop, (*SIGNALS, signal.SIGINT)), _progress(args.max_train_steps, folder / LOG_FILE) as on_log:
             history = train_segmenter(
                 network,
-                preprocessing,
+                beginning.preprocessing,
                 train,
                 validation,
                 max_train_steps=args.max_train_steps,
                 train_batch_size=args.train_batch_size,
-                learning_rate=learning_rate,
+                learning_rate=beginning.learning_rate,
                 validation_steps=args.validation_steps,
                 seed=args.seed,
                 mixed_precision=args.mixed_precision,
@@ -151,10 +139,10 @@ def run(args: argparse.Namespace) -> int:
             record = {
                 "kind": "segmenter",
                 "network": type(network).__name__,
-                "architecture": None if args.base_model else name,
+                "architecture": None if args.base_model else args.architecture or DEFAULT_ARCHITECTURE,
                 "base_model": args.base_model,
                 "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
-                "settings": {**vars(args), "learning_rate": learning_rate},
+                "settings": {**vars(args), "learning_rate": beginning.learning_rate},
                 "recipe": RECIPE,
                 "seed": args.seed,
                 "steps": history.steps,
@@ -163,13 +151,13 @@ def run(args: argparse.Namespace) -> int:
                 "validation": None if history.scores is None else dataclasses.asdict(history.scores),
                 "num_pairs": {"train": len(train), "validation": 0 if validation is None else len(validation)},
                 "resolution": list(train.resolution),
-                "input_size": list(size),
+                "input_size": list(beginning.input_size),
                 "commit": code_commit(),
                 "versions": versions("torch", "transformers", "torchmetrics"),
                 "started": started,
                 "seconds": round(time.monotonic() - clock, 1),
             }
-            _save(folder, network, processor, record, history)
+            _save(folder, network, beginning.processor, record, history)
             labels.save_json(folder / LABELS_FILE)
     sys.stdout.write(_report(record, history) + f"saved {args.output}\n")
     return 0 if stopped_by is None else 128 + stop.number
@@ -203,15 +191,6 @@ def _kept(pairs: PairDataset) -> LabelledPhotos:
     """The pairs of a split, which stay decoded once they are read: reading then never waits for files."""
     pairs.keep_decoded(MEMORY_LIMIT)
     return LabelledPhotos(pairs)
-
-
-def _input_size(text: str | None, resolution: tuple[int, int], enlargement: int, least_side: int) -> tuple[int, int]:
-    if text is None:
-        return scaled_size(*resolution, max(enlargement * min(resolution), least_side))
-    size = parse_resolution(text)
-    if size is None:
-        return resolution
-    return size if "x" in text.lower() else scaled_size(*resolution, size[0])
 
 
 @contextlib.contextmanager

@@ -119,8 +119,11 @@ def train_segmenter(
     ignore_index = train.labels.ignore_index
     class_weights = train.class_weights().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
+    total_steps = max(max_train_steps, 2)
+    # torch divides by the steps of the warm-up less one: a single one becomes two
+    warmup_share = 2 / total_steps if total_steps * WARMUP_SHARE == 1 else WARMUP_SHARE
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=max(max_train_steps, 2), pct_start=WARMUP_SHARE, cycle_momentum=False
+        optimizer, learning_rate, total_steps=total_steps, pct_start=warmup_share, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(seed)
     order = batches.shuffled_batches(len(train), train_batch_size, generator)

@@ -1,0 +1,1 @@
+"""The study: does a segmentation network get better with synthetic images, and by more than chance?"""
