@@ -24,6 +24,7 @@ from semseg_diffusers.evaluation.figures import (
     neighbour_figures,
     paper_figures,
 )
+from semseg_diffusers.evaluation.filtering.independence import read_filter
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
 from semseg_diffusers.evaluation.inputs import (
     PAGE_FILE,
@@ -216,6 +217,12 @@ def _figures(
         notes.append("Fidelity and diversity were left away: no feature network for them was given (--features).")
     elif (why := why_no_diversity(data.generated.stems)) is not None:
         notes.append(f"Diversity was not measured: {why}")
+    filtered = None if settings.generated is None else read_filter(settings.generated)
+    if filtered is not None and filtered["segmenter_sha256"] == judge.weights_sha256:
+        notes.append(
+            "The images were filtered by the very network that reads them here: it was let choose what it likes, so "
+            "its agreement is no evidence. Evaluate with another --segmenter."
+        )
     if unlabelled:
         notes.append(
             f"{len(unlabelled)} masks hold no labelled pixel that is judged, such as that of {unlabelled[0]}."
