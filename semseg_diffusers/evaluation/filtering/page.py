@@ -75,9 +75,9 @@ def write_filter_page(
 
 
 def _summary(record: Mapping[str, Any]) -> Section:
-    results, reference, settings = record["results"], record["reference"], record["settings"]
+    results, reference = record["results"], record["reference"]
     says = [
-        Markup("<strong>{} of {} images are kept</strong>, of {} of {} masks.").format(
+        Markup("<strong>{} of {} images are kept</strong>, from {} of {} masks.").format(
             number(results["num_kept"]),
             number(results["num_images"]),
             number(results["num_masks_kept"]),
@@ -85,19 +85,17 @@ def _summary(record: Mapping[str, Any]) -> Section:
         )
     ]
     says += [
-        f"{number(count)} dropped: {REASONS[reason].replace('--minimum_kept', percent(settings['minimum_kept']))}."
-        for reason, count in results["num_dropped"].items()
-        if count
+        f"{number(count)} dropped: {REASONS[reason]}." for reason, count in results["num_dropped"].items() if count
     ]
     says.append(
-        Markup("<strong>{} of the labelled pixels</strong> of all images keep their label; {} of those kept.").format(
+        Markup("<strong>{} of the labelled pixels</strong> keep their label; in images that are kept {}.").format(
             percent(results["kept_share"]), percent(results["kept_share_of_kept_images"])
         )
     )
     if reference is not None:
         says.append(
             f"Of real photos the same rule keeps {percent(reference['kept_share'])} "
-            f"({number(reference['num_photos'])} photos of {reference['name']}): more is not to be expected."
+            f"({number(reference['num_photos'])} photos of {reference['name']}): about what exact labels reach."
         )
     losses = ClassLosses.from_record(record["class_losses"])
     segmenter, judge = record["segmenter"], record["judge"]

@@ -11,10 +11,10 @@ import numpy as np
 TOO_LITTLE_KEPT = "too little kept"
 EASY_MASK = "easier mask"
 NOTHING_LABELLED = "nothing labelled"
-REASONS = {  # of a dropped image -> what the page says of it
-    TOO_LITTLE_KEPT: "the share of its labelled pixels that was kept is below --minimum_kept",
-    EASY_MASK: "its mask is one of the easier ones, of which --resample keeps the best images only",
-    NOTHING_LABELLED: "its mask holds no labelled pixel",
+REASONS = {  # of dropped images -> what the page says of it
+    TOO_LITTLE_KEPT: "they keep a smaller share of their labelled pixels than --minimum_kept",
+    EASY_MASK: "their masks are easier ones, of which --resample keeps the best images only",
+    NOTHING_LABELLED: "their masks hold no labelled pixel",
 }
 
 
