@@ -93,6 +93,7 @@ def evaluate(
         num_generated = len(stems) * settings.num_images_per_mask
     else:
         generated = processes.agree(lambda: generated_images(settings.generated, pairs))
+        filter_record = processes.agree(lambda: read_filter(settings.generated)) or {}
         stems, num_generated = sorted(set(generated.stems)), len(generated)
 
     def check() -> None:
@@ -160,7 +161,8 @@ def evaluate(
                 )
                 del pipeline
                 generated = processes.agree(lambda: made_images(output / "generated", pairs, stems, settings))
-        data = Data(real, train, why_no_train, generated)
+        filtered_by = filter_record.get("segmenter_sha256") if settings.model is None else None
+        data = Data(real, train, why_no_train, generated, filtered_by)
         with clock.measure("reading"):
             read_generated = over(judge.read, reader, generated, "reading generated images")
         with clock.measure("features"):
@@ -217,8 +219,7 @@ def _figures(
         notes.append("Fidelity and diversity were left away: no feature network for them was given (--features).")
     elif (why := why_no_diversity(data.generated.stems)) is not None:
         notes.append(f"Diversity was not measured: {why}")
-    filtered = None if settings.generated is None else read_filter(settings.generated)
-    if filtered is not None and filtered["segmenter_sha256"] == judge.weights_sha256:
+    if data.filtered_by == judge.weights_sha256:
         notes.append(
             "The images were filtered by the very network that reads them here: it was let choose what it likes, so "
             "its agreement is no evidence. Evaluate with another --segmenter."

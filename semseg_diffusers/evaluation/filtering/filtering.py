@@ -74,7 +74,7 @@ class Real:
 def filter_dataset(
     generated: str | os.PathLike,
     real: Real,
-    judge: Judge,
+    segmenter: Judge,
     output: str | os.PathLike,
     settings: FilterSettings | None = None,
     *,
@@ -93,7 +93,7 @@ def filter_dataset(
     Args:
         generated: folder that `generate` wrote.
         real: photos with their masks, of the same size and classes.
-        judge: the network that filters, as `load_judge` gives it.
+        segmenter: the network that filters, as `load_judge` gives it.
         output: folder to make or to continue.
         settings: how strictly.
         judged_by: name and hash of the network that measures later, for the record.
@@ -119,11 +119,11 @@ def filter_dataset(
         raise ValueError(f"--batch_size must be at least 1; got {batch_size}.")
     rows, generation = read_generated(generated)
     images = generated_images(generated, real.pairs)
-    _try(judge, real.pairs)
-    key = losses_key(judge, dtype, real.pairs)
+    _try(segmenter, real.pairs)
+    key = losses_key(segmenter, dtype, real.pairs)
     told = {
         **asdict(settings),
-        "segmenter_sha256": judge.weights_sha256,
+        "segmenter_sha256": segmenter.weights_sha256,
         "class_losses": key,  # of the segmenter, its input size and the real photos
         "images": generation_hash(generation),
     }
@@ -133,13 +133,13 @@ def filter_dataset(
     with sole_filter(output):
         # 2. What the network loses on real photos
         losses = borrowed or find_class_losses(output / FILTER_FILE, key)
-        losses = losses or compute_class_losses(judge, real.pairs, key, batch_size, show_progress)
+        losses = losses or compute_class_losses(segmenter, real.pairs, key, batch_size, show_progress)
         thresholds = losses.thresholds(settings.tolerance_margin, settings.keep_unchecked)
         record = {
             "kind": "filter",
             "settings": told,
-            "segmenter_sha256": judge.weights_sha256,
-            "segmenter": judge.describe(real.pairs.resolution),
+            "segmenter_sha256": segmenter.weights_sha256,
+            "segmenter": segmenter.describe(real.pairs.resolution),
             "judge": None if judged_by is None else dict(judged_by),
             "generated": os.fspath(generated),
             "real": real.name,
@@ -148,11 +148,11 @@ def filter_dataset(
         write_record(output, record)
         reference = None
         if real.reference is not None:
-            found = kept_of_real(judge, real.reference, thresholds, batch_size, show_progress)
+            found = kept_of_real(segmenter, real.reference, thresholds, batch_size, show_progress)
             reference = {"name": real.reference_name, **found}
 
         # 3. The images
-        scored = _read_images(judge, images, generated, rows, output, thresholds, batch_size, show_progress)
+        scored = _read_images(segmenter, images, generated, rows, output, thresholds, batch_size, show_progress)
         hardness = {image.stem: mask_hardness(np.array(image.pixels), losses.array()) for image in scored}
         ranks = ranks_of(hardness)
         reasons = reasons_to_drop(scored, settings.minimum_kept, ranks if settings.resample else None)
@@ -175,20 +175,20 @@ def filter_dataset(
             "started": started,
         }
         examples = choose_examples(scored, reasons, seed)
-        pictures = example_pictures(examples, images, judge, thresholds)
+        pictures = example_pictures(examples, images, segmenter, thresholds)
         write_filter_page(output / PAGE_FILE, record, scored, reasons, examples, pictures, images.labels)
         write_record(output, record)
     return record
 
 
-def _try(judge: Judge, pairs: PairDataset) -> None:
+def _try(segmenter: Judge, pairs: PairDataset) -> None:
     """Refuse a network that cannot read images of this size, or gives no losses."""
     height, width = pairs.resolution
     noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
-        judge.losses(noise, torch.zeros(1, height, width, dtype=torch.uint8))
+        segmenter.losses(noise, torch.zeros(1, height, width, dtype=torch.uint8))
     except NETWORK_ERRORS as err:
-        name = judge.describe(pairs.resolution)["name"]
+        name = segmenter.describe(pairs.resolution)["name"]
         raise ValueError(
             f"--segmenter '{name}' cannot read images of {height} x {width} (height x width), the size of the photos: "
             f"{reason_of(err)}"
@@ -196,7 +196,7 @@ def _try(judge: Judge, pairs: PairDataset) -> None:
 
 
 def _read_images(
-    judge: Judge,
+    segmenter: Judge,
     images: ImageSet,
     generated: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -221,7 +221,7 @@ def _read_images(
     with tqdm(total=len(missing), desc="filtering", unit="image", disable=not show_progress) as bar:
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
-            read = read_batch(judge, map(images.image, batch), map(images.mask, batch))
+            read = read_batch(segmenter, map(images.image, batch), map(images.mask, batch))
             for place, (ids, losses) in zip(batch, read, strict=True):
                 filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
                 known = np.isfinite(losses)

@@ -66,11 +66,11 @@ class ClassLosses:
         return cls(key=record["key"], num_photos=record["num_photos"], **lists)
 
 
-def losses_key(judge: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
+def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
     """Hash all that class losses depend on: weights, preparation, classes; photos as stored, and their masks."""
-    identity = judge.identity(pairs.resolution)
+    identity = segmenter.identity(pairs.resolution)
     of_network = {name: identity[name] for name in ("preprocessing", "mapping", "ignore_index")}
-    told = {**of_network, "weights": judge.weights_sha256, "dtype": str(dtype), "classes": pairs.labels.names}
+    told = {**of_network, "weights": segmenter.weights_sha256, "dtype": str(dtype), "classes": pairs.labels.names}
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for index, stem in enumerate(pairs.stems):
         digest.update(stem.encode())
@@ -80,12 +80,12 @@ def losses_key(judge: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
 
 
 def compute_class_losses(
-    judge: Judge, pairs: PairDataset, key: str, batch_size: int, show_progress: bool = False
+    segmenter: Judge, pairs: PairDataset, key: str, batch_size: int, show_progress: bool = False
 ) -> ClassLosses:
     """Give all photos of a split to the network.
 
     Args:
-        judge: the network.
+        segmenter: the network.
         pairs: photos with their masks, all of one size.
         key: what `losses_key` returns.
         batch_size: photos a forward.
@@ -96,7 +96,7 @@ def compute_class_losses(
     """
     num_classes = pairs.labels.num_classes
     total, count = np.zeros(num_classes), np.zeros(num_classes, np.int64)
-    for ids, losses in read_pairs(judge, pairs, range(len(pairs)), batch_size, "real photos", show_progress):
+    for ids, losses in read_pairs(segmenter, pairs, range(len(pairs)), batch_size, "real photos", show_progress):
         known = np.isfinite(losses)
         total += np.bincount(ids[known], weights=losses[known], minlength=num_classes)
         count += np.bincount(ids[known], minlength=num_classes)
@@ -134,7 +134,7 @@ def borrowed_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses:
 
 
 def kept_of_real(
-    judge: Judge, pairs: PairDataset, thresholds: np.ndarray, batch_size: int, show_progress: bool = False
+    segmenter: Judge, pairs: PairDataset, thresholds: np.ndarray, batch_size: int, show_progress: bool = False
 ) -> dict[str, Any]:
     """What the rule keeps of real labels, on at most `MOST_REFERENCES` photos at even distances.
 
@@ -145,7 +145,7 @@ def kept_of_real(
     labels, count = pairs.labels, min(len(pairs), MOST_REFERENCES)
     places = [place * len(pairs) // count for place in range(count)]
     before, after = (np.zeros(labels.num_classes, np.int64) for _ in range(2))
-    for ids, losses in read_pairs(judge, pairs, places, batch_size, "photos to compare with", show_progress):
+    for ids, losses in read_pairs(segmenter, pairs, places, batch_size, "photos to compare with", show_progress):
         before += count_pixels(ids, labels)
         after += count_pixels(filter_ids(ids, losses, thresholds, labels.ignore_index), labels)
     return {"num_photos": count, **kept_shares(before, after, labels)}
@@ -174,20 +174,20 @@ def count_pixels(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
 
 
 def read_pairs(
-    judge: Judge, pairs: PairDataset, places: Sequence[int], batch_size: int, title: str, show_progress: bool
+    segmenter: Judge, pairs: PairDataset, places: Sequence[int], batch_size: int, title: str, show_progress: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ids (H, W) and losses (H, W) of each of these pairs."""
     with tqdm(total=len(places), desc=title, unit="photo", disable=not show_progress) as bar:
         for start in range(0, len(places), batch_size):
             batch = [pairs[place] for place in places[start : start + batch_size]]
-            yield from read_batch(judge, [pair["image"] for pair in batch], [pair["mask"] for pair in batch])
+            yield from read_batch(segmenter, [pair["image"] for pair in batch], [pair["mask"] for pair in batch])
             bar.update(len(batch))
 
 
 def read_batch(
-    judge: Judge, images: Iterable[torch.Tensor], masks: Iterable[torch.Tensor]
+    segmenter: Judge, images: Iterable[torch.Tensor], masks: Iterable[torch.Tensor]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ids and losses of images (3, H, W) and masks (H, W), each as an array (H, W)."""
     masks = torch.stack(list(masks))
-    losses = judge.losses(torch.stack(list(images)), masks)  # (B, H, W)
+    losses = segmenter.losses(torch.stack(list(images)), masks)  # (B, H, W)
     return zip(masks.numpy(), losses.numpy(), strict=True)

@@ -66,14 +66,14 @@ def choose_examples(images: Sequence[Scored], reasons: Mapping[str, str], seed: 
 
 
 def example_pictures(
-    examples: Examples, images: ImageSet, judge: Judge, thresholds: np.ndarray
+    examples: Examples, images: ImageSet, segmenter: Judge, thresholds: np.ndarray
 ) -> dict[str, ExamplePictures]:
     """Read the examples once more, for their loss maps; name -> pictures."""
     place_of = {name: place for place, name in enumerate(images.names)}
     pictures = {}
     for name in examples.names:
         image, mask = images.image(place_of[name]), images.mask(place_of[name])
-        ids, losses = next(iter(read_batch(judge, [image], [mask])))
+        ids, losses = next(iter(read_batch(segmenter, [image], [mask])))
         filtered = filter_ids(ids, losses, thresholds, images.labels.ignore_index)
         pictures[name] = ExamplePictures(
             mask=images.labels.decode(ids),
