@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from evaluation_place import LABELS, SIZE, Place
 from filter_places import (
     GENERATION,
@@ -461,3 +462,29 @@ def test_photos_to_compare_with_are_optional_and_of_one_size(place, generated, t
     words = [word if word != place.dataset else data for word in options(place, generated, tmp_path / "more")]
     error = place.command(*words, "--reference_split", "test", expect=2)
     assert "the photos of 'test' are (16, 16), those of 'train' (32, 32) (height, width); wanted one size" in error
+
+
+# What it is for ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_filtered_folder_trains_a_model_and_comes_back_from_the_hub(filtered, hub, clean_process, tmp_path):
+    command = "import sys\nfrom semseg_diffusers import cli\nsys.exit(cli.main(sys.argv[1:]))"
+    clean_process(
+        command,
+        *("train", "--dataset", filtered[0], "--output_dir", tmp_path / "run", "--max_train_steps", 1),
+        *("--train_batch_size", 2, "--block_out_channels", 32, 32, "--layers_per_block", 1, "--norm_num_groups", 4),
+        *("--device", "cpu"),
+    )
+    assert (tmp_path / "run" / "model_index.json").is_file()
+    environment = hub.environment(tmp_path / "home")
+    clean_process(command, "push", "--dataset", filtered[0], "--repo_id", "alice/filtered", environment=environment)
+    code = """
+import sys, torch
+from semseg_diffusers.data.loading import load_pairs
+torch.save([pair["mask"] for pair in load_pairs("alice/filtered")], sys.argv[1])
+"""
+    clean_process(code, tmp_path / "masks", environment=environment)
+    here = [pair["mask"] for pair in load_pairs(filtered[0], "train")]
+    assert torch.equal(torch.stack(torch.load(tmp_path / "masks")), torch.stack(here))
+    assert (torch.stack(here) == 255).any()
