@@ -102,6 +102,8 @@ def test_true_labels_stay_as_they_do_in_real_photos(filtered):
     assert all(row["kept_share"] > 0.85 for row in good)
     assert record["reference"]["num_photos"] == 8
     assert record["reference"]["kept_share"] > 0.85
+    assert record["reference"]["least_kept_share"] <= record["reference"]["kept_share"]
+    assert record["results"]["least_kept_share"] < 0.2  # the image that is dropped
 
 
 def test_the_generated_folder_stays_as_it_was(filtered, generated):

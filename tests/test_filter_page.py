@@ -43,6 +43,7 @@ RECORD = {
         "num_photos": 101,
         "kept_share": 0.8123,
         "kept_share_by_class": {"road": 0.9012, "sky": 0.7013},
+        "least_kept_share": 0.7719,
     },
     "results": {
         "num_images": 203,
@@ -53,6 +54,7 @@ RECORD = {
         "kept_share": 0.6271,
         "kept_share_by_class": {"road": 0.6543, "pole <b>": 0.3217},
         "kept_share_of_kept_images": 0.7351,
+        "least_kept_share": 0.1433,
         "pixels": {"road": 1009, "sky": 0, "pole <b>": 107, "lion": 0},
         "pixels_left": {"road": 811, "sky": 0, "pole <b>": 37, "lion": 0},
     },
@@ -84,7 +86,8 @@ def test_every_number_is_on_the_page(tmp_path):
     expected += [number(value) for value in reference["kept_share_by_class"].values()]
     expected += [number(1.75 * mean) for mean in RECORD["class_losses"]["mean"] if mean is not None]
     assert set(expected) <= numbers_in(page.text)
-    for share in (results["kept_share"], results["kept_share_of_kept_images"], reference["kept_share"], 0.375):
+    shares = [part[name] for part in (results, reference) for name in ("kept_share", "least_kept_share")]
+    for share in (*shares, results["kept_share_of_kept_images"], 0.375):
         assert percent(share) in page.text
     for text in (
         "runs/filter",
@@ -127,6 +130,15 @@ def test_classes_that_are_not_checked_or_not_read_are_warned_of(tmp_path):
     assert "no better than chance, so nearly all of their labels pass, right or wrong: pole <b>." in page.text
     _, page = write(tmp_path)
     assert "Not checked" not in page.text  # no mask holds a lion
+
+
+def test_classes_that_are_drawn_much_worse_than_in_photos_are_named(tmp_path):
+    _, page = write(tmp_path)
+    assert "Drawn worst, by the share that keeps its label: road (65.4 %, in real photos 90.1 %)." in page.text
+    record = copy.deepcopy(RECORD)
+    record["results"]["kept_share_by_class"]["road"] = 0.85
+    _, page = write(tmp_path, record)
+    assert "Drawn worst" not in page.text
 
 
 def test_a_judge_that_is_the_filter_is_warned_of(tmp_path):

@@ -291,6 +291,7 @@ def _results(scored: Sequence[Scored], reasons: Mapping[str, str], labels: Label
         "num_masks_kept": len({image.stem for image in scored if image.name not in reasons}),
         "num_dropped": {reason: list(reasons.values()).count(reason) for reason in REASONS},
         **kept_shares(before.sum(0), after.sum(0), labels),  # of all images, dropped ones too
+        "least_kept_share": min((i.kept_share for i in scored if i.kept_share is not None), default=None),
         "kept_share_of_kept_images": kept_shares(before[stays].sum(0), after[stays].sum(0), labels)["kept_share"],
         "pixels": dict(zip(labels.names, before.sum(0).tolist(), strict=True)),
         "pixels_left": dict(zip(labels.names, after[stays].sum(0).tolist(), strict=True)),

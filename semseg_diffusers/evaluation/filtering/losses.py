@@ -139,16 +139,20 @@ def kept_of_real(
     """What the rule keeps of real labels, on at most `MOST_REFERENCES` photos at even distances.
 
     Returns:
-        `num_photos`, `kept_share`, and `kept_share_by_class` of the classes that are there; shares are None where
-        there is no labelled pixel.
+        `num_photos`, `kept_share`, `kept_share_by_class` of the classes that are there, and `least_kept_share` of a
+        photo; shares are None where there is no labelled pixel.
     """
     labels, count = pairs.labels, min(len(pairs), MOST_REFERENCES)
     places = [place * len(pairs) // count for place in range(count)]
     before, after = (np.zeros(labels.num_classes, np.int64) for _ in range(2))
+    of_photos = []
     for ids, losses in read_pairs(segmenter, pairs, places, batch_size, "photos to compare with", show_progress):
-        before += count_pixels(ids, labels)
-        after += count_pixels(filter_ids(ids, losses, thresholds, labels.ignore_index), labels)
-    return {"num_photos": count, **kept_shares(before, after, labels)}
+        pixels = count_pixels(ids, labels)
+        kept = count_pixels(filter_ids(ids, losses, thresholds, labels.ignore_index), labels)
+        before, after = before + pixels, after + kept
+        of_photos.append(kept_shares(pixels, kept, labels)["kept_share"])
+    least = min((share for share in of_photos if share is not None), default=None)
+    return {"num_photos": count, **kept_shares(before, after, labels), "least_kept_share": least}
 
 
 def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from semseg_diffusers.evaluation.filtering.rules import REASONS, Scored
 
 
 BINS = 10  # of the histogram of kept shares
+MUCH_LESS = 0.1  # of a class is kept than of the same in real photos: it is named
+MOST_NAMED = 4  # such classes
 
 
 def write_filter_page(
@@ -87,16 +89,17 @@ def _summary(record: Mapping[str, Any]) -> Section:
     says += [
         f"{number(count)} dropped: {REASONS[reason]}." for reason, count in results["num_dropped"].items() if count
     ]
-    says.append(
-        Markup("<strong>{} of the labelled pixels</strong> keep their label; in images that are kept {}.").format(
-            percent(results["kept_share"]), percent(results["kept_share_of_kept_images"])
-        )
-    )
+    kept = Markup("<strong>{} of the labelled pixels</strong> keep their label").format(percent(results["kept_share"]))
+    if results["num_kept"] < results["num_images"]:
+        kept += f", {percent(results['kept_share_of_kept_images'])} in images that are kept"
+    says.append(kept + f"; of one image {percent(results['least_kept_share'])} at least.")
     if reference is not None:
         says.append(
-            f"Of real photos the same rule keeps {percent(reference['kept_share'])} "
-            f"({number(reference['num_photos'])} photos of {reference['name']}): about what exact labels reach."
+            f"Of real photos the same rule keeps {percent(reference['kept_share'])}, of one "
+            f"{percent(reference['least_kept_share'])} at least ({number(reference['num_photos'])} photos of "
+            f"{reference['name']}): about what exact labels reach."
         )
+        says += _drawn_badly(results["kept_share_by_class"], reference["kept_share_by_class"])
     losses = ClassLosses.from_record(record["class_losses"])
     segmenter, judge = record["segmenter"], record["judge"]
     score = (segmenter["validation"] or {}).get("mean_iou")
@@ -107,6 +110,16 @@ def _summary(record: Mapping[str, Any]) -> Section:
         "Class losses": f"{number(losses.num_photos)} photos of {record['real']}",
     }
     return section("What it says", bullets(says), *_warnings(losses, record), facts(about))
+
+
+def _drawn_badly(generated: Mapping[str, float], real: Mapping[str, float]) -> list[str]:
+    """Which classes are read much less often than in real photos, the worst first."""
+    lost = {name: real[name] - share for name, share in generated.items() if name in real}
+    worst = sorted((name for name in lost if lost[name] > MUCH_LESS), key=lambda name: (-lost[name], name))[
+        :MOST_NAMED
+    ]
+    named = (f"{name} ({percent(generated[name])}, in real photos {percent(real[name])})" for name in worst)
+    return [f"Drawn worst, by the share that keeps its label: {', '.join(named)}."] if worst else []
 
 
 def _warnings(losses: ClassLosses, record: Mapping[str, Any]) -> list[Markup]:
