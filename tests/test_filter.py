@@ -262,8 +262,8 @@ def test_images_that_were_added_or_made_anew_are_filtered_by_the_same_command(pl
 
 
 def test_other_settings_are_refused_in_the_same_folder(place, generated, filtered):
-    error = run(place, generated, filtered[0], "--minimum_kept", 0.6, expect=2)
-    assert "was filtered with other settings (minimum_kept: 0.5 there, 0.6 now). Choose another folder" in error
+    error = run(place, generated, filtered[0], "--minimum_kept", 0.7, expect=2)
+    assert "was filtered with other settings (minimum_kept: 0.6 there, 0.7 now). Choose another folder" in error
 
 
 def test_class_losses_are_taken_from_another_folder(place, generated, filtered, tmp_path):

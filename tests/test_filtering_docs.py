@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_generating_docs import save_model
 
 from semseg_diffusers import LabelSet, cli
@@ -41,6 +42,12 @@ def test_columns_of_the_page_are_those_that_the_filter_writes():
     told = re.findall(r"^\| (`.*?`) \|", PAGE, flags=re.MULTILINE)
     assert re.findall(r"`(\w+)`", ", ".join(told)) == [*COLUMNS, "reason"]
     assert all(f"`{reason}`" in PAGE for reason in REASONS)
+
+
+def test_pictures_of_the_page_are_there_and_small():
+    (name,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGE)
+    Image.open(ROOT / "docs" / name).verify()
+    assert (ROOT / "docs" / name).stat().st_size < 150_000
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ class FilterSettings:
     """
 
     tolerance_margin: float = 1.25  # FreeMask's; above so many times the mean loss of its class, a pixel is unknown
-    minimum_kept: float = 0.5  # share of its labelled pixels below which an image is dropped
+    minimum_kept: float = 0.6  # share of its labelled pixels below which an image is dropped
     resample: bool = False  # keep more images of the harder masks
     keep_unchecked: bool = False  # keep the labels of classes for which there is no threshold
 
