@@ -284,6 +284,7 @@ def _results(scored: Sequence[Scored], reasons: Mapping[str, str], labels: Label
     before = np.array([image.pixels for image in scored])  # (N, num_classes)
     after = np.array([image.kept for image in scored])
     stays = np.array([image.name not in reasons for image in scored])
+    shares = [image.kept_share for image in scored if image.kept_share is not None]
     return {
         "num_images": len(scored),
         "num_kept": int(stays.sum()),
@@ -291,7 +292,7 @@ def _results(scored: Sequence[Scored], reasons: Mapping[str, str], labels: Label
         "num_masks_kept": len({image.stem for image in scored if image.name not in reasons}),
         "num_dropped": {reason: list(reasons.values()).count(reason) for reason in REASONS},
         **kept_shares(before.sum(0), after.sum(0), labels),  # of all images, dropped ones too
-        "least_kept_share": min((i.kept_share for i in scored if i.kept_share is not None), default=None),
+        "least_kept_share": None if not shares else round(min(shares), 6),
         "kept_share_of_kept_images": kept_shares(before[stays].sum(0), after[stays].sum(0), labels)["kept_share"],
         "pixels": dict(zip(labels.names, before.sum(0).tolist(), strict=True)),
         "pixels_left": dict(zip(labels.names, after[stays].sum(0).tolist(), strict=True)),
