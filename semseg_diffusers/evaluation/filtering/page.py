@@ -92,11 +92,11 @@ def _summary(record: Mapping[str, Any]) -> Section:
     kept = Markup("<strong>{} of the labelled pixels</strong> keep their label").format(percent(results["kept_share"]))
     if results["num_kept"] < results["num_images"]:
         kept += f", {percent(results['kept_share_of_kept_images'])} in images that are kept"
-    says.append(kept + f"; of one image {percent(results['least_kept_share'])} at least.")
+    says.append(kept + f"; the worst image keeps {percent(results['least_kept_share'])}.")
     if reference is not None:
         says.append(
-            f"Of real photos the same rule keeps {percent(reference['kept_share'])}, of one "
-            f"{percent(reference['least_kept_share'])} at least ({number(reference['num_photos'])} photos of "
+            f"Of real photos the same rule keeps {percent(reference['kept_share'])}, of the worst one "
+            f"{percent(reference['least_kept_share'])} ({number(reference['num_photos'])} photos of "
             f"{reference['name']}): about what exact labels reach."
         )
         says += _drawn_badly(results["kept_share_by_class"], reference["kept_share_by_class"])
