@@ -27,6 +27,7 @@ COMMANDS = {
     "report": ("semseg_diffusers.training.report_command", "write the page of a training run, going on or ended"),
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
     "segmenter": ("semseg_diffusers.evaluation.segmenters.command", "train a network that reads masks from photos"),
+    "filter": ("semseg_diffusers.evaluation.filtering.command", "drop labels and images that do not show their masks"),
     "evaluate": ("semseg_diffusers.evaluation.command", "measure generated images against masks and real photos"),
     "study": ("semseg_diffusers.evaluation.study.command", "does a segmentation network get better with them"),
     "convert": ("semseg_diffusers.converters.command", "turn a published checkpoint of others into a pipeline"),

@@ -24,6 +24,7 @@ from semseg_diffusers.evaluation.figures import (
     neighbour_figures,
     paper_figures,
 )
+from semseg_diffusers.evaluation.filtering.independence import read_filter
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
 from semseg_diffusers.evaluation.inputs import (
     PAGE_FILE,
@@ -92,6 +93,7 @@ def evaluate(
         num_generated = len(stems) * settings.num_images_per_mask
     else:
         generated = processes.agree(lambda: generated_images(settings.generated, pairs))
+        filter_record = processes.agree(lambda: read_filter(settings.generated)) or {}
         stems, num_generated = sorted(set(generated.stems)), len(generated)
 
     def check() -> None:
@@ -159,7 +161,8 @@ def evaluate(
                 )
                 del pipeline
                 generated = processes.agree(lambda: made_images(output / "generated", pairs, stems, settings))
-        data = Data(real, train, why_no_train, generated)
+        filtered_by = filter_record.get("segmenter_sha256") if settings.model is None else None
+        data = Data(real, train, why_no_train, generated, filtered_by)
         with clock.measure("reading"):
             read_generated = over(judge.read, reader, generated, "reading generated images")
         with clock.measure("features"):
@@ -216,6 +219,11 @@ def _figures(
         notes.append("Fidelity and diversity were left away: no feature network for them was given (--features).")
     elif (why := why_no_diversity(data.generated.stems)) is not None:
         notes.append(f"Diversity was not measured: {why}")
+    if data.filtered_by == judge.weights_sha256:
+        notes.append(
+            "The images were filtered by the very network that reads them here: it was let choose what it likes, so "
+            "its agreement is no evidence. Evaluate with another --segmenter."
+        )
     if unlabelled:
         notes.append(
             f"{len(unlabelled)} masks hold no labelled pixel that is judged, such as that of {unlabelled[0]}."

@@ -47,6 +47,7 @@ class Data:
     train: ImageSet | None
     why_no_train: str | None
     generated: ImageSet
+    filtered_by: str | None = None  # hash of the network that filtered the images, where one has
 
 
 def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairDataset, ImageSet | None, str | None]:

@@ -44,7 +44,7 @@ def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None
         return
     settings_file = output / GENERATION_FILE
     if not settings_file.is_file():
-        if output.is_dir() and all(_is_passing(path) for path in output.iterdir()):
+        if output.is_dir() and all(is_passing(path) for path in output.iterdir()):
             return
         raise ValueError(f"output '{output}' is not empty and was not made by generate (no {GENERATION_FILE} in it)")
     if not _has_images(output):
@@ -66,7 +66,7 @@ def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None
         raise ValueError(f"output '{output}' holds images of other settings ({shown}). Choose another output folder.")
 
 
-def _is_passing(path: Path) -> bool:
+def is_passing(path: Path) -> bool:
     """Tell whether a file is the lock, or one that was being written when a run was killed."""
     return path.name == LOCK_FILE or path.name.endswith(".tmp") or ".tmp-" in path.name
 
@@ -88,16 +88,20 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def sole_run(output: Path) -> Iterator[None]:
+def sole_run(output: Path, work: str = "generating into") -> Iterator[None]:
     """Keep a folder to the run of this process, and remove what an earlier one had not finished writing.
+
+    Args:
+        output: the folder.
+        work: what is done to it, for the message.
 
     Raises:
         ValueError: another run writes to this folder.
     """
-    with sole_owner(output, "generating into"):
+    with sole_owner(output, work):
         for folder in (output, output / "images", output / "masks"):
             for path in folder.glob("*"):
-                if _is_passing(path) and path.name != LOCK_FILE:
+                if is_passing(path) and path.name != LOCK_FILE:
                     path.unlink(missing_ok=True)
         yield
 
@@ -216,9 +220,13 @@ def update_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def write_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write all rows, ordered by mask, variation and number."""
-    ordered = sorted(rows, key=lambda row: (row["stem"], row.get("variation", ""), row["index"]))
-    write_text(output / METADATA_FILE, "".join(json.dumps(row) + "\n" for row in ordered))
+    """Write all rows, `in_order`."""
+    write_text(output / METADATA_FILE, "".join(json.dumps(row) + "\n" for row in in_order(rows)))
+
+
+def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows by mask, variation and number."""
+    return sorted(rows, key=lambda row: (row["stem"], row.get("variation", ""), row["index"]))
 
 
 def _row_of(path: Path, model: str) -> dict[str, Any]:

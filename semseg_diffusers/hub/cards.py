@@ -199,7 +199,7 @@ def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[st
 
 
 def _made_otherwise(record: dict[str, Any]) -> str:
-    """What of a generated data set is not drawn from noise at one setting."""
+    """What of a generated data set is not drawn from noise at one setting, or not as it was drawn."""
     told = ""
     if record.get("variations"):
         values = {name: ", ".join(map(str, given)) for name, given in record["variations"].items()}
@@ -208,6 +208,11 @@ def _made_otherwise(record: dict[str, Any]) -> str:
         told += "Real photos were made anew only where their masks had been edited. "
     if record.get("strength") is not None:
         told += f"Real photos were redrawn at strength {record['strength']:g}. "
+    if record.get("filter"):
+        told += (
+            f"Of {record['filter']['num_images']} images {record['filter']['num_kept']} were kept, and labels that a "
+            "segmentation network did not find in them became unknown. "
+        )
     return told
 
 

@@ -41,6 +41,7 @@ class Judge:
         revision: commit of the Hub, or a hash of the weights.
         post_processor: image processor that turns outputs of a mask classifier into a map; None for plain logits.
         validation: scores that the network's own training recorded.
+        weights_sha256: hash of its weights as they were loaded, which tells networks apart wherever they lie.
 
     Raises:
         ValueError: no class of the data has a counterpart among those of the network.
@@ -56,6 +57,7 @@ class Judge:
         revision: str,
         post_processor: Any = None,
         validation: dict[str, Any] | None = None,
+        weights_sha256: str | None = None,
     ):
         mapping = match_classes(class_names, labels)
         if set(mapping) == {None}:
@@ -66,7 +68,7 @@ class Judge:
             )
         self.labels = labels
         self.not_judged = tuple(label for index, label in enumerate(labels.names) if index not in mapping)
-        self.preprocessing = preprocessing
+        self.preprocessing, self.weights_sha256 = preprocessing, weights_sha256
         self._network, self._post_processor = network, post_processor
         self._class_names, self._name, self._revision = class_names, name, revision
         self._validation = validation
@@ -112,12 +114,7 @@ class Judge:
             uint8 (B, H, W) on the CPU: ids of `labels`, and their `ignore_index` where the network sees something that
             has no counterpart among them.
         """
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"a judge reads uint8 images (B, 3, H, W); got {images.dtype} of shape {tuple(images.shape)}."
-            )
-        size = tuple(images.shape[-2:])
-        pixel_values = self.preprocessing(images.to(self._network.device)).to(self._network.dtype)
+        pixel_values, size = self._prepare(images)
         if self._post_processor is None:
             ids = logits_of(self._network, pixel_values, size).argmax(1)  # (B, H, W)
         else:
@@ -128,6 +125,50 @@ class Judge:
             ids = torch.stack(maps)  # (B, H, W)
         return self._table[ids].cpu()
 
+    @torch.no_grad()
+    def losses(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each pixel: minus the logarithm of the probability that the network gives its class.
+
+        Network classes that come to one class of the data add their probabilities up; logits are brought to the size
+        of the masks.
+
+        Args:
+            images: uint8 (B, 3, H, W), RGB.
+            masks: class ids (B, H, W) of `labels`.
+
+        Returns:
+            float32 (B, H, W) on the CPU, in nats; NaN where the mask is unknown, or its class to the network.
+
+        Raises:
+            ValueError: a mask classifier, which has no probability of each class at each pixel; shapes that differ.
+        """
+        if self._post_processor is not None:
+            raise ValueError(
+                f"{OPTION} '{self._name}' is a {type(self._network).__name__}, which gives no probabilities pixel by "
+                "pixel; wanted a network for semantic segmentation, such as `semseg-diffusers segmenter` trains."
+            )
+        pixel_values, size = self._prepare(images)
+        if masks.shape != (len(images), *size):
+            raise ValueError(f"masks are {tuple(masks.shape)}; wanted {(len(images), *size)}, as the images.")
+        logs = logits_of(self._network, pixel_values, size).log_softmax(1)  # (B, classes of the network, H, W)
+        ids = masks.to(logs.device)
+        losses = torch.full(ids.shape, torch.nan, device=logs.device)
+        for label in range(self.labels.num_classes):
+            own = [index for index, counterpart in enumerate(self._mapping) if counterpart == label]
+            there = ids == label
+            if own and there.any():
+                losses[there] = -logs[:, own].logsumexp(1)[there]
+        return losses.cpu()
+
+    def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """What the network reads of images, and their size."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"a judge reads uint8 images (B, 3, H, W); got {images.dtype} of shape {tuple(images.shape)}."
+            )
+        pixel_values = self.preprocessing(images.to(self._network.device)).to(self._network.dtype)
+        return pixel_values, tuple(images.shape[-2:])
+
 
 def load_judge(
     name: str | os.PathLike,
@@ -137,6 +178,7 @@ def load_judge(
     input_size: int | tuple[int, int] | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
+    option: str = OPTION,
 ) -> Judge:
     """Load a network of a folder or the Hub as judge for a label set.
 
@@ -149,12 +191,13 @@ def load_judge(
             default what the network's image processor says: for ours, the size it was trained at.
         device: where it reads.
         dtype: of its weights.
+        option: which named it, for messages.
 
     Raises:
         ValueError: no such folder, a file is missing, another kind of network, or none of its classes are in the data.
         HubError: the Hub, or the way to it, failed.
     """
-    source = Source.of(name, revision, OPTION)
+    source = Source.of(name, revision, option)
     config = source.config()
     post_processor = None
     if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
@@ -164,13 +207,14 @@ def load_judge(
         settings, network = post_processor.to_dict(), source.network(AutoModelForUniversalSegmentation)
     else:
         raise ValueError(
-            f"{OPTION} '{source.name}' is a {config.model_type}; wanted a network for semantic segmentation of "
+            f"{option} '{source.name}' is a {config.model_type}; wanted a network for semantic segmentation of "
             f"transformers, or one of {', '.join(MASK_CLASSIFIERS)}."
         )
     preprocessing = Preprocessing.from_processor(settings)
     if input_size is not None:
         preprocessing = preprocessing.with_size(input_size)
-    revision = getattr(network.config, "_commit_hash", None) or weights_hash(network.state_dict())
+    weights_sha256 = weights_hash(network.state_dict())
+    revision = getattr(network.config, "_commit_hash", None) or weights_sha256
     record = Path(source.name) / RECORD_FILE
     return Judge(
         network.eval().to(device, dtype),
@@ -181,4 +225,5 @@ def load_judge(
         revision,
         post_processor,
         json.loads(record.read_text(encoding="utf-8")).get("validation") if record.is_file() else None,
+        weights_sha256,
     )

@@ -1,0 +1,89 @@
+"""What `filter` keeps of labels that are right and of labels that are another scene's: what its floor is judged by.
+
+Reads a folder that `generate` wrote (an image of each mask) and the real photos of a split, each with its own mask and
+with that of another. Prints the table of docs/filtering.md and writes JSON.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.evaluation.controls import derangement
+from semseg_diffusers.evaluation.filtering.losses import (
+    borrowed_class_losses,
+    compute_class_losses,
+    count_pixels,
+    kept_shares,
+    losses_key,
+    read_batch,
+)
+from semseg_diffusers.evaluation.filtering.rules import filter_ids
+from semseg_diffusers.evaluation.filtering.settings import FilterSettings
+from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
+from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
+from semseg_diffusers.pipelines.saved_files import write_text
+
+
+FLOORS = (0.5, 0.6, 0.7)  # of --minimum_kept
+SEED = 0  # of the exchange of masks
+
+
+def shares_of(images: ImageSet, masks: Sequence[int], segmenter: Judge, thresholds: np.ndarray) -> list[float]:
+    """The share of its labels that each image keeps with the mask at the place that `masks` names."""
+    labels, shares = images.labels, []
+    for place, mask in enumerate(masks):
+        ids, losses = next(iter(read_batch(segmenter, [images.image(place)], [images.mask(mask)])))
+        filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
+        share = kept_shares(count_pixels(ids, labels), count_pixels(filtered, labels), labels)["kept_share"]
+        shares += [] if share is None else [share]
+    return shares
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--generated", required=True, help="folder that `generate` wrote")
+    parser.add_argument("--dataset", required=True, help="prepared folder with the splits train and val")
+    parser.add_argument("--segmenter", required=True, help="network that filters")
+    parser.add_argument("--class_losses", help="folder that was filtered with it: take its mean losses from there")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/filtering.json"))
+    args = parser.parse_args()
+    train, val = (load_pairs(args.dataset, split) for split in ("train", "val"))
+    segmenter = load_judge(args.segmenter, train.labels)
+    key = losses_key(segmenter, torch.float32, train)
+    if args.class_losses is not None:
+        losses = borrowed_class_losses(args.class_losses, key)
+    else:
+        losses = compute_class_losses(segmenter, train, key, batch_size=8, show_progress=True)
+    margin = FilterSettings().tolerance_margin
+    thresholds = losses.thresholds(margin, keep_unchecked=False)
+    results = {}
+    print(f"| labels | images | kept, median | least | most | {' | '.join(f'below {floor}' for floor in FLOORS)} |")
+    print(f"|---|{'---|' * (4 + len(FLOORS))}")
+    generated = generated_images(args.generated, val)
+    first = {stem: place for place, stem in reversed([*enumerate(generated.stems)])}
+    generated = generated.subset(sorted(first.values()))
+    for kind, images in (("real photos", photos(val)), ("generated images", generated)):
+        for whose, masks in (("own", range(len(images))), ("others'", derangement(len(images), SEED))):
+            shares = shares_of(images, masks, segmenter, thresholds)
+            below = {str(floor): sum(share < floor for share in shares) for floor in FLOORS}
+            row = {
+                "images": len(shares),
+                "median": statistics.median(shares),
+                "least": min(shares),
+                "most": max(shares),
+            }
+            results[f"{kind}, {whose} masks"] = {**row, "below": below}
+            numbers = [str(len(shares)), *(f"{row[name]:.2f}" for name in ("median", "least", "most"))]
+            print(f"| {kind}, {whose} masks | {' | '.join([*numbers, *map(str, below.values())])} |")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.output, json.dumps({"tolerance_margin": margin, "kept": results}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

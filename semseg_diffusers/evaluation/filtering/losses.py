@@ -1,0 +1,197 @@
+"""The mean loss of each class on real photos, which generated pixels are measured against (FreeMask, Yang et al.
+2023), and the share of real labels that the same rule keeps: what generated images can reach at best."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.loading import PairDataset
+from semseg_diffusers.evaluation.filtering.independence import FILTER_FILE
+from semseg_diffusers.evaluation.filtering.rules import filter_ids
+from semseg_diffusers.evaluation.segmenters.judge import Judge
+
+
+MOST_REFERENCES = 200  # real photos that the rule is tried on, at even distances
+
+
+@dataclass(frozen=True)
+class ClassLosses:
+    """What a network loses on real photos, class by class."""
+
+    key: str  # hash of network, its preparation and the photos: who has the same need not compute it again
+    names: tuple[str, ...]
+    mean: tuple[float | None, ...]  # nats a pixel; None: no pixel of this class, or the network does not know it
+    pixels: tuple[int, ...]  # that the mean is over
+    num_photos: int
+
+    def array(self) -> np.ndarray:
+        """The means (num_classes,); NaN where there is none."""
+        return np.array([np.nan if value is None else value for value in self.mean])
+
+    @property
+    def unchecked(self) -> tuple[str, ...]:
+        """Classes without a mean: their pixels cannot be checked."""
+        return tuple(name for name, value in zip(self.names, self.mean, strict=True) if value is None)
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """Classes that the network reads no better than chance: nearly any pixel of theirs is within the tolerance."""
+        chance = np.log(len(self.names))
+        return tuple(
+            name for name, value in zip(self.names, self.mean, strict=True) if value is not None and value >= chance
+        )
+
+    def thresholds(self, margin: float, keep_unchecked: bool) -> np.ndarray:
+        """The loss above which a pixel becomes unknown (num_classes,), as `filter_ids` takes it."""
+        means = self.array()
+        return np.where(np.isnan(means), np.inf if keep_unchecked else np.nan, margin * means)
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "ClassLosses":
+        """Read what `record` gave."""
+        lists = {name: tuple(record[name]) for name in ("names", "mean", "pixels")}
+        return cls(key=record["key"], num_photos=record["num_photos"], **lists)
+
+
+def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
+    """Hash all that class losses depend on: weights, preparation, classes; photos as stored, and their masks."""
+    identity = segmenter.identity(pairs.resolution)
+    of_network = {name: identity[name] for name in ("preprocessing", "mapping", "ignore_index")}
+    told = {**of_network, "weights": segmenter.weights_sha256, "dtype": str(dtype), "classes": pairs.labels.names}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for index, stem in enumerate(pairs.stems):
+        digest.update(stem.encode())
+        digest.update(hashlib.sha256(pairs.photo_file(index)).digest())
+        digest.update(hashlib.sha256(pairs.mask(index).tobytes()).digest())
+    return f"sha256:{digest.hexdigest()[:32]}"
+
+
+def compute_class_losses(
+    segmenter: Judge, pairs: PairDataset, key: str, batch_size: int, show_progress: bool = False
+) -> ClassLosses:
+    """Give all photos of a split to the network.
+
+    Args:
+        segmenter: the network.
+        pairs: photos with their masks, all of one size.
+        key: what `losses_key` returns.
+        batch_size: photos a forward.
+        show_progress: show a bar on stderr.
+
+    Raises:
+        ValueError: no pixel has a class that the network knows.
+    """
+    num_classes = pairs.labels.num_classes
+    total, count = np.zeros(num_classes), np.zeros(num_classes, np.int64)
+    for ids, losses in read_pairs(segmenter, pairs, range(len(pairs)), batch_size, "real photos", show_progress):
+        known = np.isfinite(losses)
+        total += np.bincount(ids[known], weights=losses[known], minlength=num_classes)
+        count += np.bincount(ids[known], minlength=num_classes)
+    if not count.any():
+        raise ValueError(
+            f"no pixel of {pairs.name} is of a class that the segmenter knows: there is nothing to compare with."
+        )
+    means = tuple(float(t / n) if n else None for t, n in zip(total, count, strict=True))
+    return ClassLosses(key, pairs.labels.names, means, tuple(map(int, count)), len(pairs))
+
+
+def find_class_losses(file: str | os.PathLike, key: str) -> ClassLosses | None:
+    """Return the class losses in a `filter.json` if they are of this very network and data; else None."""
+    try:
+        found = ClassLosses.from_record(json.loads(Path(file).read_text(encoding="utf-8"))["class_losses"])
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return None
+    return found if found.key == key else None
+
+
+def borrowed_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses:
+    """Take class losses from another folder of the filter.
+
+    Raises:
+        ValueError: it has none, or those of another network or other photos.
+    """
+    found = find_class_losses(Path(folder) / FILTER_FILE, key)
+    if found is None:
+        raise ValueError(
+            f"--class_losses '{os.fspath(folder)}' holds no {FILTER_FILE} with the class losses of this segmenter on "
+            "these photos. Name a folder that was filtered with both, or leave the option away to compute "
+            "them."
+        )
+    return found
+
+
+def kept_of_real(
+    segmenter: Judge, pairs: PairDataset, thresholds: np.ndarray, batch_size: int, show_progress: bool = False
+) -> dict[str, Any]:
+    """What the rule keeps of real labels, on at most `MOST_REFERENCES` photos at even distances.
+
+    Returns:
+        `num_photos`, `kept_share`, `kept_share_by_class` of the classes that are there, and `least_kept_share` of a
+        photo; shares are None where there is no labelled pixel.
+    """
+    labels, count = pairs.labels, min(len(pairs), MOST_REFERENCES)
+    places = [place * len(pairs) // count for place in range(count)]
+    before, after = (np.zeros(labels.num_classes, np.int64) for _ in range(2))
+    of_photos = []
+    for ids, losses in read_pairs(segmenter, pairs, places, batch_size, "photos to compare with", show_progress):
+        pixels = count_pixels(ids, labels)
+        kept = count_pixels(filter_ids(ids, losses, thresholds, labels.ignore_index), labels)
+        before, after = before + pixels, after + kept
+        of_photos.append(kept_shares(pixels, kept, labels)["kept_share"])
+    least = min((share for share in of_photos if share is not None), default=None)
+    return {"num_photos": count, **kept_shares(before, after, labels), "least_kept_share": least}
+
+
+def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict[str, Any]:
+    """`kept_share` of all labelled pixels (None without any), and `kept_share_by_class` of those that are there.
+
+    Args:
+        before, after: labelled pixels of each class (num_classes,).
+        labels: the classes.
+    """
+    return {
+        "kept_share": round(float(after.sum() / before.sum()), 6) if before.sum() else None,
+        "kept_share_by_class": {
+            name: round(float(after[label] / before[label]), 6)
+            for label, name in enumerate(labels.names)
+            if before[label]
+        },
+    }
+
+
+def count_pixels(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """Pixels of each class (num_classes,), int64; unknown ones are not counted."""
+    return np.bincount(ids[ids != labels.ignore_index].ravel(), minlength=labels.num_classes)
+
+
+def read_pairs(
+    segmenter: Judge, pairs: PairDataset, places: Sequence[int], batch_size: int, title: str, show_progress: bool
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ids (H, W) and losses (H, W) of each of these pairs."""
+    with tqdm(total=len(places), desc=title, unit="photo", disable=not show_progress) as bar:
+        for start in range(0, len(places), batch_size):
+            batch = [pairs[place] for place in places[start : start + batch_size]]
+            yield from read_batch(segmenter, [pair["image"] for pair in batch], [pair["mask"] for pair in batch])
+            bar.update(len(batch))
+
+
+def read_batch(
+    segmenter: Judge, images: Iterable[torch.Tensor], masks: Iterable[torch.Tensor]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield ids and losses of images (3, H, W) and masks (H, W), each as an array (H, W)."""
+    masks = torch.stack(list(masks))
+    losses = segmenter.losses(torch.stack(list(images)), masks)  # (B, H, W)
+    return zip(masks.numpy(), losses.numpy(), strict=True)

@@ -1,0 +1,129 @@
+"""The rules of the filter, as pure functions: which pixels become unknown, how hard a mask is, which images stay.
+They follow FreeMask (Yang et al. 2023); ours beyond it is the floor below which an image is dropped.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+TOO_LITTLE_KEPT = "too little kept"
+EASY_MASK = "easier mask"
+NOTHING_LABELLED = "nothing labelled"
+REASONS = {  # of dropped images -> what the page says of it
+    TOO_LITTLE_KEPT: "they keep a smaller share of their labelled pixels than --minimum_kept",
+    EASY_MASK: "their masks are easier ones, of which --resample keeps the best images only",
+    NOTHING_LABELLED: "their masks hold no labelled pixel",
+}
+
+
+def filter_ids(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray, ignore_index: int) -> np.ndarray:
+    """Let pixels become unknown whose loss is above the threshold of their class (FreeMask: margin times class mean).
+
+    Args:
+        ids: class ids (H, W), uint8.
+        losses: cross-entropy of each pixel (H, W); NaN where there is none.
+        thresholds: of each class (num_classes,); infinity keeps all pixels of a class, NaN none.
+        ignore_index: the id of unknown pixels.
+
+    Returns:
+        uint8 (H, W).
+
+    Example:
+        >>> filter_ids(np.array([[0, 0, 1, 255]]), np.array([[0.1, 0.9, 0.9, np.nan]]), np.array([0.5, 1.0]), 255)
+        array([[  0, 255,   1, 255]], dtype=uint8)
+    """
+    limit = np.full(256, np.nan)
+    limit[: len(thresholds)] = thresholds
+    limit = limit[ids]  # (H, W)
+    kept = (losses <= limit) | (limit == np.inf)  # a comparison with NaN is false
+    return np.where(kept, ids, ignore_index).astype(np.uint8)
+
+
+def mask_hardness(pixels: np.ndarray, class_losses: np.ndarray) -> float | None:
+    """The mean of the class losses over the pixels of a mask (FreeMask); None where no pixel's class has one.
+
+    Args:
+        pixels: of each class in the mask (num_classes,).
+        class_losses: mean loss of each class on real photos (num_classes,); NaN where there is none.
+
+    Example:
+        >>> mask_hardness(np.array([30, 10, 7]), np.array([0.1, 0.5, np.nan]))
+        0.2
+    """
+    known = np.isfinite(class_losses)
+    total = pixels[known].sum()
+    return float((pixels[known] * class_losses[known]).sum() / total) if total else None
+
+
+def ranks_of(hardness: Mapping[str, float | None]) -> dict[str, int]:
+    """The rank of each mask by hardness, 0 for the easiest; what has none comes first, equals go by name.
+
+    Example:
+        >>> ranks_of({"a": 0.7, "b": 0.2, "c": None})
+        {'c': 0, 'b': 1, 'a': 2}
+    """
+    order = sorted(hardness, key=lambda stem: (hardness[stem] is not None, hardness[stem] or 0.0, stem))
+    return {stem: rank for rank, stem in enumerate(order)}
+
+
+def images_to_keep(rank: int, num_masks: int, num_images: int) -> int:
+    """How many of the images of a mask stay: n = min(1 + round(rank / M * N), N) (FreeMask).
+
+    Args:
+        rank: of the mask, 0 for the easiest.
+        num_masks: M.
+        num_images: N, the images that there are of this mask.
+
+    Example:
+        >>> [images_to_keep(rank, 5, 4) for rank in range(5)]
+        [1, 2, 3, 3, 4]
+    """
+    return min(1 + round(rank / num_masks * num_images), num_images)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is known of one image once its pixels were read."""
+
+    name: str  # of its file, without suffix
+    stem: str  # of its mask; the images of one mask share it
+    pixels: tuple[int, ...]  # labelled ones of each class, before
+    kept: tuple[int, ...]  # and after
+    loss: float | None  # mean over the labelled pixels whose class the network knows
+
+    @property
+    def kept_share(self) -> float | None:
+        """The share of the labelled pixels that kept its label; None where there was none."""
+        return sum(self.kept) / sum(self.pixels) if any(self.pixels) else None
+
+
+def reasons_to_drop(
+    images: Sequence[Scored], minimum_kept: float, ranks: Mapping[str, int] | None = None
+) -> dict[str, str]:
+    """Choose the images that are dropped.
+
+    Args:
+        images: all of them.
+        minimum_kept: share of the labelled pixels that an image must keep.
+        ranks: of the masks by hardness, to keep more images of the harder ones; None keeps as many of each. The
+            best of a mask are those that keep most, then those of the least loss, then the first by name.
+
+    Returns:
+        name -> one of `REASONS`.
+    """
+    reasons: dict[str, str] = {}
+    of_mask: dict[str, list[Scored]] = {}
+    for image in images:
+        of_mask.setdefault(image.stem, []).append(image)
+        if image.kept_share is None:
+            reasons[image.name] = NOTHING_LABELLED
+        elif image.kept_share < minimum_kept:
+            reasons[image.name] = TOO_LITTLE_KEPT
+    for stem, siblings in of_mask.items() if ranks is not None else ():
+        good = [image for image in siblings if image.name not in reasons]
+        good.sort(key=lambda image: (-image.kept_share, np.inf if image.loss is None else image.loss, image.name))
+        for image in good[images_to_keep(ranks[stem], len(of_mask), len(siblings)) :]:
+            reasons[image.name] = EASY_MASK
+    return reasons
