@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file
-from training_runs import losses, train_here, weights
+from training_runs import SCRIPT, finished, launch_two, losses, train_here, weights
 
 from semseg_diffusers import LabelSet, MaskControlNetModel, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
 from semseg_diffusers.data.toy import write_toy_dataset
@@ -159,6 +159,19 @@ def test_gradient_checkpointing_changes_no_weight(straight, toy, base, tmp_path)
 def test_where_every_mask_is_dropped_nothing_is_learned(toy, base, tmp_path):
     run = train_here(control_settings(toy, tmp_path / "run", base, mask_dropout=1.0, adam_weight_decay=0.0))
     assert all(not value.any() for name, value in weights(run).items() if "zero_conv" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_stays_running")
+def test_two_processes_learn_what_one_does(toy, tmp_path):
+    DDPMPipeline(tiny_base(dropout=0.0), DDPMScheduler()).save_pretrained(tmp_path / "base")
+    alone, together = (
+        control_settings(toy, tmp_path / str(batch), tmp_path / "base", train_batch_size=batch) for batch in (4, 2)
+    )
+    finished(launch_two(SCRIPT, together))
+    assert losses(tmp_path / "2") == pytest.approx(losses(train_here(alone)), rel=1e-4)
+    theirs = load_file(tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(weights(tmp_path / "2")[name], value) for name, value in theirs.items())
 
 
 # First weights
@@ -416,6 +429,7 @@ for name in ("alice/nothing", "alice/nowhere"):
 """
 
 
+@pytest.mark.slow
 def test_a_base_of_the_hub_is_downloaded(toy, base, hub, tmp_path, clean_process):
     files = {str(path.relative_to(base)): path.read_bytes() for path in base.rglob("*") if path.is_file()}
     hub.add_repo("alice/streets", files)
