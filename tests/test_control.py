@@ -13,6 +13,7 @@ from generation_places import LABELS, pixels, save_masks, save_photos
 from test_unet_mask_guided import CLASS_LABELS, PARENTS, TINY_PARENT
 from tiny_networks import inputs, tiny_base, tiny_control
 from tiny_pipelines import SCHEDULERS, SIZE, draw, pipeline, random_ids, tiny_unet
+from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import (
     LabelSet,
@@ -286,6 +287,32 @@ def test_saved_network_loads_equal_with_the_label_set(tmp_path):
     assert torch.equal(loaded(sample, timestep, mask=mask).sample, unet(sample, timestep, mask=mask).sample)
     assert LabelSet.from_config(loaded.config) == labels
     assert json.loads((tmp_path / "config.json").read_text())["block_out_channels"] == [8, 16]
+
+
+@torch.no_grad()
+def test_size_and_work_beside_a_base_of_the_default_widths_are_as_the_docs_say():
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        base = UNet2DModel(
+            block_out_channels=(32, 64, 128, 192),
+            down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            attention_head_dim=32,
+            norm_num_groups=16,
+            attn_norm_num_groups=16,
+            resnet_time_scale_shift="scale_shift",
+        )
+        unet = MaskControlNetModel.from_config(base.config, num_classes=11)
+        sample, mask = torch.empty(1, 3, 128, 128), torch.empty(1, 128, 128, dtype=torch.uint8)
+        features = unet.encode_mask(mask)
+        with FlopCounterMode(display=False) as whole:
+            unet(sample, torch.empty(1), mask_features=features)
+        with FlopCounterMode(display=False) as alone:
+            unet(sample, torch.empty(1))
+    millions = unet.num_parameters() / 1e6, unet.num_parameters(only_trainable=True) / 1e6
+    assert millions == (pytest.approx(10.6, abs=0.05), pytest.approx(3.1, abs=0.05))
+    giga = whole.get_total_flops() / 1e9, alone.get_total_flops() / 1e9
+    assert giga == (pytest.approx(19.7, abs=0.05), pytest.approx(15.8, abs=0.05))
 
 
 # Pipelines
