@@ -95,7 +95,7 @@ def test_a_pipeline_imports_itself_all_that_its_shared_files_import(path):
 
 def test_every_hub_file_is_found():
     names = {path.name for path in HUB_FILES}
-    networks = {"unet_id_channel.py", "unet_mask_guided.py", "unet_paper.py", "unet_sdm.py"}
+    networks = {"unet_id_channel.py", "unet_mask_control.py", "unet_mask_guided.py", "unet_paper.py", "unet_sdm.py"}
     assert networks | {"pipeline_mask_guided_ddpm.py"} <= names
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, UNet2DModel
 
 import semseg_diffusers
 from semseg_diffusers import (
     IdChannelUNet2DModel,
     LabelSet,
+    MaskControlNetModel,
     MaskGuidedDDPMPipeline,
     MaskGuidedImg2ImgPipeline,
     MaskGuidedInpaintPipeline,
@@ -29,6 +30,7 @@ EDITING = {
 }
 NETWORKS = {
     "unet_id_channel": "IdChannelUNet2DModel",
+    "unet_mask_control": "MaskControlNetModel",
     "unet_mask_guided": "MaskGuidedUNet2DModel",
     "unet_paper": "PaperUNet2DModel",
     "unet_sdm": "SDMUNet2DModel",
@@ -77,6 +79,18 @@ def tiny_pipeline(kind: str) -> MaskGuidedDDPMPipeline:
             sample_size=16, model_channels=32, channel_mult=(1, 1), num_res_blocks=1, num_head_channels=16, **labels
         )
         torch.nn.init.normal_(unet.out[-1].weight)  # it starts at zero
+    elif network == "unet_mask_control":
+        base = UNet2DModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            norm_num_groups=4,
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+        )
+        unet = MaskControlNetModel.from_unet(base, num_classes=19, **labels)
+        for parameter in unet.control.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)  # some start at zero
     else:
         classes = {"unet_mask_guided": MaskGuidedUNet2DModel, "unet_id_channel": IdChannelUNet2DModel}
         unet = classes[network](

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny_networks import inputs, tiny_id_channel, tiny_paper, tiny_sdm
+from tiny_networks import inputs, tiny_control, tiny_id_channel, tiny_paper, tiny_sdm
 
 
-@pytest.fixture(params=[tiny_paper, tiny_sdm], ids=["paper", "sdm"])
+@pytest.fixture(params=[tiny_control, tiny_paper, tiny_sdm], ids=["control", "paper", "sdm"])
 def tiny(request):
     return request.param
 
@@ -138,7 +138,7 @@ def test_compiled_code_gives_the_same_numbers(tiny):
         torch.testing.assert_close(output, unet(sample, timestep, mask=mask).sample, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("tiny", [tiny_paper, tiny_id_channel])
+@pytest.mark.parametrize("tiny", [tiny_control, tiny_paper, tiny_id_channel])
 @torch.no_grad()
 def test_compiles_whole_without_a_second_trace(tiny):
     unet = tiny()
@@ -152,7 +152,7 @@ def test_compiles_whole_without_a_second_trace(tiny):
         compiled(sample, timestep - 1, mask=torch.full_like(mask, 255))
 
 
-@pytest.mark.parametrize("tiny", [tiny_sdm, tiny_id_channel])
+@pytest.mark.parametrize("tiny", [tiny_control, tiny_sdm, tiny_id_channel])
 @torch.no_grad()
 @pytest.mark.parametrize("offload_type", ["block_level", "leaf_level"])
 def test_group_offloading_changes_no_number(tiny, offload_type):

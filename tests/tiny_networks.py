@@ -1,8 +1,10 @@
 """Small networks of each published kind, and inputs for them."""
 
 import torch
+from diffusers import UNet2DModel
 
 from semseg_diffusers.models.unet_id_channel import IdChannelUNet2DModel
+from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
 from semseg_diffusers.models.unet_paper import PaperUNet2DModel
 from semseg_diffusers.models.unet_sdm import SDMUNet2DModel
 
@@ -45,6 +47,24 @@ def tiny_sdm(**settings) -> SDMUNet2DModel:
 def tiny_id_channel(**settings) -> IdChannelUNet2DModel:
     torch.manual_seed(0)
     return IdChannelUNet2DModel(**{**ID_CHANNEL, "num_classes": 5, **settings}).eval()
+
+
+def tiny_base(**settings) -> UNet2DModel:
+    """A plain network, as a control branch is put beside."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return UNet2DModel(**{**ID_CHANNEL, **settings}).eval()
+
+
+def tiny_control(trained: bool = True, base: UNet2DModel | None = None, **settings) -> MaskControlNetModel:
+    """A network with a control branch; `trained` fills the weights that start from zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = MaskControlNetModel.from_unet(tiny_base() if base is None else base, **{"num_classes": 5, **settings})
+        for parameter in unet.control.parameters():
+            if trained and not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.2)
+    return unet.eval()
 
 
 def inputs(

@@ -138,6 +138,11 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         help="how strongly attributes are followed, apart from the mask, at half as much cost again (default: as one)",
     )
     group.add_argument(
+        "--conditioning_scale",
+        type=float,
+        help="how much the control branch of a model of `train --base_model` counts; 0 is the base alone (default 1)",
+    )
+    group.add_argument(
         "--guide_model",
         metavar="DIR|ID",
         help="a smaller or less trained model: guidance leads away from it (autoguidance) in place of no mask",
@@ -150,7 +155,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="NAME=VALUE,VALUE",
         help="each combination for each mask, from the same noise: guidance_scale, guidance_start, guidance_stop, "
-        "attribute_guidance_scale, strength, or an attribute",
+        "attribute_guidance_scale, conditioning_scale, strength, or an attribute",
     )
 
 
@@ -270,6 +275,7 @@ def settings_from(args: argparse.Namespace) -> GenerationSettings:
         width=args.width,
         attributes=read_attributes(args.attributes) or None,
         attribute_guidance_scale=args.attribute_guidance_scale,
+        conditioning_scale=args.conditioning_scale,
         strength=args.strength,
         edit=EditSettings(**given) if args.edit else None,
         variations=read_variations(args.variations) or None,

@@ -66,6 +66,7 @@ class Drawer:
             guidance_start=sampling.guidance_start,
             guidance_stop=sampling.guidance_stop,
             guide_unet=self.guide,
+            conditioning_scale=sampling.conditioning_scale,
             height=height,
             width=width,
             generator=[torch.Generator().manual_seed(image_seed(sampling.seed, job.stem, job.index)) for job in jobs],

@@ -27,8 +27,9 @@ from semseg_diffusers.generation.sources import Names, Photos, SourceReader, rea
 COLUMNS = (
     "image_file_name", "mask_file_name", "stem", "index", "source_mask", "model", "revision", "seed", "scheduler",
     "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant", "variation",
-    "attribute_guidance_scale", "guide_model", "guide_revision", "strength", "source_photo", "source_photo_hash",
-    "edited_share", "synthetic", "nearest_training_photo", "nearest_training_distance", "near_copy", "image", "mask",
+    "attribute_guidance_scale", "conditioning_scale", "guide_model", "guide_revision", "strength", "source_photo",
+    "source_photo_hash", "edited_share", "synthetic", "nearest_training_photo", "nearest_training_distance",
+    "near_copy", "image", "mask",
 )  # fmt: skip
 
 
@@ -107,6 +108,7 @@ class Plan:
             "variant": sampling.variant,
             "variation": job.variation or None,
             "attribute_guidance_scale": attribute_scale,
+            "conditioning_scale": sampling.conditioning_scale,
             "guide_model": self.record["guide_model"],
             "guide_revision": self.record["guide_revision"],
             "strength": sampling.strength,
@@ -190,6 +192,7 @@ def check_settings(pipeline: Any, settings: GenerationSettings, size: tuple[int,
             output_type="pil",
             callback_on_step_end_tensor_inputs=[],
             attribute_guidance_scale=one.attribute_guidance_scale,
+            conditioning_scale=one.conditioning_scale,
         )
         pipeline.check_guide(guide, one.attribute_guidance_scale)
         if one.strength is not None:

@@ -10,7 +10,9 @@ from typing import Any
 
 UNKNOWN_VALUE = "unknown"  # of an attribute: left to the model, as the class "unknown" is in masks
 # Settings that a grid may vary; whatever else it names is an attribute.
-VARIED = ("guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "strength")
+VARIED = (
+    "guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale", "strength"
+)  # fmt: skip
 MOST_VARIATIONS = 1000  # a longer grid is most likely a slip
 
 
@@ -40,6 +42,7 @@ class GenerationSettings:
     # None in what follows is no setting at all, so that folders from before there was one are continued.
     attributes: Mapping[str, str] | None = None  # name -> value for all images, over what is known of each mask
     attribute_guidance_scale: float | None = None  # None: mask and attributes are guided as one
+    conditioning_scale: float | None = None  # of a control branch: 0 is its base alone; None: as trained, 1
     strength: float | None = None  # share of the noise that a photo is redrawn from, in [0, 1]
     edit: EditSettings | None = None  # photos are made anew where their mask was edited
     variations: Mapping[str, tuple] | None = None  # setting or attribute -> values; each combination for each mask

@@ -62,6 +62,7 @@ class Condition:
         self.mask_noise = mask_noise
         self.num_images = len(ids) * num_images_per_mask
         self.with_instances = instances is not None
+        self.takes_scale = getattr(unet, "takes_conditioning_scale", False)
         encoded = self.encode(ids, instances) if mask_noise is None else None
         self.known = encoded and tuple(part.repeat_interleave(num_images_per_mask, dim=0) for part in encoded)
         self.unknown_ids = torch.full_like(ids[:1], UNKNOWN)
@@ -77,13 +78,17 @@ class Condition:
         ids = ids if instances is None else self.unet.with_instances(ids, instances)
         return (ids,) if self.weights_move else self.unet.encode_mask(ids)
 
-    def predict(self, sample: torch.Tensor, timestep, levels: tuple[str, ...]) -> tuple[torch.Tensor, ...]:
+    def predict(
+        self, sample: torch.Tensor, timestep, levels: tuple[str, ...], conditioning_scale: float | None = None
+    ) -> tuple[torch.Tensor, ...]:
         """Ask the network at some levels in one forward pass: each level's output, (B, C or 2C, H, W)."""
         if levels not in self._inputs:  # made at the first step that asks for them
             self._inputs[levels] = self._batch(levels)
         inputs = self._inputs[levels]
         if self.mask_noise is not None:
             inputs = {**inputs, **self._masks(levels, self.encode(self._faded(timestep)))}
+        if self.takes_scale and conditioning_scale is not None:
+            inputs = {**inputs, "conditioning_scale": conditioning_scale}
         sample = torch.cat([sample] * len(levels)) if len(levels) > 1 else sample
         output = self.unet(sample, timestep, **inputs, return_dict=False)[0]
         return output.chunk(len(levels))
@@ -157,7 +162,13 @@ class MaskGuidance:
         return {level: weight for level, weight in weights.items() if weight}
 
     def predict(
-        self, sample: torch.Tensor, step: int, timestep, scale: float, attribute_scale: float | None
+        self,
+        sample: torch.Tensor,
+        step: int,
+        timestep,
+        scale: float,
+        attribute_scale: float | None,
+        conditioning_scale: float | None = None,
     ) -> torch.Tensor:
         """Predict noise, velocity or image of a step.
 
@@ -167,6 +178,8 @@ class MaskGuidance:
             timestep: The scheduler's timestep.
             scale (`float`): Guidance scale; 1 is the plain conditional prediction, in one forward pass of B images.
             attribute_scale (`float`, *optional*): A scale of the attributes' own.
+            conditioning_scale (`float`, *optional*): How much of the control branch is added, for networks that have
+                one; None is all of it.
 
         Returns:
             `torch.Tensor`: (B, C, H, W), or (B, 2C, H, W) where the network predicts the variance too: it is not
@@ -174,9 +187,9 @@ class MaskGuidance:
         """
         weights = self.weights(scale, attribute_scale) if step in self.steps else {"whole": 1}
         levels = tuple(level for level in weights if level != "guide")
-        outputs = self.condition.predict(sample, timestep, levels) if levels else ()
+        outputs = self.condition.predict(sample, timestep, levels, conditioning_scale) if levels else ()
         if "guide" in weights:
-            outputs = (*self.guide.predict(sample, timestep, ("whole",)), *outputs)
+            outputs = (*self.guide.predict(sample, timestep, ("whole",), conditioning_scale), *outputs)
         if len(outputs) == 1:
             return outputs[0]
         # out = p_1 + (w_2 + ... + w_n) (p_2 - p_1) + ... + w_n (p_n - p_(n-1)); for two, Ho and Salimans 2022, eq. 6

@@ -48,6 +48,10 @@ class MaskGuidedMixin:
         return self._attribute_guidance_scale
 
     @property
+    def conditioning_scale(self) -> float | None:
+        return self._conditioning_scale
+
+    @property
     def do_classifier_free_guidance(self) -> bool:
         return self._guidance_scale != 1
 
@@ -78,6 +82,7 @@ class MaskGuidedMixin:
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
         attribute_guidance_scale: float | None = None,
+        conditioning_scale: float | None = None,
     ) -> None:
         """Refuse what cannot work, before any work is done."""
         channels, out_channels = self.unet.config.in_channels, self.unet.config.out_channels
@@ -88,6 +93,13 @@ class MaskGuidedMixin:
             check_number(
                 "attribute_guidance_scale", attribute_guidance_scale, "None guides mask and attributes as one"
             )
+        if conditioning_scale is not None:
+            check_number("conditioning_scale", conditioning_scale, "1 is as it was trained, 0 its base alone")
+            if not getattr(self.unet, "takes_conditioning_scale", False):
+                raise ValueError(
+                    "`conditioning_scale` is of networks with a control branch, and this one has none: leave it out, "
+                    "or take `guidance_scale`."
+                )
         if not 0 <= guidance_start <= guidance_stop <= 1:
             raise ValueError(
                 f"guidance runs from `guidance_start` {guidance_start} to `guidance_stop` {guidance_stop}; wanted "
@@ -127,7 +139,8 @@ class MaskGuidedMixin:
             )
 
         takes_labels = getattr(self.unet, "class_embedding", None) is not None
-        if takes_labels and class_labels is None:
+        has_label = getattr(self.unet.config, "base_class_label", None) is not None
+        if takes_labels and class_labels is None and not has_label:
             raise ValueError("this network is class-conditional: give `class_labels`, one for each mask.")
         if class_labels is not None:
             if not takes_labels:
@@ -330,7 +343,8 @@ class MaskGuidedMixin:
         """One step: latents (B, C, H, W) of a timestep to those of the next. The scales are read anew each time, since
         a callback may change them."""
         model_input = self.scheduler.scale_model_input(latents, timestep)
-        output = guidance.predict(model_input, step, timestep, self.guidance_scale, self.attribute_guidance_scale)
+        scales = self.guidance_scale, self.attribute_guidance_scale, self.conditioning_scale
+        output = guidance.predict(model_input, step, timestep, *scales)
         if getattr(self.scheduler.config, "variance_type", None) not in ("learned", "learned_range"):
             output = output[:, : latents.shape[1]]  # a variance is read only where the scheduler wants a learned one
         stepped = self.scheduler.step(output, timestep, latents, **extra_step_kwargs, return_dict=False)[0]

@@ -58,6 +58,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         attribute_guidance_scale: float | None = None,
         guide_unet: ModelMixin | DiffusionPipeline | None = None,
         instances=None,
+        conditioning_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["MaskGuidedDDPMPipeline", int, int, dict], dict] | None = None,
@@ -93,6 +94,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             instances (*optional*): For networks with `instance_edges`: a path, a one-channel PIL image or integer ids
                 (H, W) for each mask, such as Cityscapes' `instanceIds`, as large as the mask. Where they are None, the
                 borders of the classes are the edges.
+            conditioning_scale (`float`, *optional*): For networks with a control branch (`MaskControlNetModel`): how
+                much of what it says is added; 1, as it was trained, if None; 0 is the base alone.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
                 "latent" (B, C, H, W) in [-1, 1], not clipped.
             return_dict (`bool`, defaults to True): An `ImagePipelineOutput`, else a tuple.
@@ -128,11 +131,13 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             output_type,
             callback_inputs,
             attribute_guidance_scale,
+            conditioning_scale,
         )
         attributes = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_unet = self.check_guide(guide_unet, attribute_guidance_scale)
         instances = self.prepare_instances(instances, num_masks, height, width)  # (number of masks, H, W)
         self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
+        self._conditioning_scale = conditioning_scale
 
         # 2. Timesteps and the noise to start from
         self.scheduler.set_timesteps(num_inference_steps, device=device)

@@ -82,6 +82,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         attributes: Mapping[str, str | None] | Sequence[Mapping[str, str | None] | None] | None = None,
         attribute_guidance_scale: float | None = None,
         guide_unet: ModelMixin | DiffusionPipeline | None = None,
+        conditioning_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["MaskGuidedImg2ImgPipeline", int, int, dict], dict] | None = None,
@@ -111,6 +112,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             attributes (`dict` or a list, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
             attribute_guidance_scale (`float`, *optional*): A scale of the attributes' own.
             guide_unet (`ModelMixin` or a pipeline, *optional*): A smaller or earlier checkpoint to lead away from.
+            conditioning_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
                 "latent" (B, C, H, W) in [-1, 1], not clipped.
             return_dict (`bool`, defaults to True): An `ImagePipelineOutput`, else a tuple.
@@ -146,11 +148,13 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             output_type,
             callback_inputs,
             attribute_guidance_scale,
+            conditioning_scale,
         )
         self.check_strength(strength)
         attributes = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_unet = self.check_guide(guide_unet, attribute_guidance_scale)
         self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
+        self._conditioning_scale = conditioning_scale
         photos = [
             sample_photo(photo, center_crop_box(*photo.shape[:2], height, width), height, width)
             for photo in read_photos(image, num_masks)

@@ -192,6 +192,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         attributes: Mapping[str, str | None] | Sequence[Mapping[str, str | None] | None] | None = None,
         attribute_guidance_scale: float | None = None,
         guide_unet: ModelMixin | DiffusionPipeline | None = None,
+        conditioning_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["MaskGuidedInpaintPipeline", int, int, dict], dict] | None = None,
@@ -234,6 +235,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             attributes (`dict` or a list, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
             attribute_guidance_scale (`float`, *optional*): A scale of the attributes' own.
             guide_unet (`ModelMixin` or a pipeline, *optional*): A smaller or earlier checkpoint to lead away from.
+            conditioning_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), both float32 in
                 [0, 1], or "latent" (B, C, H, W) in [-1, 1], not clipped.
             return_dict (`bool`, defaults to True): An `ImagePipelineOutput`, else a tuple.
@@ -271,6 +273,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             output_type,
             callback_inputs,
             attribute_guidance_scale,
+            conditioning_scale,
         )
         self.check_edit_inputs(
             edit_region, old_mask, margin, padding_mask_crop, feather, jump_length, jump_n_sample, output_type
@@ -278,6 +281,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         attributes = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_unet = self.check_guide(guide_unet, attribute_guidance_scale)
         self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
+        self._conditioning_scale = conditioning_scale
         photos = read_photos(image, num_masks)
         regions = self.prepare_regions(photos, ids, edit_region, old_mask, margin)
         windows = self.prepare_windows(photos, regions, height, width, padding_mask_crop, output_type)

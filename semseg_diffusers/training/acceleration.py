@@ -19,7 +19,7 @@ from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, ProjectConfi
 
 from semseg_diffusers.launch import works_on_cpu
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.training.sharding import check_sharding
+from semseg_diffusers.training.sharding import check_sharding, trained_weights
 
 
 # How long a process waits for the others: while the first one downloads a data set, or draws a preview.
@@ -111,9 +111,9 @@ def matrix_precision(settings: TrainingSettings) -> Iterator[None]:
 
 
 def build_optimizer(settings: TrainingSettings, network: torch.nn.Module) -> torch.optim.AdamW:
-    """AdamW over a network's weights; with `fused_optimizer` all weights of a step in one kernel."""
+    """AdamW over a network's weights that are trained; with `fused_optimizer` all of a step in one kernel."""
     return torch.optim.AdamW(
-        network.parameters(),
+        trained_weights(network),
         lr=settings.learning_rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.adam_weight_decay,

@@ -14,7 +14,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.training.sharding import is_sharded, own_parts, part_of, whole_tensors
+from semseg_diffusers.training.sharding import is_sharded, own_parts, part_of, trained_weights, whole_tensors
 
 
 RAW = "raw"  # variant of the network's own weights, without averaging
@@ -31,7 +31,7 @@ def variant_name(decay: float) -> str:
 
 
 class WeightAverages:
-    """Averages of the weights of one network; the first is the one that previews and the saved pipeline draw with.
+    """Averages of the trained weights of a network; the first is what previews and the saved pipeline draw with.
 
     Args:
         network: whose weights they start from; unwrapped. Of a sharded one each process averages its own part.
@@ -52,7 +52,7 @@ class WeightAverages:
             for decay in settings.ema_lengths
         }
         self.first = next(iter(self.averages.values()))
-        self.shards = list(network.parameters()) if is_sharded(network) else []  # how the averages are cut up as well
+        self.shards = trained_weights(network) if is_sharded(network) else []  # how the averages are cut up as well
 
     def step(self, network: torch.nn.Module) -> None:
         """Take the weights of one more optimizer step into each average."""
@@ -78,9 +78,9 @@ class WeightAverages:
         """
         yield RAW
         for name, average in list(self.averages.items())[1:]:
-            average.copy_to(network.parameters())
+            average.copy_to(trained_weights(network))
             yield name
-        self.first.copy_to(network.parameters())
+        self.first.copy_to(trained_weights(network))
 
     def gathered(self, keep: bool) -> "WeightAverages":
         """The averages of whole weights, to be saved; of a sharded network, every process must call it.

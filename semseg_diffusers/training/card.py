@@ -50,7 +50,7 @@ def save_model_card(
         title=folder.resolve().name,
         source=folder.name,
         license_name=license_name,
-        network=type(unet).__name__,
+        network=type(unet).__name__ + _base(settings),
         parameters=sum(weight.numel() for weight in unet.parameters()),
         attributes=getattr(unet.config, "attributes", None),
         dataset_id=None if is_folder or settings.dataset.count("/") != 1 else settings.dataset,
@@ -62,7 +62,7 @@ def save_model_card(
             "width": width,
             "data_license": license_text,
             "prediction_type": settings.prediction_type,
-            "noise_schedule": settings.noise_schedule,
+            "noise_schedule": "the base's schedule" if settings.noise_schedule == "base" else settings.noise_schedule,
             "num_train_timesteps": settings.num_train_timesteps,
             "zero_snr": ", rescaled to end in noise alone" if settings.rescale_betas_zero_snr else "",
             "weighting": _weighting(settings),
@@ -81,6 +81,16 @@ def save_model_card(
     )
     write_text(folder / "README.md", card)
     return folder / "README.md"
+
+
+def _base(settings: TrainingSettings) -> str:
+    """What follows the network's class: the frozen network that a control branch stands on."""
+    if settings.base_model is None:
+        return ""
+    name = settings.base_model
+    name = Path(name).resolve().name if Path(name).is_dir() else without_machine_paths(name)
+    label = "" if settings.base_class_label is None else f", class {settings.base_class_label}"
+    return f" on `{name}`{label}, which is frozen"
 
 
 def _weighting(settings: TrainingSettings) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.statistics.weak_classes import EDGE_SHARE
+from semseg_diffusers.training.base_model import BaseModel
 from semseg_diffusers.training.class_counts import ClassCounts
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -35,6 +36,7 @@ def find_cautions(
     samples_per_step: int,
     preview_pairs: PairDataset,
     preview_reason: str | None,
+    base: BaseModel | None = None,
 ) -> list[str]:
     """All that a run should be warned of, the weightiest first.
 
@@ -43,14 +45,17 @@ def find_cautions(
         pairs: of the training split.
         counts: what their masks hold.
         attributes: values that the split knows of each attribute of the settings.
-        num_weights: parameters of the network.
+        num_weights: parameters of the network that are trained.
         num_steps: optimizer steps of the whole run.
         samples_per_step: images an optimizer step.
         preview_pairs: whose masks the previews draw.
         preview_reason: why these are the training split's, where they are and previews are drawn.
+        base: what a control branch is trained on.
     """
     labels = pairs.labels
     found = [
+        _other_size(base, settings.random_crop_size or pairs.resolution),
+        _schedule_assumed(settings, base),
         _few_photos(settings, len(pairs), pairs.sizes[0], num_weights, num_steps * samples_per_step),
         _never_seen(labels, counts),
         _seldom_seen(settings, labels, counts),
@@ -67,6 +72,28 @@ def find_cautions(
         _long_average(settings, num_steps),
     ]
     return [text for text in found if text is not None]
+
+
+def _other_size(base: BaseModel | None, size: tuple[int, int]) -> str | None:
+    known = None if base is None else base.unet.config.sample_size
+    known = (known, known) if isinstance(known, int) else known
+    if known is None or tuple(known) == size:
+        return None
+    return (
+        f"--base_model was trained at {known[0]} x {known[1]} pixels, and this run sees {size[0]} x {size[1]}: the "
+        "base draws things of the size that it knows. Prepare the data at the base's --resolution."
+    )
+
+
+def _schedule_assumed(settings: TrainingSettings, base: BaseModel | None) -> str | None:
+    if base is None or base.noise_scheduler is not None:
+        return None
+    return (
+        "No scheduler lies beside the weights of --base_model: it is taken to predict "
+        f"{settings.prediction_type} over {settings.num_train_timesteps:,} timesteps of the schedule "
+        f"{settings.noise_schedule}. Where it was trained otherwise, say so by --prediction_type, "
+        "--num_train_timesteps and --noise_schedule; else nothing sensible is drawn."
+    )
 
 
 def listed(names: Sequence[str]) -> str:

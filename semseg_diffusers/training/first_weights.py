@@ -11,7 +11,7 @@ from accelerate.logging import get_logger
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from semseg_diffusers.data.hub_errors import check_name, hub_errors
+from semseg_diffusers.training.base_model import find_file
 
 
 logger = get_logger(__name__)
@@ -39,7 +39,14 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
     except SafetensorError as err:
         raise ValueError(f"--init_from {source}: {weights_file} cannot be read: {err}. Is it whole?") from err
     ours = json.loads(json.dumps(getattr(unet.config, "attributes", None)))
-    own, kept, taken = unet.state_dict(), [], {}
+    frozen = {name for name, weight in unet.named_parameters() if not weight.requires_grad}  # a base stays as it is
+    own = {name: weight for name, weight in unet.state_dict().items() if name not in frozen}
+    if other := [name for name in sorted(frozen & set(theirs)) if not _same(theirs[name], unet.get_parameter(name))]:
+        logger.warning(
+            f"--init_from {source}: its base is another one than --base_model ({len(other)} weights differ): what its "
+            "control branch learned belongs to that one."
+        )
+    kept, taken = [], {}
     for name, weight in own.items():
         if name == "attribute_embedding.weight" and name in theirs and config.get("attributes") != ours:
             kept.append(f"{name} (of other values there)")  # a column is a value
@@ -68,31 +75,19 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
                 f"{len(classes)} ({'; '.join(differing[:3])}). They are taken over, and have to learn these anew."
             )
     unet.load_state_dict(taken, strict=False)
-    return kept, sorted(set(theirs) - set(own))
+    return kept, sorted(set(theirs) - set(own) - frozen)
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return one.shape == other.shape and bool((one.to(other) == other).all())
 
 
 def _find_weights(source: str) -> tuple[Path, dict]:
     """The weights of a pipeline's or a network's folder, here or on the Hub, and the config beside them."""
-    check_name(source)
-    for folder in ("unet", "."):
-        if Path(source).is_dir():
-            found = [Path(source) / folder / name for name in (WEIGHTS_FILE, CONFIG_FILE)]
-        else:
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-            subfolder = None if folder == "." else folder
-            with hub_errors(f"--init_from: loading the model '{source}'", source):
-                try:
-                    found = [
-                        Path(hf_hub_download(source, name, subfolder=subfolder))
-                        for name in (WEIGHTS_FILE, CONFIG_FILE)
-                    ]
-                except LocalEntryNotFoundError:
-                    raise  # the Hub cannot be reached
-                except EntryNotFoundError:
-                    continue
-        if all(path.is_file() for path in found):
+    for folder in ("unet/", ""):
+        action = f"--init_from: loading the model '{source}'"
+        found = [find_file(source, f"{folder}{name}", action) for name in (WEIGHTS_FILE, CONFIG_FILE)]
+        if None not in found:
             try:
                 return found[0], json.loads(found[1].read_text(encoding="utf-8"))
             except ValueError as err:

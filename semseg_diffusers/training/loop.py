@@ -30,6 +30,7 @@ from semseg_diffusers.training.acceleration import (
 )
 from semseg_diffusers.training.augmentation import Warps
 from semseg_diffusers.training.averages import WeightAverages
+from semseg_diffusers.training.base_model import load_base
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.cautions import find_cautions
 from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
@@ -50,14 +51,14 @@ from semseg_diffusers.training.previews import draw_preview, preview_path, remov
 from semseg_diffusers.training.run_folder import (
     RunLog,
     folder_to_resume,
-    learned_from_data,
+    found_by_the_run,
     run_status,
     save_pipeline,
 )
 from semseg_diffusers.training.run_record import write_record
 from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.training.sharding import choose_layers, is_sharded, whole_network
+from semseg_diffusers.training.sharding import choose_layers, is_sharded, trained_weights, whole_network
 from semseg_diffusers.training.trackers import begin_tracking, track_picture, trackers_of
 from semseg_diffusers.training.waiting import WaitingTime
 
@@ -121,20 +122,26 @@ def train(settings: TrainingSettings) -> Path:
     if settings.label_diffusion:
         rarity = agree(lambda: class_rarity(counts.pixels))
 
+    base = None if settings.base_model is None else agree(lambda: load_base(settings))
+
     def build() -> torch.nn.Module:
         size = _sample_size(settings, pairs, preview_pairs)
-        network = build_network(settings, pairs.labels, size, attributes, rarity)
+        network = build_network(settings, pairs.labels, size, attributes, rarity, None if base is None else base.unet)
         check_regions(accelerator, network)
         if accelerator.is_fsdp2:
             choose_layers(accelerator, network)
         return network
 
     unet = agree(build)
-    noise_scheduler = build_noise_scheduler(settings)
+    if base is not None and base.noise_scheduler is not None:
+        noise_scheduler = base.noise_scheduler
+    else:
+        noise_scheduler = build_noise_scheduler(settings)
     if settings.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if settings.channels_last:
         unet.to(memory_format=torch.channels_last)
+    found = found_by_the_run(unet)
     num_steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(pairs) / samples_per_step)
 
     with contextlib.ExitStack() as held:
@@ -142,7 +149,7 @@ def train(settings: TrainingSettings) -> Path:
         def take_folder() -> Path | None:
             held.enter_context(sole_owner(run, "training into"))
             checkpoint = folder_to_resume(
-                settings, pairs, run, samples_per_step, balance, unet, sharded=accelerator.is_fsdp2
+                settings, pairs, run, samples_per_step, balance, found, sharded=accelerator.is_fsdp2
             )
             remove_leftovers(run)
             return checkpoint
@@ -167,11 +174,12 @@ def train(settings: TrainingSettings) -> Path:
                 pairs,
                 counts,
                 attributes=attributes,
-                num_weights=sum(weight.numel() for weight in unet.parameters()),
+                num_weights=sum(weight.numel() for weight in trained_weights(unet)),
                 num_steps=num_steps,
                 samples_per_step=samples_per_step,
                 preview_pairs=preview_pairs,
                 preview_reason=preview_reason,
+                base=base,
             )
             for text in cautions:
                 logger.warning(f"warning: {text}")
@@ -319,7 +327,7 @@ def train(settings: TrainingSettings) -> Path:
                     "labels": pairs.labels.to_config(),
                     "num_pairs": len(pairs),
                     "class_pixels": None if balance is None else balance.digest,
-                    **learned_from_data(network),
+                    **found,
                     "sharded": is_sharded(network),
                     "samples_per_step": samples_per_step,
                     "loss": mean_loss,

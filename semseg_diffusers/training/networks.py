@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from diffusers import UNet2DModel
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.models.unet_paper import PaperUNet2DModel
 from semseg_diffusers.models.unet_sdm import NORM_NUM_GROUPS, SDMUNet2DModel
@@ -19,7 +21,8 @@ def build_network(
     resolution: tuple[int, int],
     attributes: Mapping[str, Sequence[str]] | None = None,
     label_diffusion: Sequence[float] | None = None,
-) -> MaskGuidedUNet2DModel | PaperUNet2DModel | SDMUNet2DModel:
+    base: UNet2DModel | None = None,
+) -> MaskControlNetModel | MaskGuidedUNet2DModel | PaperUNet2DModel | SDMUNet2DModel:
     """Make an untrained network for a data set.
 
     Args:
@@ -28,6 +31,7 @@ def build_network(
         resolution: (height, width) of what the network is trained on, in pixels.
         attributes: values that the data knows of each of `settings.attributes`.
         label_diffusion: rarity of each class (`class_rarity`), where `settings.label_diffusion` asks for it.
+        base: the pretrained network of `settings.base_model`.
 
     Returns:
         the network; its first weights depend on `settings.seed` alone.
@@ -45,6 +49,10 @@ def build_network(
         )
     elif settings.network == "sdm":
         unet = _sdm(settings, sample_size, label_config)
+    elif settings.network == "control":
+        unet = MaskControlNetModel.from_unet(
+            base, base_class_label=settings.base_class_label, sample_size=sample_size, **label_config
+        )
     else:
         data_config = {**label_config, "attributes": dict(attributes or {}) or None}
         if label_diffusion is not None:
@@ -53,10 +61,11 @@ def build_network(
             }  # fmt: skip
         unet = _mask_guided(settings, sample_size, data_config)
     if height % unet.size_divisor or width % unet.size_divisor:
+        change = "take another --base_model" if base is not None else "change --patch_size or --block_out_channels"
         raise ValueError(
             f"The data is {height} x {width} pixels; this network takes multiples of {unet.size_divisor}. Prepare the "
             f"data at another --resolution, or give --random_crop, e.g. {_nearest(height, unet.size_divisor)}x"
-            f"{_nearest(width, unet.size_divisor)}, or change --patch_size or --block_out_channels."
+            f"{_nearest(width, unet.size_divisor)}, or {change}."
         )
     return unet
 

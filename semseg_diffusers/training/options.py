@@ -96,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings_from(arguments: argparse.Namespace) -> TrainingSettings:
-    """Merge defaults, preset, YAML file and command line, the later winning.
+    """Merge defaults, preset, what a base model decides, YAML file and command line, the later winning.
 
     Args:
         arguments: what a parser with `add_arguments` returned.
@@ -107,6 +107,7 @@ def settings_from(arguments: argparse.Namespace) -> TrainingSettings:
     Raises:
         ValueError: an unknown option in the YAML file, a value that its option cannot take.
         FileNotFoundError: no such YAML file.
+        HubError: the base model is on the Hub, which has none of that name or cannot be reached.
     """
     given = {name: value for name, value in vars(arguments).items() if name in TrainingSettings.__dataclass_fields__}
     from_file: dict = {}
@@ -128,6 +129,12 @@ def settings_from(arguments: argparse.Namespace) -> TrainingSettings:
     if unknown:
         raise ValueError(f"--config {arguments.config} holds unknown options: {', '.join(unknown)}. See --help.")
     merged = dict(PRESETS[preset])
+    base_model = {**from_file, **given}.get("base_model")
+    if base_model is not None and str(base_model).lower() != "none":
+        from semseg_diffusers.training.base_model import control_defaults
+
+        # where the preset says another thing, a refusal names it
+        merged = {**control_defaults(str(base_model)), **merged}
     for source, values in ((f"--config {arguments.config}", from_file), ("command line", given)):
         for name, value in values.items():
             try:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.loading import PairDataset
+from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.averages import WeightAverages
@@ -40,7 +41,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "preview_inference_steps", "preview_guidance_scale", "report_to", "device", "gradient_checkpointing",
         "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
-        "init_from",
+        "init_from", "base_model",
     )
 )  # fmt: skip
 
@@ -134,10 +135,15 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path, averages: Weig
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def learned_from_data(unet: torch.nn.Module) -> dict:
-    """What of a network's config was found in the training split; a checkpoint fits no network of another."""
-    names = ("attributes", "label_diffusion")
-    return json.loads(json.dumps({name: getattr(unet.config, name, None) for name in names}))
+def found_by_the_run(unet: torch.nn.Module) -> dict:
+    """What a run took from elsewhere, and must find again to go on from a checkpoint, by the option that asked for it.
+
+    Of the training split, what the network's config holds of it; of a base model, a hash of its weights.
+    """
+    found = {name: getattr(unet.config, name, None) for name in ("attributes", "label_diffusion")}
+    base = {name: weight for name, weight in unet.named_parameters() if not weight.requires_grad}
+    found["base_model"] = weights_hash(base) if base else None
+    return json.loads(json.dumps(found))
 
 
 def folder_to_resume(
@@ -146,7 +152,7 @@ def folder_to_resume(
     run: Path,
     samples_per_step: int,
     balance: ClassBalance | None,
-    unet: torch.nn.Module,
+    found: dict,
     sharded: bool,
 ) -> Path | None:
     """The checkpoint to go on from, or None; a run folder in use is not overwritten without a word."""
@@ -204,10 +210,16 @@ def folder_to_resume(
             f"{checkpoint} drew its pairs by the classes of other masks: they have changed since, so the run would "
             "not go on as it began. Resume with the data set of the run, or start a new run in another folder."
         )
-    for name, found in learned_from_data(unet).items():
-        if state.get(name) != found:
+    for name, here in found.items():
+        if state.get(name) == here:
+            continue
+        if name == "base_model":
             raise ValueError(
-                f"{checkpoint} found other --{name} in its data: {state.get(name)} (now {found}). Resume with the "
-                "data set of the run, or start a new run in another folder."
+                f"{checkpoint} is of a run on another base: the weights of --base_model {settings.base_model} are "
+                "others. Resume with the base of the run, or start a new run in another folder."
             )
+        raise ValueError(
+            f"{checkpoint} found other --{name} in its data: {state.get(name)} (now {here}). Resume with the data set "
+            "of the run, or start a new run in another folder."
+        )
     return checkpoint

@@ -24,7 +24,17 @@ _LAYERS = (
     "whose layers have no such setting. Leave it out.",
 )  # fmt: skip
 _MODULATION = (("mask_conditioning", "spade_channels"), "which reads masks as it was published. Leave it out.")
-OTHER_NETWORKS = {"mask_guided": (), "paper": (_CONDITIONS, _MODULATION), "sdm": (_CONDITIONS, _LAYERS)}
+_OF_THE_BASE = (
+    ("block_out_channels", "attention_levels", "layers_per_block", "attention_head_dim", "dropout"),
+    "whose layers are those of --base_model. Leave it out.",
+)
+_BASE = (("base_model", "base_class_label"), "which has no base. Leave it out, or use --network control.")
+OTHER_NETWORKS = {
+    "mask_guided": (_BASE,),
+    "paper": (_BASE, _CONDITIONS, _MODULATION),
+    "sdm": (_BASE, _CONDITIONS, _LAYERS),
+    "control": (_CONDITIONS, _LAYERS, _OF_THE_BASE),
+}
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,9 @@ class TrainingSettings:
     network: str = field(
         default="mask_guided",
         metadata={
-            "choices": ("mask_guided", "paper", "sdm"),
-            "help": "sdm is the Semantic Diffusion Model's, of --block_out_channels in multiples of 32",
+            "choices": ("mask_guided", "paper", "sdm", "control"),
+            "help": "sdm is the Semantic Diffusion Model's, of --block_out_channels in multiples of 32; control is a "
+            "ControlNet on --base_model, which names it by itself",
         },
     )
     mask_conditioning: str = field(
@@ -116,6 +127,16 @@ class TrainingSettings:
         default=None,
         metadata={"help": "model, a folder or a Hub id, whose weights of the same name and shape the run starts from"},
     )
+    base_model: str | None = field(
+        default=None,
+        metadata={
+            "help": "pretrained UNet2DModel, or a pipeline of one, a folder or a Hub id: it stays as it is, and a "
+            "control branch beside it learns the masks; its noise schedule is the run's"
+        },
+    )
+    base_class_label: int | None = field(
+        default=None, metadata={"help": "what a class-conditional base is told, always"}
+    )
     hidden_dim: int = field(default=128, metadata={"help": "width of the paper's network (network: paper)"})
     emb_dim: int = field(default=256, metadata={"help": "time embedding of the paper's network (network: paper)"})
 
@@ -124,8 +145,9 @@ class TrainingSettings:
     noise_schedule: str = field(
         default="linear",
         metadata={
-            "choices": ("linear", "squaredcos_cap_v2", "paper"),
-            "help": "Ho et al. 2020, the cosine of Nichol and Dhariwal 2021, or the ramp of the paper's code",
+            "choices": ("linear", "squaredcos_cap_v2", "paper", "base"),
+            "help": "Ho et al. 2020, the cosine of Nichol and Dhariwal 2021, the ramp of the paper's code, or that of "
+            "--base_model",
         },
     )
     rescale_betas_zero_snr: bool = field(
@@ -298,6 +320,10 @@ class TrainingSettings:
             for name in names:
                 if getattr(self, name) != self.__dataclass_fields__[name].default:
                     raise ValueError(f"--{name} is not for --network {self.network}, {reason}")
+        if self.network == "control" and self.base_model is None:
+            raise ValueError("--network control trains beside a pretrained network: give it, --base_model.")
+        if self.noise_schedule == "base" and self.base_model is None:
+            raise ValueError("--noise_schedule base is that of --base_model, and none is given.")
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid fills the levels below the first: give two --block_out_channels or more.")
         default_width = self.__dataclass_fields__["spade_channels"].default

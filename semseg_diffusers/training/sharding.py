@@ -91,14 +91,19 @@ def is_sharded(network: torch.nn.Module) -> bool:
     return isinstance(network, FSDPModule)
 
 
+def trained_weights(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """The weights that are trained: all, but for those of a base that stays as it is."""
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
 def own_parts(network: torch.nn.Module) -> list[torch.Tensor]:
-    """What this process holds of each weight of a network, in place and as trainable as the weight is.
+    """What this process holds of each trained weight of a network, in place.
 
     A part is empty where a weight has fewer rows than there are processes. Parts are plain tensors, because not all of
     torch's operations on lists of tensors, which the averages stand on, know DTensors.
     """
     with torch.enable_grad():  # outside of it a part forgets that it is trained
-        return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in network.parameters()]
+        return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained_weights(network)]
 
 
 def whole_tensors(parts: Sequence[torch.Tensor], shards: Sequence[DTensor], keep: bool) -> list[torch.Tensor]:

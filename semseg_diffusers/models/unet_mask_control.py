@@ -1,0 +1,469 @@
+"""ControlNet for `UNet2DModel`: a pretrained network stays as it is, a trainable copy of its encoder reads the mask.
+
+Follows "Adding Conditional Control to Text-to-Image Diffusion Models" (Zhang et al. 2023, arXiv 2302.05543, section
+3.1): zero convolutions carry what the copy says into the frozen decoder. This file is self-contained (torch and
+diffusers only), so that it can lie beside the weights on the Hub and be run by someone without this package.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in this module's namespace
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
+from torch import nn
+
+
+# Parts of the base that the control branch holds a trainable copy of.
+COPIED = ("conv_in", "time_embedding", "class_embedding", "down_blocks", "mid_block")
+
+
+def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a mask into the one-hot map that the network reads.
+
+    Args:
+        mask: class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W), float or bool.
+        num_classes: number of classes; an id outside 0..num_classes-1 (255 is "unknown") gives an all-zero vector.
+            No value is checked here: that would be a data-dependent branch inside a compiled `forward`.
+        dtype: dtype of the result, that of the noisy sample.
+
+    Returns:
+        one-hot map (B, num_classes, H, W).
+
+    Raises:
+        ValueError: for float ids, another number of dimensions, or another number of channels.
+    """
+    integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
+    if integer_ids and mask.ndim == 3:
+        classes = torch.arange(num_classes, device=mask.device).view(1, -1, 1, 1)
+        return (mask.long().unsqueeze(1) == classes).to(dtype)  # (B, num_classes, H, W)
+    if not integer_ids and mask.ndim == 4 and mask.shape[1] == num_classes:
+        return mask.to(dtype)
+    raise ValueError(
+        f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
+        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids are refused: use .long()."
+    )
+
+
+def zero_convolution(in_channels: int, out_channels: int, kernel_size: int = 1) -> nn.Conv2d:
+    """A convolution that says nothing until it has learned something (Zhang et al. 2023, section 3.1)."""
+    convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+    nn.init.zeros_(convolution.weight)
+    nn.init.zeros_(convolution.bias)
+    return convolution
+
+
+class MaskBranch(nn.Module):
+    """From the one-hot mask to the width of the image stem, where it is added; the last convolution starts at zero."""
+
+    def __init__(self, num_classes: int, out_channels: int):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(num_classes, out_channels, kernel_size=3, padding=1)
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        self.conv_out = zero_convolution(out_channels, out_channels, kernel_size=3)
+        self.gradient_checkpointing = False
+
+    def _branch(self, one_hot: torch.Tensor) -> torch.Tensor:
+        hidden_states = F.silu(self.conv_1(one_hot))  # (B, C, H, W)
+        return self.conv_out(F.silu(self.conv_2(hidden_states)))
+
+    def forward(self, one_hot: torch.Tensor) -> torch.Tensor:
+        """(B, num_classes, H, W) -> (B, out_channels, H, W)."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(self._branch, one_hot)
+        return self._branch(one_hot)
+
+
+class ControlBranch(nn.Module):
+    """A copy of a network's encoder and middle that sees the mask, and the zero convolutions that lead out of it.
+
+    Args:
+        unet: the network whose parts (`COPIED`) are copied, with their weights.
+        num_classes: channels of the one-hot mask.
+    """
+
+    def __init__(self, unet: UNet2DModel, num_classes: int):
+        super().__init__()
+        for name in COPIED:
+            setattr(self, name, copy.deepcopy(getattr(unet, name)))
+        widths = unet.config.block_out_channels
+        self.mask_branch = MaskBranch(num_classes, widths[0])
+        skips = [widths[0]]  # channels of each map that the encoder hands to the decoder
+        for block, width in zip(self.down_blocks, widths, strict=True):
+            skips += [width] * (len(block.resnets) + (block.downsamplers is not None))
+        self.zero_convs = nn.ModuleList(zero_convolution(channels, channels) for channels in skips)
+        self.zero_conv_mid = zero_convolution(widths[-1], widths[-1])
+
+    def forward(
+        self, sample: torch.Tensor, t_emb: torch.Tensor, class_labels: torch.Tensor | None, hint: torch.Tensor
+    ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+        """What is to be added to the base's skips and to its middle.
+
+        Args:
+            sample: noisy images (B, in_channels, H, W), centred where the base wants it.
+            t_emb: projected timesteps (B, time channels).
+            class_labels: what the base's class embedding reads, or None.
+            hint: the mask at the width of the stem (B, C, H, W).
+
+        Returns:
+            one map for each skip, the stem's first, and the middle's (B, C, h, w).
+        """
+        emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
+        if self.class_embedding is not None:
+            emb = emb + self.class_embedding(class_labels).to(emb)
+        skip_sample = sample
+        sample = self.conv_in(sample)
+        sample = sample + hint.to(sample)  # (B, C, H, W)
+        skips, sample = encode(self.down_blocks, sample, emb, skip_sample)
+        if self.mid_block is not None:
+            sample = self.mid_block(sample, emb)
+        residuals = tuple(conv(skip) for conv, skip in zip(self.zero_convs, skips, strict=True))
+        return residuals, self.zero_conv_mid(sample)
+
+
+def encode(
+    down_blocks: nn.ModuleList, sample: torch.Tensor, emb: torch.Tensor, skip_sample: torch.Tensor
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """Run an encoder as `UNet2DModel` does.
+
+    Args:
+        down_blocks: those of the base, or of the copy.
+        sample: maps of the stem (B, C, H, W).
+        emb: time, and class where there is one (B, time_embed_dim).
+        skip_sample: the image itself, which skip blocks (NCSN++) carry beside the maps.
+
+    Returns:
+        the maps for the decoder, the stem's first, and the last of them, which the middle reads.
+    """
+    skips = (sample,)
+    for block in down_blocks:
+        if hasattr(block, "skip_conv"):
+            sample, maps, skip_sample = block(hidden_states=sample, temb=emb, skip_sample=skip_sample)
+        else:
+            sample, maps = block(hidden_states=sample, temb=emb)
+        skips += maps
+    return skips, sample
+
+
+class MaskControlNetModel(UNet2DModel):
+    r"""A frozen `UNet2DModel` and a trainable copy of its encoder that makes it follow a segmentation mask.
+
+    The first arguments are `UNet2DModel`'s own, in its order and with its meaning: those of the base, whose weights
+    have the names that they have there, are saved with the rest, take no gradient, and whose dropout stays off.
+    Ours follow. `from_unet` makes one from a pretrained network.
+
+    Where no mask is given, or a sample's is unknown everywhere, the output is the base's, exactly; so guidance needs
+    nothing more, and training without masks teaches nothing.
+
+    Args:
+        num_classes (`int`, defaults to 19): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
+        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
+        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): the id that means unknown.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
+        base_class_label (`int`, *optional*): where the base is class-conditional, the label that it is told when
+            `forward` is given none; with it, the network need not be told any.
+
+    Raises:
+        ValueError: for settings that cannot be built.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from diffusers import UNet2DModel
+    >>> from semseg_diffusers import MaskControlNetModel
+    >>> base = UNet2DModel(
+    ...     sample_size=32, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
+    ...     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    ... )
+    >>> unet = MaskControlNetModel.from_unet(base, num_classes=19)
+    >>> sample, mask = torch.randn(1, 3, 32, 32), torch.randint(0, 19, (1, 32, 32))
+    >>> bool((unet(sample, 10, mask=mask).sample == base(sample, 10).sample).all())
+    True
+    ```
+    """
+
+    takes_conditioning_scale = True
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+        num_classes: int = 19,
+        id2label: dict | None = None,
+        id2color: dict | None = None,
+        ignore_index: int = 255,
+        ignore_color: tuple[int, int, int] = (0, 0, 0),
+        base_class_label: int | None = None,
+    ):
+        if not 1 <= num_classes <= 255:
+            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+        for name, table in (("id2label", id2label), ("id2color", id2color)):
+            if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
+                raise ValueError(
+                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
+                    f"Set `num_classes={len(table)}`, or give the label set of the data."
+                )
+        if base_class_label is not None:
+            if class_embed_type == "identity" or (class_embed_type is None and num_class_embeds is None):
+                raise ValueError(
+                    f"`base_class_label` is {base_class_label}, and the base is told no class by a number: leave it "
+                    "out."
+                )
+            if class_embed_type is None and not 0 <= base_class_label < num_class_embeds:
+                raise ValueError(
+                    f"`base_class_label` is {base_class_label}; the base knows classes 0 to {num_class_embeds - 1}."
+                )
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            center_input_sample=center_input_sample,
+            time_embedding_type=time_embedding_type,
+            time_embedding_dim=time_embedding_dim,
+            freq_shift=freq_shift,
+            flip_sin_to_cos=flip_sin_to_cos,
+            down_block_types=down_block_types,
+            mid_block_type=mid_block_type,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            mid_block_scale_factor=mid_block_scale_factor,
+            downsample_padding=downsample_padding,
+            downsample_type=downsample_type,
+            upsample_type=upsample_type,
+            dropout=dropout,
+            act_fn=act_fn,
+            attention_head_dim=attention_head_dim,
+            norm_num_groups=norm_num_groups,
+            attn_norm_num_groups=attn_norm_num_groups,
+            norm_eps=norm_eps,
+            resnet_time_scale_shift=resnet_time_scale_shift,
+            add_attention=add_attention,
+            class_embed_type=class_embed_type,
+            num_class_embeds=num_class_embeds,
+            num_train_timesteps=num_train_timesteps,
+        )
+        self.control = ControlBranch(self, num_classes)
+        self.requires_grad_(False)
+        self.control.requires_grad_(True)
+        self.train()  # the base was made in training mode
+
+    @classmethod
+    def from_unet(
+        cls,
+        unet: UNet2DModel,
+        num_classes: int = 19,
+        id2label: dict | None = None,
+        id2color: dict | None = None,
+        ignore_index: int = 255,
+        ignore_color: tuple[int, int, int] = (0, 0, 0),
+        base_class_label: int | None = None,
+        sample_size: int | tuple[int, int] | None = None,
+    ) -> "MaskControlNetModel":
+        """Make a network that says what a pretrained one says, whatever the mask, until its control branch is trained.
+
+        Args:
+            unet (`UNet2DModel`): the base; its weights are copied, it stays as it is.
+            num_classes, id2label, id2color, ignore_index, ignore_color, base_class_label: see the class.
+            sample_size (`int` or `tuple[int, int]`, *optional*): size of the images to be drawn, height and width in
+                pixels; the base's own if None.
+
+        Returns:
+            the network, in training mode, of the base's dtype and on its device.
+
+        Raises:
+            ValueError: the base is no plain `UNet2DModel`, or what the class refuses.
+        """
+        if type(unet) is not UNet2DModel:
+            raise ValueError(
+                f"`unet` is a {type(unet).__name__}; wanted a `diffusers.UNet2DModel` itself. A network that reads "
+                "masks already is trained on as it is."
+            )
+        network = cls.from_config(
+            unet.config,
+            num_classes=num_classes,
+            id2label=id2label,
+            id2color=id2color,
+            ignore_index=ignore_index,
+            ignore_color=ignore_color,
+            base_class_label=base_class_label,
+            sample_size=unet.config.sample_size if sample_size is None else sample_size,
+        )
+        weights = unet.state_dict()
+        copied = {f"control.{name}": value for name, value in weights.items() if name.split(".")[0] in COPIED}
+        _, unexpected = network.load_state_dict({**weights, **copied}, strict=False)
+        assert not unexpected, unexpected
+        network.to(unet.device)
+        return network if network.dtype == unet.dtype else network.to(unet.dtype)
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of a sample must be multiples of this many pixels."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def train(self, mode: bool = True) -> "MaskControlNetModel":
+        """Set the control branch to training or evaluation; the frozen base stays in evaluation, without dropout."""
+        super().train(mode)
+        for module in self.children():
+            if module is not self.control:
+                module.eval()
+        return self
+
+    def encode_mask(self, mask: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
+        """Compute what depends on the mask alone, once for all steps and all images of it.
+
+        Args:
+            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, at the resolution of the sample.
+            dtype: dtype of the sample; by default that of the weights.
+
+        Returns:
+            tensors to be given to `forward` as `mask_features`: what enters the stem of the control branch
+            (B, C, H, W), and 1 for each sample whose mask says anything, else 0 (B, 1, 1, 1).
+
+        Raises:
+            ValueError: see `mask_to_one_hot`.
+        """
+        device = self.control.mask_branch.conv_1.weight.device
+        if device.type != "meta":  # offloaded layer by layer, the weights are nowhere until they are called
+            mask = mask.to(device)
+        one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)
+        known = (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
+        return self.control.mask_branch(one_hot), known.to(one_hot.dtype)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        mask_features: tuple[torch.Tensor, ...] | None = None,
+        conditioning_scale: float = 1.0,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict noise, velocity or image from a noisy sample and its mask.
+
+        Args:
+            sample: noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
+            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
+            class_labels: class labels (B,), where the base is class-conditional; `base_class_label` if None.
+            mask: see `encode_mask`. None, or 255 everywhere in a sample, gives the base's own prediction.
+            mask_features: the result of `encode_mask`, in place of `mask`.
+            conditioning_scale: how much of what the control branch says is added; 0 is the base alone.
+            return_dict: an `UNet2DOutput` if true, else a tuple.
+
+        Returns:
+            prediction (B, out_channels, H, W).
+
+        Raises:
+            ValueError: for a size that `size_divisor` does not divide, both or badly shaped masks, class labels where
+                they are not wanted or missing.
+        """
+        batch_size, _, height, width = sample.shape
+        if height % self.size_divisor or width % self.size_divisor:
+            raise ValueError(
+                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
+            )
+        if mask is not None and mask_features is not None:
+            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+        if mask is not None:
+            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
+                raise ValueError(
+                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+                    f"Resize it (nearest), and repeat it for each sample."
+                )
+            mask_features = self.encode_mask(mask, dtype=sample.dtype)
+
+        # 0. centre input if necessary
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1.0
+
+        # 1. time and class
+        timesteps = timestep
+        if not torch.is_tensor(timesteps):
+            dtype = torch.float32 if isinstance(timesteps, float) else torch.long
+            timesteps = torch.tensor([timesteps], dtype=dtype, device=sample.device)
+        elif timesteps.ndim == 0:
+            timesteps = timesteps[None].to(sample.device)
+        timesteps = timesteps * torch.ones(batch_size, dtype=timesteps.dtype, device=timesteps.device)  # (B,)
+        t_emb = self.time_proj(timesteps).to(dtype=self.dtype)  # (B, time channels)
+        emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
+        if self.class_embedding is not None:
+            if class_labels is None and self.config.base_class_label is not None:
+                class_labels = torch.full((batch_size,), self.config.base_class_label, device=sample.device)
+            if class_labels is None:
+                raise ValueError("This network is class-conditional: `class_labels` must be given.")
+            if self.config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels).to(dtype=self.dtype)
+            emb = emb + self.class_embedding(class_labels).to(dtype=self.dtype)
+        elif class_labels is not None:
+            raise ValueError("`class_labels` were given, but this network has no class embedding.")
+
+        # 2. the base's stem and encoder, as if there were no mask
+        skips, hidden_states = encode(self.down_blocks, self.conv_in(sample), emb, sample)
+        if self.mid_block is not None:
+            hidden_states = self.mid_block(hidden_states, emb)  # (B, C, h, w)
+
+        # 3. what the control branch says of the mask, added to all that the decoder reads
+        if mask_features is not None and conditioning_scale != 0:
+            hint, known = mask_features
+            residuals, middle = self.control(sample, t_emb, class_labels, hint)
+
+            def joined(base: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+                said = conditioning_scale * residual.to(base)
+                return base + torch.where(known.to(base.device) != 0, said, torch.zeros_like(said))
+
+            skips = tuple(joined(*pair) for pair in zip(skips, residuals, strict=True))
+            hidden_states = joined(hidden_states, middle)
+
+        # 4. the base's decoder
+        skip_sample = None
+        for block in self.up_blocks:
+            num_skips = len(block.resnets)
+            skips, own = skips[:-num_skips], skips[-num_skips:]
+            if hasattr(block, "skip_conv"):
+                hidden_states, skip_sample = block(hidden_states, own, emb, skip_sample)
+            else:
+                hidden_states = block(hidden_states, own, emb)
+
+        # 5. head
+        hidden_states = self.conv_act(self.conv_norm_out(hidden_states))
+        prediction = self.conv_out(hidden_states)  # (B, out_channels, H, W)
+        if skip_sample is not None:
+            prediction = prediction + skip_sample
+        if self.config.time_embedding_type == "fourier":
+            prediction = prediction / timesteps.reshape(batch_size, 1, 1, 1)
+
+        if not return_dict:
+            return (prediction,)
+        return UNet2DOutput(sample=prediction)
