@@ -15,7 +15,7 @@ from semseg_diffusers.evaluation.segmenters.batches import LabelledPhotos
 from semseg_diffusers.evaluation.study.findings import difference_text, findings
 from semseg_diffusers.evaluation.study.leaks import (
     base_weights,
-    filter_of,
+    filter_weights,
     find_filter_as_judge,
     find_leaks,
     photo_digests,
@@ -327,5 +327,5 @@ def test_the_network_that_filtered_may_not_be_the_one_to_begin_with(place, tmp_p
     assert refused(settings_of(place, **settings)) == []
     assert refused(settings_of(place, filtered=str(filtered))) == []
     (filtered / "filter.json").write_text("{")
-    with pytest.raises(ValueError, match="is not valid JSON .* filter the images again"):
-        filter_of(str(filtered))
+    with pytest.raises(ValueError, match="is no record of `semseg-diffusers filter`"):
+        filter_weights(str(filtered))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from semseg_diffusers.data.layout import SPLITS
+from semseg_diffusers.evaluation.filtering.independence import read_filter
 from semseg_diffusers.evaluation.segmenters.networks import Source
 from semseg_diffusers.evaluation.study.pools import KeptPairs, StudyData
 from semseg_diffusers.evaluation.study.settings import StudySettings
@@ -16,8 +17,6 @@ from semseg_diffusers.generation.sources import Names
 from semseg_diffusers.hub.folders import weights_hash
 
 
-FILTER_FILE = "filter.json"  # in a folder of filtered images
-FILTER_HASH = "segmenter_sha256"  # there: which network filtered it
 RUN_SETTINGS = "settings.json"  # of a training run: what a model was trained on
 
 
@@ -97,16 +96,10 @@ def _was_trained_on_validation(model: str, settings: StudySettings) -> bool:
     return split == validation and same_data
 
 
-def filter_of(folder: str | None) -> dict[str, Any] | None:
-    """What a folder says of the filter that made it; None where it says nothing."""
-    path = None if folder is None else Path(folder) / FILTER_FILE
-    if path is None or not path.is_file():
-        return None
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as err:
-        raise ValueError(f"'{path}' is not valid JSON ({err}); filter the images again.") from err
-    return record if isinstance(record, dict) else None
+def filter_weights(folder: str | None) -> str | None:
+    """The hash of the network that filtered a folder; None where it was not filtered."""
+    record = None if folder is None else read_filter(folder)
+    return None if record is None else record["segmenter_sha256"]
 
 
 def base_weights(settings: StudySettings) -> str | None:
@@ -128,5 +121,5 @@ def find_filter_as_judge(settings: StudySettings, weights: str | None) -> list[s
         f"--base_model '{settings.base_model}' is the network that filtered --{name} '{folder}' ({weights}): what it "
         "took for right it has learned already. Begin with another, or with random weights."
         for name, folder in (("generated", settings.generated), ("filtered", settings.filtered))
-        if weights is not None and (filter_of(folder) or {}).get(FILTER_HASH) == weights
+        if weights is not None and filter_weights(folder) == weights
     ]

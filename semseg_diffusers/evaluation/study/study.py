@@ -15,10 +15,9 @@ from semseg_diffusers.evaluation.segmenters.beginnings import DEFAULT_ARCHITECTU
 from semseg_diffusers.evaluation.segmenters.training import RECIPE
 from semseg_diffusers.evaluation.study.findings import findings
 from semseg_diffusers.evaluation.study.leaks import (
-    FILTER_HASH,
     base_weights,
     data_hash,
-    filter_of,
+    filter_weights,
     find_filter_as_judge,
     find_leaks,
     photo_digests,
@@ -161,7 +160,7 @@ def _results(
         "absent": scores["absent"],
         "data": {name: {"num_images": len(pairs), "hash": record["data"][name]} for name, pairs in data.sets.items()},
         "filters": {
-            name: (filter_of(getattr(settings, name)) or {}).get(FILTER_HASH)
+            name: filter_weights(getattr(settings, name))
             for name in ("generated", "filtered")
             if getattr(settings, name) is not None
         },
@@ -193,7 +192,7 @@ def _notes(settings: StudySettings, data: StudyData, results: Mapping[str, Any])
     )
     if settings.filtered is not None:
         known = results["filters"]["filtered"]
-        by = f"by a network with weights {known}" if known else f"by a network that it does not name ({FILTER_HASH})"
+        by = f"by a network with weights {known}" if known else "by a network that it does not name"
         begin = f"'{settings.base_model}'" if settings.base_model else "random weights"
         notes.append(
             f"'{settings.filtered}' was filtered {by}. The networks of this study are trained anew, from {begin}."
