@@ -1,4 +1,4 @@
-"""The page of a grown data set: what each stage found, in one self-contained HTML file, and the commands that did it."""
+"""The page of a grown data set: what each stage found, and the commands that did it, in one self-contained file."""
 
 import json
 from collections.abc import Sequence
@@ -21,6 +21,8 @@ from semseg_diffusers.data.pages.frame import (
     write_page,
 )
 from semseg_diffusers.data.pages.pictures import wide_picture
+from semseg_diffusers.evaluation.filtering.independence import FILTER_FILE
+from semseg_diffusers.evaluation.filtering.rules import REASONS
 from semseg_diffusers.growth.plan import GrowSettings
 from semseg_diffusers.growth.stages import Progress, Stage
 
@@ -115,8 +117,8 @@ def _generate(folder: Path, _settings: GrowSettings) -> Section:
     record = _read(folder / "generation.json")
     count = sum(1 for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines() if line.strip())
     how = (
-        f"{count:,} images by {record['model']}: {record['scheduler']}, {record['num_inference_steps']} steps, guidance "
-        f"{record['guidance_scale']:g}."
+        f"{count:,} images by {record['model']}: {record['scheduler']}, {record['num_inference_steps']} steps, "
+        f"guidance {record['guidance_scale']:g}."
     )
     with Image.open(folder / "contact_sheet.png") as sheet:
         shown = wide_picture(sheet.convert("RGB"), "masks and what was drawn from them", SHEET_COLUMNS)
@@ -124,7 +126,16 @@ def _generate(folder: Path, _settings: GrowSettings) -> Section:
 
 
 def _filter(folder: Path, _settings: GrowSettings) -> Section:
-    return section("Filter", facts(filter_facts(folder)), _own_page(folder, "filter"))
+    record = _read(folder / FILTER_FILE)
+    results, reference = record["results"], record["reference"]
+    told = {"Kept": f"{number(results['num_kept'])} of {number(results['num_images'])} images"}
+    dropped = [f"{number(count)} {REASONS[name]}" for name, count in results["num_dropped"].items() if count]
+    if dropped:
+        told["Dropped"] = "; ".join(dropped)
+    told["Labels left in the kept"] = percent(results["kept_share_of_kept_images"])
+    if reference is not None:
+        told[f"The same rule on real photos ({reference['name']})"] = percent(reference["kept_share"])
+    return section("Filter", facts(told), _own_page(folder, "filter"))
 
 
 def _merge(folder: Path, settings: GrowSettings) -> Section:
