@@ -34,9 +34,9 @@ def command(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
-    """Twelve drawn street scenes to learn from and four to validate on."""
+    """Drawn street scenes, 40 to learn from and four to validate on."""
     folder = tmp_path_factory.mktemp("toy") / "data"
-    assert command("toy", "--output", folder, "--num_train", 12, "--num_val", 4, "--resolution", 32) == 0
+    assert command("toy", "--output", folder, "--num_train", 40, "--num_val", 4, "--resolution", "96x128") == 0
     return folder
 
 
@@ -47,7 +47,7 @@ def model(toy, tmp_path_factory) -> Path:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         unet = MaskGuidedUNet2DModel(
-            sample_size=32,
+            sample_size=(96, 128),
             num_classes=labels.num_classes,
             block_out_channels=(8, 16),
             down_block_types=("DownBlock2D", "DownBlock2D"),
@@ -71,12 +71,18 @@ def test_dry_run_prints_a_command_for_each_stage(toy, tmp_path, capsys):
 
 def test_what_is_given_is_no_stage(toy, model, tmp_path, capsys):
     words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--dry_run", "--model", model)
-    assert command(*words, "--filter_segmenter", "user/network") == 0
+    assert command(*words, "--filter_segmenter", "user/network", "--masks", "painted") == 0
     lines = capsys.readouterr().out.splitlines()
-    done = [line.split()[1] for line in lines]
-    assert done == ["stats", "enrich", "generate", "filter", "study", "merge"]
-    assert f"--model {model}" in lines[2]
-    assert "--segmenter user/network" in lines[3]
+    assert [line.split()[1] for line in lines] == ["stats", "generate", "filter", "study", "merge"]
+    assert f"--model {model} --masks painted" in lines[1]
+    assert "--segmenter user/network" in lines[2]
+
+
+def test_masks_in_which_nothing_can_be_placed_are_asked_for(model, tmp_path, capfd):
+    small_dataset(tmp_path / "data")
+    words = ("grow", "--dataset", tmp_path / "data", "--output", tmp_path / "grown", "--model", model)
+    assert command(*words, "--until", "enrich") == 2
+    assert "--masks" in capfd.readouterr().err
 
 
 def test_changes_reach_their_stage():
@@ -108,6 +114,7 @@ def test_the_network_that_filters_has_no_seed_of_the_study():
         (("--set", "filter.generated=elsewhere"), "grow sets it itself"),
         (("--model", "run", "--set", "train.max_train_steps=3"), "so no such stage"),
         (("--model", "run", "--until", "train"), "no such stage"),
+        (("--masks", "new", "--wish", "car=2"), "--masks gives them"),
         (("--config_file", "no.yaml"), "there is no file 'no.yaml'"),
     ],
 )
@@ -136,11 +143,11 @@ def test_weak_classes_are_wished_for_and_other_options_are_refused(toy, model, t
     assert "stage enrich was done with other options" in capfd.readouterr().err
 
 
-def test_a_stage_that_fails_ends_the_way_and_the_same_command_goes_on(toy, tmp_path, capfd):
-    words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--until", "generate", "--num_masks", 1)
-    assert command(*words, "--model", tmp_path / "none") == 2
+def test_a_stage_that_fails_ends_the_way(toy, model, tmp_path, capfd):
+    words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--until", "generate", "--model", model)
+    assert command(*words, "--masks", tmp_path / "none") == 2
     assert "stage generate ended with 2" in capfd.readouterr().err
-    assert list(json.loads((tmp_path / "grown/grow.json").read_text())["stages"]) == ["statistics", "enrich"]
+    assert list(json.loads((tmp_path / "grown/grow.json").read_text())["stages"]) == ["statistics"]
 
 
 # The merged data set -----------------------------------------------------------------------------------------------
@@ -237,7 +244,7 @@ def grow_words(toy: Path, model: Path, output: Path) -> list[str]:
     changes = [f"{stage}.{change}" for stage in ("segmenter", "study") for change in small]
     changes += ["generate.num_inference_steps=2", "filter.minimum_kept=0", "study.jobs=1"]
     words = [sys.executable, "-m", "semseg_diffusers.cli", "grow", "--dataset", toy, "--model", model]
-    words += ["--output", output, "--num_masks", 6, "--num_images_per_mask", 3, "--seeds", 0, 1, "--amounts", 1]
+    words += ["--output", output, "--num_masks", 10, "--num_images_per_mask", 4, "--seeds", 0, 1, "--amounts", 1]
     return [str(word) for word in [*words, "--device", "cpu", "--set", *changes]]
 
 
@@ -264,4 +271,4 @@ def test_a_loop_killed_at_random_and_resumed_gives_the_same_report(toy, model, t
     assert reports[0].replace(str(tmp_path / "straight"), "OUT") == reports[1].replace(str(tmp_path / "killed"), "OUT")
     assert "Still to be done" not in reports[0]
     assert "What it brings" in reports[0]
-    assert len(load_pairs(tmp_path / "killed/merge", "train")) > 12
+    assert len(load_pairs(tmp_path / "killed/merge", "train")) > 40

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_column_arguments(parser)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to make, or to go on in")
     parser.add_argument("--model", metavar="DIR|ID", help="diffusion model (default: one is trained first)")
+    parser.add_argument("--masks", metavar="DIR", help="masks to draw from (default: new ones are made)")
     parser.add_argument(
         "--filter_segmenter", metavar="DIR|ID", help="network that filters (default: one is trained first)"
     )
@@ -75,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
         dataset=args.dataset,
         output=args.output,
         model=args.model,
+        masks=args.masks,
         filter_segmenter=args.filter_segmenter,
         num_masks=args.num_masks,
         num_images_per_mask=args.num_images_per_mask,

@@ -29,6 +29,7 @@ class GrowSettings:
     dataset: str  # prepared folder or Hub id
     output: Path
     model: str | None = None  # diffusion model, folder or Hub id; None trains one first
+    masks: str | None = None  # folder of new masks; None makes them from those of the data set
     filter_segmenter: str | None = None  # network that filters; None trains one first
     num_masks: int | None = None  # None: as many as there are training photos
     num_images_per_mask: int = 2
@@ -49,7 +50,9 @@ class GrowSettings:
                 raise ValueError(f"--{name} must be 1 or more; got {value}.")
         if self.seed < 0:
             raise ValueError(f"--seed must be 0 or more; got {self.seed}.")
-        for stage, given in (("train", self.model), ("segmenter", self.filter_segmenter)):
+        if self.masks is not None and (self.wish or self.num_masks is not None):
+            raise ValueError("--wish and --num_masks are of masks that are to be made, and --masks gives them.")
+        for stage, given in self._given.items():
             if given is not None and stage in self.changes:
                 raise ValueError(
                     f"--set {stage}.{next(iter(self.changes[stage]))}: '{given}' was given, so no such stage."
@@ -58,8 +61,12 @@ class GrowSettings:
     @property
     def stages(self) -> list[str]:
         """The stages that there is something to do in."""
-        given = {"train": self.model, "segmenter": self.filter_segmenter}
-        return [name for name in STAGES if given.get(name) is None]
+        return [name for name in STAGES if self._given.get(name) is None]
+
+    @property
+    def _given(self) -> dict[str, str | None]:
+        """What a user may bring along, by the stage that would make it."""
+        return {"train": self.model, "enrich": self.masks, "segmenter": self.filter_segmenter}
 
 
 def make_stage(settings: GrowSettings, name: str, wish: Sequence[str], num_masks: int) -> Stage:
@@ -89,7 +96,7 @@ def make_stage(settings: GrowSettings, name: str, wish: Sequence[str], num_masks
         "enrich": {**seed, "num_masks": [str(num_masks)], "wish": list(wish)},
         "generate": {
             "model": [model],
-            "masks": [str(folders["enrich"] / "masks")],
+            "masks": [settings.masks or str(folders["enrich"] / "masks")],
             "num_images_per_mask": [str(settings.num_images_per_mask)],
             **seed,
             **device,
@@ -148,7 +155,8 @@ def default_wishes(pairs: PairDataset, stats_file: Path) -> list[str]:
     wanted = [name for name in placeable if name in weak] or placeable[:2]
     if not wanted:
         raise ValueError(
-            "no class of the data set can be placed in its masks. Say what there is to be more of: --wish."
+            "no class of the data set can be placed in its masks: their things are too few or too small. Give masks "
+            "with --masks: of your own, or those of the training split for other photos of the same streets."
         )
     total = sum(FACTOR * share[name] for name in wanted)
     times = FACTOR if total <= MOST_WISHED else max(1.1, FACTOR * MOST_WISHED / total)
