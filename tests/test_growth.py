@@ -20,6 +20,7 @@ from semseg_diffusers.data.layout import finish_dataset, make_split, save_pair
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.growth.plan import GrowSettings, make_stage
 from semseg_diffusers.growth.stages import STAGES, read_changes
+from semseg_diffusers.hub.folders import check_dataset_folder, dataset_card
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,6 +203,17 @@ def test_merged_set_holds_both_and_says_which_is_which(generated, tmp_path, caps
     assert record["synthetic"]["count"] == 6
     assert record["synthetic"]["license"] == "cc-by-nc-4.0"
     assert record["splits"] == {"train": 8, "val": 1}
+
+
+def test_card_of_a_grown_set_says_what_is_drawn(generated, tmp_path):
+    data = small_dataset(tmp_path / "data")
+    command("merge", "--dataset", data, "--generated", generated, "--output", tmp_path / "grown")
+    labels, record_file = check_dataset_folder(tmp_path / "grown")
+    record = json.loads((tmp_path / "grown" / record_file).read_text())
+    card = dataset_card(tmp_path / "grown", "alice/grown", None, labels, record, {"train": 8, "val": 1}, "")
+    assert "6 pairs of the split train are synthetic (column `synthetic`), drawn by `run`" in card
+    assert "licence cc-by-nc-4.0" in card
+    assert str(tmp_path) not in card
 
 
 def test_photos_are_copied_byte_for_byte(generated, tmp_path):

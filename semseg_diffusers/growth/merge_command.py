@@ -21,6 +21,7 @@ from semseg_diffusers.data.layout import (
     GENERATION_FILE,
     LABELS_FILE,
     METADATA_FILE,
+    SYNTHETIC_FILE,
     finish_dataset,
     make_split,
     new_dataset,
@@ -42,7 +43,6 @@ from semseg_diffusers.pipelines.saved_files import write_text
 
 
 PREFIX = "synthetic_"  # of the names of drawn pairs
-ROWS_FILE = "synthetic.jsonl"
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -102,7 +102,7 @@ def merge(
             rows[split].append({**copied, **shared, "synthetic": True})
             notes.append({**row, **copied, "split": split})
             bar.update()
-        write_text(folder / ROWS_FILE, "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in notes))
+        write_text(folder / SYNTHETIC_FILE, "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in notes))
         source = read_record(dataset)
         synthetic = {"count": len(drawn), "split": split, **provenance(record, source.get("format"))}
         finish_dataset(folder, rows, real.labels, {**source, "source": dataset, "synthetic": synthetic})
