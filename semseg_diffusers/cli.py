@@ -30,6 +30,8 @@ COMMANDS = {
     "filter": ("semseg_diffusers.evaluation.filtering.command", "drop labels and images that do not show their masks"),
     "evaluate": ("semseg_diffusers.evaluation.command", "measure generated images against masks and real photos"),
     "study": ("semseg_diffusers.evaluation.study.command", "does a segmentation network get better with them"),
+    "merge": ("semseg_diffusers.growth.merge_command", "put generated images into the data set they were made for"),
+    "grow": ("semseg_diffusers.growth.command", "from a data set to a better segmentation network, all stages"),
     "convert": ("semseg_diffusers.converters.command", "turn a published checkpoint of others into a pipeline"),
     "push": ("semseg_diffusers.hub.command", "publish a model or a data set on the Hugging Face Hub"),
 }

@@ -27,6 +27,7 @@ METADATA_FILE = "metadata.jsonl"  # of each split, and of a folder that `generat
 LABEL_FILES = (LABELS_FILE, "colormap.json")  # the second is that of the paper's authors
 ABOVE_MASKS = 2  # folders above a folder of masks that are looked into for its label file
 SETTINGS_FILE = "prepare.json"
+SYNTHETIC_FILE = "synthetic.jsonl"  # of a set that drawn pairs were merged into: what is known of each of these
 GENERATION_FILE = "generation.json"  # the same of a folder that `generate` made
 # The names that `datasets` knows a split by -> the name of our folder.
 SPLITS = {

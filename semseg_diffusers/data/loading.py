@@ -280,6 +280,24 @@ def load_pairs(
     return PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
 
 
+def split_names(dataset: str | os.PathLike) -> list[str]:
+    """The splits of a prepared folder, or of a data set on the Hub, by the names that our folders have.
+
+    Raises:
+        ValueError: no such folder, or it holds no data set.
+        HubError: the Hub has no such data set, or does not let one in.
+    """
+    import datasets
+
+    name = os.fspath(dataset)
+    check_name(name, "dataset")
+    known = read_record(name).get("splits")
+    if known is None:
+        with hub_errors(f"loading the data set '{name}'", name, "dataset"):
+            known = datasets.get_dataset_split_names(name)
+    return [SPLITS.get(split, split) for split in known]
+
+
 def _read_labels(folder: str) -> LabelSet:
     """The label set in the folder of a data set."""
     path = Path(folder) / LABELS_FILE

@@ -192,10 +192,22 @@ def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[st
         size = " x ".join(map(str, resolution)) if isinstance(resolution, list) else "their own"
         command = "toy" if record.get("format") == "toy" else f"prepare --format {record.get('format')}"
         small = f" {record['enlarged']} pairs were smaller and were enlarged." if record.get("enlarged") else ""
-        how = f"Made by `semseg-diffusers {command}`; `prepare.json` holds all settings.{small}"
+        how = f"Made by `semseg-diffusers {command}`; `prepare.json` holds all settings.{small}{_grown(record)}"
     rows = [f"| {split} | {count} |" for split, count in counts.items()]
     sizes = f"Height x width: {size} pixels." if size != "their own" else "Pictures keep their own size."
     return "\n".join(["| split | pairs |", "|---|---:|", *rows, "", sizes, how, "", class_table(labels)])
+
+
+def _grown(record: dict[str, Any]) -> str:
+    """What of a data set is no photo."""
+    drawn = record.get("synthetic")
+    if not drawn:
+        return ""
+    return (
+        f" {drawn['count']} pairs of the split {drawn['split']} are synthetic (column `synthetic`), drawn by "
+        f"`{without_machine_paths(drawn['model'])}` (revision {drawn['revision']}, licence "
+        f"{drawn['license'] or 'not known'}); `synthetic.jsonl` says how."
+    )
 
 
 def _made_otherwise(record: dict[str, Any]) -> str:

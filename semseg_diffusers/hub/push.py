@@ -3,6 +3,7 @@
 The token comes from HF_TOKEN or `hf auth login`.
 """
 
+import json
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from semseg_diffusers.data.hub_errors import KINDS, LOG_IN, HubError, check_name, hub_errors
-from semseg_diffusers.data.layout import LABELS_FILE
+from semseg_diffusers.data.layout import LABELS_FILE, SYNTHETIC_FILE
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.hub import card_results, cards
 from semseg_diffusers.hub.folders import (
@@ -242,13 +243,18 @@ def push_dataset(
         card = dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
         card = merge_cards(card, card_there, repo_id, ("configs", "dataset_info"), ())
         # 1. what says what the repository is; so that after a broken connection it is known for ours
+        files = {
+            CARD: card.encode(),
+            LABELS_FILE: json_bytes(labels.to_config()),
+            record_file: json_bytes(cards.without_machine_paths(record)),
+        }
+        if (folder / SYNTHETIC_FILE).is_file():
+            lines = (folder / SYNTHETIC_FILE).read_text(encoding="utf-8").splitlines()
+            rows = (json.dumps(cards.without_machine_paths(json.loads(line))) for line in lines)
+            files[SYNTHETIC_FILE] = "".join(f"{row}\n" for row in rows).encode()
         api.create_commit(
             repo_id,
-            [
-                CommitOperationAdd(CARD, card.encode()),
-                CommitOperationAdd(LABELS_FILE, json_bytes(labels.to_config())),
-                CommitOperationAdd(record_file, json_bytes(cards.without_machine_paths(record))),
-            ],
+            [CommitOperationAdd(name, content) for name, content in files.items()],
             commit_message=f"{commit_message or 'Push data set'}: card and label set",
             repo_type="dataset",
             revision=revision,
