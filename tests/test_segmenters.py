@@ -476,6 +476,12 @@ def test_without_a_validation_split_the_last_weights_are_kept_and_it_says_so(toy
     assert record["input_size"] == [32, 32]
 
 
+def test_validation_may_be_left_out(toy, tmp_path, capsys):
+    words = options(toy, tmp_path / "out", *MINI_OPTIONS, "--input_size", 24, "--validation_split", "none")
+    assert cli.main(words) == 0
+    assert "weights of step 4, not validated" in capsys.readouterr().out
+
+
 def test_what_cannot_be_done_is_refused_before_training(toy, segmenter, tmp_path, capsys):
     def refusal(*command):
         assert cli.main(list(command)) == 2

@@ -101,7 +101,8 @@ def make_stage(settings: GrowSettings, name: str, wish: Sequence[str], num_masks
             **seed,
             **device,
         },
-        "segmenter": {**columns, **device, "seed": [str(settings.seed + FILTER_SEED)]},
+        # what chooses images must not have been chosen by the photos that the study scores on
+        "segmenter": {**columns, **device, "seed": [str(settings.seed + FILTER_SEED)], "validation_split": ["none"]},
         "filter": {
             **columns,
             "generated": [str(folders["generate"])],

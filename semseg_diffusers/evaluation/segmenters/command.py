@@ -44,7 +44,7 @@ from semseg_diffusers.launch import SIGNALS, check_usable, signals_to
 
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
-VALIDATION_SPLIT = "val"
+VALIDATION_SPLIT, NO_SPLIT = "val", "none"
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs that are kept, of each split
 
 
@@ -66,7 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_split", default="train", help="split to train on (default %(default)s)")
     parser.add_argument(
         "--validation_split",
-        help="split to choose the best weights by (default: val; where there is none, the last ones stay)",
+        help="split to choose the best weights by (default: val; where there is none, or with `none`, the last ones "
+        "stay)",
     )
     parser.add_argument("--max_train_steps", type=int, default=2000, help="optimizer steps (default %(default)s)")
     parser.add_argument("--train_batch_size", type=int, default=8, help="photos a step (default %(default)s)")
@@ -171,6 +172,8 @@ def _read_data(args: argparse.Namespace) -> tuple[LabelledPhotos, LabelledPhotos
         raise ValueError(f"--train_split and --validation_split are both '{names[0]}': the score would say nothing.")
     columns = column_options(args)
     train_pairs = load_pairs(args.dataset, args.train_split, **columns)
+    if validation_split == NO_SPLIT:
+        return _kept(train_pairs), None
     try:
         pairs = load_pairs(args.dataset, validation_split, **columns)
     except MissingSplitError as err:
