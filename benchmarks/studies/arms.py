@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.training.base_model import load_base
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -47,7 +48,8 @@ def study_parser(description: str, required: bool = True) -> argparse.ArgumentPa
 def forward_gflop(settings: TrainingSettings) -> float:
     """Operations of one image's forward pass, two for a multiply-add."""
     pairs = load_pairs(settings.dataset, settings.train_split)
-    unet = build_network(settings, pairs.labels, pairs.resolution).eval()
+    base = None if settings.base_model is None else load_base(settings).unet
+    unet = build_network(settings, pairs.labels, pairs.resolution, base=base).eval()
     mask = torch.zeros(1, *pairs.resolution, dtype=torch.long)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(torch.zeros(1, 3, *pairs.resolution), 1, mask=mask)
