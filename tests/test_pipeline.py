@@ -15,7 +15,12 @@ from diffusers.callbacks import PipelineCallback
 from PIL import Image
 from tiny_pipelines import BDD, SCHEDULERS, SIZE, draw, pipeline, random_ids, seeded, tiny_unet
 
-from semseg_diffusers import MaskGuidedDDPMPipeline, PaperUNet2DModel
+from semseg_diffusers import (
+    MaskGuidedDDPMPipeline,
+    MaskGuidedImg2ImgPipeline,
+    MaskGuidedInpaintPipeline,
+    PaperUNet2DModel,
+)
 
 
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates, thousands of times.
@@ -285,10 +290,29 @@ def test_class_conditional_network_takes_one_label_a_mask():
 def test_half_precision(dtype):
     pipe = pipeline().to(dtype)
     image = draw(pipe, random_ids())
-    assert image.dtype == dtype
+    assert image.dtype == torch.float32
     assert image.isfinite().all()
-    assert (image.float() - draw(pipeline(), random_ids())).abs().mean() < 0.1
+    assert (image - draw(pipeline(), random_ids())).abs().mean() < 0.1
     assert pipe(random_ids(), num_inference_steps=2).images[0].size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize("kind", [MaskGuidedDDPMPipeline, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline])
+def test_latents_stay_float32_so_that_many_steps_in_half_precision_do_not_add_up(kind):
+    seen = []
+    photo = np.full((SIZE, SIZE, 3), 90, np.uint8)
+    extra = {
+        MaskGuidedDDPMPipeline: {},
+        MaskGuidedImg2ImgPipeline: {"image": photo},
+        MaskGuidedInpaintPipeline: {"image": photo, "edit_region": np.eye(SIZE, dtype=bool)},
+    }[kind]
+
+    def watch(*step) -> dict:
+        seen.append(step[-1]["latents"].dtype)
+        return {}
+
+    pipe = pipeline(tiny_unet().to(torch.bfloat16), kind=kind)
+    latent = pipe(mask=random_ids(), num_inference_steps=4, output_type="latent", callback_on_step_end=watch, **extra)
+    assert {*seen, latent.images.dtype} == {torch.float32}
 
 
 def test_network_in_training_mode_samples_without_dropout_and_is_left_in_its_mode():

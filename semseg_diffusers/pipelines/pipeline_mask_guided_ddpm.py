@@ -97,7 +97,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             conditioning_scale (`float`, *optional*): For networks with a control branch (`MaskControlNetModel`): how
                 much of what it says is added; 1, as it was trained, if None; 0 is the base alone.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
-                "latent" (B, C, H, W) in [-1, 1], not clipped.
+                "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
             return_dict (`bool`, defaults to True): An `ImagePipelineOutput`, else a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
                 tensors)`; the tensors in the dictionary that it returns are used from then on.
@@ -111,7 +111,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 its depth does not divide, counts that do not fit.
         """
         # 1. Read the masks and check everything
-        device, dtype = self._execution_device, self.unet.dtype
+        device, dtype = self._execution_device, self.latents_dtype
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)

@@ -114,7 +114,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             guide_unet (`ModelMixin` or a pipeline, *optional*): A smaller or earlier checkpoint to lead away from.
             conditioning_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
-                "latent" (B, C, H, W) in [-1, 1], not clipped.
+                "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
             return_dict (`bool`, defaults to True): An `ImagePipelineOutput`, else a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
                 tensors)`; the tensors in the dictionary that it returns are used from then on.
@@ -128,7 +128,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 `MaskGuidedDDPMPipeline` refuses.
         """
         # 1. Read masks and photos and check everything
-        device, dtype = self._execution_device, self.unet.dtype
+        device, dtype = self._execution_device, self.latents_dtype
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)

@@ -252,7 +252,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 scheduler that cannot noise photos, and all that `MaskGuidedDDPMPipeline` refuses.
         """
         # 1. Read photos, masks and regions, and check everything
-        device, dtype = self._execution_device, self.unet.dtype
+        device, dtype = self._execution_device, self.latents_dtype
         ids = self.read_masks(mask)
         num_masks = len(ids)
         height, width = self.image_size(ids, height, width)
