@@ -32,8 +32,8 @@ def write_sampling_page(path: Path, record: dict, pairs: PairDataset, dataset: s
         "more than looks; detail and contrast are shares of the photos' own."
     )
     bounds = (
-        f"Real photos of the masks: mean IoU {real['mean_iou']:.3f}, accuracy {real['accuracy']:.3f}. As many training "
-        f"photos: KID {floor['kid']:.3f}."
+        f"Real photos of the masks: mean IoU {real['mean_iou']:.3f}, accuracy {real['accuracy']:.3f}. As many "
+        f"training photos: KID {floor['kid']:.3f}."
     )
     groups = list(dict.fromkeys(arm["group"] for arm in record["arms"].values()))
     sections = [section("Photos", paragraph(bounds))]
