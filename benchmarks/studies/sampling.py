@@ -5,7 +5,8 @@ of 1000 and 250 steps, mask by mask: the difference of the mean IoU of the whole
 means over masks, with the 95 % interval of 10,000 resamplings of the masks. Masks that are frames of one drive are no
 independent scenes, so the intervals are of these masks. Arms were fixed here before any was drawn, but for the
 guidance scale at which samplers are compared: it was taken from a pilot on 16 masks of the training split. What is
-done stays: the same command goes on. Prints tables and writes `sampling.json` and `sampling.html`.
+done stays: the same command goes on. Prints tables, and writes `sampling.json`, `sampling.html` and two sheets of
+pictures.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sampling_page import write_sampling_page
+from sampling_page import write_sampling_page, write_sheets
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.data.loading import PairDataset, load_pairs
@@ -401,6 +402,7 @@ def main() -> None:
     record = collect(args, sampling, reader)
     write_text(args.output / "sampling.json", json.dumps(record, indent=1) + "\n")
     write_sampling_page(args.output / "sampling.html", record, pairs, args.dataset, args.output)
+    write_sheets(record, pairs, args.output)
     print(tables(record))
 
 

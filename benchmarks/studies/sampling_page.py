@@ -1,4 +1,5 @@
-"""The page of `sampling.py`: a table for each group of arms, and what the arms draw from the same masks and noise."""
+"""The page of `sampling.py`: a table for each group of arms, and what the arms draw from the same masks and noise; and
+the two sheets of pictures in docs/sampling.md."""
 
 from pathlib import Path
 
@@ -8,10 +9,15 @@ from PIL import Image
 from semseg_diffusers.data.loading import PairDataset, read_record
 from semseg_diffusers.data.pages.frame import page, paragraph, section, table, write_page
 from semseg_diffusers.data.pages.pictures import picture_table
+from semseg_diffusers.data.pictures import image_grid, written_beside
 from semseg_diffusers.hub.cards import data_license
 
 
 MASKS = 4  # rows of pictures in each group, at even distances
+SHEETS = {  # name -> arms beside each other
+    "steps": ("dpm_10", "dpm_20", "dpm_50", "ddpm_20", "ddpm_250", "ddpm_1000"),
+    "guidance": ("scale_1", "dpm_20", "scale_3", "scale_4.5", "interval_0.1_0.8_3", "guide_2"),
+}
 
 
 def write_sampling_page(path: Path, record: dict, pairs: PairDataset, dataset: str, output: Path) -> None:
@@ -58,10 +64,26 @@ def _table(arms: dict[str, dict], references: list[str]) -> Markup:
     return table([*headers, "KID", "detail", "contrast"], rows)
 
 
-def _pictures(arms: dict[str, dict], record: dict, pairs: PairDataset, dataset: str, output: Path) -> Markup:
+def write_sheets(record: dict, pairs: PairDataset, output: Path) -> None:
+    """Write `NAME.jpg` for each of SHEETS into the folder of the arms: masks | photos | what was drawn."""
+    for name, chosen in SHEETS.items():
+        arms = {arm: record["arms"][arm] for arm in chosen if arm in record["arms"]}
+        rows = [cells for _, cells in _rows(arms, pairs, output)]
+        headers = ["mask", "photo", *(_short(arm) for arm in arms.values())]
+        with written_beside(output / f"{name}.jpg") as temporary:
+            image_grid(rows, headers).convert("RGB").save(temporary, "jpeg", quality=82, optimize=True)
+
+
+def _short(arm: dict) -> str:
+    if arm["group"] == "Samplers and steps":
+        return arm["what"].replace(" 2M", "").replace(", ancestral", "")
+    return arm["what"].replace("away from a weaker network", "autoguidance") if arm["guide"] else arm["what"]
+
+
+def _rows(arms: dict[str, dict], pairs: PairDataset, output: Path) -> list[tuple[str, list[Image.Image]]]:
+    """Name of a mask, then mask, photo and images of the arms, of masks that every arm has drawn."""
     place_of = {stem: place for place, stem in enumerate(pairs.stems)}
-    masks = sorted((output / "masks" / "half").iterdir())  # those that every arm has drawn
-    _, terms = data_license(read_record(dataset).get("format"), "these pictures")
+    masks = sorted((output / "masks" / "half").iterdir())
     rows = []
     for row in range(MASKS):
         stem = masks[row * len(masks) // MASKS].stem
@@ -69,5 +91,11 @@ def _pictures(arms: dict[str, dict], record: dict, pairs: PairDataset, dataset: 
         photo = Image.fromarray(pair["image"].permute(1, 2, 0).numpy())
         drawn = [Image.open(output / name / "images" / f"{stem}_0.png") for name in arms]
         rows.append((stem, [pairs.labels.decode(pair["mask"].numpy()), photo, *drawn]))
+    return rows
+
+
+def _pictures(arms: dict[str, dict], record: dict, pairs: PairDataset, dataset: str, output: Path) -> Markup:
+    _, terms = data_license(read_record(dataset).get("format"), "these pictures")
     headers = ["mask", "photo", *(arm["what"] for arm in arms.values())]
-    return picture_table(headers, rows, f"Seed {record['seed']}, the same noise for every arm. {terms}")
+    caption = f"Seed {record['seed']}, the same noise for every arm. {terms}"
+    return picture_table(headers, _rows(arms, pairs, output), caption)

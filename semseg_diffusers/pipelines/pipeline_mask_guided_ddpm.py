@@ -45,8 +45,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         self,
         mask,
         num_images_per_mask: int = 1,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 2.0,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -72,8 +72,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 set's colours; a batch of arrays or tensors counts as a list. 255 is unknown. Other sizes are cropped
                 around the centre to the aspect and resized by nearest neighbour.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
-            num_inference_steps (`int`, defaults to 50): Denoising steps.
-            guidance_scale (`float`, defaults to 3.0): `uncond + scale * (cond - uncond)`, where uncond is told neither
+            num_inference_steps (`int`, defaults to 20): Denoising steps.
+            guidance_scale (`float`, defaults to 2.0): `uncond + scale * (cond - uncond)`, where uncond is told neither
                 mask nor attributes; 1 is the plain conditional prediction, at half the cost.
             guidance_start (`float`, defaults to 0.0): Part of the steps after which guidance begins.
             guidance_stop (`float`, defaults to 1.0): Part of the steps after which it ends; outside, the prediction is

@@ -70,8 +70,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         mask,
         strength: float = 0.5,
         num_images_per_mask: int = 1,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 2.0,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -98,9 +98,9 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             strength (`float`, defaults to 0.5): Part of the steps that are gone through, 0 to 1: 0 returns the photo,
                 1 starts from noise alone and gives what `MaskGuidedDDPMPipeline` gives for the same generator.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
-            num_inference_steps (`int`, defaults to 50): Denoising steps of the whole schedule, of which
+            num_inference_steps (`int`, defaults to 20): Denoising steps of the whole schedule, of which
                 `int(num_inference_steps * strength)` are done.
-            guidance_scale (`float`, defaults to 3.0): As in `MaskGuidedDDPMPipeline`, like the next two, which are
+            guidance_scale (`float`, defaults to 2.0): As in `MaskGuidedDDPMPipeline`, like the next two, which are
                 parts of the whole schedule: the same noise at every strength.
             guidance_start (`float`, defaults to 0.0): Part of the steps after which guidance begins.
             guidance_stop (`float`, defaults to 1.0): Part of the steps after which it ends.
