@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, PaperUNet2DModel
@@ -32,6 +32,7 @@ from semseg_diffusers.evaluation.provenance import code_commit, versions
 from semseg_diffusers.models.unet_paper import paper_betas
 from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.networks import build_network
+from semseg_diffusers.training.objective import build_noise_scheduler, build_sampler
 from semseg_diffusers.training.settings import TrainingSettings
 
 
@@ -116,7 +117,7 @@ def our_cost(arm: Arm, mask: torch.Tensor, repeats: int) -> dict:
         unet.disable_modulation_cache()
     elif not arm.cached:
         unet._hf_hook = None  # as where hooks move the weights: `forward` is given the masks
-    pipe = MaskGuidedDDPMPipeline(unet, DPMSolverMultistepScheduler(prediction_type=settings.prediction_type))
+    pipe = MaskGuidedDDPMPipeline(unet, build_sampler(build_noise_scheduler(settings)))
     pipe.set_progress_bar_config(disable=True)
     start, stop = arm.interval
     sampling = {"num_inference_steps": arm.steps, "guidance_start": start, "guidance_stop": stop}
@@ -166,9 +167,8 @@ def process_scaling(work: Path, num_masks: int, steps: int) -> dict:
     """Images a second of `generate` in one process and in two, one thread each, after the first batch of each."""
     settings = TrainingSettings(dataset="none", output_dir="none")
     unet = build_network(settings, LABELS, (SIZE, SIZE))
-    MaskGuidedDDPMPipeline(unet, DPMSolverMultistepScheduler(prediction_type="v_prediction")).save_pretrained(
-        work / "model"
-    )
+    pipe = MaskGuidedDDPMPipeline(unet, build_sampler(build_noise_scheduler(settings)))
+    pipe.save_pretrained(work / "model")
     (work / "masks").mkdir()
     for seed in range(num_masks):
         _, ids, *_ = draw_scene(seed=seed, size=(SIZE, SIZE))

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler
+from tiny_pipelines import draw, pipeline, random_ids, tiny_unet
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import (
@@ -16,6 +16,7 @@ from semseg_diffusers import (
 )
 from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.training.networks import build_network
+from semseg_diffusers.training.objective import build_noise_scheduler, build_sampler
 from semseg_diffusers.training.settings import TrainingSettings
 
 
@@ -36,7 +37,7 @@ def default_pipeline() -> MaskGuidedDDPMPipeline:
     for weight in unet.parameters():
         if not weight.any():  # layers that start from nothing
             torch.nn.init.normal_(weight, std=0.02, generator=torch.Generator().manual_seed(0))
-    pipe = MaskGuidedDDPMPipeline(unet, DPMSolverMultistepScheduler(prediction_type=settings.prediction_type))
+    pipe = MaskGuidedDDPMPipeline(unet, build_sampler(build_noise_scheduler(settings)))
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -83,3 +84,18 @@ def test_previews_of_a_training_are_drawn_as_images_are_by_default():
     training, settings = TrainingSettings(dataset="none", output_dir="none"), GenerationSettings()
     assert training.preview_inference_steps == settings.num_inference_steps
     assert training.preview_guidance_scale == settings.guidance_scale
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_sampler_of_a_run_keeps_its_schedule_and_puts_in_noise_of_each_images_own(zero_snr):
+    settings = TrainingSettings(dataset="none", output_dir="none", rescale_betas_zero_snr=zero_snr)
+    trained = build_noise_scheduler(settings)
+    sampler = build_sampler(trained)
+    for name in ("beta_schedule", "prediction_type", "num_train_timesteps", "rescale_betas_zero_snr"):
+        assert sampler.config[name] == trained.config[name]
+    assert sampler.config.algorithm_type == "sde-dpmsolver++"
+    pipe = pipeline(tiny_unet(), sampler)
+    both = draw(pipe, random_ids(2), seeds=(0, 1), num_inference_steps=4)
+    alone = draw(pipe, random_ids(2)[1:], seeds=(1,), num_inference_steps=4)
+    assert both.isfinite().all()
+    assert torch.allclose(both[1:], alone, atol=1e-4)

@@ -15,8 +15,8 @@ from semseg_diffusers.hub.cards import data_license
 
 MASKS = 4  # rows of pictures in each group, at even distances
 SHEETS = {  # name -> arms beside each other
-    "steps": ("dpm_10", "dpm_20", "dpm_50", "ddpm_20", "ddpm_250", "ddpm_1000"),
-    "guidance": ("scale_1", "dpm_20", "scale_3", "scale_4.5", "interval_0.1_0.8_3", "guide_2"),
+    "steps": ("dpm_20", "dpm_50", "sde_10", "sde_20", "sde_50", "ddpm_20", "ddpm_250", "ddpm_1000"),
+    "guidance": ("sde_scale_1.5", "sde_20", "sde_scale_3", "sde_interval_0.2_1", "sde_guide", "sde_threshold"),
 }
 
 
@@ -75,9 +75,9 @@ def write_sheets(record: dict, pairs: PairDataset, output: Path) -> None:
 
 
 def _short(arm: dict) -> str:
-    if arm["group"] == "Samplers and steps":
-        return arm["what"].replace(" 2M", "").replace(", ancestral", "")
-    return arm["what"].replace("away from a weaker network", "autoguidance") if arm["guide"] else arm["what"]
+    return (
+        arm["what"].replace("away from a weaker network", "autoguidance").replace(" 2M", "").replace(", ancestral", "")
+    )
 
 
 def _rows(arms: dict[str, dict], pairs: PairDataset, output: Path) -> list[tuple[str, list[Image.Image]]]:
