@@ -503,6 +503,15 @@ def test_a_scheduler_takes_options_of_its_own():
     assert kept.config.algorithm_type == "sde-dpmsolver++"
 
 
+def test_ddim_takes_the_timesteps_that_its_steps_go_by():
+    saved = DPMSolverMultistepScheduler().config
+    assert saved.timestep_spacing == "linspace"
+    scheduler = new_scheduler("DDIMScheduler", saved)
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps.diff().tolist() == [-100] * 9
+    assert new_scheduler("DDIMScheduler:timestep_spacing=linspace", saved).config.timestep_spacing == "linspace"
+
+
 @pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler", "UniPCMultistepScheduler"])
 def test_solvers_of_another_family_take_the_place_of_the_saved_one(name):
     saved = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")

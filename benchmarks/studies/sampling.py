@@ -47,6 +47,7 @@ SAMPLERS = {
     "sde": ("SDE-DPM-Solver++ 2M", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "ddpm": ("DDPM, ancestral", "DDPMScheduler", {}),
 }
+SAMPLERS_AND_STEPS = "Samplers and steps"
 ODE = ("dpm", "unipc", "ddim")  # those that solve the same differential equation, so that images can be compared
 
 
@@ -136,7 +137,17 @@ ARMS = {
         )
         for start, stop in ((0.2, 1.0), (0.4, 1.0), (0.1, 0.8))
     },
-    "sde_guide": Arm(AROUND, f"away from a weaker network, scale {SCALE:g}", "sde", guide=True),
+    **{
+        f"sde_guide_{scale:g}_{start:g}": Arm(
+            AROUND,
+            f"away from a weaker network, scale {scale:g} from {start:g} to 1",
+            "sde",
+            scale=scale,
+            interval=(start, 1.0),
+            guide=True,
+        )
+        for scale, start in ((2.0, 0.0), (2.0, 0.5), (1.5, 0.5))
+    },
     "sde_threshold": Arm(AROUND, "dynamic thresholding", "sde", options={"thresholding": True}),
 }  # in the order in which they are drawn
 
@@ -182,15 +193,15 @@ class Sampling:
             contact_sheet_rows=0,
         )
 
-    def gflop(self) -> float:
-        """Operations of a forward pass of one image with its mask encoded, two for a multiply-add."""
+    def gflop(self) -> tuple[float, float]:
+        """Operations of a forward pass of one image, and of encoding its mask; two for a multiply-add."""
         unet, (height, width) = self.pipeline.unet, self.pairs.resolution
         sample = torch.zeros(1, unet.config.in_channels, height, width, dtype=unet.dtype)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             features = unet.encode_mask(torch.zeros(1, height, width, dtype=torch.long))
-            before = counter.get_total_flops()
+            encoding = counter.get_total_flops()
             unet(sample, 1, mask_features=features)
-        return (counter.get_total_flops() - before) / 1e9
+        return (counter.get_total_flops() - encoding) / 1e9, encoding / 1e9
 
 
 # Figures -------------------------------------------------------------------------------------------------------------
@@ -326,10 +337,14 @@ def collect(args: argparse.Namespace, sampling: Sampling, reader: Reader) -> dic
             images = generated_images(args.output / name, pairs)
             if len(images) == len(sampling.stems_of(ARMS[name])):
                 read[name] = reader.read(images)
-    gflop = sampling.gflop()
+    of_pass, of_encoding = sampling.gflop()
     for name, found in read.items():
         arm, stems = ARMS[name], list(found.stems)
-        values = {**asdict(arm), "masks": len(stems), "passes": arm.passes, "gflop": arm.passes * gflop}
+        encodings = (
+            2 if arm.scale != 1 else 1
+        )  # the mask by the network and, guided, none by it or the mask by the guide
+        gflop = arm.passes * of_pass + encodings * of_encoding
+        values = {**asdict(arm), "masks": len(stems), "passes": arm.passes, "gflop": gflop}
         values |= figures(found, real.of(stems), real.features, args.seed)
         values["against"] = {}
         for reference in REFERENCES:
@@ -347,7 +362,7 @@ def collect(args: argparse.Namespace, sampling: Sampling, reader: Reader) -> dic
         "arms": arms,
         "real": {**figures(of_masks, of_masks, real.features, args.seed), "kid": None, "fid": None},
         "floor": {"fid": fid(real.features, features), "kid": kid(real.features, features, seed=args.seed).mean},
-        "gflop_a_pass": gflop,
+        "gflop_a_pass": of_pass,
         "references": [name for name in REFERENCES if name in read],
         "dtype": args.dtype,
         "seed": args.seed,
@@ -370,7 +385,10 @@ def tables(record: dict[str, Any]) -> str:
     for group in dict.fromkeys(arm["group"] for arm in record["arms"].values()):
         lines += [f"\n{group}\n", f"| arm | GFLOP | mean IoU | {' | '.join(heads)} | KID | detail |"]
         lines.append("|---" + "|---:" * (4 + len(heads)) + "|")
-        for name, arm in record["arms"].items():
+        order = sorted(
+            record["arms"].items(), key=lambda item: (list(SAMPLERS).index(item[1]["sampler"]), item[1]["steps"])
+        )
+        for name, arm in order if group == SAMPLERS_AND_STEPS else record["arms"].items():
             if arm["group"] == group or name == (DEFAULT if group == AROUND else "dpm_20"):
                 cells = [arm["what"], f"{arm['gflop']:,.0f}", f"{arm['mean_iou']:.3f}"]
                 cells += [interval_text(arm["against"].get(reference)) for reference in references]

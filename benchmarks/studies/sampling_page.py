@@ -16,7 +16,7 @@ from semseg_diffusers.hub.cards import data_license
 MASKS = 4  # rows of pictures in each group, at even distances
 SHEETS = {  # name -> arms beside each other
     "steps": ("dpm_20", "dpm_50", "sde_10", "sde_20", "sde_50", "ddpm_20", "ddpm_250", "ddpm_1000"),
-    "guidance": ("sde_scale_1.5", "sde_20", "sde_scale_3", "sde_interval_0.2_1", "sde_guide", "sde_threshold"),
+    "guidance": ("sde_scale_1.5", "sde_20", "sde_scale_3", "sde_interval_0.2_1", "sde_guide_2_0", "sde_guide_2_0.5"),
 }
 
 
@@ -68,7 +68,7 @@ def write_sheets(record: dict, pairs: PairDataset, output: Path) -> None:
     """Write `NAME.jpg` for each of SHEETS into the folder of the arms: masks | photos | what was drawn."""
     for name, chosen in SHEETS.items():
         arms = {arm: record["arms"][arm] for arm in chosen if arm in record["arms"]}
-        rows = [cells for _, cells in _rows(arms, pairs, output)]
+        rows = [cells for _, cells in _rows(arms, pairs, output)][1:]  # three show as much
         headers = ["mask", "photo", *(_short(arm) for arm in arms.values())]
         with written_beside(output / f"{name}.jpg") as temporary:
             image_grid(rows, headers).convert("RGB").save(temporary, "jpeg", quality=82, optimize=True)

@@ -20,6 +20,8 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_img2img import MaskGuidedIm
 from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedInpaintPipeline
 
 
+# Their steps go on by as many timesteps as spacing "trailing" has; with "linspace" some noise stays in the image.
+FIXED_STRIDE = ("DDIMScheduler", "DDIMParallelScheduler")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -55,6 +57,8 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
             f"{', '.join(able)}"
         )
     options = _read_options(text, scheduler_class)
+    if name in FIXED_STRIDE and config.get("timestep_spacing") == "linspace":
+        options = {"timestep_spacing": "trailing", **options}
     if not name.startswith("DPMSolver"):  # "dpmsolver++" and the like mean nothing to others, and some refuse it
         config = {key: value for key, value in config.items() if key != "algorithm_type"}
     try:
