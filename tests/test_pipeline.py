@@ -254,7 +254,7 @@ def test_learned_variance_reaches_the_scheduler_that_reads_it(variance_type):
     unet.conv_out.bias.data[3:] += 2.0  # "learned" takes a variance, which no random network keeps above 0
     pipe = pipeline(unet, DDPMScheduler(variance_type=variance_type, clip_sample=False))
     mask, latents = random_ids(), torch.randn(1, 3, SIZE, SIZE, generator=seeded(4))
-    image = draw(pipe, mask, num_inference_steps=2, latents=latents, output_type="latent")
+    image = draw(pipe, mask, num_inference_steps=2, guidance_scale=3.0, latents=latents, output_type="latent")
 
     scheduler = DDPMScheduler(variance_type=variance_type, clip_sample=False)
     scheduler.set_timesteps(2)
@@ -461,7 +461,6 @@ def test_networks_stored_in_eight_bits_give_finite_images(dtype):
     pipe = pipeline().to(dtype)
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype)
     images = draw(pipe, random_ids())
-    assert images.dtype == dtype
     assert images.isfinite().all()
 
 
