@@ -59,7 +59,7 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     options = _read_options(text, scheduler_class)
     if name in FIXED_STRIDE and config.get("timestep_spacing") == "linspace":
         options = {"timestep_spacing": "trailing", **options}
-    if not name.startswith("DPMSolver"):  # "dpmsolver++" and the like mean nothing to others, and some refuse it
+    if _takes(scheduler_class, "algorithm_type") and not name.startswith("DPMSolver"):  # others refuse "dpmsolver++"
         config = {key: value for key, value in config.items() if key != "algorithm_type"}
     try:
         return scheduler_class.from_config(config, **options)
