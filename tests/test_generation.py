@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, EDMEulerScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler, SchedulerMixin
 from PIL import Image
 
 from semseg_diffusers import cli
@@ -491,6 +491,44 @@ def test_a_scheduler_of_other_noise_levels_or_steps_is_answered_with_those_that_
 
 def test_a_scheduler_without_a_schedule_of_betas_gives_way_to_one_of_its_kind():
     assert isinstance(new_scheduler("EDMDPMSolverMultistepScheduler", EDMEulerScheduler().config), SchedulerMixin)
+
+
+def test_a_scheduler_takes_options_of_its_own():
+    saved = new_scheduler("DPMSolverMultistepScheduler", DDIMScheduler(prediction_type="v_prediction").config)
+    name = "DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,thresholding=true,sample_max_value=1.5"
+    config = new_scheduler(name, saved.config).config
+    assert (config.algorithm_type, config.thresholding, config.sample_max_value) == ("sde-dpmsolver++", True, 1.5)
+    assert config.prediction_type == "v_prediction"
+    kept = new_scheduler("DPMSolverMultistepScheduler", new_scheduler(name, saved.config).config)
+    assert kept.config.algorithm_type == "sde-dpmsolver++"
+
+
+def test_ddim_takes_the_timesteps_that_its_steps_go_by():
+    saved = DPMSolverMultistepScheduler().config
+    assert saved.timestep_spacing == "linspace"
+    scheduler = new_scheduler("DDIMScheduler", saved)
+    scheduler.set_timesteps(10)
+    assert scheduler.timesteps.diff().tolist() == [-100] * 9
+    assert new_scheduler("DDIMScheduler:timestep_spacing=linspace", saved).config.timestep_spacing == "linspace"
+
+
+@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler", "UniPCMultistepScheduler"])
+def test_solvers_of_another_family_take_the_place_of_the_saved_one(name):
+    saved = DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++")
+    assert new_scheduler(name, saved.config)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("DDIMScheduler:eta=1", "DDIMScheduler:eta=1 is not understood; wanted OPTION=VALUE of num_train_timesteps"),
+        ("DDIMScheduler:thresholding", "DDIMScheduler:thresholding is not understood"),
+        ("DPMSolverMultistepScheduler:algorithm_type=ode", "does not take algorithm_type=ode: ode is not implemented"),
+    ],
+)
+def test_options_that_a_scheduler_does_not_take_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        new_scheduler(name, DDIMScheduler().config)
 
 
 def test_sampling_leaves_the_pipeline_as_it_was(pipeline, masks, tmp_path):

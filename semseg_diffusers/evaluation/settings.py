@@ -38,7 +38,7 @@ class EvaluationSettings:
     num_masks: int | None = None  # of the split, at even distances; None: all. For `model` only
     num_images_per_mask: int = 1  # for `model` only; two and more show diversity
     sampling: GenerationSettings = field(default_factory=GenerationSettings)  # for `model` only, but for the seed
-    scheduler: str | None = None  # class name of a diffusers scheduler; None: the model's
+    scheduler: str | None = None  # class name of a diffusers scheduler, with options; None: the model's
     kid_subsets: int = 100
     kid_subset_size: int | None = None  # None: 1000, or half the images where they are fewer than 2000
     dtype: str = "float32"  # of all networks

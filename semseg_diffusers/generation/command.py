@@ -63,7 +63,12 @@ def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance_stop", type=float, default=defaults.guidance_stop, help="share of the steps to end guidance at"
     )
-    parser.add_argument("--scheduler", help="class name of a diffusers scheduler (default: the model's)")
+    parser.add_argument(
+        "--scheduler",
+        metavar="CLASS[:OPTION=VALUE,...]",
+        help="class name of a diffusers scheduler, with options of its own (default: the model's); such as "
+        "DDIMScheduler, or DPMSolverMultistepScheduler:thresholding=true",
+    )
     parser.add_argument(
         "--variant",
         help="weights beside the model's own, as diffusers calls them: raw, or an average such as ema_0_9999",

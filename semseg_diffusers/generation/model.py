@@ -2,6 +2,7 @@
 lets them compute faster on a device."""
 
 import inspect
+import json
 import re
 from typing import Any
 
@@ -19,17 +20,26 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_img2img import MaskGuidedIm
 from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedInpaintPipeline
 
 
+# Their steps go on by as many timesteps as spacing "trailing" has; with "linspace" some noise stays in the image.
+FIXED_STRIDE = ("DDIMScheduler", "DDIMParallelScheduler")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     """Build a diffusers scheduler by its class name from the configuration of another.
 
+    Args:
+        name: the class, and options of its own that differ from `config`, as
+            "DPMSolverMultistepScheduler:algorithm_type=dpmsolver++,thresholding=true".
+        config: of the scheduler whose noise levels it takes.
+
     Raises:
         ValueError: for a name that is no scheduler of diffusers, or of one that cannot draw with this network: it has
             noise levels of its own, or a step that wants to be told more. The message lists those that can. For one
-            that does not know zero terminal SNR, where the network was trained with it, too.
+            that does not know zero terminal SNR, where the network was trained with it, too; and for options that it
+            does not take.
     """
+    name, _, text = name.partition(":")
     scheduler_class = _scheduler_class(name)
     if scheduler_class is None or not _can_take_over(scheduler_class, config):
         able = [entry for entry in dir(diffusers) if _can_take_over(_scheduler_class(entry), config)]
@@ -46,7 +56,32 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
             f"{name} does not know rescale_betas_zero_snr, with which this model was trained; take one of "
             f"{', '.join(able)}"
         )
-    return scheduler_class.from_config(config)
+    options = _read_options(text, scheduler_class)
+    if name in FIXED_STRIDE and config.get("timestep_spacing") == "linspace":
+        options = {"timestep_spacing": "trailing", **options}
+    if _takes(scheduler_class, "algorithm_type") and not name.startswith("DPMSolver"):  # others refuse "dpmsolver++"
+        config = {key: value for key, value in config.items() if key != "algorithm_type"}
+    try:
+        return scheduler_class.from_config(config, **options)
+    except (NotImplementedError, TypeError, ValueError) as err:  # diffusers' own words
+        raise ValueError(f"{name} does not take {text or 'the settings of this model'}: {err}") from err
+
+
+def _read_options(text: str, scheduler_class: type) -> dict[str, Any]:
+    """Read OPTION=VALUE,OPTION=VALUE; a value is JSON (0.5, true), or text."""
+    options = {}
+    for part in filter(None, text.split(",")):
+        name, _, value = part.partition("=")
+        if not name or not value or not _takes(scheduler_class, name):
+            known = [option for option in inspect.signature(scheduler_class.__init__).parameters if option != "self"]
+            raise ValueError(
+                f"{scheduler_class.__name__}:{part} is not understood; wanted OPTION=VALUE of {', '.join(known)}."
+            )
+        try:
+            options[name] = json.loads(value)
+        except json.JSONDecodeError:
+            options[name] = value
+    return options
 
 
 def _scheduler_class(name: str) -> type | None:

@@ -31,8 +31,8 @@ class EditSettings:
 class GenerationSettings:
     """What an image depends on, beside the model, its scheduler and its mask."""
 
-    num_inference_steps: int = 50
-    guidance_scale: float = 3.0  # 1: plain conditional sampling, one forward a step instead of two
+    num_inference_steps: int = 20
+    guidance_scale: float = 2.0  # 1: plain conditional sampling, one forward a step instead of two
     guidance_start: float = 0.0  # share of the steps, from the noise on, where guidance begins
     guidance_stop: float = 1.0  # and where it ends
     height: int | None = None  # pixels; None: the model's sample_size

@@ -59,6 +59,12 @@ class MaskGuidedMixin:
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
+    @property
+    def latents_dtype(self) -> torch.dtype:
+        """Of the latents: float32 at least, whatever the network computes in. In half precision each step would be
+        rounded to the size of a step itself, and the more steps, the farther the images would be off."""
+        return torch.promote_types(self.unet.dtype, torch.float32)
+
     # Inputs
 
     @staticmethod
@@ -342,11 +348,12 @@ class MaskGuidedMixin:
     ) -> torch.Tensor:
         """One step: latents (B, C, H, W) of a timestep to those of the next. The scales are read anew each time, since
         a callback may change them."""
-        model_input = self.scheduler.scale_model_input(latents, timestep)
+        model_input = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
         scales = self.guidance_scale, self.attribute_guidance_scale, self.conditioning_scale
         output = guidance.predict(model_input, step, timestep, *scales)
         if getattr(self.scheduler.config, "variance_type", None) not in ("learned", "learned_range"):
             output = output[:, : latents.shape[1]]  # a variance is read only where the scheduler wants a learned one
+        output = output.to(latents.dtype)
         stepped = self.scheduler.step(output, timestep, latents, **extra_step_kwargs, return_dict=False)[0]
         return stepped.to(latents.dtype)  # some schedulers compute in another precision
 

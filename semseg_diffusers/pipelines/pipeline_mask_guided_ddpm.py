@@ -45,8 +45,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         self,
         mask,
         num_images_per_mask: int = 1,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 2.0,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -72,8 +72,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 set's colours; a batch of arrays or tensors counts as a list. 255 is unknown. Other sizes are cropped
                 around the centre to the aspect and resized by nearest neighbour.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
-            num_inference_steps (`int`, defaults to 50): Denoising steps.
-            guidance_scale (`float`, defaults to 3.0): `uncond + scale * (cond - uncond)`, where uncond is told neither
+            num_inference_steps (`int`, defaults to 20): Denoising steps.
+            guidance_scale (`float`, defaults to 2.0): `uncond + scale * (cond - uncond)`, where uncond is told neither
                 mask nor attributes; 1 is the plain conditional prediction, at half the cost.
             guidance_start (`float`, defaults to 0.0): Part of the steps after which guidance begins.
             guidance_stop (`float`, defaults to 1.0): Part of the steps after which it ends; outside, the prediction is
@@ -97,7 +97,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             conditioning_scale (`float`, *optional*): For networks with a control branch (`MaskControlNetModel`): how
                 much of what it says is added; 1, as it was trained, if None; 0 is the base alone.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
-                "latent" (B, C, H, W) in [-1, 1], not clipped.
+                "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
             return_dict (`bool`, defaults to True): An `ImagePipelineOutput`, else a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
                 tensors)`; the tensors in the dictionary that it returns are used from then on.
@@ -111,7 +111,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 its depth does not divide, counts that do not fit.
         """
         # 1. Read the masks and check everything
-        device, dtype = self._execution_device, self.unet.dtype
+        device, dtype = self._execution_device, self.latents_dtype
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)

@@ -70,8 +70,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         mask,
         strength: float = 0.5,
         num_images_per_mask: int = 1,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 2.0,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -98,9 +98,9 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             strength (`float`, defaults to 0.5): Part of the steps that are gone through, 0 to 1: 0 returns the photo,
                 1 starts from noise alone and gives what `MaskGuidedDDPMPipeline` gives for the same generator.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
-            num_inference_steps (`int`, defaults to 50): Denoising steps of the whole schedule, of which
+            num_inference_steps (`int`, defaults to 20): Denoising steps of the whole schedule, of which
                 `int(num_inference_steps * strength)` are done.
-            guidance_scale (`float`, defaults to 3.0): As in `MaskGuidedDDPMPipeline`, like the next two, which are
+            guidance_scale (`float`, defaults to 2.0): As in `MaskGuidedDDPMPipeline`, like the next two, which are
                 parts of the whole schedule: the same noise at every strength.
             guidance_start (`float`, defaults to 0.0): Part of the steps after which guidance begins.
             guidance_stop (`float`, defaults to 1.0): Part of the steps after which it ends.
@@ -114,7 +114,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             guide_unet (`ModelMixin` or a pipeline, *optional*): A smaller or earlier checkpoint to lead away from.
             conditioning_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
-                "latent" (B, C, H, W) in [-1, 1], not clipped.
+                "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
             return_dict (`bool`, defaults to True): An `ImagePipelineOutput`, else a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
                 tensors)`; the tensors in the dictionary that it returns are used from then on.
@@ -128,7 +128,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 `MaskGuidedDDPMPipeline` refuses.
         """
         # 1. Read masks and photos and check everything
-        device, dtype = self._execution_device, self.unet.dtype
+        device, dtype = self._execution_device, self.latents_dtype
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)

@@ -180,8 +180,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         jump_length: int = 1,
         jump_n_sample: int = 1,
         num_images_per_mask: int = 1,
-        num_inference_steps: int = 50,
-        guidance_scale: float = 3.0,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 2.0,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -223,8 +223,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             jump_n_sample (`int`, defaults to 1): How often each of them is done; 1 is no resampling. More lets what is
                 drawn agree better with what lies around it, at as many times the cost; for DDPM and DDIM schedulers.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
-            num_inference_steps (`int`, defaults to 50): Denoising steps.
-            guidance_scale (`float`, defaults to 3.0): As in `MaskGuidedDDPMPipeline`, like the next two.
+            num_inference_steps (`int`, defaults to 20): Denoising steps.
+            guidance_scale (`float`, defaults to 2.0): As in `MaskGuidedDDPMPipeline`, like the next two.
             guidance_start (`float`, defaults to 0.0): Part of the steps after which guidance begins.
             guidance_stop (`float`, defaults to 1.0): Part of the steps after which it ends.
             generator (`torch.Generator` or a list, *optional*): Source of randomness; a list has one for each image.
@@ -252,7 +252,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 scheduler that cannot noise photos, and all that `MaskGuidedDDPMPipeline` refuses.
         """
         # 1. Read photos, masks and regions, and check everything
-        device, dtype = self._execution_device, self.unet.dtype
+        device, dtype = self._execution_device, self.latents_dtype
         ids = self.read_masks(mask)
         num_masks = len(ids)
         height, width = self.image_size(ids, height, width)

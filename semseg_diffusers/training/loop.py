@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from accelerate.logging import get_logger
-from diffusers import DPMSolverMultistepScheduler
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -43,6 +42,7 @@ from semseg_diffusers.training.networks import build_network, class_rarity
 from semseg_diffusers.training.objective import (
     ClassWeighting,
     build_noise_scheduler,
+    build_sampler,
     diffusion_loss,
     largest_loss_weight,
 )
@@ -359,7 +359,7 @@ def train(settings: TrainingSettings) -> Path:
             network.to(memory_format=torch.contiguous_format)  # what safetensors takes
             scheduler = noise_scheduler
             if settings.noise_schedule != "paper":
-                scheduler = DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
+                scheduler = build_sampler(noise_scheduler)
             pipeline = MaskGuidedDDPMPipeline(unet=network.float().eval(), scheduler=scheduler)
             save_pipeline(pipeline, run, averages)
             save_model_card(

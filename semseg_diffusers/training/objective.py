@@ -7,7 +7,7 @@ SNR), in diffusers' terms, and OASIS (Sushko et al. 2021) for the pixels of a cl
 from dataclasses import dataclass
 
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.training_utils import compute_snr
 
 from semseg_diffusers.models.unet_paper import paper_betas
@@ -35,6 +35,16 @@ def build_noise_scheduler(settings: TrainingSettings) -> DDPMScheduler:
         variance_type = "fixed_small" if settings.rescale_betas_zero_snr else "fixed_large"
         return DDPMScheduler(trained_betas=betas, variance_type=variance_type, **common)
     return DDPMScheduler(beta_schedule=settings.noise_schedule, **common)
+
+
+def build_sampler(noise_scheduler: DDPMScheduler) -> DPMSolverMultistepScheduler:
+    """The scheduler that previews are drawn with and runs are saved with, made from the training schedule.
+
+    SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095): at each step it takes noise away and puts a part of it in
+    anew, which corrects what earlier steps did wrong. Its images follow their masks after 20 steps as those of 250
+    ancestral ones do, where solvers without new noise stay behind: see docs/sampling.md.
+    """
+    return DPMSolverMultistepScheduler.from_config(noise_scheduler.config, algorithm_type="sde-dpmsolver++")
 
 
 def prediction_target(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DDPMScheduler
 from PIL import Image
 
 from semseg_diffusers.data.attributes import attribute_numbers
@@ -15,6 +15,7 @@ from semseg_diffusers.data.pictures import grid_cells, image_grid
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.training.averages import WeightAverages
 from semseg_diffusers.training.class_counts import evenly
+from semseg_diffusers.training.objective import build_sampler
 from semseg_diffusers.training.samples import central_part
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.sharding import ready_to_sample
@@ -28,7 +29,7 @@ CELL_SIDE = 128  # pixels of the shorter side there
 def draw_preview(
     settings: TrainingSettings,
     unet: torch.nn.Module,
-    noise_scheduler: SchedulerMixin,
+    noise_scheduler: DDPMScheduler,
     averages: WeightAverages | None,
     pairs: PairDataset,
 ) -> Image.Image:
@@ -39,7 +40,7 @@ def draw_preview(
     Args:
         settings: how many masks and samples, how many steps, which guidance and seed.
         unet: its own weights are back in place afterwards.
-        noise_scheduler: the training schedule; the sampler is DPM-Solver++ made from its config.
+        noise_scheduler: the training schedule; the sampler is made from its config (`build_sampler`).
         averages: of the weights; the first draws.
         pairs: where masks and photos come from.
 
@@ -51,9 +52,7 @@ def draw_preview(
     chosen = [pairs[index] for index in indices]
     if settings.random_crop_size is not None:  # at the scale that the network knows
         chosen = [central_part(pair, settings.random_crop_size) for pair in chosen]
-    pipeline = MaskGuidedDDPMPipeline(
-        unet=unet, scheduler=DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
-    )
+    pipeline = MaskGuidedDDPMPipeline(unet=unet, scheduler=build_sampler(noise_scheduler))
     pipeline.set_progress_bar_config(disable=True)
     conditions = {}
     if known := getattr(unet.config, "attributes", None):  # those of the photo beside
