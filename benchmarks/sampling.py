@@ -1,11 +1,11 @@
 """What an image costs: the paper's sampler and network against this package's, and what each economy brings.
 
 All draw from masks at 128 x 128 on the same machine; weights are random, which changes neither time nor operations.
-Arms: steps, guidance inside an interval, features of the mask computed once or at each step (also for SDM's network,
-whose norms are all modulated by the mask), batches of 1 and 16. Each is a process of its own, so that its peak memory
-is its own. The paper's 1000 steps of two forward passes are timed over a few steps and multiplied up, since one image
-takes about an hour on two cores. Then `generate` draws the same images in one process and in two, with one thread
-each. Prints tables and writes JSON.
+Arms: steps, guidance inside an interval, features of the mask computed once or at each step (also for the networks
+whose norms the mask modulates, `spade` and SDM's), batches of 1 and 16. Each is a process of its own, so that its peak
+memory is its own. The paper's 1000 steps of two forward passes are timed over a few steps and multiplied up, since one
+image takes about an hour on two cores. Then `generate` draws the same images in one process and in two, with one
+thread each. Prints tables and writes JSON. With all networks and both batches it takes half an hour on two cores.
 """
 
 import argparse
@@ -41,7 +41,7 @@ PAPER_STEPS = 1000  # ancestral sampling, two separate forward passes a step
 BATCH = 8  # of `generate`, in each process
 LABELS = LabelSet.from_preset("bdd100k")
 # Settings of the networks beside the paper's; one whose features of the mask are worth keeping gets both ways in ARMS.
-NETWORKS = {"default": {}, "sdm": {"network": "sdm"}}
+NETWORKS = {"default": {}, "spade": {"mask_conditioning": "spade"}, "sdm": {"network": "sdm"}}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Arm:
         return ", ".join(parts)
 
 
-def arms(all_steps: list[int], batches: list[int]) -> list[Arm]:
+def arms(all_steps: list[int], batches: list[int], networks: list[str]) -> list[Arm]:
     few = min(all_steps, key=lambda steps: abs(steps - 20))
     return [
         arm
@@ -74,7 +74,7 @@ def arms(all_steps: list[int], batches: list[int]) -> list[Arm]:
             *(Arm(steps=steps, batch=batch) for steps in all_steps),
             Arm(steps=few, batch=batch, interval=(0.1, 0.8)),
             Arm(steps=few, batch=batch, cached=False),
-            *(Arm("sdm", few, batch, cached=cached) for cached in (True, False)),
+            *(Arm(name, few, batch, cached=cached) for name in networks for cached in (True, False)),
         )
     ]
 
@@ -213,6 +213,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50], help="of our sampler (default 10 20 50)")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16], help="images at a time (default 1 16)")
+    others = [name for name in NETWORKS if name != "default"]
+    parser.add_argument(
+        "--networks",
+        nargs="*",
+        choices=others,
+        default=others,
+        help="beside the paper's and the default (default: all)",
+    )
     parser.add_argument("--timed_steps", type=int, default=3, help="of the paper's sampler (default 3)")
     parser.add_argument("--repeats", type=int, default=3, help="of our sampler; the median counts (default 3)")
     parser.add_argument("--masks", type=int, default=128, help="that `generate` draws for the processes (default 128)")
@@ -226,7 +234,7 @@ def main() -> None:
         parser.error(f"--masks {args.masks}: wanted two batches of {BATCH} for each of two processes at the least")
     load = os.getloadavg()[0]
     rows = []
-    for arm in arms(args.steps, args.batches):
+    for arm in arms(args.steps, args.batches, args.networks):
         print(f"{arm.name}, batch {arm.batch}", file=sys.stderr, flush=True)
         rows.append(measure(arm, args))
     work = Path(tempfile.mkdtemp(prefix="sampling-"))
