@@ -654,7 +654,7 @@ def test_the_card_of_a_data_set_says_licence_classes_counts_and_how_it_was_made(
     made = hub.dataset("lab/made")
     assert made.private
     card = made.files("first")["README.md"].data.decode()
-    for text in ("Synthetic street photos", "guidance 3 from 0 to 1", "seed 0", "It is not known here: fill it in."):
+    for text in ("Synthetic street photos", "guidance 2 from 0 to 1", "seed 0", "It is not known here: fill it in."):
         assert text in card
     assert "synthetic" in cards.metadata(card)["tags"]
     assert "README.md" not in made.files("main")

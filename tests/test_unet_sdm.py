@@ -329,7 +329,7 @@ def test_pipeline_samples_with_the_learned_variance():
     for t in scheduler.timesteps:
         with torch.no_grad():
             uncond, cond = unet(latents, t).sample, unet(latents, t, mask=mask).sample
-        output = torch.cat([uncond[:, :3] + 3.0 * (cond[:, :3] - uncond[:, :3]), cond[:, 3:]], dim=1)
+        output = torch.cat([uncond[:, :3] + 2.0 * (cond[:, :3] - uncond[:, :3]), cond[:, 3:]], dim=1)
         latents = scheduler.step(output, t, latents, generator=generator).prev_sample
     torch.testing.assert_close(image, latents, rtol=0, atol=1e-4)
 
