@@ -17,6 +17,7 @@ them was trained. What is done stays: the same command goes on. It writes `condi
 
 import argparse
 import dataclasses
+import functools
 import json
 import platform
 import statistics
@@ -261,11 +262,12 @@ def compare(args: argparse.Namespace) -> dict:
     arms |= {arm: (what, WAYS[way][1], arm) for arm, (what, way, _) in AS_MANY_IMAGES.items()}
     args.output.mkdir(parents=True, exist_ok=True)
 
-    def one(arm: str, seed: int) -> None:
-        train_and_read(args, arm, seed)
+    def after() -> None:
         write_text(args.output / "conditioning.json", json.dumps(collect(args, "conditioning", arms), indent=1) + "\n")
 
-    run_arms(args, one, [(arm, seed) for seed in args.seeds for arm in args.arms])
+    run_arms(
+        args, functools.partial(train_and_read, args), after, [(arm, seed) for seed in args.seeds for arm in args.arms]
+    )
     return collect(args, "conditioning", arms)
 
 

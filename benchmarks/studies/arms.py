@@ -92,11 +92,16 @@ def _run(command: list[str], log: Path) -> None:
         raise RuntimeError(f"`{' '.join(command)}` ended with {status}; see {log}")
 
 
-def run_arms(args: argparse.Namespace, one: Callable[[str, int], None], order: list[tuple[str, int]]) -> None:
-    """Call `one` with each arm and seed, several at once."""
+def run_arms(
+    args: argparse.Namespace,
+    one: Callable[[str, int], None],
+    after: Callable[[], None],
+    order: list[tuple[str, int]],
+) -> None:
+    """Call `one` with each arm and seed, several at once, and `after` by itself as they end in their order."""
     with ThreadPoolExecutor(args.jobs) as pool:
         for _ in pool.map(lambda job: one(*job), order):
-            pass
+            after()
 
 
 def collect(args: argparse.Namespace, kind: str, arms: Mapping[str, tuple[str, dict, str]]) -> dict:

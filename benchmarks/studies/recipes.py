@@ -80,9 +80,11 @@ def main() -> None:
         for name, (_, source) in RAW_WEIGHTS.items():
             if source == arm:
                 evaluate(args, folder, f"{name}-{seed}", ("--variant", RAW))
+
+    def after() -> None:
         write_text(args.output / "recipes.json", json.dumps(collect_all(args), indent=1) + "\n")
 
-    run_arms(args, one, [(arm, seed) for seed in args.seeds for arm in args.arms])
+    run_arms(args, one, after, [(arm, seed) for seed in args.seeds for arm in args.arms])
     record = collect_all(args)
     write_text(args.output / "recipes.json", json.dumps(record, indent=1) + "\n")
     write_arms_page(args.output / "recipes.html", "Recipes of training", record, args.dataset, args.output)
