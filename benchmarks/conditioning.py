@@ -249,7 +249,7 @@ def arms_table(record: dict) -> str:
         lines.append(
             f"| {arm['what']} | {ious} | {mean['pixel_accuracy']:.3f} | {thin:.3f} | {mean['fid']:.1f} | {images:,} |"
         )
-    for name, row in (("real photos", "ceiling"), ("images of the first arm against masks of others", "floor")):
+    for name, row in (("real photos", "ceiling"), ("images of the default against masks of others", "floor")):
         bound = record[row]
         thin = statistics.mean(bound["iou"][name] or 0 for name in small)
         lines.append(f"| {name} | {bound['mean_iou']:.3f} | {bound['pixel_accuracy']:.3f} | {thin:.3f} | | |")
