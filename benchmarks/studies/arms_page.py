@@ -39,9 +39,10 @@ def write_arms_page(path: Path, title: str, record: dict, dataset: str, runs: Pa
         rows.append([arm.replace("_", " "), values["what"], *means, *ious, training["images"]])
     headers = ["arm", "what it is", "mean IoU", "pixel accuracy", "FID", *(f"mean IoU, seed {seed}" for seed in seeds)]
     ceiling, floor = record["ceiling"], record["floor"]
+    first = next(iter(arms))  # whose images the floor is measured with
     bounds = (
         f"Real photos: mean IoU {ceiling['mean_iou']:.3f}, pixel accuracy {ceiling['pixel_accuracy']:.3f}. Images of "
-        f"the first arm, held against masks of others: {floor['mean_iou']:.3f}, {floor['pixel_accuracy']:.3f}."
+        f"the arm {first}, held against masks of others: {floor['mean_iou']:.3f}, {floor['pixel_accuracy']:.3f}."
     )
     names = [arm.replace("_", " ") for arm in arms]
     classes = list(next(iter(arms.values()))["runs"][0]["iou"])
