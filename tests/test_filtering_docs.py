@@ -1,17 +1,13 @@
-"""docs/filtering.md: its commands exist with their options and run as printed."""
+"""docs/filtering.md: its commands run as printed, its columns are those that the filter writes."""
 
-import argparse
-import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from test_generating_docs import save_model
 
 from semseg_diffusers import LabelSet, cli
-from semseg_diffusers.cli import COMMANDS
 from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.generation.output_folder import read_metadata
 
@@ -25,15 +21,6 @@ SHELL = [
 ]
 
 
-@pytest.mark.parametrize("line", SHELL)
-def test_command_of_the_page_exists_with_its_options(line):
-    program, name, *words = shlex.split(line)
-    assert program == "semseg-diffusers"
-    parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
-    parser.parse_args(words)
-
-
 def test_columns_of_the_page_are_those_that_the_filter_writes():
     from semseg_diffusers.evaluation.filtering.output import COLUMNS
     from semseg_diffusers.evaluation.filtering.rules import REASONS
@@ -42,12 +29,6 @@ def test_columns_of_the_page_are_those_that_the_filter_writes():
     told = re.findall(r"^\| (`.*?`) \|", PAGE, flags=re.MULTILINE)
     assert re.findall(r"`(\w+)`", ", ".join(told)) == [*COLUMNS, "reason"]
     assert all(f"`{reason}`" in PAGE for reason in REASONS)
-
-
-def test_pictures_of_the_page_are_there_and_small():
-    (name,) = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGE)
-    Image.open(ROOT / "docs" / name).verify()
-    assert (ROOT / "docs" / name).stat().st_size < 150_000
 
 
 @pytest.mark.slow

@@ -1,7 +1,5 @@
-"""docs/generating.md: its commands exist with their options and run as printed; its pictures are there."""
+"""docs/generating.md: its commands run as printed."""
 
-import argparse
-import importlib
 import re
 import shlex
 from pathlib import Path
@@ -9,13 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from PIL import Image
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, cli
-from semseg_diffusers.cli import COMMANDS
 from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.toy import write_toy_dataset
-from semseg_diffusers.generation import command
 from semseg_diffusers.generation.output_folder import read_metadata
 
 
@@ -27,30 +22,6 @@ SHELL = [
     for line in block.splitlines()
 ]
 ATTRIBUTES = ("weather", "timeofday")
-
-
-@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("semseg-diffusers")])
-def test_command_of_the_page_exists_with_its_options(line):
-    _, name, *words = shlex.split(line)
-    parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
-    args = parser.parse_args(words)
-    if name == "generate":
-        command.settings_from(args)
-
-
-def test_every_line_of_the_page_is_a_command_of_ours():
-    assert len(SHELL) == 12
-    assert all(line.startswith(("semseg-diffusers", "accelerate launch")) for line in SHELL)
-
-
-def test_pictures_of_the_page_are_there_and_small():
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", PAGE)
-    assert len(pictures) == 2
-    for name in pictures:
-        path = ROOT / "docs" / name
-        Image.open(path).verify()
-        assert path.stat().st_size < 150_000, name
 
 
 def save_model(folder: Path, labels: LabelSet, attributes=None) -> None:

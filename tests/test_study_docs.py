@@ -1,7 +1,5 @@
-"""docs/study.md: its commands exist with their options and run as printed."""
+"""docs/study.md: its studies run as printed, and every arm is on it."""
 
-import argparse
-import importlib
 import re
 import shlex
 import shutil
@@ -11,7 +9,6 @@ import pytest
 from study_place import write_scenes_as_generated
 
 from semseg_diffusers import cli
-from semseg_diffusers.cli import COMMANDS
 from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.evaluation.study.settings import ARMS
 
@@ -20,16 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```bash\n(.*?)^```", PAGE, flags=re.MULTILINE | re.DOTALL)
 LINES = [line for block in BLOCKS for line in block.splitlines()]
-
-
-@pytest.mark.parametrize("line", LINES)
-def test_command_of_the_page_exists_with_its_options(line):
-    program, name, *words = shlex.split(line)
-    assert program == "semseg-diffusers"
-    parser = argparse.ArgumentParser()
-    module = importlib.import_module(COMMANDS[name][0])
-    module.add_arguments(parser)
-    module.settings_from(parser.parse_args(words))
 
 
 def test_every_arm_is_on_the_page():
