@@ -140,15 +140,20 @@ def test_weak_classes_are_wished_for_and_other_options_are_refused(toy, model, t
     capfd.readouterr()
     assert command(*words, "--num_masks", 2) == 0
     assert "[enrich]" not in capfd.readouterr().out
-    assert command(*words, "--num_masks", 3) == 2
-    assert "stage enrich was done with other options" in capfd.readouterr().err
+    state = json.loads((tmp_path / "grown/grow.json").read_text())
+    for done in (True, False):  # whole, though a kill came before that was noted
+        state["stages"]["enrich"]["done"] = done
+        (tmp_path / "grown/grow.json").write_text(json.dumps(state))
+        assert command(*words, "--num_masks", 3) == 2
+        assert "stage enrich was done with other options" in capfd.readouterr().err
 
 
 def test_a_stage_that_fails_ends_the_way(toy, model, tmp_path, capfd):
     words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--until", "generate", "--model", model)
     assert command(*words, "--masks", tmp_path / "none") == 2
     assert "stage generate ended with 2" in capfd.readouterr().err
-    assert list(json.loads((tmp_path / "grown/grow.json").read_text())["stages"]) == ["statistics"]
+    stages = json.loads((tmp_path / "grown/grow.json").read_text())["stages"]
+    assert {name: stage["done"] for name, stage in stages.items()} == {"statistics": True, "generate": False}
 
 
 # The merged data set -----------------------------------------------------------------------------------------------

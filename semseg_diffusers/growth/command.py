@@ -96,22 +96,22 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--config_file: there is no file '{args.config_file}'.")
     pairs = load_pairs(settings.dataset, "train", **column_options(args))
     num_masks = settings.num_masks or len(pairs)
-    stages = [make_stage(settings, name, settings.wish or ["CLASS=4"], num_masks) for name in settings.stages]
-    for stage in stages:
+    check = [make_stage(settings, name, settings.wish or ["CLASS=4"], num_masks) for name in settings.stages]
+    for stage in check:
         stage.check()
+    wish = settings.wish or (default_wishes(pairs) if settings.masks is None else ())
+    stages = [make_stage(settings, name, wish, num_masks) for name in settings.stages]
     if args.dry_run:
         sys.stdout.write("".join(f"{stage.command}\n" for stage in stages))
         return 0
     with sole_owner(settings.output, "growing in"):
         progress = Progress(settings.output / STATE_FILE)
-        for place, stage in enumerate(stages):
-            if stage.name == "enrich" and not settings.wish:
-                stats_file = settings.output / "statistics" / "stats.json"
-                stage = make_stage(settings, "enrich", default_wishes(pairs, stats_file), num_masks)
-                stages[place] = stage
-            if not progress.check(stage):
+        for stage in stages:
+            progress.check(stage)
+            if not progress.is_done(stage.name):
+                progress.note(stage, done=False)
                 do_stage(stage, args.config_file)
-                progress.note(stage)
+                progress.note(stage, done=True)
             if stage.name == args.until:
                 break
         write_growth_page(settings.output / PAGE_FILE, settings, stages, progress)

@@ -50,8 +50,8 @@ def write_growth_page(path: Path, settings: GrowSettings, stages: Sequence[Stage
     Returns:
         the path.
     """
-    done = {stage.name: stage.folder for stage in stages if stage.name in progress.done}
-    left = [stage.name for stage in stages if stage.name not in progress.done]
+    done = {stage.name: stage.folder for stage in stages if progress.is_done(stage.name)}
+    left = [stage.name for stage in stages if not progress.is_done(stage.name)]
     writers = {
         "study": _study, "statistics": _statistics, "enrich": _enrich, "generate": _generate, "filter": _filter,
         "merge": _merge,
@@ -154,4 +154,4 @@ def _merge(folder: Path, settings: GrowSettings) -> Section:
 
 def _commands(stages: Sequence[Stage], progress: Progress) -> Section:
     """The commands of what is done, as they were given."""
-    return section("Commands", commands([stage.command for stage in stages if stage.name in progress.done]))
+    return section("Commands", commands([stage.command for stage in stages if progress.is_done(stage.name)]))

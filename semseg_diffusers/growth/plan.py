@@ -1,7 +1,6 @@
 """Which commands grow a data set, with which options: from the few settings of `grow` to a stage for each."""
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,6 +8,9 @@ from semseg_diffusers.data.editing.learning import learn_street
 from semseg_diffusers.data.editing.placement import check_placeable
 from semseg_diffusers.data.editing.street import Street
 from semseg_diffusers.data.loading import PairDataset
+from semseg_diffusers.data.statistics.class_figures import class_figures
+from semseg_diffusers.data.statistics.counts import collect_statistics
+from semseg_diffusers.data.statistics.weak_classes import weak_classes
 from semseg_diffusers.growth.stages import STAGES, Stage
 
 
@@ -129,22 +131,21 @@ def make_stage(settings: GrowSettings, name: str, wish: Sequence[str], num_masks
     return Stage(name, folders[name], {**options, **changes})
 
 
-def default_wishes(pairs: PairDataset, stats_file: Path) -> list[str]:
+def default_wishes(pairs: PairDataset) -> list[str]:
     """The weak classes that can be placed in a street, each wished `FACTOR` times, all together not too much.
 
     Args:
         pairs: training split.
-        stats_file: `stats.json` of it, which names the weak classes.
 
     Raises:
         ValueError: no class can be placed.
     """
-    record = json.loads(stats_file.read_text(encoding="utf-8"))
-    share = {row["name"]: row["pixel_share"] for row in record["classes"]}
+    statistics = collect_statistics(pairs.mask, len(pairs), pairs.labels)
+    share = {row.name: row.pixel_share for row in class_figures(statistics)}
     step = max(1, len(pairs) / MOST_LEARNED)
     chosen = [int(k * step) for k in range(min(len(pairs), MOST_LEARNED))]
     knowledge = learn_street(((pairs.stems[i], pairs.mask(i)) for i in chosen), Street.of(pairs.labels))
-    weak = [entry["name"] for entry in record["weak_classes"]]
+    weak = [entry.name for entry in weak_classes(statistics)]
     rarest = sorted((name for name in share if share[name] > 0 and name not in weak), key=share.get)
     placeable = []
     for name in [*weak, *rarest]:

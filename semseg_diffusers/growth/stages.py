@@ -116,7 +116,7 @@ def comparable(stage: Stage) -> list[str]:
 
 
 class Progress:
-    """Which stages are done, kept in `grow.json` of the output folder.
+    """Which stages were begun and are done, with which commands, kept in `grow.json` of the output folder.
 
     Args:
         path: of the file.
@@ -124,17 +124,22 @@ class Progress:
 
     def __init__(self, path: Path):
         self.path = path
-        self.done: dict[str, list[str]] = json.loads(path.read_text())["stages"] if path.is_file() else {}
+        self._stages: dict[str, dict] = (
+            json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
+        )
 
-    def check(self, stage: Stage) -> bool:
-        """Whether a stage is done.
+    def is_done(self, name: str) -> bool:
+        return name in self._stages and self._stages[name]["done"]
+
+    def check(self, stage: Stage) -> None:
+        """Refuse a stage that was done with other options.
 
         Raises:
-            ValueError: it was done with other options.
+            ValueError: naming what differs.
         """
-        if stage.name not in self.done:
-            return False
-        there, now = self.done[stage.name], comparable(stage)
+        if not self.is_done(stage.name) and not (stage.is_complete and stage.name in self._stages):
+            return
+        there, now = self._stages[stage.name]["command"], comparable(stage)
         if there != now:
             differing = [word for word in [*now, *there] if (word in now) != (word in there)]
             raise ValueError(
@@ -142,9 +147,8 @@ class Progress:
                 f"those again, or remove '{stage.folder}' and what later stages made of it with '{self.path}', or "
                 "choose another --output."
             )
-        return True
 
-    def note(self, stage: Stage) -> None:
-        """Keep that a stage is done."""
-        self.done[stage.name] = comparable(stage)
-        write_text(self.path, json.dumps({"stages": self.done}, indent=1) + "\n")
+    def note(self, stage: Stage, done: bool) -> None:
+        """Keep that a stage begins, or is done."""
+        self._stages[stage.name] = {"command": comparable(stage), "done": done}
+        write_text(self.path, json.dumps({"stages": self._stages}, indent=1) + "\n")
