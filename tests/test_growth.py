@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -239,6 +240,44 @@ def test_merging_again_into_the_same_folder_is_refused_unless_told(generated, tm
     assert command(*words, "--overwrite") == 0
 
 
+def test_a_grown_set_is_not_grown_again(generated, tmp_path, capsys):
+    data = small_dataset(tmp_path / "data")
+    assert command("merge", "--dataset", data, "--generated", generated, "--output", tmp_path / "grown") == 0
+    words = ("merge", "--dataset", tmp_path / "grown", "--generated", generated, "--output", tmp_path / "more")
+    assert command(*words) == 2
+    assert "holds 6 synthetic pairs already" in capsys.readouterr().err
+    assert command("grow", "--dataset", tmp_path / "grown", "--output", tmp_path / "more", "--dry_run") == 2
+    assert "holds 6 synthetic pairs already" in capsys.readouterr().err
+    record = json.loads((tmp_path / "grown/prepare.json").read_text())
+    del record["synthetic"]  # made by other hands
+    (tmp_path / "grown/prepare.json").write_text(json.dumps(record))
+    assert command(*words) == 2
+    assert "holds a pair 'synthetic_a_0' already" in capsys.readouterr().err
+    assert not (tmp_path / "more").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("images/c_1.png", "cannot be read as an image"),
+        ("masks/c_1.png", "cannot be read as an image"),
+        ("masks/b_0.png", "its mask 8 x 8"),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_left(generated, tmp_path, capsys, name, message):
+    shutil.copytree(generated, tmp_path / "new")
+    path = tmp_path / "new" / name
+    if "8 x 8" in message:
+        Image.open(path).resize((8, 8), Image.Resampling.NEAREST).save(path)
+    else:
+        path.write_bytes(path.read_bytes()[:60])
+    data = small_dataset(tmp_path / "data")
+    words = ("merge", "--dataset", data, "--generated", tmp_path / "new", "--output", tmp_path / "grown")
+    assert command(*words) == 2
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "new"]
+
+
 def test_images_that_do_not_fit_are_refused(generated, toy, tmp_path, capsys):
     output = ("--output", tmp_path / "grown")
     assert command("merge", "--dataset", toy, "--generated", generated, *output) == 2
@@ -249,7 +288,7 @@ def test_images_that_do_not_fit_are_refused(generated, toy, tmp_path, capsys):
     assert command("merge", "--dataset", larger, "--generated", tmp_path / "larger", *output) == 2
     assert "holds no generation.json" in capsys.readouterr().err
     assert command("merge", "--dataset", larger, "--generated", generated, "--split", "test", *output) == 2
-    assert "it has train, val" in capsys.readouterr().err.replace("has train", "it has train")
+    assert "has train, val" in capsys.readouterr().err
     assert not (tmp_path / "grown").exists()
 
 

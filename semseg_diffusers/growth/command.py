@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from semseg_diffusers.data.loading import add_column_arguments, column_options, load_pairs
+from semseg_diffusers.growth.merge_command import record_of_photos
 from semseg_diffusers.growth.page import write_growth_page
 from semseg_diffusers.growth.plan import GrowSettings, default_wishes, make_stage
 from semseg_diffusers.growth.stages import LAUNCHED, STAGES, Progress, Stage, read_changes
@@ -94,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--until {args.until}: there is no such stage, since its result was given.")
     if args.config_file is not None and not Path(args.config_file).is_file():
         raise ValueError(f"--config_file: there is no file '{args.config_file}'.")
+    record_of_photos(settings.dataset)
     pairs = load_pairs(settings.dataset, "train", **column_options(args))
     num_masks = settings.num_masks or len(pairs)
     check = [make_stage(settings, name, settings.wish or ["CLASS=4"], num_masks) for name in settings.stages]

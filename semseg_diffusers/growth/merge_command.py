@@ -36,6 +36,7 @@ from semseg_diffusers.data.loading import (
     read_record,
     split_names,
 )
+from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.hub.cards import data_license, metadata
 from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.mask_inputs import open_image
@@ -78,14 +79,21 @@ def merge(
         pairs of each split, and of them `synthetic`.
 
     Raises:
-        ValueError: the generated folder is none, or its classes or its size differ from the data set's.
+        ValueError: the generated folder is none, one of its files is damaged, or its classes or its size differ from
+            the data set's; or the data set was grown already, or holds pairs of the names that drawn ones get.
     """
+    source = record_of_photos(dataset)
     splits = {name: load_pairs(dataset, name, **columns) for name in split_names(dataset)}
     if split not in splits:
         raise ValueError(f"--split {split}: '{dataset}' has {', '.join(splits)}.")
     real = splits[split]
     labels, drawn, record = read_generated(Path(generated))
     check_fits(real, labels, drawn, generated)
+    taken = sorted({drawn_name(row) for row in drawn} & set(real.stems))
+    if taken:
+        raise ValueError(
+            f"{real.name} holds a pair '{taken[0]}' already, which a drawn pair is to be called. Rename it."
+        )
     rows: dict[str, list[dict]] = {}
     total = sum(map(len, splits.values())) + len(drawn)
     with new_dataset(output, overwrite) as folder, tqdm(total=total, desc="merging", unit="pair") as bar:
@@ -103,10 +111,24 @@ def merge(
             notes.append({**row, **copied, "split": split})
             bar.update()
         write_text(folder / SYNTHETIC_FILE, "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in notes))
-        source = read_record(dataset)
         synthetic = {"count": len(drawn), "split": split, **provenance(record, source.get("format"))}
         finish_dataset(folder, rows, real.labels, {**source, "source": dataset, "synthetic": synthetic})
     return {**{name: len(lines) for name, lines in rows.items()}, "synthetic": len(drawn)}
+
+
+def record_of_photos(dataset: str) -> dict:
+    """What `prepare` wrote down of a data set that holds no drawn pairs.
+
+    Raises:
+        ValueError: it was grown already: drawn pairs would pass for photos, and what is known of them would be lost.
+    """
+    record = read_record(dataset)
+    if "synthetic" in record:
+        raise ValueError(
+            f"--dataset '{dataset}' holds {record['synthetic']['count']} synthetic pairs already, which would pass "
+            "for photos. Take the data set that it was grown from, with all images in one generated folder."
+        )
+    return record
 
 
 def read_generated(folder: Path) -> tuple[LabelSet, list[dict], dict]:
@@ -120,8 +142,7 @@ def read_generated(folder: Path) -> tuple[LabelSet, list[dict], dict]:
             raise ValueError(
                 f"--generated '{folder}' holds no {name}; wanted a folder that `generate` or `filter` made."
             )
-    lines = (folder / METADATA_FILE).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines if line.strip()]
+    rows = read_metadata(folder)
     if not rows:
         raise ValueError(f"--generated '{folder}' holds no images.")
     record = json.loads((folder / GENERATION_FILE).read_text(encoding="utf-8"))
@@ -165,15 +186,23 @@ def copy_real(folder: Path, pairs: PairDataset, index: int) -> dict:
     return {**row, **attributes, "synthetic": False}
 
 
+def drawn_name(row: dict) -> str:
+    """What a generated pair is called in the data set."""
+    return PREFIX + Path(row["image_file_name"]).stem
+
+
 def copy_drawn(folder: Path, generated: Path, row: dict, labels: LabelSet) -> dict:
     """Copy a generated pair into a split's folder under its new name; its row.
 
     Raises:
-        ValueError: the mask holds what is no class.
+        ValueError: image or mask cannot be read, they differ in size, or the mask holds what is no class.
     """
     image, mask = generated / row["image_file_name"], generated / row["mask_file_name"]
-    labels.encode(mask)  # whole, and of these classes
-    copied = pair_row(f"{PREFIX}{image.stem}")
+    size = open_image(image, "image").size  # whole
+    height, width = labels.encode(mask).shape  # whole, and of these classes
+    if size != (width, height):
+        raise ValueError(f"image '{image}' is {size[1]} x {size[0]}, its mask {height} x {width} (height x width).")
+    copied = pair_row(drawn_name(row))
     shutil.copyfile(image, folder / copied["image_file_name"])
     shutil.copyfile(mask, folder / copied["mask_file_name"])
     return copied

@@ -23,6 +23,7 @@ from semseg_diffusers.data.pages.frame import (
 from semseg_diffusers.data.pages.pictures import wide_picture
 from semseg_diffusers.evaluation.filtering.independence import FILTER_FILE
 from semseg_diffusers.evaluation.filtering.rules import REASONS
+from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.growth.plan import GrowSettings
 from semseg_diffusers.growth.stages import Progress, Stage
 
@@ -115,10 +116,9 @@ def _enrich(folder: Path, _settings: GrowSettings) -> Section:
 
 def _generate(folder: Path, _settings: GrowSettings) -> Section:
     record = _read(folder / "generation.json")
-    count = sum(1 for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines() if line.strip())
     how = (
-        f"{count:,} images by {record['model']}: {record['scheduler']}, {record['num_inference_steps']} steps, "
-        f"guidance {record['guidance_scale']:g}."
+        f"{len(read_metadata(folder)):,} images by {record['model']}: {record['scheduler']}, "
+        f"{record['num_inference_steps']} steps, guidance {record['guidance_scale']:g}."
     )
     with Image.open(folder / "contact_sheet.png") as sheet:
         shown = wide_picture(sheet.convert("RGB"), "masks and what was drawn from them", SHEET_COLUMNS)
