@@ -135,7 +135,7 @@ def read_generated(folder: Path) -> tuple[LabelSet, list[dict], dict]:
     """The classes, the rows and the settings of a folder that `generate` or `filter` made.
 
     Raises:
-        ValueError: it is none, or holds no images.
+        ValueError: it is none, holds no images, or lacks files of its metadata.
     """
     for name in (GENERATION_FILE, METADATA_FILE, LABELS_FILE):
         if not (folder / name).is_file():
@@ -145,6 +145,10 @@ def read_generated(folder: Path) -> tuple[LabelSet, list[dict], dict]:
     rows = read_metadata(folder)
     if not rows:
         raise ValueError(f"--generated '{folder}' holds no images.")
+    files = [folder / row[key] for row in rows for key in ("image_file_name", "mask_file_name")]
+    missing = [path for path in files if not path.is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} files of '{folder / METADATA_FILE}' are missing, such as '{missing[0]}'.")
     record = json.loads((folder / GENERATION_FILE).read_text(encoding="utf-8"))
     return LabelSet.from_json(folder / LABELS_FILE), rows, record
 
