@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # Test processes at once, each with one thread for arithmetic.
 JOBS ?= 2
-# More for pytest, e.g. make test ARGS="-k pipeline -x"
+# More for pytest, e.g. make test ARGS="-k pipeline -x"; for mkdocs, make docs ARGS=serve
 ARGS ?=
 
 BIN := .venv/bin
@@ -13,13 +13,14 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATAS
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint docs bench clean
 
 help:
 	@echo "make demo      toy scenes, a small network, images from unseen masks: six minutes on two cores"
 	@echo "make test      the quick tests, at most ten minutes"
 	@echo "make test-all  the slow tests, and lint"
 	@echo "make lint      ruff"
+	@echo "make docs      the docs as pages, into site/; with ARGS=serve to read them while writing"
 	@echo "make bench     what is in benchmarks/, its studies aside"
 	@echo "make clean     remove caches and build results; .venv and your runs stay"
 
@@ -45,10 +46,14 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# Material's note on what follows MkDocs is no warning of ours.
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(or $(ARGS),build)
+
 bench: $(INSTALLED)
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "error: there is nothing in benchmarks/ yet." >&2; exit 1; }
 	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -33,7 +33,8 @@ class PairDataset(torch.utils.data.Dataset):
     Args:
         table (`datasets.Dataset`): its image and mask columns hold encoded files, not decoded.
         labels (`LabelSet`): the classes of the masks.
-        image_column, mask_column (`str`): names of the two columns.
+        image_column (`str`): name of the column of photos.
+        mask_column (`str`): name of the column of masks.
         name (`str`): what messages call the data set.
     """
 
@@ -235,7 +236,8 @@ def load_pairs(
     Args:
         dataset (`str` or `os.PathLike`): folder or Hub id.
         split (`str`, defaults to `"train"`): "val" and "validation" mean the same.
-        image_column, mask_column (`str`): names of the columns.
+        image_column (`str`, defaults to `"image"`): name of the column of photos.
+        mask_column (`str`, defaults to `"mask"`): name of the column of masks.
         labels (`LabelSet`, *optional*): the classes of the masks; by default those in the data set's `labels.json`.
         revision (`str`, *optional*): branch, tag or commit of a data set on the Hub.
         cache_dir (`str` or `os.PathLike`, *optional*): where `datasets` keeps its tables.

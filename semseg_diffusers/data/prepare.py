@@ -84,11 +84,11 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
     """Prepare a data set.
 
     Args:
-        settings (`PrepareSettings`)
+        settings (`PrepareSettings`): what is read, and what is written.
         progress (`bool`, defaults to `False`): show a progress bar on stderr.
 
     Returns:
-        `PrepareReport`
+        `PrepareReport`: what was read, and what was left out.
 
     Raises:
         ValueError: a setting is out of range, the source does not have the format's layout, its classes have nothing

@@ -81,7 +81,12 @@ def nearest_by_pixels(
     Features may be blind to what makes two photos the same; a copy has a distance near 0 here whatever they are.
 
     Args:
-        generated, train, held_out: (N, 1024), (M, 1024), (R, 1024) of `thumbnails`; the rest as in `nearest`.
+        generated: (N, 1024) of `thumbnails`.
+        names: of the generated images, N.
+        train: (M, 1024), of the training photos.
+        train_stems: their stems, M.
+        held_out: (R, 1024), of photos that were not trained on.
+        num_closest: pairs to name.
 
     Returns:
         distances in grey levels, root mean square, in [0, 255]. Storing a photo of CamVid at 128 x 128 as JPEG of

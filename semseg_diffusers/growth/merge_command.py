@@ -73,7 +73,7 @@ def merge(
         output: folder to make.
         split: the split that the generated pairs join.
         overwrite: replace a prepared data set that stands there.
-        columns: options of `load_pairs`.
+        **columns: options of `load_pairs`.
 
     Returns:
         pairs of each split, and of them `synthetic`.

@@ -294,7 +294,12 @@ class MaskControlNetModel(UNet2DModel):
 
         Args:
             unet (`UNet2DModel`): the base; its weights are copied, it stays as it is.
-            num_classes, id2label, id2color, ignore_index, ignore_color, base_class_label: see the class.
+            num_classes (`int`, defaults to 19): as the class has it, and so have the next five.
+            id2label (`dict`, *optional*): names of the classes.
+            id2color (`dict`, *optional*): their colours.
+            ignore_index (`int`, defaults to 255): the id of unknown pixels.
+            ignore_color (`tuple[int, int, int]`, defaults to black): their colour.
+            base_class_label (`int`, *optional*): what a class-conditional base is told.
             sample_size (`int` or `tuple[int, int]`, *optional*): size of the images to be drawn, height and width in
                 pixels; the base's own if None.
 

@@ -51,7 +51,7 @@ def enrich_masks(
         num_masks (`int`): how many to make.
         seed (`int`, defaults to 0): all that is drawn follows from it.
         max_added (`int`, defaults to 16): things that one mask gets at most.
-        rules (`PlacementRules`, *optional*)
+        rules (`PlacementRules`, *optional*): what makes a place sensible.
 
     Yields:
         `NewMask`

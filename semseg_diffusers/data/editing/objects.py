@@ -19,7 +19,8 @@ class MaskObject:
         class_id (`int`): the class it counts as.
         ids (`np.ndarray`): class ids of its bounding box, (h, w) uint8; only those in `shape` count.
         shape (`np.ndarray`): its pixels, (h, w) bool.
-        top, left (`int`): row and column of the box's first pixel in the frame.
+        top (`int`): row of the box's first pixel in the frame.
+        left (`int`): its column.
     """
 
     class_id: int

@@ -45,7 +45,7 @@ def paste(ids: np.ndarray, entry: MaskObject, in_front: np.ndarray | None = None
 
     Args:
         ids (`np.ndarray`): class ids, (H, W) uint8.
-        entry (`MaskObject`)
+        entry (`MaskObject`): the object, at its place.
         in_front (`np.ndarray`, *optional*): (H, W) bool, pixels that stay as they are; see `standing_in_front`.
 
     Returns:

@@ -86,7 +86,7 @@ def find_place(
         knowledge (`StreetKnowledge`): of a data set with the same label set.
         class_id (`int`): its class.
         generator (`np.random.Generator`): all that is drawn comes from it.
-        rules (`PlacementRules`, *optional*)
+        rules (`PlacementRules`, *optional*): what makes a place sensible.
 
     Returns:
         `tuple[Placement | None, Counter]`: the place, or None after `ATTEMPTS`; and how often each rule said no.

@@ -126,8 +126,8 @@ def run_operations(
 
     Args:
         ids (`np.ndarray`): class ids, (H, W) uint8; not changed.
-        operations (sequence of `Operation`)
-        context (`Context`)
+        operations (sequence of `Operation`): what to do, in order.
+        context (`Context`): what they need beside the mask.
         source (`str`): what messages call the mask.
 
     Returns:

@@ -33,7 +33,7 @@ def class_figures(statistics: MaskStatistics, group: Group | None = None) -> lis
     """The figures of every class, in the order of the ids.
 
     Args:
-        statistics (`MaskStatistics`)
+        statistics (`MaskStatistics`): what `collect_statistics` counted.
         group (`Group`, *optional*): an attribute and its value; by default all masks.
     """
     members = statistics.members(group)
