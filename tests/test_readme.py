@@ -1,95 +1,64 @@
-"""The README's Python blocks run as printed, and its commands are ones that exist, with options that exist."""
+"""README.md says what is measured, names what there is, and stays a front page."""
 
-import argparse
-import importlib
+import json
 import re
-import shlex
 from pathlib import Path
 
 import pytest
-from diffusers import DDPMScheduler
-from PIL import Image
 
-from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
-from semseg_diffusers.cli import COMMANDS
+from semseg_diffusers.data.pages.frame import number
 
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PYTHON = re.findall(r"^```python\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-SHELL = [
-    line
-    for block in re.findall(r"^```bash\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-    for line in block.splitlines()
-    if line.strip()
-]
+MEASURES = {"mean IoU": "mean_iou", "pixel accuracy": "pixel_accuracy"}
 
 
-@pytest.fixture
-def demo_run(tmp_path):
-    """What `make demo` leaves behind, untrained: a pipeline for 64 x 64 scenes of 19 classes in demo/run."""
-    labels = LabelSet.from_preset("bdd100k")
-    unet = MaskGuidedUNet2DModel(
-        sample_size=64,
-        num_classes=labels.num_classes,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        patch_size=2,
-        stem_channels=4,
-        **labels.to_config(),
-    )
-    MaskGuidedDDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "demo" / "run")
-    return tmp_path
+@pytest.fixture(scope="module")
+def results() -> dict:
+    return json.loads((ROOT / "docs" / "results" / "camvid.json").read_text(encoding="utf-8"))
 
 
-def test_first_sample_of_the_readme_runs_as_printed(demo_run, monkeypatch):
-    monkeypatch.chdir(demo_run)
-    exec(PYTHON[0], {})
-    assert Image.open("street.png").size == (64, 64)
+def rows() -> dict[str, list[str]]:
+    """The table of results: measure -> its cells."""
+    table = README.split("| measure | better |")[1].split("\n\n")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    return {name: cells for name, *cells in lines}
 
 
-@pytest.mark.parametrize("block", PYTHON[1:])
-def test_other_python_blocks_run_as_printed(block, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    exec(block, names)
-    assert len(names["images"]) == 2
+def test_agreement_of_the_table_is_that_of_the_results(results):
+    for name, key in MEASURES.items():
+        measured = [results["agreement"][row][key] for row in ("shuffled", "generated", "real")]
+        assert rows()[name] == ["higher", *map(number, measured)]
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("semseg-diffusers")])
-def test_command_of_the_readme_exists_with_its_options(line):
-    _, command, *words = shlex.split(line, comments=True)
-    parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[command][0]).add_arguments(parser)
-    parser.parse_args(words)
+def test_distances_of_the_table_are_those_of_the_results(results):
+    (features,) = results["fidelity"]
+    for reference in features["references"]:
+        for key in ("fid", "kid"):
+            (cells,) = [
+                cells
+                for name, cells in rows().items()
+                if name.startswith(f"{key.upper()} to {reference['reference']}")
+            ]
+            assert cells == ["lower", number(reference["floor"][key]), number(reference["generated"][key]), "–"]
 
 
-@pytest.mark.parametrize("line", [line for line in SHELL if line.startswith("accelerate launch")])
-def test_launched_command_of_the_readme_exists_with_its_options(line):
-    words = shlex.split(line)[2:]
-    if words[0] == "--config_file":
-        assert (ROOT / words[1]).is_file()
-        words = words[2:]
-    parser = argparse.ArgumentParser()
-    if words[0] == "-m":
-        importlib.import_module(f"{words[1]}.command").add_arguments(parser)
-        parser.parse_args(words[2:])
-    else:
-        assert (ROOT / words[0]).is_file()
-        importlib.import_module(COMMANDS["train"][0]).add_arguments(parser)
-        parser.parse_args(words[1:])
+def test_text_beside_the_table_is_that_of_the_results(results):
+    assert f"{results['data']['num_masks']} validation masks" in README
+    generation = results["generation"]
+    assert f"takes {generation['num_inference_steps']} steps" in README
+    assert results["data"]["num_generated"] == 2 * results["data"]["num_masks"]
+    assert "two seeds each" in README
 
 
 def test_make_targets_of_the_readme_exist():
-    targets = [line.split()[1] for line in SHELL if line.startswith("make ")]
+    targets = set(re.findall(r"\bmake (\w+)", README))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets == ["demo", "test"]
+    assert {"demo", "test"} <= targets
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
-def test_pictures_of_the_readme_are_there():
-    for path in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
-        Image.open(ROOT / path).verify()
+def test_readme_is_a_front_page():
+    assert len(README.splitlines()) < 200
+    assert README.index("![") < README.index("## ")  # a picture before all else
