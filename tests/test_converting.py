@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from golden_weights import golden_values
+from page_blocks import run_line
 from PIL import Image
 from published_checkpoints import konz_folder, lightning, paper_weights, sdm_weights
 from safetensors.torch import save_file
 from test_loading import OUR_CLASS, REMOTE_CODE
-from test_readme_commands import run_line
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, cli
 from semseg_diffusers.hub.folders import check_model_folder
@@ -245,11 +245,7 @@ def test_converted_folder_draws_the_same_in_a_clean_process_without_the_package(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "sdm", "konz"])
 def test_converted_folder_is_pushed_with_its_card(converted, hub, name, tmp_path):
-    run_line(
-        f"semseg-diffusers push --model {converted / name} --repo_id alice/{name}",
-        tmp_path,
-        **hub.environment(tmp_path),
-    )
+    run_line(f"semseg-diffusers push --model {converted / name} --repo_id alice/{name}", hub.environment(tmp_path))
     files = hub.model(f"alice/{name}").files()
     network = {"paper": "unet_paper", "sdm": "unet_sdm", "konz": "unet_id_channel"}[name]
     assert {"pipeline.py", f"unet/{network}.py", "unet/diffusion_pytorch_model.safetensors"} <= files.keys()
