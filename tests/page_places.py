@@ -22,15 +22,18 @@ CHECKOUT = ("configs", "examples", "train_accelerate.py")  # what lines of the p
 SIZE = (128, 128)
 TRAIN = 24
 VAL = ("0016E5_08029", "0016E5_08099")  # named in docs/painting.md
-LOOKS = {"weather": ["clear", "rainy"], "timeofday": ["daytime", "night"]}
+LOOKS = {  # those of toy scenes
+    "weather": ["clear", "overcast", "partly cloudy", "rainy"],
+    "timeofday": ["dawn/dusk", "daytime", "night"],
+}
 
 
-def write_camvid(folder: Path) -> None:
+def write_camvid(folder: Path, num_train: int = TRAIN) -> None:
     """CamVid in the SegNet form, of toy scenes: a car and a rider in each frame for validation."""
     labels = LabelSet.from_preset("camvid")
     mapping = match_classes(LabelSet.from_preset("bdd100k").names, labels)
     wanted = {labels.label2id[name] for name in ("car", "rider")}
-    names = {"val": list(VAL), "train": [f"0001TP_{number:06}" for number in range(TRAIN)]}
+    names = {"val": list(VAL), "train": [f"0001TP_{number:06}" for number in range(num_train)]}
     for split in names:
         for part in (split, f"{split}annot"):
             (folder / part).mkdir(parents=True)

@@ -1,10 +1,11 @@
 """docs/publishing.md: its blocks run as printed, against a Hub of the test's own."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from page_blocks import PAGES, SHORTER, run_line, run_page
-from page_places import save_model, write_camvid
+from page_places import TRAIN, save_model, write_camvid
 from training_runs import status, tiny_settings, train_here
 
 from semseg_diffusers import LabelSet, cli
@@ -53,7 +54,7 @@ def test_blocks_of_the_page_run_as_printed(prepared, hub, tmp_path, monkeypatch)
     model = hub.model("alice/pushed")
     assert model.private
     card = model.files()["README.md"].data.decode()
-    assert "24 pairs of `alice/camvid128-pairs`" in card
+    assert f"{TRAIN} pairs of `alice/camvid128-pairs`" in card
     assert "license: cc-by-nc-4.0" in card  # as the data set's own record says
 
 
@@ -68,11 +69,14 @@ def test_training_that_is_to_be_pushed_asks_the_hub_first(prepared, hub, tmp_pat
 def test_blocks_on_growing_run_as_printed(prepared, hub, tmp_path, monkeypatch):
     folder = shutil.copytree(prepared, tmp_path / "checkout")
     monkeypatch.chdir(folder)
-    save_model(folder / "drawer", LabelSet.from_preset("camvid"), SIZE[0])
+    shutil.rmtree("data/camvid128")
+    write_camvid(Path("more"), num_train=48)  # of so many, and so large, sizes are learned
+    prepare_dataset(PrepareSettings("more", "data/camvid128", "camvid"))
+    save_model(folder / "drawer", LabelSet.from_preset("camvid"))
     words = ["--masks", "data/camvid128/train/masks", "--output", "grown/filter", "--num_inference_steps", "1"]
     assert cli.main(["generate", "--model", "drawer", *words, "--device", "cpu"]) == 0
     (page,) = [page for page in PAGES if page.name == "growing.md"]
     run_page(page, SHORTER, hub.environment(tmp_path / "home"))
     assert hub.dataset("alice/camvid128-grown").private
-    assert len(list((folder / "data/camvid128_grown/train/images").glob("synthetic_*.png"))) == 24
+    assert len(list((folder / "data/camvid128_grown/train/images").glob("synthetic_*.png"))) == 48
     assert not (folder / "grown_long").exists()  # a dry run
