@@ -52,8 +52,8 @@ def unpack_mask(value: Any, labels: LabelSet, size: tuple[int, int]) -> np.ndarr
     runs = value["runs"]
     if not isinstance(runs, list) or len(runs) % 2 or not 0 < len(runs) <= 2 * height * width:
         raise ValueError(f"the runs of a mask are pairs of id and count, {height * width} at most; wanted {form}.")
-    if not all(type(number) is int and 0 <= number <= height * width for number in runs):
-        raise ValueError("the runs of a mask are whole numbers from 0, counts no larger than the mask.")
+    if not all(type(number) is int and 0 <= number <= max(255, height * width) for number in runs):
+        raise ValueError("the runs of a mask are whole numbers from 0, none larger than an id or the mask may be.")
     numbers, counts = np.array(runs, dtype=np.int64).reshape(-1, 2).T
     if counts.sum() != height * width:
         raise ValueError(f"the runs of the mask hold {counts.sum()} pixels; wanted {height} x {width}.")

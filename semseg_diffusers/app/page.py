@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
+from gradio_client.utils import is_http_url_like
 
 from semseg_diffusers.app.collection import Collection, zip_of
 from semseg_diffusers.app.drawing import EDIT, NOISE, REDRAW, WAYS, Drawn, Painter, Photo, Wish
@@ -190,6 +191,18 @@ class Handlers:
         return f"{added} added to {self.collection.folder.name}{known}; it holds {len(self.collection)}."
 
 
+def _take_uploads_only(button: gr.UploadButton) -> None:
+    """Refuse what is no uploaded file: gradio would fetch an address that a caller names in place of one."""
+    keep = button.async_move_resource_to_block_cache
+
+    async def keep_upload(path: str) -> str | None:
+        if is_http_url_like(path):
+            raise gr.Error("a file is uploaded here, not fetched from elsewhere.", TOLD, print_exception=False)
+        return await keep(path)
+
+    button.async_move_resource_to_block_cache = keep_upload
+
+
 def build_page(
     painter: Painter,
     collection: Collection | None,
@@ -287,6 +300,8 @@ def build_page(
                 keep = gr.CheckboxGroup([], label="Keep the samples", visible=False, elem_id="keep")
                 add = gr.Button("Add to the data set", visible=collection is not None, size="md", elem_id="add")
 
+        for button in (mask_file, photo_file, photo_mask_file):
+            _take_uploads_only(button)
         handlers = Handlers(painter, collection, download.GRADIO_CACHE)
         mask_file.upload(handlers.load_mask, [mask_file, clean], canvas, api_name="load_mask")
         photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, way, told], api_name="load_photo")

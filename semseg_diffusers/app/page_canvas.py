@@ -24,7 +24,7 @@ def mask_canvas(mask: np.ndarray, labels: LabelSet, shapes: list[Shape], example
     """
     names = {**labels.id2label, labels.ignore_index: "unknown"}
     colors = {**dict(enumerate(labels.colors)), labels.ignore_index: labels.ignore_color}
-    return gr.HTML(
+    canvas = gr.HTML(
         value=pack_mask(mask),
         html_template=_file("canvas.html"),
         css_template=_file("canvas.css"),
@@ -39,6 +39,8 @@ def mask_canvas(mask: np.ndarray, labels: LabelSet, shapes: list[Shape], example
         examples=[{"name": name, **pack_mask(ids)} for name, ids in examples.items()],
         photo=None,
     )
+    canvas.photo = None  # else gradio takes the word in the script for the name of an event
+    return canvas
 
 
 def _file(name: str) -> str:

@@ -71,7 +71,7 @@ function fillPolygon(ids, width, height, points, id) {
       for (let x = Math.max(0, Math.ceil(crossings[i])); x <= last; x++) ids[y * width + x] = id;
     }
   }
-  points.forEach((point, i) => drawStroke(ids, width, height, point, points[(i + 1) % points.length], 0.5, id));
+  points.forEach((point, i) => drawStroke(ids, width, height, point, points[(i + 1) % points.length], 1e-6, id));
 }
 
 // Put a shape {height, width, ids} so large that it is `size` pixels high, the middle of its foot at a point. Where a
