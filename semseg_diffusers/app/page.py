@@ -5,6 +5,7 @@ import contextlib
 import html
 import threading
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -19,6 +20,7 @@ from semseg_diffusers.app.mask_runs import pack_mask, unpack_mask
 from semseg_diffusers.app.page_canvas import mask_canvas
 from semseg_diffusers.app.shapes import Shape
 from semseg_diffusers.app.uploads import data_url, read_mask_upload, read_photo_upload
+from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.generation.drawing import is_out_of_memory
 from semseg_diffusers.generation.settings import GenerationSettings
 
@@ -109,7 +111,7 @@ class Handlers:
         return pack_mask(ids), Photo(photo.picture, ids), told
 
     def drop_photo(self) -> tuple[Any, None, str, str]:
-        return gr.update(photo=None), None, NOISE, ""
+        return gr.update(photo=""), None, NOISE, ""
 
     def generate(
         self,
@@ -162,7 +164,14 @@ class Handlers:
             yield self._finished(drawn, told or f"{len(drawn)} drawn.")
 
     def _shown(self, drawn: list[Drawn], told: str) -> tuple:
-        gallery = [(entry.image, f"{entry.row['index']} · seed {entry.row['seed']}") for entry in drawn]
+        """What the page is given meanwhile. Each picture is written once, so that none changes while it is sent."""
+        gallery = []
+        for entry in drawn:
+            path = Path(self.cache) / entry.row["stem"] / entry.job.file_name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.is_file():
+                save_png(path, entry.image)
+            gallery.append((str(path), f"{entry.row['index']} · seed {entry.row['seed']}"))
         return gallery, drawn, gr.skip(), gr.skip(), told
 
     def _finished(self, drawn: list[Drawn], told: str) -> tuple:

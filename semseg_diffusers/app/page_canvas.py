@@ -12,7 +12,7 @@ from semseg_diffusers.data.labels import LabelSet
 
 
 def mask_canvas(mask: np.ndarray, labels: LabelSet, shapes: list[Shape], examples: dict[str, np.ndarray]) -> gr.HTML:
-    """A canvas to paint masks on; its property `photo` is the address of a picture to show beneath.
+    """A canvas to paint masks on; its property `photo` is the address of a picture to show beneath, or empty.
 
     No class of its own: gradio writes a file beside the module of each component that is derived from one of its.
 
@@ -24,7 +24,7 @@ def mask_canvas(mask: np.ndarray, labels: LabelSet, shapes: list[Shape], example
     """
     names = {**labels.id2label, labels.ignore_index: "unknown"}
     colors = {**dict(enumerate(labels.colors)), labels.ignore_index: labels.ignore_color}
-    canvas = gr.HTML(
+    return gr.HTML(
         value=pack_mask(mask),
         html_template=_file("canvas.html"),
         css_template=_file("canvas.css"),
@@ -37,10 +37,8 @@ def mask_canvas(mask: np.ndarray, labels: LabelSet, shapes: list[Shape], example
         colors={str(key): list(color) for key, color in colors.items()},
         shapes=[shape.packed() for shape in shapes],
         examples=[{"name": name, **pack_mask(ids)} for name, ids in examples.items()],
-        photo=None,
+        photo="",
     )
-    canvas.photo = None  # else gradio takes the word in the script for the name of an event
-    return canvas
 
 
 def _file(name: str) -> str:

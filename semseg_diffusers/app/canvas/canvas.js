@@ -246,7 +246,8 @@ find(".mirrored").addEventListener("change", showGhost);
 find(".cover").addEventListener("input", show);
 
 const keys = { b: "brush", l: "line", r: "rectangle", p: "polygon", f: "fill", e: "eraser", i: "pick" };
-root.addEventListener("keydown", (event) => {
+document.addEventListener("keydown", (event) => {
+  if (!root.isConnected || !(root.contains(event.target) || event.target === document.body)) return;
   const key = event.key.toLowerCase(), command = event.ctrlKey || event.metaKey;
   const typing = event.target.matches("input:not([type=range], [type=checkbox])");
   if (command && (key === "y" || (key === "z" && event.shiftKey))) redo();
@@ -277,7 +278,8 @@ watch("value", () => {
   show();
   showGhost();
 });
-watch("photo", showPhoto);
+const [photoProperty] = Object.keys({ photo: null });  // gradio takes a name in quotes for that of an event
+watch(photoProperty, showPhoto);
 
 for (const canvas of [maskCanvas, ghostCanvas]) {
   canvas.width = width;
