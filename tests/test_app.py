@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import re
+import socket
 import struct
+import subprocess
 import sys
 import threading
 import zipfile
@@ -37,6 +40,7 @@ from semseg_diffusers.generation.jobs import image_seed
 from semseg_diffusers.growth.merge_command import read_generated
 
 
+ROOT = Path(__file__).resolve().parent.parent
 CAMVID, BDD = LabelSet.from_preset("camvid"), LabelSet.from_preset("bdd100k")
 UNKNOWN = np.full(SIZE, 255, dtype=np.uint8)
 
@@ -583,6 +587,46 @@ def test_a_missing_gradio_is_named_with_its_extra(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     assert cli.main(["app", "--model", "run"]) == 2
     assert "semseg-diffusers[app]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_space_serves_the_model_that_it_is_told_and_leaves_nothing_behind(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "run")
+    (tmp_path / "temporary").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MODEL_ID": str(tmp_path / "run"), "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples/space/app.py"), "--port", str(port)],
+        env={**os.environ, **told},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert next(process.stdout).startswith("run on ")
+        assert "Running on" in next(line for line in process.stdout if line.strip())
+        address = f"http://127.0.0.1:{port}/"
+        assert call(address, "generate", *wish())[0] == "complete"
+        assert (
+            httpx.post(f"{address}gradio_api/call/add", json={"data": [None, []]}).status_code == 404
+        )  # --output off
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert names(tmp_path) == ["run", "temporary"]
+    assert names(tmp_path / "temporary") == []
+
+
+def test_a_space_installs_what_the_package_needs():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later read TOML")
+
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    lines = (ROOT / "examples/space/requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == needed
+    head = (ROOT / "examples/space/README.md").read_text(encoding="utf-8").split("---")[1]
+    assert {"sdk: gradio", "app_file: app.py"} <= set(head.splitlines())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 
 ROOT = Path(__file__).resolve().parent.parent
+CANVAS = ("canvas.css", "canvas.html", "canvas.js", "raster.js")
 
 
 @pytest.mark.slow
@@ -30,5 +31,6 @@ def test_wheel_carries_the_package_and_its_command(tmp_path):
     assert modules <= names
     assert {"semseg_diffusers/model_card.md", "semseg_diffusers/dataset_card.md"} <= names
     assert "semseg_diffusers/data/pages/page.html" in names
+    assert {f"semseg_diffusers/app/canvas/{name}" for name in CANVAS} <= names
     assert not {name for name in names if name.startswith("tests")}
     assert scripts["console_scripts"]["semseg-diffusers"] == "semseg_diffusers.cli:main"

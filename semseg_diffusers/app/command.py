@@ -23,6 +23,7 @@ from semseg_diffusers.app.limits import MOST_SEED, Limits, check_whole
 from semseg_diffusers.app.page import build_page
 from semseg_diffusers.app.serving import serve
 from semseg_diffusers.app.shapes import cut_shapes, drawn_shapes
+from semseg_diffusers.data.layout import terminate_as_exception
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.launch import check_usable
 
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     examples = {"plain street": plain_street(painter.labels, painter.size)}
     examples |= masks or toy_masks(painter.labels, painter.size)
     shapes = drawn_shapes(painter.labels) + cut_shapes(list(masks.values()), painter.labels)
-    with tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
+    with terminate_as_exception(), tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and what is shown, of this app alone
         title = Path(args.model).name if Path(args.model).is_dir() else args.model
         page = build_page(painter, collection, examples, shapes, title, seed)
