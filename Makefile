@@ -4,8 +4,10 @@
 PYTHON ?= python3
 # Test processes at once, each with one thread for arithmetic.
 JOBS ?= 2
-# More for pytest, e.g. make test ARGS="-k pipeline -x"; for mkdocs, make docs ARGS=serve
+# More for pytest, mkdocs or the painter, e.g. make test ARGS="-k pipeline -x", make docs ARGS=serve
 ARGS ?=
+# Which draws in `make app`: a run folder, or a model of the Hub.
+MODEL ?= $(firstword $(wildcard checkpoints/camvid128 checkpoints/toy demo/run))
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -13,10 +15,11 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATAS
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs bench clean
+.PHONY: help demo app test test-all lint docs bench clean
 
 help:
 	@echo "make demo      toy scenes, a small network, images from unseen masks: six minutes on two cores"
+	@echo "make app       paint masks in the browser, photos drawn by MODEL (default: what comes with the checkout)"
 	@echo "make test      the quick tests, at most ten minutes"
 	@echo "make test-all  the slow tests, and lint"
 	@echo "make lint      ruff"
@@ -35,6 +38,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
+
+app: $(INSTALLED)
+	@test -n "$(MODEL)" || { \
+		echo "error: there is no model in checkpoints/ or demo/run. Name one: make app MODEL=runs/camvid128" >&2; exit 1; }
+	$(BIN)/semseg-diffusers app --model "$(MODEL)" $(ARGS)
 
 test: $(INSTALLED)
 	$(TEST) -m "not slow and not gpu" $(ARGS)

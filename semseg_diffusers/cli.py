@@ -26,6 +26,7 @@ COMMANDS = {
     "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
     "report": ("semseg_diffusers.training.report_command", "write the page of a training run, going on or ended"),
     "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
+    "app": ("semseg_diffusers.app.command", "paint masks in the browser and see the photos drawn from them"),
     "segmenter": ("semseg_diffusers.evaluation.segmenters.command", "train a network that reads masks from photos"),
     "filter": ("semseg_diffusers.evaluation.filtering.command", "drop labels and images that do not show their masks"),
     "evaluate": ("semseg_diffusers.evaluation.command", "measure generated images against masks and real photos"),
@@ -38,7 +39,7 @@ COMMANDS = {
 
 
 # package -> the extra of ours that brings it
-EXTRAS = {"torchmetrics": "eval"}
+EXTRAS = {"torchmetrics": "eval", "gradio": "app"}
 
 
 def build_parser() -> argparse.ArgumentParser:

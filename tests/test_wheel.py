@@ -15,6 +15,7 @@ import semseg_diffusers
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow
+CANVAS = ("canvas.css", "canvas.html", "canvas.js", "raster.js")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,7 @@ def test_wheel_carries_the_package_and_its_command(wheel):
     assert modules <= names
     assert {"semseg_diffusers/model_card.md", "semseg_diffusers/dataset_card.md"} <= names
     assert "semseg_diffusers/data/pages/page.html" in names
+    assert {f"semseg_diffusers/app/canvas/{name}" for name in CANVAS} <= names
     assert not {name for name in names if name.startswith("tests")}
     assert scripts["console_scripts"]["semseg-diffusers"] == "semseg_diffusers.cli:main"
 

@@ -216,6 +216,8 @@ def _made_otherwise(record: dict[str, Any]) -> str:
     if record.get("variations"):
         values = {name: ", ".join(map(str, given)) for name, given in record["variations"].items()}
         told += f"Varied for each mask: {'; '.join(f'{name} {value}' for name, value in values.items())}. "
+    if record.get("painted"):
+        told += "Masks were painted by hand, and settings differ from image to image: these are those of the first. "
     if record.get("edit"):
         told += "Real photos were made anew only where their masks had been edited. "
     if record.get("strength") is not None:

@@ -1,0 +1,30 @@
+"""The painter as a Hugging Face Space: the model that `MODEL_ID` names, else the one that lies here or is shipped.
+
+python examples/space/app.py          # the same on this machine: http://127.0.0.1:7860
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from semseg_diffusers.cli import main
+
+
+HERE = Path(__file__).resolve().parent
+# A folder beside this file first, then what a checkout carries.
+FOLDERS = (HERE / "model", HERE.parents[1] / "checkpoints/camvid128", HERE.parents[1] / "checkpoints/toy")
+
+
+def find_model() -> str:
+    """The Hub id in `MODEL_ID`, else the first folder that is there."""
+    if os.environ.get("MODEL_ID"):
+        return os.environ["MODEL_ID"]
+    found = next((folder for folder in FOLDERS if (folder / "model_index.json").is_file()), None)
+    if found is None:
+        sys.exit("error: set MODEL_ID to a model on the Hub, or put a run folder beside app.py, called model/.")
+    return str(found)
+
+
+if __name__ == "__main__":
+    host = "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1"  # a Space is reached from outside
+    sys.exit(main(["app", "--model", find_model(), "--output", "off", "--host", host, *sys.argv[1:]]))

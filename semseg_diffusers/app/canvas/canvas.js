@@ -1,0 +1,298 @@
+// The painter's canvas. It owns the mask, its history and the tools; `props.value` is what the server sees of it:
+// {height, width, runs}. `element`, `props` and `watch` are gradio's.
+
+const { height, width, unknown, colors, names, shapes, examples } = props;
+const find = (selector) => element.querySelector(selector);
+const root = find(".painter"), stage = find(".stage"), maskCanvas = find(".mask"), ghostCanvas = find(".ghost");
+const status = find(".status"), brushSize = find(".brush-size"), shapeSize = find(".shape-size");
+const MOST_UNDO = 100;
+const HOLE = -1;  // where a thing, or what a click would do, has no pixel
+const ids = new Uint8Array(height * width);
+const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null };
+let undoStack = [], redoStack = [], photoIsThere = false;
+const things = shapes.map((shape) => ({ ...shape, ids: unpackRuns(shape.runs, shape.height * shape.width) }));
+
+// Showing ----------------------------------------------------------------------------------------------------------
+
+const packed = new Uint32Array(256);  // red, green, blue as an ImageData holds them, without alpha
+for (const [id, [red, green, blue]] of Object.entries(colors)) packed[id] = (blue << 16) | (green << 8) | red;
+
+// Ids as pixels; those that are `clear` are transparent.
+function toPixels(some, high, wide, clear, alpha) {
+  const picture = new ImageData(wide, high), pixels = new Uint32Array(picture.data.buffer), opaque = alpha << 24;
+  for (let i = 0; i < some.length; i++) pixels[i] = some[i] === clear ? 0 : packed[some[i]] | opaque;
+  return picture;
+}
+
+function thumbnail(some, high, wide, clear) {
+  const canvas = document.createElement("canvas");
+  canvas.width = wide;
+  canvas.height = high;
+  canvas.getContext("2d").putImageData(toPixels(some, high, wide, clear, 255), 0, 0);
+  return canvas;
+}
+
+function show() {
+  const alpha = photoIsThere ? Math.round(255 * find(".cover").value / 100) : 255;
+  maskCanvas.getContext("2d").putImageData(toPixels(ids, height, width, photoIsThere ? unknown : HOLE, alpha), 0, 0);
+  find("[data-do=undo]").disabled = !undoStack.length;
+  find("[data-do=redo]").disabled = !redoStack.length;
+}
+
+// What a click would do: the thing under the pointer, the corners of a polygon so far, the brush.
+function showGhost() {
+  const context = ghostCanvas.getContext("2d");
+  context.clearRect(0, 0, width, height);
+  const at = state.pointer;
+  if (!at) return;
+  const ghost = new Int16Array(height * width).fill(HOLE);
+  const { tool } = state;
+  if (tool === "shape") placeShape(ghost, width, height, state.shape, at, +shapeSize.value, find(".mirrored").checked, HOLE);
+  else if (tool === "polygon") [...state.corners, at].reduce((from, to) => (drawStroke(ghost, width, height, from, to, 0.5, state.id), to));
+  else if (state.dragFrom) drawDragged(ghost, at);
+  else if (tool === "brush" || tool === "eraser") drawStroke(ghost, width, height, at, at, brushSize.value / 2, paintId());
+  context.putImageData(toPixels(ghost, height, width, HOLE, tool === "shape" ? 190 : 150), 0, 0);
+}
+
+function tell(at) {
+  status.textContent = at ? `${names[ids[at[1] * width + at[0]]]} · x ${at[0]}, y ${at[1]}` : `${width} × ${height} pixels`;
+}
+
+// Changing ---------------------------------------------------------------------------------------------------------
+
+const paintId = () => (state.tool === "eraser" ? unknown : state.id);
+
+function keepForUndo() {
+  undoStack.push(ids.slice());
+  if (undoStack.length > MOST_UNDO) undoStack.shift();
+  redoStack = [];
+}
+
+function publish() {
+  show();
+  showGhost();
+  tell(state.pointer);
+  props.value = { height, width, runs: packRuns(ids) };
+}
+
+function change(work) {
+  keepForUndo();
+  work();
+  publish();
+}
+
+function step(from, to) {
+  if (!from.length) return;
+  to.push(ids.slice());
+  ids.set(from.pop());
+  publish();
+}
+
+const undo = () => step(undoStack, redoStack);
+const redo = () => step(redoStack, undoStack);
+
+function drawDragged(target, to) {
+  const [x0, y0] = state.dragFrom, [x1, y1] = to;
+  if (state.tool === "line") return drawStroke(target, width, height, state.dragFrom, to, brushSize.value / 2, state.id);
+  for (let y = Math.min(y0, y1); y <= Math.max(y0, y1); y++) {
+    target.fill(state.id, y * width + Math.min(x0, x1), y * width + Math.max(x0, x1) + 1);
+  }
+}
+
+function closePolygon() {
+  const corners = state.corners;
+  state.corners = [];
+  if (corners.length > 2) change(() => fillPolygon(ids, width, height, corners, state.id));
+  else showGhost();
+}
+
+function addCorner(at) {
+  const near = (point) => Math.hypot(point[0] - at[0], point[1] - at[1]) <= Math.max(1.5, width / 64);
+  const { corners } = state;
+  if (corners.length > 2 && near(corners[0])) return closePolygon();
+  if (!corners.length || !corners[corners.length - 1].every((part, i) => part === at[i])) corners.push(at);
+  showGhost();
+}
+
+// The pointer ------------------------------------------------------------------------------------------------------
+
+function pixelOf(event) {
+  const box = maskCanvas.getBoundingClientRect();
+  const x = Math.floor((event.clientX - box.left) * width / box.width);
+  const y = Math.floor((event.clientY - box.top) * height / box.height);
+  return [Math.min(width - 1, Math.max(0, x)), Math.min(height - 1, Math.max(0, y))];
+}
+
+maskCanvas.addEventListener("pointerdown", (event) => {
+  if (event.button !== 0 || !event.isPrimary) return;
+  event.preventDefault();
+  root.focus({ preventScroll: true });
+  const at = state.pointer = pixelOf(event);
+  const { tool } = state;
+  if (tool === "polygon") return addCorner(at);
+  if (tool === "pick") return chooseClass(ids[at[1] * width + at[0]], "brush");
+  if (tool === "fill") return change(() => floodFill(ids, width, height, ...at, state.id));
+  if (tool === "shape") return change(() => placeShape(ids, width, height, state.shape, at, +shapeSize.value, find(".mirrored").checked, HOLE));
+  maskCanvas.setPointerCapture(event.pointerId);
+  if (tool === "line" || tool === "rectangle") {
+    state.dragFrom = at;
+    return showGhost();
+  }
+  keepForUndo();
+  state.last = at;
+  drawStroke(ids, width, height, at, at, brushSize.value / 2, paintId());
+  show();
+});
+
+maskCanvas.addEventListener("pointermove", (event) => {
+  if (!event.isPrimary) return;
+  state.pointer = pixelOf(event);
+  if (state.last) {
+    const passed = event.getCoalescedEvents ? event.getCoalescedEvents() : [];
+    for (const at of (passed.length ? passed : [event]).map(pixelOf)) {
+      drawStroke(ids, width, height, state.last, at, brushSize.value / 2, paintId());
+      state.last = at;
+    }
+    show();
+  }
+  showGhost();
+  tell(state.pointer);
+});
+
+function release(event) {
+  if (!event.isPrimary) return;
+  if (state.dragFrom && event.type === "pointerup") {
+    const to = pixelOf(event);
+    change(() => drawDragged(ids, to));
+  }
+  const stroked = state.last !== null;
+  state.dragFrom = state.last = null;
+  if (event.pointerType !== "mouse") state.pointer = null;
+  if (stroked) publish();
+  else showGhost();
+}
+maskCanvas.addEventListener("pointerup", release);
+maskCanvas.addEventListener("pointercancel", release);
+maskCanvas.addEventListener("dblclick", () => state.tool === "polygon" && closePolygon());
+maskCanvas.addEventListener("contextmenu", (event) => event.preventDefault());
+maskCanvas.addEventListener("pointerleave", () => {
+  if (!state.last && !state.dragFrom) state.pointer = null;
+  tell(null);
+  showGhost();
+});
+
+// Tools, classes, things -------------------------------------------------------------------------------------------
+
+function chooseTool(tool) {
+  state.tool = tool;
+  state.corners = [];
+  if (tool !== "shape") state.shape = null;
+  for (const button of element.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", button.dataset.tool === tool);
+  [...find(".shapes").children].forEach((button, i) => button.setAttribute("aria-checked", things[i] === state.shape));
+  showGhost();
+}
+
+function chooseClass(id, tool) {
+  state.id = id;
+  for (const button of find(".palette").children) button.setAttribute("aria-checked", +button.dataset.id === id);
+  if (tool) chooseTool(tool);
+  else if (["eraser", "pick", "shape"].includes(state.tool)) chooseTool("brush");
+}
+
+function chooseShape(shape) {
+  state.shape = shape;
+  shapeSize.value = Math.max(2, Math.round(shape.share * height));
+  tellSizes();
+  chooseTool("shape");
+}
+
+function tellSizes() {
+  find(".brush-told").textContent = `${brushSize.value} px`;
+  find(".shape-told").textContent = `${shapeSize.value} px`;
+}
+
+function labelled(parent, role, text, picture, onClick) {
+  const button = document.createElement("button");
+  button.type = "button";
+  if (role) button.setAttribute("role", role);
+  if (picture) button.append(picture);
+  button.append(text);
+  button.addEventListener("click", onClick);
+  parent.append(button);
+  return button;
+}
+
+for (const id of [...Array(256).keys()].filter((id) => id in colors)) {
+  const swatch = document.createElement("span");
+  swatch.className = "swatch";
+  swatch.style.background = `rgb(${colors[id].join(",")})`;
+  labelled(find(".palette"), "radio", names[id], swatch, () => chooseClass(id)).dataset.id = id;
+}
+for (const thing of things) {
+  labelled(find(".shapes"), "radio", thing.name, thumbnail(thing.ids, thing.height, thing.width, HOLE), () => chooseShape(thing));
+}
+for (const { name, runs } of examples) {
+  const example = unpackRuns(runs, height * width);
+  labelled(find(".examples"), "", name, thumbnail(example, height, width, HOLE), () => change(() => ids.set(example)));
+}
+find(".things").hidden = !things.length;
+find(".starts").hidden = !examples.length;
+
+const actions = { undo, redo, clear: () => change(() => ids.fill(unknown)) };
+for (const button of element.querySelectorAll("[data-tool]")) button.addEventListener("click", () => chooseTool(button.dataset.tool));
+for (const button of element.querySelectorAll("[data-do]")) button.addEventListener("click", actions[button.dataset.do]);
+for (const slider of [brushSize, shapeSize]) slider.addEventListener("input", () => (tellSizes(), showGhost()));
+find(".mirrored").addEventListener("change", showGhost);
+find(".cover").addEventListener("input", show);
+
+const keys = { b: "brush", l: "line", r: "rectangle", p: "polygon", f: "fill", e: "eraser", i: "pick" };
+document.addEventListener("keydown", (event) => {
+  if (!root.isConnected || !(root.contains(event.target) || event.target === document.body)) return;
+  const key = event.key.toLowerCase(), command = event.ctrlKey || event.metaKey;
+  const typing = event.target.matches("input:not([type=range], [type=checkbox])");
+  if (command && (key === "y" || (key === "z" && event.shiftKey))) redo();
+  else if (command && key === "z") undo();
+  else if (command || event.altKey || typing) return;
+  else if (key === "enter" && state.corners.length) closePolygon();
+  else if (key === "escape" && state.corners.length) chooseTool("polygon");
+  else if (key in keys) chooseTool(keys[key]);
+  else return;
+  event.preventDefault();
+  event.stopPropagation();
+});
+
+// What the server says ---------------------------------------------------------------------------------------------
+
+function showPhoto() {
+  photoIsThere = Boolean(props.photo);
+  const photo = find(".photo");
+  photo.hidden = find(".opacity").hidden = !photoIsThere;
+  if (photoIsThere) photo.src = props.photo;
+  else photo.removeAttribute("src");
+  show();
+}
+
+watch("value", () => {
+  keepForUndo();
+  ids.set(unpackRuns(props.value.runs, height * width));
+  show();
+  showGhost();
+});
+const [photoProperty] = Object.keys({ photo: null });  // gradio takes a name in quotes for that of an event
+watch(photoProperty, showPhoto);
+
+for (const canvas of [maskCanvas, ghostCanvas]) {
+  canvas.width = width;
+  canvas.height = height;
+}
+stage.style.maxWidth = `${Math.max(320, Math.min(640, 5 * width))}px`;
+stage.style.aspectRatio = `${width} / ${height}`;
+brushSize.max = Math.max(8, Math.round(Math.min(height, width) / 2));
+brushSize.value = Math.max(1, Math.round(Math.min(height, width) / 16));
+shapeSize.max = height;
+ids.set(unpackRuns(props.value.runs, height * width));
+chooseClass(+Object.keys(colors)[0]);
+chooseTool("brush");
+tellSizes();
+tell(null);
+showPhoto();

@@ -1,0 +1,91 @@
+// Pure functions on class ids, an array of height x width, row by row. Pixel centres lie at whole coordinates, as in
+// semseg_diffusers.data.editing.drawing: a pixel is in a shape or out of it, and no edge is blended.
+
+// [id, count, id, count, ...] -> ids
+function unpackRuns(runs, length) {
+  const ids = new Int16Array(length);
+  let at = 0;
+  for (let i = 0; i < runs.length; i += 2) {
+    ids.fill(runs[i], at, at + runs[i + 1]);
+    at += runs[i + 1];
+  }
+  return ids;
+}
+
+function packRuns(ids) {
+  const runs = [];
+  for (let start = 0, at = 1; at <= ids.length; at++) {
+    if (at === ids.length || ids[at] !== ids[start]) {
+      runs.push(ids[start], at - start);
+      start = at;
+    }
+  }
+  return runs;
+}
+
+// All pixels at most `radius` from the line between two points.
+function drawStroke(ids, width, height, from, to, radius, id) {
+  const [x0, y0] = from, [x1, y1] = to;
+  const left = Math.max(0, Math.floor(Math.min(x0, x1) - radius));
+  const right = Math.min(width - 1, Math.ceil(Math.max(x0, x1) + radius));
+  const top = Math.max(0, Math.floor(Math.min(y0, y1) - radius));
+  const bottom = Math.min(height - 1, Math.ceil(Math.max(y0, y1) + radius));
+  const dx = x1 - x0, dy = y1 - y0, length = dx * dx + dy * dy;
+  for (let y = top; y <= bottom; y++) {
+    for (let x = left; x <= right; x++) {
+      const along = length ? Math.min(1, Math.max(0, ((x - x0) * dx + (y - y0) * dy) / length)) : 0;
+      if (Math.hypot(x - x0 - along * dx, y - y0 - along * dy) <= radius) ids[y * width + x] = id;
+    }
+  }
+}
+
+// The connected pixels of one class around a pixel, the four neighbours of each.
+function floodFill(ids, width, height, x, y, id) {
+  const before = ids[y * width + x];
+  if (before === id) return;
+  const open = [y * width + x];
+  ids[open[0]] = id;
+  while (open.length) {
+    const at = open.pop(), column = at % width;
+    const around = [at - width, at + width, column > 0 ? at - 1 : -1, column < width - 1 ? at + 1 : -1];
+    for (const next of around) {
+      if (next >= 0 && next < ids.length && ids[next] === before) {
+        ids[next] = id;
+        open.push(next);
+      }
+    }
+  }
+}
+
+// Even-odd, edges included.
+function fillPolygon(ids, width, height, points, id) {
+  for (let y = 0; y < height; y++) {
+    const crossings = [];
+    points.forEach(([x0, y0], i) => {
+      const [x1, y1] = points[(i + 1) % points.length];
+      if (y0 > y !== y1 > y) crossings.push((x1 - x0) * (y - y0) / (y1 - y0) + x0);
+    });
+    crossings.sort((a, b) => a - b);
+    for (let i = 0; i + 1 < crossings.length; i += 2) {
+      const last = Math.min(width - 1, Math.floor(crossings[i + 1]));
+      for (let x = Math.max(0, Math.ceil(crossings[i])); x <= last; x++) ids[y * width + x] = id;
+    }
+  }
+  points.forEach((point, i) => drawStroke(ids, width, height, point, points[(i + 1) % points.length], 1e-6, id));
+}
+
+// Put a shape {height, width, ids} so large that it is `size` pixels high, the middle of its foot at a point. Where a
+// shape holds `hole`, what is there stays.
+function placeShape(ids, width, height, shape, foot, size, mirrored, hole) {
+  const factor = size / shape.height;
+  const shownHeight = Math.max(1, Math.round(size)), shownWidth = Math.max(1, Math.round(shape.width * factor));
+  const top = Math.round(foot[1]) - shownHeight + 1, left = Math.round(foot[0] - (shownWidth - 1) / 2);
+  for (let row = Math.max(0, -top); row < shownHeight && top + row < height; row++) {
+    const from = Math.floor((row + 0.5) * shape.height / shownHeight) * shape.width;
+    for (let column = Math.max(0, -left); column < shownWidth && left + column < width; column++) {
+      const own = Math.floor((column + 0.5) * shape.width / shownWidth);
+      const id = shape.ids[from + (mirrored ? shape.width - 1 - own : own)];
+      if (id !== hole) ids[(top + row) * width + left + column] = id;
+    }
+  }
+}

@@ -1,0 +1,108 @@
+"""Where drawn pairs go: a zip file to take away, and a data set folder that grows, both as `generate` writes them."""
+
+import io
+import json
+import tempfile
+import threading
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from semseg_diffusers.app.drawing import Drawn
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, METADATA_FILE
+from semseg_diffusers.generation.output_folder import (
+    is_passing,
+    open_output,
+    save_pair,
+    sole_run,
+    update_metadata,
+)
+
+
+PAINTED = "painted"  # in generation.json: settings differ from image to image
+
+
+def record_of(drawn: Drawn) -> dict[str, Any]:
+    """What generation.json says of a folder of painted masks: the settings of its first image, and that others may
+    have others."""
+    return {**drawn.record, PAINTED: True}
+
+
+class Collection:
+    """A data set folder of painted pairs.
+
+    Args:
+        folder (`Path`): to make, or one of the same model's classes and size, to go on with.
+        labels (`LabelSet`): of the model.
+        size (`tuple[int, int]`): height and width of its images.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+
+    def __init__(self, folder: Path, labels: LabelSet, size: tuple[int, int]):
+        self.folder, self.labels, self.size = folder, labels, size
+        self._lock = threading.Lock()
+        self.check()
+
+    def check(self) -> None:
+        """Refuse a folder that these pairs cannot join."""
+        if self.folder.is_file():
+            raise ValueError(f"--output '{self.folder}' is a file; wanted a folder.")
+        if not self.folder.is_dir() or all(is_passing(path) for path in self.folder.iterdir()):
+            return
+        file = self.folder / GENERATION_FILE
+        try:
+            there = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            there = None
+        if not isinstance(there, dict) or not there.get(PAINTED):
+            raise ValueError(f"--output '{self.folder}' was not made by the painter. Name another folder.")
+        labels, size = LabelSet.from_json(self.folder / LABELS_FILE), (there.get("height"), there.get("width"))
+        if labels != self.labels or size != self.size:
+            raise ValueError(
+                f"--output '{self.folder}' holds images of other classes or of another size ({size[0]} x {size[1]}; "
+                f"this model draws {self.size[0]} x {self.size[1]}). Name another folder."
+            )
+
+    def __len__(self) -> int:
+        return sum(1 for _ in (self.folder / "images").glob("*.png"))
+
+    def add(self, drawn: Sequence[Drawn]) -> int:
+        """Write pairs that are not there yet, and return how many these were.
+
+        Raises:
+            ValueError: something else came into the folder, or another process writes to it.
+        """
+        with self._lock, sole_run(self.folder, "adding to"):
+            self.check()
+            open_output(self.folder, record_of(drawn[0]), self.labels)
+            new = [entry for entry in drawn if not (self.folder / "images" / entry.job.file_name).exists()]
+            for entry in new:
+                save_pair(self.folder, entry.job, self.labels.decode(entry.ids), entry.image, entry.row)
+            update_metadata(self.folder, [entry.row for entry in new])
+            return len(new)
+
+
+def without_place(row: dict[str, Any]) -> dict[str, Any]:
+    """A row, or a record, for others to see: of a model that is a folder here only the folder's name."""
+    model = row["model"]
+    return {**row, "model": Path(model).name if Path(model).is_dir() else model}
+
+
+def zip_of(drawn: Sequence[Drawn], labels: LabelSet) -> bytes:
+    """A zip file that unpacks into a folder as `generate` writes it."""
+    with tempfile.TemporaryDirectory(prefix="semseg-painter-") as folder:
+        root = Path(folder)
+        open_output(root, without_place(record_of(drawn[0])), labels)
+        for entry in drawn:
+            save_pair(root, entry.job, labels.decode(entry.ids), entry.image, entry.row)
+        update_metadata(root, [without_place(entry.row) for entry in drawn])
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for path in sorted(root.rglob("*.*")):
+                archive.write(path, path.relative_to(root), zipfile.ZIP_STORED)
+        assert (root / METADATA_FILE).is_file(), "a folder of pairs has its metadata"
+        return buffer.getvalue()

@@ -1,0 +1,114 @@
+"""Things to put into a mask by a click: the silhouettes of the toy scenes' cars, people and trees, in the classes of a
+model, and whole things cut from masks that one has."""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from semseg_diffusers.app.mask_runs import pack_runs
+from semseg_diffusers.data import toy_things as toy
+from semseg_diffusers.data.editing.objects import objects_of
+from semseg_diffusers.data.editing.street import Street
+from semseg_diffusers.data.label_mapping import match_classes
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.toy_painter import SKY, Look, Painter
+
+
+HOLE = -1  # in a shape: what is there stays
+DRAWN = 1280  # pixels; silhouettes are drawn this large,
+KEPT = 96  # and kept with this many pixels of height at most
+LEAST_AREA = 60  # pixels; a thing in a mask that is smaller shows no form
+CUT_OUT = 3  # things of each class that are cut from masks
+LOOK = Look("clear", "daytime", (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 100.0, 0.0, 0.0, False, 0.0)
+
+Draw = Callable[[Painter, random.Random], Any]
+# name -> its class in the toy scenes, how it is drawn, and its usual height as a share of the mask's
+SILHOUETTES: dict[str, tuple[int, Draw, float]] = {
+    "car": (toy.CAR, lambda p, rng: toy.draw_car(p, rng, 0.0, 6.0, oncoming=True), 0.16),
+    "car, to the side": (toy.CAR, lambda p, rng: toy.draw_car(p, rng, 2.2, 8.0, oncoming=False), 0.18),
+    "car, across": (toy.CAR, lambda p, rng: toy.draw_car_across(p, rng, 0.0, 6.0), 0.15),
+    "truck": (toy.TRUCK, lambda p, rng: toy.draw_box_vehicle(p, rng, 3.0, 9.0, toy.TRUCK, oncoming=False), 0.3),
+    "bus": (toy.BUS, lambda p, rng: toy.draw_box_vehicle(p, rng, 3.4, 9.0, toy.BUS, oncoming=True), 0.3),
+    "train": (toy.TRAIN, lambda p, rng: toy.draw_box_vehicle(p, rng, 3.4, 9.0, toy.TRAIN, oncoming=True), 0.3),
+    "person": (toy.PERSON, lambda p, rng: toy.draw_person(p, rng, 0.0, 4.0), 0.2),
+    "rider": (toy.RIDER, lambda p, rng: toy.draw_two_wheeler(p, rng, 0.0, 4.0, toy.BICYCLE, True, 0.9), 0.2),
+    "motorcyclist": (toy.RIDER, lambda p, rng: toy.draw_two_wheeler(p, rng, 0.0, 4.0, toy.MOTORCYCLE, True, 0.4), 0.2),
+    "bicycle": (toy.BICYCLE, lambda p, rng: toy.draw_two_wheeler(p, rng, 0.0, 3.0, toy.BICYCLE, False, 1.0), 0.12),
+    "motorcycle": (
+        toy.MOTORCYCLE,
+        lambda p, rng: toy.draw_two_wheeler(p, rng, 0.0, 3.0, toy.MOTORCYCLE, False, 1.0),
+        0.13,
+    ),
+    "tree": (toy.VEGETATION, lambda p, rng: toy.draw_tree(p, rng, 0.0, 14.0, 7.0), 0.5),
+    "traffic light": (toy.TRAFFIC_LIGHT, lambda p, rng: toy.draw_traffic_light(p, rng, 0.0, 8.0), 0.4),
+    "sign": (toy.TRAFFIC_SIGN, lambda p, rng: toy.draw_sign(p, rng, 0.0, 6.0), 0.3),
+    "street lamp": (toy.POLE, lambda p, _: toy.draw_street_lamp(p, 0.0, 14.0), 0.5),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """A thing to place."""
+
+    name: str
+    ids: np.ndarray  # (h, w) int16: class ids, or HOLE
+    share: float  # its usual height, as a share of the mask's
+
+    def packed(self) -> dict[str, Any]:
+        """As the canvas takes it."""
+        height, width = self.ids.shape
+        return {"name": self.name, "height": height, "width": width, "runs": pack_runs(self.ids), "share": self.share}
+
+
+def drawn_shapes(labels: LabelSet) -> list[Shape]:
+    """The silhouettes whose own class a label set has, by name or by another name of the same.
+
+    Parts of a class that it lacks (the bicycle under a rider) are of the thing's own class.
+    """
+    source = LabelSet.from_preset("bdd100k")
+    known, back = match_classes(source.names, labels), match_classes(labels.names, source)
+    found = []
+    for name, (own, draw, share) in SILHOUETTES.items():
+        if known[own] is None or back[known[own]] != own:
+            continue  # the label set lacks it, or has it in a wider class: where buses are cars, none is offered
+        painter = Painter((DRAWN, DRAWN), LOOK, horizon=0.5, focal=0.55, eye=1.6, bend=0.0, line=9.0)
+        draw(painter, random.Random(5))
+        drawn = np.asarray(painter.mask)
+        table = np.full(256, HOLE, dtype=np.int16)
+        for part in np.unique(drawn[drawn != SKY]):
+            table[part] = known[own] if known[part] is None else known[part]
+        found.append(Shape(name, _trimmed(table[drawn]), share))
+    return found
+
+
+def cut_shapes(masks: Sequence[np.ndarray], labels: LabelSet) -> list[Shape]:
+    """Whole things of masks (H, W): of each class the largest that the frame does not cut, at their own size."""
+    street = Street.of(labels)
+    found = []
+    for class_id in street.things:
+        whole = [
+            (entry, ids.shape[0])
+            for ids in masks
+            for entry in objects_of(ids, street, [class_id])
+            if entry.area >= LEAST_AREA
+            and entry.top > 0
+            and entry.left > 0
+            and entry.bottom < ids.shape[0] - 1
+            and entry.right < ids.shape[1] - 1
+        ]
+        whole.sort(key=lambda pair: -pair[0].area)
+        for number, (entry, height) in enumerate(whole[:CUT_OUT], start=1):
+            ids = np.where(entry.shape, entry.ids.astype(np.int16), HOLE)
+            found.append(Shape(f"{labels.names[class_id]} {number}", ids, entry.height / height))
+    return found
+
+
+def _trimmed(ids: np.ndarray) -> np.ndarray:
+    """The part of a drawing that is not empty, reduced to `KEPT` pixels of height: every n-th pixel."""
+    rows, columns = np.nonzero(ids != HOLE)
+    ids = ids[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+    step = -(-ids.shape[0] // KEPT)
+    return ids[step // 2 :: step, step // 2 :: step]
