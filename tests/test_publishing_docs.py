@@ -43,6 +43,7 @@ def test_blocks_of_the_page_run_as_printed(prepared, hub, tmp_path, monkeypatch)
     card = (folder / "runs" / "camvid128" / "README.md").read_text()
     assert "mean IoU" in card
     assert "license: cc-by-nc-4.0" in card
+    assert (folder / "checkpoints" / "streets" / "README.md").is_file()
     assert hub.dataset("alice/camvid128-pairs").private
     assert status(folder / "runs" / "again")["status"] == "finished"
     assert len(list((folder / "from_hub" / "images").glob("*.png"))) == 2
