@@ -16,6 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
+from evaluation_results import evaluation_results
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_loading import DIFFUSERS_CLASS, DRAW, OUR_CLASS, REMOTE_CODE, draw, tiny_pipeline
@@ -194,28 +195,9 @@ def generated(pipeline, saved_run, tmp_path_factory):
 @pytest.fixture
 def results_file(pipeline, tmp_path):
     """What `evaluate` writes, of images of this pipeline's weights."""
-    row = {"mean_iou": 0.25, "pixel_accuracy": 0.5, "iou": {"road": 0.25}, "absent": ["sky"], "num_images": 4}
-    results = {
-        "settings": {"dataset": "/home/someone/toy16", "generated": "new", "output": "evaluation", "split": "val",
-                     "segmenter": "/home/someone/judge", "segmenter_size": None, "features": ["/home/someone/judge"],
-                     "seed": 0},
-        "commit": "4be1cdaeb204077e87d04438c0e4457972f7a3b9",
-        "versions": {"semseg_diffusers": "0.1.0"},
-        "resolution": [16, 16],
-        "data": {"num_masks": 2, "num_generated": 4},
-        "segmenter": {"name": "/home/someone/judge"},
-        "generation": {"revision": weights_hash(pipeline.unet.state_dict()), "scheduler": "DDIMScheduler",
-                       "guidance_scale": 3.0, "num_inference_steps": 2, "seed": 0, "dtype": "float32", "height": 16,
-                       "width": 16},
-        "agreement": {"real": {**row, "mean_iou": 0.5, "num_images": 2}, "generated": row,
-                      "shuffled": {**row, "mean_iou": 0.125}},
-        "fidelity": [{"features": {"name": "/home/someone/judge"}, "references": [
-            {"reference": "val", "num_reference": 2, "n": 2, "generated": {"fid": 4.5, "kid": 0.5, "kid_std": 0.25},
-             "floor": {"of": "train", "fid": 1.5, "kid": 0.125, "kid_std": 0.25}}]}],
-    }  # fmt: skip
     path = tmp_path / "toy16" / "results.json"
     path.parent.mkdir()
-    path.write_text(json.dumps(results))
+    path.write_text(json.dumps(evaluation_results(weights_hash(pipeline.unet.state_dict()))))
     return path
 
 

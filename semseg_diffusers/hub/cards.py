@@ -27,6 +27,8 @@ DATA_LICENSES = {
 }
 UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before you publish."
 
+BY_VARIANT = "; by `variant=` also "  # what follows names the weights that lie beside the pipeline's own
+
 _METADATA = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
@@ -141,10 +143,27 @@ _CALLS = {
 }
 
 
-def model_use(source: str, revision: str | None = None, pipeline_class: str = "MaskGuidedDDPMPipeline") -> str:
-    """How to load a model, as the card says it."""
+def model_use(
+    source: str,
+    revision: str | None = None,
+    pipeline_class: str = "MaskGuidedDDPMPipeline",
+    stored: str = "float32",
+) -> str:
+    """How to load a model, as the card says it.
+
+    Args:
+        source: folder or repository id that `from_pretrained` takes.
+        revision: branch, where it is not the main one.
+        pipeline_class: class of the pipeline.
+        stored: what the weights are stored in.
+    """
     pinned = f', revision="{revision}"' if revision else ""
     call = _CALLS.get(pipeline_class, 'pipe("mask.png")')
+    half = (
+        f"\n\nThe weights are stored in {stored}: `from_pretrained` makes float32 of them, and with\n"
+        f"`dtype=torch.{stored}` they stay as they are, for a GPU."
+    )
+    half = "" if stored == "float32" else half
     return f"""```python
 from semseg_diffusers import {pipeline_class}
 
@@ -153,7 +172,12 @@ image = {call}.images[0]  # masks: class ids, or the colours below
 ```
 
 Without the package: `DiffusionPipeline.from_pretrained(x{pinned}, custom_pipeline=x, trust_remote_code=True)` with
-`x = "{source}"` runs the code files that lie beside the weights; read them first."""
+`x = "{source}"` runs the code files that lie beside the weights; read them first.{half}"""
+
+
+def without_variants(card: str) -> str:
+    """The card of a folder that holds the pipeline's own weights alone."""
+    return re.sub(rf"{re.escape(BY_VARIANT)}[^|\n]*(?= \|)", "", card)
 
 
 def dataset_use(repo_id: str, revision: str | None = None) -> str:

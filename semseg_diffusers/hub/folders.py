@@ -1,4 +1,5 @@
-"""What of a folder goes to the Hub: is it a whole pipeline or data set of ours, which files, and with what card."""
+"""What of a folder is published, on the Hub or as a folder to ship: is it a whole pipeline or data set of ours, which
+files, and with what card."""
 
 import hashlib
 import json
@@ -24,6 +25,10 @@ logger = logging.getLogger(__name__)
 CARD, INDEX = "README.md", "model_index.json"
 OUR_PIPELINES = "MaskGuided"  # how the class names of our pipelines begin
 WEIGHTS = (".safetensors", ".bin")
+LOADED_FROM = "_name_or_path"  # in the config of a network that was loaded and saved again: a path of the machine
+EXPORT_FILE = "export.json"  # marks a folder that `export` made, and may replace
+SHEET_FILE = "samples.jpg"  # masks and what is drawn from them, in such a folder
+RESULTS_FOLDER = "results"  # beside the card: what `evaluate` wrote
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
@@ -60,7 +65,7 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
         ValueError: it does not; the message says what is missing.
     """
     if not folder.is_dir():
-        raise ValueError(f"there is no folder '{folder}' to push.")
+        raise ValueError(f"there is no folder '{folder}'; wanted one that holds a model.")
     if not (folder / INDEX).is_file():
         if any(folder.glob("checkpoint-*")):
             hint = "The run is not finished: go on with it by --resume_from_checkpoint latest."
@@ -70,8 +75,8 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     index = read_json(folder / INDEX)
     if not str(index.get("_class_name")).startswith(OUR_PIPELINES):
         raise ValueError(
-            f"'{folder}' holds a {index.get('_class_name')}, no pipeline of this package: push it by its own "
-            "`push_to_hub`."
+            f"'{folder}' holds a {index.get('_class_name')}, no pipeline of this package: diffusers "
+            "itself publishes it, by `push_to_hub`."
         )
     wanted = code_files(folder)
     for name, (library, _) in components(index).items():
@@ -104,11 +109,24 @@ def _whole_files(folder: Path) -> list[Path]:
 
 
 def model_files(folder: Path, index: Mapping[str, Any]) -> dict[str, Path | bytes]:
-    """Path in the repository -> file or content, without the card and the pictures."""
+    """Path in the repository -> file or content, without the card and the previews."""
     contents: dict[str, Path | bytes] = {
         f"{name}/{path.name}": path for name in components(index) for path in _whole_files(folder / name)
     }
+    for name in components(index):
+        config = f"{name}/config.json"
+        if config in contents and LOADED_FROM in (found := read_json(folder / config)):
+            contents[config] = json_bytes({key: value for key, value in found.items() if key != LOADED_FROM})
     contents |= {name: folder / name for name in (INDEX, *code_files(folder))}
+    exported = [name for name in (EXPORT_FILE, SHEET_FILE) if (folder / name).is_file()]
+    if exported:  # its card names these
+        exported += [f"{RESULTS_FOLDER}/{path.name}" for path in sorted((folder / RESULTS_FOLDER).glob("*.json"))]
+    return contents | {name: folder / name for name in exported} | run_files(folder)
+
+
+def run_files(folder: Path) -> dict[str, Path | bytes]:
+    """What a training run left beside its pipeline: its log, and its settings without the machine's paths."""
+    contents: dict[str, Path | bytes] = {}
     if (folder / "log.jsonl").is_file():
         contents["log.jsonl"] = folder / "log.jsonl"
     if (folder / "settings.json").is_file():
@@ -120,10 +138,40 @@ def json_bytes(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
+def read_scores(results: Sequence[str | os.PathLike] | None) -> dict[str, dict[str, Any]]:
+    """Path beside the card -> what `evaluate` wrote, without the machine's paths.
+
+    Raises:
+        FileNotFoundError, ValueError: a file is not there, or is something else, or two would have one name.
+    """
+    paths = [Path(path) for path in results or ()]
+    # `evaluate` calls all of its own alike, so they take their folder's name
+    names = [f"{path.resolve().parent.name}.json" if path.name == "results.json" else path.name for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError("--results: two files have the same name; give each its own.")
+    return {
+        f"{RESULTS_FOLDER}/{name}": card_results.read_results(path) for name, path in zip(names, paths, strict=True)
+    }
+
+
 def model_card(
-    folder: Path, index: dict[str, Any], repo_id: str, revision: str | None, scores: Mapping[str, dict]
+    folder: Path,
+    index: dict[str, Any],
+    repo_id: str,
+    revision: str | None,
+    scores: Mapping[str, dict],
+    stored: str | None = None,
 ) -> str:
-    """The folder's card, or a new one, with its parts written for this repository."""
+    """The folder's card, or a new one, with its parts written for this repository.
+
+    Args:
+        folder: that holds the model.
+        index: its `model_index.json`.
+        repo_id: repository, or folder, that `from_pretrained` takes.
+        revision: branch, where it is not the main one.
+        scores: from `read_scores`.
+        stored: precision of the published weights, where it is not that of the folder's.
+    """
     path = folder / CARD
     if path.is_file():
         card = path.read_text(encoding="utf-8")
@@ -142,7 +190,8 @@ def model_card(
         )
     name = repo_id.split("/")[-1]
     card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {name}\n", 1)
-    card = cards.replace_part(card, "use", cards.model_use(repo_id, revision, index["_class_name"]))
+    use = cards.model_use(repo_id, revision, index["_class_name"], stored or _stored_precision(folder / "unet"))
+    card = cards.replace_part(card, "use", use)
     if scores:
         text = "\n\n".join(card_results.results_text(score, repo_id, file) for file, score in scores.items())
         if not cards.has_part(card, "results"):
@@ -161,6 +210,15 @@ def _count_parameters(folder: Path) -> int | None:
     return total or None
 
 
+def _stored_precision(folder: Path) -> str:
+    """What the weights of a folder are stored in, as torch calls it; "float32" where it cannot be told."""
+    for path in (path for path in _whole_files(folder) if re.fullmatch(r"[^.]+\.safetensors", path.name)):
+        with safe_open(path, framework="pt") as file:
+            kinds = {file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+        return {"F16": "float16", "BF16": "bfloat16"}.get(next(iter(kinds), ""), "float32")
+    return "float32"
+
+
 def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
     """A hash of weights by name, type and value, whatever file they lie in: `generate` writes it beside its images."""
     digest = hashlib.sha256()
@@ -170,24 +228,41 @@ def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
-def check_weights(folder: Path, results: Mapping[str, Any], path: str | os.PathLike) -> None:
-    """Refuse results of images that other weights drew, where the results say which."""
+def stored_hash(folder: Path) -> str | None:
+    """The hash of a folder's weights as they are computed with, in float32; None where they lie in no single file."""
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    if not weights.is_file():
+        return None
+    return weights_hash({name: tensor.float() for name, tensor in load_file(weights).items()})
+
+
+def check_weights(results: Mapping[str, Any], path: str | os.PathLike, *folders: Path) -> str | None:
+    """Refuse results of images that other weights drew than those of a folder, where the results say which.
+
+    Args:
+        results: from `evaluate`.
+        path: of their file, for messages.
+        folders: that hold the weights, one the rounded form of the other where there are two.
+
+    Returns:
+        the hash of the weights that drew, where it is known that they are of one of the folders.
+    """
     generation = results.get("generation") or {}
     if generation.get("variant") is not None:
         raise ValueError(
-            f"--results '{path}' is of the weights `{generation['variant']}`; '{folder}' loads with others. Push "
+            f"--results '{path}' is of the weights `{generation['variant']}`; '{folders[0]}' loads with others. Give "
             "results of those, made without --variant."
         )
     scored = str(generation.get("revision"))
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    if not scored.startswith("sha256:") or generation.get("dtype") != "float32" or not weights.is_file():
-        return
-    ours = weights_hash(load_file(weights))
-    if ours != scored:
+    ours = [digest for digest in map(stored_hash, folders) if digest is not None]
+    if not scored.startswith("sha256:") or generation.get("dtype") != "float32" or not ours:
+        return None
+    if scored not in ours:
         raise ValueError(
-            f"--results '{path}' is of other weights ({scored}) than '{folder}' holds ({ours}). Generate with this "
-            "model and run `semseg-diffusers evaluate` again."
+            f"--results '{path}' is of other weights ({scored}) than '{folders[0]}' holds ({ours[0]}). Generate with "
+            "this model and run `semseg-diffusers evaluate` again."
         )
+    return scored
 
 
 # Data sets ---------------------------------------------------------------------------------------------------------

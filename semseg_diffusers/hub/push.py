@@ -17,7 +17,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from semseg_diffusers.data.hub_errors import KINDS, LOG_IN, HubError, check_name, hub_errors
 from semseg_diffusers.data.layout import LABELS_FILE, SYNTHETIC_FILE
 from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.hub import card_results, cards
+from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import (
     CARD,
     INDEX,
@@ -32,6 +32,7 @@ from semseg_diffusers.hub.folders import (
     model_card,
     model_files,
     read_json,
+    read_scores,
 )
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.saved_files import write_text
@@ -157,11 +158,9 @@ def push_model(
     """
     folder = Path(folder)
     index = check_model_folder(folder)
-    scores = {f"results/{_results_name(Path(path))}": card_results.read_results(Path(path)) for path in results or ()}
-    if len(scores) < len(results or ()):
-        raise ValueError("--results: two files have the same name; give each its own.")
+    scores = read_scores(results)
     for path, score in zip(results or (), scores.values(), strict=True):
-        check_weights(folder, score, path)
+        check_weights(score, path, folder)
 
     repo_id = prepare_repo(repo_id, default_name=folder.resolve().name, private=private)
     api = HfApi()
@@ -262,11 +261,6 @@ def push_dataset(
         # 2. the pairs; `datasets` adds `configs` and `dataset_info` to the card's metadata
         commit = tables.push_to_hub(repo_id, revision=revision, commit_message=commit_message or "Push data set")
     return commit.commit_url
-
-
-def _results_name(path: Path) -> str:
-    """The name of a file of results beside the card: `evaluate` calls all of its own alike, so their folder's."""
-    return f"{path.resolve().parent.name}.json" if path.name == "results.json" else path.name
 
 
 def load_pipeline(

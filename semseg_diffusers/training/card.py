@@ -7,7 +7,7 @@ import diffusers
 import torch
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.hub.cards import data_license, render_model_card, without_machine_paths
+from semseg_diffusers.hub.cards import BY_VARIANT, data_license, render_model_card, without_machine_paths
 from semseg_diffusers.pipelines.saved_files import write_text
 from semseg_diffusers.training.averages import RAW, variant_name
 from semseg_diffusers.training.settings import TrainingSettings
@@ -111,4 +111,4 @@ def _weights(settings: TrainingSettings) -> str:
     first, *further = settings.ema_lengths
     others = [f"`{RAW}` (the last step's)"]
     others += [f"`{variant_name(decay)}` (decay up to {decay})" for decay in further]
-    return f"exponential average, decay up to {first}; by `variant=` also {', '.join(others)}"
+    return f"exponential average, decay up to {first}{BY_VARIANT}{', '.join(others)}"
