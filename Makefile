@@ -13,13 +13,14 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATAS
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint bench clean
+.PHONY: help demo test test-all lint notebooks bench clean
 
 help:
 	@echo "make demo      toy scenes, a small network, images from unseen masks: six minutes on two cores"
 	@echo "make test      the quick tests, at most ten minutes"
 	@echo "make test-all  the slow tests, and lint"
 	@echo "make lint      ruff"
+	@echo "make notebooks run the notebooks and write them with their outputs"
 	@echo "make bench     what is in benchmarks/, its studies aside"
 	@echo "make clean     remove caches and build results; .venv and your runs stay"
 
@@ -44,6 +45,9 @@ test-all: lint
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+notebooks: $(INSTALLED)
+	$(BIN)/python notebooks/run.py
 
 bench: $(INSTALLED)
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "error: there is nothing in benchmarks/ yet." >&2; exit 1; }
