@@ -15,7 +15,7 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATAS
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-all lint docs bench clean
+.PHONY: help demo app test test-all lint docs notebooks bench clean
 
 help:
 	@echo "make demo      toy scenes, a small network, images from unseen masks: six minutes on two cores"
@@ -24,6 +24,7 @@ help:
 	@echo "make test-all  the slow tests, and lint"
 	@echo "make lint      ruff"
 	@echo "make docs      the docs as pages, into site/; with ARGS=serve to read them while writing"
+	@echo "make notebooks run the notebooks and write them with their outputs"
 	@echo "make bench     what is in benchmarks/, its studies aside"
 	@echo "make clean     remove caches and build results; .venv and your runs stay"
 
@@ -57,6 +58,9 @@ lint: $(INSTALLED)
 # Material's note on what follows MkDocs is no warning of ours.
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs $(or $(ARGS),build)
+
+notebooks: $(INSTALLED)
+	$(BIN)/python notebooks/run.py
 
 bench: $(INSTALLED)
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "error: there is nothing in benchmarks/ yet." >&2; exit 1; }
