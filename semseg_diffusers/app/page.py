@@ -171,7 +171,7 @@ class Handlers:
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file():
                 save_png(path, entry.image)
-            gallery.append((str(path), f"{entry.row['index']} · seed {entry.row['seed']}"))
+            gallery.append((str(path), f"{entry.row['index']}: {entry.row['seed']}"))
         return gallery, drawn, gr.skip(), gr.skip(), told
 
     def _finished(self, drawn: list[Drawn], told: str) -> tuple:
@@ -236,7 +236,7 @@ def build_page(
     limits, defaults = painter.limits, GenerationSettings()
     unknown = np.full(painter.size, painter.labels.ignore_index, dtype=np.uint8)
     size = f"{painter.size[0]} × {painter.size[1]}"
-    with gr.Blocks(title="Painter", analytics_enabled=False, delete_cache=(KEPT // 6, KEPT)) as page:
+    with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 6, KEPT)) as page:
         photo = gr.State(None, time_to_live=KEPT)
         drawn = gr.State(None, time_to_live=KEPT)
         gr.Markdown(f"## Paint a mask, get photos\n{html.escape(title)} · {size} pixels")
@@ -275,7 +275,8 @@ def build_page(
                         MOST_GUIDANCE,
                         defaults.guidance_scale,
                         step=0.25,
-                        label="Guidance: how far the mask counts",
+                        label="Guidance",
+                        info="how strongly the mask is followed; 1 is none, at half the cost",
                     )
                     attribute_guidance = gr.Number(
                         None,
@@ -296,7 +297,7 @@ def build_page(
                     stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
                 told = gr.Markdown("", elem_id="told", min_height=76, container=True)
                 gallery = gr.Gallery(
-                    label="Samples",
+                    label="Samples, with their seeds",
                     columns=2,
                     height="auto",
                     object_fit="contain",

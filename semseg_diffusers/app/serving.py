@@ -7,7 +7,8 @@ from semseg_diffusers.app.limits import Limits
 
 
 CSS = """
-.gradio-container { max-width: 1240px !important; }
+.gradio-container { max-width: min(1360px, 100%) !important; margin: 0 auto; }
+#samples .grid-wrap { height: auto !important; max-height: none !important; }
 #samples .caption-label { max-width: 100%; font-size: 11px; }
 footer { opacity: 0.6; }
 """
