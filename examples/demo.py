@@ -1,8 +1,10 @@
-"""The whole way on a laptop, in minutes: toy scenes, a small network, images from masks it has never seen, a measure.
+"""First pictures from a network that is there, then the whole way on a laptop: toy scenes, a small network, images
+from masks it has never seen, a measure.
 
-Run `make demo`, or `python examples/demo.py`. Everything is written below `demo/`: the picture `demo/demo.png`
-(mask | generated | original, and one mask edited by hand), the page `demo/evaluation/report.html`, the trained
-pipeline `demo/run`. It ends with exit code 1 where the images do not carry their masks.
+Run `make demo`, or `python examples/demo.py`. Everything is written below `demo/`: the first pictures
+`demo/first.png`, the picture `demo/demo.png` (mask | generated | original, and one mask edited by hand), the page
+`demo/evaluation/report.html`, the trained pipeline `demo/run`. It ends with exit code 1 where the images do not carry
+their masks.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from diffusers import DPMSolverMultistepScheduler
+from first_pictures import draw_first_pictures
 from PIL import Image, ImageDraw
 
 from semseg_diffusers.data.labels import LabelSet
@@ -115,6 +118,7 @@ def main() -> int:
     parser.add_argument("--num_val", type=int, default=48, help="unseen scenes, 2 or more (default %(default)s)")
     parser.add_argument("--max_train_steps", type=int, default=600, help="of the network (default %(default)s)")
     parser.add_argument("--segmenter_steps", type=int, default=800, help="of the judge (default %(default)s)")
+    parser.add_argument("--first_steps", type=int, help="of every sampler of the first pictures (default: its own)")
     parser.add_argument("--margin", type=float, default=MARGIN, help="mean IoU to win by (default %(default)s)")
     args = parser.parse_args()
     begin = time.perf_counter()
@@ -126,6 +130,9 @@ def main() -> int:
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).touch()
     scenes, run = output / "scenes", output / "run"
+
+    print("\n== 0. first pictures, from a network that is there", flush=True)
+    first = draw_first_pictures(output, begin, args.first_steps)
 
     run_step(
         "1. toy scenes with exact masks",
@@ -175,8 +182,8 @@ def main() -> int:
     scores = json.loads((output / "evaluation" / "results.json").read_text(encoding="utf-8"))["agreement"]
     won = scores["generated"]["mean_iou"] - scores["shuffled"]["mean_iou"]
     print(
-        f"\nAll of it took {time.perf_counter() - begin:.0f} s.\nThe picture: {picture}\nThe page:    "
-        f"{output / 'evaluation' / 'report.html'}\nThe model:   {run}"
+        f"\nAll of it took {time.perf_counter() - begin:.0f} s.\nThe first:   {first}\nThe picture: {picture}\n"
+        f"The page:    {output / 'evaluation' / 'report.html'}\nThe model:   {run}"
     )
     if won < args.margin:
         print(

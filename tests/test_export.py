@@ -50,8 +50,8 @@ def run(tmp_path_factory):
     )
     (run / "settings.json").write_text(settings.to_json())
     (run / "log.jsonl").write_text('{"step": 4, "loss": 0.5}\n')
-    for name in ("previews/step-0000004.png", "checkpoint-4/optimizer.bin"):
-        (run / name).parent.mkdir()
+    for name in ("previews/step-0000004.png", "checkpoint-4/optimizer.bin", "run.html"):
+        (run / name).parent.mkdir(exist_ok=True)
         (run / name).write_bytes(b"state")
     assert "/" in json.loads((run / "unet" / "config.json").read_text())["_name_or_path"]
     return run
@@ -100,7 +100,7 @@ def test_it_holds_what_a_push_publishes_but_the_other_weights_and_names_no_path_
     published = {*model_files(run, check_model_folder(run)), "README.md"}
     there = {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
     assert published - there == {"unet/diffusion_pytorch_model.raw.safetensors"}
-    assert there - published == {"export.json", "samples.jpg"}
+    assert there - published == {"export.json", "samples.jpg", "run.html"}
     for path in shipped.rglob("*.[jm][sd]*"):
         assert not re.search(r"/home/|/tmp|_name_or_path", path.read_text()), path
     assert json.loads((shipped / "settings.json").read_text())["dataset"] == "toy16"
@@ -117,6 +117,14 @@ def test_the_card_says_licence_precision_and_only_weights_that_are_there(run, sh
     assert "stored in float16: `from_pretrained` makes float32 of them" in card
     assert "![Masks and samples](samples.jpg)" in card
     assert "*3 of 6 masks, chosen by seed 0, and the first samples of each, none left out.\n" in card
+
+
+def test_the_run_page_with_its_photos_goes_along_only_where_a_licence_is_named(run, tmp_path, caplog):
+    unknown = shutil.copytree(run, tmp_path / "unknown")
+    card = unknown / "README.md"
+    card.write_text(card.read_text().replace("license: cc-by-nc-4.0\n", ""))
+    assert not (export_model(unknown, tmp_path / "made") / "run.html").exists()
+    assert "the card names no licence: write `license:` at the head of" in caplog.text
 
 
 def test_a_relative_output_is_named_as_it_is_given(run, tmp_path, monkeypatch):

@@ -35,6 +35,7 @@ from semseg_diffusers.hub.sample_sheet import SheetSettings, choose_masks, draw_
 logger = logging.getLogger(__name__)
 
 KIND = "exported model"
+RUN_PAGE = "run.html"  # what `semseg-diffusers report` writes into a run folder
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -52,7 +53,8 @@ def export_model(
     """Write a model as a folder to ship: whole, or not at all.
 
     It holds the pipeline's own weights (none of `variant=`) as safetensors, configs, the code files of this package,
-    settings and log of the run, the card, `results/`, `samples.jpg`, and `export.json`, which says how it was made.
+    settings, log and page of the run, the card, `results/`, `samples.jpg`, and `export.json`, which says how it was
+    made. The page shows photos of the data, so it goes along only where the card names a licence.
 
     Args:
         folder: a run folder, or what `save_pretrained` wrote.
@@ -105,6 +107,8 @@ def export_model(
         card = cards.without_variants(model_card(folder, index, source, None, scores, stored=dtype))
         if not cards.metadata(card).get("license"):
             logger.warning(f"the card names no licence: write `license:` at the head of '{output / CARD}'.")
+        elif (folder / RUN_PAGE).is_file():
+            write(made / RUN_PAGE, folder / RUN_PAGE)
         record: dict[str, Any] = {"dtype": dtype, "weights": after, "weights_before": before}
         if sheet is not None:
             drawing = load_pipeline(made).to(device)

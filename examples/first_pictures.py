@@ -1,0 +1,118 @@
+"""The first pictures: a network that comes with the repository draws streets from masks, by several samplers.
+
+Run `python examples/first_pictures.py`, or `make demo`, which begins with it. The masks are drawn by code, changed by
+`edit`'s operations, and painted with a brush; all of it goes to `demo/first.png`, and each mask and image beside it.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from demo_masks import draw_masks
+
+from semseg_diffusers import LabelSet
+from semseg_diffusers.data.editing.kinds import Context
+from semseg_diffusers.data.editing.script import parse_operation, run_operations
+from semseg_diffusers.data.editing.street import Street
+from semseg_diffusers.data.label_mapping import LabelMapping
+from semseg_diffusers.data.pictures import image_grid, save_png
+from semseg_diffusers.generation.model import load_model, new_scheduler
+from semseg_diffusers.pipelines.mask_inputs import resize_ids
+
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKPOINTS = (ROOT / "checkpoints" / "camvid128", ROOT / "checkpoints" / "toy")  # the first that is there draws
+PAINTED = Path(__file__).resolve().parent / "masks" / "painted.png"  # in CamVid's colours
+EDITED = "a high street"  # the scene that is changed, and how; points are x,y in pixels of a mask 128 wide
+OPERATIONS = (
+    "remove class=car number=1",  # the largest: those that are parked in a row
+    "polygon class=car points=52,84;52,76;56,69;70,69;74,76;74,84;74,93;52,93",
+)
+SAMPLERS = {  # title -> (scheduler as `generate --scheduler` names it; None is the one that was saved), steps
+    "SDE-DPM-Solver++, 20 steps": (None, 20),
+    "UniPC, 15 steps": ("UniPCMultistepScheduler", 15),
+    "DDIM, 30 steps": ("DDIMScheduler", 30),
+}
+GUIDANCE_SCALE = 2.0
+SEED = 0  # one noise for all pictures: what differs comes of the mask or of the sampler
+
+
+def find_checkpoint() -> Path:
+    """The best network that lies in `checkpoints/`; says so where it is not the first choice."""
+    found = next((folder for folder in CHECKPOINTS if (folder / "model_index.json").is_file()), None)
+    if found is None:
+        raise SystemExit(f"error: {' and '.join(map(str, CHECKPOINTS))} are not there; get them back from git.")
+    if found != CHECKPOINTS[0]:
+        print(f"   {CHECKPOINTS[0]} is not there: {found} draws, which knows drawn scenes only", flush=True)
+    return found
+
+
+def edit(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
+    """The mask (H, W) after `OPERATIONS`, which are brought to its size."""
+    context = Context(Street.of(labels), np.random.default_rng(0))
+    operations = [parse_operation(text) for text in OPERATIONS]
+    for operation in operations:
+        if "points" in operation.values:
+            operation.values["points"] = [
+                (x * ids.shape[1] / 128, y * ids.shape[0] / 128) for x, y in operation.values["points"]
+            ]
+    return run_operations(ids, operations, context)[0]
+
+
+def make_masks(labels: LabelSet, size: int) -> dict[str, np.ndarray]:
+    """All masks by title: class ids (size, size) uint8 of a label set that has CamVid's names."""
+    drawn = draw_masks(labels, size)
+    masks = {EDITED: drawn[EDITED], f"{EDITED}, edited": edit(drawn[EDITED], labels), **drawn}
+    camvid = LabelSet.from_preset("camvid")
+    painted = camvid.encode(PAINTED)
+    if labels != camvid:
+        painted = LabelMapping(camvid, labels).map(painted)
+    masks["painted with a brush"] = resize_ids(painted, size, size)
+    return masks
+
+
+def draw_first_pictures(output: Path, begin: float, num_inference_steps: int | None = None) -> Path:
+    """Draw each mask by each sampler, all from the same noise.
+
+    Args:
+        output: folder for `first.png`, `first/<mask>.png` and `first/<mask>_<sampler>.png`.
+        begin: `time.perf_counter()` when the user's wait began, for what is printed.
+        num_inference_steps: of every sampler, in place of its own.
+
+    Returns:
+        the contact sheet.
+    """
+    pipeline = load_model(str(find_checkpoint()))
+    pipeline.set_progress_bar_config(disable=True)
+    saved, labels = pipeline.scheduler, LabelSet.from_config(pipeline.unet.config)
+    masks = make_masks(labels, pipeline.unet.config.sample_size)
+    folder = output / "first"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {title: [labels.decode(ids)] for title, ids in masks.items()}
+    for number, (scheduler, steps) in enumerate(SAMPLERS.values(), 1):
+        pipeline.scheduler = new_scheduler(scheduler, saved.config) if scheduler else saved
+        for index, (title, ids) in enumerate(masks.items()):
+            image = pipeline(
+                torch.from_numpy(ids),
+                num_inference_steps=num_inference_steps or steps,
+                guidance_scale=GUIDANCE_SCALE,
+                generator=torch.Generator().manual_seed(SEED),
+            ).images[0]
+            rows[title].append(image)
+            name = title.replace(" ", "_").replace(",", "")
+            save_png(folder / f"{name}.png", rows[title][0])
+            save_png(folder / f"{name}_{number}.png", image)
+            if number == 1 and index == 0:
+                print(f"   the first picture, {time.perf_counter() - begin:.0f} s after the start", flush=True)
+    sheet = output / "first.png"
+    save_png(sheet, image_grid([*rows.values()], ["mask", *SAMPLERS], [*rows], cell_size=192))
+    print(f"   {len(masks) * len(SAMPLERS)} pictures after {time.perf_counter() - begin:.0f} s: {sheet}", flush=True)
+    return sheet
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, default=ROOT / "demo", help="folder (default: demo)")
+    draw_first_pictures(parser.parse_args().output, time.perf_counter())
