@@ -20,7 +20,7 @@ from ipykernel.kernelspec import get_kernel_dict
 from jupyter_client import AsyncKernelManager
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbformat import NotebookNode
 from PIL import Image
 
@@ -64,7 +64,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
         folder: where its kernel stands.
 
     Raises:
-        CellExecutionError: a cell failed.
+        CellExecutionError, CellTimeoutError, DeadKernelError: a cell failed, took too long, or ended the kernel.
     """
     for cell in notebook.cells:
         if cell.cell_type == "code":
@@ -149,7 +149,7 @@ def run(path: Path, output: Path | None = None) -> str | None:
     notebook = nbformat.read(path, as_version=4)
     try:
         execute(notebook, path.parent)
-    except CellExecutionError as err:
+    except (CellExecutionError, CellTimeoutError, DeadKernelError) as err:
         return ESCAPES.sub("", str(err))
     tidy(notebook)
     if found := faults(notebook):
