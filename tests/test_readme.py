@@ -52,6 +52,23 @@ def test_text_beside_the_table_is_that_of_the_results(results):
     assert "two seeds each" in README
 
 
+def test_table_of_the_study_is_that_of_its_results():
+    study = json.loads((ROOT / "docs" / "results" / "grow_camvid.json").read_text(encoding="utf-8"))
+    over_real = {each["arm"]: each["mean_iou"] for each in study["comparisons"] if each["against"]["arm"] == "real"}
+    for arm in study["arms"]:
+        title = arm["title"].removesuffix(", 1x")
+        (line,) = re.findall(rf"^\| {re.escape(title)} \|(.*)\|$", README, flags=re.MULTILINE)
+        mean, deviation, difference, rider, car = (cell.strip() for cell in line.split("|"))
+        assert (float(mean), float(deviation)) == (
+            round(arm["mean_iou"]["mean"], 3),
+            round(arm["mean_iou"]["std"], 4),
+        )
+        assert [float(rider), float(car)] == [round(arm["iou"][name]["mean"], 3) for name in ("rider", "car")]
+        if arm["arm"] in over_real:
+            gain = over_real[arm["arm"]]
+            assert difference == f"{gain['mean']:+.3f} ({gain['low']:.3f} to {gain['high']:.3f})"
+
+
 def test_make_targets_of_the_readme_exist():
     targets = set(re.findall(r"(?:^|`)make ([\w-]+)", README, flags=re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")

@@ -1,0 +1,373 @@
+"""How masks are read, whatever form they come in: files, pictures, arrays and tensors become class ids (H, W).
+
+This file is laid beside the weights with every saved pipeline and runs without the package: it imports the standard
+library, numpy, PIL and torch only.
+"""
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+UNKNOWN = 255  # the id that every network reads as "nothing is said about this pixel"
+
+
+def open_image(path, what: str = "mask") -> Image.Image:
+    """Open and fully decode an image file.
+
+    Args:
+        path (`str` or `os.PathLike`): The file.
+        what (`str`, defaults to "mask"): What the error message calls it.
+
+    Returns:
+        `PIL.Image.Image`: The decoded image; the file is closed.
+
+    Raises:
+        OSError: The file does not exist or may not be read.
+        ValueError: The file is empty, truncated or no image.
+    """
+    path = os.fspath(path)
+    if os.path.isfile(path) and os.path.getsize(path) == 0:
+        raise ValueError(f"{what} '{path}' is empty (0 bytes). Write or copy the file again.")
+    with _naming_the_file(path, what), Image.open(path) as image:
+        image.load()
+    return image
+
+
+@contextlib.contextmanager
+def _naming_the_file(path, what: str = "mask"):
+    """Pillow's errors about broken content do not say which file it was."""
+    try:
+        yield
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
+        raise ValueError(
+            f"{what} '{path}' cannot be read as an image ({err}). Is it cut off or no image? Copy the file again."
+        ) from err
+
+
+def pack_colors(colors: np.ndarray) -> np.ndarray:
+    """Pack RGB colours (..., 3) into one integer each (...), so that colours compare as numbers."""
+    colors = np.asarray(colors).astype(np.int32)
+    return (colors[..., 0] << 16) | (colors[..., 1] << 8) | colors[..., 2]
+
+
+def unpack_colors(packed: np.ndarray) -> np.ndarray:
+    """Undo `pack_colors`: integers (...) to RGB colours (..., 3)."""
+    packed = np.asarray(packed)
+    return np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], axis=-1)
+
+
+def describe_mask(source) -> str:
+    """Name a mask for a message: its file, or plain "the mask" where there is none."""
+    return "the mask" if source is None else f"mask '{source}'"
+
+
+def colors_to_ids(
+    image: np.ndarray,
+    colors: Sequence[Sequence[int]],
+    ignore_index: int = 255,
+    ignore_color: Sequence[int] | None = (0, 0, 0),
+    tolerance: float = 0.0,
+    source=None,
+) -> np.ndarray:
+    """Turn a colour picture into class ids.
+
+    Args:
+        image (`np.ndarray`): RGB picture, (H, W, 3) uint8.
+        colors (sequence): The RGB colour of each class, in class order.
+        ignore_index (`int`, defaults to 255): The id of pixels in the ignore colour.
+        ignore_color (sequence, *optional*): The RGB colour that means "unknown".
+        tolerance (`float`, defaults to 0): Colours that no class has become the class with the nearest colour, if its
+            Euclidean distance in RGB (0 to 441) is at most this.
+        source (*optional*): The file, named in error messages.
+
+    Returns:
+        `np.ndarray`: Class ids, (H, W) uint8.
+
+    Raises:
+        ValueError: The picture holds colours that no class has.
+    """
+    table = [tuple(color) for color in colors]
+    ids = list(range(len(table)))
+    if ignore_color is not None and tuple(ignore_color) not in table:  # a class wins over the ignore colour
+        table.append(tuple(ignore_color))
+        ids.append(ignore_index)
+    table, ids = np.asarray(table, dtype=np.int64), np.asarray(ids, dtype=np.uint8)
+
+    packed = pack_colors(image)  # (H, W)
+    known = pack_colors(table)
+    order = np.argsort(known, kind="stable")
+    position = np.searchsorted(known, packed, sorter=order)  # (H, W)
+    entry = order[np.minimum(position, len(known) - 1)]
+    result = ids[entry]
+    unknown = known[entry] != packed
+    if not unknown.any():
+        return result
+
+    found, inverse, counts = np.unique(packed[unknown], return_inverse=True, return_counts=True)
+    distances = np.linalg.norm(unpack_colors(found)[:, None] - table[None], axis=-1)  # (colours found, colours known)
+    far = distances.min(axis=1) > tolerance
+    if far.any():
+        raise ValueError(_unknown_colors_message(found[far], counts[far], tolerance, source))
+    result[unknown] = ids[distances.argmin(axis=1)][inverse.reshape(-1)]
+    return result
+
+
+def _unknown_colors_message(packed: np.ndarray, counts: np.ndarray, tolerance: float, source) -> str:
+    first = np.argsort(-counts, kind="stable")[:5]
+    rgb = unpack_colors(packed)
+    named = ", ".join(f"({', '.join(map(str, rgb[i]))}) in {counts[i]} pixels" for i in first)
+    more = f" and {len(packed) - 5} more" if len(packed) > 5 else ""
+    within = f" within the tolerance of {tolerance:g}" if tolerance else ""
+    if (rgb[:, :1] == rgb).all():
+        hint = "All are grey: if these are class ids, save the mask with one channel."
+    elif str(source).lower().endswith((".jpg", ".jpeg", ".webp")):
+        hint = "JPEG and WebP change colours: export the mask as PNG, or give a tolerance (such as 30)."
+    else:
+        hint = "Use the label set that the mask was painted with, or give a tolerance to take the nearest colour."
+    colours = "colour" if len(packed) == 1 else "colours"
+    return f"{describe_mask(source)} holds {len(packed)} {colours} that no class has{within}: {named}{more}. {hint}"
+
+
+def ids_to_image(
+    ids: np.ndarray,
+    colors: Sequence[Sequence[int]],
+    ignore_index: int = 255,
+    ignore_color: Sequence[int] = (0, 0, 0),
+) -> Image.Image:
+    """Turn class ids (H, W) into a P-mode picture: the index is the id, the palette holds the colours."""
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[:] = ignore_color
+    palette[: len(colors)] = colors
+    palette[ignore_index] = ignore_color
+    image = Image.fromarray(np.ascontiguousarray(ids, dtype=np.uint8))
+    image.putpalette(palette.tobytes())
+    return image
+
+
+def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source=None) -> None:
+    """Raise a `ValueError` that names file, value, range and likely cause if ids (any shape) leave the range."""
+    values = np.unique(ids)
+    wrong = values[((values < 0) | (values >= num_classes)) & (values != ignore_index)]
+    if len(wrong) == 0:
+        return
+    named = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
+    if wrong.max() >= 1000:
+        hint = "Is it an instance file (class * 1000 + number) rather than class ids?"
+    elif num_classes == 19 and wrong.min() >= -1 and wrong.max() <= 33:
+        hint = "Is it a Cityscapes labelIds file? Map its ids to trainIds (0-18) first."
+    elif set(values.tolist()) <= {0, 255}:
+        hint = "Is it a black-and-white picture rather than class ids?"
+    elif len(wrong) == 1 and wrong[0] == num_classes:
+        hint = f"Is {num_classes} the unlabelled class? Write {ignore_index} there."
+    elif wrong.max() > 33:
+        hint = "Is it a grey picture, or were ids scaled to grey levels? Save the class ids themselves."
+    else:
+        hint = "Does the mask belong to another label set?"
+    raise ValueError(
+        f"{describe_mask(source)} holds class{'es' if len(wrong) > 1 else ''} {named}; this model knows "
+        f"0-{num_classes - 1} and {ignore_index} (ignore). {hint}"
+    )
+
+
+def palette_agrees(image: Image.Image, num_classes: int, colors, ignore_index: int = 255) -> bool:
+    """Tell whether the indices of a P-mode image are class ids.
+
+    They are where every index in use that is a class has that class' colour (the ignore index may have any), or where
+    the palette is a plain grey ramp. An image that uses no class index at all agrees only if it is ignored everywhere.
+    """
+    used = np.unique(np.asarray(image))
+    palette = np.zeros((256, 3), dtype=np.int64)
+    entries = np.asarray(image.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
+    palette[: len(entries)] = entries
+    if (palette[used] == used[:, None]).all():
+        return True
+    classes = used[used < num_classes]
+    if len(classes) == 0:
+        return bool((used == ignore_index).all())
+    return bool((palette[classes] == np.asarray(colors)[classes]).all())
+
+
+def _picture_to_ids(image: Image.Image, num_classes, colors, ignore_index, ignore_color, tolerance, source):
+    """Ids of a PIL image: (H, W) integers, not yet checked for range."""
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
+        alpha = np.asarray(image.convert("RGBA"))[..., 3]
+        if (alpha < 255).any():
+            raise ValueError(
+                f"{describe_mask(source)} has {int((alpha < 255).sum())} transparent pixels, whose class is not "
+                "defined. Flatten it first: paint what is unknown in the ignore colour."
+            )
+        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
+    if image.mode == "P" and (colors is None or palette_agrees(image, num_classes, colors, ignore_index)):
+        return np.asarray(image)
+    if image.mode in ("1", "L") or image.mode == "I" or image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.int64)
+    if image.mode not in ("P", "RGB"):
+        raise ValueError(
+            f"{describe_mask(source)} has the image mode {image.mode}; wanted one channel of class ids (L, P, I;16) "
+            "or the label set's colours (RGB). Save it as a PNG in one of these."
+        )
+    if colors is None:
+        raise ValueError(
+            f"{describe_mask(source)} is a colour picture, but this model carries no colours (id2color). Give class "
+            "ids (one channel), or turn the colours into ids first: LabelSet.from_json(colormap).encode(image)."
+        )
+    return colors_to_ids(np.asarray(image.convert("RGB")), colors, ignore_index, ignore_color, tolerance, source)
+
+
+def _array_to_ids(array: np.ndarray, num_classes, colors, ignore_index, ignore_color, tolerance, source):
+    """Ids of an array: (H, W) integers, not yet checked for range."""
+    if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
+        return array
+    if array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
+        picture = Image.fromarray(np.ascontiguousarray(array))
+        return _picture_to_ids(picture, num_classes, colors, ignore_index, ignore_color, tolerance, source)
+    is_one_hot = array.dtype == np.bool_ or np.issubdtype(array.dtype, np.floating)
+    if array.ndim == 3 and is_one_hot and array.shape[0] == num_classes:
+        marked = array == 1
+        if not (marked | (array == 0)).all() or (marked.sum(axis=0) > 1).any():
+            raise ValueError(
+                f"{describe_mask(source)} has {num_classes} channels but is not one-hot: each pixel takes a single 1, "
+                "or zeros only where unknown. Give the ids instead: mask.argmax over the channels."
+            )
+        return np.where(marked.any(axis=0), marked.argmax(axis=0), ignore_index)
+    raise ValueError(
+        f"{describe_mask(source)} has shape {array.shape} and type {array.dtype}; wanted integer class ids (H, W), "
+        f"one-hot floats or booleans ({num_classes}, H, W), or an RGB picture (H, W, 3) of type uint8."
+        + (" Class ids are integers: cast them." if array.ndim == 2 else "")
+    )
+
+
+def read_mask(
+    mask,
+    num_classes: int,
+    colors: Sequence[Sequence[int]] | None = None,
+    ignore_index: int = 255,
+    ignore_color: Sequence[int] | None = (0, 0, 0),
+    tolerance: float = 0.0,
+    source=None,
+) -> np.ndarray:
+    """Read one mask, whatever form it has, as class ids.
+
+    Args:
+        mask (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One channel (modes 1, L, I, I;16; integer
+            arrays (H, W)) is ids; a P-mode image is ids if its palette agrees (`palette_agrees`), else its colours
+            count; RGB, and RGBA without transparency, is colours; float or bool (num_classes, H, W) is one-hot.
+        num_classes (`int`): Ids run from 0 to `num_classes - 1`.
+        colors (sequence, *optional*): RGB colour of each class. Without it, only ids are read.
+        ignore_index (`int`, defaults to 255): The id of unknown pixels.
+        ignore_color (sequence, *optional*): The RGB colour of unknown pixels.
+        tolerance (`float`, defaults to 0): See `colors_to_ids`.
+        source (*optional*): Named in error messages; a path names itself.
+
+    Returns:
+        `np.ndarray`: Class ids, (H, W) uint8.
+
+    Raises:
+        ValueError: Unreadable file, unknown colours, transparency, floats, or ids out of range.
+    """
+    if num_classes > 255:
+        raise ValueError(f"masks hold 8-bit ids, so at most 255 classes; this model has {num_classes}.")
+    if isinstance(mask, (str, os.PathLike)):
+        source = os.fspath(mask) if source is None else source
+        mask = open_image(mask)
+    if isinstance(mask, torch.Tensor):
+        mask = mask.detach().cpu()
+        mask = mask.float().numpy() if mask.is_floating_point() else mask.numpy()
+    if isinstance(mask, Image.Image):
+        source = (getattr(mask, "filename", None) or None) if source is None else source
+        with _naming_the_file(source):
+            mask.load()
+    label_set = (num_classes, colors, ignore_index, ignore_color, tolerance, source)
+    if isinstance(mask, Image.Image):
+        ids = _picture_to_ids(mask, *label_set)
+    elif isinstance(mask, np.ndarray):
+        ids = _array_to_ids(mask, *label_set)
+    else:
+        raise TypeError(
+            f"{describe_mask(source)} is of type {type(mask).__name__}; wanted a path, a PIL image, a numpy array or "
+            "a tensor."
+        )
+    if 0 in ids.shape:
+        raise ValueError(f"{describe_mask(source)} has no pixels: its size is {ids.shape[0]} x {ids.shape[1]}.")
+    check_ids(ids, num_classes, ignore_index, source)
+    return ids.astype(np.uint8)
+
+
+def read_instances(instances) -> np.ndarray:
+    """Read one map of instance ids, such as Cityscapes' `instanceIds`.
+
+    Args:
+        instances (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One channel of integers, (H, W).
+
+    Returns:
+        `np.ndarray`: Instance ids, (H, W) int64.
+
+    Raises:
+        ValueError: Unreadable file, another number of channels, or no integers.
+    """
+    source = None
+    if isinstance(instances, (str, os.PathLike)):
+        source = os.fspath(instances)
+        instances = open_image(instances, "instances")
+    if isinstance(instances, torch.Tensor):
+        instances = instances.detach().cpu()
+    ids = np.asarray(instances)
+    if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
+        named = "`instances`" if source is None else f"instances '{source}'"
+        raise ValueError(f"{named} have shape {ids.shape} and type {ids.dtype}; wanted integer ids of shape (H, W).")
+    return ids.astype(np.int64)
+
+
+def center_crop_box(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int, int, int]:
+    """The largest centred box with the target's aspect.
+
+    Returns:
+        `tuple[int, int, int, int]`: (left, top, right, bottom), as `PIL.Image.Image.crop` takes it.
+
+    Example:
+        >>> center_crop_box(720, 1280, 128, 128)
+        (280, 0, 1000, 720)
+    """
+    crop_width = min(width, max(1, round(height * target_width / target_height)))
+    crop_height = min(height, max(1, round(width * target_height / target_width)))
+    left, top = (width - crop_width) // 2, (height - crop_height) // 2
+    return left, top, left + crop_width, top + crop_height
+
+
+def resize_ids(ids: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Crop ids (H, W) to the aspect around the centre, then resize to (height, width) by nearest neighbour."""
+    return sample_ids(ids, center_crop_box(*ids.shape, height, width), height, width)
+
+
+def sample_ids(ids: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+    """Resize a box (left, top, right, bottom) of ids (H, W) to (height, width) by nearest neighbour."""
+    left, top, right, bottom = box
+    if (bottom - top, right - left) == (height, width):
+        return ids[top:bottom, left:right]
+    rows = top + (2 * np.arange(height) + 1) * (bottom - top) // (2 * height)  # pixel centres
+    columns = left + (2 * np.arange(width) + 1) * (right - left) // (2 * width)
+    return ids[rows[:, None], columns]
+
+
+def split_masks(masks) -> list:
+    """Take what `mask` may be (one mask, a batch of them, a list, None) apart into a list of single masks.
+
+    A mask inside a list may have a batch axis of its own, of length one: `3 * [ids]` works for ids (1, H, W) too.
+    """
+    if isinstance(masks, (list, tuple)):
+        parts = [split_masks(mask) for mask in masks]
+        return [part[0] if len(part) == 1 else mask for mask, part in zip(masks, parts, strict=True)]
+    if isinstance(masks, (np.ndarray, torch.Tensor)):
+        is_one_hot = "float" in str(masks.dtype) or "bool" in str(masks.dtype)
+        is_picture = isinstance(masks, np.ndarray) and masks.dtype == np.uint8 and masks.shape[-1] in (3, 4)
+        is_picture = is_picture and masks.ndim >= 3
+        if masks.ndim == (4 if is_one_hot or is_picture else 3):
+            return list(masks)
+    return [masks]

@@ -1,0 +1,747 @@
+"""A `UNet2DModel` that draws what a segmentation mask says: the mask enters beside the noisy image, in the stem.
+
+Follows "Semantic Segmentation Mask-Guided Diffusion Models" (Bozsó et al., WINS 2024, section III-B): a convolutional
+mask branch whose output is added to that of the image's first convolution; `"spade"` also lets the mask modulate the
+norms of the decoder. This file is self-contained (torch and diffusers only), so that it can lie beside the weights on
+the Hub and be run by someone without this package.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in this module's namespace
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
+from torch import nn
+
+
+MASK_CONDITIONINGS = ("add", "concat", "spade")
+
+
+def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a mask into the one-hot map that the network reads.
+
+    Args:
+        mask: class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W), float or bool.
+        num_classes: number of classes; an id outside 0..num_classes-1 (255 is "unknown") gives an all-zero vector.
+            No value is checked here: that would be a data-dependent branch inside a compiled `forward`.
+        dtype: dtype of the result, that of the noisy sample.
+
+    Returns:
+        one-hot map (B, num_classes, H, W).
+
+    Raises:
+        ValueError: for float ids, another number of dimensions, or another number of channels.
+    """
+    integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
+    if integer_ids and mask.ndim == 3:
+        classes = torch.arange(num_classes, device=mask.device).view(1, -1, 1, 1)
+        return (mask.long().unsqueeze(1) == classes).to(dtype)  # (B, num_classes, H, W)
+    if not integer_ids and mask.ndim == 4 and mask.shape[1] == num_classes:
+        return mask.to(dtype)
+    raise ValueError(
+        f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
+        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids: call .long()."
+    )
+
+
+def known_samples(one_hot: torch.Tensor) -> torch.Tensor:
+    """Whether a sample's mask says anything: (B, C, H, W) -> (B, 1, 1, 1) bool, false where unknown everywhere."""
+    return (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
+
+
+def pixel_coordinates(maps: torch.Tensor) -> torch.Tensor:
+    """Where the centre of each pixel lies: x and y from -1 to 1, (1, 2, H, W), for maps (B, C, H, W)."""
+    height, width = maps.shape[-2:]
+    x = (torch.arange(width, device=maps.device, dtype=torch.float32) + 0.5) * 2 / width - 1
+    y = (torch.arange(height, device=maps.device, dtype=torch.float32) + 0.5) * 2 / height - 1
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])[None].to(maps.dtype)
+
+
+def label_keep_probability(tau: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
+    """How likely label diffusion keeps a pixel of a class at a time.
+
+    Args:
+        tau: share of the diffusion, 0 (image) to 1 (noise), broadcastable against `psi`.
+        psi: rarity of the class, more than 0: 1 for the most frequent; the larger, the longer its pixels stay.
+
+    Returns:
+        probabilities in [0, 1], 1 at `tau` 0 and 0 at `tau` 1, of the broadcast shape, float32.
+
+    Example:
+        >>> keep = label_keep_probability(torch.tensor(0.5), torch.tensor([1.0, 100.0]))
+        >>> [round(float(probability), 3) for probability in keep]
+        [0.5, 0.909]
+    """
+    tau, psi = tau.float().clamp(0, 1), psi.float()
+    # SCDM, Ko et al. 2024: gamma(tau) = 1 - min(tau, (psi^tau - 1) / (psi - 1)); at psi = 1 its limit, tau
+    rising = torch.expm1(tau * psi.log()) / torch.where(psi == 1, torch.ones_like(psi), psi - 1)
+    return 1 - torch.minimum(tau, torch.where(psi == 1, tau, rising))
+
+
+def diffuse_labels(mask: torch.Tensor, tau: torch.Tensor, noise: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
+    """Set pixels of a mask to unknown (255), each by the keep-probability of its class at its time.
+
+    What is gone at one time is gone at every later one, where the noise stays the same.
+
+    Args:
+        mask: class ids (B, H, W) of any integer dtype; what is no class stays as it is.
+        tau: share of the diffusion, 0 to 1, a scalar or (B,).
+        noise: (B, H, W), uniform in [0, 1).
+        psi: see `label_keep_probability`, (num_classes,).
+
+    Returns:
+        class ids (B, H, W), int64.
+    """
+    mask = mask.long()
+    psi, noise = psi.to(mask.device), noise.to(mask.device)
+    tau = torch.as_tensor(tau, dtype=torch.float32, device=mask.device).expand(mask.shape[0]).unsqueeze(1)  # (B, 1)
+    keep = label_keep_probability(tau, psi)  # (B, num_classes)
+    is_class = (mask >= 0) & (mask < len(psi))
+    ids = torch.where(is_class, mask, torch.zeros_like(mask))
+    keep = keep.gather(1, ids.flatten(1)).view_as(noise)  # (B, H, W)
+    return torch.where(is_class & (noise >= keep), torch.full_like(mask, 255), mask)
+
+
+class MaskBranch(nn.Module):
+    """The paper's second stem: two 3x3 convolutions from the one-hot mask to the width of the image stem (III-B)."""
+
+    def __init__(self, num_classes: int, out_channels: int, norm_num_groups: int, norm_eps: float):
+        super().__init__()
+        self.conv_1 = nn.Conv2d(num_classes, out_channels, kernel_size=3, padding=1)
+        self.norm = nn.GroupNorm(norm_num_groups, out_channels, eps=norm_eps)
+        self.conv_2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
+        self.gradient_checkpointing = False
+
+    def _branch(self, one_hot: torch.Tensor) -> torch.Tensor:
+        return self.conv_2(F.silu(self.norm(self.conv_1(one_hot))))
+
+    def forward(self, one_hot: torch.Tensor) -> torch.Tensor:
+        """(B, num_classes, H, W) -> (B, out_channels, H, W); a sample that is unknown everywhere gives zeros."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            features = self._gradient_checkpointing_func(self._branch, one_hot)
+        else:
+            features = self._branch(one_hot)
+        # Offloading hooks may bring the features, not the mask, to another device.
+        return torch.where(known_samples(one_hot).to(features.device), features, torch.zeros_like(features))
+
+
+class MaskedTime(NamedTuple):
+    """What blocks hand on as `temb` where a mask modulates: diffusers' blocks give it to their residual blocks unread.
+
+    `maps` are those of `MaskModulation`.
+    """
+
+    temb: torch.Tensor
+    maps: tuple[torch.Tensor, ...]
+
+
+class ModulatedResnetBlock2D(ResnetBlock2D):
+    """A residual block of diffusers whose two norms are modulated where the time comes as `MaskedTime`.
+
+    Its layers and weights are those of its parent, of which it is made by `modulate_norms`.
+    """
+
+    # For each norm: the number of its map, and which of the map's scales, and shifts, is its first.
+    places: tuple[tuple[int, int], tuple[int, int]]
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | MaskedTime) -> torch.Tensor:
+        """(B, in_channels, H, W), time -> (B, out_channels, H, W), or double of H and W where the block is one up."""
+        if not isinstance(temb, MaskedTime):
+            return super().forward(input_tensor, temb)
+        temb, maps = temb
+        first, second = self.places
+        hidden_states = self.nonlinearity(modulate(self.norm1(input_tensor), maps, first))
+        if self.upsample is not None:
+            input_tensor, hidden_states = self.upsample(input_tensor), self.upsample(hidden_states)
+        hidden_states = self.conv1(hidden_states)  # (B, out_channels, H, W)
+
+        temb = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
+        if self.time_embedding_norm == "scale_shift":
+            scale, shift = temb.chunk(2, dim=1)  # (B, out_channels, 1, 1) each
+            hidden_states = modulate(self.norm2(hidden_states), maps, second) * (1 + scale) + shift
+        else:
+            hidden_states = modulate(self.norm2(hidden_states + temb), maps, second)
+
+        hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
+        if self.conv_shortcut is not None:
+            # As its parent: another layout would make gradients of strides that DistributedDataParallel warns of.
+            input_tensor = self.conv_shortcut(input_tensor.contiguous() if self.training else input_tensor)
+        return (input_tensor + hidden_states) / self.output_scale_factor
+
+
+# "Semantic Image Synthesis with Spatially-Adaptive Normalization", Park et al. 2019, eq. 1; a map's scale is 1 + gamma
+def modulate(normed: torch.Tensor, maps: tuple[torch.Tensor, ...], place: tuple[int, int]) -> torch.Tensor:
+    """Scale and shift normed maps (B, C, H, W) by what stands at a place of `maps`; the same shape."""
+    number, start = place
+    own = slice(start, start + normed.shape[1])
+    scales, shifts = maps[number].chunk(2, dim=1)  # of all norms at this resolution
+    return normed * scales[:, own] + shifts[:, own]
+
+
+def modulate_norms(blocks: list[tuple[nn.Module, int]]) -> dict[int, int]:
+    """Let a mask modulate both norms of every residual block in modules of diffusers, in place.
+
+    Args:
+        blocks: modules, each with the factor by which the maps that enter it are smaller than the image.
+
+    Returns:
+        factor -> channels of all norms at it, in rising order: what `MaskModulation` is made of.
+
+    Raises:
+        ValueError: a module's residual blocks are none, or of a kind whose norms the time alone conditions.
+    """
+    found: list[tuple[ResnetBlock2D, tuple[int, int]]] = []
+    for block, factor in blocks:
+        resnets = [module for module in block.modules() if isinstance(module, ResnetBlock2D)]
+        if not resnets or any(isinstance(module, ResnetBlockCondNorm2D) for module in block.modules()):
+            raise ValueError(
+                f"`mask_conditioning='spade'` modulates the norms of `ResnetBlock2D`, and {type(block).__name__} is "
+                "not made of these. Take other `up_block_types`, such as UpBlock2D, or `mask_conditioning='add'`."
+            )
+        # A block that goes up does so between its norms.
+        found += [(resnet, (factor, factor // 2 if resnet.up else factor)) for resnet in resnets]
+    factors = sorted({factor for _, both in found for factor in both})
+    norm_channels = dict.fromkeys(factors, 0)
+    for resnet, both in found:
+        places = []
+        for norm, factor in zip((resnet.norm1, resnet.norm2), both, strict=True):
+            places.append((factors.index(factor), norm_channels[factor]))
+            norm_channels[factor] += norm.num_channels
+        # The block stands built, with the weights of its seed and the names of its parent's: its class alone changes.
+        resnet.__class__ = ModulatedResnetBlock2D
+        resnet.places = tuple(places)
+    return norm_channels
+
+
+class MaskModulation(nn.Module):
+    """Scales and shifts of all modulated norms from the mask alone: one small convolution a resolution, then 1 x 1.
+
+    SPADE made light: the norms of a resolution share one hidden map, and a cell is told the share of each class in it
+    (PLACE, Lv et al. 2024), not the id of one of its pixels. The 1 x 1 convolutions start from zeros: every scale is 1
+    at first and every shift 0.
+    """
+
+    def __init__(self, num_classes: int, hidden_channels: int, norm_channels: dict[int, int]):
+        super().__init__()
+        self.factors, self.channels = tuple(norm_channels), tuple(norm_channels.values())
+        self.convs = nn.ModuleList(
+            nn.Conv2d(num_classes, hidden_channels, kernel_size=3, padding=1) for _ in self.factors
+        )
+        self.projections = nn.ModuleList(
+            nn.Conv2d(hidden_channels, 2 * channels, kernel_size=1) for channels in self.channels
+        )
+        for projection in self.projections:
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
+        self.gradient_checkpointing = False
+
+    def _map(self, shares: torch.Tensor, number: int) -> torch.Tensor:
+        return self.projections[number](F.silu(self.convs[number](shares)))
+
+    def forward(self, one_hot: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """(B, num_classes, H, W) -> for each factor (B, 2C, H/factor, W/factor): scales of all norms, then shifts.
+
+        Where `known` (B, 1, 1, 1) is false, every scale is 1 and every shift 0.
+        """
+        maps = ()
+        for number, (factor, channels) in enumerate(zip(self.factors, self.channels, strict=True)):
+            shares = F.avg_pool2d(one_hot, factor) if factor > 1 else one_hot  # (B, num_classes, h, w)
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                values = self._gradient_checkpointing_func(self._map, shares, number)
+            else:
+                values = self._map(shares, number)  # (B, 2C, h, w)
+            neutral = torch.cat([values.new_ones(channels), values.new_zeros(channels)]).view(1, -1, 1, 1)
+            # Offloading hooks may bring the values, not the mask, to another device.
+            maps += (torch.where(known.to(values.device), values, torch.zeros_like(values)) + neutral,)
+        return maps
+
+
+class PatchHead(nn.Module):
+    """The way back from patches to pixels: upsampled maps meet the full-resolution stem in one time-conditioned block.
+
+    A plain pixel-shuffle leaves a patch-sized grid in the pictures; here patches overlap on the way back too, the last
+    convolutions see every pixel's own stem features, and the noise itself passes at full resolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        stem_channels: int,
+        patch_size: int,
+        temb_channels: int,
+        norm_num_groups: int,
+        norm_eps: float,
+        dropout: float,
+    ):
+        super().__init__()
+        self.conv_unpatch = nn.ConvTranspose2d(
+            in_channels, stem_channels, kernel_size=2 * patch_size, stride=patch_size, padding=patch_size // 2
+        )
+        self.resnet = ResnetBlock2D(
+            in_channels=2 * stem_channels,
+            out_channels=stem_channels,
+            temb_channels=temb_channels,
+            groups=norm_num_groups,
+            eps=norm_eps,
+            dropout=dropout,
+        )
+        self.norm = nn.GroupNorm(norm_num_groups, stem_channels, eps=norm_eps)
+        self.gradient_checkpointing = False
+
+    def _head(self, hidden_states: torch.Tensor, stem: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.conv_unpatch(hidden_states)  # (B, S, H, W)
+        hidden_states = self.resnet(torch.cat([hidden_states, stem], dim=1), temb)  # (B, S, H, W)
+        return F.silu(self.norm(hidden_states))
+
+    def forward(self, hidden_states: torch.Tensor, stem: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        """(B, C, H/p, W/p) and stem (B, S, H, W) -> (B, S, H, W)."""
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(self._head, hidden_states, stem, temb)
+        return self._head(hidden_states, stem, temb)
+
+
+class MaskGuidedUNet2DModel(UNet2DModel):
+    r"""A `UNet2DModel` with a mask input: all that its parent can, plus a segmentation mask.
+
+    The first arguments are `UNet2DModel`'s own, in its order and with its meaning. Ours follow.
+
+    Args:
+        num_classes (`int`, defaults to 19): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
+        mask_conditioning (`str`, defaults to `"add"`): `"add"` runs the one-hot mask through a convolutional branch
+            and adds it to the image stem (the paper's way); `"concat"` joins it to the noisy image's channels;
+            `"spade"` adds it, and lets it modulate every norm of the decoder's residual blocks, pixel by pixel.
+        patch_size (`int`, defaults to 1): the U-Net works on maps of (H / patch_size, W / patch_size); overlapping
+            strided convolution in, full-resolution block out. 2 lets 128 x 128 images cost what 64 x 64 maps cost.
+        stem_channels (`int`, defaults to 16): width of the full-resolution stem and head; read where patch_size > 1.
+        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
+        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): the id that means unknown.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
+        attributes (`dict[str, list[str]]`, *optional*): conditions beside the mask, such as
+            `{"timeofday": ["daytime", "night"], "weather": ["clear", "rainy"]}`: name -> values. The config holds the
+            names sorted, as JSON does; `forward` takes numbers of values in that order.
+        mask_pyramid (`bool`, defaults to `False`): hands each lower level the share of each class in its cells, so
+            that a pole of one pixel still counts where a cell is 16 pixels wide.
+        coordinate_channels (`bool`, defaults to `False`): the stem sees where in the frame a pixel lies.
+        augment_dim (`int`, defaults to 0): length of the vector by which `forward` is told of augmentation.
+        label_diffusion (`list[float]`, *optional*): rarity of each class, more than 0; masks then lose pixels as the
+            noise grows, in training and in sampling (`diffuse_mask`). Needs `num_train_timesteps`.
+        spade_channels (`int`, defaults to 32): width of the maps that the modulation is read from; read where
+            mask_conditioning is `"spade"`.
+
+    Whatever attributes, pyramid, coordinates, augmentation and modulation add starts from zero weights: an untrained
+    network says the same with them as without, and the weights of a network without them are a start for one with.
+
+    Raises:
+        ValueError: where the mask settings are not built, or cannot go together.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from semseg_diffusers import MaskGuidedUNet2DModel
+    >>> unet = MaskGuidedUNet2DModel(
+    ...     sample_size=32, num_classes=19, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
+    ...     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    ... )
+    >>> mask = torch.randint(0, 19, (1, 32, 32))
+    >>> unet(torch.randn(1, 3, 32, 32), 10, mask=mask).sample.shape
+    torch.Size([1, 3, 32, 32])
+    ```
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+        num_classes: int = 19,
+        mask_conditioning: str = "add",
+        patch_size: int = 1,
+        stem_channels: int = 16,
+        id2label: dict | None = None,
+        id2color: dict | None = None,
+        ignore_index: int = 255,
+        ignore_color: tuple[int, int, int] = (0, 0, 0),
+        attributes: dict[str, list[str]] | None = None,
+        mask_pyramid: bool = False,
+        coordinate_channels: bool = False,
+        augment_dim: int = 0,
+        label_diffusion: list[float] | None = None,
+        spade_channels: int = 32,
+    ):
+        if mask_conditioning not in MASK_CONDITIONINGS:
+            raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")
+        if not 1 <= num_classes <= 255:
+            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+        for name, table in (("id2label", id2label), ("id2color", id2color)):
+            if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
+                raise ValueError(
+                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
+                    f"Set `num_classes={len(table)}`, or give the label set of the data."
+                )
+        if patch_size < 1:
+            raise ValueError(f"`patch_size` must be 1 or more; got {patch_size}.")
+        if patch_size > 1 and patch_size % 2:
+            raise ValueError(f"`patch_size` must be 1 or even, so that patches overlap evenly; got {patch_size}.")
+        if patch_size > 1 and any("Skip" in block for block in (*down_block_types, *up_block_types)):
+            raise ValueError("Skip blocks (NCSN++) carry the raw image beside the maps and need `patch_size=1`.")
+        for name, values in (attributes or {}).items():
+            if not values or len(set(values)) != len(values) or not all(isinstance(value, str) for value in values):
+                raise ValueError(f"`attributes` must list different values, as text, of '{name}'; got {values!r}.")
+        if mask_pyramid and len(block_out_channels) < 2:
+            raise ValueError(
+                f"`mask_pyramid` fills the levels below the first, and `block_out_channels` {block_out_channels} has "
+                "none. Give two widths or more."
+            )
+        if spade_channels < 1:
+            raise ValueError(f"`spade_channels` must be 1 or more; got {spade_channels}.")
+        if augment_dim < 0:
+            raise ValueError(f"`augment_dim` must be 0 or more; got {augment_dim}.")
+        if label_diffusion is not None:
+            if len(label_diffusion) != num_classes or not all(0 < psi < math.inf for psi in label_diffusion):
+                raise ValueError(
+                    f"`label_diffusion` must hold a finite number above 0 for each of {num_classes} classes; got "
+                    f"{label_diffusion}."
+                )
+            if not num_train_timesteps:
+                raise ValueError(
+                    "`label_diffusion` counts in shares of the training schedule: give its `num_train_timesteps` too."
+                )
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            center_input_sample=center_input_sample,
+            time_embedding_type=time_embedding_type,
+            time_embedding_dim=time_embedding_dim,
+            freq_shift=freq_shift,
+            flip_sin_to_cos=flip_sin_to_cos,
+            down_block_types=down_block_types,
+            mid_block_type=mid_block_type,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            mid_block_scale_factor=mid_block_scale_factor,
+            downsample_padding=downsample_padding,
+            downsample_type=downsample_type,
+            upsample_type=upsample_type,
+            dropout=dropout,
+            act_fn=act_fn,
+            attention_head_dim=attention_head_dim,
+            norm_num_groups=norm_num_groups,
+            attn_norm_num_groups=attn_norm_num_groups,
+            norm_eps=norm_eps,
+            resnet_time_scale_shift=resnet_time_scale_shift,
+            add_attention=add_attention,
+            class_embed_type=class_embed_type,
+            num_class_embeds=num_class_embeds,
+            num_train_timesteps=num_train_timesteps,
+        )
+        base_channels = block_out_channels[0]
+        stem_width = stem_channels if patch_size > 1 else base_channels
+        num_groups = math.gcd(norm_num_groups or 32, stem_width)
+
+        # The parent has built its own conv_in and conv_out; they are replaced where ours take other channels.
+        stem_inputs = in_channels + (num_classes if mask_conditioning == "concat" else 0)
+        if stem_inputs != in_channels or patch_size > 1:
+            self.conv_in = nn.Conv2d(stem_inputs, stem_width, kernel_size=3, padding=1)
+        if mask_conditioning != "concat":
+            self.mask_branch = MaskBranch(num_classes, stem_width, num_groups, norm_eps)
+        if patch_size > 1:
+            self.conv_patch = nn.Conv2d(
+                stem_width, base_channels, kernel_size=2 * patch_size, stride=patch_size, padding=patch_size // 2
+            )
+            self.patch_head = PatchHead(
+                in_channels=base_channels,
+                stem_channels=stem_width,
+                patch_size=patch_size,
+                temb_channels=time_embedding_dim or base_channels * 4,
+                norm_num_groups=num_groups,
+                norm_eps=norm_eps,
+                dropout=dropout,
+            )
+            self.conv_out = nn.Conv2d(stem_width, out_channels, kernel_size=3, padding=1)
+
+        if mask_conditioning == "spade":
+            lowest = self.size_divisor  # the first block on the way up works on the smallest maps
+            blocks = [(block, lowest // 2**number) for number, block in enumerate(self.up_blocks)]
+            # Not the head of patches: it sees the stem, and with it every pixel's own class.
+            self.mask_norms = MaskModulation(num_classes, spade_channels, modulate_norms(blocks))
+
+        self._rarities: torch.Tensor | None = None  # no buffer: in half precision they would be others
+        # Conditions beside the plain mask. They are made last and start from zeros: the network of a seed is the same
+        # with and without them, and weights trained without them load.
+        time_embed_dim = time_embedding_dim or base_channels * 4
+        if coordinate_channels:
+            self.conv_coordinates = nn.Conv2d(2, stem_width, kernel_size=3, padding=1, bias=False)
+            nn.init.zeros_(self.conv_coordinates.weight)
+        if mask_pyramid:  # a level's map still has the width of the block above, when it enters
+            self.pyramid_convs = nn.ModuleList(
+                nn.Conv2d(num_classes, width, kernel_size=1, bias=False) for width in block_out_channels[:-1]
+            )
+            for convolution in self.pyramid_convs:
+                nn.init.zeros_(convolution.weight)
+        if attributes:
+            self.register_to_config(attributes={name: list(attributes[name]) for name in sorted(attributes)})
+            num_values = sum(len(values) for values in attributes.values())
+            self.attribute_embedding = nn.Linear(num_values, time_embed_dim, bias=False)
+            nn.init.zeros_(self.attribute_embedding.weight)
+        if augment_dim:
+            self.augment_embedding = nn.Linear(augment_dim, time_embed_dim, bias=False)
+            nn.init.zeros_(self.augment_embedding.weight)
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of a sample must be multiples of this many pixels."""
+        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
+
+    def encode_mask(self, mask: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
+        """Compute what depends on the mask alone, once for all steps and all images of it.
+
+        Args:
+            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, at the resolution of the sample.
+            dtype: dtype of the sample; by default that of the weights.
+
+        Returns:
+            tensors with the batch first, to be given to `forward` as `mask_features`: what enters the stem, then, with
+            `mask_pyramid`, what enters each lower level, then, with `"spade"`, what modulates norms at each
+            resolution, the highest first.
+
+        Raises:
+            ValueError: see `mask_to_one_hot`.
+        """
+        device = self.conv_in.weight.device
+        if device.type != "meta":  # offloaded layer by layer, the weights are nowhere until they are called
+            mask = mask.to(device)
+        one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)
+        stem = one_hot if self.config.mask_conditioning == "concat" else self.mask_branch(one_hot)
+        features = (stem,)  # (B, num_classes, H, W) to concatenate, (B, S, H, W) to add
+        if self.config.mask_pyramid:
+            # PLACE, Lv et al. 2024: the share of each class in the field of a cell, not the id of one pixel of it
+            shares = F.avg_pool2d(one_hot, self.config.patch_size) if self.config.patch_size > 1 else one_hot
+            for convolution in self.pyramid_convs:
+                shares = F.avg_pool2d(shares, 2)  # (B, num_classes, h, w)
+                features += (convolution(shares),)  # (B, C_i, h, w)
+        if self.config.mask_conditioning == "spade":
+            features += self.mask_norms(one_hot, known_samples(one_hot))  # (B, 2C, h, w) each
+        return features
+
+    def diffuse_mask(
+        self, mask: torch.Tensor, timestep: torch.Tensor | float | int, noise: torch.Tensor
+    ) -> torch.Tensor:
+        """What label diffusion leaves of a mask at a timestep; the same in training and in sampling.
+
+        Args:
+            mask: class ids (B, H, W) of any integer dtype, 255 is unknown.
+            timestep: an int, a float, a 0-d tensor, or a tensor (B,), in 0..num_train_timesteps.
+            noise: (B, H, W), uniform in [0, 1); one for an image and all of its steps.
+
+        Returns:
+            class ids (B, H, W), int64, 255 where a pixel is gone.
+
+        Raises:
+            ValueError: the network was made without `label_diffusion`, or the mask is no map of ids like the noise.
+        """
+        if self.config.label_diffusion is None:
+            raise ValueError("This network was made without `label_diffusion`: its masks stay whole.")
+        if mask.is_floating_point() or mask.dtype == torch.bool or mask.ndim != 3 or mask.shape != noise.shape:
+            raise ValueError(
+                f"Label diffusion takes integer class ids (B, H, W) and noise of the same shape; got {mask.dtype} of "
+                f"shape {tuple(mask.shape)} and noise of shape {tuple(noise.shape)}."
+            )
+        if self._rarities is None or self._rarities.device != mask.device:  # once for all steps of a run
+            self._rarities = torch.tensor(self.config.label_diffusion, device=mask.device)  # (num_classes,)
+        tau = torch.as_tensor(timestep, dtype=torch.float32) / self.config.num_train_timesteps
+        return diffuse_labels(mask, tau, noise, self._rarities)
+
+    def _embed_attributes(self, attributes: torch.Tensor) -> torch.Tensor:
+        """Numbers of values (B, A) -> (B, time_embed_dim); what is no value of an attribute adds nothing."""
+        chosen = [
+            attributes[:, index : index + 1] == torch.arange(len(values), device=attributes.device)
+            for index, values in enumerate(self.config.attributes.values())
+        ]
+        return self.attribute_embedding(torch.cat(chosen, dim=1).to(self.dtype))
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        mask_features: tuple[torch.Tensor, ...] | None = None,
+        attributes: torch.Tensor | None = None,
+        augmentation: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict noise, velocity or image from a noisy sample and its mask.
+
+        Args:
+            sample: noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
+            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
+            class_labels: class labels (B,), where the network is class-conditional.
+            mask: see `encode_mask`. None, or 255 everywhere in a sample, is unconditional.
+            mask_features: the result of `encode_mask`, in place of `mask`.
+            attributes: int64 (B, number of attributes), the number of each value in the list that the config holds of
+                it, in the config's order; -1 is unknown. None is unknown throughout.
+            augmentation: (B, augment_dim), what was done to the photos that are to be drawn; None is nothing, zeros.
+            return_dict: an `UNet2DOutput` if true, else a tuple.
+
+        Returns:
+            prediction (B, out_channels, H, W).
+
+        Raises:
+            ValueError: for a size that `size_divisor` does not divide, both or badly shaped masks, class labels where
+                they are not wanted or missing, attributes or augmentation that the network was not made for.
+        """
+        batch_size, _, height, width = sample.shape
+        if height % self.size_divisor or width % self.size_divisor:
+            raise ValueError(
+                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
+            )
+        if mask is not None and mask_features is not None:
+            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+        if mask is not None:
+            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
+                raise ValueError(
+                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+                    f"Resize it (nearest), and repeat it for each sample."
+                )
+            mask_features = self.encode_mask(mask, dtype=sample.dtype)
+        if attributes is not None:
+            names = list(self.config.attributes or ())
+            if not names:
+                raise ValueError("`attributes` were given, but this network was made without `attributes`.")
+            if attributes.is_floating_point() or attributes.shape != (batch_size, len(names)):
+                raise ValueError(
+                    f"`attributes` must be integers {batch_size} x {len(names)}, the numbers of the values of "
+                    f"{', '.join(names)} (-1: unknown); got {attributes.dtype} of shape {tuple(attributes.shape)}."
+                )
+        if augmentation is not None:
+            if not self.config.augment_dim:
+                raise ValueError("`augmentation` was given, but this network was made without `augment_dim`.")
+            if augmentation.shape != (batch_size, self.config.augment_dim):
+                raise ValueError(
+                    f"`augmentation` must be {batch_size} x {self.config.augment_dim}; got "
+                    f"{tuple(augmentation.shape)}."
+                )
+
+        # 0. centre input if necessary
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1.0
+
+        # 1. time, class, attributes, augmentation
+        timesteps = timestep
+        if not torch.is_tensor(timesteps):
+            dtype = torch.float32 if isinstance(timesteps, float) else torch.long
+            timesteps = torch.tensor([timesteps], dtype=dtype, device=sample.device)
+        elif timesteps.ndim == 0:
+            timesteps = timesteps[None].to(sample.device)
+        timesteps = timesteps * torch.ones(batch_size, dtype=timesteps.dtype, device=timesteps.device)  # (B,)
+        emb = self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))  # (B, time_embed_dim)
+        if self.class_embedding is not None:
+            if class_labels is None:
+                raise ValueError("This network is class-conditional: `class_labels` must be given.")
+            if self.config.class_embed_type == "timestep":
+                class_labels = self.time_proj(class_labels).to(dtype=self.dtype)
+            emb = emb + self.class_embedding(class_labels).to(dtype=self.dtype)
+        elif class_labels is not None:
+            raise ValueError("`class_labels` were given, but this network has no class embedding.")
+        if attributes is not None:
+            emb = emb + self._embed_attributes(attributes).to(emb)
+        if augmentation is not None:  # EDM, Karras et al. 2022, appendix F.2
+            emb = emb + self.augment_embedding(augmentation.to(emb))
+
+        # 2. stem: image and mask meet at full resolution
+        skip_sample = sample
+        if self.config.mask_conditioning == "concat":
+            if mask_features is None:
+                one_hot = sample.new_zeros((batch_size, self.config.num_classes, height, width))
+            else:
+                one_hot = mask_features[0].to(sample)
+            sample = torch.cat([sample, one_hot], dim=1)  # (B, in_channels + num_classes, H, W)
+        sample = self.conv_in(sample)  # (B, S, H, W)
+        if self.config.mask_conditioning != "concat" and mask_features is not None:
+            sample = sample + mask_features[0].to(sample)
+        if self.config.coordinate_channels:
+            sample = sample + self.conv_coordinates(pixel_coordinates(sample))
+        stem = sample
+        if self.config.patch_size > 1:
+            sample = self.conv_patch(F.silu(sample))  # (B, C, H/p, W/p)
+
+        # 3. down
+        down_block_res_samples = (sample,)
+        for level, downsample_block in enumerate(self.down_blocks, start=1):
+            if hasattr(downsample_block, "skip_conv"):
+                sample, res_samples, skip_sample = downsample_block(
+                    hidden_states=sample, temb=emb, skip_sample=skip_sample
+                )
+            else:
+                sample, res_samples = downsample_block(hidden_states=sample, temb=emb)
+            if self.config.mask_pyramid and mask_features is not None and level < len(self.down_blocks):
+                sample = sample + mask_features[level].to(sample)  # (B, C, H/p/2^level, W/p/2^level)
+                res_samples = (*res_samples[:-1], sample)  # the way up meets it as well
+            down_block_res_samples += res_samples
+
+        # 4. mid
+        if self.mid_block is not None:
+            sample = self.mid_block(sample, emb)
+
+        # 5. up
+        temb = emb
+        if self.config.mask_conditioning == "spade" and mask_features is not None:
+            maps = mask_features[-len(self.mask_norms.factors) :]
+            temb = MaskedTime(emb, tuple(modulation.to(sample) for modulation in maps))
+        skip_sample = None
+        for upsample_block in self.up_blocks:
+            res_samples = down_block_res_samples[-len(upsample_block.resnets) :]
+            down_block_res_samples = down_block_res_samples[: -len(upsample_block.resnets)]
+            if hasattr(upsample_block, "skip_conv"):
+                sample, skip_sample = upsample_block(sample, res_samples, temb, skip_sample)
+            else:
+                sample = upsample_block(sample, res_samples, temb)
+
+        # 6. head
+        sample = self.conv_act(self.conv_norm_out(sample))
+        if self.config.patch_size > 1:
+            sample = self.patch_head(sample, stem, emb)  # (B, S, H, W)
+        sample = self.conv_out(sample)  # (B, out_channels, H, W)
+        if skip_sample is not None:
+            sample = sample + skip_sample
+        if self.config.time_embedding_type == "fourier":
+            sample = sample / timesteps.reshape(batch_size, 1, 1, 1)
+
+        if not return_dict:
+            return (sample,)
+        return UNet2DOutput(sample=sample)
