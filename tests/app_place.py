@@ -12,9 +12,10 @@ from generation_places import LABELS, tiny_pipeline
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.drawing import NOISE, Painter
 from semseg_diffusers.app.examples import plain_street
+from semseg_diffusers.app.handlers import OWN_SCHEDULER
 from semseg_diffusers.app.limits import Limits
 from semseg_diffusers.app.mask_runs import pack_mask
-from semseg_diffusers.app.page import OWN_SCHEDULER, build_page
+from semseg_diffusers.app.page import build_page
 from semseg_diffusers.app.serving import serve
 from semseg_diffusers.app.shapes import drawn_shapes
 

@@ -27,9 +27,9 @@ from semseg_diffusers import cli
 from semseg_diffusers.app.collection import Collection, zip_of
 from semseg_diffusers.app.drawing import EDIT, REDRAW, STEM, Photo, Wish
 from semseg_diffusers.app.examples import folder_masks, plain_street, toy_masks
+from semseg_diffusers.app.handlers import Cancellations, Cancelled
 from semseg_diffusers.app.limits import Limits, check_real, check_scheduler, check_whole, read_upload
 from semseg_diffusers.app.mask_runs import pack_mask, pack_runs, unpack_mask
-from semseg_diffusers.app.page import Cancellations, Cancelled
 from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes
 from semseg_diffusers.app.uploads import read_mask_upload, read_photo_upload
 from semseg_diffusers.data.checking.check import check_prepared
