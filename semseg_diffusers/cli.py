@@ -34,7 +34,7 @@ COMMANDS = {
     "merge": ("semseg_diffusers.growth.merge_command", "put generated images into the data set they were made for"),
     "grow": ("semseg_diffusers.growth.command", "from a data set to a better segmentation network, all stages"),
     "convert": ("semseg_diffusers.converters.command", "turn a published checkpoint of others into a pipeline"),
-    "export": ("semseg_diffusers.hub.export_command", "write a trained model as a small folder to ship"),
+    "export": ("semseg_diffusers.shipping.command", "write a trained model as a small folder to ship"),
     "push": ("semseg_diffusers.hub.command", "publish a model or a data set on the Hugging Face Hub"),
 }
 

@@ -15,7 +15,7 @@ from test_loading import REMOTE_CODE
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import check_model_folder, stored_hash
-from semseg_diffusers.hub.sample_sheet import MOST_BYTES
+from semseg_diffusers.shipping.sample_sheet import MOST_BYTES
 from semseg_diffusers.training.options import add_arguments, settings_from
 
 

@@ -17,10 +17,11 @@ from tiny_pipelines import pipeline as tiny_pipeline
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedInpaintPipeline, cli
 from semseg_diffusers.data.toy import write_toy_dataset
 from semseg_diffusers.generation.model import model_revision
-from semseg_diffusers.hub import cards, sample_sheet
-from semseg_diffusers.hub.export import export_model
+from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import check_model_folder, model_files, weights_hash
-from semseg_diffusers.hub.sample_sheet import SheetSettings, choose_masks, draw_sheet
+from semseg_diffusers.shipping import sample_sheet
+from semseg_diffusers.shipping.export import export_model
+from semseg_diffusers.shipping.sample_sheet import SheetSettings, choose_masks, draw_sheet
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
 

@@ -29,7 +29,7 @@ from semseg_diffusers.hub.folders import (
     stored_hash,
 )
 from semseg_diffusers.hub.push import load_pipeline
-from semseg_diffusers.hub.sample_sheet import SheetSettings, choose_masks, draw_sheet
+from semseg_diffusers.shipping.sample_sheet import SheetSettings, choose_masks, draw_sheet
 
 
 logger = logging.getLogger(__name__)

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.hub.export import DTYPES, export_model
-from semseg_diffusers.hub.sample_sheet import SheetSettings
+from semseg_diffusers.shipping.export import DTYPES, export_model
+from semseg_diffusers.shipping.sample_sheet import SheetSettings
 
 
 DEFAULTS = SheetSettings.__dataclass_fields__
