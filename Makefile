@@ -19,7 +19,7 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATAS
 
 help:
 	@echo "make demo      first pictures within a minute; then toy scenes, a small network, images from unseen masks:"
-	@echo "               seven minutes on two cores"
+	@echo "               three to six minutes on two cores"
 	@echo "make app       paint masks in the browser, photos drawn by MODEL (default: what comes with the checkout)"
 	@echo "make test      the quick tests, at most ten minutes"
 	@echo "make test-all  the slow tests, and lint"

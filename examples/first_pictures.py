@@ -78,7 +78,7 @@ def draw_first_pictures(output: Path, begin: float, num_inference_steps: int | N
 
     Args:
         output: folder for `first.png`, `first/<mask>.png` and `first/<mask>_<sampler>.png`.
-        begin: `time.perf_counter()` when the user's wait began, for what is printed.
+        begin: `time.perf_counter()` once libraries were loaded, for what is printed.
         num_inference_steps: of every sampler, in place of its own.
 
     Returns:
@@ -105,7 +105,8 @@ def draw_first_pictures(output: Path, begin: float, num_inference_steps: int | N
             save_png(folder / f"{name}.png", rows[title][0])
             save_png(folder / f"{name}_{number}.png", image)
             if number == 1 and index == 0:
-                print(f"   the first picture, {time.perf_counter() - begin:.0f} s after the start", flush=True)
+                seconds = time.perf_counter() - begin
+                print(f"   the first picture, {seconds:.0f} s after all libraries were loaded", flush=True)
     sheet = output / "first.png"
     save_png(sheet, image_grid([*rows.values()], ["mask", *SAMPLERS], [*rows], cell_size=192))
     print(f"   {len(masks) * len(SAMPLERS)} pictures after {time.perf_counter() - begin:.0f} s: {sheet}", flush=True)

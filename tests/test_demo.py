@@ -42,7 +42,7 @@ def test_the_demo_leaves_picture_and_table_and_fails_below_its_margin(tmp_path):
     assert result.returncode == 1, result.stderr
     assert "wanted 0.90. The network has not learned to follow masks" in result.stderr
     assert "do the images carry their masks?" in result.stdout
-    assert re.search(r"the first picture, \d+ s after the start", result.stdout)
+    assert re.search(r"the first picture, \d+ s after all libraries were loaded", result.stdout)
     first = grid_cells(Image.open(tmp_path / "demo" / "first.png"))
     assert [len(row) for row in first] == [4] * 5  # mask and three samplers
     assert len([*(tmp_path / "demo" / "first").glob("*.png")]) == 20
