@@ -329,6 +329,14 @@ def test_a_photo_without_a_mask_is_edited_where_it_is_painted(painter):
         list(painter.draw(UNKNOWN, Wish(way=EDIT), Photo(photo_of(1), UNKNOWN)))
 
 
+def test_edits_of_one_photo_that_had_another_mask_have_other_names(painter):
+    wish, new = Wish(way=EDIT, num_images=1, num_inference_steps=2), STREET.copy()
+    new[8:11, 4:7] = LABELS.label2id["car"]
+    a_part, all_of_it = (next(painter.draw(new, wish, Photo(photo_of(1), old))) for old in (STREET, UNKNOWN))
+    assert a_part.image.tobytes() != all_of_it.image.tobytes()
+    assert a_part.job.file_name != all_of_it.job.file_name
+
+
 def test_strength_nought_is_the_photo(painter):
     (drawn,) = painter.draw(STREET, Wish(way=REDRAW, strength=0.0, num_images=1), Photo(photo_of(1), UNKNOWN))
     assert drawn.image.tobytes() == photo_of(1).tobytes()

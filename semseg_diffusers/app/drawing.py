@@ -187,7 +187,8 @@ class Painter:
             source = plan.reader.read(mask_file)
         if source.is_unchanged:
             raise ValueError("the mask is the one that the photo has, so there is nothing to edit: change it.")
-        stem = f"{STEM}_{self._digest(ids, plan.record, source.columns)}"
+        old_ids = photo.ids if wish.way == EDIT else None
+        stem = f"{STEM}_{self._digest(ids, old_ids, plan.record, source.columns)}"
         for index in range(wish.num_images):
             job = Job(mask_file, index)
             image = self._draw_one(pipeline, plan, job, source, functools.partial(on_step, index))
@@ -226,11 +227,14 @@ class Painter:
         old = folder / "photos" / "masks" if way == EDIT else None
         return mask_file, Inputs(photos=folder / "photos", old_masks=old)
 
-    def _digest(self, ids: np.ndarray, record: dict[str, Any], columns: dict[str, Any]) -> str:
-        """Tells images of other masks, settings or photos apart."""
+    def _digest(
+        self, ids: np.ndarray, old_ids: np.ndarray | None, record: dict[str, Any], columns: dict[str, Any]
+    ) -> str:
+        """Tells images of other masks, settings, photos, or masks that these had, apart."""
         told = {**record, "photo": columns.get("source_photo_hash")}
         text = json.dumps(told, sort_keys=True, default=str)
-        return hashlib.sha256(ids.tobytes() + text.encode()).hexdigest()[:10]
+        before = b"" if old_ids is None else old_ids.tobytes()
+        return hashlib.sha256(ids.tobytes() + before + text.encode()).hexdigest()[:10]
 
 
 def _names(stem: str, index: int) -> dict[str, str]:
