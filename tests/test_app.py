@@ -447,6 +447,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path, painter, drawn):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_a_folder_whose_process_ended_before_its_first_image_is_gone_on_with(tmp_path, drawn):
+    folder = tmp_path / "painted"
+    folder.mkdir()
+    (folder / "generation.json").write_text(json.dumps({"painted": True, "height": 32, "width": 32}))
+    assert Collection(folder, LABELS, SIZE).add(drawn) == 2
+    assert LabelSet.from_json(folder / "labels.json") == LABELS
+    assert json.loads((folder / "generation.json").read_text())["height"] == SIZE[0]
+
+
 def test_many_visitors_add_at_once(tmp_path, painter, drawn):
     collection = Collection(tmp_path / "painted", LABELS, SIZE)
     threads = [threading.Thread(target=collection.add, args=([entry],)) for entry in drawn * 3]

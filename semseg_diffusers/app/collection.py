@@ -60,6 +60,8 @@ class Collection:
             there = None
         if not isinstance(there, dict) or not there.get(PAINTED):
             raise ValueError(f"--output '{self.folder}' was not made by the painter. Name another folder.")
+        if len(self) == 0:
+            return  # ended before the first image, maybe before its labels: `open_output` writes both anew
         labels, size = LabelSet.from_json(self.folder / LABELS_FILE), (there.get("height"), there.get("width"))
         if labels != self.labels or size != self.size:
             raise ValueError(
