@@ -13,6 +13,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import gradio as gr
 import httpx
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from semseg_diffusers import cli
 from semseg_diffusers.app.collection import Collection, zip_of
 from semseg_diffusers.app.drawing import EDIT, REDRAW, STEM, Photo, Wish
 from semseg_diffusers.app.examples import folder_masks, plain_street, toy_masks
-from semseg_diffusers.app.handlers import Cancellations, Cancelled
+from semseg_diffusers.app.handlers import Cancellations, Cancelled, Handlers
 from semseg_diffusers.app.limits import Limits, check_real, check_scheduler, check_whole, read_upload
 from semseg_diffusers.app.mask_runs import pack_mask, pack_runs, unpack_mask
 from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes
@@ -388,6 +389,18 @@ def test_steps_are_told_and_a_drawing_ends_between_two(painter):
         next(drawing)
     assert told[-1] == (1, 1, 2)
     assert len(list(painter.draw(STREET, Wish(num_images=1, num_inference_steps=1)))) == 1  # nothing is held
+
+
+def test_nothing_of_earlier_samples_can_be_taken_away_while_others_are_shown(tmp_path, painter):
+    handlers = Handlers(painter, Collection(tmp_path / "painted", LABELS, SIZE), str(tmp_path / "files"))
+    request = gr.Request(session_hash="visitor")
+    drawing = handlers.generate(request, *wish(images=2), progress=lambda *_, **__: None)
+    *meanwhile, (_, drawn, download_at_end, keep_at_end, told) = list(drawing)
+    for _, _, download, keep, _ in meanwhile:
+        assert (download.interactive, keep.value, keep.visible) == (False, [], False)
+    assert (download_at_end.interactive, keep_at_end.value, told) == (True, ["0", "1"], "2 drawn.")
+    with pytest.raises(gr.Error, match="choose samples to keep"):
+        handlers.add(drawn, meanwhile[0][3].value)
 
 
 def test_only_the_visitor_of_a_drawing_cancels_it():

@@ -156,7 +156,8 @@ class Handlers:
             yield self._finished(drawn, told or f"{len(drawn)} drawn.")
 
     def _shown(self, drawn: list[Drawn], told: str) -> tuple:
-        """What the page is given meanwhile. Each picture is written once, so that none changes while it is sent."""
+        """What the page is given meanwhile: nothing to take away, since the file and the ticks there are of samples
+        that are no longer shown. Each picture is written once, so that none changes while it is sent."""
         gallery = []
         for entry in drawn:
             path = Path(self.cache) / entry.row["stem"] / entry.job.file_name
@@ -164,13 +165,13 @@ class Handlers:
             if not path.is_file():
                 save_png(path, entry.image)
             gallery.append((str(path), f"{entry.row['index']}: {entry.row['seed']}"))
-        return gallery, drawn, gr.skip(), gr.skip(), told
+        nothing = gr.CheckboxGroup([], value=[], visible=False)
+        return gallery, drawn, gr.DownloadButton(interactive=False), nothing, told
 
     def _finished(self, drawn: list[Drawn], told: str) -> tuple:
-        gallery, state, *_ = self._shown(drawn, told)
+        gallery, state, *nothing = self._shown(drawn, told)
         if not drawn:
-            nothing = gr.CheckboxGroup([], value=[], visible=False)
-            return gallery, state, gr.DownloadButton(interactive=False), nothing, told
+            return gallery, state, *nothing
         name = f"{drawn[0].row['stem']}.zip"
         path = save_bytes_to_cache(zip_of(drawn, self.painter.labels), name, self.cache)
         numbers = [str(entry.row["index"]) for entry in drawn]
