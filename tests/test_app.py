@@ -403,6 +403,17 @@ def test_nothing_of_earlier_samples_can_be_taken_away_while_others_are_shown(tmp
         handlers.add(drawn, meanwhile[0][3].value)
 
 
+def test_a_mask_that_waited_is_not_drawn_into_a_photo_that_came_later(tmp_path, painter):
+    handlers = Handlers(painter, None, str(tmp_path))
+    request = gr.Request(session_hash="visitor")
+    (first, photo, *_), (_, later, *_) = (handlers.load_photo(file_of(photo_of(seed))) for seed in (1, 2))
+    asked = wish(mask=first["value"], way=REDRAW, photo=photo)
+    assert list(handlers.generate(request, *asked, progress=lambda *_, **__: None))[-1][-1] == "1 drawn."
+    asked[1] = later
+    with pytest.raises(gr.Error, match="another photo, or mask of it, was loaded while this waited"):
+        list(handlers.generate(request, *asked, progress=lambda *_, **__: None))
+
+
 def test_only_the_visitor_of_a_drawing_cancels_it():
     cancellations = Cancellations()
     with cancellations.watched("a") as event:

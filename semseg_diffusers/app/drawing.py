@@ -53,6 +53,7 @@ class Photo:
 
     picture: Image.Image  # RGB, at the size of the model
     ids: np.ndarray  # (H, W) uint8; unknown everywhere where its mask is not known
+    key: str = ""  # what the canvas says with a mask that was painted over this photo
 
 
 @dataclass(frozen=True)

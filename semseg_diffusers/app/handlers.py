@@ -4,6 +4,7 @@ anything at all."""
 import contextlib
 import html
 import threading
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,11 @@ def refusals() -> Iterator[None]:
         raise gr.Error("the memory of the machine is full; ask for less, or try again later.", TOLD) from err
 
 
+def _over(photo: Photo) -> dict[str, Any]:
+    """The mask of a photo for the canvas, which says with all that is painted on it what photo that is over."""
+    return {**pack_mask(photo.ids), "photo": photo.key}
+
+
 class Handlers:
     """What the page calls.
 
@@ -92,7 +98,8 @@ class Handlers:
             picture = read_photo_upload(data, painter.size, painter.limits)
         ids = np.full(painter.size, painter.labels.ignore_index, dtype=np.uint8)
         told = "Paint over the photo: only that is drawn anew. Or load the mask that the photo has, and change it."
-        return gr.update(value=pack_mask(ids), photo=data_url(picture)), Photo(picture, ids), EDIT, told
+        photo = Photo(picture, ids, uuid.uuid4().hex)
+        return gr.update(value=_over(photo), photo=data_url(picture)), photo, EDIT, told
 
     def load_photo_mask(self, data: bytes, clean: bool, photo: Photo | None) -> tuple[dict, Photo, str]:
         with refusals():
@@ -100,7 +107,8 @@ class Handlers:
                 raise ValueError("there is no photo that this mask could be of: load the photo first.")
             ids = self._read_mask(data, clean)
         told = "This is the photo's mask. Change it: only what differs from it is drawn anew."
-        return pack_mask(ids), Photo(photo.picture, ids), told
+        photo = Photo(photo.picture, ids, uuid.uuid4().hex)
+        return _over(photo), photo, told
 
     def drop_photo(self) -> tuple[Any, None, str, str]:
         return gr.update(photo=""), None, NOISE, ""
@@ -147,6 +155,8 @@ class Handlers:
             told = ""
             with refusals():
                 ids = unpack_mask(mask, painter.labels, painter.size)
+                if way != NOISE and photo is not None and mask.get("photo") not in (None, photo.key):
+                    raise ValueError("another photo, or mask of it, was loaded while this waited: generate again.")
                 try:
                     for sample in painter.draw(ids, wish, photo, on_step):
                         drawn.append(sample)

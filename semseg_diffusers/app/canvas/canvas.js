@@ -8,7 +8,7 @@ const status = find(".status"), brushSize = find(".brush-size"), shapeSize = fin
 const MOST_UNDO = 100;
 const HOLE = -1;  // where a thing, or what a click would do, has no pixel
 const ids = new Uint8Array(height * width);
-const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null };
+const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null };
 let undoStack = [], redoStack = [], photoIsThere = false;
 const things = shapes.map((shape) => ({ ...shape, ids: unpackRuns(shape.runs, shape.height * shape.width) }));
 
@@ -72,7 +72,7 @@ function publish() {
   show();
   showGhost();
   tell(state.pointer);
-  props.value = { height, width, runs: packRuns(ids) };
+  props.value = { height, width, runs: packRuns(ids), photo: state.photo };
 }
 
 function change(work) {
@@ -274,6 +274,7 @@ function showPhoto() {
 
 watch("value", () => {
   keepForUndo();
+  state.photo = props.value.photo ?? state.photo;  // the photo that this is painted over
   ids.set(unpackRuns(props.value.runs, height * width));
   show();
   showGhost();
