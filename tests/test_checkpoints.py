@@ -48,6 +48,7 @@ def test_the_card_names_licence_and_results_and_shows_masks_chosen_by_seed(folde
     for name in re.findall(r"\]\(((?:results/|samples)[^)]+)\)", card):
         assert (folder / name).is_file(), name
     assert "16 of" in card
+    assert (folder / "run.html").is_file()
     sheet = json.loads((folder / "export.json").read_text())["sheet"]
     assert (len(sheet["masks"]), sheet["samples"], sheet["seed"]) == (16, 4, 0)
     assert (folder / "samples.jpg").stat().st_size <= MOST_BYTES

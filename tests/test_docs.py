@@ -81,3 +81,12 @@ def test_pictures_and_links_of_a_page_are_there(page):
             if anchor:
                 headings = re.findall(r"^#+ (.+)$", linked.read_text(encoding="utf-8"), flags=re.MULTILINE)
                 assert anchor in {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}, target
+
+
+def test_pages_beside_docs_link_to_files_as_the_site_needs_it():
+    root = PAGES[0].parent
+    navigation = (root / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in [*root.glob("checkpoints/**/README.md"), root / "notebooks" / "README.md", root / "CONTRIBUTING.md"]:
+        assert f"repository/{page.relative_to(root).as_posix()}" in navigation
+        for target in re.findall(r"\[[^\]]*\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            assert target.startswith("http") or (page.parent / target).is_file(), (page, target)

@@ -118,6 +118,21 @@ def test_the_card_says_licence_precision_and_only_weights_that_are_there(run, sh
     assert "stored in float16: `from_pretrained` makes float32 of them" in card
     assert "![Masks and samples](samples.jpg)" in card
     assert "*3 of 6 masks, chosen by seed 0, and the first samples of each, none left out.\n" in card
+    assert "\nLicence of the weights and of what they draw: cc-by-nc-4.0.*\n" in card
+
+
+def test_what_was_exported_and_is_again_names_no_picture_or_results_that_are_not_there(shipped, tmp_path):
+    first = shutil.copytree(shipped, tmp_path / "first")
+    card = cards.replace_part((first / "README.md").read_text(), "results", "[results/val.json](results/val.json)")
+    (first / "README.md").write_text(card)
+    (first / "results").mkdir()
+    (first / "results" / "val.json").write_text("{}")
+    again = export_model(first, tmp_path / "again", dtype="bfloat16")
+    card = (again / "README.md").read_text()
+    assert "rounded to float16" not in card
+    named = [name for name in re.findall(r"\]\(([^)]+)\)", card) if not name.startswith("http")]
+    assert named == ["results/val.json"]
+    assert (again / "results" / "val.json").read_text() == "{}"
 
 
 def test_the_run_page_with_its_photos_goes_along_only_where_a_licence_is_named(run, tmp_path, caplog):

@@ -18,6 +18,7 @@ from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import (
     CARD,
     EXPORT_FILE,
+    RESULTS_FOLDER,
     SHEET_FILE,
     check_model_folder,
     check_weights,
@@ -114,8 +115,15 @@ def export_model(
             drawing = load_pipeline(made).to(device)
             data, record["sheet"] = draw_sheet(drawing, sheet, batch_size)
             write(made / SHEET_FILE, data)
-            card = cards.replace_part(card, "preview", f"![Masks and samples]({SHEET_FILE})\n\n{_caption(record)}")
+            card = cards.replace_part(
+                card, "preview", f"![Masks and samples]({SHEET_FILE})\n\n{_caption(record, card)}"
+            )
+        elif cards.has_part(card, "preview"):
+            card = cards.replace_part(card, "preview", "")  # its picture is of other weights, and stays behind
         write(made / CARD, card.encode())
+        if not scores:  # the card still shows those it had
+            for path in sorted((folder / RESULTS_FOLDER).glob("*.json")):
+                write(made / RESULTS_FOLDER / path.name, path)
         for name, score in scores.items():
             write(made / name, json_bytes(score))
         record["versions"] = {
@@ -148,12 +156,14 @@ def write(path: Path, content: Path | bytes) -> None:
         shutil.copyfile(content, path)
 
 
-def _caption(record: dict[str, Any]) -> str:
+def _caption(record: dict[str, Any], card: str) -> str:
     """What the sheet shows, as the card says it."""
     sheet, stored = record["sheet"], record["dtype"]
+    license_name = cards.metadata(card).get("license")
+    licence = f"\nLicence of the weights and of what they draw: {license_name}." if license_name else ""
     rounded = "" if stored == "float32" else f", rounded to {stored}"
     return (
         f"*{len(sheet['masks'])} of {sheet['of']} masks, chosen by seed {sheet['seed']}, and the first samples of "
         f"each, none left out.\nDrawn by the weights as they lie here{rounded}: {sheet['scheduler']},\n"
-        f"{sheet['num_inference_steps']} steps, guidance {sheet['guidance_scale']:g}.*"
+        f"{sheet['num_inference_steps']} steps, guidance {sheet['guidance_scale']:g}.{licence}*"
     )
