@@ -79,6 +79,14 @@ def test_one_image_that_does_not_fit_ends_with_what_helps(pipeline, tmp_path):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW, batch_size=3)
 
 
+def test_numbers_that_are_not_finite_make_no_image(pipeline, tmp_path):
+    torch.nn.init.constant_(next(iter(pipeline.unet.parameters())), torch.nan)
+    masks = save_masks(tmp_path / "masks")
+    with pytest.raises(ValueError, match=r"left the finite numbers at step 1 of \d+: give it other options"):
+        generate_dataset(pipeline, masks, tmp_path / "new", FEW)
+    assert not list((tmp_path / "new").rglob("*.png"))
+
+
 def test_another_error_of_the_network_is_not_taken_for_full_memory(pipeline, tmp_path):
     def fail(*_):
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")

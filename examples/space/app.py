@@ -12,7 +12,7 @@ from semseg_diffusers.cli import main
 
 HERE = Path(__file__).resolve().parent
 # A folder beside this file first, then what a checkout carries.
-FOLDERS = (HERE / "model", HERE.parents[1] / "checkpoints/camvid128", HERE.parents[1] / "checkpoints/toy")
+FOLDERS = (HERE / "model", HERE.parent.parent / "checkpoints/camvid128", HERE.parent.parent / "checkpoints/toy")
 
 
 def find_model() -> str:

@@ -35,10 +35,19 @@ class Drawer:
         self.at_each_step = at_each_step
 
     def draw(self, jobs: list[Job], sources: list[Source]) -> list[Image.Image]:
-        """Draw images of one group of the plan."""
+        """Draw images of one group of the plan.
 
-        def on_step_end(*_) -> dict:
+        Raises:
+            ValueError: numbers are no longer finite after a step, so that the images would be of nothing.
+        """
+
+        def on_step_end(_pipeline, step: int, _timestep, tensors: dict[str, torch.Tensor]) -> dict:
             self.at_each_step()
+            if not torch.isfinite(tensors["latents"]).all():
+                raise ValueError(
+                    f"{type(self.pipeline.scheduler).__name__} left the finite numbers at step {step + 1} of "
+                    f"{sampling.num_inference_steps}: give it other options, more steps or --dtype float32."
+                )
             return {}
 
         sampling, (height, width) = self.plan.sampling(jobs[0]), self.plan.size
@@ -71,7 +80,7 @@ class Drawer:
             width=width,
             generator=[torch.Generator().manual_seed(image_seed(sampling.seed, job.stem, job.index)) for job in jobs],
             callback_on_step_end=on_step_end,
-            callback_on_step_end_tensor_inputs=[],
+            callback_on_step_end_tensor_inputs=["latents"],
             **options,
         ).images
 
