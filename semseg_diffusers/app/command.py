@@ -8,6 +8,7 @@ Nobody but this machine reaches the page, unless --host says otherwise.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 import tempfile
@@ -20,13 +21,14 @@ from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.drawing import Painter
 from semseg_diffusers.app.examples import folder_masks, plain_street, toy_masks
 from semseg_diffusers.app.limits import MOST_SEED, Limits, check_whole
-from semseg_diffusers.app.page import build_page
-from semseg_diffusers.app.serving import serve
 from semseg_diffusers.app.shapes import cut_shapes, drawn_shapes
 from semseg_diffusers.data.layout import terminate_as_exception
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.launch import check_usable
 
+
+if importlib.util.find_spec("gradio") is None:  # imported in `run`, where its folder is known
+    raise ModuleNotFoundError("there is no gradio", name="gradio")
 
 NO_OUTPUT = "off"
 HELP = {
@@ -76,7 +78,11 @@ def run(args: argparse.Namespace) -> None:
     examples |= masks or toy_masks(painter.labels, painter.size)
     shapes = drawn_shapes(painter.labels) + cut_shapes(list(masks.values()), painter.labels)
     with terminate_as_exception(), tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
-        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and what is shown, of this app alone
+        # uploads and what is shown, of this app alone; gradio reads it while it is imported
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        from semseg_diffusers.app.page import build_page
+        from semseg_diffusers.app.serving import serve
+
         title = Path(args.model).name if Path(args.model).is_dir() else args.model
         page = build_page(painter, collection, examples, shapes, title, seed)
         sys.stdout.write(f"{title} on {args.device}; pairs go to {args.output}. Ctrl-C ends it.\n")
