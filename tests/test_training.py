@@ -410,3 +410,12 @@ def test_latest_passes_over_a_broken_checkpoint(toy, tmp_path):
     (run / "checkpoint-4" / "model.safetensors").write_bytes(b"cut")
     train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
     assert all(torch.equal(expected[name], tensor) for name, tensor in weights(run).items())
+
+
+def test_a_temporary_folder_too_long_for_sockets_is_refused_before_the_training_waits_for_ever(
+    monkeypatch, toy, tmp_path
+):
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/" + "long" * 20)
+    settings = tiny_settings(toy, tmp_path / "run", dataloader_num_workers=1)
+    with pytest.raises(ValueError, match=r"has 85 characters.*at most 75. Set TMPDIR to a shorter one"):
+        train_here(settings)

@@ -60,7 +60,7 @@ from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingS
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.sharding import choose_layers, is_sharded, trained_weights, whole_network
 from semseg_diffusers.training.trackers import begin_tracking, track_picture, trackers_of
-from semseg_diffusers.training.waiting import WaitingTime
+from semseg_diffusers.training.waiting import WaitingTime, check_temporary_folder
 
 
 logger = get_logger(__name__)
@@ -103,6 +103,7 @@ def train(settings: TrainingSettings) -> Path:
         preview_pairs, preview_reason = _preview_pairs(settings, pairs, columns)
         return pairs, preview_pairs, preview_reason, read_record(settings.dataset).get("format")
 
+    agree(lambda: check_temporary_folder(settings.dataloader_num_workers))
     # one process builds the table of `datasets`, then the others find it
     data = agree(read_data if accelerator.is_local_main_process else lambda: None)
     pairs, preview_pairs, preview_reason, source_format = agree(lambda: data or read_data())

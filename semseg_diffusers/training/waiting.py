@@ -1,5 +1,8 @@
-"""How long the network waits for its data: the time that the loop spends in asking for the next batch."""
+"""How long the network waits for its data: the time that the loop spends in asking for the next batch; and what would
+let it wait for ever."""
 
+import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,6 +13,24 @@ from accelerate.logging import get_logger
 logger = get_logger(__name__)
 
 STARVED = 0.1  # share of an interval without data that is worth a word
+# Characters of a socket's path that Linux takes, less what multiprocessing appends: /pymp-XXXXXXXX/listener-XXXXXXXX.
+LONGEST_FOLDER = 107 - len("/pymp-/listener-") - 2 * 8
+
+
+def check_temporary_folder(num_workers: int) -> None:
+    """Refuse a temporary folder whose path is too long for the sockets by which processes hand over batches.
+
+    Without this the batch is lost in the process that read it, and the training waits for it without a word.
+
+    Raises:
+        ValueError: naming the folder and what to do.
+    """
+    folder = tempfile.gettempdir()
+    if num_workers and sys.platform == "linux" and len(folder) > LONGEST_FOLDER:
+        raise ValueError(
+            f"the temporary folder '{folder}' has {len(folder)} characters; processes that read data want one of at "
+            f"most {LONGEST_FOLDER}. Set TMPDIR to a shorter one, or give --dataloader_num_workers 0."
+        )
 
 
 class WaitingTime:
