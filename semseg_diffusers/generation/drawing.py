@@ -41,13 +41,11 @@ class Drawer:
             ValueError: numbers are no longer finite after a step, so that the images would be of nothing.
         """
 
-        def on_step_end(_pipeline, step: int, _timestep, tensors: dict[str, torch.Tensor]) -> dict:
+        finite: list[torch.Tensor] = []  # after each step; read at the end, so that no step waits for the device
+
+        def on_step_end(_pipeline, _step, _timestep, tensors: dict[str, torch.Tensor]) -> dict:
             self.at_each_step()
-            if not torch.isfinite(tensors["latents"]).all():
-                raise ValueError(
-                    f"{type(self.pipeline.scheduler).__name__} left the finite numbers at step {step + 1} of "
-                    f"{sampling.num_inference_steps}: give it other options, more steps or --dtype float32."
-                )
+            finite.append(torch.isfinite(tensors["latents"]).all())
             return {}
 
         sampling, (height, width) = self.plan.sampling(jobs[0]), self.plan.size
@@ -68,7 +66,7 @@ class Drawer:
             pairs = zip(jobs, sources, strict=True)
             options["attributes"] = [self.plan.attributes(job, source.columns) for job, source in pairs]
             options["attribute_guidance_scale"] = sampling.attribute_guidance_scale
-        return self.pipeline(
+        images = self.pipeline(
             mask=[source.ids for source in sources],
             num_inference_steps=sampling.num_inference_steps,
             guidance_scale=sampling.guidance_scale,
@@ -83,6 +81,13 @@ class Drawer:
             callback_on_step_end_tensor_inputs=["latents"],
             **options,
         ).images
+        flags = [flag.item() for flag in finite]
+        if not all(flags):
+            raise ValueError(
+                f"{type(self.pipeline.scheduler).__name__} left the finite numbers at step {flags.index(False) + 1} "
+                f"of {sampling.num_inference_steps}: give it other options, more steps or --dtype float32."
+            )
+        return images
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
