@@ -26,7 +26,7 @@ from PIL import Image
 
 from semseg_diffusers import cli
 from semseg_diffusers.app.collection import Collection, zip_of
-from semseg_diffusers.app.drawing import EDIT, REDRAW, STEM, Photo, Wish
+from semseg_diffusers.app.drawing import EDIT, REDRAW, STEM, WAYS, Photo, Wish
 from semseg_diffusers.app.examples import folder_masks, plain_street, toy_masks
 from semseg_diffusers.app.handlers import Cancellations, Cancelled, Handlers
 from semseg_diffusers.app.limits import Limits, check_real, check_scheduler, check_whole, read_upload
@@ -417,11 +417,57 @@ def test_a_mask_that_waited_is_not_drawn_into_a_photo_that_came_later(tmp_path, 
 def test_only_the_visitor_of_a_drawing_cancels_it():
     cancellations = Cancellations()
     with cancellations.watched("a") as event:
-        assert not cancellations.cancel("b")
+        assert cancellations.cancel("b") == "Nothing is being drawn."
         assert not event.is_set()
-        assert cancellations.cancel("a")
+        assert cancellations.cancel("a") == "Cancelling …"
         assert event.is_set()
-    assert not cancellations.cancel("a")
+    assert cancellations.cancel("a") == "Nothing is being drawn."
+
+
+def test_a_drawing_is_cancelled_while_it_waits_for_its_turn_and_the_next_one_is_not(tmp_path, painter):
+    handlers = Handlers(painter, None, str(tmp_path))
+    request = gr.Request(session_hash="visitor")
+
+    def told() -> str:
+        return list(handlers.generate(request, *wish(images=2), progress=lambda *_, **__: None))[-1][-1]
+
+    handlers.expect(request)
+    handlers.expect(gr.Request(session_hash="other"))
+    assert handlers.cancel(request) == "Cancelled: it will not be drawn when its turn comes."
+    assert told() == "Cancelled; 0 of 2 drawn."
+    handlers.expect(request)
+    assert told() == "2 drawn."
+    handlers.expect(request)
+    handlers.leave(request)
+    assert handlers.cancel(request) == "Nothing is being drawn."
+
+
+def test_samples_drawn_before_an_error_can_be_kept(tmp_path, painter, monkeypatch):
+    handlers = Handlers(painter, Collection(tmp_path / "painted", LABELS, SIZE), str(tmp_path / "files"))
+    draw_one = painter._draw_one
+
+    def fail_at_the_second(pipeline, plan, job, *more):
+        if job.index == 1:
+            raise ValueError("the numbers ended")
+        return draw_one(pipeline, plan, job, *more)
+
+    monkeypatch.setattr(painter, "_draw_one", fail_at_the_second)
+    drawing = handlers.generate(gr.Request(session_hash="visitor"), *wish(images=3), progress=lambda *_, **__: None)
+    shown = []
+    with pytest.raises(gr.Error, match="the numbers ended"):
+        shown.extend(iter(drawing))  # what came before the error is kept
+    _, drawn, download, keep, told = shown[-1]
+    assert (download.interactive, keep.value, told) == (True, ["0"], "Ended by an error; 1 of 3 drawn.")
+    assert handlers.add(drawn, keep.value) == "1 added to painted; it holds 1."
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_scheduler_that_is_offered_draws_in_every_way_from_one_step_on(painter, way):
+    photo = Photo(photo_of(1), np.full(SIZE, 255, dtype=np.uint8))
+    for scheduler in painter.schedulers:
+        for steps in (1, 3):
+            asked = Wish(way=way, scheduler=scheduler, num_inference_steps=steps, num_images=1)
+            assert len(list(painter.draw(STREET, asked, photo))) == 1, scheduler
 
 
 # Where it goes -------------------------------------------------------------------------------------------------------

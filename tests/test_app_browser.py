@@ -313,6 +313,26 @@ def test_a_drawing_is_cancelled_between_two_steps(visitor):
     visitor.told("Cancelled;")
 
 
+def test_a_drawing_that_waits_behind_another_is_cancelled(browser, place, visitor):
+    other = Visitor(browser, place[0], 1280, 900)
+    for one in (other, visitor):
+        one.page.get_by_role("button", name="Steps, guidance, scheduler").click()
+        one.page.get_by_label("number input for Steps").fill("50")
+        one.page.keyboard.press("Tab")
+    other.page.get_by_role("button", name="Generate").click()
+    other.page.locator("#told", has_text="step").wait_for()
+    visitor.page.get_by_role("button", name="Generate").dblclick()  # which asks once
+    visitor.page.locator("#told", has_text="queue").wait_for()
+    visitor.page.get_by_role("button", name="Cancel").click()
+    visitor.told("Cancelled: it will not be drawn when its turn comes.")
+    other.page.get_by_role("button", name="Cancel").click()
+    other.told("Cancelled;")
+    visitor.told("Cancelled; 0 of 4 drawn.")
+    assert visitor.samples() == []
+    assert sum("queue/join" in url for url in visitor.asked) == 1
+    other.leave()
+
+
 def test_fingers_paint_on_a_narrow_screen(browser, place, tmp_path):
     visitor = Visitor(browser, place[0], 390, 844, touch=True)
     visitor.page.locator("[data-tool=fill]").tap()

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import CpuOffload, add_hook_to_module
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from diffusers.callbacks import PipelineCallback
 from PIL import Image
 from tiny_pipelines import BDD, SCHEDULERS, SIZE, draw, pipeline, random_ids, seeded, tiny_unet
@@ -571,6 +571,14 @@ def test_bad_input_is_refused_before_any_work(pipe, batches, tmp_path, monkeypat
     with pytest.raises(ValueError, match=message):
         pipe(**{"mask": torch.zeros(SIZE, SIZE).long(), **settings})
     assert calls == []
+
+
+def test_too_few_steps_for_runge_kutta_are_refused_and_the_least_that_are_not_draw(pipe):
+    pipe = MaskGuidedDDPMPipeline(pipe.unet, PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=False))
+    mask = torch.zeros(SIZE, SIZE).long()
+    with pytest.raises(ValueError, match="PNDMScheduler begins with Runge-Kutta steps, which want 4"):
+        pipe(mask, num_inference_steps=3)
+    assert len(pipe(mask, num_inference_steps=4).images) == 1
 
 
 @pytest.mark.parametrize(

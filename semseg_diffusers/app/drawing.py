@@ -42,7 +42,7 @@ SCHEDULERS = (
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "LMSDiscreteScheduler",
-    "PNDMScheduler",
+    "PNDMScheduler:skip_prk_steps=true",  # its Runge-Kutta steps can start from noise alone
     "UniPCMultistepScheduler",
 )
 

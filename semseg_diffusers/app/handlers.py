@@ -30,26 +30,38 @@ class Cancelled(Exception):  # noqa: N818  no error: a visitor's wish
 
 
 class Cancellations:
-    """Which visitors have cancelled what is drawn for them."""
+    """Which visitors have cancelled what is drawn for them, or waits to be."""
 
     def __init__(self):
-        self._events: dict[str | None, threading.Event] = {}
+        self._waiting: dict[str | None, threading.Event] = {}
+        self._drawn: dict[str | None, threading.Event] = {}
+
+    def expect(self, session: str | None) -> None:
+        """Say that a drawing of this visitor waits for its turn: it can be cancelled from now on."""
+        self._waiting[session] = threading.Event()
 
     @contextlib.contextmanager
     def watched(self, session: str | None) -> Iterator[threading.Event]:
-        """An event that `cancel` of this visitor sets."""
-        event = self._events[session] = threading.Event()
+        """An event that `cancel` of this visitor sets, or has set while the drawing waited."""
+        event = self._drawn[session] = self._waiting.pop(session, None) or threading.Event()
         try:
             yield event
         finally:
-            self._events.pop(session, None)
+            self._drawn.pop(session, None)
 
-    def cancel(self, session: str | None) -> bool:
-        """Set it; tells whether something was being drawn."""
-        event = self._events.get(session)
-        if event is not None:
+    def cancel(self, session: str | None) -> str:
+        """Set it, and tell the visitor what that does."""
+        drawn, waiting = self._drawn.get(session), self._waiting.get(session)
+        for event in filter(None, (drawn, waiting)):
             event.set()
-        return event is not None
+        if drawn is not None:
+            return "Cancelling …"
+        return "Cancelled: it will not be drawn when its turn comes." if waiting else "Nothing is being drawn."
+
+    def forget(self, session: str | None) -> None:
+        """The visitor has left: nothing more is drawn for them."""
+        self.cancel(session)
+        self._waiting.pop(session, None)
 
 
 @contextlib.contextmanager
@@ -163,6 +175,10 @@ class Handlers:
                         yield self._shown(drawn, f"{len(drawn)} of {wish.num_images:g} drawn")
                 except Cancelled:
                     told = f"Cancelled; {len(drawn)} of {wish.num_images:g} drawn."
+                except Exception:
+                    if drawn:  # which can be kept all the same
+                        yield self._finished(drawn, f"Ended by an error; {len(drawn)} of {wish.num_images:g} drawn.")
+                    raise
             yield self._finished(drawn, told or f"{len(drawn)} drawn.")
 
     def _shown(self, drawn: list[Drawn], told: str) -> tuple:
@@ -190,7 +206,13 @@ class Handlers:
         return gallery, state, download, keep, told
 
     def cancel(self, request: gr.Request) -> str:
-        return "Cancelling …" if self.cancellations.cancel(request.session_hash) else "Nothing is being drawn."
+        return self.cancellations.cancel(request.session_hash)
+
+    def expect(self, request: gr.Request) -> None:
+        self.cancellations.expect(request.session_hash)
+
+    def leave(self, request: gr.Request) -> None:
+        self.cancellations.forget(request.session_hash)
 
     def add(self, drawn: list[Drawn] | None, keep: Sequence[str]) -> str:
         """Add the chosen samples to the data set."""

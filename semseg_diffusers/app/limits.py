@@ -25,6 +25,7 @@ SCHEDULER_OPTIONS: dict[str, tuple] = {
     "solver_order": (1, 2, 3),
     "timestep_spacing": ("linspace", "leading", "trailing"),
     "final_sigmas_type": ("zero", "sigma_min"),
+    "skip_prk_steps": FLAGS,
     "thresholding": FLAGS,
     "clip_sample": FLAGS,
     "lower_order_final": FLAGS,

@@ -143,7 +143,9 @@ def build_page(
         )
         drop.click(handlers.drop_photo, None, [canvas, photo, way, told], api_name="drop_photo")
         wishes = [way, scheduler, steps, guidance, seed_field, num_images, strength, attribute_guidance, *attributes]
-        start.click(
+        # Two events: the first comes at once, so that a drawing can be cancelled while it waits in the queue.
+        wished = start.click(handlers.expect, api_visibility="private", queue=False, show_progress="hidden")
+        wished.then(
             handlers.generate,
             [canvas, photo, *wishes],
             [gallery, drawn, download, keep, told],
@@ -159,5 +161,6 @@ def build_page(
         way.change(
             lambda chosen: gr.Slider(visible=chosen == REDRAW), way, strength, api_visibility="private", queue=False
         )
+        page.unload(handlers.leave)
         page.load(lambda: gr.Slider(visible=False), None, strength, api_visibility="private", queue=False)
     return page.queue(max_size=limits.queue_size, default_concurrency_limit=4)

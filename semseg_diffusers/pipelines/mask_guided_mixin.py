@@ -94,6 +94,11 @@ class MaskGuidedMixin:
         channels, out_channels = self.unet.config.in_channels, self.unet.config.out_channels
         check_whole_number("num_images_per_mask", num_images_per_mask, 1)
         check_whole_number("num_inference_steps", num_inference_steps, 1)
+        if num_inference_steps < 4 and getattr(self.scheduler.config, "skip_prk_steps", True) is False:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} begins with Runge-Kutta steps, which want 4 `num_inference_steps` "
+                f"at least; got {num_inference_steps}: take more, or set its skip_prk_steps=True."
+            )
         check_number("guidance_scale", guidance_scale, "1 is without guidance")
         if attribute_guidance_scale is not None:
             check_number(
