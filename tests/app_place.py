@@ -30,9 +30,9 @@ def tiny_painter(**options) -> Painter:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[str]:
+def served(folder: Path, painter: Painter | None = None) -> Iterator[str]:
     """The address of a page that adds to `folder/painted`; its files lie in `folder/files`."""
-    painter = tiny_painter()
+    painter = painter or tiny_painter()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "files"))
         collection = Collection(folder / "painted", painter.labels, painter.size)

@@ -13,7 +13,7 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from app_place import LABELS, SIZE, STREET, served
+from app_place import LABELS, SIZE, STREET, served, tiny_painter
 from generation_places import draw_ids
 from PIL import Image
 from test_app import HOSTILE, file_of, photo_of
@@ -44,8 +44,9 @@ def browser() -> Iterator:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
-    with served(folder) as address:
-        yield address, folder
+    painter = tiny_painter()
+    with served(folder, painter) as address:
+        yield address, folder, painter
 
 
 class Visitor:
@@ -313,24 +314,36 @@ def test_a_drawing_is_cancelled_between_two_steps(visitor):
     visitor.told("Cancelled;")
 
 
-def test_a_drawing_that_waits_behind_another_is_cancelled(browser, place, visitor):
+def test_a_drawing_that_waits_is_cancelled_and_the_next_wish_is_drawn_in_its_place(browser, place, visitor, tmp_path):
     other = Visitor(browser, place[0], 1280, 900)
-    for one in (other, visitor):
-        one.page.get_by_role("button", name="Steps, guidance, scheduler").click()
-        one.page.get_by_label("number input for Steps").fill("50")
-        one.page.keyboard.press("Tab")
-    other.page.get_by_role("button", name="Generate").click()
-    other.page.locator("#told", has_text="step").wait_for()
-    visitor.page.get_by_role("button", name="Generate").dblclick()  # which asks once
-    visitor.page.locator("#told", has_text="queue").wait_for()
-    visitor.page.get_by_role("button", name="Cancel").click()
-    visitor.told("Cancelled: it will not be drawn when its turn comes.")
-    other.page.get_by_role("button", name="Cancel").click()
-    other.told("Cancelled;")
-    visitor.told("Cancelled; 0 of 4 drawn.")
-    assert visitor.samples() == []
-    assert sum("queue/join" in url for url in visitor.asked) == 1
+    generate = visitor.page.get_by_role("button", name="Generate")
+    with place[2]._lock:  # the other's drawing does not end
+        other.page.get_by_role("button", name="Generate").click()
+        other.page.locator("#told", has_text="processing").wait_for()
+        generate.dblclick()  # which asks once
+        visitor.page.locator("#told", has_text="queue").wait_for()
+        assert sum("queue/join" in url for url in visitor.asked) == 1
+        visitor.page.get_by_role("button", name="Cancel").click()
+        visitor.told("Cancelled: nothing is being drawn.")
+        visitor.tool("Fill")
+        visitor.choose("car")
+        visitor.click(8, 0)
+        painted = visitor.ids()
+        generate.click()
+        visitor.page.locator("#told", has_text="queue").wait_for()
+        other.page.get_by_role("button", name="Cancel").click()
+        other.told("Cancelling …")
+    other.told("Cancelled; 0 of 4 drawn.")
     other.leave()
+
+    visitor.told("4 drawn.")
+    with visitor.page.expect_download() as download:
+        visitor.page.locator("#download").click()
+    download.value.save_as(tmp_path / "drawn.zip")
+    with zipfile.ZipFile(tmp_path / "drawn.zip") as archive:
+        masks = [name for name in archive.namelist() if name.startswith("masks/")]
+        drawn = Image.open(io.BytesIO(archive.read(masks[0])))
+        assert np.array_equal(np.asarray(drawn), painted)
 
 
 def test_fingers_paint_on_a_narrow_screen(browser, place, tmp_path):

@@ -30,38 +30,27 @@ class Cancelled(Exception):  # noqa: N818  no error: a visitor's wish
 
 
 class Cancellations:
-    """Which visitors have cancelled what is drawn for them, or waits to be."""
+    """Which visitors have cancelled what is drawn for them. What waits in the queue is gradio's to cancel."""
 
     def __init__(self):
-        self._waiting: dict[str | None, threading.Event] = {}
-        self._drawn: dict[str | None, threading.Event] = {}
-
-    def expect(self, session: str | None) -> None:
-        """Say that a drawing of this visitor waits for its turn: it can be cancelled from now on."""
-        self._waiting[session] = threading.Event()
+        self._events: dict[str | None, threading.Event] = {}
 
     @contextlib.contextmanager
     def watched(self, session: str | None) -> Iterator[threading.Event]:
-        """An event that `cancel` of this visitor sets, or has set while the drawing waited."""
-        event = self._drawn[session] = self._waiting.pop(session, None) or threading.Event()
+        """An event that `cancel` of this visitor sets."""
+        event = self._events[session] = threading.Event()
         try:
             yield event
         finally:
-            self._drawn.pop(session, None)
+            if self._events.get(session) is event:
+                del self._events[session]
 
-    def cancel(self, session: str | None) -> str:
-        """Set it, and tell the visitor what that does."""
-        drawn, waiting = self._drawn.get(session), self._waiting.get(session)
-        for event in filter(None, (drawn, waiting)):
+    def cancel(self, session: str | None) -> bool:
+        """Set it; tells whether something was being drawn."""
+        event = self._events.get(session)
+        if event is not None:
             event.set()
-        if drawn is not None:
-            return "Cancelling …"
-        return "Cancelled: it will not be drawn when its turn comes." if waiting else "Nothing is being drawn."
-
-    def forget(self, session: str | None) -> None:
-        """The visitor has left: nothing more is drawn for them."""
-        self.cancel(session)
-        self._waiting.pop(session, None)
+        return event is not None
 
 
 @contextlib.contextmanager
@@ -195,9 +184,9 @@ class Handlers:
         return gallery, drawn, gr.DownloadButton(interactive=False), nothing, told
 
     def _finished(self, drawn: list[Drawn], told: str) -> tuple:
-        gallery, state, *nothing = self._shown(drawn, told)
-        if not drawn:
-            return gallery, state, *nothing
+        if not drawn:  # what was drawn before stays
+            return *(gr.skip() for _ in range(4)), told
+        gallery, state, *_ = self._shown(drawn, told)
         name = f"{drawn[0].row['stem']}.zip"
         path = save_bytes_to_cache(zip_of(drawn, self.painter.labels), name, self.cache)
         numbers = [str(entry.row["index"]) for entry in drawn]
@@ -205,14 +194,14 @@ class Handlers:
         keep = gr.CheckboxGroup(numbers, value=numbers, visible=self.collection is not None)
         return gallery, state, download, keep, told
 
-    def cancel(self, request: gr.Request) -> str:
-        return self.cancellations.cancel(request.session_hash)
-
-    def expect(self, request: gr.Request) -> None:
-        self.cancellations.expect(request.session_hash)
+    def cancel(self, request: gr.Request) -> tuple[str, bool]:
+        """End what is drawn for a visitor: what is told, and whether nothing is, so that only waiting can end."""
+        drawing = self.cancellations.cancel(request.session_hash)
+        return "Cancelling …" if drawing else "Cancelled: nothing is being drawn.", not drawing
 
     def leave(self, request: gr.Request) -> None:
-        self.cancellations.forget(request.session_hash)
+        """The visitor has closed the page: what is drawn ends."""
+        self.cancellations.cancel(request.session_hash)
 
     def add(self, drawn: list[Drawn] | None, keep: Sequence[str]) -> str:
         """Add the chosen samples to the data set."""

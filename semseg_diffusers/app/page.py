@@ -16,7 +16,8 @@ from semseg_diffusers.generation.settings import GenerationSettings
 
 
 DOWNLOAD = "Download images, masks, metadata"
-KEPT = 3600  # seconds that files, and what a visitor drew, are kept
+KEPT = 24 * 3600  # seconds that files are kept; what a visitor has is forgotten an hour after the page was closed
+WITHDRAW = "withdraw"  # id of a button that nobody sees
 FILE_ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]  # a hint to the browser; the content decides
 
 
@@ -56,9 +57,9 @@ def build_page(
     limits, defaults = painter.limits, GenerationSettings()
     unknown = np.full(painter.size, painter.labels.ignore_index, dtype=np.uint8)
     size = f"{painter.size[0]} × {painter.size[1]}"
-    with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 6, KEPT)) as page:
-        photo = gr.State(None, time_to_live=KEPT)
-        drawn = gr.State(None, time_to_live=KEPT)
+    with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
+        photo = gr.State(None)
+        drawn = gr.State(None)
         gr.Markdown(f"## Paint a mask, get photos\n{html.escape(title)} · {size} pixels")
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
@@ -115,6 +116,8 @@ def build_page(
                 with gr.Row():
                     start = gr.Button("Generate", variant="primary", elem_id="generate")
                     stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
+                withdraw = gr.Button("Withdraw", visible="hidden", elem_id=WITHDRAW)
+                is_idle = gr.Checkbox(visible="hidden")
                 told = gr.Markdown("", elem_id="told", min_height=76, container=True)
                 gallery = gr.Gallery(
                     label="Samples, with their seeds",
@@ -143,9 +146,7 @@ def build_page(
         )
         drop.click(handlers.drop_photo, None, [canvas, photo, way, told], api_name="drop_photo")
         wishes = [way, scheduler, steps, guidance, seed_field, num_images, strength, attribute_guidance, *attributes]
-        # Two events: the first comes at once, so that a drawing can be cancelled while it waits in the queue.
-        wished = start.click(handlers.expect, api_visibility="private", queue=False, show_progress="hidden")
-        wished.then(
+        generating = start.click(
             handlers.generate,
             [canvas, photo, *wishes],
             [gallery, drawn, download, keep, told],
@@ -155,7 +156,15 @@ def build_page(
             concurrency_limit=1,
             trigger_mode="once",
         )
-        stop.click(handlers.cancel, None, told, api_name="cancel", queue=False, show_progress="hidden")
+        # What is drawn ends between two steps, by its handler, so that samples before it can be kept; what waits is
+        # taken from the queue by gradio, which its page asks for by a button of its own.
+        stopped = stop.click(
+            handlers.cancel, None, [told, is_idle], api_name="cancel", queue=False, show_progress="hidden"
+        )
+        stopped.then(
+            None, is_idle, None, js=f"(idle) => {{ if (idle) document.querySelector('#{WITHDRAW}').click(); }}"
+        )
+        withdraw.click(None, cancels=[generating])
         if collection is not None:
             add.click(handlers.add, [drawn, keep], told, api_name="add")
         way.change(

@@ -85,7 +85,7 @@ class Drawer:
         if not all(flags):
             raise ValueError(
                 f"{type(self.pipeline.scheduler).__name__} left the finite numbers at step {flags.index(False) + 1} "
-                f"of {sampling.num_inference_steps}: give it other options, more steps or --dtype float32."
+                f"of {len(flags)}: give it other options, more steps or --dtype float32."
             )
         return images
 
