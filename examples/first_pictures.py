@@ -1,7 +1,7 @@
 """The first pictures: a network that comes with the repository draws streets from masks, by several samplers.
 
 Run `python examples/first_pictures.py`, or `make demo`, which begins with it. The masks are drawn by code, changed by
-`edit`'s operations, and painted with a brush; all of it goes to `demo/first.png`, and each mask and image beside it.
+`edit`'s operations, and painted in the browser; all of it goes to `demo/first.png`, and each mask and image beside it.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from semseg_diffusers.pipelines.mask_inputs import resize_ids
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = (ROOT / "checkpoints" / "camvid128", ROOT / "checkpoints" / "toy")  # the first that is there draws
-PAINTED = Path(__file__).resolve().parent / "masks" / "painted.png"  # in CamVid's colours
+PAINTED = Path(__file__).resolve().parent / "masks" / "painted.png"  # in CamVid's classes, by the painter
 EDITED = "a high street"  # the scene that is changed, and how; points are x,y in pixels of a mask 128 wide
 OPERATIONS = (
     "remove class=car number=1",  # the largest: those that are parked in a row
@@ -69,7 +69,7 @@ def make_masks(labels: LabelSet, size: int) -> dict[str, np.ndarray]:
     painted = camvid.encode(PAINTED)
     if labels != camvid:
         painted = LabelMapping(camvid, labels).map(painted)
-    masks["painted with a brush"] = resize_ids(painted, size, size)
+    masks["painted in the browser"] = resize_ids(painted, size, size)
     return masks
 
 
