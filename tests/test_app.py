@@ -424,14 +424,13 @@ def test_only_the_visitor_of_a_drawing_cancels_it():
     assert not cancellations.cancel("a")
 
 
-def test_what_was_drawn_before_stays_when_nothing_of_the_next_is_drawn(tmp_path, painter):
+@pytest.mark.parametrize("ending", ["cancel", "leave"])
+def test_what_was_drawn_before_stays_when_nothing_of_the_next_is_drawn(tmp_path, painter, ending):
     handlers = Handlers(painter, None, str(tmp_path))
     request = gr.Request(session_hash="visitor")
-    at_each_step = [lambda: handlers.cancel(request), lambda: handlers.leave(request)]
-    for cancel in at_each_step:
-        drawing = handlers.generate(request, *wish(images=2), progress=lambda *_, **__: cancel())  # noqa: B023
-        (shown,) = list(drawing)
-        assert shown == (*(gr.skip() for _ in range(4)), "Cancelled; 0 of 2 drawn.")
+    end = getattr(handlers, ending)
+    (shown,) = list(handlers.generate(request, *wish(images=2), progress=lambda *_, **__: end(request)))
+    assert shown == (*(gr.skip() for _ in range(4)), "Cancelled; 0 of 2 drawn.")
     assert handlers.cancel(request) == ("Cancelled: nothing is being drawn.", True)
 
 

@@ -5,11 +5,11 @@ Needs Chromium or Chrome on the PATH, and Playwright; both are looked for, and t
 
 import io
 import json
-import re
-import shutil
+import sys
 import zipfile
 from collections.abc import Iterator
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +24,10 @@ from semseg_diffusers.data.editing import drawing
 
 pytestmark = pytest.mark.slow
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; the extra `dev` brings it")
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks" / "studies"))
+from painter_hand import BROWSERS, Hand, find_browser  # noqa: E402
+
+
 ROAD, SKY, CAR, PERSON, POLE = range(5)
 UNKNOWN = 255
 PATIENCE = 60_000  # milliseconds; machines that test are busy
@@ -32,7 +35,7 @@ PATIENCE = 60_000  # milliseconds; machines that test are busy
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = find_browser()
     if found is None:
         pytest.skip(f"there is no browser on the PATH; wanted one of {', '.join(BROWSERS)}")
     with sync_api.sync_playwright() as playwright:
@@ -49,14 +52,14 @@ def place(tmp_path_factory):
         yield address, folder, painter
 
 
-class Visitor:
+class Visitor(Hand):
     """Someone who looks at the page, and what the page said and asked for meanwhile."""
 
     def __init__(self, browser, address: str, width: int, height: int, touch: bool = False):
         self.context = browser.new_context(
             viewport={"width": width, "height": height}, has_touch=touch, is_mobile=touch, accept_downloads=True
         )
-        self.page = self.context.new_page()
+        super().__init__(self.context.new_page(), SIZE[1])
         self.page.set_default_timeout(PATIENCE)
         self.said, self.asked, self.address = [], [], address
         self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
@@ -72,34 +75,6 @@ class Visitor:
             " return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }"
         )
         return LABELS.encode(np.array(pixels, dtype=np.uint8).reshape(*SIZE, 4)[..., :3].copy())
-
-    def tool(self, name: str) -> None:
-        self.page.get_by_role("toolbar").get_by_role("button", name=name, exact=True).click()
-
-    def choose(self, class_name: str) -> None:
-        self.page.locator(".painter .palette button", has_text=re.compile(f"^{class_name}$")).click()
-
-    def slide(self, selector: str, value: int) -> None:
-        self.page.locator(f".painter {selector}").evaluate(
-            "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value
-        )
-
-    def point(self, x: int, y: int) -> tuple[float, float]:
-        """Where the middle of a pixel is seen."""
-        canvas = self.page.locator(".painter .mask")
-        canvas.scroll_into_view_if_needed()
-        box = canvas.bounding_box()
-        return box["x"] + (x + 0.5) * box["width"] / SIZE[1], box["y"] + (y + 0.5) * box["height"] / SIZE[0]
-
-    def click(self, x: int, y: int) -> None:
-        self.page.mouse.click(*self.point(x, y))
-
-    def drag(self, *points: tuple[int, int]) -> None:
-        self.page.mouse.move(*self.point(*points[0]))
-        self.page.mouse.down()
-        for point in points[1:]:
-            self.page.mouse.move(*self.point(*point), steps=4)
-        self.page.mouse.up()
 
     def load(self, button: str, name: str, data: bytes) -> None:
         """Choose a file for an upload button."""

@@ -13,8 +13,6 @@ The seconds of set-up are mostly those of downloading packages. The hand of the 
 import argparse
 import json
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,14 +24,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from painter_hand import BROWSERS, Hand, find_browser
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from semseg_diffusers.pipelines.saved_files import write_text
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIDE = 128  # pixels of the mask; points below are (x, y) in them
 PATIENCE = 900  # seconds for the longest step
 # What is painted, from back to front: how, class or thing, points. A brush has a size, a thing a height.
@@ -95,64 +93,39 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-class Hand:
-    """A mouse that paints on the page's canvas."""
-
-    def __init__(self, page: Page):
-        self.page = page
-
-    def seen(self, point: tuple[int, int]) -> tuple[float, float]:
-        canvas = self.page.locator(".painter .mask")
-        canvas.scroll_into_view_if_needed()
-        box = canvas.bounding_box()
-        return box["x"] + (point[0] + 0.5) * box["width"] / SIDE, box["y"] + (point[1] + 0.5) * box["height"] / SIDE
-
-    def slide(self, slider: str, value: str) -> None:
-        self.page.locator(f".painter {slider}").evaluate(
-            "(slider, value) => { slider.value = value; slider.dispatchEvent(new Event('input')); }", value
-        )
-
-    def drag(self, points: list[tuple[int, int]]) -> None:
-        self.page.mouse.move(*self.seen(points[0]))
-        self.page.mouse.down()
-        for point in points[1:]:
-            self.page.mouse.move(*self.seen(point), steps=8)
-        self.page.mouse.up()
-
-    def paint(self, how: str, what: str, points: list[tuple[int, int]]) -> None:
-        tool, _, size = how.partition(" ")
-        if tool == "undo":
-            self.page.keyboard.press("Control+z")
-        elif tool == "place":
-            things = self.page.get_by_role("radiogroup", name="Things")
-            things.get_by_role("radio", name=what, exact=True).click()
-            self.slide(".shape-size", size)
-            self.page.mouse.click(*self.seen(points[0]))
-        else:
-            self.page.get_by_role("toolbar").get_by_role("button", name=tool.capitalize(), exact=True).click()
-            self.page.locator(".painter .palette button", has_text=re.compile(f"^{what}$")).click()
-            if size:
-                self.slide(".brush-size", size)
-            self.draw(tool, points)
-
-    def draw(self, tool: str, points: list[tuple[int, int]]) -> None:
-        """Use the tool that is chosen."""
-        if tool in ("brush", "line", "box"):
-            self.drag(points)
-            return
-        for point in points:
-            self.page.mouse.click(*self.seen(point))
-        if tool == "polygon":
-            self.page.keyboard.press("Enter")
+def paint(hand: Hand, how: str, what: str, points: list[tuple[int, int]]) -> None:
+    """One entry of `STREET`."""
+    tool, _, size = how.partition(" ")
+    if tool == "undo":
+        hand.page.keyboard.press("Control+z")
+    elif tool == "place":
+        things = hand.page.get_by_role("radiogroup", name="Things")
+        things.get_by_role("radio", name=what, exact=True).click()
+        hand.slide(".shape-size", int(size))
+        hand.click(*points[0])
+    else:
+        hand.tool(tool.capitalize())
+        hand.choose(what)
+        if size:
+            hand.slide(".brush-size", int(size))
+        draw(hand, tool, points)
 
 
-def paint_and_take_away(address: str, output: Path, steps: Steps) -> None:
+def draw(hand: Hand, tool: str, points: list[tuple[int, int]]) -> None:
+    """Use the tool that is chosen."""
+    if tool in ("brush", "line", "box"):
+        hand.drag(*points, steps=8)
+        return
+    for point in points:
+        hand.click(*point)
+    if tool == "polygon":
+        hand.page.keyboard.press("Enter")
+
+
+def paint_and_take_away(address: str, chromium: str, output: Path, steps: Steps) -> None:
     """What the user does in the browser."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        raise SystemExit(f"error: there is no browser on the PATH; wanted one of {', '.join(BROWSERS)}.")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 1000}, accept_downloads=True)
         page.set_default_timeout(PATIENCE * 1000)
         with steps.step("the page in the browser"):
@@ -161,10 +134,10 @@ def paint_and_take_away(address: str, output: Path, steps: Steps) -> None:
             page.get_by_role("button", name="Generate").wait_for()
         with steps.step(f"a street of {len(STREET)} strokes"):
             page.get_by_role("button", name="Clear").click()
-            hand = Hand(page)
+            hand = Hand(page, SIDE)
             for stroke in STREET:
-                hand.paint(*stroke)
-            page.get_by_role("toolbar").get_by_role("button", name="Brush", exact=True).click()
+                paint(hand, *stroke)
+            hand.tool("Brush")
         page.screenshot(path=output / "painted.png")
         samples = page.locator("#samples .grid-container img")
         with steps.step("the first photo"):
@@ -191,6 +164,9 @@ def versions_of(python: Path) -> dict[str, str]:
 
 
 def run(output: Path, source: str, python: str) -> None:
+    chromium = find_browser()
+    if chromium is None:
+        raise SystemExit(f"error: there is no browser on the PATH; wanted one of {', '.join(BROWSERS)}.")
     output.mkdir(parents=True, exist_ok=True)
     steps, port = Steps(), free_port()
     with tempfile.TemporaryDirectory() as folder:
@@ -206,7 +182,7 @@ def run(output: Path, source: str, python: str) -> None:
             address = f"http://127.0.0.1:{port}/"
             with steps.step("`make app`: the page is served"):
                 wait_for("the page was served", lambda: answers(address), server)
-            paint_and_take_away(address, output, steps)
+            paint_and_take_away(address, chromium, output, steps)
             versions = versions_of(clone / ".venv" / "bin" / "python")
         finally:
             os.killpg(server.pid, signal.SIGINT)

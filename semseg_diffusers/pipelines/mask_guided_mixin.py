@@ -94,7 +94,7 @@ class MaskGuidedMixin:
         channels, out_channels = self.unet.config.in_channels, self.unet.config.out_channels
         check_whole_number("num_images_per_mask", num_images_per_mask, 1)
         check_whole_number("num_inference_steps", num_inference_steps, 1)
-        if num_inference_steps < 4 and getattr(self.scheduler.config, "skip_prk_steps", True) is False:
+        if num_inference_steps < 4 and begins_with_runge_kutta(self.scheduler):
             raise ValueError(
                 f"{type(self.scheduler).__name__} begins with Runge-Kutta steps, which want 4 `num_inference_steps` "
                 f"at least; got {num_inference_steps}: take more, or set its skip_prk_steps=True."
@@ -389,6 +389,11 @@ def stack_ids(ids: list[np.ndarray | None], height: int, width: int) -> torch.Te
 def check_whole_number(name: str, value, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"`{name}` is {value!r}; wanted a whole number of at least {least}.")
+
+
+def begins_with_runge_kutta(scheduler) -> bool:
+    """Whether it is a PNDM scheduler that was not told to leave its first steps, of Runge and Kutta, out."""
+    return getattr(scheduler.config, "skip_prk_steps", True) is False
 
 
 def check_number(name: str, value, hint: str) -> None:
