@@ -31,13 +31,13 @@ import PIL
 import torch
 from PIL import Image, ImageDraw
 
+from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.data.dataset_format import make_split
 from semseg_diffusers.data.labels import CITYSCAPES, PAPER, PAPER_NAMES
-from semseg_diffusers.data.layout import make_split
-from semseg_diffusers.data.loading import load_pairs
 from semseg_diffusers.data.prepare import PrepareSettings, make_pair, prepare_dataset
 from semseg_diffusers.data.readers import read_source
-from semseg_diffusers.data.toy import draw_scene
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.toy.scenes import draw_scene
 
 
 FRAME = (720, 1280)  # height and width, BDD100K's

@@ -43,15 +43,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from semseg_diffusers import LabelSet, PaperUNet2DModel
 from semseg_diffusers.data.labels import PAPER
 from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
-from semseg_diffusers.data.toy import draw_scene
-from semseg_diffusers.evaluation.provenance import code_commit, versions
-from semseg_diffusers.models.unet_paper import paper_betas
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.evaluation.inputs import code_commit, versions
+from semseg_diffusers.models.published.unet_paper import paper_betas
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.toy.scenes import draw_scene
 from semseg_diffusers.training import loop
+from semseg_diffusers.training.monitor import DataTimer
 from semseg_diffusers.training.networks import build_network
-from semseg_diffusers.training.options import PRESETS
-from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.training.waiting import WaitingTime
+from semseg_diffusers.training.settings import PRESETS, TrainingSettings
 
 
 SIZE = 128
@@ -63,7 +62,7 @@ WORTHWHILE = 1.2  # how much faster bfloat16 must be
 # The arms, each in its process ------------------------------------------------------------------------------------
 
 
-class Turns(WaitingTime):
+class Turns(DataTimer):
     """Batches that come only when it is this process's turn: one line "seconds" on stdin, one line of JSON back."""
 
     def __iter__(self) -> Iterator:
@@ -169,7 +168,7 @@ def run_arm(args: argparse.Namespace) -> None:
     if args.arm == "authors":
         run_authors(args.work, args.device, args.batch)
     else:
-        loop.WaitingTime = Turns  # our loop as it is; only its batches wait for their turn
+        loop.DataTimer = Turns  # our loop as it is; only its batches wait for their turn
         loop.train(arm_settings(args.arm, args.work, args.device, args.batch, args.precision))
 
 

@@ -17,9 +17,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from semseg_diffusers.data.loading import PairDataset, load_pairs
-from semseg_diffusers.data.pictures import image_grid
+from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.utils.images import image_grid
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.data.pictures import image_grid
+from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.utils.images import image_grid
 
 
 def column_title(row: dict) -> str:

@@ -21,12 +21,12 @@ from diffusers import DPMSolverMultistepScheduler
 from first_pictures import draw_first_pictures
 from PIL import Image, ImageDraw
 
+from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.loading import PairDataset, load_pairs
-from semseg_diffusers.data.pictures import image_grid
-from semseg_diffusers.generation.dataset import GenerationSettings, generate_dataset
+from semseg_diffusers.generation.generate import GenerationSettings, generate_dataset
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.utils.images import image_grid
 
 
 ROOT = Path(__file__).resolve().parent.parent

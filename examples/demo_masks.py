@@ -7,7 +7,7 @@ so they are drawn from far to near. `draw_masks` needs a label set with CamVid's
 import numpy as np
 
 from semseg_diffusers import LabelSet
-from semseg_diffusers.data.editing import drawing
+from semseg_diffusers.masks.editing import shapes as drawing
 
 
 EYE = 1.5  # metres of the camera above the road

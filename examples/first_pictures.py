@@ -13,13 +13,13 @@ import torch
 from demo_masks import draw_masks
 
 from semseg_diffusers import LabelSet
-from semseg_diffusers.data.editing.kinds import Context
-from semseg_diffusers.data.editing.script import parse_operation, run_operations
-from semseg_diffusers.data.editing.street import Street
 from semseg_diffusers.data.label_mapping import LabelMapping
-from semseg_diffusers.data.pictures import image_grid, save_png
 from semseg_diffusers.generation.model import load_model, new_scheduler
+from semseg_diffusers.masks.editing.edit import parse_operation, run_operations
+from semseg_diffusers.masks.editing.operation_types import Context
+from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
+from semseg_diffusers.utils.images import image_grid, save_png
 
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -1,74 +1,143 @@
-"""The console script `semseg-diffusers`: maps each command's name to its module and imports that module only.
-So `--help` answers without loading torch; a command's options stand in its own module (`add_arguments`, `run`)."""
+"""The console script `semseg-diffusers`: maps each command to its settings and its function, and imports only these.
+
+`--help` of the script and of a command loads neither torch nor diffusers: settings modules import nothing heavy.
+"""
 
 import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import semseg_diffusers
+from semseg_diffusers.utils.settings import SettingsParser
 
 
-# name -> (module with add_arguments(parser) and run(args), one line of help), in the order of use
+class Command(NamedTuple):
+    """A command: where its settings and its function are, as `module:name`, and one line of help."""
+
+    settings: str
+    run: str
+    help: str
+
+
+# In the order of use. A command that is not converted yet is (module with add_arguments and run, help).
 COMMANDS = {
     "prepare": (
-        "semseg_diffusers.data.prepare_command",
-        "turn a public data set or pairs of one's own into a prepared folder",
+        "semseg_diffusers.data.prepare",
+        "prepare a public dataset or your own image-mask pairs",
     ),
-    "check": ("semseg_diffusers.data.checking.command", "what is wrong with a source or a prepared data set"),
-    "toy": ("semseg_diffusers.data.toy", "draw street scenes with exact masks, from a seed"),
-    "stats": ("semseg_diffusers.data.statistics.command", "what the masks hold, and which classes will be weak"),
-    "labels": ("semseg_diffusers.data.labels_command", "show a label set: legend picture, palette file, JSON"),
-    "clean": ("semseg_diffusers.data.clean_command", "turn hand-painted pictures into masks"),
-    "edit": ("semseg_diffusers.data.editing.command", "change masks: move, paste, remove, draw objects"),
-    "enrich": ("semseg_diffusers.data.editing.enrich_command", "new masks with more of the rare classes"),
-    "train": ("semseg_diffusers.training.command", "train a mask-guided diffusion model"),
-    "report": ("semseg_diffusers.training.report_command", "write the page of a training run, going on or ended"),
-    "generate": ("semseg_diffusers.generation.command", "turn masks into labelled images"),
-    "app": ("semseg_diffusers.app.command", "paint masks in the browser and see the photos drawn from them"),
-    "segmenter": ("semseg_diffusers.evaluation.segmenters.command", "train a network that reads masks from photos"),
-    "filter": ("semseg_diffusers.evaluation.filtering.command", "drop labels and images that do not show their masks"),
-    "evaluate": ("semseg_diffusers.evaluation.command", "measure generated images against masks and real photos"),
-    "study": ("semseg_diffusers.evaluation.study.command", "does a segmentation network get better with them"),
-    "merge": ("semseg_diffusers.growth.merge_command", "put generated images into the data set they were made for"),
-    "grow": ("semseg_diffusers.growth.command", "from a data set to a better segmentation network, all stages"),
-    "convert": ("semseg_diffusers.converters.command", "turn a published checkpoint of others into a pipeline"),
-    "export": ("semseg_diffusers.shipping.command", "write a trained model as a small folder to ship"),
-    "push": ("semseg_diffusers.hub.command", "publish a model or a data set on the Hugging Face Hub"),
+    "check": ("semseg_diffusers.data.check.check", "report what is wrong with a source or a prepared dataset"),
+    "toy": ("semseg_diffusers.toy.scenes", "generate street scenes with exact masks from a seed"),
+    "stats": (
+        "semseg_diffusers.masks.statistics.stats",
+        "report class statistics and underrepresented classes",
+    ),
+    "labels": ("semseg_diffusers.data.labels_command", "export a label set: legend image, palette file, JSON"),
+    "clean": ("semseg_diffusers.masks.cleaning", "turn hand-painted images into masks"),
+    "edit": ("semseg_diffusers.masks.editing.edit", "edit masks: move, paste, remove, draw objects"),
+    "enrich": ("semseg_diffusers.masks.enrich", "create masks with more of the rare classes"),
+    "train": ("semseg_diffusers.training.train", "train a mask-guided diffusion model"),
+    "report": ("semseg_diffusers.reports.run_page", "write the HTML report of a training run"),
+    "generate": ("semseg_diffusers.generation.generate", "generate labelled images from masks"),
+    "app": ("semseg_diffusers.app.app", "paint masks in the browser and generate images from them"),
+    "segmenter": ("semseg_diffusers.evaluation.segmentation.segmenter", "train a segmentation network"),
+    "filter": (
+        "semseg_diffusers.evaluation.filtering.filter",
+        "remove labels and images that do not show their masks",
+    ),
+    "evaluate": ("semseg_diffusers.evaluation.evaluate", "evaluate generated images against masks and real images"),
+    "study": (
+        "semseg_diffusers.evaluation.study.study",
+        "measure whether synthetic images improve a segmentation network",
+    ),
+    "merge": ("semseg_diffusers.growth.merge", "merge generated images into the dataset they were made for"),
+    "grow": ("semseg_diffusers.growth.grow", "run every stage from a dataset to a better segmentation network"),
+    "convert": ("semseg_diffusers.converters.convert", "convert a published checkpoint into a pipeline folder"),
+    "export": ("semseg_diffusers.hub.export", "export a trained model as a small folder to share"),
+    "push": ("semseg_diffusers.hub.push", "publish a model or a dataset on the Hugging Face Hub"),
 }
 
-
-# package -> the extra of ours that brings it
+# Package -> the extra of ours that installs it.
 EXTRAS = {"torchmetrics": "eval", "gradio": "app"}
 
 
+def load(path: str):
+    """Return the object at `module:name`."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the outer command; options of a command are read by its own module."""
+    """Return the parser of the script itself; options of a command are read by `command_parser`."""
     width = max(len(name) for name in COMMANDS)
-    listing = "\n".join(f"  {name:<{width}}  {help_line}" for name, (_, help_line) in COMMANDS.items())
+    listing = "\n".join(f"  {name:<{width}}  {command[-1]}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="semseg-diffusers",
-        description="Grow a labelled driving data set with mask-guided diffusion.",
+        description="Grow a labelled driving dataset with mask-guided diffusion.",
         epilog=f"commands:\n{listing}\n\nsemseg-diffusers COMMAND --help lists the options of a command.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and leave")
-    parser.add_argument("command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of those below")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument(
+        "command", nargs="?", choices=list(COMMANDS), metavar="COMMAND", help="one of the commands below"
+    )
     parser.add_argument("options", nargs=argparse.REMAINDER, metavar="...", help="options of the command")
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
+def command_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser of a command's options."""
+    prog, command = prog or f"semseg-diffusers {name}", COMMANDS[name]
+    if isinstance(command, Command):
+        return SettingsParser(load(command.settings), prog=prog)
+    module = importlib.import_module(command[0])
+    parser = argparse.ArgumentParser(
+        prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def run_command(name: str, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Parse a command's options, import its function and run it.
 
     Args:
-        argv: arguments after the program's name; those of the process by default.
+        name: of the command.
+        arguments: its options; those of the process by default.
+        prog: how its help calls it.
 
     Returns:
-        Exit code: that of the command, 2 after a wrong input, 130 after Ctrl-C (one line on stderr; all of it with
+        exit code: that of the command, 2 after invalid input, 130 after Ctrl-C (one line on stderr; a traceback with
         SEMSEG_DEBUG=1).
     """
+    command, debug = COMMANDS[name], os.environ.get("SEMSEG_DEBUG") == "1"
+    try:
+        parser = command_parser(name, prog)
+        if isinstance(command, Command):
+            settings = parser.parse_settings(arguments)
+            return load(command.run)(settings) or 0
+        return importlib.import_module(command[0]).run(parser.parse_args(arguments)) or 0
+    except ModuleNotFoundError as err:
+        if err.name not in EXTRAS:
+            raise
+        print(f"error: {name} needs {err.name}: pip install 'semseg-diffusers[{EXTRAS[err.name]}]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as err:
+        if debug:
+            raise
+        print(f"error: {' '.join(str(err).splitlines())}", file=sys.stderr)
+        return 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the console script; returns its exit code."""
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.version:
@@ -77,33 +146,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help(sys.stderr)
         return 2
-    try:
-        module = importlib.import_module(COMMANDS[args.command][0])
-    except ModuleNotFoundError as err:
-        if err.name not in EXTRAS:
-            raise
-        extra = f"pip install 'semseg-diffusers[{EXTRAS[err.name]}]'"
-        print(f"error: {args.command} needs {err.name}: {extra}", file=sys.stderr)
-        return 2
-    command_parser = argparse.ArgumentParser(
-        prog=f"semseg-diffusers {args.command}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(command_parser)
-    command_args = command_parser.parse_args(args.options)
-    try:
-        return module.run(command_args) or 0
-    except KeyboardInterrupt:
-        if os.environ.get("SEMSEG_DEBUG") == "1":
-            raise
-        print("interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError) as err:
-        if os.environ.get("SEMSEG_DEBUG") == "1":
-            raise
-        print(f"error: {' '.join(str(err).splitlines())}", file=sys.stderr)
-        return 2
+    return run_command(args.command, args.options)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
+from helpers.hub_server import HubServer
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,7 +34,7 @@ def data_root() -> Path:
 def nothing_stays_running() -> Iterator[None]:
     """Kill the processes of `training_runs.start` that a failed test left."""
     yield
-    from training_runs import kill_started
+    from helpers.training_runs import kill_started
 
     kill_started()
 

@@ -110,7 +110,7 @@ def test_every_command_answers_help(name, capsys):
 
 
 def test_every_option_of_ours_can_be_read_back():
-    from semseg_diffusers.generation import command
+    from semseg_diffusers.generation import generate as command
 
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

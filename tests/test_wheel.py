@@ -38,8 +38,8 @@ def test_wheel_carries_the_package_and_its_command(wheel):
         scripts.read_string(archive.read("semseg_diffusers-0.1.0.dist-info/entry_points.txt").decode())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers").rglob("*.py")}
     assert modules <= names
-    assert {"semseg_diffusers/model_card.md", "semseg_diffusers/dataset_card.md"} <= names
-    assert "semseg_diffusers/data/pages/page.html" in names
+    assert {"semseg_diffusers/hub/templates/model_card.md", "semseg_diffusers/hub/templates/dataset_card.md"} <= names
+    assert "semseg_diffusers/reports/page.html" in names
     assert {f"semseg_diffusers/app/canvas/{name}" for name in CANVAS} <= names
     assert not {name for name in names if name.startswith("tests")}
     assert scripts["console_scripts"]["semseg-diffusers"] == "semseg_diffusers.cli:main"

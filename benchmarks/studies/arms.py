@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.training.base_model import load_base
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings

@@ -4,11 +4,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from semseg_diffusers.data.loading import load_pairs, read_record
-from semseg_diffusers.data.pages.charts import Bars, bar_table
-from semseg_diffusers.data.pages.frame import page, paragraph, section, settings_table, table, write_page
-from semseg_diffusers.data.pages.pictures import picture_table
+from semseg_diffusers.data.dataset import load_pairs, read_record
 from semseg_diffusers.hub.cards import data_license
+from semseg_diffusers.reports.charts import Bars, bar_table
+from semseg_diffusers.reports.figures import picture_table
+from semseg_diffusers.reports.html import page, paragraph, section, settings_table, table, write_page
 
 
 MASKS = 6  # rows of pictures, at even distances

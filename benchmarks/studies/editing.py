@@ -16,9 +16,9 @@ import torch
 from scipy import ndimage
 
 from semseg_diffusers import LabelSet, MaskGuidedInpaintPipeline
-from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.evaluation.segmenters.judge import load_judge
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.evaluation.segmentation.judge import load_judge
+from semseg_diffusers.pipelines.portable import write_text
 
 
 FAR = 5  # pairs between the photo and the one that the thing is taken from: neighbours show the same street

@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semseg_diffusers.data.loading import load_pairs
-from semseg_diffusers.evaluation.controls import derangement
+from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.filtering.losses import (
     borrowed_class_losses,
     compute_class_losses,
@@ -26,8 +25,9 @@ from semseg_diffusers.evaluation.filtering.losses import (
 from semseg_diffusers.evaluation.filtering.rules import filter_ids
 from semseg_diffusers.evaluation.filtering.settings import FilterSettings
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
-from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.evaluation.metrics import derangement
+from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
+from semseg_diffusers.pipelines.portable import write_text
 
 
 FLOORS = (0.5, 0.6, 0.7)  # of --minimum_kept

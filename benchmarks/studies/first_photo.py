@@ -28,7 +28,7 @@ from painter_hand import BROWSERS, Hand, find_browser
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent

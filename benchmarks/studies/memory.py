@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from semseg_diffusers import LabelSet
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
 

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageEnhance
 
-from semseg_diffusers.data.loading import PairDataset, load_pairs
+from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.thumbnails import nearest_photos, thumbnails
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
 
 
 def as_tensor(photo: Image.Image) -> torch.Tensor:

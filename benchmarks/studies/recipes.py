@@ -16,10 +16,9 @@ import json
 from arms import COMMON, collect, evaluate, run_arms, study_parser, train, with_budget
 from arms_page import by_agreement, write_arms_page
 
-from semseg_diffusers.pipelines.saved_files import write_text
-from semseg_diffusers.training.averages import RAW
-from semseg_diffusers.training.options import PRESETS
-from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.training.ema import RAW
+from semseg_diffusers.training.settings import PRESETS, TrainingSettings
 
 
 OURS = {"lr_warmup_steps": 50}

@@ -21,20 +21,19 @@ import torch
 from sampling_page import write_sampling_page, write_sheets
 from torch.utils.flop_counter import FlopCounterMode
 
-from semseg_diffusers.data.loading import PairDataset, load_pairs
+from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.evaluation.features import extract, load_extractor
 from semseg_diffusers.evaluation.fidelity import fid, kid
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
-from semseg_diffusers.evaluation.inputs import choose_stems, write_masks
+from semseg_diffusers.evaluation.inference import cached_inference
+from semseg_diffusers.evaluation.inputs import choose_stems, code_commit, versions, write_masks
 from semseg_diffusers.evaluation.metrics import new_confusion_matrix, update_confusion_matrix
-from semseg_diffusers.evaluation.passes import network_pass
-from semseg_diffusers.evaluation.provenance import code_commit, versions
-from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
-from semseg_diffusers.generation.dataset import generate_dataset
+from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
+from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_guide, load_model, new_scheduler, speed_up
 from semseg_diffusers.generation.plan import Inputs
 from semseg_diffusers.generation.settings import GenerationSettings
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
 
 
 SCALE = 2.0  # guidance scale at which samplers, steps and intervals are compared
@@ -232,8 +231,8 @@ class Reader:
     def read(self, images: ImageSet) -> Read:
         labels = self.pairs.labels
         identity = self.judge.identity(self.pairs.resolution)
-        found = network_pass(self.judge.read, images, identity=identity, folder=self.cache)
-        features = network_pass(self.extractor, images, identity=self.extractor.describe(), folder=self.cache)
+        found = cached_inference(self.judge.read, images, identity=identity, folder=self.cache)
+        features = cached_inference(self.extractor, images, identity=self.extractor.describe(), folder=self.cache)
         matrices = []
         for index, prediction in enumerate(found):
             matrix = new_confusion_matrix(labels.num_classes, labels.ignore_index)

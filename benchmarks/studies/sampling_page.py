@@ -6,11 +6,11 @@ from pathlib import Path
 from markupsafe import Markup
 from PIL import Image
 
-from semseg_diffusers.data.loading import PairDataset, read_record
-from semseg_diffusers.data.pages.frame import page, paragraph, section, table, write_page
-from semseg_diffusers.data.pages.pictures import picture_table
-from semseg_diffusers.data.pictures import image_grid, written_beside
+from semseg_diffusers.data.dataset import PairDataset, read_record
 from semseg_diffusers.hub.cards import data_license
+from semseg_diffusers.reports.figures import picture_table
+from semseg_diffusers.reports.html import page, paragraph, section, table, write_page
+from semseg_diffusers.utils.images import image_grid, written_beside
 
 
 MASKS = 4  # rows of pictures in each group, at even distances

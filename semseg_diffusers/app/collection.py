@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semseg_diffusers.app.drawing import Drawn
+from semseg_diffusers.app.sampler import Drawn
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.generation.output_folder import (
     is_passing,
     open_output,

@@ -14,11 +14,11 @@ import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 
 from semseg_diffusers.app.collection import Collection, zip_of
-from semseg_diffusers.app.drawing import EDIT, NOISE, Drawn, Painter, Photo, Wish
-from semseg_diffusers.app.mask_runs import pack_mask, unpack_mask
+from semseg_diffusers.app.mask_rle import pack_mask, unpack_mask
+from semseg_diffusers.app.sampler import EDIT, NOISE, Drawn, Painter, Photo, Wish
 from semseg_diffusers.app.uploads import data_url, read_mask_upload, read_photo_upload
-from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.generation.drawing import is_out_of_memory
+from semseg_diffusers.generation.batches import is_out_of_memory
+from semseg_diffusers.utils.images import save_png
 
 
 OWN_SCHEDULER, ANY = "the model's own", "any"

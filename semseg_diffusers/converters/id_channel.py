@@ -15,7 +15,7 @@ from semseg_diffusers.converters.checkpoints import load_weights, read_checkpoin
 from semseg_diffusers.converters.conversion import Conversion, labels_for
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.folders import read_json
-from semseg_diffusers.models.unet_id_channel import IdChannelUNet2DModel
+from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DModel
 
 
 SOURCE = "segmentation-guided-diffusion"

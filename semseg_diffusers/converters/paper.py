@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from semseg_diffusers.converters.checkpoints import load_weights, read_checkpoint, shape_of, shorten, state_dict_of
 from semseg_diffusers.converters.conversion import Conversion, labels_for
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.models.unet_paper import PaperUNet2DModel, paper_betas
+from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel, paper_betas
 
 
 SOURCE = "paper"

@@ -15,7 +15,7 @@ from diffusers import DDPMScheduler
 from semseg_diffusers.converters.checkpoints import load_weights, read_checkpoint, shape_of, state_dict_of
 from semseg_diffusers.converters.conversion import Conversion, labels_for
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.models.unet_sdm import SDMUNet2DModel
+from semseg_diffusers.models.published.unet_sdm import SDMUNet2DModel
 
 
 SOURCE = "sdm"

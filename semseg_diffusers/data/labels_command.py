@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.data.pictures import save_png
+from semseg_diffusers.utils.images import save_png
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

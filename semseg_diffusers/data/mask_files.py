@@ -5,8 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from semseg_diffusers.data.dataset_format import ABOVE_MASKS, LABELS_FILE, label_file_near, new_dataset
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.data.layout import ABOVE_MASKS, LABELS_FILE, label_file_near, new_dataset
 
 
 MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")

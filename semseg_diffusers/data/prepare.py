@@ -1,12 +1,17 @@
-"""Makes a prepared data set: finds the pairs of a source, brings each to its size and writes it beside its place.
+"""Turns a public data set, or a folder of pairs, into a prepared folder that `datasets.load_dataset` reads.
 
-Each pair is made by itself, in any process; what is made is noted, so that a run that was stopped goes on. Masks may
-come out in another label set than the source's, so that two data sets can be trained on together.
+Photos are cropped around the centre to the aspect and resized with an antialiased filter, masks to the nearest pixel.
+Pairs smaller than the resolution are enlarged, and counted. After an error nothing is left behind; a run that was
+stopped or killed goes on when the same command is given again.
 """
 
+import argparse
 import functools
+import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -15,20 +20,20 @@ import PIL
 from PIL import Image
 from tqdm.auto import tqdm
 
-from semseg_diffusers.data.archives import close_archives
-from semseg_diffusers.data.fitting import FITS, Placement, place_frame
-from semseg_diffusers.data.label_mapping import LabelMapping
-from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import (
+from semseg_diffusers.data.crop_resize import FITS, Placement, place_frame
+from semseg_diffusers.data.dataset_format import (
     finish_dataset,
     make_split,
     package_version,
     pair_row,
+    parse_resolution,
     save_pair,
 )
-from semseg_diffusers.data.pair_lists import assign_validation, identity_of
-from semseg_diffusers.data.pictures import decode_picture
+from semseg_diffusers.data.label_mapping import LabelMapping
+from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.readers import (
+    ANNOTATIONS,
+    FORMATS,
     NAMED,
     Drawing,
     Pair,
@@ -36,8 +41,74 @@ from semseg_diffusers.data.readers import (
     read_file,
     read_source,
 )
-from semseg_diffusers.data.staging import Staging, resumable_dataset
-from semseg_diffusers.data.workers import map_in_order
+from semseg_diffusers.utils.archives import ArchivePath, close_archives
+from semseg_diffusers.utils.files import Staging, resumable_dataset, staging_folder
+from semseg_diffusers.utils.images import decode_picture
+from semseg_diffusers.utils.parallel import map_in_order
+
+
+def assign_validation(pairs: Iterable[Pair], fraction: float, seed: int, streaming: bool) -> Iterable[Pair]:
+    """Move a share of the training pairs to `val`; which ones hangs on their stems and the seed alone.
+
+    Args:
+        pairs (`Iterable[Pair]`): They are gone through once, or for their names first.
+        fraction (`float`): The share, 0 or more, below 1.
+        seed (`int`): Which pairs those are.
+        streaming (`bool`): Whether they come as a stream, whose names are not known before.
+
+    Raises:
+        ValueError: The source has splits of its own, nothing is left for training, or it is a stream.
+    """
+    if fraction == 0:
+        return pairs
+    if streaming:
+        raise ValueError("--val_fraction needs all names before the first pair; leave out --streaming.")
+    names = [(pair.split, pair.stem) for pair in pairs]
+    if any(split != "train" for split, _ in names):
+        raise ValueError("the source has splits of its own; --val_fraction is for sources without.")
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name[1]}".encode()).digest())
+    count = max(round(fraction * len(names)), 1)
+    if count == len(names):
+        raise ValueError(f"--val_fraction {fraction} leaves none of the {len(names)} pairs for training.")
+    return _Divided(pairs, frozenset(stem for _, stem in order[:count]))
+
+
+@dataclass(frozen=True)
+class _Divided(Iterable):
+    """Pairs of which some, by stem, are for validation."""
+
+    pairs: Iterable[Pair]
+    validation: frozenset[str]
+
+    def __iter__(self) -> Iterator[Pair]:
+        for pair in self.pairs:
+            yield replace(pair, split="val") if pair.stem in self.validation else pair
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def identity(self) -> str:
+        return identity_of(self.pairs)
+
+
+def identity_of(pairs: Iterable[Pair]) -> str:
+    """A fingerprint of the pairs and their files: names, sizes and times, or checksums."""
+    if not isinstance(pairs, tuple):
+        return pairs.identity()
+    digest = hashlib.sha256()
+    for pair in pairs:
+        facts = (pair.split, pair.stem, dict(pair.attributes), *(_facts(place) for place in (pair.photo, pair.mask)))
+        digest.update(repr(facts).encode())
+    return digest.hexdigest()
+
+
+def _facts(place: object) -> tuple:
+    if isinstance(place, ArchivePath):
+        return (str(place), *place.fingerprint())
+    if isinstance(place, Drawing):
+        return (place.source, place.fingerprint())
+    status = os.stat(place)
+    return (str(place), status.st_size, status.st_mtime_ns)
 
 
 PHOTO_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits; others lose what they hold
@@ -390,3 +461,108 @@ def change_ids(ids: np.ndarray, changed_ids: Mapping[int, int]) -> np.ndarray:
     for old, new in changed_ids.items():
         changed[ids == old] = new
     return changed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--source",
+        required=True,
+        nargs="+",
+        metavar="DIR|ZIP",
+        help="the data as it was published; nothing is unpacked",
+    )
+    parser.add_argument(
+        "--format", choices=list(FORMATS), help=f"{'; '.join(_layouts())} (default: the one that the layout shows)"
+    )
+    parser.add_argument("--output", required=True, metavar="DIR", help="the prepared data set to make")
+    parser.add_argument(
+        "--resolution",
+        default="128",
+        metavar="N|HxW|native",
+        help="a number is a square centre crop, HxW height first, native keeps the frame (default 128)",
+    )
+    parser.add_argument(
+        "--fit",
+        default="crop",
+        choices=FITS,
+        help="crop: the largest centred part of the resolution's aspect; whole: the whole frame, where the aspects "
+        "agree; pad: the whole frame, filled up with black and unknown (default crop)",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="PRESET|FILE",
+        help=f"classes, where the format does not bring them: {', '.join(PRESET_NAMES)}, or a JSON file",
+    )
+    parser.add_argument(
+        "--map_to",
+        metavar="PRESET|FILE",
+        help="label set that the masks come to: classes are mapped by name, what has no counterpart becomes unknown "
+        "(default: the source's own)",
+    )
+    parser.add_argument(
+        "--annotations", choices=ANNOTATIONS, help="of bdd100k, which form of the masks (default: the first there)"
+    )
+    parser.add_argument("--image_column", metavar="NAME", help="of datasets, the column of photos")
+    parser.add_argument("--mask_column", metavar="NAME", help="of datasets, the column of masks")
+    parser.add_argument(
+        "--streaming", action="store_true", help="of datasets, take rows as they come, download no more"
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=0.0,
+        help="unknown mask colours take the class at most this far away in RGB (default 0: they are an error)",
+    )
+    parser.add_argument(
+        "--val_fraction", type=float, default=0.0, help="share for val, where the source has no splits (default 0)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="which pairs --val_fraction takes (default 0)")
+    parser.add_argument("--skip_unmatched", action="store_true", help="leave out photos and masks without partner")
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="default: one per core")
+    parser.add_argument("--overwrite", action="store_true", help="replace a prepared data set at --output")
+
+
+def _layouts() -> list[str]:
+    first_lines = {name: (entry.read.__doc__ or "").splitlines()[0] for name, entry in FORMATS.items()}
+    return [f"{name}: {line.replace('`', '').rstrip('.')}" for name, line in first_lines.items()]
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = PrepareSettings(
+        source=args.source[0] if len(args.source) == 1 else tuple(args.source),
+        output=args.output,
+        data_format=args.format,
+        resolution=parse_resolution(args.resolution),
+        fit=args.fit,
+        labels=args.labels,
+        map_to=args.map_to,
+        annotations=args.annotations,
+        image_column=args.image_column,
+        mask_column=args.mask_column,
+        streaming=args.streaming,
+        tolerance=args.tolerance,
+        val_fraction=args.val_fraction,
+        seed=args.seed,
+        skip_unmatched=args.skip_unmatched,
+        overwrite=args.overwrite,
+        num_workers=args.num_workers,
+    )
+    try:
+        report = prepare_dataset(settings, progress=True)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        folder = staging_folder(args.output)
+        left = f"; what is made stays in {folder}, and the same command goes on with it" if folder.is_dir() else ""
+        sys.stderr.write(f"\nstopped{left}\n")
+        return 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
+    counts = ", ".join(f"{count} {split}" for split, count in report.splits.items())
+    sys.stdout.write(f"{counts} pairs in {args.output}, read as {report.data_format}\n")
+    for note in report.notes:
+        sys.stdout.write(f"{note}\n")
+    if report.resumed:
+        sys.stdout.write(f"{report.resumed} of them were there from a run that was stopped\n")
+    if report.unmatched:
+        names = ", ".join(path.name for path in report.unmatched[:NAMED])
+        sys.stdout.write(f"left out, without partner: {len(report.unmatched)} files ({names})\n")
+    if report.enlarged:
+        sys.stdout.write(f"warning: {report.enlarged} pairs were smaller than {args.resolution} and were enlarged\n")
+    return 0

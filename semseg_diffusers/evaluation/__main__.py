@@ -1,7 +1,7 @@
 """`accelerate launch -m semseg_diffusers.evaluation ...`: evaluation on several processes."""
 
-from semseg_diffusers.evaluation import command
-from semseg_diffusers.generation.processes import process_main
+from semseg_diffusers.evaluation import evaluate as command
+from semseg_diffusers.utils.distributed import process_main
 
 
 if __name__ == "__main__":

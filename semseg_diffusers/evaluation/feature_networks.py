@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 
-from semseg_diffusers.data.hub_errors import HubError, check_name, hub_errors
+from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
 
 
 BRING = "bring a folder with config.json, preprocessor_config.json and model.safetensors, and name it: --features DIR"

@@ -1,5 +1,5 @@
 """Distances between sets of features, Fréchet (FID, Heusel et al. 2017) and kernel (KID, Binkowski et al. 2018); SSIM.
-The mathematics are torchmetrics', in float64; networks are run before, by `passes.network_pass`."""
+The mathematics are torchmetrics', in float64; networks are run before, by `passes.cached_inference`."""
 
 import importlib
 import warnings

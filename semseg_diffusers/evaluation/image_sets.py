@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from semseg_diffusers.data.dataset import PairDataset
+from semseg_diffusers.data.dataset_format import LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import LABELS_FILE, METADATA_FILE
-from semseg_diffusers.data.loading import PairDataset
 from semseg_diffusers.data.mask_files import MASK_SUFFIXES
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image

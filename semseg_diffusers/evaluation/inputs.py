@@ -1,6 +1,8 @@
 """What an evaluation works on, loaded and checked before any image is made: photos, networks, model, output folder."""
 
+import importlib
 import json
+import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
+from semseg_diffusers.data.dataset_format import SPLITS, package_version
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import SPLITS
-from semseg_diffusers.data.loading import MissingSplitError, PairDataset, column_options, load_pairs
-from semseg_diffusers.data.pictures import save_png
 from semseg_diffusers.evaluation.features import (
     NETWORK_ERRORS,
     PAPER_FEATURES,
@@ -21,15 +22,15 @@ from semseg_diffusers.evaluation.features import (
     load_extractor,
     reason_of,
 )
-from semseg_diffusers.evaluation.figures import fidelity_comparisons
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
-from semseg_diffusers.evaluation.segmenters.judge import Judge, load_judge
+from semseg_diffusers.evaluation.results import fidelity_comparisons
+from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.generation.plan import target_size
-from semseg_diffusers.generation.processes import Processes
-from semseg_diffusers.launch import LOCK_FILE
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.utils.distributed import LOCK_FILE, Processes
+from semseg_diffusers.utils.images import save_png
 
 
 RESULTS_FILE = "results.json"
@@ -74,8 +75,8 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
         return pairs, photos(train), None
 
     # one process builds the table of `datasets`, then the others find it
-    mine = processes.agree_in_main(load)
-    return processes.agree(lambda: mine or load())
+    mine = processes.run_in_main(load)
+    return processes.run_on_all_ranks(lambda: mine or load())
 
 
 def load_networks(
@@ -218,3 +219,27 @@ def made_images(folder: Path, pairs: PairDataset, stems: list[str], settings: Ev
     images = generated_images(folder, pairs)
     wanted = {f"{stem}_{index}" for stem in stems for index in range(settings.num_images_per_mask)}
     return images.subset([place for place, name in enumerate(images.names) if name in wanted])
+
+
+def code_commit() -> str | None:
+    """Return the git commit of this code, where it runs from a checkout."""
+    folder = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
+        return None
+    return found.stdout.strip()
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """Return the versions of this package and of libraries, by name.
+
+    Example:
+        >>> sorted(versions("torch", "transformers"))
+        ['semseg_diffusers', 'torch', 'transformers']
+    """
+    return {"semseg_diffusers": package_version()} | {
+        name: importlib.import_module(name).__version__ for name in libraries
+    }

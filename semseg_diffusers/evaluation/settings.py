@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from semseg_diffusers.evaluation.features import DEFAULT_FEATURES
-from semseg_diffusers.evaluation.segmenters.judge import DEFAULT_JUDGE
+from semseg_diffusers.evaluation.segmentation.judge import DEFAULT_JUDGE
 from semseg_diffusers.generation.settings import GenerationSettings
 
 

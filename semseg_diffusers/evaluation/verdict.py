@@ -5,7 +5,7 @@ Every value is read against its floor and ceiling; no equation stands behind it.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from semseg_diffusers.data.pages.frame import is_finite, number, percent
+from semseg_diffusers.reports.html import is_finite, number, percent
 
 
 MIN_RANGE = 0.02  # mean IoU between floor and ceiling below which nothing can be read off

@@ -1,7 +1,7 @@
 """`accelerate launch -m semseg_diffusers.generation ...`: generation on several processes."""
 
-from semseg_diffusers.generation import command
-from semseg_diffusers.generation.processes import process_main
+from semseg_diffusers.generation import generate as command
+from semseg_diffusers.utils.distributed import process_main
 
 
 if __name__ == "__main__":

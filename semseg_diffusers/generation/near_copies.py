@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from semseg_diffusers.data.fitting import place_frame
-from semseg_diffusers.data.loading import PairDataset
+from semseg_diffusers.data.crop_resize import place_frame
+from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.thumbnails import nearest_photos, thumbnails
 from semseg_diffusers.generation.output_folder import read_metadata, update_record, write_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image

@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, METADATA_FILE
-from semseg_diffusers.data.pictures import image_grid, save_png
 from semseg_diffusers.generation.jobs import Job
-from semseg_diffusers.launch import LOCK_FILE, sole_owner
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.distributed import LOCK_FILE, exclusive_folder
+from semseg_diffusers.utils.images import image_grid, save_png
 
 
 ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,
@@ -98,7 +98,7 @@ def sole_run(output: Path, work: str = "generating into") -> Iterator[None]:
     Raises:
         ValueError: another run writes to this folder.
     """
-    with sole_owner(output, work):
+    with exclusive_folder(output, work):
         for folder in (output, output / "images", output / "masks"):
             for path in folder.glob("*"):
                 if is_passing(path) and path.name != LOCK_FILE:

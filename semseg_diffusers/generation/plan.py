@@ -12,14 +12,14 @@ from typing import Any
 import diffusers
 import torch
 
+from semseg_diffusers.data.dataset_format import label_file_near
 from semseg_diffusers.data.label_mapping import LabelMapping, some_names
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import label_file_near
 from semseg_diffusers.data.mask_files import find_masks
+from semseg_diffusers.generation.inputs import Names, Photos, SourceReader, read_table
 from semseg_diffusers.generation.jobs import Job, image_seed
 from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for
-from semseg_diffusers.generation.settings import UNKNOWN_VALUE, VARIED, GenerationSettings, check_attributes, grid
-from semseg_diffusers.generation.sources import Names, Photos, SourceReader, read_table
+from semseg_diffusers.generation.settings import SWEEPABLE, UNKNOWN_VALUE, GenerationSettings, check_attributes, grid
 
 
 # What the metadata say of an image beside its attributes, which may have none of these names; the last two are what
@@ -74,7 +74,7 @@ class Plan:
         return {name: groups.index(self._varied(name)) for name in self.variations}
 
     def _varied(self, variation: str) -> tuple:
-        return tuple((name, value) for name, value in self.variations[variation].items() if name in VARIED)
+        return tuple((name, value) for name, value in self.variations[variation].items() if name in SWEEPABLE)
 
     def jobs(self, path: Path, num_images: int) -> list[Job]:
         """The images of a mask: the first of each variation, then the second of each."""
@@ -96,7 +96,7 @@ class Plan:
             columns: of its source; what is asked for in the settings goes first.
         """
         of_mask = {name: columns.get(name) for name in self.reader.known}
-        varied = {name: value for name, value in self.variations[job.variation].items() if name not in VARIED}
+        varied = {name: value for name, value in self.variations[job.variation].items() if name not in SWEEPABLE}
         wanted = {**of_mask, **(self.settings.attributes or {}), **varied}
         return {name: None if value == UNKNOWN_VALUE else value for name, value in wanted.items()}
 
@@ -176,7 +176,7 @@ def check_settings(pipeline: Any, settings: GenerationSettings, size: tuple[int,
         ValueError: naming the setting.
     """
     for changes in grid(settings.variations).values():
-        one = replace(settings, **{name: value for name, value in changes.items() if name in VARIED})
+        one = replace(settings, **{name: value for name, value in changes.items() if name in SWEEPABLE})
         pipeline.check_inputs(
             num_masks=1,
             num_images_per_mask=1,
@@ -202,7 +202,7 @@ def check_settings(pipeline: Any, settings: GenerationSettings, size: tuple[int,
     pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
 
 
-def check_together(settings: GenerationSettings, inputs: Inputs) -> None:
+def check_option_combinations(settings: GenerationSettings, inputs: Inputs) -> None:
     """Refuse settings and inputs that do not go together.
 
     Raises:
@@ -246,9 +246,9 @@ def plan_generation(
             f"the model was trained with attributes called {', '.join(taken)}; the metadata of its images would have "
             "such columns twice. Rename the columns in its data set, and train it by their new names."
         )
-    check_together(settings, inputs)
+    check_option_combinations(settings, inputs)
     check_attributes({name: [value] for name, value in (settings.attributes or {}).items()}, known, "--attributes")
-    varied = {name: values for name, values in (settings.variations or {}).items() if name not in VARIED}
+    varied = {name: values for name, values in (settings.variations or {}).items() if name not in SWEEPABLE}
     check_attributes(varied, known, "--variations")
     if inputs.attributes_from is not None and not known:
         raise ValueError("--attributes_from: the model was trained without attributes; leave it away.")

@@ -10,7 +10,7 @@ from typing import Any
 
 UNKNOWN_VALUE = "unknown"  # of an attribute: left to the model, as the class "unknown" is in masks
 # Settings that a grid may vary; whatever else it names is an attribute.
-VARIED = (
+SWEEPABLE = (
     "guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale", "strength"
 )  # fmt: skip
 MOST_VARIATIONS = 1000  # a longer grid is most likely a slip
@@ -74,7 +74,7 @@ def read_variations(texts: Iterable[str]) -> dict[str, tuple]:
     variations = {}
     for name, text in _named(texts, "--variations", "NAME=VALUE,VALUE: guidance_scale=1.5,3"):
         values = tuple(value.strip() for value in text.split(","))
-        if name in VARIED:
+        if name in SWEEPABLE:
             values = tuple(_number(name, value) for value in values)
         if "" in values or len(set(values)) < len(values):
             raise ValueError(f"--variations {name}={text}: wanted values that differ, with commas between them.")

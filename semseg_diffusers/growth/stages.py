@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from semseg_diffusers.cli import COMMANDS
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
 
 
 # stage -> the command that does it, in their order

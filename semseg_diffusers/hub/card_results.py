@@ -10,8 +10,8 @@ from typing import Any
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from semseg_diffusers.data.pages.frame import NOTHING, number
 from semseg_diffusers.hub.cards import without_machine_paths
+from semseg_diffusers.reports.html import NOTHING, number
 
 
 ROWS = ("shuffled", "generated", "real")  # floor, value, ceiling

@@ -12,12 +12,12 @@ import yaml
 from huggingface_hub import DatasetCardData, ModelCardData
 from jinja2 import Environment
 
+from semseg_diffusers.data.dataset_format import package_version
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import package_version
 
 
-MODEL_TEMPLATE = Path(__file__).parents[1] / "model_card.md"
-DATASET_TEMPLATE = Path(__file__).parents[1] / "dataset_card.md"
+MODEL_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+DATASET_TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 
 # What a card must say of data whose licence is known; the name of a prepared set's source format is the key.
 DATA_LICENSES = {
@@ -184,7 +184,7 @@ def dataset_use(repo_id: str, revision: str | None = None) -> str:
     """How to load and train on a data set, as the card says it."""
     pinned = f', revision="{revision}"' if revision else ""
     return f"""```python
-from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.data.dataset import load_pairs
 
 pairs = load_pairs("{repo_id}", "train"{pinned})
 pair = pairs[0]  # "image" uint8 (3, H, W), "mask" class ids uint8 (H, W), "stem"

@@ -15,8 +15,8 @@ from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.hub import card_results, cards
 
 

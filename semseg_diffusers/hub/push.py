@@ -1,12 +1,14 @@
-"""Publishes a model or a data set on the Hugging Face Hub, with its card, and loads a model from there.
+"""Publish a model or a data set on the Hugging Face Hub, with its card; the same command completes or renews it.
 
-The token comes from HF_TOKEN or `hf auth login`.
+The token comes from HF_TOKEN or `hf auth login`, never from an option.
 """
 
+import argparse
 import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,8 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from semseg_diffusers.data.hub_errors import KINDS, LOG_IN, HubError, check_name, hub_errors
-from semseg_diffusers.data.layout import LABELS_FILE, SYNTHETIC_FILE
-from semseg_diffusers.data.loading import load_pairs
+from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.data.dataset_format import LABELS_FILE, SYNTHETIC_FILE
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import (
     CARD,
@@ -35,7 +36,8 @@ from semseg_diffusers.hub.folders import (
     read_scores,
 )
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.hub_errors import KINDS, LOG_IN, HubError, check_name, hub_errors
 
 
 logger = logging.getLogger(__name__)
@@ -304,3 +306,29 @@ def _check_variant(folder: Path, variant: str) -> None:
     if variant not in variants:
         there = f"there are {', '.join(variants)}" if variants else "there are only its own, without --variant"
         raise ValueError(f"'{folder}' holds no weights `{variant}`; {there}.")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `semseg-diffusers push`."""
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="RUN", help="run folder, or a folder that save_pretrained wrote")
+    what.add_argument("--dataset", metavar="DIR", help="folder that prepare, toy or generate wrote")
+    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="repository on the Hub; made if need be")
+    parser.add_argument("--private", action="store_true", help="make it private (default: as the Hub has it, public)")
+    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if need be (default: main)")
+    parser.add_argument("--commit_message", help="title of the commit")
+    parser.add_argument(
+        "--results", nargs="+", metavar="FILE", help="results.json that `evaluate` wrote of this model, for its card"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Push, and say where it is."""
+    if args.dataset and args.results:
+        raise ValueError("--results belongs to a model's card: give it with --model.")
+    options = {"revision": args.revision, "commit_message": args.commit_message, "private": args.private or None}
+    if args.model:
+        url = push_model(args.model, args.repo_id, results=args.results, **options)
+    else:
+        url = push_dataset(args.dataset, args.repo_id, **options)
+    sys.stdout.write(f"pushed: {url}\n")

@@ -129,7 +129,7 @@ class MaskBranch(nn.Module):
         return torch.where(known_samples(one_hot).to(features.device), features, torch.zeros_like(features))
 
 
-class MaskedTime(NamedTuple):
+class ModulatedEmbedding(NamedTuple):
     """What blocks hand on as `temb` where a mask modulates: diffusers' blocks give it to their residual blocks unread.
 
     `maps` are those of `MaskModulation`.
@@ -140,7 +140,7 @@ class MaskedTime(NamedTuple):
 
 
 class ModulatedResnetBlock2D(ResnetBlock2D):
-    """A residual block of diffusers whose two norms are modulated where the time comes as `MaskedTime`.
+    """A residual block of diffusers whose two norms are modulated where the time comes as `ModulatedEmbedding`.
 
     Its layers and weights are those of its parent, of which it is made by `modulate_norms`.
     """
@@ -148,9 +148,9 @@ class ModulatedResnetBlock2D(ResnetBlock2D):
     # For each norm: the number of its map, and which of the map's scales, and shifts, is its first.
     places: tuple[tuple[int, int], tuple[int, int]]
 
-    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | MaskedTime) -> torch.Tensor:
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | ModulatedEmbedding) -> torch.Tensor:
         """(B, in_channels, H, W), time -> (B, out_channels, H, W), or double of H and W where the block is one up."""
-        if not isinstance(temb, MaskedTime):
+        if not isinstance(temb, ModulatedEmbedding):
             return super().forward(input_tensor, temb)
         temb, maps = temb
         first, second = self.places
@@ -722,7 +722,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         temb = emb
         if self.config.mask_conditioning == "spade" and mask_features is not None:
             maps = mask_features[-len(self.mask_norms.factors) :]
-            temb = MaskedTime(emb, tuple(modulation.to(sample) for modulation in maps))
+            temb = ModulatedEmbedding(emb, tuple(modulation.to(sample) for modulation in maps))
         skip_sample = None
         for upsample_block in self.up_blocks:
             res_samples = down_block_res_samples[-len(upsample_block.resnets) :]

@@ -15,7 +15,7 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils.torch_utils import randn_tensor
 
-from .mask_guidance import Condition, MaskGuidance, network_of_guide
+from .guidance import Condition, MaskGuidance, network_of_guide
 from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_masks
 
 
@@ -94,7 +94,7 @@ class MaskGuidedMixin:
         channels, out_channels = self.unet.config.in_channels, self.unet.config.out_channels
         check_whole_number("num_images_per_mask", num_images_per_mask, 1)
         check_whole_number("num_inference_steps", num_inference_steps, 1)
-        if num_inference_steps < 4 and begins_with_runge_kutta(self.scheduler):
+        if num_inference_steps < 4 and uses_prk_steps(self.scheduler):
             raise ValueError(
                 f"{type(self.scheduler).__name__} begins with Runge-Kutta steps, which want 4 `num_inference_steps` "
                 f"at least; got {num_inference_steps}: take more, or set its skip_prk_steps=True."
@@ -391,7 +391,7 @@ def check_whole_number(name: str, value, least: int) -> None:
         raise ValueError(f"`{name}` is {value!r}; wanted a whole number of at least {least}.")
 
 
-def begins_with_runge_kutta(scheduler) -> bool:
+def uses_prk_steps(scheduler) -> bool:
     """Whether it is a PNDM scheduler that was not told to leave its first steps, of Runge and Kutta, out."""
     return getattr(scheduler.config, "skip_prk_steps", True) is False
 

@@ -12,10 +12,10 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from .mask_guidance import evaluation_mode
+from .guidance import evaluation_mode
 from .mask_guided_mixin import MaskGuidedMixin
 from .mask_inputs import UNKNOWN  # noqa: F401  of a folder, diffusers copies only what this file itself names
-from .saved_files import PortableFolderMixin
+from .portable import PortableFolderMixin
 
 
 class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipeline):

@@ -14,11 +14,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from .mask_guidance import evaluation_mode
-from .mask_guided_mixin import MaskGuidedMixin, begins_with_runge_kutta
+from .guidance import evaluation_mode
+from .mask_guided_mixin import MaskGuidedMixin, uses_prk_steps
 from .mask_inputs import center_crop_box
 from .photo_inputs import as_images, as_tensor, check_can_edit, read_photos, sample_photo
-from .saved_files import PortableFolderMixin
+from .portable import PortableFolderMixin
 
 
 class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipeline):
@@ -198,7 +198,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         check_can_edit(self.unet, self.scheduler)
         if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
             raise ValueError(f"`strength` is {strength!r}; wanted a number from 0 (the photo) to 1 (noise alone).")
-        if strength < 1 and begins_with_runge_kutta(self.scheduler):
+        if strength < 1 and uses_prk_steps(self.scheduler):
             raise ValueError(
                 f"{type(self.scheduler).__name__} counts its Runge-Kutta steps from the top and cannot start below: "
                 "set its skip_prk_steps=True, or take another scheduler."

@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from .mask_guidance import evaluation_mode
+from .guidance import evaluation_mode
 from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, stack_ids
 from .mask_inputs import UNKNOWN, sample_ids
 from .photo_inputs import (
@@ -34,7 +34,7 @@ from .photo_inputs import (
     sample_region,
     split_batch,
 )
-from .saved_files import PortableFolderMixin
+from .portable import PortableFolderMixin
 
 
 # Only these may go back in time: the others remember the steps before.

@@ -19,7 +19,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import RNG_STATE_NAME
 from safetensors import SafetensorError
 
-from semseg_diffusers.training.averages import WeightAverages
+from semseg_diffusers.training.ema import EMA
 
 
 logger = get_logger(__name__)
@@ -53,7 +53,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def written_whole(target: Path, staging: Path | None, run: Path) -> Iterator[None]:
+def atomic_write(target: Path, staging: Path | None, run: Path) -> Iterator[None]:
     """Where `target` cannot be written, as on a full disk, remove what is in `staging` and say what is left.
 
     Raises:
@@ -75,7 +75,7 @@ def save_checkpoint(
     run: Path,
     step: int,
     accelerator: Accelerator,
-    averages: WeightAverages | None,
+    averages: EMA | None,
     state: dict,
     total_limit: int | None,
 ) -> Path:
@@ -100,12 +100,12 @@ def save_checkpoint(
         shutil.rmtree(staging, ignore_errors=True)
     accelerator.wait_for_everyone()
     own = staging if accelerator.is_main_process else None  # the main process alone removes what is shared
-    with written_whole(target, own, run):
+    with atomic_write(target, own, run):
         accelerator.save_state(str(staging))
     accelerator.wait_for_everyone()  # every process writes its own random state there
     whole = None if averages is None else averages.gathered(keep=accelerator.is_main_process)
     if accelerator.is_main_process:
-        with written_whole(target, own, run):
+        with atomic_write(target, own, run):
             _wait_for_files([staging / f"{RNG_STATE_NAME}_{i}.pkl" for i in range(accelerator.num_processes)])
             if whole is not None:
                 state = {**state, **whole.save(staging)}
@@ -200,7 +200,7 @@ def find_checkpoint(run: Path, which: str) -> Path | None:
     return None
 
 
-def load_checkpoint(checkpoint: Path, accelerator: Accelerator, averages: WeightAverages | None) -> dict:
+def load_checkpoint(checkpoint: Path, accelerator: Accelerator, averages: EMA | None) -> dict:
     """Put a whole checkpoint's state back into network, optimizer, scaler and averages; return its JSON state."""
     state = json.loads((checkpoint / STATE).read_text())
     accelerator.load_state(str(checkpoint))

@@ -12,13 +12,17 @@ from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from semseg_diffusers.data.attributes import attribute_values
-from semseg_diffusers.data.loading import PairDataset, column_options, load_pairs, read_record
-from semseg_diffusers.data.pictures import save_png
-from semseg_diffusers.launch import agree, agree_with_main, launched_processes, sole_owner
+from semseg_diffusers.data.dataset import PairDataset, attribute_values, column_options, load_pairs, read_record
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.pipelines.saved_files import write_text
-from semseg_diffusers.training.acceleration import (
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.reports.run_page import page_at_end, update_run_page
+from semseg_diffusers.training.base_model import load_base, load_first_weights
+from semseg_diffusers.training.card import save_model_card
+from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
+from semseg_diffusers.training.class_balance import ClassBalance, ClassCounts, count_classes
+from semseg_diffusers.training.dataset import FORWARD, ResumableBatchSampler, TrainingDataset, Warps, stream
+from semseg_diffusers.training.ema import EMA
+from semseg_diffusers.training.hardware import (
     build_accelerator,
     build_optimizer,
     check_regions,
@@ -27,17 +31,7 @@ from semseg_diffusers.training.acceleration import (
     save_contiguous,
     to_device,
 )
-from semseg_diffusers.training.augmentation import Warps
-from semseg_diffusers.training.averages import WeightAverages
-from semseg_diffusers.training.base_model import load_base
-from semseg_diffusers.training.card import save_model_card
-from semseg_diffusers.training.cautions import find_cautions
-from semseg_diffusers.training.checkpoints import load_checkpoint, remove_leftovers, save_checkpoint, set_aside_later
-from semseg_diffusers.training.class_balance import ClassBalance
-from semseg_diffusers.training.class_counts import ClassCounts, count_classes
-from semseg_diffusers.training.first_weights import load_first_weights
-from semseg_diffusers.training.interruption import StopRequest, shield_worker
-from semseg_diffusers.training.losses import IntervalLosses
+from semseg_diffusers.training.monitor import DataTimer, LossMonitor, check_temporary_folder
 from semseg_diffusers.training.networks import build_network, class_rarity
 from semseg_diffusers.training.objective import (
     ClassWeighting,
@@ -46,21 +40,28 @@ from semseg_diffusers.training.objective import (
     diffusion_loss,
     largest_loss_weight,
 )
-from semseg_diffusers.training.page.page import page_at_end, update_run_page
-from semseg_diffusers.training.previews import draw_preview, preview_path, remove_later_previews
-from semseg_diffusers.training.run_folder import (
+from semseg_diffusers.training.preemption import StopRequest, ignore_signals
+from semseg_diffusers.training.preflight import collect_warnings
+from semseg_diffusers.training.previews import (
+    begin_tracking,
+    draw_preview,
+    preview_path,
+    remove_later_previews,
+    track_picture,
+    trackers_of,
+)
+from semseg_diffusers.training.run import (
     RunLog,
+    external_inputs,
     folder_to_resume,
-    found_by_the_run,
     run_status,
     save_pipeline,
+    write_record,
 )
-from semseg_diffusers.training.run_record import write_record
-from semseg_diffusers.training.samples import FORWARD, SampleSequence, TrainingSamples, stream
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.sharding import choose_layers, is_sharded, trained_weights, whole_network
-from semseg_diffusers.training.trackers import begin_tracking, track_picture, trackers_of
-from semseg_diffusers.training.waiting import WaitingTime, check_temporary_folder
+from semseg_diffusers.utils.distributed import exclusive_folder, launched_processes, run_on_all_ranks, run_on_main_rank
+from semseg_diffusers.utils.images import save_png
 
 
 logger = get_logger(__name__)
@@ -103,27 +104,27 @@ def train(settings: TrainingSettings) -> Path:
         preview_pairs, preview_reason = _preview_pairs(settings, pairs, columns)
         return pairs, preview_pairs, preview_reason, read_record(settings.dataset).get("format")
 
-    agree(lambda: check_temporary_folder(settings.dataloader_num_workers))
+    run_on_all_ranks(lambda: check_temporary_folder(settings.dataloader_num_workers))
     # one process builds the table of `datasets`, then the others find it
-    data = agree(read_data if accelerator.is_local_main_process else lambda: None)
-    pairs, preview_pairs, preview_reason, source_format = agree(lambda: data or read_data())
-    attributes = agree(lambda: attribute_values(pairs, settings.attributes))
+    data = run_on_all_ranks(read_data if accelerator.is_local_main_process else lambda: None)
+    pairs, preview_pairs, preview_reason, source_format = run_on_all_ranks(lambda: data or read_data())
+    attributes = run_on_all_ranks(lambda: attribute_values(pairs, settings.attributes))
 
     def count_masks(every_mask: bool) -> ClassCounts:
         threads = max(1, settings.dataloader_num_workers)
-        return agree_with_main(lambda: count_classes(pairs, every_mask, threads))
+        return run_on_main_rank(lambda: count_classes(pairs, every_mask, threads))
 
     counts = balance = rarity = None
     if settings.class_balanced_sampling or settings.label_diffusion:
         counts = count_masks(every_mask=True)
     if settings.class_balanced_sampling:
-        balance = agree(
+        balance = run_on_all_ranks(
             lambda: ClassBalance(counts.pixels, settings.class_balance_temperature, settings.class_balance_min_share)
         )
     if settings.label_diffusion:
-        rarity = agree(lambda: class_rarity(counts.pixels))
+        rarity = run_on_all_ranks(lambda: class_rarity(counts.pixels))
 
-    base = None if settings.base_model is None else agree(lambda: load_base(settings))
+    base = None if settings.base_model is None else run_on_all_ranks(lambda: load_base(settings))
 
     def build() -> torch.nn.Module:
         size = _sample_size(settings, pairs, preview_pairs)
@@ -133,7 +134,7 @@ def train(settings: TrainingSettings) -> Path:
             choose_layers(accelerator, network)
         return network
 
-    unet = agree(build)
+    unet = run_on_all_ranks(build)
     if base is not None and base.noise_scheduler is not None:
         noise_scheduler = base.noise_scheduler
     else:
@@ -142,22 +143,22 @@ def train(settings: TrainingSettings) -> Path:
         unet.enable_gradient_checkpointing()
     if settings.channels_last:
         unet.to(memory_format=torch.channels_last)
-    found = found_by_the_run(unet)
+    found = external_inputs(unet)
     num_steps = settings.max_train_steps or math.ceil(settings.num_train_epochs * len(pairs) / samples_per_step)
 
     with contextlib.ExitStack() as held:
         # 3. the run folder, which the main process keeps to this run
         def take_folder() -> Path | None:
-            held.enter_context(sole_owner(run, "training into"))
+            held.enter_context(exclusive_folder(run, "training into"))
             checkpoint = folder_to_resume(
                 settings, pairs, run, samples_per_step, balance, found, sharded=accelerator.is_fsdp2
             )
             remove_leftovers(run)
             return checkpoint
 
-        resumed = agree_with_main(take_folder)
+        resumed = run_on_main_rank(take_folder)
         if settings.init_from is not None and resumed is None:
-            kept, without_place = agree(lambda: load_first_weights(unet, settings.init_from))
+            kept, without_place = run_on_all_ranks(lambda: load_first_weights(unet, settings.init_from))
             logger.info(f"first weights are those of {settings.init_from}")
             if kept:
                 logger.info(f"weights that start anew: {', '.join(kept)}")
@@ -170,7 +171,7 @@ def train(settings: TrainingSettings) -> Path:
         status = held.enter_context(run_status(run, accelerator))
         if accelerator.is_main_process:
             write_text(run / "settings.json", settings.to_json())
-            cautions = find_cautions(
+            cautions = collect_warnings(
                 settings,
                 pairs,
                 counts,
@@ -213,7 +214,7 @@ def train(settings: TrainingSettings) -> Path:
         unet, optimizer = accelerator.prepare(unet, optimizer)
         network = accelerator.unwrap_model(unet, keep_torch_compile=False)  # the same weights
         save_contiguous(accelerator)
-        averages = WeightAverages(network, settings) if settings.use_ema else None
+        averages = EMA(network, settings) if settings.use_ema else None
 
         # 5. resume
         step, trained_seconds, mean_loss = 0, 0.0, math.nan
@@ -233,7 +234,7 @@ def train(settings: TrainingSettings) -> Path:
         # 6. the samples still to come
         pairs.keep_decoded(int(settings.decoded_gigabytes * 1e9))
         warps = Warps(settings.augment_scale, settings.augment_translate, settings.augment_probability)
-        samples = TrainingSamples(
+        samples = TrainingDataset(
             pairs,
             seed=settings.seed,
             horizontal_flip=settings.horizontal_flip,
@@ -250,7 +251,7 @@ def train(settings: TrainingSettings) -> Path:
         )
         loader = DataLoader(
             samples,
-            batch_sampler=SampleSequence(
+            batch_sampler=ResumableBatchSampler(
                 num_pairs=len(pairs),
                 batch_size=settings.train_batch_size,
                 num_batches=num_steps * accumulation,
@@ -261,10 +262,10 @@ def train(settings: TrainingSettings) -> Path:
                 draw=None if balance is None else balance.draw,
             ),
             num_workers=settings.dataloader_num_workers,
-            worker_init_fn=shield_worker,
+            worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
         )
-        batches = WaitingTime(loader)
+        batches = DataTimer(loader)
 
         # 7. the loop: one turn is one forward pass; every `accumulation` turns make an optimizer step
         class_weighting = None
@@ -273,7 +274,7 @@ def train(settings: TrainingSettings) -> Path:
                 pairs.labels.num_classes, settings.class_loss_weight_max, settings.class_loss_min_snr
             )
         log = RunLog(run / "log.jsonl", step, enabled=accelerator.is_main_process)
-        losses = IntervalLosses(accelerator, run, accumulation, largest_loss_weight(settings))
+        losses = LossMonitor(accelerator, run, accumulation, largest_loss_weight(settings))
         bar = tqdm(total=num_steps, initial=step, desc="steps", disable=not accelerator.is_local_main_process)
         interval_start, interval_images = time.monotonic(), 0
         started = time.monotonic() - trained_seconds

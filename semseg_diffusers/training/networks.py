@@ -7,11 +7,11 @@ import torch
 from diffusers import UNet2DModel
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel
+from semseg_diffusers.models.published.unet_sdm import NORM_NUM_GROUPS, SDMUNet2DModel
 from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
-from semseg_diffusers.models.unet_paper import PaperUNet2DModel
-from semseg_diffusers.models.unet_sdm import NORM_NUM_GROUPS, SDMUNet2DModel
-from semseg_diffusers.training.augmentation import AUGMENT_DIM
+from semseg_diffusers.training.dataset import AUGMENT_DIM
 from semseg_diffusers.training.settings import TrainingSettings
 
 

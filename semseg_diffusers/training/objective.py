@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.training_utils import compute_snr
 
-from semseg_diffusers.models.unet_paper import paper_betas
+from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.training.settings import TrainingSettings
 
 
@@ -141,7 +141,7 @@ def diffusion_loss(
     snr_gamma: float | None,
     class_weighting: ClassWeighting | None = None,
 ) -> torch.Tensor:
-    """Loss of each sample (B,) of a batch of `TrainingSamples`, in float32."""
+    """Loss of each sample (B,) of a batch of `TrainingDataset`, in float32."""
     timestep = batch["timestep"]
     noisy = noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)  # (B, 3, H, W)
     conditions = {name: batch[name] for name in ("attributes", "augmentation") if name in batch}

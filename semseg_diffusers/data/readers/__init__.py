@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-from semseg_diffusers.data.archives import ArchivePath, open_archives
 from semseg_diffusers.data.readers.bdd100k import ANNOTATIONS, is_bdd100k, read_bdd100k
 from semseg_diffusers.data.readers.camvid import is_camvid, read_camvid
 from semseg_diffusers.data.readers.cityscapes import (
@@ -27,10 +26,14 @@ from semseg_diffusers.data.readers.pairs import (
     Pair,
     ReadOptions,
     Source,
+    is_folder,
+    is_paper,
     read_file,
+    read_folder,
+    read_paper,
 )
-from semseg_diffusers.data.readers.plain import is_folder, is_paper, read_folder, read_paper
 from semseg_diffusers.data.readers.tables import is_table, read_table
+from semseg_diffusers.utils.archives import ArchivePath, open_archives
 
 
 __all__ = [

@@ -5,6 +5,7 @@ in a row of a table (`Encoded`); a mask may also be a drawing that is made when 
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +13,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from semseg_diffusers.data.archives import ArchivePath
-from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.data.layout import SPLITS
-from semseg_diffusers.data.regions import Polygon, RunLengths, draw_polygons, draw_runs
+from semseg_diffusers.data.dataset_format import LABELS_FILE, SPLITS
+from semseg_diffusers.data.labels import PAPER_NAMES, PRESET_NAMES, LabelSet
+from semseg_diffusers.data.polygons import Polygon, RunLengths, draw_polygons, draw_runs
+from semseg_diffusers.utils.archives import ArchivePath
 
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -278,3 +279,42 @@ def _named(files: list) -> str:
         return ""
     names = [file.name for file in files[:NAMED]]
     return f" ({', '.join(names)}{', ...' if len(files) > NAMED else ''})"
+
+
+COLORMAP_FILE = "colormap.json"
+
+
+def read_folder(root: AnyPath, options: ReadOptions) -> Source:
+    """`images/` and `masks/`, with the same split folders inside each or none; or both inside each split folder."""
+    label_set = labels_of(root, options.labels, (LABELS_FILE, COLORMAP_FILE))
+    splits = {} if (root / "images").is_dir() else split_folders(root)
+    if splits:
+        folders = {split: (part / "images", part / "masks") for split, part in splits.items()}
+    else:
+        folders = folders_by_split(root / "images", root / "masks")
+    return Source(label_set, *match_folders(folders, options.skip_unmatched))
+
+
+def read_paper(root: AnyPath, options: ReadOptions) -> Source:
+    """The format of the paper's authors: `images/*.jpg`, `masks/*.png` in the colours of `colormap.json`."""
+    label_set = labels_of(root, options.labels, (COLORMAP_FILE,))
+    folders = folders_by_split(root / "images", root / "masks")
+    return Source(label_set, *match_folders(folders, options.skip_unmatched))
+
+
+def is_paper(root: AnyPath) -> bool:
+    """Whether a folder of pairs has the paper's classes, in the file that the authors' script writes."""
+    file = root / COLORMAP_FILE
+    if not (file.is_file() and (root / "images").is_dir() and (root / "masks").is_dir()):
+        return False
+    try:
+        return tuple(json.loads(file.read_text(encoding="utf-8"))) == PAPER_NAMES
+    except (ValueError, TypeError):
+        return False
+
+
+def is_folder(root: AnyPath) -> bool:
+    if is_paper(root):
+        return False
+    parts = [root] if (root / "images").is_dir() else split_folders(root).values()
+    return bool(parts) and all((part / "images").is_dir() and (part / "masks").is_dir() for part in parts)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from semseg_diffusers.data.polygons import Polygon, RunLengths, read_counts
 from semseg_diffusers.data.readers.pairs import AnyPath
-from semseg_diffusers.data.regions import Polygon, RunLengths, read_counts
 
 
 CHUNK = 2**20  # bytes read at once

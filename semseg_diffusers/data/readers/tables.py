@@ -4,11 +4,11 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from semseg_diffusers.data.hub_errors import check_name, hub_errors
+from semseg_diffusers.data.dataset import find_on_hub
+from semseg_diffusers.data.dataset_format import LABELS_FILE, SPLITS
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import LABELS_FILE, SPLITS
-from semseg_diffusers.data.loading import find_on_hub
 from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source
+from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "photo")  # looked for where none is named

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 from PIL.PngImagePlugin import PngInfo
 
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.layout import GENERATION_FILE, LABELS_FILE, METADATA_FILE
-from semseg_diffusers.data.pictures import save_png, written_beside
-from semseg_diffusers.evaluation.filtering.independence import FILTER_FILE, read_filter
+from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, read_filter
 from semseg_diffusers.generation.output_folder import in_order, is_passing, read_metadata, sole_run, write_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.images import save_png, written_beside
 
 
 DROPPED_FILE = "dropped.jsonl"

@@ -1,12 +1,148 @@
-"""Turns the scores of all trainings into `results.json`: every arm over its seeds, and what differs from what.
-Figures of seeds are compared seed by seed, since the arms of one seed begin with the same weights."""
+"""Means, paired differences and their intervals over seeds: Student's t, as in any textbook on paired samples.
+An interval over n seeds speaks of first weights, order of data and choice of images, and of nothing else."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
-from typing import Any
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from scipy import stats
 
 from semseg_diffusers.evaluation.study.settings import ARMS, StudySettings, Training, variants
-from semseg_diffusers.evaluation.study.statistics import CONFIDENCE, UNKNOWN, WITHIN, paired_difference, spread
+
+
+CONFIDENCE = 0.95
+BETTER, WITHIN, WORSE, UNKNOWN = "better", "within noise", "worse", "unknown"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What one figure came to over seeds."""
+
+    mean: float
+    std: float | None  # of the sample (n - 1); None for one seed
+    values: list[float]  # in the order of the seeds
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much one figure differs between two variants, seed by seed."""
+
+    mean: float
+    low: float | None  # ends of the interval; None for one seed
+    high: float | None
+    values: list[float]
+    reading: str  # BETTER, WITHIN, WORSE or UNKNOWN
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Summarize a figure over seeds.
+
+    Example:
+        >>> spread([0.5, 0.25]).mean
+        0.375
+    """
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, list(values))
+
+
+def paired_difference(values: Sequence[float], others: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
+    """Compare two variants that share their seeds.
+
+    Args:
+        values: a figure of the first, one for each seed; higher is better.
+        others: the same figure of the second, seeds in the same order.
+        confidence: of the interval.
+
+    Example:
+        >>> found = paired_difference([0.50, 0.52, 0.51], [0.40, 0.41, 0.42])
+        >>> f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})", found.reading
+        ('0.100 (0.075 to 0.125)', 'better')
+    """
+    differences = [value - other for value, other in zip(values, others, strict=True)]
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return Difference(mean, None, None, differences, UNKNOWN)
+    half = stats.t.ppf((1 + confidence) / 2, len(differences) - 1) * statistics.stdev(differences)
+    half = float(half) / math.sqrt(len(differences))
+    low, high = mean - half, mean + half
+    reading = BETTER if low > 0 else WORSE if high < 0 else WITHIN
+    return Difference(mean, low, high, differences, reading)
+
+
+READINGS = {
+    BETTER: "beyond the noise between seeds",
+    WITHIN: "within the noise between seeds",
+    WORSE: "worse, beyond the noise between seeds",
+    UNKNOWN: "one seed, so nothing says how much of it is chance",
+}
+FEW_SEEDS = 3  # below this an interval is wider than what it could show
+MORE_SEEDS = 5
+
+
+class Finding(NamedTuple):
+    """A sentence or two, and what they are about."""
+
+    topic: str
+    text: str
+
+
+def difference_text(comparison: Mapping[str, Any]) -> str:
+    """One comparison of mean IoU as a sentence.
+
+    Example:
+        >>> found = {"mean": 0.021, "low": 0.004, "high": 0.038, "reading": "better", "all_counted": "better"}
+        >>> difference_text({"mean_iou": found, "against": {"arm": "real", "amount": None}})
+        '+0.021 mIoU (0.004 to 0.038) over real photos: beyond the noise between seeds.'
+    """
+    found, other = comparison["mean_iou"], title(**comparison["against"])
+    interval = "" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})"
+    text = f"{found['mean']:+.3f} mIoU{interval} over {other}: {READINGS[found['reading']]}."
+    if found["reading"] in (BETTER, WORSE) and found["all_counted"] != found["reading"]:
+        text += " With all comparisons of this study counted together, no longer so."
+    return text
+
+
+def findings(results: Mapping[str, Any]) -> list[Finding]:
+    """What `results.json` says: each arm at each amount, then how far all of it can be trusted."""
+    comparisons = results["comparisons"]
+    found = []
+    order = dict.fromkeys((each["arm"], each["amount"]) for each in comparisons)
+    for arm, amount in sorted(order, key=lambda variant: variant[0] == "real_duplicated"):  # the control last
+        texts = [difference_text(each) for each in comparisons if (each["arm"], each["amount"]) == (arm, amount)]
+        topic = title(arm, amount)
+        found.append(Finding(topic[0].upper() + topic[1:], " ".join(texts)))
+    return [*found, _number_of_comparisons(comparisons), _seeds(results)]
+
+
+def _number_of_comparisons(comparisons: list[Mapping[str, Any]]) -> Finding:
+    """How much of what lies beyond noise would do so without any reason."""
+    number, chance = len(comparisons), 1 - CONFIDENCE
+    text = f"{number} of mean IoU, each with an interval of {100 * CONFIDENCE:g} %"
+    text += f": without any true difference, about {number * chance:.1f} of them would lie beyond noise by chance."
+    beyond, classes = num_beyond(comparisons)
+    if classes:
+        text += (
+            f" By class, {beyond} of {classes} lie beyond noise, where chance alone gives about "
+            f"{classes * chance:.0f}."
+        )
+    return Finding("Comparisons", text)
+
+
+def _seeds(results: Mapping[str, Any]) -> Finding:
+    number = len(results["seeds"])
+    if number == 1:
+        return Finding("Seeds", "One seed: no difference here can be told from chance. Give three at least.")
+    text = (
+        f"n = {number}. What lies within the noise tells neither a gain nor a loss. Intervals are Student's t of the "
+        "differences seed by seed. They cover first weights, order of the data, augmentation and choice of synthetic "
+        "images; not another choice of photos to train on or to validate by, nor a generator that is trained again."
+    )
+    if number < FEW_SEEDS:
+        text += " Two seeds make intervals so wide that hardly anything can lie beyond them: give three at least."
+    elif number < MORE_SEEDS:
+        text += " So few seeds find large differences only: more --seeds make the intervals narrower."
+    return Finding("Seeds", text)
 
 
 Variant = tuple[str, float | None]  # arm and amount

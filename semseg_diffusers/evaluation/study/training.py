@@ -2,22 +2,29 @@
 The last weights are scored, not the best of several: choosing by the validation split would flatter what varies more.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
+import multiprocessing
+import os
+import signal
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
 
-from semseg_diffusers.evaluation.segmenters.batches import LabelledPhotos
-from semseg_diffusers.evaluation.segmenters.beginnings import Beginning, begin
-from semseg_diffusers.evaluation.segmenters.training import score_network, train_segmenter
-from semseg_diffusers.evaluation.study.pools import Pool, StudyData, members
+from semseg_diffusers.data.dataset_format import terminate_as_exception
+from semseg_diffusers.evaluation.segmentation.initialization import Beginning, begin
+from semseg_diffusers.evaluation.segmentation.training import LabelledPhotos, score_network, train_segmenter
+from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, members
 from semseg_diffusers.evaluation.study.settings import StudySettings, Training
-from semseg_diffusers.pipelines.saved_files import write_text
+from semseg_diffusers.pipelines.portable import write_text
 
 
 TRAININGS = "trainings"  # folder of one file for each network
@@ -135,3 +142,143 @@ def read_result(output: Path, training: Training) -> dict[str, Any] | None:
     if there != training:
         raise ValueError(f"'{path}' is of {there.name}. Delete it: {training.name} is trained again.")
     return result
+
+
+MOST_JOBS = 8  # at once, unless more are asked for: each keeps its own copy of the data
+PAUSE = 0.2  # seconds between looks at the processes
+
+
+def default_jobs(device: str) -> int:
+    """One for each GPU, or for each CPU core that may be used."""
+    if torch.device(device).type != "cpu":
+        return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_JOBS)
+
+
+def run_trainings(
+    missing: list[Training],
+    settings: StudySettings,
+    data: StudyData,
+    output: Path,
+    device: str,
+    jobs: int,
+    show_progress: bool = False,
+) -> None:
+    """Train what is missing; each result is written as soon as it is there.
+
+    Args:
+        missing: what to train, in this order.
+        settings: of the study.
+        data: of the study, for trainings in this process; others read it for themselves.
+        output: folder of the study.
+        device: "cuda" gives each process a GPU in turn; other devices are shared.
+        jobs: processes at once, at least 1; one works here.
+        show_progress: show a bar of optimizer steps on stderr.
+
+    Raises:
+        ChildProcessError: a process ended before its work was done.
+        ValueError: a training diverged.
+    """
+    total = len(missing) * settings.max_train_steps
+    jobs = min(jobs, len(missing))
+    with (
+        terminate_as_exception(),
+        tqdm(total=total, desc=f"{len(missing)} trainings", unit="step", disable=not show_progress) as bar,
+    ):
+        if jobs > 1:
+            _run_apart(missing, settings, output, device, jobs, bar)
+        elif missing:
+            with _one_thread():
+                for training in missing:
+                    save_result(output, training, train_one(training, settings, data, device, bar.update))
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one CPU thread, as each of several processes does: sums are then the same to the last bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run_apart(
+    missing: list[Training], settings: StudySettings, output: Path, device: str, jobs: int, bar: Any
+) -> None:
+    context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
+    following, steps = context.Value("q", 0), context.Value("q", 0)
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
+    processes = []
+    try:
+        for number in range(jobs):
+            own = f"cuda:{number % gpus}" if gpus else device
+            arguments = (missing, settings, output, own, following, steps, os.getpid())
+            process = context.Process(target=_work, args=arguments, name=f"study-{number}")
+            process.start()
+            processes.append(process)
+        while any(process.is_alive() for process in processes) and not _failed(processes):
+            time.sleep(PAUSE)
+            bar.update(steps.value - bar.n)
+        bar.update(steps.value - bar.n)
+        failed = _failed(processes)
+        if failed:
+            killed = " A process that was killed (-9) mostly lacked memory: give fewer --jobs." if -9 in failed else ""
+            raise ChildProcessError(
+                f"a training process ended with {failed[0]}; what it said stands above.{killed} What is done stays: "
+                "the same command goes on."
+            )
+    finally:
+        for process in processes:
+            process.terminate()
+        for process in processes:
+            process.join()
+
+
+def _failed(processes: list[Any]) -> list[int]:
+    return [process.exitcode for process in processes if process.exitcode not in (None, 0)]
+
+
+def _work(
+    missing: list[Training],
+    settings: StudySettings,
+    output: Path,
+    device: str,
+    following: Any,
+    steps: Any,
+    parent: int,
+) -> None:
+    """Take the next training until there is none: what each of several processes does. It ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
+    transformers_logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    data = load_data(settings)
+
+    def is_orphan() -> bool:
+        return os.getppid() != parent
+
+    try:
+        while (training := _next(missing, following)) is not None:
+            on_steps = _adder(steps)
+            save_result(output, training, train_one(training, settings, data, device, on_steps, is_orphan))
+    except StoppedError:
+        return
+    except (ValueError, OSError) as err:
+        sys.stderr.write(f"error: {err}\n")
+        sys.exit(2)
+
+
+def _next(missing: list[Training], following: Any) -> Training | None:
+    with following.get_lock():
+        place, following.value = following.value, following.value + 1
+    return missing[place] if place < len(missing) else None
+
+
+def _adder(steps: Any) -> Callable[[int], None]:
+    def add(count: int) -> None:
+        with steps.get_lock():
+            steps.value += count
+
+    return add

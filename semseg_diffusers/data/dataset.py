@@ -1,0 +1,414 @@
+"""Loads pairs of photo and mask through `datasets`: from a prepared folder, or from any data set of the Hub.
+
+Whatever form a mask column has (ids, palette, colours), what comes out are class ids, checked against the label set.
+"""
+
+import argparse
+import functools
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from semseg_diffusers.data.dataset_format import LABELS_FILE, SETTINGS_FILE, SPLITS
+from semseg_diffusers.data.decode_cache import DecodedPairs
+from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.utils.hub_errors import check_name, hub_errors
+from semseg_diffusers.utils.images import decode_picture, naming
+
+
+class MissingSplitError(ValueError):
+    """The data set has no split of that name."""
+
+
+class PairDataset(torch.utils.data.Dataset):
+    """Photos and masks of one split, read when asked for.
+
+    Args:
+        table (`datasets.Dataset`): its image and mask columns hold encoded files, not decoded.
+        labels (`LabelSet`): the classes of the masks.
+        image_column (`str`): name of the column of photos.
+        mask_column (`str`): name of the column of masks.
+        name (`str`): what messages call the data set.
+    """
+
+    def __init__(self, table, labels: LabelSet, image_column: str, mask_column: str, name: str):
+        self.labels = labels
+        self._table, self._columns, self.name = table, (image_column, mask_column), name
+        self._masks = table.select_columns([mask_column])
+        self._decoded: DecodedPairs | None = None
+        if "stem" in table.column_names:
+            self.stems = [str(stem) for stem in table["stem"]]
+        else:
+            paths = [entry["path"] for entry in table[image_column]]
+            self.stems = [PurePosixPath(path).stem if path else f"{i:06}" for i, path in enumerate(paths)]
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> dict:
+        """One pair: `image` uint8 (3, H, W), `mask` uint8 ids (H, W), `stem`.
+
+        Raises:
+            ValueError: a file cannot be read, the mask does not fit the label set or the photo's size.
+        """
+        index = range(len(self))[index]  # an IndexError past the end, negative numbers from the end
+        kept = None if self._decoded is None else self._decoded.get(index)
+        if kept is None:
+            kept = self._read(index)
+            if self._decoded is not None:
+                self._decoded.put(index, *kept)
+        image, ids = (torch.from_numpy(array) for array in kept)  # (3, H, W), (H, W)
+        return {"image": image, "mask": ids, "stem": self.stems[index]}
+
+    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Decode a pair: photo (3, H, W) and ids (H, W), uint8."""
+        row, stem = self._table[index], self.stems[index]
+        photo = np.asarray(self._photo(row, index))  # (H, W, 3)
+        ids = self._ids(row, index)  # (H, W)
+        if photo.shape[:2] != ids.shape:
+            raise ValueError(
+                f"pair '{stem}' of {self.name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
+                f"{ids.shape[0]} x {ids.shape[1]} (height x width); wanted one size. Prepare the data set again."
+            )
+        return photo.transpose(2, 0, 1).copy(), ids
+
+    def keep_decoded(self, most_bytes: int) -> int:
+        """Keep pairs decoded from now on, in memory that processes forked from this one share.
+
+        Args:
+            most_bytes (`int`): How much memory to take, at most; 0 keeps none.
+
+        Returns:
+            `int`: How many pairs there is room for.
+        """
+        self._decoded = DecodedPairs(self.sizes, most_bytes)
+        return self._decoded.count
+
+    def __getstate__(self) -> dict:
+        """What another process gets that is not forked: it decodes for itself."""
+        return {**self.__dict__, "_decoded": None}
+
+    def mask(self, index: int) -> np.ndarray:
+        """The class ids of one mask, (H, W) uint8; its photo is not read.
+
+        Raises:
+            ValueError: the mask cannot be read, or does not fit the label set.
+        """
+        index = range(len(self))[index]
+        return self._ids(self._masks[index], index)
+
+    def photo_file(self, index: int) -> bytes:
+        """The bytes of a photo's file, as they are stored."""
+        entry = self._table[range(len(self))[index]][self._columns[0]]
+        return entry["bytes"] or Path(entry["path"]).read_bytes()
+
+    def photo(self, index: int) -> Image.Image:
+        """One photo, upright, RGB; its mask is not read.
+
+        Raises:
+            ValueError: the photo cannot be read.
+        """
+        index = range(len(self))[index]
+        return self._photo(self._table[index], index)
+
+    @functools.cached_property
+    def attributes(self) -> dict[str, list[str | None]]:
+        """The columns of text beside photo, mask and stem, such as weather: by name, one value a pair."""
+        return {name: list(self._table[name]) for name in _text_columns(self._table)}
+
+    def _photo(self, row: dict, index: int) -> Image.Image:
+        photo, _ = self._picture(row, index, "photo")
+        return ImageOps.exif_transpose(photo).convert("RGB")
+
+    def _ids(self, row: dict, index: int) -> np.ndarray:
+        mask, source = self._picture(row, index, "mask")
+        return self.labels.encode(mask, source=source)
+
+    def _picture(self, row: dict, index: int, what: str) -> tuple[Image.Image, str]:
+        """Photo or mask of a row, and the name that messages give it."""
+        column = self._columns[("photo", "mask").index(what)]
+        if row[column] is None:
+            raise ValueError(f"pair '{self.stems[index]}' of {self.name} has no {what} in column '{column}'.")
+        source = row[column]["path"] or f"{self.stems[index]} of {self.name}"
+        return _decode(row[column], what, source), source
+
+    @functools.cached_property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each photo, read from the files' headers."""
+        sizes, column = [], self._columns[0]
+        rows = self._table.select_columns([column])  # without the masks' bytes
+        for row, stem in zip(rows, self.stems, strict=True):
+            entry = row[column]
+            source = entry["path"] or f"{stem} of {self.name}"
+            file = io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]
+            with naming("photo", source), Image.open(file) as photo:
+                width, height = (
+                    ImageOps.exif_transpose(photo).size if photo.getexif().get(0x0112, 1) > 4 else photo.size
+                )
+            sizes.append((height, width))
+        return sizes
+
+    @property
+    def resolution(self) -> tuple[int, int]:
+        """Height and width of every photo.
+
+        Raises:
+            ValueError: the photos differ in size, or there are none.
+        """
+        if not self.sizes:
+            raise ValueError(f"{self.name} holds no pairs.")
+        first = self.sizes[0]
+        other = next((index for index, size in enumerate(self.sizes) if size != first), None)
+        if other is not None:
+            raise ValueError(
+                f"the photos of {self.name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
+                f"'{self.stems[other]}' is {self.sizes[other][0]} x {self.sizes[other][1]}. Prepare them at one size: "
+                "--resolution HxW."
+            )
+        return first
+
+    def check_holds(self, height: int, width: int) -> None:
+        """Refuse photos that are too small for a part of a size to be cut out of each.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        small = next((i for i, size in enumerate(self.sizes) if size[0] < height or size[1] < width), None)
+        if small is not None or not self.sizes:
+            found = (
+                "there are none" if small is None else "'{}' is {} x {}".format(self.stems[small], *self.sizes[small])
+            )
+            raise ValueError(
+                f"--random_crop wants photos of {height} x {width} or more (height x width), and of {self.name} "
+                f"{found}. Prepare them larger: --resolution HxW or native."
+            )
+
+
+def _text_columns(table) -> list[str]:
+    """The columns of a table that hold text, the stem aside."""
+    of_text = [name for name, feature in table.features.items() if getattr(feature, "dtype", None) == "string"]
+    return [name for name in of_text if name != "stem"]
+
+
+def _decode(entry: dict, what: str, source: str) -> Image.Image:
+    """Picture of an undecoded image column: bytes inside the table, or a path beside it."""
+    if entry["bytes"] is None:
+        return open_image(entry["path"], what)
+    return decode_picture(entry["bytes"], what, source)
+
+
+def add_column_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a data set that is not ours has photos, masks and classes."""
+    parser.add_argument("--image_column", default="image", help="column of the photos (default %(default)s)")
+    parser.add_argument("--mask_column", default="mask", help="column of the masks (default %(default)s)")
+    parser.add_argument(
+        "--labels",
+        metavar="PRESET|FILE",
+        help=f"label set, where the data set carries none: {', '.join(PRESET_NAMES)}, or a JSON file",
+    )
+
+
+def column_options(given: Any) -> dict[str, Any]:
+    """What `add_column_arguments` read, or settings with these three names, as options of `load_pairs`."""
+    labels = None if given.labels is None else LabelSet.from_name(given.labels)
+    return {"image_column": given.image_column, "mask_column": given.mask_column, "labels": labels}
+
+
+def load_pairs(
+    dataset: str | os.PathLike,
+    split: str = "train",
+    *,
+    image_column: str = "image",
+    mask_column: str = "mask",
+    labels: LabelSet | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> PairDataset:
+    """Load one split of a prepared folder, or of a data set on the Hub.
+
+    Args:
+        dataset (`str` or `os.PathLike`): folder or Hub id.
+        split (`str`, defaults to `"train"`): "val" and "validation" mean the same.
+        image_column (`str`, defaults to `"image"`): name of the column of photos.
+        mask_column (`str`, defaults to `"mask"`): name of the column of masks.
+        labels (`LabelSet`, *optional*): the classes of the masks; by default those in the data set's `labels.json`.
+        revision (`str`, *optional*): branch, tag or commit of a data set on the Hub.
+        cache_dir (`str` or `os.PathLike`, *optional*): where `datasets` keeps its tables.
+
+    Returns:
+        `PairDataset`
+
+    Raises:
+        ValueError: no such folder, split or column, or no label set.
+        HubError: the Hub has no such data set or revision, or does not let one in.
+    """
+    import datasets  # here: importing it takes longer than everything else in this file
+
+    name = os.fspath(dataset)
+    check_name(name, "dataset")
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(
+                f"'{name}' is a folder here and has no revision '{revision}'; only data sets of the Hub do."
+            )
+        labels = labels or _read_labels(name)
+    else:
+        labels, revision = find_on_hub(name, labels, revision)
+    with hub_errors(f"loading the data set '{name}'", name, "dataset", revision=revision):
+        tables = datasets.load_dataset(
+            name, revision=revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir)
+        )
+    key = split if split in tables else next((s for s in tables if SPLITS.get(s, s) == SPLITS.get(split, split)), None)
+    if key is None:
+        raise MissingSplitError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
+    table = tables[key]
+    for column in (image_column, mask_column):
+        if column not in table.column_names:
+            raise ValueError(
+                f"'{name}' has no column '{column}'; it has {', '.join(table.column_names)}. Name the columns of "
+                "photos and masks: --image_column, --mask_column."
+            )
+        if not isinstance(table.features[column], datasets.Image):
+            raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; wanted pictures.")
+        table = table.cast_column(column, datasets.Image(decode=False))
+    kept = {image_column, mask_column, *_text_columns(table)} | ({"stem"} & set(table.column_names))
+    return PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
+
+
+def split_names(dataset: str | os.PathLike) -> list[str]:
+    """The splits of a prepared folder, or of a data set on the Hub, by the names that our folders have.
+
+    Raises:
+        ValueError: no such folder, or it holds no data set.
+        HubError: the Hub has no such data set, or does not let one in.
+    """
+    import datasets
+
+    name = os.fspath(dataset)
+    check_name(name, "dataset")
+    known = read_record(name).get("splits")
+    if known is None:
+        with hub_errors(f"loading the data set '{name}'", name, "dataset"):
+            known = datasets.get_dataset_split_names(name)
+    return [SPLITS.get(split, split) for split in known]
+
+
+def _read_labels(folder: str) -> LabelSet:
+    """The label set in the folder of a data set."""
+    path = Path(folder) / LABELS_FILE
+    if not path.is_file():
+        raise ValueError(
+            f"'{folder}' holds no {LABELS_FILE}. Make the data set with `semseg-diffusers prepare`, or give its "
+            "label set."
+        )
+    return LabelSet.from_json(path)
+
+
+def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
+    """The label set of a data set on the Hub, and the commit it is from, so that the pairs are of the same one.
+
+    Args:
+        name (`str`): Hub id.
+        labels (`LabelSet`, *optional*): the classes, where they are given; the set's own `labels.json` else.
+        revision (`str`, *optional*): branch, tag or commit.
+
+    Raises:
+        ValueError: it carries no `labels.json`, or the Hub cannot be reached, and no classes are given.
+        HubError: the Hub has no such data set or revision, or does not let one in.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    with hub_errors(f"loading the data set '{name}'", name, "dataset", revision=revision):
+        try:
+            path = Path(hf_hub_download(name, LABELS_FILE, repo_type="dataset", revision=revision))
+        except LocalEntryNotFoundError as err:
+            if labels is None:
+                raise ValueError(f"'{name}' is no folder here, and the Hub cannot be reached to look for it.") from err
+            return labels, revision  # `datasets` may still have the pairs in its cache
+        except EntryNotFoundError as err:
+            if labels is None:
+                raise ValueError(f"data set '{name}' carries no {LABELS_FILE}: give its label set.") from err
+            return labels, err.response.headers.get("X-Repo-Commit", revision)
+    return labels or LabelSet.from_json(path), path.parent.name
+
+
+def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict:
+    """What `prepare` wrote down of a data set (`prepare.json`), in its folder or on the Hub; else nothing."""
+    name = os.fspath(dataset)
+    path = Path(name) / SETTINGS_FILE
+    if not Path(name).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        with hub_errors(f"reading {SETTINGS_FILE} of the data set '{name}'", name, "dataset", revision=revision):
+            try:
+                path = Path(hf_hub_download(name, SETTINGS_FILE, repo_type="dataset", revision=revision))
+            except EntryNotFoundError:  # not there, or neither in the cache
+                return {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+UNKNOWN = (None, "", "undefined")  # what data sets write where nobody said; BDD100K says "undefined"
+MOST_VALUES = 256  # a column with more different values than this names pairs rather than conditions
+
+
+def attribute_values(pairs: PairDataset, names: Iterable[str]) -> dict[str, list[str]]:
+    """The values that a split knows of each attribute.
+
+    Args:
+        pairs (`PairDataset`): the split, usually that of training.
+        names (`Iterable[str]`): columns of text.
+
+    Returns:
+        `dict[str, list[str]]`: names and values sorted, unknown ones left out.
+
+    Raises:
+        ValueError: there is no such column, it says nothing, or it has a value of its own for nearly every pair.
+    """
+    found = {}
+    for name in sorted(set(names)):
+        if name not in pairs.attributes:
+            known = ", ".join(sorted(pairs.attributes)) or "none"
+            raise ValueError(
+                f"{pairs.name} has no column of text '{name}' for an attribute; it has {known}. Numbers, and nulls "
+                "throughout, are no text."
+            )
+        values = sorted(set(pairs.attributes[name]) - set(UNKNOWN))
+        if not values:
+            raise ValueError(
+                f"column '{name}' of {pairs.name} says nothing: every pair is {UNKNOWN[-1]}. Leave it out."
+            )
+        if len(values) > MOST_VALUES:
+            raise ValueError(
+                f"column '{name}' of {pairs.name} has {len(values)} different values in {len(pairs)} pairs; an "
+                f"attribute has {MOST_VALUES} at most. Name a column of conditions, such as weather."
+            )
+        found[name] = values
+    return found
+
+
+def attribute_numbers(pairs: PairDataset, values: Mapping[str, Sequence[str]]) -> torch.Tensor:
+    """The number of each pair's value in the list of each attribute.
+
+    Args:
+        pairs (`PairDataset`): a split; a column that it lacks is unknown throughout.
+        values (`Mapping`): attribute -> its values in order, as `attribute_values` or a network's config gives them.
+
+    Returns:
+        `torch.Tensor`: (N, A) int64, -1 where the value is unknown or not in the list.
+    """
+    numbers = torch.full((len(pairs), len(values)), -1)
+    for column, (name, known) in enumerate(values.items()):
+        number_of = {value: number for number, value in enumerate(known)}
+        for row, value in enumerate(pairs.attributes.get(name, ())):
+            numbers[row, column] = number_of.get(value, -1)
+    return numbers

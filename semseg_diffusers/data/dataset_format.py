@@ -1,0 +1,245 @@
+"""What a prepared data set looks like on disk, and how one comes to be: whole, or not at all.
+
+`DIR/labels.json`, `DIR/prepare.json`, and for each split `images/<stem>.png`, `masks/<stem>.png`, `metadata.jsonl`.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import threading
+import zlib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image
+
+from semseg_diffusers.data.labels import LabelSet
+
+
+LABELS_FILE = "labels.json"
+METADATA_FILE = "metadata.jsonl"  # of each split, and of a folder that `generate` made
+LABEL_FILES = (LABELS_FILE, "colormap.json")  # the second is that of the paper's authors
+ABOVE_MASKS = 2  # folders above a folder of masks that are looked into for its label file
+SETTINGS_FILE = "prepare.json"
+SYNTHETIC_FILE = "synthetic.jsonl"  # of a set that drawn pairs were merged into: what is known of each of these
+GENERATION_FILE = "generation.json"  # the same of a folder that `generate` made
+# The names that `datasets` knows a split by -> the name of our folder.
+SPLITS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+SMALLEST, LARGEST = 8, 8192  # pixels; the sides of a resolution
+
+
+def parse_resolution(text: str) -> tuple[int, int] | None:
+    """Read "128" (a square), "96x160" (height x width) or "native" (None).
+
+    Example:
+        >>> parse_resolution("128"), parse_resolution("96x160"), parse_resolution("native")
+        ((128, 128), (96, 160), None)
+    """
+    if text == "native":
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise ValueError(f"resolution '{text}' is not understood; wanted a number (128), HxW (96x160) or native.")
+    height, width = int(sides[0]), int(sides[-1])
+    if not all(SMALLEST <= side <= LARGEST for side in (height, width)):
+        raise ValueError(f"resolution {height} x {width} is out of range; wanted sides of {SMALLEST} to {LARGEST}.")
+    return height, width
+
+
+def check_output(
+    output: str | os.PathLike, overwrite: bool, marker: str = SETTINGS_FILE, kind: str = "prepared data set"
+) -> Path:
+    """The absolute path of a folder to make.
+
+    Args:
+        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
+        overwrite (`bool`): replace one of the same kind that stands there, and only such a one.
+        marker (`str`, defaults to `SETTINGS_FILE`): a file that every folder of this kind holds.
+        kind (`str`, defaults to "prepared data set"): what messages call it.
+
+    Raises:
+        ValueError: something stands there that may not be replaced.
+    """
+    output = Path(os.path.abspath(output))
+    if output.is_file():
+        raise ValueError(f"--output '{output}' is a file; wanted a folder that does not exist yet.")
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise ValueError(f"--output '{output}' is not empty. Name another folder, or replace it with --overwrite.")
+        if not (output / marker).is_file():
+            raise ValueError(
+                f"--output '{output}' holds no {marker}, so it is no {kind} and --overwrite leaves it alone. Name "
+                "another folder."
+            )
+    return output
+
+
+@contextlib.contextmanager
+def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
+
+    Args:
+        output (`str` or `os.PathLike`): where the data set goes; it must not exist, or be empty.
+        overwrite (`bool`, defaults to `False`): replace a prepared data set that stands there, and only such a one.
+
+    Raises:
+        ValueError: `output` holds something.
+    """
+    with new_folder(output, SETTINGS_FILE, "prepared data set", overwrite) as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
+    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
+
+    Args:
+        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
+        marker (`str`): a file that every folder of this kind holds.
+        kind (`str`): what messages call it.
+        overwrite (`bool`, defaults to `False`): replace one of the same kind that stands there, and only such a one.
+
+    Raises:
+        ValueError: `output` holds something.
+    """
+    output = check_output(output, overwrite, marker, kind)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}.tmp-{socket.gethostname()}-"
+    _remove_leftovers(output.parent, prefix)
+    folder = output.parent / f"{prefix}{os.getpid()}"
+    with terminate_as_exception():
+        try:
+            folder.mkdir()
+            yield folder
+            swap_in(folder, output, folder.with_name(folder.name + ".old"))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def swap_in(folder: Path, output: Path, old: Path) -> None:
+    """Let a folder become `output`; what stood there is called `old` meanwhile, and removed."""
+    if output.exists():
+        os.replace(output, old)
+    os.replace(folder, output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove what runs that were killed outright left behind on this machine."""
+    for path in parent.iterdir():
+        pid = path.name.removeprefix(prefix)
+        if path.name.startswith(prefix) and pid.isdecimal() and not _runs(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def terminate_as_exception() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit meanwhile, so that a job that is told to stop cleans up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum, _frame):
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def label_file_near(folder: str | os.PathLike, masks: str | os.PathLike) -> Path | None:
+    """The label file that lies nearest to a folder of masks: in it, or above it.
+
+    Args:
+        folder (`str` or `os.PathLike`): where a mask lies.
+        masks (`str` or `os.PathLike`): the mask file, or the folder with sub-folders, that was given; the search ends
+            two folders above: `DIR/labels.json` is found for `DIR/val/masks`.
+    """
+    folder, start = Path(os.path.abspath(folder)), Path(os.path.abspath(masks))
+    if start.is_file():
+        start = start.parent
+    last = [start, *start.parents][: ABOVE_MASKS + 1][-1]
+    for place in (folder, *folder.parents):
+        found = next((place / name for name in LABEL_FILES if (place / name).is_file()), None)
+        if found is not None or place == last:
+            return found
+    return None
+
+
+def pair_row(stem: str) -> dict[str, str]:
+    """A pair's line of the metadata."""
+    return {"image_file_name": f"images/{stem}.png", "mask_file_name": f"masks/{stem}.png", "stem": stem}
+
+
+def save_pair(folder: Path, stem: str, photo: Image.Image, ids: np.ndarray, labels: LabelSet) -> dict[str, str]:
+    """Write photo and mask of one pair into a split's folder; returns its line of the metadata."""
+    row = pair_row(stem)
+    # Of photos, runs are nearly all that zlib can gain: as small as by default, in a third of the time.
+    photo.save(folder / row["image_file_name"], compress_level=1, compress_type=zlib.Z_RLE)
+    labels.decode(ids).save(folder / row["mask_file_name"])
+    return row
+
+
+def make_split(folder: Path, split: str) -> Path:
+    """Make the folders of a split, where they are not there."""
+    for part in ("images", "masks"):
+        (folder / split / part).mkdir(parents=True, exist_ok=True)
+    return folder / split
+
+
+def finish_dataset(folder: Path, rows: dict[str, list[dict]], labels: LabelSet, settings: dict) -> None:
+    """Write each split's metadata, the label set and the settings with counts and versions."""
+    for split, lines in _typed(rows).items():
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        (folder / split / METADATA_FILE).write_text(text, encoding="utf-8")
+    labels.save_json(folder / LABELS_FILE)
+    record = {
+        **settings,
+        "splits": {split: len(lines) for split, lines in rows.items()},
+        "versions": {"semseg_diffusers": package_version(), "pillow": PIL.__version__, "numpy": np.__version__},
+    }
+    (folder / SETTINGS_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def _typed(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
+    """Rows in which a column that is text in one split is text in each: where a split knows no value at all, "".
+
+    `load_dataset` takes a column of nulls for one of another type, and refuses splits that differ.
+    """
+    columns = {
+        column for lines in rows.values() for line in lines for column, value in line.items() if value is not None
+    }
+    blank = {
+        split: {c for c in columns if all(line.get(c) is None for line in lines)} for split, lines in rows.items()
+    }
+    return {split: [line | dict.fromkeys(blank[split], "") for line in lines] for split, lines in rows.items()}
+
+
+def package_version() -> str:
+    """Version of the installed package; "unknown" where it runs from a checkout that was never installed."""
+    try:
+        return metadata.version("semseg-diffusers")
+    except metadata.PackageNotFoundError:
+        return "unknown"

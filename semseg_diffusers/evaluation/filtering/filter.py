@@ -1,0 +1,463 @@
+"""Filter generated images: labels that a segmentation network does not find become unknown, bad images are dropped.
+
+A pixel becomes unknown where the network's loss is above --tolerance_margin times the mean loss of its class on real
+photos (FreeMask). The output is a data set as `generate` writes it, with filtered masks; filter.html shows what was
+thrown away, dropped.jsonl lists it with reasons. The same command goes on where an interrupted one ended, and the
+generated folder is only read.
+
+  semseg-diffusers filter --generated NEW --dataset DATA --segmenter FILTER --output FILTERED --judge JUDGE
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from semseg_diffusers.data.dataset import (
+    MissingSplitError,
+    PairDataset,
+    add_column_arguments,
+    column_options,
+    load_pairs,
+)
+from semseg_diffusers.data.dataset_format import SPLITS, parse_resolution
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.features import NETWORK_ERRORS, reason_of
+from semseg_diffusers.evaluation.filtering.losses import (
+    borrowed_class_losses,
+    compute_class_losses,
+    count_pixels,
+    find_class_losses,
+    kept_of_real,
+    kept_shares,
+    losses_key,
+    read_batch,
+)
+from semseg_diffusers.evaluation.filtering.output import (
+    PAGE_FILE,
+    check_output,
+    generation_hash,
+    image_digest,
+    publish,
+    read_generated,
+    sole_filter,
+    store_mask,
+    stored_note,
+    write_record,
+)
+from semseg_diffusers.evaluation.filtering.rules import (
+    FILTER_FILE,
+    REASONS,
+    Scored,
+    filter_ids,
+    mask_hardness,
+    ranks_of,
+    reasons_to_drop,
+    refuse_same_network,
+)
+from semseg_diffusers.evaluation.filtering.settings import FilterSettings
+from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images
+from semseg_diffusers.evaluation.inputs import code_commit, versions
+from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
+from semseg_diffusers.generation.model import DTYPES
+from semseg_diffusers.reports.filter_page import choose_examples, example_pictures, write_filter_page
+from semseg_diffusers.utils.distributed import check_device_available
+
+
+@dataclass(frozen=True)
+class Real:
+    """The real photos that losses are measured on.
+
+    Args:
+        pairs: those that the generator was trained on, whose class means are the measure.
+        name: data set and split, for the record.
+        reference: photos that neither network was trained on, which the rule is tried on; None leaves that away.
+        reference_name: the same of these.
+    """
+
+    pairs: PairDataset
+    name: str
+    reference: PairDataset | None = None
+    reference_name: str | None = None
+
+
+def filter_dataset(
+    generated: str | os.PathLike,
+    real: Real,
+    segmenter: Judge,
+    output: str | os.PathLike,
+    settings: FilterSettings | None = None,
+    *,
+    judged_by: Mapping[str, Any] | None = None,
+    class_losses: str | os.PathLike | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch_size: int = 8,
+    seed: int = 0,
+    show_progress: bool = False,
+) -> dict[str, Any]:
+    """Write a copy of a generated data set in which labels that a network does not find are unknown.
+
+    A run that was interrupted is continued by the same call, and one to whose images some were added is brought up to
+    date. The generated folder is only read.
+
+    Args:
+        generated: folder that `generate` wrote.
+        real: photos with their masks, of the same size and classes.
+        segmenter: the network that filters, as `load_judge` gives it.
+        output: folder to make or to continue.
+        settings: how strictly.
+        judged_by: name and hash of the network that measures later, for the record.
+        class_losses: another folder that was filtered with this network and these photos; their losses are taken
+            from there.
+        dtype: that the network was loaded in.
+        batch_size: images a forward; changes losses by float rounding only.
+        seed: of the choice of pictures on the page.
+        show_progress: show bars on stderr.
+
+    Returns:
+        what `filter.json` holds.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: folders, sizes, classes or network do not go together; an output of other settings.
+    """
+    settings, generated, output = settings or FilterSettings(), Path(generated), Path(output)
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+    # 1. All that can be refused
+    if batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1; got {batch_size}.")
+    rows, generation = read_generated(generated)
+    images = generated_images(generated, real.pairs)
+    _try(segmenter, real.pairs)
+    key = losses_key(segmenter, dtype, real.pairs)
+    told = {
+        **asdict(settings),
+        "segmenter_sha256": segmenter.weights_sha256,
+        "class_losses": key,  # of the segmenter, its input size and the real photos
+        "images": generation_hash(generation),
+    }
+    check_output(output, generated, told)
+    borrowed = None if class_losses is None else borrowed_class_losses(class_losses, key)
+
+    with sole_filter(output):
+        # 2. What the network loses on real photos
+        losses = borrowed or find_class_losses(output / FILTER_FILE, key)
+        losses = losses or compute_class_losses(segmenter, real.pairs, key, batch_size, show_progress)
+        thresholds = losses.thresholds(settings.tolerance_margin, settings.keep_unchecked)
+        record = {
+            "kind": "filter",
+            "settings": told,
+            "segmenter_sha256": segmenter.weights_sha256,
+            "segmenter": segmenter.describe(real.pairs.resolution),
+            "judge": None if judged_by is None else dict(judged_by),
+            "generated": os.fspath(generated),
+            "real": real.name,
+            "class_losses": losses.record(),
+        }
+        write_record(output, record)
+        reference = None
+        if real.reference is not None:
+            found = kept_of_real(segmenter, real.reference, thresholds, batch_size, show_progress)
+            reference = {"name": real.reference_name, **found}
+
+        # 3. The images
+        scored = _read_images(segmenter, images, generated, rows, output, thresholds, batch_size, show_progress)
+        hardness = {image.stem: mask_hardness(np.array(image.pixels), losses.array()) for image in scored}
+        ranks = ranks_of(hardness)
+        reasons = reasons_to_drop(scored, settings.minimum_kept, ranks if settings.resample else None)
+
+        # 4. The data set, its page and record
+        kept, dropped = _rows(rows, scored, hardness, ranks, reasons, images.labels)
+        results = _results(scored, reasons, images.labels)
+        summary = {
+            name: record["settings"][name]
+            for name in ("tolerance_margin", "minimum_kept", "resample", "keep_unchecked", "segmenter_sha256")
+        }
+        summary |= {"num_images": len(scored), "num_kept": len(kept)}
+        publish(output, generated, images.labels, {**generation, "filter": summary}, kept, dropped)
+        record |= {
+            "reference": reference,
+            "results": results,
+            "seed": seed,
+            "commit": code_commit(),
+            "versions": versions("torch", "transformers"),
+            "started": started,
+        }
+        examples = choose_examples(scored, reasons, seed)
+        pictures = example_pictures(examples, images, segmenter, thresholds)
+        write_filter_page(output / PAGE_FILE, record, scored, reasons, examples, pictures, images.labels)
+        write_record(output, record)
+    return record
+
+
+def _try(segmenter: Judge, pairs: PairDataset) -> None:
+    """Refuse a network that cannot read images of this size, or gives no losses."""
+    height, width = pairs.resolution
+    noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    try:
+        segmenter.losses(noise, torch.zeros(1, height, width, dtype=torch.uint8))
+    except NETWORK_ERRORS as err:
+        name = segmenter.describe(pairs.resolution)["name"]
+        raise ValueError(
+            f"--segmenter '{name}' cannot read images of {height} x {width} (height x width), the size of the photos: "
+            f"{reason_of(err)}"
+        ) from err
+
+
+def _read_images(
+    segmenter: Judge,
+    images: ImageSet,
+    generated: Path,
+    rows: Sequence[Mapping[str, Any]],
+    output: Path,
+    thresholds: np.ndarray,
+    batch_size: int,
+    show_progress: bool,
+) -> list[Scored]:
+    """Filter the mask of each image, those aside that an earlier run has done."""
+    labels, row_of = images.labels, {Path(row["image_file_name"]).stem: row for row in rows}
+    notes: dict[int, dict[str, Any]] = {}
+    digests: dict[int, str] = {}
+    missing = []
+    for place, name in enumerate(images.names):
+        files = (generated / row_of[name][key] for key in ("image_file_name", "mask_file_name"))
+        digests[place] = image_digest(*files, thresholds)
+        note = stored_note(output, name, digests[place])
+        if note is None:
+            missing.append(place)
+        else:
+            notes[place] = note
+    with tqdm(total=len(missing), desc="filtering", unit="image", disable=not show_progress) as bar:
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            read = read_batch(segmenter, map(images.image, batch), map(images.mask, batch))
+            for place, (ids, losses) in zip(batch, read, strict=True):
+                filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
+                known = np.isfinite(losses)
+                notes[place] = {
+                    "digest": digests[place],
+                    "pixels": count_pixels(ids, labels).tolist(),
+                    "kept": count_pixels(filtered, labels).tolist(),
+                    "loss": round(float(losses[known].mean()), 6) if known.any() else None,
+                }
+                store_mask(output, images.names[place], labels, filtered, notes[place])
+            bar.update(len(batch))
+    return [
+        Scored(
+            name,
+            images.stems[place],
+            tuple(notes[place]["pixels"]),
+            tuple(notes[place]["kept"]),
+            notes[place]["loss"],
+        )
+        for place, name in enumerate(images.names)
+    ]
+
+
+def _rows(
+    rows: Sequence[Mapping[str, Any]],
+    scored: Sequence[Scored],
+    hardness: Mapping[str, float | None],
+    ranks: Mapping[str, int],
+    reasons: Mapping[str, str],
+    labels: LabelSet,
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of kept and of dropped images, with what was found of them."""
+    row_of = {Path(row["image_file_name"]).stem: row for row in rows}
+
+    def with_findings(images: list[Scored]) -> list[dict[str, Any]]:
+        there = [name for label, name in enumerate(labels.names) if any(image.pixels[label] for image in images)]
+        found = []
+        for image in images:
+            shares = kept_shares(np.array(image.pixels), np.array(image.kept), labels)
+            hard = hardness[image.stem]
+            found.append(
+                {
+                    **row_of[image.name],
+                    "segmenter_loss": image.loss,
+                    "kept_share": shares["kept_share"],
+                    "kept_share_by_class": {name: shares["kept_share_by_class"].get(name) for name in there},
+                    "mask_hardness": None if hard is None else round(hard, 6),
+                    "mask_rank": ranks[image.stem],
+                    **({"reason": reasons[image.name]} if image.name in reasons else {}),
+                }
+            )
+        return found
+
+    kept = with_findings([image for image in scored if image.name not in reasons])
+    return kept, with_findings([image for image in scored if image.name in reasons])
+
+
+def _results(scored: Sequence[Scored], reasons: Mapping[str, str], labels: LabelSet) -> dict[str, Any]:
+    """What came of it, counted."""
+    before = np.array([image.pixels for image in scored])  # (N, num_classes)
+    after = np.array([image.kept for image in scored])
+    stays = np.array([image.name not in reasons for image in scored])
+    shares = [image.kept_share for image in scored if image.kept_share is not None]
+    return {
+        "num_images": len(scored),
+        "num_kept": int(stays.sum()),
+        "num_masks": len({image.stem for image in scored}),
+        "num_masks_kept": len({image.stem for image in scored if image.name not in reasons}),
+        "num_dropped": {reason: list(reasons.values()).count(reason) for reason in REASONS},
+        **kept_shares(before.sum(0), after.sum(0), labels),  # of all images, dropped ones too
+        "least_kept_share": None if not shares else round(min(shares), 6),
+        "kept_share_of_kept_images": kept_shares(before[stays].sum(0), after[stays].sum(0), labels)["kept_share"],
+        "pixels": dict(zip(labels.names, before.sum(0).tolist(), strict=True)),
+        "pixels_left": dict(zip(labels.names, after[stays].sum(0).tolist(), strict=True)),
+    }
+
+
+REFERENCE_SPLIT = "val"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `semseg-diffusers filter`."""
+    defaults = FilterSettings()
+    parser.add_argument("--generated", required=True, metavar="DIR", help="folder that `generate` wrote")
+    parser.add_argument("--dataset", required=True, help="real photos: prepared folder or Hub data set id")
+    parser.add_argument(
+        "--split", default="train", help="photos that the mean losses are taken on (default %(default)s)"
+    )
+    parser.add_argument(
+        "--reference_split",
+        help=f"photos that the rule is tried on, to compare with (default: {REFERENCE_SPLIT}, where there is one; "
+        "none leaves it away)",
+    )
+    add_column_arguments(parser)
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make, or to continue")
+    parser.add_argument(
+        "--segmenter", required=True, help="network that filters: folder of `semseg-diffusers segmenter`, or Hub id"
+    )
+    parser.add_argument("--segmenter_revision", help="branch, tag or commit of a segmenter on the Hub")
+    parser.add_argument("--segmenter_size", metavar="HxW", help="size it reads images at (default: its own)")
+    parser.add_argument(
+        "--judge", help="network that will measure the images or the gain: refused if it is the one that filters"
+    )
+    parser.add_argument("--judge_revision", help="branch, tag or commit of a judge on the Hub")
+    parser.add_argument(
+        "--allow_same_network", action="store_true", help="let the judge be the network that filters, all the same"
+    )
+    parser.add_argument(
+        "--tolerance_margin",
+        type=float,
+        default=defaults.tolerance_margin,
+        help="times the mean loss of its class above which a pixel becomes unknown (default %(default)s)",
+    )
+    parser.add_argument(
+        "--minimum_kept",
+        type=float,
+        metavar="SHARE",
+        default=defaults.minimum_kept,
+        help="share of its labelled pixels below which an image is dropped (default %(default)s)",
+    )
+    parser.add_argument(
+        "--resample", action="store_true", help="of the images of a mask keep the best, more of them for harder masks"
+    )
+    parser.add_argument(
+        "--keep_unchecked",
+        action="store_true",
+        help="keep labels of classes that are not in the real photos or that the network does not know "
+        "(default: they become unknown)",
+    )
+    parser.add_argument(
+        "--class_losses",
+        metavar="DIR",
+        help="folder that was filtered with this segmenter and these photos: take their mean losses from there",
+    )
+    parser.add_argument("--batch_size", type=int, default=8, help="images a forward (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the kept images on the page (default %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: GPU if any")
+    parser.add_argument("--dtype", choices=list(DTYPES), default="float32", help="default %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Filter, and print what came of it; ends with code 1 if no image is kept."""
+    settings = FilterSettings(
+        tolerance_margin=args.tolerance_margin,
+        minimum_kept=args.minimum_kept,
+        resample=args.resample,
+        keep_unchecked=args.keep_unchecked,
+    )
+    if args.judge is None and (args.judge_revision is not None or args.allow_same_network):
+        raise ValueError("--judge_revision and --allow_same_network: only with --judge. Give it, or leave them away.")
+    check_device_available(args.device)
+    columns = column_options(args)
+    pairs = load_pairs(args.dataset, args.split, **columns)
+    judge = load_judge(
+        args.segmenter,
+        pairs.labels,
+        revision=args.segmenter_revision,
+        input_size=parse_resolution(args.segmenter_size) if args.segmenter_size else None,
+        device=args.device,
+        dtype=DTYPES[args.dtype],
+    )
+    judged_by = None
+    if args.judge is not None:
+        sha256 = load_judge(args.judge, pairs.labels, revision=args.judge_revision, option="--judge").weights_sha256
+        judged_by = {"name": args.judge, "weights_sha256": sha256}
+        if not args.allow_same_network:
+            refuse_same_network(judge.weights_sha256, sha256, args.judge)
+    reference = _reference(args, pairs, columns)
+    split = args.reference_split or REFERENCE_SPLIT
+    record = filter_dataset(
+        args.generated,
+        Real(
+            pairs,
+            f"{args.dataset} ({args.split})",
+            reference,
+            None if reference is None else f"{args.dataset} ({split})",
+        ),
+        judge,
+        args.output,
+        settings,
+        judged_by=judged_by,
+        class_losses=args.class_losses,
+        dtype=DTYPES[args.dtype],
+        batch_size=args.batch_size,
+        seed=args.seed,
+        show_progress=True,
+    )
+    sys.stdout.write(_summary(record, args.output))
+    return 0 if record["results"]["num_kept"] else 1
+
+
+def _reference(args: argparse.Namespace, pairs: PairDataset, columns: dict[str, Any]) -> PairDataset | None:
+    """The photos that the rule is tried on."""
+    asked = args.reference_split
+    if asked == "none" or (asked is None and SPLITS.get(args.split, args.split) == REFERENCE_SPLIT):
+        return None
+    try:
+        reference = load_pairs(args.dataset, asked or REFERENCE_SPLIT, **columns)
+    except MissingSplitError:
+        if asked is not None:
+            raise
+        return None
+    if reference.resolution != pairs.resolution:
+        raise ValueError(
+            f"the photos of '{asked or REFERENCE_SPLIT}' are {reference.resolution}, those of '{args.split}' "
+            f"{pairs.resolution} (height, width); wanted one size. Prepare the data set again."
+        )
+    return reference
+
+
+def _summary(record: dict[str, Any], output: str) -> str:
+    """What came of it, and where it lies."""
+    results, reference = record["results"], record["reference"]
+    text = f"{results['num_kept']} of {results['num_images']} images kept"
+    dropped = [f"{count} {reason}" for reason, count in results["num_dropped"].items() if count]
+    text += f" (dropped: {', '.join(dropped)})" if dropped else ""
+    if results["kept_share"] is not None:
+        text += f"; {100 * results['kept_share']:.1f} % of the labelled pixels keep their label"
+    if reference is not None and reference["kept_share"] is not None:
+        text += f", of real photos {100 * reference['kept_share']:.1f} %"
+    return f"{text}\n{output}, page: {output}/{PAGE_FILE}\n"

@@ -1,0 +1,229 @@
+"""A trained segmentation network as judge: it reads class ids of a label set from photos, real or generated.
+
+Ours, any of `AutoModelForSemanticSegmentation`, or Mask2Former and MaskFormer (Cheng et al. 2022), which transformers
+keeps under `AutoModelForUniversalSegmentation`. Its classes are matched to those of the data by name.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoImageProcessor,
+    AutoModelForUniversalSegmentation,
+)
+
+from semseg_diffusers.data.label_mapping import lookup_table, match_classes
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.segmentation.networks import Source
+from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing, logits_of
+from semseg_diffusers.hub.folders import weights_hash
+
+
+DEFAULT_JUDGE = "facebook/mask2former-swin-tiny-cityscapes-semantic"  # for driving scenes
+RECORD_FILE = "segmenter.json"
+MASK_CLASSIFIERS = ("mask2former", "maskformer")  # of the universal ones, those that read pixels alone
+OPTION = "--segmenter"
+
+
+class Judge:
+    """Reads class ids from images. Made by `load_judge`.
+
+    Args:
+        network: in evaluation mode, on its device.
+        preprocessing: how images become its input.
+        labels: the classes that come out.
+        class_names: the classes of the network, in the order of their ids.
+        name: folder or Hub id.
+        revision: commit of the Hub, or a hash of the weights.
+        post_processor: image processor that turns outputs of a mask classifier into a map; None for plain logits.
+        validation: scores that the network's own training recorded.
+        weights_sha256: hash of its weights as they were loaded, which tells networks apart wherever they lie.
+
+    Raises:
+        ValueError: no class of the data has a counterpart among those of the network.
+    """
+
+    def __init__(
+        self,
+        network: torch.nn.Module,
+        preprocessing: Preprocessing,
+        labels: LabelSet,
+        class_names: tuple[str, ...],
+        name: str,
+        revision: str,
+        post_processor: Any = None,
+        validation: dict[str, Any] | None = None,
+        weights_sha256: str | None = None,
+    ):
+        mapping = match_classes(class_names, labels)
+        if set(mapping) == {None}:
+            raise ValueError(
+                f"{OPTION} '{name}' tells {', '.join(class_names[:4])}, ... apart, and nothing of the data "
+                f"({', '.join(labels.names[:4])}, ...). Bring a network of the same kind of scenes, or train one: "
+                "semseg-diffusers segmenter."
+            )
+        self.labels = labels
+        self.not_judged = tuple(label for index, label in enumerate(labels.names) if index not in mapping)
+        self.preprocessing, self.weights_sha256 = preprocessing, weights_sha256
+        self._network, self._post_processor = network, post_processor
+        self._class_names, self._name, self._revision = class_names, name, revision
+        self._validation = validation
+        self._mapping = mapping
+        self._table = torch.from_numpy(lookup_table(mapping, labels.ignore_index)).to(network.device)
+
+    def describe(self, resolution: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Return what results should say of the judge, as JSON.
+
+        Args:
+            resolution: height and width of the images. Where the network keeps the aspect of what it reads, its input
+                size follows from them; without them it is null.
+        """
+        fixed = resolution is not None or "height" in self.preprocessing.size
+        return {
+            "name": self._name,
+            "revision": self._revision,
+            "architecture": type(self._network).__name__,
+            "num_parameters": sum(parameter.numel() for parameter in self._network.parameters()),
+            "input_size": list(self.preprocessing.input_size(*(resolution or (1, 1)))) if fixed else None,
+            "classes": len(self._class_names),
+            "not_judged": list(self.not_judged),
+            "validation": self._validation,
+        }
+
+    def identity(self, resolution: tuple[int, int]) -> dict[str, Any]:
+        """Return all that its readings depend on but the pixels, as JSON: `describe`, preparation, class by class."""
+        return {
+            **self.describe(resolution),
+            "preprocessing": {**vars(self.preprocessing), "size": dict(self.preprocessing.size)},
+            "mapping": list(self._mapping),
+            "ignore_index": self.labels.ignore_index,
+        }
+
+    @torch.no_grad()
+    def read(self, images: torch.Tensor) -> torch.Tensor:
+        """Read class ids.
+
+        Args:
+            images: uint8 (B, 3, H, W), RGB.
+
+        Returns:
+            uint8 (B, H, W) on the CPU: ids of `labels`, and their `ignore_index` where the network sees something that
+            has no counterpart among them.
+        """
+        pixel_values, size = self._prepare(images)
+        if self._post_processor is None:
+            ids = logits_of(self._network, pixel_values, size).argmax(1)  # (B, H, W)
+        else:
+            outputs = self._network(pixel_values=pixel_values)
+            for key in ("class_queries_logits", "masks_queries_logits"):
+                outputs[key] = outputs[key].float()
+            maps = self._post_processor.post_process_semantic_segmentation(outputs, target_sizes=[size] * len(images))
+            ids = torch.stack(maps)  # (B, H, W)
+        return self._table[ids].cpu()
+
+    @torch.no_grad()
+    def losses(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of each pixel: minus the logarithm of the probability that the network gives its class.
+
+        Network classes that come to one class of the data add their probabilities up; logits are brought to the size
+        of the masks.
+
+        Args:
+            images: uint8 (B, 3, H, W), RGB.
+            masks: class ids (B, H, W) of `labels`.
+
+        Returns:
+            float32 (B, H, W) on the CPU, in nats; NaN where the mask is unknown, or its class to the network.
+
+        Raises:
+            ValueError: a mask classifier, which has no probability of each class at each pixel; shapes that differ.
+        """
+        if self._post_processor is not None:
+            raise ValueError(
+                f"{OPTION} '{self._name}' is a {type(self._network).__name__}, which gives no probabilities pixel by "
+                "pixel; wanted a network for semantic segmentation, such as `semseg-diffusers segmenter` trains."
+            )
+        pixel_values, size = self._prepare(images)
+        if masks.shape != (len(images), *size):
+            raise ValueError(f"masks are {tuple(masks.shape)}; wanted {(len(images), *size)}, as the images.")
+        logs = logits_of(self._network, pixel_values, size).log_softmax(1)  # (B, classes of the network, H, W)
+        ids = masks.to(logs.device)
+        losses = torch.full(ids.shape, torch.nan, device=logs.device)
+        for label in range(self.labels.num_classes):
+            own = [index for index, counterpart in enumerate(self._mapping) if counterpart == label]
+            there = ids == label
+            if own and there.any():
+                losses[there] = -logs[:, own].logsumexp(1)[there]
+        return losses.cpu()
+
+    def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """What the network reads of images, and their size."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"a judge reads uint8 images (B, 3, H, W); got {images.dtype} of shape {tuple(images.shape)}."
+            )
+        pixel_values = self.preprocessing(images.to(self._network.device)).to(self._network.dtype)
+        return pixel_values, tuple(images.shape[-2:])
+
+
+def load_judge(
+    name: str | os.PathLike,
+    labels: LabelSet,
+    *,
+    revision: str | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    option: str = OPTION,
+) -> Judge:
+    """Load a network of a folder or the Hub as judge for a label set.
+
+    Args:
+        name: folder that `semseg-diffusers segmenter` wrote, or folder or Hub id of any network of transformers for
+            semantic segmentation, of Mask2Former or of MaskFormer.
+        labels: the classes of the data.
+        revision: branch, tag or commit on the Hub.
+        input_size: what images are resized to: (height, width), or the shorter side in pixels with the aspect kept. By
+            default what the network's image processor says: for ours, the size it was trained at.
+        device: where it reads.
+        dtype: of its weights.
+        option: which named it, for messages.
+
+    Raises:
+        ValueError: no such folder, a file is missing, another kind of network, or none of its classes are in the data.
+        HubError: the Hub, or the way to it, failed.
+    """
+    source = Source.of(name, revision, option)
+    config = source.config()
+    post_processor = None
+    if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
+        settings, network = source.processor(), source.network()
+    elif config.model_type in MASK_CLASSIFIERS:
+        post_processor = source.load(AutoImageProcessor, "its image processor")
+        settings, network = post_processor.to_dict(), source.network(AutoModelForUniversalSegmentation)
+    else:
+        raise ValueError(
+            f"{option} '{source.name}' is a {config.model_type}; wanted a network for semantic segmentation of "
+            f"transformers, or one of {', '.join(MASK_CLASSIFIERS)}."
+        )
+    preprocessing = Preprocessing.from_processor(settings)
+    if input_size is not None:
+        preprocessing = preprocessing.with_size(input_size)
+    weights_sha256 = weights_hash(network.state_dict())
+    revision = getattr(network.config, "_commit_hash", None) or weights_sha256
+    record = Path(source.name) / RECORD_FILE
+    return Judge(
+        network.eval().to(device, dtype),
+        preprocessing,
+        labels,
+        tuple(config.id2label[index] for index in sorted(config.id2label)),
+        source.name,
+        revision,
+        post_processor,
+        json.loads(record.read_text(encoding="utf-8")).get("validation") if record.is_file() else None,
+        weights_sha256,
+    )

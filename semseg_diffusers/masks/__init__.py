@@ -1,0 +1,1 @@
+"""Cleaning, editing, enriching and counting of segmentation masks."""

@@ -1,0 +1,244 @@
+"""Edit masks: take objects out, move, scale, mirror, paste and draw; the changed masks are what `generate` takes.
+
+  semseg-diffusers edit --masks street.png --output edited \\
+      --operation "paste from=other.png class=car to=60,100 flip" --operation "remove class=person number=all"
+  semseg-diffusers edit --masks data/val/masks --output edited --operations operations.yaml
+
+Points are x,y in pixels. An object is chosen by a pixel in it (at=x,y) or by its class and its number by size:
+
+  paste      from=FILE, at= or class= [number=]; to=x,y of the middle of its feet, scale=, flip
+  place      class= [count=]: things of --dataset, where such things stand and as large as they are there
+  move       at= or class= [number=]; to=x,y or by=x,y
+  scale      at= or class= [number=]; factor=
+  flip       at= or class= [number=]
+  remove     at= or class= [number= or number=all]: filled from its surroundings
+  relabel    at= (the region there) or class= (all of it); to=CLASS
+  polygon    class=, points=x,y;x,y;x,y
+  stroke     class=, points=x,y;x,y, radius=
+  rectangle  class=, first=x,y, last=x,y
+  ellipse    class=, center=x,y, radii=x,y
+
+The class `unknown` stands for pixels that are left to the model. A file holds the same as a YAML or JSON list:
+`- paste: {from: other.png, class: car, to: [60, 100]}`; files that it names lie beside it.
+"""
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.data.dataset_format import LABELS_FILE
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_output
+from semseg_diffusers.masks.editing.operation_types import KINDS, Context, is_number, is_numbers
+from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
+from semseg_diffusers.masks.editing.street import Street
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.images import image_grid, save_png
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One change: its name, and its values checked for form (not yet against a mask)."""
+
+    name: str
+    values: dict[str, Any]
+
+    def __str__(self) -> str:
+        return " ".join([self.name, *(f"{key}={value}" for key, value in self.values.items())])
+
+
+def read_operations(path: str | Path) -> list[Operation]:
+    """Read a YAML or JSON file: a list of `{name: {value: ..., ...}}`. Files named in it are looked for beside it.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no such list, or an operation is wrong; the message names it.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        raise ValueError(f"operations file '{path}' is no YAML or JSON: {err}") from err
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"operations file '{path}' holds no list; wanted lines like `- remove: {{class: car}}`.")
+    operations = []
+    for number, entry in enumerate(content, 1):
+        if not isinstance(entry, dict) or len(entry) != 1:
+            raise ValueError(f"operation {number} of '{path}' is {entry!r}; wanted `name: {{value: ..., ...}}`.")
+        ((name, values),) = entry.items()
+        operations.append(_checked(name, values, f"operation {number} of '{path}'", path.parent))
+    return operations
+
+
+def parse_operation(text: str) -> Operation:
+    """Read an operation as the command line has it.
+
+    Example:
+        >>> parse_operation("stroke class=pole points=10,20;10,60 radius=0.5").values["points"]
+        [(10, 20), (10, 60)]
+    """
+    words = shlex.split(text)
+    if not words:
+        raise ValueError(f"an operation is empty; wanted one of {', '.join(KINDS)}.")
+    values: dict[str, Any] = {}
+    for word in words[1:]:
+        key, _, value = word.partition("=")
+        if key in values:
+            raise ValueError(f"operation '{text}' gives {key} twice.")
+        values[key] = _value(value) if "=" in word else True
+    return _checked(words[0], values, f"operation '{text}'", Path())
+
+
+def _value(text: str) -> Any:
+    """A value of the command line: `1,2;3,4` is points, `1,2` a point, else what YAML makes of it."""
+    parts = [[_scalar(number) for number in point.split(",")] for point in text.split(";")]
+    if (";" in text or "," in text) and all(is_numbers(part) for part in parts):
+        return parts if ";" in text else parts[0]
+    return _scalar(text)
+
+
+def _scalar(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return value if is_number(value) or isinstance(value, bool) else text
+
+
+def _checked(name: Any, values: Any, where: str, folder: Path) -> Operation:
+    """An operation whose values have the right names and forms."""
+    if name not in KINDS:
+        raise ValueError(f"{where}: there is no '{name}'; there are {', '.join(KINDS)}.")
+    kind, values = KINDS[name], {} if values is None else values
+    known = {**kind.needs, **kind.may}
+    takes = f"{name} takes {', '.join(known)}"
+    if not isinstance(values, dict):
+        raise ValueError(f"{where}: {name} has {values!r}; wanted values by name. {takes}.")
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: {name} knows no '{key}'; {takes}.")
+    for key in kind.needs:
+        if key not in values:
+            raise ValueError(f"{where}: {name} lacks '{key}'; {takes}.")
+    if kind.one_of and sum(key in values for key in kind.one_of) != 1:
+        raise ValueError(f"{where}: {name} wants {' or '.join(kind.one_of)}, one of them.")
+    if name == "move" and ("to" in values) == ("by" in values):
+        raise ValueError(f"{where}: move wants to or by, one of them.")
+    read = {}
+    for key, value in values.items():
+        try:
+            read[key] = known[key](value)
+        except ValueError as err:
+            raise ValueError(f"{where}: {key} is {value!r}; wanted {err}.") from err
+    if "from" in read:
+        read["from"] = str(folder / read["from"])
+    return Operation(name, read)
+
+
+def run_operations(
+    ids: np.ndarray, operations: Sequence[Operation], context: Context, source: str = "the mask"
+) -> tuple[np.ndarray, list[dict]]:
+    """Run operations on a mask, one after the other.
+
+    Args:
+        ids (`np.ndarray`): class ids, (H, W) uint8; not changed.
+        operations (sequence of `Operation`): what to do, in order.
+        context (`Context`): what they need beside the mask.
+        source (`str`): what messages call the mask.
+
+    Returns:
+        `tuple[np.ndarray, list[dict]]`: the new ids, and for each operation what was done, in JSON types.
+
+    Raises:
+        ValueError: an operation cannot be done; the message names it.
+    """
+    notes = []
+    for number, operation in enumerate(operations, 1):
+        try:
+            changed, note = KINDS[operation.name].run(ids, operation.values, context)
+        except ValueError as err:
+            raise ValueError(f"operation {number} ({operation}) on {source}: {err}") from err
+        count = int((changed != ids).sum())
+        notes.append({"operation": operation.name, **operation.values, **note, "changed_pixels": count})
+        ids = changed
+    return ids, notes
+
+
+EDITS_FILE = "edits.json"
+ROWS = 16  # masks on before_after.png
+FADED = 0.25  # how much of a pixel's colour stays where nothing changed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--masks", required=True, metavar="FILE|DIR", help="mask, or folder of masks, to change")
+    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make: masks/, before_after.png, ...")
+    parser.add_argument(
+        "--operation", action="append", default=[], metavar="TEXT", help="one change; may be given several times"
+    )
+    parser.add_argument("--operations", metavar="FILE", help="YAML or JSON list of changes, done before --operation")
+    parser.add_argument("--labels", metavar="PRESET|FILE", help=f"label set (default: {LABELS_FILE} near the masks)")
+    parser.add_argument("--dataset", metavar="DIR|ID", help="prepared data set that `place` takes things from")
+    parser.add_argument("--split", default="train", help="of --dataset (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of `place` (default %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    operations = read_operations(args.operations) if args.operations else []
+    operations += [parse_operation(text) for text in args.operation]
+    if not operations:
+        raise ValueError("there is nothing to do: give --operation or --operations.")
+    if args.seed < 0:
+        raise ValueError(f"--seed {args.seed}; wanted 0 or more.")
+    paths = find_masks(args.masks)
+    labels = labels_of_masks(args.masks, args.labels)
+    street = Street.of(labels)
+    knowledge = None
+    if any(operation.name == "place" for operation in operations) and args.dataset:
+        pairs = load_pairs(args.dataset, args.split)
+        if pairs.labels.names != labels.names:
+            raise ValueError(f"'{args.dataset}' and '{args.masks}' have different classes; wanted one label set.")
+        knowledge = fit_scene_prior(((stem, pairs.mask(i)) for i, stem in enumerate(pairs.stems)), street)
+
+    with new_output(args.output) as folder:
+        (folder / "masks").mkdir()
+        rows, notes = [], []
+        for path in paths:
+            generator = np.random.default_rng([args.seed, *path.stem.encode()])  # whatever other masks there are
+            before = labels.encode(path)
+            after, done = run_operations(before, operations, Context(street, generator, knowledge), f"'{path}'")
+            labels.decode(after).save(folder / "masks" / f"{path.stem}.png")
+            notes.append({"mask": str(path), "output": f"masks/{path.stem}.png", "operations": done})
+            if len(rows) < ROWS:
+                rows.append([labels.decode(before), labels.decode(after), show_changes(before, after, labels)])
+        names = [path.stem for path in paths[:ROWS]]
+        save_png(folder / "before_after.png", image_grid(rows, ["before", "after", "changed"], names, cell_size=192))
+        labels.save_json(folder / LABELS_FILE)
+        record = {"seed": args.seed, "dataset": args.dataset, "masks": notes}
+        write_text(folder / EDITS_FILE, json.dumps(record, indent=2) + "\n")
+    sys.stdout.write(_summary(args.output, operations, notes))
+
+
+def show_changes(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> Image.Image:
+    """The new mask with all that did not change faded to grey: RGB, hard edges."""
+    colours = np.asarray(labels.decode(after).convert("RGB"), dtype=np.float32)  # (H, W, 3)
+    faded = 255 - FADED * (255 - colours.mean(axis=2, keepdims=True))
+    shown = np.where((before != after)[..., None], colours, faded)
+    return Image.fromarray(shown.round().astype(np.uint8)).convert("P", palette=Image.Palette.ADAPTIVE)
+
+
+def _summary(output: str, operations: list[Operation], notes: list[dict]) -> str:
+    changed = sum(entry["changed_pixels"] for note in notes for entry in note["operations"])
+    return (
+        f"{len(notes)} mask(s), {len(operations)} operation(s) each, {changed} pixels changed; look at "
+        f"{Path(output) / 'before_after.png'}. Next: semseg-diffusers generate --masks {Path(output) / 'masks'}\n"
+    )

@@ -1,0 +1,317 @@
+"""What the masks of a data set hold: how much of each class, in how many images, in what objects, where in the frame.
+
+The figures behind figure 9 of the paper (Bozsó et al., WINS 2024), and more of them. Every mask is read once.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.masks.components import find_objects
+
+
+LONG_SIDE = 32  # cells along the longer side of a heat map
+MOST_VALUES = 24  # a column of text with more different values than this is no attribute to group by
+NOT_GIVEN = "not given"  # the value of an attribute that an image lacks
+CHUNK = 256  # masks counted between two additions; bounds what waits in memory
+
+Group = tuple[str, str]  # an attribute and its value: ("weather", "rainy")
+
+
+@dataclass(frozen=True)
+class MaskCounts:
+    """What one mask of C classes holds. Unknown pixels are counted as class C."""
+
+    cells: np.ndarray  # (C + 1, rows, columns) int64: pixels of each class in each cell of the frame
+    edges: np.ndarray  # (C,) int64: pixels beside a pixel of another class
+    object_classes: np.ndarray  # (K,) int64: class of each object
+    object_sizes: np.ndarray  # (K,) int64: pixels of each object
+
+
+@dataclass(frozen=True)
+class MaskStatistics:
+    """What N masks of C classes hold. Unknown pixels are counted as class C."""
+
+    labels: LabelSet
+    pixels: np.ndarray  # (N, C + 1) int64: pixels of each class in each mask
+    edges: np.ndarray  # (N, C) int64: pixels beside a pixel of another class
+    object_masks: np.ndarray  # (K,) int64: which mask each object is in
+    object_classes: np.ndarray  # (K,) int64
+    object_sizes: np.ndarray  # (K,) int64, pixels
+    cells: dict[Group | None, np.ndarray]  # (C + 1, rows, columns) int64, of all masks (None) and of each group
+    attributes: dict[str, tuple[str, ...]]  # attribute -> its value for each mask
+    frames: dict[tuple[int, int], int]  # height and width -> masks of this size
+
+    @property
+    def groups(self) -> list[Group]:
+        """Every attribute with each of its values, the most frequent first."""
+        return [group for group in self.cells if group is not None]
+
+    def members(self, group: Group | None = None) -> np.ndarray:
+        """Which masks belong to a group, (N,) bool; all of them for None."""
+        if group is None:
+            return np.ones(len(self.pixels), dtype=bool)
+        return np.array(self.attributes[group[0]]) == group[1]
+
+
+# One mask ----------------------------------------------------------------------------------------------------------
+
+
+def count_pixels(ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class, and of "unknown" at the end, in a mask.
+
+    Args:
+        ids (`np.ndarray`): class ids, (H, W) unsigned integers; what is no class is unknown.
+        num_classes (`int`): C.
+
+    Returns:
+        `np.ndarray`: (C + 1,) int64.
+
+    Example:
+        >>> count_pixels(np.array([[0, 0, 2], [1, 0, 255]], dtype=np.uint8), num_classes=3).tolist()
+        [3, 1, 1, 1]
+    """
+    return np.bincount(np.minimum(ids, num_classes).reshape(-1), minlength=num_classes + 1)
+
+
+def count_edges(ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixels of each class, (C,) int64, that lie beside another class or unknown, in a mask (H, W) of ids.
+
+    Example:
+        >>> count_edges(np.array([[0, 0, 0, 1]], dtype=np.uint8), num_classes=2).tolist()
+        [1, 1]
+    """
+    at_edge = np.zeros(ids.shape, dtype=bool)
+    across, down = ids[:, 1:] != ids[:, :-1], ids[1:] != ids[:-1]
+    at_edge[:, 1:] |= across
+    at_edge[:, :-1] |= across
+    at_edge[1:] |= down
+    at_edge[:-1] |= down
+    return count_pixels(ids[at_edge], num_classes)[:-1]
+
+
+def count_mask(ids: np.ndarray, labels: LabelSet, grid: tuple[int, int]) -> MaskCounts:
+    """Count all that the statistics need of one mask.
+
+    Args:
+        ids (`np.ndarray`): class ids, (H, W) uint8.
+        labels (`LabelSet`): the classes.
+        grid (`tuple[int, int]`): rows and columns of cells that the frame is cut into.
+    """
+    classes = np.minimum(ids, labels.num_classes)  # (H, W), unknown is the last
+    index = _cell_of_each_pixel(*ids.shape, *grid) + classes * np.int64(grid[0] * grid[1])
+    cells = np.bincount(index.reshape(-1), minlength=(labels.num_classes + 1) * grid[0] * grid[1])
+    objects = find_objects(ids, labels.ignore_index)
+    return MaskCounts(
+        cells=cells.reshape(-1, *grid),
+        edges=count_edges(ids, labels.num_classes),
+        object_classes=objects.classes,
+        object_sizes=objects.sizes,
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _cell_of_each_pixel(height: int, width: int, rows: int, columns: int) -> np.ndarray:
+    """The number of the cell that each pixel lies in, (H, W)."""
+    return (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width
+
+
+def heat_grid(height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of a heat map: `LONG_SIDE` cells along the longer side, square cells, none under a pixel.
+
+    Example:
+        >>> heat_grid(128, 128), heat_grid(720, 1280), heat_grid(16, 32)
+        ((32, 32), (18, 32), (16, 32))
+    """
+    cell = max(height, width) / LONG_SIDE
+    return tuple(max(1, min(side, round(side / cell))) for side in (height, width))
+
+
+# A data set --------------------------------------------------------------------------------------------------------
+
+
+def collect_statistics(
+    read: Callable[[int], np.ndarray],
+    num_masks: int,
+    labels: LabelSet,
+    attributes: Mapping[str, Sequence[str | None]] | None = None,
+    num_workers: int = 1,
+    progress: bool = False,
+) -> MaskStatistics:
+    """Count all masks of a data set.
+
+    Args:
+        read (callable): gives the class ids, (H, W) uint8, of mask 0, 1, ...; `PairDataset.mask` does.
+        num_masks (`int`): how many there are, 1 or more.
+        labels (`LabelSet`): their classes.
+        attributes (`Mapping`, *optional*): columns of text, one value a mask; those that name groups are used.
+        num_workers (`int`, defaults to 1): threads; most of the work runs outside Python's lock.
+        progress (`bool`, defaults to `False`): show a progress bar on stderr.
+
+    Returns:
+        `MaskStatistics`
+
+    Raises:
+        ValueError: there are no masks, or what `read` raises.
+    """
+    if num_masks < 1:
+        raise ValueError("there are no masks to count; wanted one at least.")
+    values = grouping_attributes(attributes or {}, num_masks)
+    grid = heat_grid(*read(0).shape)
+    nothing = np.zeros((labels.num_classes + 1, *grid), dtype=np.int64)
+    cells: dict[Group | None, np.ndarray] = {None: nothing.copy()}
+    for name, column in values.items():
+        cells |= {(name, value): nothing.copy() for value in sorted(set(column), key=lambda v: (-column.count(v), v))}
+
+    def count(index: int) -> tuple[tuple[int, int], MaskCounts]:
+        ids = read(index)
+        return ids.shape, count_mask(ids, labels, grid)
+
+    counts, frames = [], {}
+    for index, (shape, counted) in enumerate(_in_threads(count, num_masks, num_workers, progress)):
+        frames[shape] = frames.get(shape, 0) + 1
+        for group in (None, *((name, column[index]) for name, column in values.items())):
+            cells[group] += counted.cells
+        pixels = counted.cells.sum(axis=(1, 2))
+        counts.append((pixels, counted.edges, counted.object_classes, counted.object_sizes))
+    pixels, edges, object_classes, object_sizes = zip(*counts, strict=True)
+    return MaskStatistics(
+        labels=labels,
+        pixels=np.stack(pixels),
+        edges=np.stack(edges),
+        object_masks=np.repeat(np.arange(num_masks), [len(classes) for classes in object_classes]),
+        object_classes=np.concatenate(object_classes),
+        object_sizes=np.concatenate(object_sizes),
+        cells=cells,
+        attributes=values,
+        frames=frames,
+    )
+
+
+def class_pixels_of_each(
+    read: Callable[[int], np.ndarray], num_masks: int, num_classes: int, num_workers: int = 1, progress: bool = False
+) -> np.ndarray:
+    """Pixels of each class in each mask, (N, C + 1) int64, unknown last: what sampling by class needs."""
+    counts = _in_threads(lambda i: count_pixels(read(i), num_classes), num_masks, num_workers, progress)
+    return np.stack(list(counts))
+
+
+def _in_threads(work: Callable[[int], object], count: int, num_workers: int, progress: bool) -> Iterator:
+    """Results of `work(0)`, `work(1)`, ... in order."""
+    with (
+        ThreadPoolExecutor(num_workers) as pool,
+        tqdm(total=count, desc="counting", unit="mask", disable=not progress) as bar,
+    ):
+        for start in range(0, count, CHUNK):
+            for result in pool.map(work, range(start, min(start + CHUNK, count))):
+                bar.update()
+                yield result
+
+
+def grouping_attributes(attributes: Mapping[str, Sequence[str | None]], num_masks: int) -> dict[str, tuple[str, ...]]:
+    """The columns that group masks: 2 to `MOST_VALUES` different values, fewer than there are masks.
+
+    Example:
+        >>> columns = {"weather": ["rainy", None, "rainy"], "camera": ["a", "a", "a"], "file": ["1", "2", "3"]}
+        >>> grouping_attributes(columns, num_masks=3)
+        {'weather': ('rainy', 'not given', 'rainy')}
+    """
+    named = {name: tuple(value or NOT_GIVEN for value in column) for name, column in attributes.items()}
+    return {name: column for name, column in named.items() if 2 <= len(set(column)) <= min(MOST_VALUES, num_masks - 1)}
+
+
+@dataclass(frozen=True)
+class ClassFigures:
+    """One class in a data set or a group of it. An object is a connected region of the class."""
+
+    name: str
+    pixels: int
+    pixel_share: float  # of all labelled pixels
+    images: int  # that hold it
+    image_share: float  # of all images
+    objects: int
+    objects_per_image: float  # in those that hold it
+    median_object: float  # pixels
+    typical_object: float  # pixels; half of the class's pixels lie in objects at least this large
+    median_object_share: float  # of the frame
+    typical_object_share: float  # of the frame
+    edge_share: float  # of its pixels lie beside another class; near 1 means a width of one or two pixels
+    spread: float  # share of the frame that it spreads over: 1 if evenly everywhere, near 0 if at one place
+
+
+def class_figures(statistics: MaskStatistics, group: Group | None = None) -> list[ClassFigures]:
+    """The figures of every class, in the order of the ids.
+
+    Args:
+        statistics (`MaskStatistics`): what `collect_statistics` counted.
+        group (`Group`, *optional*): an attribute and its value; by default all masks.
+    """
+    members = statistics.members(group)
+    num_classes = statistics.labels.num_classes
+    pixels = statistics.pixels[members]  # (n, C + 1)
+    totals, frames = pixels.sum(axis=0)[:-1], pixels.sum(axis=1)
+    images = (pixels[:, :-1] > 0).sum(axis=0)
+    edges = statistics.edges[members].sum(axis=0)
+    chosen = members[statistics.object_masks]
+    classes, sizes = statistics.object_classes[chosen], statistics.object_sizes[chosen]
+    shares = sizes / statistics.pixels.sum(axis=1)[statistics.object_masks[chosen]]
+    order = np.lexsort((sizes, classes))
+    bounds = np.searchsorted(classes[order], np.arange(num_classes + 1))
+    figures = []
+    for index, name in enumerate(statistics.labels.names):
+        own = order[bounds[index] : bounds[index + 1]]  # objects of this class, the smallest first
+        figures.append(
+            ClassFigures(
+                name=name,
+                pixels=int(totals[index]),
+                pixel_share=_ratio(totals[index], totals.sum()),
+                images=int(images[index]),
+                image_share=_ratio(images[index], len(frames)),
+                objects=len(own),
+                objects_per_image=_ratio(len(own), images[index]),
+                median_object=float(np.median(sizes[own])) if len(own) else 0.0,
+                typical_object=_weighted_median(sizes[own]),
+                median_object_share=float(np.median(shares[own])) if len(own) else 0.0,
+                typical_object_share=_weighted_median(np.sort(shares[own])),
+                edge_share=_ratio(edges[index], totals[index]),
+                spread=_spread(statistics.cells[group][index]),
+            )
+        )
+    return figures
+
+
+def heat_maps(statistics: MaskStatistics, group: Group | None = None) -> np.ndarray:
+    """How likely a labelled pixel is of each class, at each place of the frame: (C, rows, columns) in [0, 1]."""
+    cells = statistics.cells[group][:-1]
+    return cells / np.maximum(cells.sum(axis=0), 1)
+
+
+def unknown_share(statistics: MaskStatistics, group: Group | None = None) -> float:
+    """Share of all pixels whose class is unknown."""
+    pixels = statistics.pixels[statistics.members(group)]
+    return _ratio(pixels[:, -1].sum(), pixels.sum())
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else 0.0
+
+
+def _weighted_median(sizes: np.ndarray) -> float:
+    """The size, of sizes in ascending order, at which half of their sum is reached."""
+    if len(sizes) == 0:
+        return 0.0
+    upto = np.cumsum(sizes)
+    return float(sizes[np.searchsorted(upto, upto[-1] / 2)])
+
+
+def _spread(cells: np.ndarray) -> float:
+    """The exponential of the entropy of (rows, columns) counts, as a share of all cells."""
+    if not cells.any():
+        return 0.0
+    p = cells[cells > 0] / cells.sum()
+    return float(np.exp(-(p * np.log(p)).sum()) / cells.size)

@@ -1,0 +1,121 @@
+"""`semseg-diffusers stats`: what the masks of a data set hold, and which classes a model trained on them draws badly.
+
+Writes `stats.json` (all figures), `stats.npz` (heat maps, pixels of each mask), `stats.png` and `index.html`.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from semseg_diffusers.data.dataset import PairDataset, add_column_arguments, column_options, load_pairs
+from semseg_diffusers.data.dataset_format import package_version
+from semseg_diffusers.masks.statistics.counts import (
+    MaskStatistics,
+    class_figures,
+    collect_statistics,
+    heat_maps,
+    unknown_share,
+)
+from semseg_diffusers.masks.statistics.figure import draw_statistics
+from semseg_diffusers.masks.statistics.underrepresented import RULES, WeakClass, weak_classes
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.reports.html import write_page
+from semseg_diffusers.reports.statistics_page import statistics_page
+from semseg_diffusers.utils.images import save_png, written_beside
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dataset", required=True, help="prepared folder, or a data set id on the Hub")
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the files go")
+    parser.add_argument("--split", default="train", help="default %(default)s")
+    add_column_arguments(parser)
+    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)")
+
+
+def statistics_record(statistics: MaskStatistics, weak: list[WeakClass], dataset: str, split: str) -> dict:
+    """All figures as JSON values: of the whole split, and of each group of it."""
+    labels = statistics.labels
+    rows, columns = statistics.cells[None].shape[1:]
+    return {
+        "dataset": dataset,
+        "split": split,
+        "num_masks": len(statistics.pixels),
+        "sizes": [{"height": h, "width": w, "masks": n} for (h, w), n in sorted(statistics.frames.items())],
+        "unknown_share": unknown_share(statistics),
+        "classes": _classes(statistics, None),
+        "weak_classes": [dataclasses.asdict(entry) for entry in weak],
+        "rules": RULES,
+        "groups": [
+            {
+                "attribute": group[0],
+                "value": group[1],
+                "num_masks": int(statistics.members(group).sum()),
+                "unknown_share": unknown_share(statistics, group),
+                "classes": _classes(statistics, group),
+            }
+            for group in statistics.groups
+        ],
+        "heat_maps": {"file": "stats.npz", "rows": rows, "columns": columns},
+        "labels": labels.to_config(),
+        "versions": {"semseg_diffusers": package_version(), "numpy": np.__version__},
+    }
+
+
+def _classes(statistics: MaskStatistics, group: tuple[str, str] | None) -> list[dict]:
+    return [{"id": i, **dataclasses.asdict(row)} for i, row in enumerate(class_figures(statistics, group))]
+
+
+def save_arrays(path: Path, statistics: MaskStatistics, stems: list[str]) -> None:
+    """Write `stats.npz`: `heat` and `heat:ATTRIBUTE=VALUE` (C, rows, columns), `pixels` (N, C + 1), `stems` (N,)."""
+    arrays = {"pixels": statistics.pixels, "stems": np.array(stems), "heat": heat_maps(statistics)}
+    arrays |= {f"heat:{name}={value}": heat_maps(statistics, (name, value)) for name, value in statistics.groups}
+    arrays = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
+    with written_beside(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def describe(statistics: MaskStatistics, name: str) -> str:
+    """One line: the split, how many masks of which sizes, how much of them is unknown."""
+    sizes = [f"{height} x {width}" for height, width in sorted(statistics.frames)]
+    of = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes, {sizes[0]} to {sizes[-1]}"
+    return f"{name}: {len(statistics.pixels)} masks of {of}, {unknown_share(statistics):.1%} unknown"
+
+
+def _table(statistics: MaskStatistics) -> str:
+    """The figures for the terminal, the most frequent class first."""
+    lines = [("class", "pixels", "images", "objects", "median", "typical")]
+    for row in sorted(class_figures(statistics), key=lambda row: -row.pixel_share):
+        sizes = (f"{row.median_object:.0f} px", f"{row.typical_object:.0f} px")
+        lines.append((row.name, f"{row.pixel_share:.3%}", f"{row.image_share:.1%}", f"{row.objects}", *sizes))
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.num_workers < 1:
+        raise ValueError(f"--num_workers {args.num_workers}; wanted at least 1.")
+    pairs: PairDataset = load_pairs(args.dataset, args.split, **column_options(args))
+    statistics = collect_statistics(
+        pairs.mask, len(pairs), pairs.labels, pairs.attributes, num_workers=args.num_workers, progress=True
+    )
+    weak = weak_classes(statistics)
+    args.output.mkdir(parents=True, exist_ok=True)
+    record = statistics_record(statistics, weak, args.dataset, args.split)
+    write_text(args.output / "stats.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    save_arrays(args.output / "stats.npz", statistics, pairs.stems)
+    name = f"{Path(args.dataset).name} ({args.split})"
+    save_png(args.output / "stats.png", draw_statistics(statistics, describe(statistics, name)))
+    write_page(args.output / "index.html", statistics_page(statistics, weak, name))
+    sys.stdout.write(f"{describe(statistics, name)}\n\n{_table(statistics)}\n\n")
+    for entry in weak:
+        reasons = "; ".join(f"{reason.rule}: {reason.text}" for reason in entry.reasons)
+        sys.stdout.write(f"weak: {entry.name} ({reasons})\n")
+    sys.stdout.write(f"written: {args.output}/index.html, stats.json, stats.npz, stats.png\n")

@@ -1,0 +1,88 @@
+"""Which classes a model trained on a data set will draw badly, and why, by rules on the set's figures.
+
+The paper (section V) names the pixel share as the cause of its weak human figures; the other rules are ours.
+"""
+
+from dataclasses import dataclass
+
+from semseg_diffusers.masks.statistics.counts import ClassFigures, MaskStatistics, class_figures
+
+
+RARE_SHARE = 0.005  # of labelled pixels
+FEW_IMAGES = 100
+SMALL_OBJECT = 100  # pixels: 10 x 10, of which a network with patches of 2 x 2 sees 5 x 5
+EDGE_SHARE = 0.6  # of the class's pixels
+SPREAD = 0.1  # of the frame
+EXPECTED, EXPECTED_PART = (
+    10,
+    0.2,
+)  # images of a condition that a class should be in; the part of them that is too little
+
+# rule -> what it says, in the words of the page
+RULES = {
+    "never seen": "no pixel of it in any mask",
+    "rare": f"less than {RARE_SHARE:.1%} of the labelled pixels",
+    "few images": f"in fewer than {FEW_IMAGES} images",
+    "small": f"half of its pixels lie in objects below {SMALL_OBJECT} pixels, at the size of these masks",
+    "thin": f"at least {EDGE_SHARE:.0%} of its pixels lie beside another class: it is some three pixels wide or less",
+    "one place": f"it spreads over less than {SPREAD:.0%} of the frame",
+    "one-sided": (
+        f"under one condition its share of all images lets one expect at least {EXPECTED} images with it, and there "
+        f"are less than {EXPECTED_PART:.0%} of those"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why a class is weak."""
+
+    rule: str  # one of RULES
+    text: str  # with the figures
+
+
+@dataclass(frozen=True)
+class WeakClass:
+    """A class and the rules it falls under."""
+
+    name: str
+    reasons: tuple[Reason, ...]
+
+
+def weak_classes(statistics: MaskStatistics) -> list[WeakClass]:
+    """Name the classes that fall under a rule: those with most reasons first, then the rarest.
+
+    Args:
+        statistics (`MaskStatistics`): of the training split.
+    """
+    of_groups = {group: class_figures(statistics, group) for group in statistics.groups}
+    sizes = {group: int(statistics.members(group).sum()) for group in statistics.groups}
+    found = []
+    for index, figures in enumerate(class_figures(statistics)):
+        reasons = _reasons(figures)
+        if figures.pixels:
+            for group, of_group in of_groups.items():
+                expected, seen = figures.image_share * sizes[group], of_group[index].images
+                if expected >= EXPECTED and seen < EXPECTED_PART * expected:
+                    text = f"in {seen} of {sizes[group]} images with {group[0]} {group[1]}; expected {expected:.0f}"
+                    reasons.append(Reason("one-sided", text))
+        if reasons:
+            found.append((-len(reasons), figures.pixel_share, WeakClass(figures.name, tuple(reasons))))
+    return [weak for *_, weak in sorted(found, key=lambda entry: entry[:2])]
+
+
+def _reasons(figures: ClassFigures) -> list[Reason]:
+    if figures.pixels == 0:
+        return [Reason("never seen", "no pixel in any mask")]
+    reasons = []
+    if figures.pixel_share < RARE_SHARE:
+        reasons.append(Reason("rare", f"{figures.pixel_share:.2%} of the labelled pixels"))
+    if figures.images < FEW_IMAGES:
+        reasons.append(Reason("few images", f"in {figures.images} images ({figures.image_share:.0%})"))
+    if figures.typical_object < SMALL_OBJECT:
+        reasons.append(Reason("small", f"half of its pixels in objects below {figures.typical_object:.0f} pixels"))
+    if figures.edge_share >= EDGE_SHARE:
+        reasons.append(Reason("thin", f"{figures.edge_share:.0%} of its pixels beside another class"))
+    if figures.spread < SPREAD:
+        reasons.append(Reason("one place", f"spreads over {figures.spread:.0%} of the frame"))
+    return reasons

@@ -1,0 +1,1 @@
+"""Networks published by others, with their weights' names."""

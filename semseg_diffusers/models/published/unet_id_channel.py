@@ -1,0 +1,202 @@
+"""A `UNet2DModel` that reads the mask as one more input channel, class id / 255, as Konz et al. train it.
+
+Follows "Anatomically-Controllable Medical Image Generation with Segmentation-Guided Diffusion Models" (Konz et al.,
+MICCAI 2024) and the authors' published code, so that their checkpoints run here. For a network of one's own take
+`MaskGuidedUNet2DModel`: an id is no quantity, and here class 3 lies between 2 and 4. This file is self-contained
+(torch and diffusers only), so that it can lie beside the weights and be run by someone without this package.
+"""
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in this module's namespace
+from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
+from torch import nn
+
+
+class IdChannelUNet2DModel(UNet2DModel):
+    r"""A `UNet2DModel` whose input is the noisy image and one channel that holds the mask's class ids over 255.
+
+    The first arguments are `UNet2DModel`'s own, in its order and with its meaning; `in_channels` counts the image's
+    channels, without the mask's. Unknown pixels read 0, as class 0 ("background") does: the authors blank a mask that
+    way, so a mask of class 0 everywhere is the same as none.
+
+    Args:
+        num_classes (`int`, defaults to 2): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
+        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "background"}`; with the next three, the label
+            set.
+        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): the id that means unknown.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
+
+    Raises:
+        ValueError: for a number of classes that ids of 8 bits cannot hold, or a label set of another size.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DModel
+    >>> unet = IdChannelUNet2DModel(
+    ...     sample_size=32, num_classes=4, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
+    ...     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+    ... )
+    >>> mask = torch.randint(0, 4, (1, 32, 32))
+    >>> unet(torch.randn(1, 3, 32, 32), 10, mask=mask).sample.shape
+    torch.Size([1, 3, 32, 32])
+    ```
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] | None = None,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        center_input_sample: bool = False,
+        time_embedding_type: str = "positional",
+        time_embedding_dim: int | None = None,
+        freq_shift: int = 0,
+        flip_sin_to_cos: bool = True,
+        down_block_types: tuple[str, ...] = ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        mid_block_type: str | None = "UNetMidBlock2D",
+        up_block_types: tuple[str, ...] = ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        block_out_channels: tuple[int, ...] = (224, 448, 672, 896),
+        layers_per_block: int = 2,
+        mid_block_scale_factor: float = 1,
+        downsample_padding: int = 1,
+        downsample_type: str = "conv",
+        upsample_type: str = "conv",
+        dropout: float = 0.0,
+        act_fn: str = "silu",
+        attention_head_dim: int | None = 8,
+        norm_num_groups: int = 32,
+        attn_norm_num_groups: int | None = None,
+        norm_eps: float = 1e-5,
+        resnet_time_scale_shift: str = "default",
+        add_attention: bool = True,
+        class_embed_type: str | None = None,
+        num_class_embeds: int | None = None,
+        num_train_timesteps: int | None = None,
+        num_classes: int = 2,
+        id2label: dict | None = None,
+        id2color: dict | None = None,
+        ignore_index: int = 255,
+        ignore_color: tuple[int, int, int] = (0, 0, 0),
+    ):
+        if not 1 <= num_classes <= 255:
+            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+        for name, table in (("id2label", id2label), ("id2color", id2color)):
+            if table is not None and sorted(int(class_id) for class_id in table) != list(range(num_classes)):
+                raise ValueError(
+                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {sorted(table, key=int)}. "
+                    f"Set `num_classes={len(table)}`, or give the label set of the data."
+                )
+        super().__init__(
+            sample_size=sample_size,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            center_input_sample=center_input_sample,
+            time_embedding_type=time_embedding_type,
+            time_embedding_dim=time_embedding_dim,
+            freq_shift=freq_shift,
+            flip_sin_to_cos=flip_sin_to_cos,
+            down_block_types=down_block_types,
+            mid_block_type=mid_block_type,
+            up_block_types=up_block_types,
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            mid_block_scale_factor=mid_block_scale_factor,
+            downsample_padding=downsample_padding,
+            downsample_type=downsample_type,
+            upsample_type=upsample_type,
+            dropout=dropout,
+            act_fn=act_fn,
+            attention_head_dim=attention_head_dim,
+            norm_num_groups=norm_num_groups,
+            attn_norm_num_groups=attn_norm_num_groups,
+            norm_eps=norm_eps,
+            resnet_time_scale_shift=resnet_time_scale_shift,
+            add_attention=add_attention,
+            class_embed_type=class_embed_type,
+            num_class_embeds=num_class_embeds,
+            num_train_timesteps=num_train_timesteps,
+        )
+        # The parent has built its own conv_in for the image alone.
+        self.conv_in = nn.Conv2d(in_channels + 1, block_out_channels[0], kernel_size=3, padding=1)
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of a sample must be multiples of this many pixels."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def encode_mask(self, mask: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
+        """Turn a mask into the channel that the network reads.
+
+        Args:
+            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, at the resolution of the sample.
+            dtype: dtype of the sample; by default that of the weights.
+
+        Returns:
+            class ids / 255 (B, 1, H, W), 0 where unknown, to be given to `forward` as `mask_features`.
+
+        Raises:
+            ValueError: for float ids, another number of dimensions, or another number of channels.
+        """
+        num_classes = self.config.num_classes
+        integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
+        if integer_ids and mask.ndim == 3:
+            ids = mask.long()
+        elif not integer_ids and mask.ndim == 4 and mask.shape[1] == num_classes:
+            ids = mask.to(torch.uint8).argmax(dim=1)  # 0 where nothing is marked
+        else:
+            raise ValueError(
+                f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
+                f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids are refused: use "
+                f".long()."
+            )
+        ids = torch.where((ids >= 0) & (ids < num_classes), ids, torch.zeros_like(ids))
+        return ((ids.float() / 255).to(dtype or self.dtype).unsqueeze(1),)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        mask_features: tuple[torch.Tensor, ...] | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict noise, velocity or image from a noisy sample and its mask.
+
+        Args:
+            sample: noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
+            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
+            class_labels: class labels (B,), where the network is class-conditional.
+            mask: see `encode_mask`. None, or 255 everywhere in a sample, is the blank mask.
+            mask_features: the result of `encode_mask`, in place of `mask`.
+            return_dict: an `UNet2DOutput` if true, else a tuple.
+
+        Returns:
+            prediction (B, out_channels, H, W).
+
+        Raises:
+            ValueError: for a size that `size_divisor` does not divide, or both or badly shaped masks.
+        """
+        batch_size, _, height, width = sample.shape
+        if height % self.size_divisor or width % self.size_divisor:
+            raise ValueError(
+                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
+            )
+        if mask is not None and mask_features is not None:
+            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+        if mask is not None:
+            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
+                raise ValueError(
+                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+                    f"Resize it (nearest), and repeat it for each sample."
+                )
+            mask_features = self.encode_mask(mask, dtype=sample.dtype)
+        channel = torch.zeros_like(sample[:, :1]) if mask_features is None else mask_features[0].to(sample)
+        joined = torch.cat([sample, channel], dim=1)  # (B, in_channels + 1, H, W)
+        return super().forward(joined, timestep, class_labels=class_labels, return_dict=return_dict)

@@ -1,0 +1,378 @@
+"""The network and the noise schedule of the paper, parameter for parameter: 90,816,131 of them at the defaults.
+
+Follows "Semantic Segmentation Mask-Guided Diffusion Models" (Bozsó et al., WINS 2024, section III-B) and the authors'
+published network, whose state dict loads here by name. This file is self-contained (torch and diffusers only), so that
+it can lie beside the weights on the Hub and be run by someone without this package.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+
+BETA_START, BETA_END = 1e-4, 0.02
+NUM_ATTENTION_HEADS = 4
+
+
+def paper_betas(num_train_timesteps: int = 1000) -> list[float]:
+    """The paper's noise schedule: betas rise along half a cosine from 1e-4 to 0.02.
+
+    Not the "cosine schedule" of Nichol and Dhariwal 2021. Sampling goes with `DDPMScheduler(num_train_timesteps=...,
+    trained_betas=paper_betas(...), variance_type="fixed_large", clip_sample=False)`.
+
+    Args:
+        num_train_timesteps: number of diffusion steps, 2 or more.
+
+    Returns:
+        one beta a step, the least noisy first; floats, so that a scheduler can save them.
+
+    Raises:
+        ValueError: for fewer than 2 steps.
+
+    Example:
+
+    ```py
+    >>> from semseg_diffusers.models.published.unet_paper import paper_betas
+    >>> [round(beta, 4) for beta in paper_betas(3)]
+    [0.0001, 0.01, 0.02]
+    ```
+    """
+    if num_train_timesteps < 2:
+        raise ValueError(f"`num_train_timesteps` must be 2 or more, a ramp has two ends; got {num_train_timesteps}.")
+    # In float32 like the authors: the product of a thousand alphas shows the rounding of each.
+    ramp = torch.arange(num_train_timesteps, dtype=torch.float32) / (num_train_timesteps - 1)
+    betas = BETA_START + (BETA_END - BETA_START) * (1 + torch.cos(math.pi * (1 - ramp))) / 2
+    return betas.tolist()
+
+
+def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
+    """Turn a mask into the one-hot map that the network reads.
+
+    Args:
+        mask: class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W), float or bool.
+        num_classes: number of classes; an id outside 0..num_classes-1 (255 is "unknown") gives an all-zero vector.
+            No value is checked here: that would be a data-dependent branch inside a compiled `forward`.
+        dtype: dtype of the result, that of the noisy sample.
+
+    Returns:
+        one-hot map (B, num_classes, H, W).
+
+    Raises:
+        ValueError: for float ids, another number of dimensions, or another number of channels.
+    """
+    integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
+    if integer_ids and mask.ndim == 3:
+        classes = torch.arange(num_classes, device=mask.device).view(1, -1, 1, 1)
+        return (mask.long().unsqueeze(1) == classes).to(dtype)  # (B, num_classes, H, W)
+    if not integer_ids and mask.ndim == 4 and mask.shape[1] == num_classes:
+        return mask.to(dtype).contiguous()
+    raise ValueError(
+        f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
+        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids are refused: use .long()."
+    )
+
+
+class DoubleConv(nn.Module):
+    """Two 3x3 convolutions, each with a norm over the whole map, and a way past them both where `residual`."""
+
+    def __init__(self, in_channels: int, out_channels: int, mid_channels: int | None = None, residual: bool = False):
+        super().__init__()
+        mid_channels = mid_channels or out_channels
+        self.residual = residual
+        self.double_conv = nn.Sequential(
+            nn.Conv2d(in_channels, mid_channels, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(1, mid_channels),
+            nn.GELU(),
+            nn.Conv2d(mid_channels, out_channels, kernel_size=3, padding=1, bias=False),
+            nn.GroupNorm(1, out_channels),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        if self.residual:
+            return F.gelu(x + self.double_conv(x))
+        return self.double_conv(x)
+
+
+class Down(nn.Module):
+    """Halve the map, convolve, and add the time to every pixel."""
+
+    def __init__(self, in_channels: int, out_channels: int, emb_dim: int):
+        super().__init__()
+        self.maxpool_conv = nn.Sequential(
+            nn.MaxPool2d(2),
+            DoubleConv(in_channels, in_channels, residual=True),
+            DoubleConv(in_channels, out_channels),
+        )
+        self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
+
+    def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """(B, in_channels, H, W), time (B, emb_dim) -> (B, out_channels, H/2, W/2)."""
+        return self.maxpool_conv(x) + self.emb_layer(emb)[:, :, None, None]
+
+
+class Up(nn.Module):
+    """Double the map, join the skip connection, convolve, and add the time to every pixel."""
+
+    def __init__(self, in_channels: int, out_channels: int, emb_dim: int):
+        super().__init__()
+        self.conv = nn.Sequential(
+            DoubleConv(in_channels, in_channels, residual=True),
+            DoubleConv(in_channels, out_channels, mid_channels=in_channels // 2),
+        )
+        self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
+
+    def forward(self, x: torch.Tensor, skip: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """(B, C, H/2, W/2), skip (B, in_channels - C, H, W), time (B, emb_dim) -> (B, out_channels, H, W)."""
+        x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)  # (B, C, H, W)
+        x = self.conv(torch.cat([skip, x], dim=1))  # (B, out_channels, H, W)
+        return x + self.emb_layer(emb)[:, :, None, None]
+
+
+class MultiHeadAttention(nn.Module):
+    """`nn.MultiheadAttention` on one sequence, with the same parameters.
+
+    PyTorch's own reads the weights of `out_proj` without calling it, which diffusers' casting and offloading of layers
+    cannot see.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * channels, channels))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * channels))
+        self.out_proj = nn.Linear(channels, channels)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """(B, N, channels) -> (B, N, channels)."""
+        qkv = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)  # (B, N, 3C)
+        qkv = qkv.unflatten(-1, (3, NUM_ATTENTION_HEADS, -1))  # (B, N, 3, heads, C/heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C/heads)
+        tokens = F.scaled_dot_product_attention(query, key, value)
+        return self.out_proj(tokens.transpose(1, 2).flatten(2))  # (B, N, C)
+
+
+class SelfAttention(nn.Module):
+    """Every pixel attends to every pixel; a two-layer network follows. Norms come first, residuals add raw tokens."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.mha = MultiHeadAttention(channels)
+        self.ln = nn.LayerNorm(channels)
+        self.ff_self = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, channels), nn.GELU(), nn.Linear(channels, channels)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, channels, H, W) -> (B, channels, H, W)."""
+        height, width = x.shape[-2:]
+        tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, C)
+        tokens = tokens + self.mha(self.ln(tokens))
+        tokens = tokens + self.ff_self(tokens)
+        return tokens.transpose(1, 2).unflatten(2, (height, width))  # (B, C, H, W)
+
+
+class PaperUNet2DModel(ModelMixin, ConfigMixin):
+    r"""The paper's network: a U-Net with two attention blocks, and the mask in a second stem whose output is added.
+
+    Args:
+        sample_size (`int` or `tuple[int, int]`, defaults to 128): height and width of the images it is trained on; any
+            multiples of 8 can be drawn.
+        in_channels (`int`, defaults to 3): channels of the noisy sample.
+        out_channels (`int`, defaults to 3): channels of the prediction.
+        num_classes (`int`, defaults to 19): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
+        hidden_dim (`int`, defaults to 128): width at full resolution, even; the bottom is 8 times as wide.
+        emb_dim (`int`, defaults to 256): width of the time vector, even.
+        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
+        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): the id that means unknown.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
+
+    Raises:
+        ValueError: for widths that the attention heads or the time vector cannot halve, or a label set of another
+            size.
+
+    Example:
+
+    ```py
+    >>> import torch
+    >>> from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel
+    >>> unet = PaperUNet2DModel(sample_size=32, num_classes=19, hidden_dim=8)
+    >>> mask = torch.randint(0, 19, (1, 32, 32))
+    >>> unet(torch.randn(1, 3, 32, 32), 10, mask=mask).sample.shape
+    torch.Size([1, 3, 32, 32])
+    ```
+    """
+
+    _supports_gradient_checkpointing = True
+    # Casting takes convolutions and linear layers only; the norms inside `double_conv` are neither.
+    _skip_layerwise_casting_patterns = ["norm"]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 128,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        num_classes: int = 19,
+        hidden_dim: int = 128,
+        emb_dim: int = 256,
+        id2label: dict | None = None,
+        id2color: dict | None = None,
+        ignore_index: int = 255,
+        ignore_color: tuple[int, int, int] = (0, 0, 0),
+    ):
+        super().__init__()
+        if hidden_dim < 2 or hidden_dim % 2:
+            raise ValueError(
+                f"`hidden_dim` must be even, for {NUM_ATTENTION_HEADS} attention heads; got {hidden_dim}."
+            )
+        if emb_dim < 2 or emb_dim % 2:
+            raise ValueError(f"`emb_dim` must be even, half sines and half cosines; got {emb_dim}.")
+        if not 1 <= num_classes <= 255:
+            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+        for name, table in (("id2label", id2label), ("id2color", id2color)):
+            if table is not None and sorted(int(class_id) for class_id in table) != list(range(num_classes)):
+                raise ValueError(
+                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {sorted(table, key=int)}. "
+                    f"Set `num_classes={len(table)}`, or give the label set of the data."
+                )
+        width = hidden_dim
+
+        # The names are those of the authors' state dict.
+        self.inc = DoubleConv(in_channels, width)
+        self.mask_conv = DoubleConv(num_classes, width)
+        self.down1 = Down(width, 2 * width, emb_dim)
+        self.down2 = Down(2 * width, 4 * width, emb_dim)
+        self.down3 = Down(4 * width, 4 * width, emb_dim)
+        self.sa3 = SelfAttention(4 * width)
+        self.bot1 = DoubleConv(4 * width, 8 * width)
+        self.bot2 = DoubleConv(8 * width, 8 * width)
+        self.bot3 = DoubleConv(8 * width, 4 * width)
+        self.up1 = Up(8 * width, 2 * width, emb_dim)
+        self.sa4 = SelfAttention(2 * width)
+        self.up2 = Up(4 * width, width, emb_dim)
+        self.up3 = Up(2 * width, width, emb_dim)
+        self.outc = nn.Conv2d(width, out_channels, kernel_size=1)
+        self.gradient_checkpointing = False
+
+    @property
+    def size_divisor(self) -> int:
+        """Height and width of a sample must be multiples of this many pixels: three halvings."""
+        return 8
+
+    def encode_mask(self, mask: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
+        """Compute what depends on the mask alone, once for all steps and all images of it.
+
+        Args:
+            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, at the resolution of the sample.
+            dtype: dtype of the sample; by default that of the weights.
+
+        Returns:
+            the output of the mask's stem (B, hidden_dim, H, W), to be given to `forward` as `mask_features`; zeros,
+            which add nothing, for a sample whose mask is unknown everywhere.
+
+        Raises:
+            ValueError: see `mask_to_one_hot`.
+        """
+        if self.device.type != "meta":  # offloaded layer by layer, the weights are nowhere until they are called
+            mask = mask.to(self.device)
+        one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)  # (B, num_classes, H, W)
+        features = self._run(self.mask_conv, one_hot)  # (B, hidden_dim, H, W)
+        known = (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
+        return (torch.where(known, features, torch.zeros_like(features)),)
+
+    def _time_embedding(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
+        """Sines, then cosines, of the timestep at falling frequencies (Vaswani et al. 2017, section 3.5)."""
+        even = torch.arange(0, self.config.emb_dim, 2, dtype=torch.float32, device=sample.device)
+        # Rounded as the authors round it: at timestep 1000 another order of the powers moves the sines by 6e-5.
+        inverse_frequencies = 1.0 / (10000.0 ** (even / self.config.emb_dim))  # (emb_dim/2,)
+        timesteps = torch.as_tensor(timestep, device=sample.device).to(torch.float32).reshape(-1, 1)
+        angles = timesteps.expand(sample.shape[0], 1) * inverse_frequencies  # (B, emb_dim/2)
+        return torch.cat([angles.sin(), angles.cos()], dim=1).to(sample.dtype)  # (B, emb_dim)
+
+    def _run(self, block: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, *inputs)
+        return block(*inputs)
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        mask_features: tuple[torch.Tensor, ...] | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        """Predict the noise in a sample from the sample, its timestep and its mask.
+
+        Args:
+            sample: noisy images (B, in_channels, H, W); H and W are multiples of 8.
+            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
+            class_labels: refused; the argument stands where `UNet2DModel` has it.
+            mask: see `encode_mask`. None, or 255 everywhere in a sample, is unconditional.
+            mask_features: the result of `encode_mask`, in place of `mask`.
+            return_dict: an `UNet2DOutput` if true, else a tuple.
+
+        Returns:
+            predicted noise (B, out_channels, H, W).
+
+        Raises:
+            ValueError: for a size that 8 does not divide, both or badly shaped masks, or class labels.
+        """
+        batch_size, _, height, width = sample.shape
+        if height % self.size_divisor or width % self.size_divisor:
+            raise ValueError(
+                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
+            )
+        if class_labels is not None:
+            raise ValueError("`class_labels` were given, but the paper's network has no class embedding.")
+        if mask is not None and mask_features is not None:
+            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+        if mask is not None:
+            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
+                raise ValueError(
+                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+                    f"Resize it (nearest), and repeat it for each sample."
+                )
+            mask_features = self.encode_mask(mask, dtype=sample.dtype)
+
+        # 1. time
+        emb = self._time_embedding(timestep, sample)  # (B, emb_dim)
+
+        # 2. stem: image and mask meet at full resolution
+        x1 = self._run(self.inc, sample)  # (B, h, H, W)
+        if mask_features is not None:
+            x1 = x1 + mask_features[0].to(x1.dtype)
+
+        # 3. down
+        x2 = self._run(self.down1, x1, emb)  # (B, 2h, H/2, W/2)
+        x3 = self._run(self.down2, x2, emb)  # (B, 4h, H/4, W/4)
+        x4 = self._run(self.down3, x3, emb)  # (B, 4h, H/8, W/8)
+        x4 = self._run(self.sa3, x4)
+
+        # 4. bottom
+        x4 = self._run(self.bot1, x4)  # (B, 8h, H/8, W/8)
+        x4 = self._run(self.bot2, x4)
+        x4 = self._run(self.bot3, x4)  # (B, 4h, H/8, W/8)
+
+        # 5. up
+        x = self._run(self.up1, x4, x3, emb)  # (B, 2h, H/4, W/4)
+        x = self._run(self.sa4, x)
+        x = self._run(self.up2, x, x2, emb)  # (B, h, H/2, W/2)
+        x = self._run(self.up3, x, x1, emb)  # (B, h, H, W)
+
+        # 6. head
+        x = self.outc(x)  # (B, out_channels, H, W)
+
+        if not return_dict:
+            return (x,)
+        return UNet2DOutput(sample=x)

@@ -1,1 +1,0 @@
-"""Writes a trained model as a small folder to ship; stands above training, generation and the Hub."""

@@ -1,0 +1,1 @@
+"""Toy street scenes with exact masks."""

@@ -1,0 +1,377 @@
+"""Toy street scenes with exact masks in the 19 BDD100K classes, each a pure function of its seed.
+
+`draw_scene` draws one, `write_toy_dataset` a prepared data set of them: no download, no licence.
+"""
+
+import argparse
+import dataclasses
+import math
+import os
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from semseg_diffusers.data.dataset_format import finish_dataset, make_split, new_dataset, parse_resolution, save_pair
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.toy import objects as things
+from semseg_diffusers.toy.painter import Look, Painter, between, jitter, tint
+from semseg_diffusers.toy.street import draw_street
+
+
+# (share, look): the light and the weather of the scenes.
+LOOKS = (
+    (
+        0.28,
+        Look(
+            "clear",
+            "daytime",
+            light=(1.0, 0.98, 0.94),
+            sky_top=(0.3, 0.5, 0.8),
+            sky_bottom=(0.72, 0.83, 0.93),
+            haze=(0.74, 0.82, 0.9),
+            visibility=420,
+            sun=0.9,
+            clouds=0.25,
+            lamps=False,
+            wet=0.0,
+        ),
+    ),
+    (
+        0.1,
+        Look(
+            "partly cloudy",
+            "daytime",
+            light=(0.94, 0.93, 0.92),
+            sky_top=(0.36, 0.53, 0.77),
+            sky_bottom=(0.77, 0.84, 0.9),
+            haze=(0.76, 0.82, 0.87),
+            visibility=380,
+            sun=0.6,
+            clouds=0.9,
+            lamps=False,
+            wet=0.0,
+        ),
+    ),
+    (
+        0.14,
+        Look(
+            "overcast",
+            "daytime",
+            light=(0.76, 0.78, 0.8),
+            sky_top=(0.66, 0.69, 0.72),
+            sky_bottom=(0.8, 0.82, 0.83),
+            haze=(0.76, 0.78, 0.8),
+            visibility=300,
+            sun=0.1,
+            clouds=0.35,
+            lamps=False,
+            wet=0.0,
+        ),
+    ),
+    (
+        0.14,
+        Look(
+            "clear",
+            "dawn/dusk",
+            light=(0.68, 0.54, 0.46),
+            sky_top=(0.27, 0.29, 0.48),
+            sky_bottom=(0.96, 0.62, 0.36),
+            haze=(0.8, 0.56, 0.44),
+            visibility=300,
+            sun=0.5,
+            clouds=0.55,
+            lamps=True,
+            wet=0.0,
+        ),
+    ),
+    (
+        0.12,
+        Look(
+            "clear",
+            "night",
+            light=(0.33, 0.33, 0.39),
+            sky_top=(0.02, 0.03, 0.08),
+            sky_bottom=(0.12, 0.12, 0.19),
+            haze=(0.08, 0.08, 0.13),
+            visibility=190,
+            sun=0.0,
+            clouds=0.0,
+            lamps=True,
+            wet=0.1,
+        ),
+    ),
+    (
+        0.1,
+        Look(
+            "rainy",
+            "daytime",
+            light=(0.6, 0.63, 0.68),
+            sky_top=(0.46, 0.5, 0.55),
+            sky_bottom=(0.63, 0.66, 0.7),
+            haze=(0.6, 0.63, 0.67),
+            visibility=130,
+            sun=0.0,
+            clouds=0.4,
+            lamps=False,
+            wet=0.85,
+        ),
+    ),
+    (
+        0.04,
+        Look(
+            "rainy",
+            "night",
+            light=(0.31, 0.32, 0.37),
+            sky_top=(0.04, 0.04, 0.08),
+            sky_bottom=(0.14, 0.14, 0.19),
+            haze=(0.11, 0.11, 0.15),
+            visibility=110,
+            sun=0.0,
+            clouds=0.0,
+            lamps=True,
+            wet=1.0,
+        ),
+    ),
+    (
+        0.08,
+        Look(
+            "foggy",
+            "daytime",
+            light=(0.8, 0.81, 0.82),
+            sky_top=(0.74, 0.76, 0.78),
+            sky_bottom=(0.8, 0.81, 0.82),
+            haze=(0.8, 0.81, 0.82),
+            visibility=38,
+            sun=0.0,
+            clouds=0.0,
+            lamps=False,
+            wet=0.2,
+        ),
+    ),
+)
+
+# Share of brightness that fine and coarse noise move, per class: leaves and grass are rough, paint and sky smooth.
+FINE_TEXTURE = np.array([3, 3, 2, 4, 3, 1, 1, 1, 10, 9, 0, 3, 3, 1, 1, 1, 1, 2, 2], np.float32) / 50
+COARSE_TEXTURE = np.array([3, 3, 3, 5, 3, 1, 0, 0, 8, 10, 0, 2, 2, 2, 2, 2, 2, 1, 1], np.float32) / 50
+
+DRAWING_HEIGHT = 256  # pixels; small scenes are drawn about this large and reduced
+
+
+def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Image, np.ndarray, dict[str, str]]:
+    """Draw one street scene; the same seed shows the same street at every size.
+
+    Args:
+        seed (`int`): what is drawn; any integer.
+        size (`tuple[int, int]`, defaults to `(128, 128)`): height and width in pixels, at least 16 each.
+
+    Returns:
+        RGB photo, class ids as uint8 of shape (H, W) in 0..18, and the attributes weather, scene and timeofday in
+        the words of BDD100K.
+
+    Example:
+        >>> photo, ids, attributes = draw_scene(seed=0, size=(64, 96))
+        >>> photo.size, ids.shape, str(ids.dtype)
+        ((96, 64), (64, 96), 'uint8')
+    """
+    height, width = size
+    if height < 16 or width < 16:
+        raise ValueError(f"a toy scene needs at least 16 x 16 pixels, got {height} x {width}.")
+    rng = random.Random(seed)
+    scale = min(max(round(DRAWING_HEIGHT / height), 2), 4)
+    look = _choose_look(rng)
+    painter = Painter(
+        (height * scale, width * scale),
+        look,
+        horizon=between(rng, 0.48, 0.60),
+        focal=between(rng, 0.68, 0.92),
+        eye=between(rng, 1.35, 1.95),
+        bend=0.0 if rng.random() < 0.45 else between(rng, -0.0019, 0.0019),
+        line=1.15 * scale,
+    )
+    _draw_sky(painter)
+    scene = draw_street(painter, rng)
+    noise = np.random.default_rng(rng.getrandbits(64))
+    ids = _majority(painter.mask, scale)
+    photo = _develop(painter, ids, scale, noise)
+    return photo, ids, {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
+
+
+def _choose_look(rng: random.Random) -> Look:
+    at = rng.random() * sum(share for share, _ in LOOKS)
+    for share, look in LOOKS:  # noqa: B007
+        at -= share
+        if at < 0:
+            break
+    exposure = between(rng, 0.90, 1.08)
+    changed = {"light": tint(look.light, exposure), "visibility": look.visibility * between(rng, 0.8, 1.25)}
+    for name in ("sky_top", "sky_bottom"):
+        changed[name] = jitter(rng, getattr(look, name), 0.07 * sum(look.sky_top))
+    return dataclasses.replace(look, **changed)
+
+
+def _draw_sky(p: Painter) -> None:
+    """Gradient from the top of the sky to the horizon."""
+    down = np.clip(np.arange(p.height, dtype=np.float32) / p.horizon, 0, 1)[:, None] ** 1.3
+    column = (1 - down) * np.array(p.look.sky_top) + down * np.array(p.look.sky_bottom)  # (H, 3)
+    column = Image.fromarray((255 * column.clip(0, 1)).astype(np.uint8)[:, None])  # one pixel wide
+    p.photo.paste(column.resize((p.width, p.height)))
+
+
+def _majority(mask: Image.Image, scale: int) -> np.ndarray:
+    """Class that fills most of each block of scale x scale pixels; no class is invented."""
+    array = np.asarray(mask)
+    present = np.flatnonzero(np.bincount(array.ravel(), minlength=19))
+    shares = [np.asarray(Image.fromarray((array == label).view(np.uint8) * 255).reduce(scale)) for label in present]
+    return present[np.argmax(np.stack(shares), axis=0)].astype(np.uint8)  # (H, W)
+
+
+def _smooth_noise(noise: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
+    """Noise in about -1..1 whose lumps are `cell` pixels large."""
+    small = noise.standard_normal((height // cell + 2, width // cell + 2), dtype=np.float32)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator) -> Image.Image:
+    """Texture, clouds, reduction, glow, wet road, rain and the noise of a sensor; the mask stays as it is."""
+    look, (height, width) = p.look, ids.shape
+    mask, photo = np.asarray(p.mask), np.asarray(p.photo)
+    glowing = [lamp for lamp in p.lamps if _uncovered(photo, lamp)]
+    # 1. Texture at the size of the drawing.
+    fine = noise.standard_normal((p.height // 2, p.width // 2), dtype=np.float32).repeat(2, 0).repeat(2, 1)
+    fine = np.pad(fine, ((0, p.height - fine.shape[0]), (0, p.width - fine.shape[1])), mode="edge")
+    texture = FINE_TEXTURE[mask] * fine + COARSE_TEXTURE[mask] * _smooth_noise(noise, p.height, p.width, 3 * scale)
+    far = np.abs(np.arange(p.height, dtype=np.float32) - p.horizon) / (
+        0.25 * p.height
+    )  # far things are near the horizon
+    texture *= (np.clip(far, 0.25, 1) * min(look.visibility / 150, 1))[:, None]
+    photo = photo * (1 + texture)[..., None]
+    np.clip(photo, 0, 255, out=photo)
+    # 2. The size of the result, antialiased.
+    photo = np.asarray(Image.fromarray(photo.astype(np.uint8)).reduce(scale)).astype(np.float32) / 255  # (H, W, 3)
+    # 3. Clouds.
+    if look.clouds:
+        cloud = _smooth_noise(noise, height, width, max(height // 6, 2)) + 0.5 * _smooth_noise(
+            noise, height, width, max(height // 14, 2)
+        )
+        cloud = (np.clip(cloud * 0.9 + 0.1, 0, 1) * look.clouds * (ids == things.SKY) * 0.75)[..., None]
+        photo += cloud * (np.array(look.light, np.float32) * 0.98 - photo)
+    # 4. Light of the headlights on the ground before us, and the glow of every lamp.
+    y, x = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
+    if look.timeofday == "night":
+        across = np.exp(-(((x - width / 2) / (0.34 * width)) ** 2))
+        down = np.clip((y - p.horizon / scale) / (height - p.horizon / scale), 0, 1) ** 0.5
+        down *= np.exp(-(((y - 0.8 * height) / (0.32 * height)) ** 2))
+        photo *= 1 + 1.5 * (down[:, None] * across)[..., None]
+    for lamp_x, lamp_y, radius, colour in glowing[:40]:
+        reach = 2.2 * radius / scale + 0.012 * height
+        spot = np.exp(-(((y - lamp_y / scale) / reach) ** 2))[:, None] * np.exp(-(((x - lamp_x / scale) / reach) ** 2))
+        photo += (0.5 if look.timeofday == "night" else 0.25) * spot[..., None] * np.array(colour, np.float32) / 255
+    # 5. A wet road mirrors what stands above it.
+    if look.wet:
+        horizon = p.horizon / scale
+        above = np.clip(np.round(2 * horizon - y).astype(int), 0, height - 1)
+        mirror = np.asarray(
+            Image.fromarray((photo.clip(0, 1) * 255).astype(np.uint8)).reduce((1, 2)).resize((width, height))
+        )
+        mirror = mirror[above].astype(np.float32) / 255
+        share = (
+            0.38
+            * look.wet
+            * (ids == things.ROAD)
+            * (1 + 0.3 * _smooth_noise(noise, height, width, max(height // 10, 2)))
+        )
+        photo += np.clip(share, 0, 0.7)[..., None] * (mirror - 0.55 * photo)
+    if look.weather == "rainy":
+        streaks = noise.random((height, width), dtype=np.float32) > 0.985
+        streaks = streaks | np.roll(streaks, 1, 0) | np.roll(streaks, 2, 0)
+        photo += 0.1 * streaks[..., None] * (np.array(look.sky_bottom, np.float32) + 0.15 - 0.5 * photo)
+    # 6. Vignette and sensor noise, stronger in the dark.
+    corner = ((x / width - 0.5) ** 2)[None] + ((y / height - 0.5) ** 2)[:, None]
+    photo *= (1 - 0.28 * corner)[..., None]
+    photo += noise.standard_normal(photo.shape, dtype=np.float32) * (0.012 if look.timeofday == "night" else 0.007)
+    return Image.fromarray((photo.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+
+
+def _uncovered(photo: np.ndarray, lamp: tuple) -> bool:
+    x, y, _, colour = lamp
+    column, row = math.floor(x), math.floor(y)
+    inside = 0 <= row < photo.shape[0] and 0 <= column < photo.shape[1]
+    return inside and tuple(photo[row, column]) == colour
+
+
+# A data set of them ------------------------------------------------------------------------------------------------
+
+VALIDATION_START = 5_000_000  # scenes of a seed from this number on are for validation; training scenes come before
+
+
+def write_toy_dataset(
+    output: str | os.PathLike,
+    num_train: int = 256,
+    num_val: int = 32,
+    size: tuple[int, int] = (64, 64),
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Path:
+    """Draw a prepared data set of toy scenes; more scenes of the same seed begin with the same scenes.
+
+    Args:
+        output (`str` or `os.PathLike`): the folder to make.
+        num_train (`int`, defaults to 256): training scenes, at least 1.
+        num_val (`int`, defaults to 32): validation scenes, none of them among the training scenes.
+        size (`tuple[int, int]`, defaults to `(64, 64)`): height and width in pixels.
+        seed (`int`, defaults to 0): which scenes.
+        overwrite (`bool`, defaults to `False`): replace a data set that stands there.
+        progress (`bool`, defaults to `False`): show a progress bar on stderr.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: a count or the seed is out of range, or `output` holds something.
+    """
+    if not 1 <= num_train <= VALIDATION_START or not 0 <= num_val <= VALIDATION_START:
+        raise ValueError(
+            f"num_train={num_train}, num_val={num_val}; wanted at least 1 and 0, at most {VALIDATION_START}."
+        )
+    if seed < 0:
+        raise ValueError(f"seed={seed}; wanted 0 or more.")
+    labels = LabelSet.from_preset("bdd100k")
+    numbers = {"train": range(num_train), "val": range(VALIDATION_START, VALIDATION_START + num_val)}
+    rows: dict[str, list[dict]] = {split: [] for split, part in numbers.items() if part}
+    with (
+        new_dataset(output, overwrite) as folder,
+        tqdm(total=num_train + num_val, desc="drawing", unit="scene", disable=not progress) as bar,
+    ):
+        for split, lines in rows.items():
+            split_folder = make_split(folder, split)
+            for number in numbers[split]:
+                photo, ids, attributes = draw_scene(seed * 2 * VALIDATION_START + number, size)
+                row = save_pair(split_folder, f"toy_{seed}_{number:07}", photo, ids, labels)
+                lines.append({**row, **attributes})
+                bar.update()
+        finish_dataset(
+            folder, rows, labels, {"format": "toy", "resolution": list(size), "labels": "bdd100k", "seed": seed}
+        )
+    return Path(output)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", required=True, metavar="DIR", help="the data set to make")
+    parser.add_argument("--num_train", type=int, default=256, help="training scenes (default 256)")
+    parser.add_argument("--num_val", type=int, default=32, help="validation scenes (default 32)")
+    parser.add_argument("--resolution", default="64", metavar="N|HxW", help="pixels, height first (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="which scenes (default 0)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a data set that stands at --output")
+
+
+def run(args: argparse.Namespace) -> None:
+    size = parse_resolution(args.resolution)
+    if size is None:
+        raise ValueError("toy scenes have no native resolution; wanted a number (64) or HxW (96x160).")
+    write_toy_dataset(args.output, args.num_train, args.num_val, size, args.seed, args.overwrite, progress=True)
+    sys.stdout.write(f"{args.num_train} training and {args.num_val} validation scenes in {args.output}\n")

@@ -1,0 +1,107 @@
+"""How a run is told to end early: signals of a scheduler or a person, agreed between the processes of a run.
+
+A handler only remembers the signal. The loop asks after each optimizer step, saves a checkpoint and leaves.
+"""
+
+import contextlib
+import signal
+import time
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+from semseg_diffusers.utils.distributed import SIGNALS, Launcher, final_barrier, route_signals
+
+
+LAUNCHER_GONE = 1000  # beside the signals' numbers
+SHIELDED_SECONDS = 60  # longer than launchers let a process live after SIGTERM
+
+
+class TrainingStoppedError(Exception):
+    """The run was told to end, and has saved a checkpoint.
+
+    Args:
+        reason: what told it.
+        step: optimizer steps done.
+        exit_code: what the process should end with: 128 + the signal's number, as shells count.
+    """
+
+    def __init__(self, reason: str, step: int, exit_code: int):
+        super().__init__(f"stopped by {reason} after step {step}")
+        self.reason, self.step, self.exit_code = reason, step, exit_code
+
+
+class StopRequest:
+    """Context in which signals that mean "end" are remembered instead of ending the process.
+
+    Args:
+        accelerator: of the run; all its processes must ask `agreed` equally often.
+
+    The launcher's end counts as well, and in a run of one process Ctrl-C, of which a second one interrupts at once.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._number = 0
+        self._accelerator = accelerator
+        self._launcher = Launcher()
+        self._handled = SIGNALS if accelerator.num_processes > 1 else (*SIGNALS, signal.SIGINT)
+        self._group = None
+        if accelerator.num_processes > 1 and torch.distributed.is_initialized():
+            # a group of its own on the CPU, so that asking never waits for the accelerator's queue of work
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def __enter__(self) -> "StopRequest":
+        self._handlers = contextlib.ExitStack()
+        self._handlers.enter_context(route_signals(self._remember, self._handled))
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self._handlers.close()
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self._number = self._number or number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    def agreed(self) -> bool:
+        """Whether any process was told to end. Called by every process, after the same steps."""
+        if self._launcher.is_gone:
+            self._number = self._number or LAUNCHER_GONE
+        if self._group is not None:
+            number = torch.tensor(self._number)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
+            self._number = int(number)
+        return self._number != 0
+
+    def part(self) -> None:
+        """End trackers and leave the group. Called by every process when the run is done, before any of them ends."""
+        if self._group is None or final_barrier(self._group):
+            self._accelerator.end_training()
+        else:  # a broken group is left by ending
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+
+    def stopped(self, step: int) -> TrainingStoppedError:
+        """The exception that carries reason and exit code, once `agreed`."""
+        if self._number == LAUNCHER_GONE:
+            return TrainingStoppedError("the end of the process that launched it", step, 128 + signal.SIGTERM)
+        return TrainingStoppedError(signal.Signals(self._number).name, step, 128 + self._number)
+
+
+def ignore_signals(_index: int) -> None:
+    """Let a reading process outlive signals that its whole group got: the run still needs it for its last step.
+
+    Schedulers and launchers say it twice and more. After a minute a signal ends it, so that nothing waits for a reader
+    that hangs.
+    """
+    first: list[float] = []
+
+    def let_pass(number: int, _frame: FrameType | None) -> None:
+        first.append(time.monotonic())
+        if first[-1] - first[0] > SHIELDED_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for number in (*SIGNALS, signal.SIGINT):
+        signal.signal(number, let_pass)

@@ -1,0 +1,313 @@
+"""Settings of commands as dataclasses, read from the command line, YAML files and presets.
+
+A command has one dataclass; groups of options that several commands share are its base classes. Each field is written
+with `option(...)`, which carries help text, range and choices. Imports the standard library and PyYAML only, so that
+`--help` answers at once.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import shlex
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+
+S = TypeVar("S", bound="Settings")
+_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    choices: Sequence[Any] = (),
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+    below: float | None = None,
+    metavar: str | None = None,
+    old_names: Sequence[str] = (),
+    positional: bool = False,
+    repeated: bool = False,
+    parse: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Return a dataclass field that becomes a command-line option.
+
+    Args:
+        default: value of the option where it is not given; required without one.
+        help: one line; the default and the choices are appended.
+        choices: allowed values.
+        at_least, above, at_most, below: range of a number, or of each number in a tuple.
+        metavar: placeholder of the value in `--help`.
+        old_names: earlier spellings, accepted but not listed.
+        positional: without `--`.
+        repeated: the option may be given several times, one value each.
+        parse: reads the text (a list of texts for tuples) in place of the field's type.
+    """
+    metadata = {
+        "help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "at_most": at_most,
+        "below": below, "metavar": metavar, "old_names": tuple(old_names), "positional": positional,
+        "repeated": repeated, "parse": parse,
+    }  # fmt: skip
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base class of the settings of a command: checks each field against its choices and its range.
+
+    Raises:
+        ValueError: naming the option, what was expected and what was given.
+    """
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for item in value if isinstance(value, tuple) else (value,):
+                if item is not None:
+                    _check_value(field, item)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all settings as JSON values under the names of the options."""
+        return json.loads(json.dumps(dataclasses.asdict(self), default=str))
+
+    def to_json(self) -> str:
+        """Return `to_dict` as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+
+    def to_arguments(self) -> list[str]:
+        """Return the command-line arguments that give these settings; options at their defaults are left out."""
+        words = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value == field.default:
+                continue
+            if isinstance(value, bool):
+                texts = [] if value else ["false"]
+            else:
+                texts = [_to_text(item) for item in value] if isinstance(value, (tuple, list)) else [_to_text(value)]
+            meta = field.metadata
+            if meta.get("positional"):
+                words += texts
+            elif meta.get("repeated"):
+                words += [word for text in texts for word in (f"--{field.name}", text)]
+            else:
+                words += [f"--{field.name}", *texts]
+        return words
+
+    def to_command(self, name: str) -> str:
+        """Return the shell command that gives these settings to the command `name`."""
+        return shlex.join(["semseg-diffusers", name, *self.to_arguments()])
+
+    def given(self, names: Iterable[str]) -> list[str]:
+        """Return those of `names` whose values are not the defaults, as options: `--name`."""
+        fields = {field.name: field for field in dataclasses.fields(self)}
+        return [f"--{name}" for name in names if getattr(self, name) != fields[name].default]
+
+
+def _to_text(value: Any) -> str:
+    return "none" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def _check_value(field: dataclasses.Field, value: Any) -> None:
+    meta, name = field.metadata, f"--{field.name}"
+    if meta.get("choices") and value not in meta["choices"]:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, meta['choices']))}; got {value!r}.")
+    bounds = {key: meta.get(key) for key in ("at_least", "above", "at_most", "below")}
+    if all(bound is None for bound in bounds.values()) or isinstance(value, (bool, str)):
+        return
+    low, above, high, below = bounds.values()
+    inside = math.isfinite(value)
+    inside &= (low is None or value >= low) and (above is None or value > above)
+    inside &= (high is None or value <= high) and (below is None or value < below)
+    if not inside:
+        raise ValueError(f"{name} must be {_range_text(low, above, high, below)}; got {value}.")
+
+
+def _range_text(low: float | None, above: float | None, high: float | None, below: float | None) -> str:
+    if low is not None and high is not None:
+        return f"between {low:g} and {high:g}"
+    lower = f"{low:g} or more" if low is not None else f"more than {above:g}" if above is not None else ""
+    upper = f"at most {high:g}" if high is not None else f"less than {below:g}" if below is not None else ""
+    return " and ".join(part for part in (lower, upper) if part)
+
+
+def value_type(field: dataclasses.Field) -> tuple[type, bool, bool]:
+    """Return a field's type without tuple and None: (type, is a tuple, may be None)."""
+    kind, optional = field.type, False
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        members = [member for member in typing.get_args(kind) if member is not type(None)]
+        optional, kind = len(members) < len(typing.get_args(kind)), members[0]
+    is_tuple = typing.get_origin(kind) is tuple
+    return (typing.get_args(kind)[0] if is_tuple else kind), is_tuple, optional
+
+
+def parse_value(field: dataclasses.Field, text: Any) -> Any:
+    """Convert the text of an option, or a value of a YAML file, to the type of its field.
+
+    Raises:
+        ValueError: saying what was expected.
+    """
+    kind, is_tuple, optional = value_type(field)
+    if text is None or (isinstance(text, str) and text.lower() == "none" and optional):
+        if not optional:
+            raise ValueError("expected a value")
+        return None
+    if is_tuple and not isinstance(text, (list, tuple)):
+        text = [text] if isinstance(text, str) and kind is str else str(text).replace(",", " ").split()
+    if field.metadata.get("parse") is not None:
+        return field.metadata["parse"](text)
+    return tuple(_parse_item(kind, part) for part in text) if is_tuple else _parse_item(kind, text)
+
+
+def _parse_item(kind: type, text: Any) -> Any:
+    if kind is bool:
+        if str(text).lower() not in _BOOLEANS:
+            raise ValueError(f"expected true or false; got {text!r}")
+        return _BOOLEANS[str(text).lower()]
+    try:
+        if kind is int and isinstance(text, float) and not text.is_integer():
+            raise ValueError
+        return kind(text)
+    except (TypeError, ValueError) as err:
+        names = {int: "a whole number", float: "a number"}
+        raise ValueError(f"expected {names.get(kind, kind.__name__)}; got {text!r}") from err
+
+
+def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]]) -> S:
+    """Merge layers of options, later ones taking precedence, into checked settings.
+
+    Args:
+        settings: the dataclass.
+        layers: (source for messages, option name -> text or value).
+
+    Raises:
+        ValueError: an unknown option, a value of the wrong type or out of range, a required option that is missing.
+    """
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    new_names = {old: name for name, field in fields.items() for old in field.metadata.get("old_names", ())}
+    values: dict[str, Any] = {}
+    for source, layer in layers:
+        unknown = sorted(name for name in layer if new_names.get(name, name) not in fields)
+        if unknown:
+            raise ValueError(f"{source}: unknown option(s) {', '.join(unknown)}. --help lists all options.")
+        for name, text in layer.items():
+            name = new_names.get(name, name)
+            try:
+                values[name] = parse_value(fields[name], text)
+            except ValueError as err:
+                raise ValueError(f"{source}: --{name}: {err}.") from err
+    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+    if missing:
+        described = ", ".join(f"--{name} ({fields[name].metadata.get('help', '')})" for name in missing)
+        raise ValueError(f"missing options: {described}.")
+    return settings(**values)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file of `option: value` lines.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not YAML, or not a mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"--config {path}: no such file.")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as err:
+        raise ValueError(f"--config {path} is not YAML: {err}") from err
+    if not isinstance(content, dict):
+        raise ValueError(f"--config {path} must hold `option: value` lines; got a {type(content).__name__}.")
+    return content
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """A parser with one option for each field of a settings dataclass, and `--config`.
+
+    Options are grouped by the class that defines them, under its `_group` title. A class with `presets(name)` gets
+    `--preset` as well, and one with `layers(given)` can add values that follow from the given ones.
+
+    Args:
+        settings: dataclass to read; its docstring is the description.
+    """
+
+    def __init__(self, settings: type[Settings], **kwargs: Any):
+        kwargs.setdefault("description", settings.__doc__)
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**kwargs)
+        self.settings = settings
+        groups: dict[str, Any] = {}
+        for field in dataclasses.fields(settings):
+            owner = next(
+                cls for cls in reversed(settings.__mro__) if field.name in cls.__dict__.get("__annotations__", ())
+            )
+            title = owner.__dict__.get("_group", "options")
+            if title not in groups:
+                groups[title] = self if title == "options" else self.add_argument_group(title)
+            self._add_option(groups[title], field)
+        self.add_argument("--config", metavar="FILE", help="YAML file of options; the command line takes precedence")
+        if hasattr(settings, "PRESETS"):
+            self.add_argument(
+                "--preset", choices=sorted(settings.PRESETS), help="a complete recipe; other options take precedence"
+            )
+
+    @staticmethod
+    def _add_option(group: Any, field: dataclasses.Field) -> None:
+        meta = field.metadata
+        kind, is_tuple, _ = value_type(field)
+        keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help_text(field)}
+        if kind is bool:
+            keywords |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        else:
+            choices = ",".join(map(str, meta.get("choices", ())))
+            keywords["metavar"] = meta.get("metavar") or (
+                f"{{{choices}}}" if choices else field.name.split("_")[-1].upper()
+            )
+            if is_tuple:
+                keywords |= {"action": "append"} if meta.get("repeated") else {"nargs": "+" if field.default else "*"}
+        if meta.get("positional"):
+            group.add_argument(field.name, **keywords)
+            return
+        group.add_argument(f"--{field.name}", **keywords)
+        for old in meta.get("old_names", ()):
+            group.add_argument(f"--{old}", dest=field.name, **{**keywords, "help": argparse.SUPPRESS})
+
+    def parse_settings(self, arguments: Sequence[str] | None = None) -> Settings:
+        """Parse arguments (those of the process by default) into settings.
+
+        Raises:
+            ValueError, FileNotFoundError: as `build_settings` and `read_yaml`.
+        """
+        given = vars(self.parse_args(arguments))
+        config = given.pop("config", None)
+        from_file = {} if config is None else read_yaml(config)
+        preset = given.pop("preset", None) or from_file.pop("preset", None)
+        from_file.pop("preset", None)
+        layers = [(f"--config {config}", from_file), ("command line", given)]
+        if preset is not None:
+            presets = getattr(self.settings, "PRESETS", {})
+            if preset not in presets:
+                raise ValueError(f"--preset {preset!r}: expected one of {', '.join(sorted(presets))}.")
+            layers.insert(0, (f"--preset {preset}", presets[preset]))
+        if hasattr(self.settings, "implied"):
+            layers.insert(0, ("base model", self.settings.implied({**from_file, **given})))
+        return build_settings(self.settings, *layers)
+
+
+def _help_text(field: dataclasses.Field) -> str:
+    text, default = field.metadata.get("help", ""), field.default
+    if default is dataclasses.MISSING:
+        text += " (required)"
+    elif default not in (None, False, ()) and "default" not in text:
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        text += f" (default: {shown})"
+    return text.replace("%", "%%")

@@ -1,0 +1,732 @@
+"""The painter without a browser: what comes from outside, what is drawn, where it goes, and the page over HTTP."""
+
+import io
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import zipfile
+import zlib
+from pathlib import Path
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+import torch
+from helpers.app_place import LIMITS, SIZE, STREET, call, served, tiny_painter, upload, wish
+from helpers.generation_places import ATTRIBUTES, LABELS, draw_ids, names, save_masks, tiny_pipeline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from semseg_diffusers import cli
+from semseg_diffusers.app.collection import Collection, zip_of
+from semseg_diffusers.app.handlers import Cancellations, Cancelled, Handlers
+from semseg_diffusers.app.mask_rle import pack_mask, pack_runs, unpack_mask
+from semseg_diffusers.app.sampler import EDIT, REDRAW, STEM, WAYS, Photo, Wish
+from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
+from semseg_diffusers.app.uploads import (
+    Limits,
+    check_real,
+    check_scheduler,
+    check_whole,
+    read_mask_upload,
+    read_photo_upload,
+    read_upload,
+)
+from semseg_diffusers.data.check.check import check_prepared
+from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.filtering import output as filtering
+from semseg_diffusers.generation.jobs import image_seed
+from semseg_diffusers.growth.merge import read_generated
+
+
+ROOT = Path(__file__).resolve().parents[2]
+CAMVID, BDD = LabelSet.from_preset("camvid"), LabelSet.from_preset("bdd100k")
+UNKNOWN = np.full(SIZE, 255, dtype=np.uint8)
+
+
+def file_of(picture: Image.Image, form: str = "png", **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def photo_of(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
+
+
+@pytest.fixture(scope="module")
+def painter():
+    return tiny_painter()
+
+
+# Masks between page and server ---------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_a_mask_comes_back_as_it_went(height, width, data):
+    count = height * width
+    ids = np.array(data.draw(st.lists(st.sampled_from([0, 1, 4, 255]), min_size=count, max_size=count)), np.uint8)
+    ids = ids.reshape(height, width)
+    sent = json.loads(json.dumps(pack_mask(ids)))
+    assert np.array_equal(unpack_mask(sent, LABELS, (height, width)), ids)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"height": 10**9}, "this model draws 16 x 16"),
+        ({"width": "16"}, "this model draws 16 x 16"),
+        ({"runs": [0, 255]}, "hold 255 pixels; wanted 16 x 16"),
+        ({"runs": [0, 257]}, "whole numbers from 0"),
+        ({"runs": [0, 256, 1]}, "pairs of id and count"),
+        ({"runs": []}, "pairs of id and count"),
+        ({"runs": [0, 1] * 300}, "256 at most"),
+        ({"runs": "0, 256"}, "pairs of id and count"),
+        ({"runs": [0, -1, 0, 257]}, "whole numbers from 0"),
+        ({"runs": [0.0, 256]}, "whole numbers from 0"),
+        ({"runs": [True, 256]}, "whole numbers from 0"),
+        ({"runs": [None, 256]}, "whole numbers from 0"),
+        ({"runs": [5, 256]}, "holds class 5; this model knows 0-4"),
+        ({"runs": [0, 255, 77, 1]}, "holds class 77"),
+    ],
+)
+def test_a_mask_of_another_form_is_refused(changes, told):
+    with pytest.raises(ValueError, match=told):
+        unpack_mask({**pack_mask(STREET), **changes}, LABELS, SIZE)
+
+
+@pytest.mark.parametrize("value", [None, "x", [1, 2], {"runs": [0, 256]}, 10**9])
+def test_what_is_no_mask_at_all_is_refused(value):
+    with pytest.raises(ValueError, match="a mask is wanted as"):
+        unpack_mask(value, LABELS, SIZE)
+
+
+# Numbers, schedulers, pictures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [0, 11, -1, 10**9, 10**400, 2.5, float("nan"), float("inf"), True, None, "3", [3]])
+def test_what_is_no_whole_number_in_range_is_refused(value):
+    with pytest.raises(ValueError, match="steps is .*; wanted a whole number from 1 to 10"):
+        check_whole("steps", value, 1, 10)
+
+
+def test_a_whole_number_of_json_is_one():
+    assert (check_whole("steps", 3.0, 1, 10), type(check_whole("steps", 3.0, 1, 10))) == (3, int)
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("-inf"), None, "1", True])
+def test_what_is_no_number_in_range_is_refused(value):
+    with pytest.raises(ValueError, match="strength is .*; wanted a number from 0 to 1"):
+        check_real("strength", value, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DDIMScheduler:num_train_timesteps=1000000000",
+        "DDIMScheduler:trained_betas=[0]",
+        "DPMSolverMultistepScheduler:solver_order=1000000000",
+        "DPMSolverMultistepScheduler:thresholding=1",
+        "DPMSolverMultistepScheduler:algorithm_type",
+        "DDIMScheduler" * 20,
+        ["DDIMScheduler"],
+        7,
+    ],
+)
+def test_scheduler_options_that_could_fill_the_memory_are_refused(text):
+    with pytest.raises(ValueError, match="scheduler"):
+        check_scheduler(text)
+
+
+def test_harmless_scheduler_options_are_taken():
+    text = "DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,solver_order=2,use_karras_sigmas=true"
+    assert (check_scheduler(text), check_scheduler(""), check_scheduler(None)) == (text, None, None)
+
+
+@pytest.mark.parametrize("name", ["max_size", "max_upload_mb", "max_steps", "max_images", "queue_size"])
+def test_a_limit_of_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"--{name} 0; wanted a number above 0"):
+        Limits(**{name: 0})
+
+
+def huge_png() -> bytes:
+    """A PNG whose head says 60,000 x 60,000, of 100 bytes."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def zip_file() -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("mask.png", file_of(photo_of(0)))
+    return buffer.getvalue()
+
+
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg"><script>window.evil = 1</script></svg>'
+HOSTILE = {
+    "zip": zip_file(),
+    "svg": SVG,
+    "html": b"<html><script>window.evil = 1</script></html>",
+    "gif": file_of(photo_of(0), "gif"),
+    "tiff": file_of(photo_of(0), "tiff"),
+    "cut off": file_of(photo_of(0))[:200],
+    "huge": huge_png(),
+    "large": file_of(photo_of(0, (8, 600))),
+    "empty": b"",
+    "heavy": b"\x89PNG\r\n\x1a\n" + b"0" * 1_000_001,
+}
+TOLD = {
+    **dict.fromkeys(("zip", "svg", "html", "gif", "tiff"), "no picture of a format that is read here"),
+    "cut off": "cannot be read as an image",
+    "huge": "no picture of a format|60000 x 60000 pixels",
+    "large": "8 x 600 pixels .*; wanted 512 at most",
+    "empty": "is empty",
+    "heavy": "1.0 MB; wanted 1 at most",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_an_upload_that_is_no_picture_or_too_large_is_refused(kind):
+    with pytest.raises(ValueError, match=TOLD[kind]):
+        read_upload(HOSTILE[kind], "photo", LIMITS)
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp", "bmp"])
+def test_pictures_are_told_by_their_content(form):
+    assert read_upload(file_of(photo_of(0), form), "photo", LIMITS).size == SIZE[::-1]
+
+
+def test_a_mask_is_read_from_ids_palette_and_colours():
+    ids = draw_ids(1)
+    for picture in (Image.fromarray(ids), LABELS.decode(ids), LABELS.decode(ids).convert("RGB")):
+        assert np.array_equal(read_mask_upload(file_of(picture), LABELS, SIZE, LIMITS, clean=False), ids)
+
+
+def test_a_mask_of_another_size_is_cropped_and_resized_by_nearest_neighbour():
+    large = np.kron(draw_ids(1, (16, 32)), np.ones((2, 2), dtype=np.uint8))
+    found = read_mask_upload(file_of(LABELS.decode(large)), LABELS, SIZE, LIMITS, clean=False)
+    assert np.array_equal(found, draw_ids(1, (16, 32))[:, 8:24])
+
+
+def test_a_photo_for_a_mask_is_refused_with_the_colours_that_no_class_has():
+    with pytest.raises(ValueError, match="colours that no class has"):
+        read_mask_upload(file_of(photo_of(3)), LABELS, SIZE, LIMITS, clean=False)
+    with pytest.raises(ValueError, match="Is it a photo, or painted in other colours"):
+        read_mask_upload(file_of(photo_of(3)), LABELS, SIZE, LIMITS, clean=True)
+
+
+def test_a_painting_of_soft_edges_is_cleaned_if_asked():
+    ids = plain_street(CAMVID, (64, 64))
+    soft = CAMVID.decode(ids).convert("RGB").resize((256, 256), Image.Resampling.BICUBIC)
+    with pytest.raises(ValueError, match="colours that no class has"):
+        read_mask_upload(file_of(soft), CAMVID, (64, 64), LIMITS, clean=False)
+    assert (read_mask_upload(file_of(soft), CAMVID, (64, 64), LIMITS, clean=True) == ids).mean() > 0.97
+    with pytest.raises(ValueError, match="cleaning takes 1024 at most"):
+        read_mask_upload(file_of(soft.resize((1025, 9))), CAMVID, (64, 64), Limits(), clean=True)
+
+
+def test_a_photo_is_brought_to_the_size_of_the_model():
+    assert read_photo_upload(file_of(photo_of(3, (40, 64)).convert("RGBA")), SIZE, LIMITS).size == SIZE[::-1]
+    assert read_photo_upload(file_of(photo_of(3)), SIZE, LIMITS).tobytes() == photo_of(3).tobytes()
+
+
+# What one starts from ------------------------------------------------------------------------------------------------
+
+
+def test_examples_hold_what_a_label_set_has_classes_for():
+    assert {CAMVID.names[i] for i in np.unique(plain_street(CAMVID, (64, 64)))} == {
+        "sky", "vegetation", "building", "road", "sidewalk"
+    }  # fmt: skip
+    assert len(toy_masks(CAMVID, (32, 48))) == 4
+    letters = LabelSet(("a", "b"), ((1, 1, 1), (2, 2, 2)))
+    assert (toy_masks(letters, (32, 48)), drawn_shapes(letters)) == ({}, [])
+    assert (plain_street(letters, (32, 48)) == 255).all()
+
+
+def test_masks_of_a_folder_are_offered_at_the_size_of_the_model(tmp_path):
+    found = folder_masks(save_masks(tmp_path / "masks", "abc", (32, 32)), LABELS, SIZE)
+    assert {name: ids.shape for name, ids in found.items()} == dict.fromkeys("abc", SIZE)
+    with pytest.raises(ValueError, match="colours that no class has"):
+        folder_masks(tmp_path / "masks", LabelSet(("a",), ((1, 1, 1),)), SIZE)
+
+
+def test_things_are_of_classes_that_the_label_set_has():
+    shapes = {shape.name: shape for shape in drawn_shapes(CAMVID)}
+    assert {"car", "person", "rider", "tree", "sign"} <= shapes.keys()
+    assert shapes.keys().isdisjoint({"bus", "truck", "train", "bicycle", "traffic light"})  # of wider classes there
+    assert set(np.unique(shapes["rider"].ids)) == {HOLE, CAMVID.label2id["rider"]}  # what is ridden has no class
+    assert len(drawn_shapes(BDD)) == 15
+    for shape in drawn_shapes(BDD):
+        kept = shape.ids != HOLE
+        assert kept[0].any(), shape.name
+        assert kept.mean() > 0.02, shape.name
+        assert kept.shape[0] <= 96, shape.name
+        assert sum(shape.packed()["runs"][1::2]) == shape.ids.size
+
+
+def test_whole_things_are_cut_from_masks():
+    ids = np.zeros((32, 32), dtype=np.uint8)
+    ids[10:20, 5:15] = LABELS.label2id["car"]
+    ids[10:20, 25:] = LABELS.label2id["car"]  # the frame cuts it
+    (car,) = cut_shapes([ids], LABELS)
+    assert (car.name, car.ids.shape, set(np.unique(car.ids))) == ("car 1", (10, 10), {LABELS.label2id["car"]})
+
+
+# Drawing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_is_what_the_pipeline_draws_from_its_seed(painter):
+    (drawn,) = painter.draw(STREET, Wish(num_images=1, num_inference_steps=3, seed=5))
+    generator = torch.Generator().manual_seed(drawn.row["seed"])
+    direct = tiny_pipeline()(STREET, num_inference_steps=3, generator=generator).images[0]
+    assert drawn.image.tobytes() == direct.tobytes()
+    assert drawn.row["seed"] == image_seed(5, STEM, 0)
+    assert drawn.row["scheduler"] == "DDIMScheduler"
+
+
+def test_seeds_do_not_depend_on_what_is_painted_and_names_do(painter):
+    one, other = (list(painter.draw(ids, Wish(num_images=2, num_inference_steps=1))) for ids in (STREET, UNKNOWN))
+    assert [entry.row["seed"] for entry in one] == [entry.row["seed"] for entry in other]
+    assert len({entry.job.file_name for entry in one + other}) == 4
+    again = list(painter.draw(STREET, Wish(num_images=2, num_inference_steps=1)))
+    assert [entry.job for entry in again] == [entry.job for entry in one]
+    assert again[1].image.tobytes() == one[1].image.tobytes()
+
+
+def test_a_scheduler_is_of_one_drawing_only(painter):
+    (drawn,) = painter.draw(STREET, Wish(scheduler="UniPCMultistepScheduler:solver_order=1", num_images=1))
+    assert drawn.row["scheduler"] == "UniPCMultistepScheduler"
+    assert drawn.record["scheduler_config"]["solver_order"] == 1
+    assert type(painter.pipeline.scheduler).__name__ == "DDIMScheduler"
+    assert {"DDIMScheduler", "UniPCMultistepScheduler"} <= set(painter.schedulers)
+
+
+def test_an_edit_keeps_every_pixel_outside_of_it(painter):
+    photo, new = Photo(photo_of(1), STREET), STREET.copy()
+    new[8:11, 4:7] = LABELS.label2id["car"]
+    (drawn,) = painter.draw(new, Wish(way=EDIT, num_images=1, num_inference_steps=2), photo)
+    different = (np.asarray(drawn.image) != np.asarray(photo.picture)).any(axis=-1)
+    region = np.zeros(SIZE, dtype=bool)
+    region[4:15, 0:11] = True  # four pixels around
+    assert different.any()
+    assert not different[~region].any()
+    assert drawn.row["source_photo"] is None
+    assert len(drawn.row["source_photo_hash"]) == 16
+
+
+def test_a_photo_without_a_mask_is_edited_where_it_is_painted(painter):
+    new = UNKNOWN.copy()
+    new[0, 0] = 0
+    (drawn,) = painter.draw(new, Wish(way=EDIT, num_images=1, num_inference_steps=1), Photo(photo_of(1), UNKNOWN))
+    assert np.array_equal(np.asarray(drawn.image)[5:], np.asarray(photo_of(1))[5:])
+    with pytest.raises(ValueError, match="there is nothing to edit"):
+        list(painter.draw(UNKNOWN, Wish(way=EDIT), Photo(photo_of(1), UNKNOWN)))
+
+
+def test_edits_of_one_photo_that_had_another_mask_have_other_names(painter):
+    wish, new = Wish(way=EDIT, num_images=1, num_inference_steps=2), STREET.copy()
+    new[8:11, 4:7] = LABELS.label2id["car"]
+    a_part, all_of_it = (next(painter.draw(new, wish, Photo(photo_of(1), old))) for old in (STREET, UNKNOWN))
+    assert a_part.image.tobytes() != all_of_it.image.tobytes()
+    assert a_part.job.file_name != all_of_it.job.file_name
+
+
+def test_strength_nought_is_the_photo(painter):
+    (drawn,) = painter.draw(STREET, Wish(way=REDRAW, strength=0.0, num_images=1), Photo(photo_of(1), UNKNOWN))
+    assert drawn.image.tobytes() == photo_of(1).tobytes()
+
+
+def test_attributes_reach_the_row_and_are_checked():
+    painter = tiny_painter(attributes=ATTRIBUTES)
+    asked = Wish(num_images=1, num_inference_steps=1, attributes={"weather": "rainy"}, attribute_guidance_scale=3.0)
+    (drawn,) = painter.draw(STREET, asked)
+    assert (drawn.row["weather"], drawn.row["timeofday"]) == ("rainy", None)
+    assert drawn.row["attribute_guidance_scale"] == 3.0
+    with pytest.raises(ValueError, match="'snowy' is no value of 'weather'"):
+        list(painter.draw(STREET, Wish(attributes={"weather": "snowy"})))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (Wish(num_inference_steps=51), "number of steps is 51; wanted a whole number from 1 to 50"),
+        (Wish(num_images=5), "number of samples is 5"),
+        (Wish(seed=-1), "seed is -1"),
+        (Wish(guidance_scale=float("nan")), "guidance is nan"),
+        (Wish(attribute_guidance_scale=-1), "guidance is -1"),
+        (Wish(strength=2), "strength is 2"),
+        (Wish(way="else"), "the way is 'else'; wanted one of from noise"),
+        (Wish(way=EDIT), "load one first"),
+        (Wish(scheduler="os.system"), "no scheduler of diffusers"),
+        (Wish(scheduler="EDMEulerScheduler"), "noise levels"),
+    ],
+)
+def test_a_wish_out_of_range_is_refused_before_any_work(painter, asked, told):
+    with pytest.raises(ValueError, match=told):
+        next(painter.draw(STREET, asked))
+
+
+def test_steps_are_told_and_a_drawing_ends_between_two(painter):
+    told, cancelled = [], threading.Event()
+
+    def on_step(index: int, step: int, steps: int) -> None:
+        told.append((index, step, steps))
+        if cancelled.is_set():
+            raise Cancelled
+
+    drawing = painter.draw(STREET, Wish(num_images=3, num_inference_steps=2), None, on_step)
+    next(drawing)
+    assert told == [(0, 1, 2), (0, 2, 2)]
+    cancelled.set()
+    with pytest.raises(Cancelled):
+        next(drawing)
+    assert told[-1] == (1, 1, 2)
+    assert len(list(painter.draw(STREET, Wish(num_images=1, num_inference_steps=1)))) == 1  # nothing is held
+
+
+def test_nothing_of_earlier_samples_can_be_taken_away_while_others_are_shown(tmp_path, painter):
+    handlers = Handlers(painter, Collection(tmp_path / "painted", LABELS, SIZE), str(tmp_path / "files"))
+    request = gr.Request(session_hash="visitor")
+    drawing = handlers.generate(request, *wish(images=2), progress=lambda *_, **__: None)
+    *meanwhile, (_, drawn, download_at_end, keep_at_end, told) = list(drawing)
+    for _, _, download, keep, _ in meanwhile:
+        assert (download.interactive, keep.value, keep.visible) == (False, [], False)
+    assert (download_at_end.interactive, keep_at_end.value, told) == (True, ["0", "1"], "2 drawn.")
+    with pytest.raises(gr.Error, match="choose samples to keep"):
+        handlers.add(drawn, meanwhile[0][3].value)
+
+
+def test_a_mask_that_waited_is_not_drawn_into_a_photo_that_came_later(tmp_path, painter):
+    handlers = Handlers(painter, None, str(tmp_path))
+    request = gr.Request(session_hash="visitor")
+    (first, photo, *_), (_, later, *_) = (handlers.load_photo(file_of(photo_of(seed))) for seed in (1, 2))
+    asked = wish(mask=first["value"], way=REDRAW, photo=photo)
+    assert list(handlers.generate(request, *asked, progress=lambda *_, **__: None))[-1][-1] == "1 drawn."
+    asked[1] = later
+    with pytest.raises(gr.Error, match="another photo, or mask of it, was loaded while this waited"):
+        list(handlers.generate(request, *asked, progress=lambda *_, **__: None))
+
+
+def test_only_the_visitor_of_a_drawing_cancels_it():
+    cancellations = Cancellations()
+    with cancellations.watched("a") as event:
+        assert not cancellations.cancel("b")
+        assert not event.is_set()
+        assert cancellations.cancel("a")
+        assert event.is_set()
+    assert not cancellations.cancel("a")
+
+
+@pytest.mark.parametrize("ending", ["cancel", "leave"])
+def test_what_was_drawn_before_stays_when_nothing_of_the_next_is_drawn(tmp_path, painter, ending):
+    handlers = Handlers(painter, None, str(tmp_path))
+    request = gr.Request(session_hash="visitor")
+    end = getattr(handlers, ending)
+    (shown,) = list(handlers.generate(request, *wish(images=2), progress=lambda *_, **__: end(request)))
+    assert shown == (*(gr.skip() for _ in range(4)), "Cancelled; 0 of 2 drawn.")
+    assert handlers.cancel(request) == ("Cancelled: nothing is being drawn.", True)
+
+
+def test_samples_drawn_before_an_error_can_be_kept(tmp_path, painter, monkeypatch):
+    handlers = Handlers(painter, Collection(tmp_path / "painted", LABELS, SIZE), str(tmp_path / "files"))
+    draw_one = painter._draw_one
+
+    def fail_at_the_second(pipeline, plan, job, *more):
+        if job.index == 1:
+            raise ValueError("the numbers ended")
+        return draw_one(pipeline, plan, job, *more)
+
+    monkeypatch.setattr(painter, "_draw_one", fail_at_the_second)
+    drawing = handlers.generate(gr.Request(session_hash="visitor"), *wish(images=3), progress=lambda *_, **__: None)
+    shown = []
+    with pytest.raises(gr.Error, match="the numbers ended"):
+        shown.extend(iter(drawing))  # what came before the error is kept
+    _, drawn, download, keep, told = shown[-1]
+    assert (download.interactive, keep.value, told) == (True, ["0"], "Ended by an error; 1 of 3 drawn.")
+    assert handlers.add(drawn, keep.value) == "1 added to painted; it holds 1."
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_scheduler_that_is_offered_draws_in_every_way_from_one_step_on(painter, way):
+    photo = Photo(photo_of(1), np.full(SIZE, 255, dtype=np.uint8))
+    for scheduler in painter.schedulers:
+        for steps in (1, 3):
+            asked = Wish(way=way, scheduler=scheduler, num_inference_steps=steps, num_images=1)
+            assert len(list(painter.draw(STREET, asked, photo))) == 1, scheduler
+
+
+# Where it goes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def drawn(painter):
+    return list(painter.draw(STREET, Wish(num_images=2, num_inference_steps=1)))
+
+
+def test_a_folder_grows_without_overwriting_and_is_read_as_a_generated_one(tmp_path, painter, drawn):
+    folder = tmp_path / "painted"
+    collection = Collection(folder, painter.labels, painter.size)
+    assert not folder.exists()
+    assert (collection.add(drawn[:1]), collection.add(drawn), collection.add(drawn)) == (1, 1, 0)
+    before = {path: path.stat().st_mtime_ns for path in (folder / "images").iterdir()}
+    more = list(painter.draw(draw_ids(4), Wish(num_images=1, num_inference_steps=2, guidance_scale=3.0)))
+    assert Collection(folder, painter.labels, painter.size).add(more) == 1
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert names(folder) == sorted([".lock", "generation.json", "images", "labels.json", "masks", "metadata.jsonl"])
+    assert len(collection) == 3
+
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert [row["guidance_scale"] for row in sorted(rows, key=lambda row: row["guidance_scale"])] == [2.0, 2.0, 3.0]
+    for entry in drawn + more:
+        assert np.array_equal(LABELS.encode(folder / "masks" / entry.job.file_name), entry.ids)
+        assert Image.open(folder / "images" / entry.job.file_name).tobytes() == entry.image.tobytes()
+    assert check_prepared(folder).findings == ()
+    labels, of_merge, record = read_generated(folder)
+    assert (labels, len(of_merge), record["painted"]) == (LABELS, 3, True)
+    assert len(filtering.read_generated(folder)[0]) == 3
+    pairs = load_pairs(str(folder), "train")
+    assert len(pairs) == 3
+    assert {tuple(pairs[i]["mask"].shape) for i in range(3)} == {SIZE}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path, painter, drawn):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file; wanted a folder"):
+        Collection(tmp_path / "file", LABELS, SIZE)
+    with pytest.raises(ValueError, match="was not made by the painter"):
+        Collection(tmp_path, LABELS, SIZE)
+    Collection(tmp_path / "painted", LABELS, SIZE).add(drawn)
+    for labels, size in ((CAMVID, SIZE), (LABELS, (32, 32))):
+        with pytest.raises(ValueError, match=r"other classes or of another size \(16 x 16"):
+            Collection(tmp_path / "painted", labels, size)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_folder_whose_process_ended_before_its_first_image_is_gone_on_with(tmp_path, drawn):
+    folder = tmp_path / "painted"
+    folder.mkdir()
+    (folder / "generation.json").write_text(json.dumps({"painted": True, "height": 32, "width": 32}))
+    assert Collection(folder, LABELS, SIZE).add(drawn) == 2
+    assert LabelSet.from_json(folder / "labels.json") == LABELS
+    assert json.loads((folder / "generation.json").read_text())["height"] == SIZE[0]
+
+
+def test_many_visitors_add_at_once(tmp_path, painter, drawn):
+    collection = Collection(tmp_path / "painted", LABELS, SIZE)
+    threads = [threading.Thread(target=collection.add, args=([entry],)) for entry in drawn * 3]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len((tmp_path / "painted" / "metadata.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_zip_is_such_a_folder_and_names_no_place_of_this_machine(tmp_path, painter, drawn):
+    (tmp_path / "zip").mkdir()
+    with zipfile.ZipFile(io.BytesIO(zip_of(drawn, LABELS))) as archive:
+        assert all(not name.startswith(("/", "..")) for name in archive.namelist())
+        archive.extractall(tmp_path / "zip")
+    Collection(tmp_path / "painted", LABELS, SIZE).add(drawn)
+    folders = tmp_path / "zip", tmp_path / "painted"
+    for name in ("images", "masks"):
+        one, other = ({path.name: path.read_bytes() for path in (folder / name).iterdir()} for folder in folders)
+        assert one == other
+    assert read_generated(tmp_path / "zip")[1] == read_generated(tmp_path / "painted")[1]
+
+
+def test_a_zip_names_a_model_of_this_machine_by_its_last_part_only(tmp_path, drawn):
+    (tmp_path / "secret" / "run").mkdir(parents=True)
+    place = {"model": str(tmp_path / "secret" / "run")}
+    for entry in drawn:
+        entry.row.update(place)
+        entry.record.update(place)
+    try:
+        with zipfile.ZipFile(io.BytesIO(zip_of(drawn, LABELS))) as archive:
+            for name in archive.namelist():
+                assert b"secret" not in archive.read(name), name
+            assert json.loads(archive.read("generation.json"))["model"] == "run"
+    finally:
+        for entry in drawn:
+            entry.row["model"] = entry.record["model"] = "unsaved"
+
+
+# The page over HTTP --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("app")
+    with served(folder) as address:
+        yield address, folder
+
+
+def test_a_program_generates_and_adds_over_http(place):
+    address, folder = place
+    how, answer = call(address, "generate", *wish(images=2), session="visitor")
+    assert how == "complete"
+    gallery, _, download, _, told = answer
+    assert told == "2 drawn."
+    seeds = [image_seed(0, STEM, index) for index in range(2)]
+    assert [entry["caption"] for entry in gallery] == [f"0: {seeds[0]}", f"1: {seeds[1]}"]
+    picture = Image.open(io.BytesIO(httpx.get(gallery[0]["image"]["url"]).content))
+    assert (picture.format, picture.size) == ("PNG", (16, 16))
+    with zipfile.ZipFile(io.BytesIO(httpx.get(download["value"]["url"]).content)) as archive:
+        assert "metadata.jsonl" in archive.namelist()
+    assert call(address, "add", None, ["1"], session="visitor") == ("complete", ["1 added to painted; it holds 1."])
+    assert call(address, "add", None, ["1"], session="other")[0] == "error"  # has drawn nothing
+    assert len(names(folder / "painted" / "images")) == 1
+    assert call(address, "cancel", session="visitor") == ("complete", ["Cancelled: nothing is being drawn.", True])
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        {"steps": -1}, {"steps": 10**9}, {"steps": 1.5}, {"steps": "x"}, {"steps": float("nan")}, {"steps": None},
+        {"guidance": float("nan")}, {"guidance": 1e9}, {"seed": -1}, {"seed": 10**30}, {"images": 0},
+        {"images": 10**6},
+        {"strength": float("nan"), "way": REDRAW}, {"way": "else"}, {"way": EDIT}, {"attribute_guidance": -1},
+        {"scheduler": "os.system"}, {"scheduler": "DDIMScheduler:num_train_timesteps=1000000000"},
+        {"scheduler": ["a"]},
+        {"mask": "x"}, {"mask": {}}, {"mask": {"height": 10**6, "width": 10**6, "runs": [0, 10**12]}},
+        {"mask": {"height": 16, "width": 16, "runs": [77, 256]}},
+        {"mask": {"height": 16, "width": 16, "runs": [0, -1]}},
+        {"way": REDRAW, "photo": {"picture": "/etc/passwd", "ids": [[0]]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_hostile_values_are_refused_over_http(place, hostile):
+    how, answer = call(place[0], "generate", *wish(**hostile))
+    assert how == "error"
+    assert answer["error"] is None or not re.search("Traceback|site-packages|/tmp", answer["error"])
+
+
+def test_uploads_come_as_masks_and_photos_and_hostile_ones_do_not(place):
+    address, _ = place
+    ids = draw_ids(3)
+    how, answer = call(address, "load_mask", upload(address, "mask.png", file_of(LABELS.decode(ids))), False)
+    assert (how, answer[0]["runs"]) == ("complete", pack_runs(ids))
+    how, answer = call(address, "load_photo", upload(address, "photo.jpg", file_of(photo_of(1), "jpeg")))
+    assert how == "complete"
+    assert answer[0]["props"]["photo"].startswith("data:image/png;base64,")
+    for kind in ("zip", "svg", "html", "huge"):
+        how, answer = call(address, "load_mask", upload(address, "mask.png", HOSTILE[kind]), False)
+        assert (how, "no picture of a format" in answer["error"] or "60000" in answer["error"]) == ("error", True)
+    how, answer = call(address, "load_mask", upload(address, "mask.png", file_of(photo_of(1))), False)
+    assert (how, "colours that no class has" in answer["error"]) == ("error", True)
+    how, answer = call(address, "load_photo_mask", upload(address, "a.png", file_of(LABELS.decode(ids))), False, None)
+    assert (how, "load the photo first" in answer["error"]) == ("error", True)
+    heavy = httpx.post(f"{address}gradio_api/upload", files={"files": ("mask.png", HOSTILE["heavy"])})
+    assert heavy.status_code == 413
+
+
+def test_no_file_of_the_machine_can_be_read_or_written(place, tmp_path):
+    address, folder = place
+    secret = tmp_path / "secret.png"
+    LABELS.decode(draw_ids(1)).save(secret)
+    for path in (
+        secret,
+        "/etc/passwd",
+        "../../../../../../etc/passwd",
+        "file:///etc/passwd",
+        "http://127.0.0.1:9/a.png",
+    ):
+        given = {"path": str(path), "url": str(path), "meta": {"_type": "gradio.FileData"}}
+        how, answer = call(address, "load_mask", given, False)
+        assert (how, "not fetched" in str(answer)) == ("error", str(path).startswith("http"))
+        for route in ("gradio_api/file=", "file=", "gradio_api/static/", "static/", "assets/", "gradio_api/proxy="):
+            answer = httpx.get(f"{address}{route}{path}")
+            assert answer.status_code >= 400 or "<html" in answer.text[:200], route
+    for name in ("../../../evil.png", "/tmp/evil.png", "..\\..\\evil.png", "a/../../evil.png"):
+        given = upload(address, name, file_of(LABELS.decode(draw_ids(1))))
+        assert given["path"].startswith(str(folder / "files"))
+        assert ".." not in Path(given["path"]).parts
+        assert call(address, "load_mask", given, False)[0] == "complete"
+    assert {path.name for path in folder.iterdir()} <= {"files", "painted"}
+
+
+def test_nothing_is_told_to_other_hosts_and_nobody_watches(place):
+    config = httpx.get(f"{place[0]}config").json()
+    assert config["analytics_enabled"] is False
+    assert config["max_file_size"] == 1_000_000
+    assert httpx.get(f"{place[0]}monitoring").status_code >= 400
+
+
+# The command ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_missing_gradio_is_named_with_its_extra(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    for name in [name for name in sys.modules if name.startswith("semseg_diffusers.app")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert cli.main(["app", "--model", "run"]) == 2
+    assert "semseg-diffusers[app]" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_space_serves_the_model_that_it_is_told_and_leaves_nothing_behind(tmp_path):
+    tiny_pipeline().save_pretrained(tmp_path / "run")
+    (tmp_path / "temporary").mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    told = {"MODEL_ID": str(tmp_path / "run"), "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "examples/space/app.py"), "--port", str(port)],
+        env={**os.environ, **told},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert next(process.stdout).startswith("run on ")
+        assert "Running on" in next(line for line in process.stdout if line.strip())
+        address = f"http://127.0.0.1:{port}/"
+        assert call(address, "generate", *wish())[0] == "complete"
+        assert "/add" not in httpx.get(f"{address}gradio_api/info").json()["named_endpoints"]  # --output off
+    finally:
+        process.terminate()
+        process.wait(60)
+    assert names(tmp_path) == ["run", "temporary"]
+    assert names(tmp_path / "temporary") == []
+
+
+def test_a_space_installs_what_the_package_needs():
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and later read TOML")
+
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    lines = (ROOT / "examples/space/requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if not line.startswith("#")] == needed
+    head = (ROOT / "examples/space/README.md").read_text(encoding="utf-8").split("---")[1]
+    assert {"sdk: gradio", "app_file: app.py"} <= set(head.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--max_steps", "0"], "--max_steps 0; wanted a number above 0"),
+        (["--seed", "-1"], "--seed is -1; wanted a whole number"),
+        (["--model", "nowhere"], "nowhere"),
+        (["--masks", "nowhere"], "nowhere"),
+        (["--device", "abacus"], "--device abacus cannot be used here"),
+        (["--output", "run"], "was not made by the painter"),
+    ],
+)
+def test_wrong_options_are_one_line_before_the_page_is_served(tmp_path, monkeypatch, capsys, options, told):
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline().save_pretrained("run")
+    assert cli.main(["app", "--model", "run", *options]) == 2
+    assert told in capsys.readouterr().err
+    assert names(tmp_path) == ["run"]

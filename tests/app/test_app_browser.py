@@ -1,0 +1,333 @@
+"""The painter in a real browser: tools, things, photos, what is drawn and taken away, hostile files, narrow screens.
+
+Needs Chromium or Chrome on the PATH, and Playwright; both are looked for, and their lack is told.
+"""
+
+import io
+import json
+import sys
+import zipfile
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+from app.test_app import HOSTILE, file_of, photo_of
+from helpers.app_place import LABELS, SIZE, STREET, served, tiny_painter
+from helpers.generation_places import draw_ids
+from PIL import Image
+
+from semseg_diffusers.app.mask_rle import pack_runs
+from semseg_diffusers.masks.editing import shapes as drawing
+
+
+pytestmark = pytest.mark.slow
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; the extra `dev` brings it")
+sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks" / "studies"))
+from painter_hand import BROWSERS, Hand, find_browser  # noqa: E402
+
+
+ROAD, SKY, CAR, PERSON, POLE = range(5)
+UNKNOWN = 255
+PATIENCE = 60_000  # milliseconds; machines that test are busy
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    found = find_browser()
+    if found is None:
+        pytest.skip(f"there is no browser on the PATH; wanted one of {', '.join(BROWSERS)}")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("app")
+    painter = tiny_painter()
+    with served(folder, painter) as address:
+        yield address, folder, painter
+
+
+class Visitor(Hand):
+    """Someone who looks at the page, and what the page said and asked for meanwhile."""
+
+    def __init__(self, browser, address: str, width: int, height: int, touch: bool = False):
+        self.context = browser.new_context(
+            viewport={"width": width, "height": height}, has_touch=touch, is_mobile=touch, accept_downloads=True
+        )
+        super().__init__(self.context.new_page(), SIZE[1])
+        self.page.set_default_timeout(PATIENCE)
+        self.said, self.asked, self.address = [], [], address
+        self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
+        self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        self.page.goto(address)
+        self.page.locator(".painter .palette button").first.wait_for()
+
+    def ids(self) -> np.ndarray:
+        """What the canvas shows, as class ids (H, W)."""
+        pixels = self.page.evaluate(
+            "() => { const c = document.querySelector('.painter .mask');"
+            " return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }"
+        )
+        return LABELS.encode(np.array(pixels, dtype=np.uint8).reshape(*SIZE, 4)[..., :3].copy())
+
+    def load(self, button: str, name: str, data: bytes) -> None:
+        """Choose a file for an upload button."""
+        if not self.page.get_by_role("button", name="Mask …", exact=True).is_visible():
+            self.page.get_by_role("button", name="Load a mask or a photo").click()
+        with self.page.expect_file_chooser() as chooser:
+            self.page.get_by_role("button", name=button, exact=True).click()
+        chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": data})
+
+    def generate(self, samples: int) -> None:
+        self.page.locator("#told").evaluate("told => told.querySelectorAll('p').forEach(p => p.dataset.old = true)")
+        self.page.get_by_role("button", name="Generate").click()
+        self.page.locator("#told p:not([data-old])", has_text=f"{samples} drawn.").wait_for()
+
+    def told(self, text: str) -> None:
+        sync_api.expect(self.page.locator("#told")).to_contain_text(text, timeout=PATIENCE)
+
+    def refused(self, text: str) -> None:
+        """Wait for a refusal, and close it."""
+        toast = self.page.locator(".toast-body", has_text=text)
+        toast.wait_for()
+        toast.locator(".toast-close").click()
+
+    def samples(self) -> list[np.ndarray]:
+        urls = [image.get_attribute("src") for image in self.page.locator("#samples .grid-container img").all()]
+        return [
+            np.asarray(Image.open(io.BytesIO(self.context.request.get(url).body())).convert("RGB")) for url in urls
+        ]
+
+    def leave(self) -> None:
+        """Close the page, which said nothing wrong, and asked nobody else."""
+        self.context.close()
+        assert [text for text in self.said if text.startswith("error")] == []
+        others = [url for url in self.asked if not url.startswith((self.address, "data:", "blob:"))]
+        assert others == []
+
+
+@pytest.fixture
+def visitor(browser, place):
+    visitor = Visitor(browser, place[0], 1280, 900)
+    yield visitor
+    visitor.leave()
+
+
+def test_tools_paint_what_they_say_and_everything_can_be_undone(visitor):
+    expected = STREET.copy()
+    assert np.array_equal(visitor.ids(), expected)
+    history = [expected.copy()]
+
+    def after(shape, class_id: int) -> None:
+        expected[shape] = class_id
+        history.append(expected.copy())
+        assert np.array_equal(visitor.ids(), expected)
+
+    visitor.choose("car")
+    visitor.slide(".brush-size", 3)
+    visitor.drag((3, 12), (9, 12))
+    after(drawing.stroke(SIZE, [(3, 12), (9, 12)], 1.5), CAR)
+    visitor.tool("Box")
+    visitor.choose("person")
+    visitor.drag((12, 3), (10, 6))
+    after(drawing.rectangle(SIZE, (12, 3), (10, 6)), PERSON)
+    visitor.tool("Line")
+    visitor.choose("pole")
+    visitor.slide(".brush-size", 1)
+    visitor.drag((1, 1), (6, 6))
+    after(drawing.stroke(SIZE, [(1, 1), (6, 6)], 0.5), POLE)
+    visitor.tool("Polygon")
+    for corner in ((2, 8), (13, 8), (8, 11)):
+        visitor.click(*corner)
+    visitor.page.keyboard.press("Enter")
+    after(drawing.polygon(SIZE, [(2, 8), (13, 8), (8, 11)]), POLE)
+    visitor.tool("Fill")
+    visitor.choose("car")
+    visitor.click(8, 9)
+    after(drawing.polygon(SIZE, [(2, 8), (13, 8), (8, 11)]), CAR)
+    visitor.tool("Eraser")
+    visitor.click(0, 15)
+    after((15, 0), UNKNOWN)
+    visitor.page.get_by_role("button", name="Clear").click()
+    after(slice(None), UNKNOWN)
+
+    visitor.page.get_by_role("button", name="Undo").click()
+    for before in history[-3::-1]:
+        visitor.page.keyboard.press("Control+z")
+        assert np.array_equal(visitor.ids(), before)
+    assert visitor.page.get_by_role("button", name="Undo").is_disabled()
+    for later in history[1:3]:
+        visitor.page.keyboard.press("Control+Shift+z")
+        assert np.array_equal(visitor.ids(), later)
+    visitor.tool("Pick")
+    visitor.click(3, 12)
+    assert visitor.page.locator(".painter .palette [aria-checked=true]").text_content() == "car"
+    visitor.page.mouse.move(*visitor.point(3, 12))
+    assert visitor.page.locator(".painter .status").text_content() == "car · x 3, y 12"
+
+
+def test_shapes_of_the_page_are_those_of_the_package(visitor):
+    """Brush and polygon of the script against `data.editing.drawing`, on points of all kinds."""
+    raster = resources.files("semseg_diffusers.app").joinpath("canvas", "raster.js").read_text(encoding="utf-8")
+    generator = np.random.default_rng(0)
+    size = (19, 23)
+    for _ in range(40):
+        points = generator.integers(-4, 26, (int(generator.integers(3, 6)), 2)).tolist()
+        radius = float(generator.uniform(0.5, 4))
+        drawn = visitor.page.evaluate(
+            f"""([points, radius, height, width]) => {{
+                {raster}
+                const stroke = new Int16Array(height * width), polygon = new Int16Array(height * width);
+                points.slice(1).forEach((to, i) => drawStroke(stroke, width, height, points[i], to, radius, 1));
+                fillPolygon(polygon, width, height, points, 1);
+                return [packRuns(stroke), packRuns(polygon)];
+            }}""",
+            [points, radius, *size],
+        )
+        assert drawn[0] == pack_runs(drawing.stroke(size, points, radius).astype(np.uint8))
+        assert drawn[1] == pack_runs(drawing.polygon(size, points).astype(np.uint8))
+
+
+def test_a_visitor_paints_places_generates_takes_away_and_adds(visitor, place, tmp_path):
+    visitor.page.get_by_role("radio", name="car, across", exact=True).click()
+    visitor.slide(".shape-size", 4)
+    visitor.click(8, 13)
+    painted = visitor.ids()
+    rows, columns = np.nonzero(painted != STREET)
+    assert set(painted[rows, columns].tolist()) == {CAR}
+    assert (rows.min(), rows.max()) == (10, 13)
+    assert columns.min() + columns.max() == pytest.approx(16, abs=1)
+    visitor.page.keyboard.press("Control+z")
+    assert np.array_equal(visitor.ids(), STREET)
+    visitor.page.keyboard.press("Control+y")
+
+    visitor.generate(4)
+    assert len(visitor.samples()) == 4
+    visitor.page.screenshot(path=tmp_path / "drawn.png", full_page=True)
+    with visitor.page.expect_download() as download:
+        visitor.page.locator("#download").click()
+    download.value.save_as(tmp_path / "drawn.zip")
+    with zipfile.ZipFile(tmp_path / "drawn.zip") as archive:
+        archive.extractall(tmp_path / "drawn")
+    rows = [json.loads(line) for line in (tmp_path / "drawn" / "metadata.jsonl").read_text().splitlines()]
+    assert len(rows) == 4
+    for row, sample in zip(rows, visitor.samples(), strict=True):
+        assert np.array_equal(LABELS.encode(tmp_path / "drawn" / row["mask_file_name"]), painted)
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "drawn" / row["image_file_name"])), sample)
+
+    visitor.page.locator("#keep label", has_text="2").click()
+    visitor.page.get_by_role("button", name="Add to the data set").click()
+    visitor.told("3 added to painted")
+    folder = place[1] / "painted"
+    assert not (folder / rows[2]["image_file_name"]).exists()
+    kept = (folder / rows[0]["image_file_name"]).read_bytes()
+    assert kept == (tmp_path / "drawn" / rows[0]["image_file_name"]).read_bytes()
+
+
+def test_a_photo_is_edited_where_it_is_painted_and_redrawn_by_strength(visitor):
+    photo, ids = photo_of(5), draw_ids(6)
+    visitor.load("Photo …", "photo.png", file_of(photo))
+    visitor.told("Paint over the photo")
+    visitor.load("The photo's mask …", "mask.png", file_of(LABELS.decode(ids)))
+    visitor.told("This is the photo's mask")
+    sync_api.expect(visitor.page.get_by_label("edit where the mask changed")).to_be_checked()
+    visitor.page.get_by_role("button", name="Generate").click()
+    visitor.refused("there is nothing to edit")
+    visitor.choose("car" if ids[2, 2] != CAR else "sky")
+    visitor.slide(".brush-size", 1)
+    visitor.click(2, 2)
+    visitor.generate(4)
+    for sample in visitor.samples():
+        different = (sample != np.asarray(photo)).any(axis=-1)
+        assert different[:7, :7].any()
+        assert not different[7:].any()
+        assert not different[:, 7:].any()
+    visitor.page.get_by_label("redraw the photo").click()
+    visitor.page.get_by_label("number input for Strength: 0 is the photo, 1 leaves nothing of it").fill("0")
+    visitor.page.keyboard.press("Tab")
+    visitor.generate(4)
+    assert all(np.array_equal(sample, np.asarray(photo)) for sample in visitor.samples())
+    visitor.page.get_by_role("button", name="Drop the photo").click()
+    sync_api.expect(visitor.page.get_by_label("from noise")).to_be_checked()
+    sync_api.expect(visitor.page.locator(".painter .photo")).to_be_hidden()
+
+
+def test_a_mask_is_loaded_and_hostile_files_are_refused_in_words(visitor, place):
+    ids = draw_ids(9)
+    visitor.load("Mask …", "../../mask<b>.png", file_of(LABELS.decode(ids)))
+    visitor.page.wait_for_function("() => !document.querySelector('[data-do=undo]').disabled")
+    assert np.array_equal(visitor.ids(), ids)
+    for kind, told in (("zip", "no picture of a format"), ("svg", "no picture of a format"), ("large", "512 at most")):
+        visitor.load("Mask …", "mask.png", HOSTILE[kind])
+        visitor.refused(told)
+    visitor.load("Mask …", "mask.png", file_of(photo_of(1)))
+    visitor.refused("colours that no class has")
+    visitor.load("Photo …", "photo.png", HOSTILE["svg"])
+    visitor.refused("no picture of a format")
+    assert visitor.page.evaluate("window.evil") is None
+    assert np.array_equal(visitor.ids(), ids)
+    visitor.load("Mask …", "mask.png", HOSTILE["heavy"])  # the server closes the door before it is read
+    visitor.page.wait_for_timeout(1000)
+    visitor.said = [text for text in visitor.said if "413" not in text]
+    assert np.array_equal(visitor.ids(), ids)
+    assert {path.name for path in place[1].iterdir()} <= {"files", "painted"}
+
+
+def test_a_drawing_is_cancelled_between_two_steps(visitor):
+    visitor.page.get_by_role("button", name="Steps, guidance, scheduler").click()
+    visitor.page.get_by_label("number input for Steps").fill("50")
+    visitor.page.keyboard.press("Tab")
+    visitor.page.get_by_role("button", name="Generate").click()
+    visitor.page.locator("#told", has_text="step").wait_for()
+    visitor.page.get_by_role("button", name="Cancel").click()
+    visitor.told("Cancelled;")
+
+
+def test_a_drawing_that_waits_is_cancelled_and_the_next_wish_is_drawn_in_its_place(browser, place, visitor, tmp_path):
+    other = Visitor(browser, place[0], 1280, 900)
+    generate = visitor.page.get_by_role("button", name="Generate")
+    with place[2]._lock:  # the other's drawing does not end
+        other.page.get_by_role("button", name="Generate").click()
+        other.page.locator("#told", has_text="processing").wait_for()
+        generate.dblclick()  # which asks once
+        visitor.page.locator("#told", has_text="queue").wait_for()
+        assert sum("queue/join" in url for url in visitor.asked) == 1
+        visitor.page.get_by_role("button", name="Cancel").click()
+        visitor.told("Cancelled: nothing is being drawn.")
+        visitor.tool("Fill")
+        visitor.choose("car")
+        visitor.click(8, 0)
+        painted = visitor.ids()
+        generate.click()
+        visitor.page.locator("#told", has_text="queue").wait_for()
+        other.page.get_by_role("button", name="Cancel").click()
+        other.told("Cancelling …")
+    other.told("Cancelled; 0 of 4 drawn.")
+    other.leave()
+
+    visitor.told("4 drawn.")
+    with visitor.page.expect_download() as download:
+        visitor.page.locator("#download").click()
+    download.value.save_as(tmp_path / "drawn.zip")
+    with zipfile.ZipFile(tmp_path / "drawn.zip") as archive:
+        masks = [name for name in archive.namelist() if name.startswith("masks/")]
+        drawn = Image.open(io.BytesIO(archive.read(masks[0])))
+        assert np.array_equal(np.asarray(drawn), painted)
+
+
+def test_fingers_paint_on_a_narrow_screen(browser, place, tmp_path):
+    visitor = Visitor(browser, place[0], 390, 844, touch=True)
+    visitor.page.locator("[data-tool=fill]").tap()
+    visitor.page.locator(".painter .palette button", has_text="person").tap()
+    visitor.page.touchscreen.tap(*visitor.point(8, 0))
+    assert (visitor.ids()[STREET[0, 8] == STREET][:3] == PERSON).all()
+    wide = visitor.page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= 390
+    visitor.page.screenshot(path=tmp_path / "narrow.png", full_page=True)
+    visitor.leave()

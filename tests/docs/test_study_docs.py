@@ -1,0 +1,14 @@
+"""docs/study.md: every arm is on it."""
+
+from pathlib import Path
+
+from semseg_diffusers.evaluation.study.settings import ARMS
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+
+
+def test_every_arm_is_on_the_page():
+    for arm in ARMS:
+        assert f"`{arm}`" in PAGE

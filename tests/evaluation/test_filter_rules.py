@@ -1,0 +1,233 @@
+"""The filter's rules: losses are cross-entropies, thresholds are per class, harder masks keep more images."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.filtering.losses import LEGEND, NOT_CHECKED, ClassLosses, loss_map
+from semseg_diffusers.evaluation.filtering.rules import (
+    EASY_MASK,
+    NOTHING_LABELLED,
+    TOO_LITTLE_KEPT,
+    Scored,
+    filter_ids,
+    images_to_keep,
+    mask_hardness,
+    ranks_of,
+    read_filter,
+    reasons_to_drop,
+    refuse_same_network,
+)
+from semseg_diffusers.evaluation.filtering.settings import FilterSettings
+from semseg_diffusers.evaluation.segmentation.architectures import SEGFORMER_PROCESSOR, new_network
+from semseg_diffusers.evaluation.segmentation.judge import load_judge
+from semseg_diffusers.reports.filter_page import choose_examples
+
+
+LABELS = LabelSet(("sky", "car", "lion"), ((70, 130, 180), (0, 0, 142), (9, 9, 9)))
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """An untrained network of the classes sky, car, truck, tree: car and truck come to one class of the labels."""
+    folder = tmp_path_factory.mktemp("segmenter")
+    names = ("sky", "car", "truck", "tree")
+    network = new_network("segformer-mini", LabelSet(names, tuple((i, 0, 0) for i in range(1, 5))), seed=0)
+    network.save_pretrained(folder)
+    size = {"size": {"height": 32, "width": 32}}
+    (folder / "preprocessor_config.json").write_text(json.dumps({**SEGFORMER_PROCESSOR, **size}))
+    return folder
+
+
+def pictures(count=2):
+    return torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
+
+
+# Losses --------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_is_the_cross_entropy_at_the_networks_own_resolution(segmenter):
+    labels = LabelSet(("sky", "car", "truck", "tree"), tuple((i, 0, 0) for i in range(1, 5)))
+    judge = load_judge(segmenter, labels)
+    masks = torch.randint(0, 4, (2, 16, 16), generator=torch.Generator().manual_seed(1))
+    losses = judge.losses(pictures(), masks)
+    with torch.no_grad():
+        logits = judge._network(judge.preprocessing(pictures())).logits
+    assert judge.preprocessing.input_size(16, 16) == (32, 32)
+    expected = F.cross_entropy(F.interpolate(logits, (16, 16), mode="bilinear"), masks, reduction="none")
+    torch.testing.assert_close(losses, expected)
+
+
+def test_classes_that_come_to_one_add_their_probabilities_up(segmenter):
+    judge = load_judge(segmenter, LABELS)
+    masks = torch.ones(2, 16, 16, dtype=torch.uint8)
+    with torch.no_grad():
+        logits = judge._network(judge.preprocessing(pictures())).logits
+    probabilities = F.interpolate(logits, (16, 16), mode="bilinear").softmax(1)
+    torch.testing.assert_close(judge.losses(pictures(), masks), -probabilities[:, 1:3].sum(1).log())
+
+
+def test_a_batch_of_two_has_the_losses_of_two_singles(segmenter):
+    judge, masks = load_judge(segmenter, LABELS), torch.ones(2, 16, 16, dtype=torch.uint8)
+    singles = [judge.losses(image[None], mask[None]) for image, mask in zip(pictures(), masks, strict=True)]
+    torch.testing.assert_close(judge.losses(pictures(), masks), torch.cat(singles))
+
+
+def test_unknown_pixels_and_classes_that_the_network_does_not_know_have_no_loss(segmenter):
+    judge = load_judge(segmenter, LABELS)
+    masks = torch.tensor([0, 1, 2, 255], dtype=torch.uint8).repeat(1, 16, 4)
+    losses = judge.losses(pictures(1), masks)
+    assert torch.equal(losses.isnan(), masks >= 2)
+    with pytest.raises(ValueError, match=r"masks are \(1, 16, 16\); wanted \(2, 16, 16\)"):
+        judge.losses(pictures(), masks)
+
+
+def test_a_mask_classifier_is_refused_as_it_has_no_losses(tmp_path):
+    swin = SwinConfig(
+        image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )  # fmt: skip
+    config = Mask2FormerConfig(
+        backbone_config=swin, hidden_dim=32, feature_size=32, mask_feature_size=32, num_attention_heads=2,
+        encoder_feedforward_dim=8, dim_feedforward=8, encoder_layers=1, decoder_layers=2, num_queries=4,
+        id2label=LABELS.id2label, label2id=LABELS.label2id,
+    )  # fmt: skip
+    Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
+    processor = {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 32, "width": 32}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**SEGFORMER_PROCESSOR, **processor}))
+    with pytest.raises(ValueError, match="is a Mask2FormerForUniversalSegmentation, which gives no probabilities"):
+        load_judge(tmp_path, LABELS).losses(pictures(), torch.zeros(2, 16, 16, dtype=torch.uint8))
+
+
+# Pixels --------------------------------------------------------------------------------------------------------------
+
+
+def test_pixels_above_the_threshold_of_their_own_class_become_unknown():
+    ids = np.array([[0, 0, 1, 1, 255]])
+    losses = np.array([[0.5, 0.6, 0.6, 2.0, np.nan]])
+    assert filter_ids(ids, losses, np.array([0.5, 1.0]), 255).tolist() == [[0, 255, 1, 255, 255]]
+
+
+def test_a_class_without_threshold_becomes_unknown_or_stays():
+    losses = ClassLosses("", ("sky", "car"), (0.4, None), (10, 0), 1)
+    ids, measured = np.array([[0, 1, 1]]), np.array([[0.1, np.nan, 9.0]])
+    assert losses.unchecked == ("car",)
+    assert filter_ids(ids, measured, losses.thresholds(1.25, keep_unchecked=False), 255).tolist() == [[0, 255, 255]]
+    assert filter_ids(ids, measured, losses.thresholds(1.25, keep_unchecked=True), 255).tolist() == [[0, 1, 1]]
+    assert losses.thresholds(1.25, keep_unchecked=True).tolist() == [0.5, np.inf]
+
+
+def test_a_class_that_is_read_no_better_than_chance_is_named():
+    assert ClassLosses("", ("sky", "car", "bus"), (0.4, 1.2, None), (10, 9, 0), 1).unread == ("car",)
+    assert ClassLosses("", ("sky", "car"), (0.4, 0.7), (10, 9), 1).unread == ("car",)
+
+
+def test_class_losses_are_the_same_once_saved():
+    losses = ClassLosses("key", ("sky", "car"), (1 / 3, None), (10, 0), 7)
+    assert ClassLosses.from_record(json.loads(json.dumps(losses.record()))) == losses
+
+
+def test_the_loss_map_shows_steps_of_the_tolerance():
+    ids, losses = np.array([[0, 0, 0, 0, 0, 1, 255]]), np.array([[0.1, 0.9, 1.1, 3.0, 99.0, 5.0, np.nan]])
+    shown = loss_map(ids, losses, np.array([1.0, np.inf])).convert("RGB")
+    colors = [shown.getpixel((x, 0)) for x in range(7)]
+    steps = [color for text, color in LEGEND.items() if text != NOT_CHECKED]
+    assert colors[:5] == steps
+    assert set(colors[5:]).isdisjoint(steps)
+
+
+# Masks and images ----------------------------------------------------------------------------------------------------
+
+
+def test_hardness_is_the_mean_of_class_losses_over_the_pixels():
+    assert mask_hardness(np.array([30, 10, 5]), np.array([0.1, 0.5, np.nan])) == pytest.approx(0.2)
+    assert mask_hardness(np.array([0, 0, 5]), np.array([0.1, 0.5, np.nan])) is None
+
+
+def test_masks_are_ranked_from_easy_to_hard():
+    assert ranks_of({"b": 0.2, "a": 0.2, "hard": 0.9, "none": None}) == {"none": 0, "a": 1, "b": 2, "hard": 3}
+
+
+def test_each_mask_keeps_one_image_at_least_and_the_hardest_all():
+    counts = [images_to_keep(rank, 10, 20) for rank in range(10)]
+    assert counts == [min(1 + round(rank / 10 * 20), 20) for rank in range(10)]
+    assert (counts[0], counts[-1]) == (1, 19)
+    assert counts == sorted(counts)
+    assert [images_to_keep(rank, 10, 1) for rank in range(10)] == [1] * 10
+    assert images_to_keep(99, 100, 20) == 20
+
+
+def scored(name, kept, loss=0.1, total=100):
+    return Scored(name, name.split("_")[0], (total, 0), (kept, 0), loss)
+
+
+def test_images_that_keep_too_little_are_dropped_and_those_at_the_floor_stay():
+    images = [scored("a_0", 49), scored("a_1", 50), scored("b_0", 0, None, total=0)]
+    assert reasons_to_drop(images, 0.5) == {"a_0": TOO_LITTLE_KEPT, "b_0": NOTHING_LABELLED}
+    assert images[2].kept_share is None
+    assert reasons_to_drop(images[:2], 0.0) == {}
+
+
+def test_easy_masks_keep_the_best_of_their_images():
+    images = [scored(f"{stem}_{i}", kept) for stem in ("easy", "hard") for i, kept in enumerate((60, 90, 80, 20))]
+    reasons = reasons_to_drop(images, 0.5, {"easy": 0, "hard": 1})
+    assert [name for name, reason in reasons.items() if reason == TOO_LITTLE_KEPT] == ["easy_3", "hard_3"]
+    assert [name for name, reason in reasons.items() if reason == EASY_MASK] == ["easy_2", "easy_0"]
+
+
+def test_of_images_that_keep_as_much_those_of_the_least_loss_are_best():
+    images = [scored("easy_0", 90, 0.3), scored("easy_1", 90, 0.2), scored("easy_2", 90, None), scored("hard_0", 90)]
+    assert set(reasons_to_drop(images, 0.5, {"easy": 0, "hard": 1})) == {"easy_0", "easy_2"}
+
+
+def test_examples_are_chosen_by_rule_and_seed():
+    images = [scored(f"a_{i}", 50 + i) for i in range(20)] + [scored("b_0", 3), scored("b_1", 80)]
+    reasons = {"b_0": TOO_LITTLE_KEPT, "b_1": EASY_MASK}
+    chosen = choose_examples(images, reasons, seed=0)
+    assert chosen.dropped == ("b_0",)
+    assert chosen.strongly_filtered == tuple(f"a_{i}" for i in range(8))
+    assert len(chosen.kept) == 8
+    assert chosen == choose_examples(images[::-1], reasons, seed=0)
+    assert chosen.kept != choose_examples(images, reasons, seed=1).kept
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("tolerance_margin", 0.0, "--tolerance_margin 0.0; wanted a number above 0"),
+        ("tolerance_margin", float("nan"), "--tolerance_margin nan"),
+        ("tolerance_margin", float("inf"), "--tolerance_margin inf"),
+        ("minimum_kept", -0.1, "--minimum_kept -0.1; wanted a share from 0 to 1"),
+        ("minimum_kept", 1.5, "--minimum_kept 1.5"),
+        ("minimum_kept", float("nan"), "--minimum_kept nan"),
+    ],
+)
+def test_settings_out_of_range_are_refused(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        FilterSettings(**{field: value})
+
+
+# Independence --------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_of_the_same_weights_is_refused_wherever_it_lies(segmenter, tmp_path):
+    own = load_judge(segmenter, LABELS).weights_sha256
+    (tmp_path / "filter.json").write_text(json.dumps({"segmenter_sha256": own}))
+    for filtered in (own, tmp_path, str(tmp_path)):
+        with pytest.raises(ValueError, match="--segmenter 'copy' is the network that filters the images"):
+            refuse_same_network(filtered, own, "copy", option="--segmenter")
+        refuse_same_network(filtered, "sha256:other", "copy")
+    refuse_same_network(segmenter, own, "copy")  # a folder that was not filtered
+    assert read_filter(segmenter) is None
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_damaged_record_is_named(tmp_path, text):
+    (tmp_path / "filter.json").write_text(text)
+    with pytest.raises(ValueError, match="is no record of `semseg-diffusers filter`"):
+        read_filter(tmp_path)

@@ -1,0 +1,120 @@
+"""What comes in checkpoints/: each folder loads, is small, draws, names licence and results, and has a config."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from pipelines.test_loading import REMOTE_CODE
+from safetensors import safe_open
+
+from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline
+from semseg_diffusers.hub import cards
+from semseg_diffusers.hub.folders import check_model_folder, stored_hash
+from semseg_diffusers.hub.sample_sheet import MOST_BYTES
+from semseg_diffusers.training.settings import add_arguments, settings_from
+
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/model_index.json"))
+LICENSES = {"camvid128": "cc-by-nc-4.0", "toy": "apache-2.0"}
+LARGEST = 25_000_000  # bytes of a folder: git keeps them for good
+each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+
+
+def test_both_networks_are_there():
+    assert {folder.name for folder in FOLDERS} == {*LICENSES}
+
+
+@each
+def test_weights_are_in_half_precision_and_the_folder_is_small(folder):
+    with safe_open(folder / "unet" / "diffusion_pytorch_model.safetensors", framework="pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"F16"}  # noqa: SIM118
+    files = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) <= LARGEST
+    assert json.loads((folder / "export.json").read_text())["weights"] == stored_hash(folder)
+
+
+@each
+def test_the_card_names_licence_and_results_and_shows_masks_chosen_by_seed(folder):
+    card = (folder / "README.md").read_text()
+    assert cards.metadata(card)["license"] == LICENSES[folder.name]
+    assert re.search(r"^\| mean IoU \| higher \| 0\.\d+ \| 0\.\d+ \| 0\.\d+ \|$", card, flags=re.MULTILINE)
+    assert f'from_pretrained("checkpoints/{folder.name}")' in card
+    for name in re.findall(r"\]\(((?:results/|samples)[^)]+)\)", card):
+        assert (folder / name).is_file(), name
+    assert "16 of" in card
+    assert (folder / "run.html").is_file()
+    sheet = json.loads((folder / "export.json").read_text())["sheet"]
+    assert (len(sheet["masks"]), sheet["samples"], sheet["seed"]) == (16, 4, 0)
+    assert (folder / "samples.jpg").stat().st_size <= MOST_BYTES
+    Image.open(folder / "samples.jpg").verify()
+
+
+@each
+def test_nothing_names_a_path_of_a_machine(folder):
+    for path in folder.rglob("*"):
+        if path.suffix in (".json", ".jsonl", ".md", ".html"):
+            found = re.search(r"""["'`( ](/(?:home|tmp|root|work|mnt|Users)/[^"'`) ]*)""", path.read_text())
+            assert found is None, (path, found[1])
+
+
+@each
+def test_the_settings_are_those_of_its_config(folder):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(["--config", str(ROOT / "configs" / "checkpoints" / f"{folder.name}.yaml")])
+    wanted = json.loads(settings_from(args).to_json())
+    there = json.loads((folder / "settings.json").read_text())
+    # a setting that came after the run had the effect of its default
+    assert {name: there.get(name, wanted[name]) for name in wanted} == wanted
+
+
+@each
+def test_it_draws_what_its_mask_says_in_float32(folder):
+    index = check_model_folder(folder)
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(folder)
+    assert type(DiffusionPipeline.from_pretrained(folder)).__name__ == index["_class_name"]
+    assert pipe.unet.dtype == torch.float32
+    pipe.set_progress_bar_config(disable=True)
+    labels, size = LabelSet.from_config(pipe.unet.config), pipe.unet.config.sample_size
+    mask = torch.full((size, size), labels.label2id["road"])
+    mask[: size // 2] = labels.label2id["sky"]
+    images = pipe(mask, num_inference_steps=6, generator=torch.Generator().manual_seed(0), output_type="pt").images
+    assert images.shape == (1, 3, size, size)
+    sky, road = images[0, :, : size // 3].mean(), images[0, :, -size // 3 :].mean()
+    assert sky > road + 0.1
+    assert images.std() < 0.4  # no noise
+
+
+@pytest.mark.slow
+@each
+def test_it_loads_by_its_own_code_files_without_the_package(folder, tmp_path, clean_process):
+    draw = """
+pipe.set_progress_bar_config(disable=True)
+size = pipe.unet.config.sample_size
+ids = torch.zeros(1, size, size, dtype=torch.long)
+images = pipe(ids, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+assert images.shape == (1, 3, size, size) and images.isfinite().all()
+"""
+    clean_process(REMOTE_CODE + draw, folder, tmp_path / "unused", tmp_path / "again", without_package=True)
+    assert check_model_folder(tmp_path / "again")
+
+
+@pytest.mark.slow
+def test_the_page_shows_code_that_runs(tmp_path, clean_process):
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "checkpoints" / "README.md").read_text(), flags=re.M | re.S)
+    code = code.replace('"checkpoints/', f'"{ROOT}/checkpoints/').replace('"night.png"', f'"{tmp_path}/night.png"')
+    clean_process(code)
+    assert Image.open(tmp_path / "night.png").size == (64, 64)
+
+
+def test_the_page_lists_each_folder_with_its_licence():
+    page = (ROOT / "checkpoints" / "README.md").read_text()
+    for folder in FOLDERS:
+        (row,) = [line for line in page.splitlines() if line.startswith(f"| [{folder.name}]")]
+        assert LICENSES[folder.name].replace("-", " ").split(" 4")[0].lower() in row.replace("-", " ").lower()
