@@ -2,7 +2,7 @@
 
 A segmentation network reads the photos before and after. What counts is the share of the new pixels, those that the
 edit gave the class, in which it finds that class; the difference is paired, its interval the 95 % of the mean. Prints
-the figures of docs/editing_photos.md and writes JSON.
+the figures of docs/how_to/editing_photos.md and writes JSON.
 """
 
 import argparse

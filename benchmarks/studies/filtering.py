@@ -1,7 +1,7 @@
 """What `filter` keeps of labels that are right and of labels that are another scene's: what its floor is judged by.
 
 Reads a folder that `generate` wrote (an image of each mask) and the real photos of a split, each with its own mask and
-with that of another. Prints the table of docs/filtering.md and writes JSON.
+with that of another. Prints the table of docs/how_to/filtering.md and writes JSON.
 """
 
 import argparse

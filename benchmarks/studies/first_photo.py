@@ -1,4 +1,4 @@
-"""How long a new user takes from nothing to a photo of a mask painted in the browser, as docs/painter.md has it.
+"""Time a new user's path from a clone to an image of a mask painted in the browser (docs/tutorials/painter.md).
 
 Clones this checkout, runs `make app` in the clone, opens the page in Chromium, paints a street with the mouse (fill,
 polygons, brush, things placed by a click, one undo), generates, and downloads the zip file. What is painted is always

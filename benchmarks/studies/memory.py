@@ -1,7 +1,7 @@
 """What a training needs of memory: weights with all that belongs to them, and what a forward pass keeps of an image.
 
 Counted, not measured: the tensors that torch keeps for the backward pass, under bfloat16 autocast, on the CPU. Prints
-the table of docs/training.md and writes JSON.
+the table of docs/how_to/training.md and writes JSON.
 """
 
 import argparse

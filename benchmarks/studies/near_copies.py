@@ -1,7 +1,7 @@
 """How far training photos lie from themselves, changed a little, and from each other: what a near-copy is judged by.
 
 Distances of thumbnails, as `generate --training_set` measures them (`data/thumbnails.py`), on a prepared data set of
-real photos. Prints the table of docs/generating.md and writes JSON.
+real photos. Prints the table of docs/how_to/generating.md and writes JSON.
 """
 
 import argparse

@@ -1,25 +1,16 @@
 """A hook of mkdocs: the pages of the commands, with every option, made from the parsers that read them."""
 
 import argparse
-import importlib
 import re
 import textwrap
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from semseg_diffusers.cli import COMMANDS
+from semseg_diffusers.cli import COMMANDS, command_parser
 
 
 FOLDER = "commands"
-
-
-def parser_of(name: str) -> argparse.ArgumentParser:
-    """The parser of a command, as `semseg-diffusers NAME --help` prints it."""
-    module = importlib.import_module(COMMANDS[name][0])
-    parser = argparse.ArgumentParser(prog=f"semseg-diffusers {name}", description=module.__doc__)
-    module.add_arguments(parser)
-    return parser
 
 
 def _text(words: str) -> str:
@@ -42,7 +33,7 @@ def _entry(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
 
 def page_of(name: str) -> str:
     """The page of a command, in Markdown."""
-    parser = parser_of(name)
+    parser = command_parser(name)
     lines = [f"# {name}", "", _described(parser.description), ""]
     for group in parser._action_groups:
         actions = [each for each in group._group_actions if each.help is not argparse.SUPPRESS and each.dest != "help"]
@@ -80,7 +71,7 @@ def _runs(lines: list[str]) -> list[tuple[bool, list[str]]]:
 
 
 def _overview() -> str:
-    rows = [f"| [`{name}`]({name}.md) | {_text(told)} |" for name, (_, told) in COMMANDS.items()]
+    rows = [f"| [`{name}`]({name}.md) | {_text(told)} |" for name, (*_, told) in COMMANDS.items()]
     told = (
         "In the order of use. `semseg-diffusers COMMAND --help` prints what stands on these pages: both are made from "
     )

@@ -4,9 +4,9 @@
 
 A wish is a class and how many times its share of the pixels in the data set it is to have in the new masks. Things are
 copied whole, stand on their ground, are as large as the row of the frame asks, and hide or are hidden by their depth;
-see `docs/painting.md`. The same seed gives the same masks. The folder holds `masks/`, `labels.json`, `manifest.jsonl`
-(what was put where, from which mask, what was refused and why), `enrich.json`, `statistics.html`, `statistics.png` and
-`contact_sheet.png`. Then: semseg-diffusers generate --masks enriched/masks
+see docs/how_to/painting.md. The same seed gives the same masks. The folder holds `masks/`, `labels.json`,
+`manifest.jsonl` (what was put where, from which mask, what was refused and why), `enrich.json`, `statistics.html`,
+`statistics.png` and `contact_sheet.png`. Then: semseg-diffusers generate --masks enriched/masks
 """
 
 import argparse

@@ -42,7 +42,7 @@ def build_sampler(noise_scheduler: DDPMScheduler) -> DPMSolverMultistepScheduler
 
     SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095): at each step it takes noise away and puts a part of it in
     anew, which corrects what earlier steps did wrong. Its images follow their masks after 20 steps as those of 250
-    ancestral ones do, where solvers without new noise stay behind: see docs/sampling.md.
+    ancestral ones do, where solvers without new noise stay behind: see docs/how_to/sampling.md.
     """
     return DPMSolverMultistepScheduler.from_config(noise_scheduler.config, algorithm_type="sde-dpmsolver++")
 

@@ -1,4 +1,4 @@
-"""docs/converting.md: its table names the formats that there are."""
+"""docs/how_to/converting.md: its table names the formats that there are."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from semseg_diffusers.converters.convert import SOURCES
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "converting.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how_to" / "converting.md").read_text(encoding="utf-8")
 
 
 def test_formats_of_the_table_are_those_of_the_command():

@@ -1,4 +1,4 @@
-"""docs/filtering.md: its columns are those that the filter writes."""
+"""docs/how_to/filtering.md: its columns are those that the filter writes."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ from semseg_diffusers.evaluation.filtering.rules import REASONS
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "filtering.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how_to" / "filtering.md").read_text(encoding="utf-8")
 
 
 def test_columns_of_the_page_are_those_that_the_filter_writes():

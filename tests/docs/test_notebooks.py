@@ -1,6 +1,5 @@
 """The notebooks: whole, small and true as they are committed; and they run from top to bottom (slow)."""
 
-import argparse
 import base64
 import copy
 import importlib.util
@@ -18,7 +17,7 @@ import pytest
 from docs.test_docs import command_of
 from PIL import Image
 
-from semseg_diffusers.cli import COMMANDS
+from semseg_diffusers.cli import command_parser
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,9 +95,7 @@ def test_commands_of_a_notebook_exist_with_their_options(path):
     for line in lines:
         assert line.startswith("!{semseg} "), line
         name, words = command_of(line.replace("!{semseg}", "semseg-diffusers").split(" || ")[0])
-        parser = argparse.ArgumentParser()
-        importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
-        parser.parse_args(words)
+        command_parser(name).parse_args(words)
 
 
 @each_notebook

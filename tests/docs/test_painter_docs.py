@@ -1,4 +1,4 @@
-"""docs/painter.md and examples/: the times of a new user's path are those that were measured."""
+"""docs/tutorials/painter.md and examples/: the times of a new user's path are those that were measured."""
 
 import json
 import re
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_times_of_the_page_are_those_of_the_results():
     results = json.loads((ROOT / "docs" / "results" / "first_photo.json").read_text(encoding="utf-8"))
-    page = (ROOT / "docs" / "painter.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "tutorials" / "painter.md").read_text(encoding="utf-8")
     table = page.split("| step | seconds |")[1].split("\n\n")[0]
     rows = dict(re.findall(r"^\| (.+) \| ([\d.]+) \|$", table, flags=re.MULTILINE))
     assert rows == {

@@ -1,4 +1,4 @@
-"""docs/painting.md: its file of operations is one."""
+"""docs/how_to/painting.md: its file of operations is one."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from semseg_diffusers.masks.editing.edit import read_operations
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "painting.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how_to" / "painting.md").read_text(encoding="utf-8")
 
 
 def test_operations_file_of_the_page_is_one(tmp_path):

@@ -1,4 +1,4 @@
-"""docs/publishing.md: its blocks run as printed, against a Hub of the test's own."""
+"""docs/how_to/publishing.md: its blocks run as printed, against a Hub of the test's own."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""docs/sampling.md: its tables are those of the results, its defaults are the code's."""
+"""docs/how_to/sampling.md: its tables are those of the results, its defaults are the code's."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ from semseg_diffusers.generation.settings import GenerationSettings
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "sampling.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how_to" / "sampling.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

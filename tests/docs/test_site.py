@@ -1,7 +1,5 @@
 """The docs as a site: built without a warning, complete, no link leads nowhere, nothing comes from other hosts."""
 
-import argparse
-import importlib
 import os
 import re
 import subprocess
@@ -13,7 +11,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 
 import semseg_diffusers
-from semseg_diffusers.cli import COMMANDS
+from semseg_diffusers.cli import COMMANDS, command_parser
 
 
 pytestmark = pytest.mark.slow
@@ -89,7 +87,7 @@ def test_nothing_is_fetched_from_another_host(site, pages):
 
 
 def test_every_public_name_of_the_package_is_on_a_page_of_the_api(site, pages):
-    ids = {name for path, page in pages.items() if path.parent.name == "api" for name in page.ids}
+    ids = {name for path, page in pages.items() if path.parent.name == "reference" for name in page.ids}
     for name in semseg_diffusers.__all__:
         public = getattr(semseg_diffusers, name)
         assert f"{public.__module__}.{name}" in ids
@@ -97,8 +95,7 @@ def test_every_public_name_of_the_package_is_on_a_page_of_the_api(site, pages):
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_of_a_command_is_on_its_page(site, name):
-    parser = argparse.ArgumentParser()
-    importlib.import_module(COMMANDS[name][0]).add_arguments(parser)
+    parser = command_parser(name)
     text = (site / "commands" / f"{name}.html").read_text(encoding="utf-8")
     options = [option for action in parser._actions for option in action.option_strings if action.dest != "help"]
     assert [option for option in options if f"<code>{option}" not in text] == []
@@ -106,9 +103,9 @@ def test_every_option_of_a_command_is_on_its_page(site, name):
 
 
 def test_fields_of_settings_say_what_they_are(site):
-    text = (site / "api" / "training.html").read_text(encoding="utf-8")
+    text = (site / "reference" / "training.html").read_text(encoding="utf-8")
     assert "images a process and a forward pass" in text  # of a `metadata`
-    text = (site / "api" / "growth.html").read_text(encoding="utf-8")
+    text = (site / "reference" / "growth.html").read_text(encoding="utf-8")
     assert "diffusion model, folder or Hub id; None trains one first" in text  # of a comment
 
 

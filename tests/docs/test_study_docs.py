@@ -1,4 +1,4 @@
-"""docs/study.md: every arm is on it."""
+"""docs/how_to/study.md: every arm is on it."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from semseg_diffusers.evaluation.study.settings import ARMS
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "how_to" / "study.md").read_text(encoding="utf-8")
 
 
 def test_every_arm_is_on_the_page():

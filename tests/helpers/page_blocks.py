@@ -19,7 +19,8 @@ from semseg_diffusers import cli
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("docs", "docs/tutorials", "docs/how_to", "docs/results")
+PAGES = [ROOT / "README.md", *sorted(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md"))]
 LANGUAGES = ("bash", "python")
 # What makes lines of every page short: part of the line -> options that come after those printed.
 TRAIN = " ".join(

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CHECKOUT = ("configs", "examples", "train_accelerate.py")  # what lines of the pages name of the repository
 SIZE = (128, 128)
 TRAIN = 24
-VAL = ("0016E5_08029", "0016E5_08099")  # named in docs/painting.md
+VAL = ("0016E5_08029", "0016E5_08099")  # named in docs/how_to/painting.md
 LOOKS = {  # those of toy scenes
     "weather": ["clear", "overcast", "partly cloudy", "rainy"],
     "timeofday": ["dawn/dusk", "daytime", "night"],
@@ -90,7 +90,7 @@ def lay_out(stock: Path, folder: Path, *names: str) -> None:
 
 
 def edited_photo(folder: Path) -> None:
-    """A photo, its mask and the mask edited, where docs/editing_photos.md looks for them."""
+    """A photo, its mask and the mask edited, where docs/how_to/editing_photos.md looks for them."""
     labels = LabelSet.from_preset("camvid")
     split = folder / "data" / "camvid128" / "val"
     shutil.copy(split / "images" / f"{VAL[0]}.png", folder / "photo.png")
@@ -102,7 +102,7 @@ def edited_photo(folder: Path) -> None:
 
 
 def published(folder: Path) -> None:
-    """Checkpoints in the layouts of other codebases, under the names of docs/converting.md."""
+    """Checkpoints in the layouts of other codebases, under the names of docs/how_to/converting.md."""
     labels = LabelSet.from_preset("paper")
     torch.save(paper_weights(), folder / "ema_model_epoch_550.ckpt")
     content = {**lightning(paper_weights(), paper_weights()), "hyper_parameters": {"path": Path("data")}}

@@ -1,4 +1,4 @@
-"""What an image costs by default, and that all that draws has the same defaults: those of docs/sampling.md."""
+"""What an image costs by default, and that all that draws has the same defaults: those of docs/how_to/sampling.md."""
 
 import inspect
 
