@@ -1,4 +1,4 @@
-"""A hook of mkdocs: the pages of the commands, with every option, made from the parsers that read them."""
+"""MkDocs hook: write a page for each command, with every option, from the parser that reads them."""
 
 import argparse
 import re
@@ -14,25 +14,25 @@ FOLDER = "commands"
 
 
 def _text(words: str) -> str:
-    """Plain text as Markdown: nothing in it is markup but what stands in backticks."""
+    """Escape plain text for Markdown; only backticks keep their meaning."""
     parts = re.split(r"(`[^`]+`)", " ".join(words.split()))
     return "".join(part if i % 2 else re.sub(r"([\\*_<>|\[\]#])", r"\\\1", part) for i, part in enumerate(parts))
 
 
 def _entry(parser: argparse.ArgumentParser, action: argparse.Action) -> str:
-    """An option and what it does, as an entry of a definition list."""
+    """Return an option and its help as an entry of a definition list."""
     formatter = parser._get_formatter()
     value = "" if action.nargs == 0 else formatter._format_args(action, action.dest.upper())
     calls = [f"{name} {value}".strip() for name in action.option_strings] or [value]
     words = _text(formatter._expand_help(action)) if action.help else ""
     if action.choices is not None:
         words += f"{'; ' if words else ''}one of {', '.join(f'`{choice}`' for choice in action.choices)}"
-    needed = "**Needed.** " if action.required and action.option_strings else ""
+    needed = "**Required.** " if action.required and action.option_strings else ""
     return f"{', '.join(f'`{call}`' for call in calls)}\n:   {needed}{words or 'On or off.'}\n"
 
 
 def page_of(name: str) -> str:
-    """The page of a command, in Markdown."""
+    """Return the page of a command as Markdown."""
     parser = command_parser(name)
     lines = [f"# {name}", "", _described(parser.description), ""]
     for group in parser._action_groups:
@@ -71,23 +71,22 @@ def _runs(lines: list[str]) -> list[tuple[bool, list[str]]]:
 
 
 def _overview() -> str:
-    rows = [f"| [`{name}`]({name}.md) | {_text(told)} |" for name, (*_, told) in COMMANDS.items()]
-    told = (
-        "In the order of use. `semseg-diffusers COMMAND --help` prints what stands on these pages: both are made from "
-    )
-    return "\n".join(["# Commands", "", f"{told}the same parsers.", "", "| command | for |", "|---|---|", *rows, ""])
+    rows = [f"| [`{name}`]({name}.md) | {_text(command[-1])} |" for name, command in COMMANDS.items()]
+    introduction = "In the order of use. `semseg-diffusers COMMAND --help` prints the same options."
+    return "\n".join(["# Commands", "", introduction, "", "| command | purpose |", "|---|---|", *rows, ""])
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the commands into the navigation, where their overview stands."""
-    for entry in config.nav:
+    """Add the command pages to the navigation, under their overview."""
+    reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
+    for entry in reference:
         if entry.get("Commands") == f"{FOLDER}/index.md":
             entry["Commands"] = [f"{FOLDER}/index.md", *(f"{FOLDER}/{name}.md" for name in COMMANDS)]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Write the pages."""
+    """Add the pages."""
     files.append(File.generated(config, f"{FOLDER}/index.md", content=_overview()))
     for name in COMMANDS:
         files.append(File.generated(config, f"{FOLDER}/{name}.md", content=page_of(name)))

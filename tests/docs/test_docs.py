@@ -58,14 +58,14 @@ def test_most_lines_are_commands_of_ours():
     lines = [line for page in PAGES for line in lines_of(page)]
     other = [line for line in lines if not command_of(line)]
     assert len(CALLS) > 50
-    starts = ("make ", "export ", "grep ", "python ", "cp ", "srun ", "hf ")
+    starts = ("make ", "pip install ", "export ", "grep ", "python ", "cp ", "srun ", "hf ")
     assert [line for line in other if not line.startswith(starts)] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_pictures_and_links_of_a_page_are_there(page):
     text = page.read_text(encoding="utf-8")
-    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text):
+    for name in re.findall(r"!\[[^\]]*\]\((?!http)([^)]+)\)", text):
         Image.open(page.parent / name).verify()
         assert (page.parent / name).stat().st_size < LARGEST, name
     for target in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", text):

@@ -45,7 +45,7 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def check_readme(folder: Path, names: dict) -> None:
-    assert Image.open(folder / "street.jpg").size == (128, 128)
+    assert Image.open(folder / "street.png").size == (4 * 128, 128)
     assert len(names["images"]) == 2
     assert len(pictures(folder / "new")) == 4 * len(VAL)
     assert json.loads((folder / "evaluation" / "results.json").read_text())["data"]["num_generated"] == 4 * len(VAL)
@@ -195,7 +195,7 @@ def test_marker_of_a_page_stands_above_a_block_and_gives_a_reason(page):
     marked = [block for block in blocks if block.reason is not None]
     assert len(marked) == text.count("not run by the tests")
     assert all(block.language in LANGUAGES and len(block.reason.split()) >= 2 for block in marked)
-    assert {block.language for block in blocks} <= {*LANGUAGES, "yaml", "text"}
+    assert {block.language for block in blocks} <= {*LANGUAGES, "yaml", "text", "bibtex"}
 
 
 def run_in_place(name: str, folder: Path, stock: Path | None) -> None:

@@ -1,27 +1,37 @@
-"""README.md says what is measured, names what there is, and stays a front page."""
+"""README.md and docs/results: their numbers are those of the result files, and the README stays a front page."""
 
 import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
+from helpers.page_blocks import blocks_of
+from PIL import Image, ImageChops, ImageStat
 
 from semseg_diffusers.reports.html import number
 
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = ROOT / "docs" / "results"
+CAMVID = (RESULTS / "camvid.md").read_text(encoding="utf-8")
+GROWING = (RESULTS / "growing.md").read_text(encoding="utf-8")
 MEASURES = {"mean IoU": "mean_iou", "pixel accuracy": "pixel_accuracy"}
+
+
+def read(name: str) -> dict:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
 def results() -> dict:
-    return json.loads((ROOT / "docs" / "results" / "camvid.json").read_text(encoding="utf-8"))
+    return read("camvid.json")
 
 
 def rows() -> dict[str, list[str]]:
-    """The table of results: measure -> its cells."""
-    table = README.split("| measure | better |")[1].split("\n\n")[0]
+    """Return the table of results: measure -> its cells."""
+    table = CAMVID.split("| measure | better |")[1].split("\n\n")[0]
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
     return {name: cells for name, *cells in lines}
 
@@ -45,19 +55,18 @@ def test_distances_of_the_table_are_those_of_the_results(results):
 
 
 def test_text_beside_the_table_is_that_of_the_results(results):
-    assert f"{results['data']['num_masks']} validation masks" in README
-    generation = results["generation"]
-    assert f"takes {generation['num_inference_steps']} steps" in README
+    assert f"{results['data']['num_masks']} validation masks" in CAMVID
+    assert f"takes {results['generation']['num_inference_steps']} steps" in CAMVID
     assert results["data"]["num_generated"] == 2 * results["data"]["num_masks"]
-    assert "two seeds each" in README
+    assert "two seeds each" in CAMVID
 
 
 def test_table_of_the_study_is_that_of_its_results():
-    study = json.loads((ROOT / "docs" / "results" / "grow_camvid.json").read_text(encoding="utf-8"))
+    study = read("grow_camvid.json")
     over_real = {each["arm"]: each["mean_iou"] for each in study["comparisons"] if each["against"]["arm"] == "real"}
     for arm in study["arms"]:
         title = arm["title"].removesuffix(", 1x")
-        (line,) = re.findall(rf"^\| {re.escape(title)} \|(.*)\|$", README, flags=re.MULTILINE)
+        (line,) = re.findall(rf"^\| {re.escape(title)} \|(.*)\|$", GROWING, flags=re.MULTILINE)
         mean, deviation, difference, rider, car = (cell.strip() for cell in line.split("|"))
         assert (float(mean), float(deviation)) == (
             round(arm["mean_iou"]["mean"], 3),
@@ -69,6 +78,43 @@ def test_table_of_the_study_is_that_of_its_results():
             assert difference == f"{gain['mean']:+.3f} ({gain['low']:.3f} to {gain['high']:.3f})"
 
 
+def test_results_of_the_readme_are_those_of_the_files(results):
+    text = " ".join(README.split("## Results")[1].split("## Documentation")[0].split())
+    low, generated, high = (number(results["agreement"][row]["mean_iou"]) for row in ("shuffled", "generated", "real"))
+    assert f"at {generated} mean IoU, between {low} for mismatched masks and {high}" in text
+    (to_val,) = [each for each in results["fidelity"][0]["references"] if each["reference"] == "val"]
+    assert f"is {number(to_val['generated']['fid'])} in the features" in text
+    assert f"reach {number(to_val['floor']['fid'])};" in text
+    study = read("grow_camvid.json")
+    (gain,) = [
+        each["mean_iou"]
+        for each in study["comparisons"]
+        if each["arm"] == "real_synthetic" and each["against"]["arm"] == "real"
+    ]
+    assert f"by {gain['mean']:+.3f} (95 % interval {gain['low']:.3f} to {gain['high']:.3f}, three seeds)" in text
+    assert f"{read('first_photo.json')['sum']:.0f} seconds from `git clone`" in text
+
+
+def test_picture_of_the_readme_is_what_its_first_snippet_makes(tmp_path, monkeypatch):
+    (snippet, *_) = [block for block in blocks_of(ROOT / "README.md") if block.language == "python"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("checkpoints", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    with torch.random.fork_rng(devices=[]):
+        exec(compile(snippet.code, "README.md", "exec"), {})
+    with Image.open("street.png") as made, Image.open(ROOT / "docs" / "images" / "first_snippet.png") as shown:
+        assert made.size == shown.size
+        difference = ImageStat.Stat(ImageChops.difference(made.convert("RGB"), shown.convert("RGB"))).mean
+    assert max(difference) < 2  # grey levels: convolutions differ a little between processors
+
+
+def test_addresses_of_the_repository_are_one():
+    url = re.search(r'^Repository = "(.*)"$', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), flags=re.M)[1]
+    files = [ROOT / "README.md", ROOT / "SECURITY.md", ROOT / "CODE_OF_CONDUCT.md", *(ROOT / ".github").rglob("*.yml")]
+    found = {name for file in files for name in re.findall(r"github\.com/[\w-]+/semseg_diffusers", file.read_text())}
+    assert found == {url.removeprefix("https://")}
+
+
 def test_make_targets_of_the_readme_exist():
     targets = set(re.findall(r"(?:^|`)make ([\w-]+)", README, flags=re.MULTILINE))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -78,4 +124,7 @@ def test_make_targets_of_the_readme_exist():
 
 def test_readme_is_a_front_page():
     assert len(README.splitlines()) < 200
-    assert README.index("![") < README.index("## ")  # a picture before all else
+    assert README.index("](docs/images/") < README.index("## ")  # a picture before all else
+    sections = re.findall(r"^## (.+)$", README, flags=re.MULTILINE)
+    contents = re.findall(r"\[([^]]+)\]\(#", README)
+    assert contents == sections
