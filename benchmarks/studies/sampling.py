@@ -377,7 +377,7 @@ def collect(args: argparse.Namespace, sampling: Sampling, reader: Reader) -> dic
 
 
 def tables(record: dict[str, Any]) -> str:
-    """The results as Markdown, a table for each group of arms: those of docs/how_to/sampling.md."""
+    """The results as Markdown, a table for each group of arms: those of docs/results/sampling.md."""
     references = [name for name in IN_TABLES if name in record["arms"]]
     heads = ["less the default" if name == DEFAULT else f"less {SHORT[name]}" for name in references]
     lines = []

@@ -1,5 +1,5 @@
 """The page of `sampling.py`: a table for each group of arms, and what the arms draw from the same masks and noise; and
-the two sheets of pictures in docs/how_to/sampling.md."""
+the two sheets of pictures in docs/results/sampling.md."""
 
 from pathlib import Path
 

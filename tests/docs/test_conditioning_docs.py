@@ -1,4 +1,4 @@
-"""docs/how_to/conditioning.md: its tables are those of the results; the benchmark behind them runs."""
+"""docs/results/conditioning.md: its tables are those of the results; the benchmark behind them runs."""
 
 import importlib.util
 import json
@@ -8,7 +8,7 @@ import pytest
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "how_to" / "conditioning.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "results" / "conditioning.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture

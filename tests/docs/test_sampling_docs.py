@@ -1,4 +1,4 @@
-"""docs/how_to/sampling.md: its tables are those of the results, its defaults are the code's."""
+"""The pages on sampling: their tables are those of the results, their defaults are the code's."""
 
 import importlib.util
 import json
@@ -12,7 +12,8 @@ from semseg_diffusers.generation.settings import GenerationSettings
 
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "how_to" / "sampling.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "how_to" / "sampling.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results" / "sampling.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -30,12 +31,14 @@ def study(monkeypatch):
 def test_tables_of_the_page_are_those_of_the_results(study):
     record = json.loads((ROOT / "docs" / "results" / "sampling.json").read_text(encoding="utf-8"))
     measured = [line for line in study.tables(record).splitlines() if line.startswith("|")]
-    shown = [line for line in PAGE.splitlines() if line.startswith("|") and line.count("|") == measured[0].count("|")]
+    shown = [
+        line for line in RESULTS.splitlines() if line.startswith("|") and line.count("|") == measured[0].count("|")
+    ]
     assert len(shown) > 20
     assert set(shown) <= set(measured)
 
 
 def test_defaults_of_the_page_are_those_of_the_code():
-    said = re.search(r"\*\*(\d+) steps of SDE-DPM-Solver\+\+ at guidance scale ([\d.]+)\*\*", PAGE)
+    said = re.search(r"\*\*(\d+) steps of SDE-DPM-Solver\+\+ at guidance scale ([\d.]+)\*\*", GUIDE)
     settings = GenerationSettings()
     assert (int(said[1]), float(said[2])) == (settings.num_inference_steps, settings.guidance_scale)
