@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.golden_weights import golden_values
+from helpers.loading import OUR_CLASS, REMOTE_CODE
 from helpers.page_blocks import run_line
 from helpers.published_checkpoints import konz_folder, lightning, paper_weights, sdm_weights
 from PIL import Image
-from pipelines.test_loading import OUR_CLASS, REMOTE_CODE
 from safetensors.torch import save_file
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, cli

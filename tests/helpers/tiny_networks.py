@@ -7,7 +7,53 @@ from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DMod
 from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel
 from semseg_diffusers.models.published.unet_sdm import SDMUNet2DModel
 from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
+from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 
+
+TINY = {
+    "sample_size": 16,
+    "num_classes": 5,
+    "block_out_channels": (8, 16),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "stem_channels": 8,
+}
+TINY_PARENT = {name: value for name, value in TINY.items() if name not in ("num_classes", "stem_channels")}
+# The three families of networks that diffusers tests `UNet2DModel` with, and what else it can be.
+PARENTS = {
+    "unconditional": {},
+    "latent": {
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D"),
+    },
+    "ncsnpp": {
+        "block_out_channels": (32, 32),
+        "time_embedding_type": "fourier",
+        "norm_eps": 1e-6,
+        "mid_block_scale_factor": 2**0.5,
+        "norm_num_groups": None,
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    },
+    "class embedding": {"num_class_embeds": 3},
+    "class timestep": {"class_embed_type": "timestep"},
+    "class identity": {"class_embed_type": "identity"},
+    "learned time": {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+    "wide time": {"time_embedding_dim": 24, "resnet_time_scale_shift": "scale_shift"},
+    "no middle": {"mid_block_type": None},
+    "centred": {"center_input_sample": True, "downsample_type": "resnet", "upsample_type": "resnet"},
+    "learned variance": {"out_channels": 6},
+}
+CLASS_LABELS = {
+    "class embedding": torch.tensor([0, 2]),
+    "class timestep": torch.tensor([3, 700]),
+    "class identity": torch.linspace(-1, 1, 64).view(2, 32),
+}
 
 ID_CHANNEL = {
     "sample_size": 16,
@@ -18,6 +64,16 @@ ID_CHANNEL = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "attention_head_dim": 4,
 }
+
+
+def tiny_mask_guided(**settings) -> MaskGuidedUNet2DModel:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        unet = MaskGuidedUNet2DModel(**{**TINY, **settings}).eval()
+        for name, weight in unet.named_parameters():
+            if name.startswith("mask_norms.projections"):  # they start from zeros
+                torch.nn.init.normal_(weight, std=0.1)
+    return unet
 
 
 def tiny_paper(**settings) -> PaperUNet2DModel:

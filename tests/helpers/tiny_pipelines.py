@@ -1,5 +1,6 @@
 """Tiny real pipelines that several test files draw with: 8 channels, 16 x 16, the same weights each time."""
 
+import diffusers
 import torch
 from diffusers import DDIMScheduler
 
@@ -33,6 +34,13 @@ SCHEDULERS = {
     "UnCLIPScheduler": ("epsilon", "sample"),
     "UniPCMultistepScheduler": ALL_TYPES,
 }
+
+NOISING = [name for name in SCHEDULERS if not name.startswith(("EDM", "IPNDM"))]  # these can add noise to an image
+
+
+def new_scheduler(name: str):
+    settings = {"lower_order_final": True} if name == "DPMSolverSinglestepScheduler" else {}
+    return getattr(diffusers, name)(**settings)
 
 
 def tiny_unet(**settings) -> MaskGuidedUNet2DModel:
@@ -69,3 +77,8 @@ def random_ids(count: int = 1, height: int = SIZE, width: int = SIZE, seed: int 
 def draw(pipe, mask, seeds=(0,), **settings) -> torch.Tensor:
     settings = {"num_inference_steps": 3, "output_type": "pt", **settings}
     return pipe(mask, generator=seeded(*seeds), **settings).images
+
+
+def zero_at_the_end(pipe, i, _, tensors):
+    """A callback that replaces the latents of the last step by zeros."""
+    return {"latents": torch.zeros_like(tensors["latents"])} if i == pipe.num_timesteps - 1 else {}

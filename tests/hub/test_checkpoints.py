@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from helpers.loading import REMOTE_CODE
 from PIL import Image
-from pipelines.test_loading import REMOTE_CODE
 from safetensors import safe_open
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline

@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 from helpers.evaluation_results import evaluation_results
+from helpers.loading import DIFFUSERS_CLASS, DRAW, OUR_CLASS, REMOTE_CODE, draw, tiny_pipeline
 from PIL import Image
-from pipelines.test_loading import DIFFUSERS_CLASS, DRAW, OUR_CLASS, REMOTE_CODE, draw, tiny_pipeline
 from safetensors.torch import load_file, save_file
 
 from semseg_diffusers import LabelSet, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline, cli

@@ -10,9 +10,8 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from helpers.generation_places import LABELS, pixels, save_masks, save_photos
-from helpers.tiny_networks import inputs, tiny_base, tiny_control
+from helpers.tiny_networks import CLASS_LABELS, PARENTS, TINY_PARENT, inputs, tiny_base, tiny_control
 from helpers.tiny_pipelines import SCHEDULERS, SIZE, draw, pipeline, random_ids, tiny_unet
-from models.test_unet_mask_guided import CLASS_LABELS, PARENTS, TINY_PARENT
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import (

@@ -7,8 +7,9 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.resnet import ResnetBlock2D
+from helpers.tiny_networks import CLASS_LABELS, PARENTS, TINY, TINY_PARENT, inputs
+from helpers.tiny_networks import tiny_mask_guided as tiny
 from helpers.training_runs import tiny_settings, train_here, weights
-from models.test_unet_mask_guided import CLASS_LABELS, PARENTS, TINY, TINY_PARENT, inputs, tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel

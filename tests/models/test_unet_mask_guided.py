@@ -4,6 +4,8 @@ import accelerate
 import pytest
 import torch
 from diffusers import UNet2DModel
+from helpers.tiny_networks import CLASS_LABELS, PARENTS, TINY, TINY_PARENT, inputs
+from helpers.tiny_networks import tiny_mask_guided as tiny
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.data.labels import LabelSet
@@ -18,76 +20,12 @@ from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
 
 
-TINY = {
-    "sample_size": 16,
-    "num_classes": 5,
-    "block_out_channels": (8, 16),
-    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
-    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
-    "layers_per_block": 1,
-    "norm_num_groups": 4,
-    "attention_head_dim": 4,
-    "stem_channels": 8,
-}
-TINY_PARENT = {name: value for name, value in TINY.items() if name not in ("num_classes", "stem_channels")}
-# The three families of networks that diffusers tests `UNet2DModel` with, and what else it can be.
-PARENTS = {
-    "unconditional": {},
-    "latent": {
-        "in_channels": 4,
-        "out_channels": 4,
-        "down_block_types": ("DownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "UpBlock2D"),
-    },
-    "ncsnpp": {
-        "block_out_channels": (32, 32),
-        "time_embedding_type": "fourier",
-        "norm_eps": 1e-6,
-        "mid_block_scale_factor": 2**0.5,
-        "norm_num_groups": None,
-        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
-        "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
-    },
-    "class embedding": {"num_class_embeds": 3},
-    "class timestep": {"class_embed_type": "timestep"},
-    "class identity": {"class_embed_type": "identity"},
-    "learned time": {"time_embedding_type": "learned", "num_train_timesteps": 1000},
-    "wide time": {"time_embedding_dim": 24, "resnet_time_scale_shift": "scale_shift"},
-    "no middle": {"mid_block_type": None},
-    "centred": {"center_input_sample": True, "downsample_type": "resnet", "upsample_type": "resnet"},
-    "learned variance": {"out_channels": 6},
-}
-CLASS_LABELS = {
-    "class embedding": torch.tensor([0, 2]),
-    "class timestep": torch.tensor([3, 700]),
-    "class identity": torch.linspace(-1, 1, 64).view(2, 32),
-}
-
 FORMS = {
     f"{conditioning}-{patch_size}": {"mask_conditioning": conditioning, "patch_size": patch_size}
     for conditioning in ("add", "concat", "spade")
     for patch_size in (1, 2)
 }
 every_form = pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-
-
-def tiny(**settings) -> MaskGuidedUNet2DModel:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        unet = MaskGuidedUNet2DModel(**{**TINY, **settings}).eval()
-        for name, weight in unet.named_parameters():
-            if name.startswith("mask_norms.projections"):  # they start from zeros
-                torch.nn.init.normal_(weight, std=0.1)
-    return unet
-
-
-def inputs(
-    batch_size: int = 2, height: int = 16, width: int = 16, channels: int = 3
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(batch_size, channels, height, width, generator=generator)
-    timestep = torch.randint(1, 1000, (batch_size,), generator=generator)
-    return sample, timestep, torch.randint(0, 5, (batch_size, height, width), generator=generator)
 
 
 # Masks

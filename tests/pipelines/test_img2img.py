@@ -5,7 +5,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
-from helpers.tiny_pipelines import SCHEDULERS, SIZE, pipeline, random_ids, seeded, tiny_unet
+from helpers.tiny_pipelines import (
+    NOISING,
+    SIZE,
+    new_scheduler,
+    pipeline,
+    random_ids,
+    seeded,
+    tiny_unet,
+    zero_at_the_end,
+)
 from PIL import Image
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline
@@ -15,13 +24,7 @@ from semseg_diffusers.data.crop_resize import place_frame
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates, thousands of times.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-NOISING = [name for name in SCHEDULERS if not name.startswith(("EDM", "IPNDM"))]
 PHOTO = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-
-
-def new_scheduler(name: str):
-    settings = {"lower_order_final": True} if name == "DPMSolverSinglestepScheduler" else {}
-    return getattr(diffusers, name)(**settings)
 
 
 def img2img(scheduler=None, unet=None) -> MaskGuidedImg2ImgPipeline:
@@ -194,12 +197,8 @@ def test_output_types_agree(pipe, strength):
 
 
 def test_latents_that_a_callback_returns_are_used(pipe):
-    latent = redraw(pipe, PHOTO, random_ids(), output_type="latent", callback_on_step_end=zero)
+    latent = redraw(pipe, PHOTO, random_ids(), output_type="latent", callback_on_step_end=zero_at_the_end)
     assert (latent == 0).all()
-
-
-def zero(pipe, i, _, tensors):
-    return {"latents": torch.zeros_like(tensors["latents"])} if i == pipe.num_timesteps - 1 else {}
 
 
 def test_half_precision_keeps_the_photo_at_strength_zero():

@@ -4,9 +4,18 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler
-from helpers.tiny_pipelines import BDD, SIZE, pipeline, random_ids, seeded, tiny_unet
+from helpers.tiny_pipelines import (
+    BDD,
+    NOISING,
+    SIZE,
+    new_scheduler,
+    pipeline,
+    random_ids,
+    seeded,
+    tiny_unet,
+    zero_at_the_end,
+)
 from PIL import Image
-from pipelines.test_img2img import NOISING, new_scheduler, zero
 
 from semseg_diffusers import MaskGuidedInpaintPipeline
 from semseg_diffusers.pipelines.photo_inputs import changed_region, crop_window, paste
@@ -211,7 +220,7 @@ def test_output_types_agree_and_latents_of_callbacks_are_used(pipe):
     assert np.array_equal(array, pt.permute(0, 2, 3, 1).numpy())
     assert torch.allclose((latent / 2 + 0.5).clamp(0, 1), pt, atol=1e-6)
     assert np.abs(np.asarray(picture) / 255 - array[0]).max() < 1 / 255
-    zeros = edit(pipe, PHOTO, random_ids(), callback_on_step_end=zero)
+    zeros = edit(pipe, PHOTO, random_ids(), callback_on_step_end=zero_at_the_end)
     assert (zeros[0][:, REGION] == 0.5).all()
 
 
