@@ -65,10 +65,10 @@ def test_notebook_was_run_whole_and_holds_nothing_that_it_must_not(path):
 
 
 @each_notebook
-def test_notebook_says_what_it_does_first_and_where_to_go_on_last(path):
+def test_notebook_starts_with_its_title_and_ends_with_what_to_read_next(path):
     cells = read(path).cells
     assert re.match(rf"# {int(path.stem[:2])}\. ", cells[0].source)
-    assert "## Where to go on" in cells[-1].source.splitlines()
+    assert "## Next" in cells[-1].source.splitlines()
     assert all(cell.source.count("\n") < MOST_LINES for cell in cells if cell.cell_type == "code")
 
 
