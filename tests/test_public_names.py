@@ -1,0 +1,80 @@
+"""Names that scripts and saved checkpoints rely on: commands, their options, classes and the arguments of their calls."""
+
+import inspect
+import re
+
+import pytest
+
+import semseg_diffusers
+from semseg_diffusers import cli
+
+
+TRAINING = """train_batch_size max_train_steps num_train_epochs gradient_accumulation_steps learning_rate lr_scheduler
+    lr_warmup_steps mixed_precision use_ema checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to
+    seed hub_model_id push_to_hub dataset output_dir preset image_column mask_column device"""
+OPTIONS = {
+    "prepare": "source format resolution output annotations",
+    "check": "source dataset",
+    "toy": "output seed",
+    "stats": "dataset output",
+    "labels": "preset output",
+    "clean": "masks labels output",
+    "edit": "masks output operation",
+    "enrich": "dataset output num_masks seed",
+    "train": TRAINING,
+    "report": "",
+    "generate": "model masks num_images_per_mask output seed device dtype",
+    "app": "model device dtype",
+    "segmenter": "dataset output seed device",
+    "filter": "generated dataset segmenter output",
+    "evaluate": "model dataset split output image_column mask_column seed device dtype",
+    "study": "dataset generated output seeds device",
+    "merge": "dataset generated output",
+    "grow": "dataset model output",
+    "convert": "from output",
+    "export": "model output dtype seed",
+    "push": "model dataset repo_id",
+}
+
+
+def test_there_is_a_row_for_each_command():
+    assert list(OPTIONS) == list(cli.COMMANDS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_a_command_has_its_options(name, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main([name, "--help"])
+    assert exit_info.value.code == 0
+    listed = set(re.findall(r"--(\w+)", capsys.readouterr().out))
+    assert {*OPTIONS[name].split(), "help"} - listed == set()
+
+
+def parameters(function) -> list[str]:
+    return [name for name in inspect.signature(function).parameters if name != "self"]
+
+
+def test_the_network_takes_its_arguments():
+    network = semseg_diffusers.MaskGuidedUNet2DModel
+    names = ["sample", "timestep", "class_labels", "mask", "mask_features", "return_dict"]
+    assert [name for name in parameters(network.forward) if name in names] == names
+    assert {"sample_size", "in_channels", "out_channels", "num_classes", "mask_conditioning"} <= set(parameters(network))
+    assert {"num_classes", "hidden_dim", "emb_dim"} <= set(parameters(semseg_diffusers.PaperUNet2DModel))
+    assert callable(network.encode_mask)
+
+
+def test_the_pipelines_take_their_arguments():
+    shared = """mask num_images_per_mask num_inference_steps guidance_scale guidance_start guidance_stop generator
+        output_type return_dict callback_on_step_end"""
+    for name in ("MaskGuidedDDPMPipeline", "MaskGuidedImg2ImgPipeline", "MaskGuidedInpaintPipeline"):
+        pipeline = getattr(semseg_diffusers, name)
+        assert parameters(pipeline) == ["unet", "scheduler"]
+        assert set(shared.split()) <= set(parameters(pipeline.__call__))
+    assert "latents" in parameters(semseg_diffusers.MaskGuidedDDPMPipeline.__call__)
+
+
+def test_label_sets_have_their_methods():
+    labels = semseg_diffusers.LabelSet
+    assert all(labels.from_preset(name).num_classes > 0 for name in ("bdd100k", "cityscapes", "camvid", "paper"))
+    assert {"from_json", "encode", "decode"} <= set(dir(labels))
+    assert "tolerance" in parameters(labels.encode)
