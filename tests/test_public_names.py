@@ -1,4 +1,4 @@
-"""Names that scripts and saved checkpoints rely on: commands, their options, classes and the arguments of their calls."""
+"""Names that scripts and checkpoints rely on: commands, options, classes and their arguments."""
 
 import inspect
 import re
@@ -9,8 +9,8 @@ import semseg_diffusers
 from semseg_diffusers import cli
 
 
-TRAINING = """train_batch_size max_train_steps num_train_epochs gradient_accumulation_steps learning_rate lr_scheduler
-    lr_warmup_steps mixed_precision use_ema checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to
+TRAINING = """train_batch_size max_train_steps num_train_epochs gradient_accumulation_steps learning_rate
+    lr_scheduler lr_warmup_steps mixed_precision use_ema checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to
     seed hub_model_id push_to_hub dataset output_dir preset image_column mask_column device"""
 OPTIONS = {
     "prepare": "source format resolution output annotations",
@@ -58,7 +58,9 @@ def test_the_network_takes_its_arguments():
     network = semseg_diffusers.MaskGuidedUNet2DModel
     names = ["sample", "timestep", "class_labels", "mask", "mask_features", "return_dict"]
     assert [name for name in parameters(network.forward) if name in names] == names
-    assert {"sample_size", "in_channels", "out_channels", "num_classes", "mask_conditioning"} <= set(parameters(network))
+    assert {"sample_size", "in_channels", "out_channels", "num_classes", "mask_conditioning"} <= set(
+        parameters(network)
+    )
     assert {"num_classes", "hidden_dim", "emb_dim"} <= set(parameters(semseg_diffusers.PaperUNet2DModel))
     assert callable(network.encode_mask)
 
