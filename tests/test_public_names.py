@@ -9,9 +9,9 @@ import semseg_diffusers
 from semseg_diffusers import cli
 
 
-TRAINING = """train_batch_size max_train_steps num_train_epochs gradient_accumulation_steps learning_rate
-    lr_scheduler lr_warmup_steps mixed_precision use_ema checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to
-    seed hub_model_id push_to_hub dataset output_dir preset image_column mask_column device"""
+TRAINING = """dataset output_dir preset image_column mask_column device seed train_batch_size max_train_steps
+    num_train_epochs gradient_accumulation_steps learning_rate lr_scheduler lr_warmup_steps mixed_precision use_ema
+    checkpointing_steps checkpoints_total_limit resume_from_checkpoint report_to hub_model_id push_to_hub"""
 OPTIONS = {
     "prepare": "source format resolution output annotations",
     "check": "source dataset",
