@@ -20,8 +20,8 @@ from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.generation.settings import check_attributes
+from semseg_diffusers.pipelines.image_inputs import changed_region
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids
-from semseg_diffusers.pipelines.photo_inputs import changed_region
 
 
 MANIFEST_FILE = "manifest.jsonl"  # `enrich` says there which mask each of its own began with

@@ -152,7 +152,7 @@ def load_guide(
             f"({some_names(ours)}): a guide is a smaller or less trained model of the same data set."
         )
     try:
-        return pipeline.check_guide(guide, None)
+        return pipeline.prepare_guide(guide, None)
     except ValueError as err:
         raise ValueError(f"--guide_model '{name}': {err}") from err
 

@@ -175,6 +175,7 @@ def check_settings(pipeline: Any, settings: GenerationSettings, size: tuple[int,
     Raises:
         ValueError: naming the setting.
     """
+    pipeline.prepare_class_labels(None, num_masks=1)  # a network that needs them is refused
     for changes in grid(settings.variations).values():
         one = replace(settings, **{name: value for name, value in changes.items() if name in SWEEPABLE})
         pipeline.check_inputs(
@@ -188,17 +189,15 @@ def check_settings(pipeline: Any, settings: GenerationSettings, size: tuple[int,
             latents=None,
             height=size[0],
             width=size[1],
-            class_labels=None,
             output_type="pil",
-            callback_on_step_end_tensor_inputs=[],
             attribute_guidance_scale=one.attribute_guidance_scale,
             conditioning_scale=one.conditioning_scale,
         )
-        pipeline.check_guide(guide, one.attribute_guidance_scale)
+        pipeline.prepare_guide(guide, one.attribute_guidance_scale)
         if one.strength is not None:
             pipeline.check_strength(one.strength)
     if settings.edit is not None:
-        pipeline.check_edit_inputs(edit_region=True, old_mask=None, output_type="pil", **asdict(settings.edit))
+        pipeline.check_edit_inputs(**asdict(settings.edit))
     pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
 
 

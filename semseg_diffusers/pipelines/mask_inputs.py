@@ -1,7 +1,7 @@
-"""How masks are read, whatever form they come in: files, pictures, arrays and tensors become class ids (H, W).
+"""Reading masks of every form: files, images, arrays and tensors become class ids (H, W).
 
-This file is laid beside the weights with every saved pipeline and runs without the package: it imports the standard
-library, numpy, PIL and torch only.
+This file is saved beside the weights and runs without the package: it imports the standard library, numpy, PIL and
+torch only.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 
-UNKNOWN = 255  # the id that every network reads as "nothing is said about this pixel"
+UNKNOWN = 255  # the id that every network reads as "class unknown"
 
 
 def open_image(path, what: str = "mask") -> Image.Image:
@@ -21,7 +21,7 @@ def open_image(path, what: str = "mask") -> Image.Image:
 
     Args:
         path (`str` or `os.PathLike`): The file.
-        what (`str`, defaults to "mask"): What the error message calls it.
+        what (`str`, defaults to "mask"): Its name in error messages.
 
     Returns:
         `PIL.Image.Image`: The decoded image; the file is closed.
@@ -33,21 +33,21 @@ def open_image(path, what: str = "mask") -> Image.Image:
     path = os.fspath(path)
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise ValueError(f"{what} '{path}' is empty (0 bytes). Write or copy the file again.")
-    with _naming_the_file(path, what), Image.open(path) as image:
+    with _name_file_in_errors(path, what), Image.open(path) as image:
         image.load()
     return image
 
 
 @contextlib.contextmanager
-def _naming_the_file(path, what: str = "mask"):
-    """Pillow's errors about broken content do not say which file it was."""
+def _name_file_in_errors(path, what: str = "mask"):
+    """Add the file to Pillow's errors about broken content."""
     try:
         yield
     except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
         raise ValueError(
-            f"{what} '{path}' cannot be read as an image ({err}). Is it cut off or no image? Copy the file again."
+            f"{what} '{path}' cannot be read as an image ({err}). Is it truncated or no image? Copy the file again."
         ) from err
 
 
@@ -64,7 +64,7 @@ def unpack_colors(packed: np.ndarray) -> np.ndarray:
 
 
 def describe_mask(source) -> str:
-    """Name a mask for a message: its file, or plain "the mask" where there is none."""
+    """Return the name of a mask for a message: its file, or "the mask" where there is none."""
     return "the mask" if source is None else f"mask '{source}'"
 
 
@@ -76,14 +76,14 @@ def colors_to_ids(
     tolerance: float = 0.0,
     source=None,
 ) -> np.ndarray:
-    """Turn a colour picture into class ids.
+    """Convert a colour image to class ids.
 
     Args:
-        image (`np.ndarray`): RGB picture, (H, W, 3) uint8.
+        image (`np.ndarray`): RGB image, (H, W, 3) uint8.
         colors (sequence): The RGB colour of each class, in class order.
         ignore_index (`int`, defaults to 255): The id of pixels in the ignore colour.
         ignore_color (sequence, *optional*): The RGB colour that means "unknown".
-        tolerance (`float`, defaults to 0): Colours that no class has become the class with the nearest colour, if its
+        tolerance (`float`, defaults to 0): Colours of no class become the class with the nearest colour, if its
             Euclidean distance in RGB (0 to 441) is at most this.
         source (*optional*): The file, named in error messages.
 
@@ -91,7 +91,7 @@ def colors_to_ids(
         `np.ndarray`: Class ids, (H, W) uint8.
 
     Raises:
-        ValueError: The picture holds colours that no class has.
+        ValueError: The image holds colours of no class.
     """
     table = [tuple(color) for color in colors]
     ids = list(range(len(table)))
@@ -128,9 +128,9 @@ def _unknown_colors_message(packed: np.ndarray, counts: np.ndarray, tolerance: f
     if (rgb[:, :1] == rgb).all():
         hint = "All are grey: if these are class ids, save the mask with one channel."
     elif str(source).lower().endswith((".jpg", ".jpeg", ".webp")):
-        hint = "JPEG and WebP change colours: export the mask as PNG, or give a tolerance (such as 30)."
+        hint = "JPEG and WebP change colours: export the mask as PNG, or pass a tolerance (such as 30)."
     else:
-        hint = "Use the label set that the mask was painted with, or give a tolerance to take the nearest colour."
+        hint = "Use the label set that the mask was painted with, or pass a tolerance to take the nearest colour."
     colours = "colour" if len(packed) == 1 else "colours"
     return f"{describe_mask(source)} holds {len(packed)} {colours} that no class has{within}: {named}{more}. {hint}"
 
@@ -141,7 +141,7 @@ def ids_to_image(
     ignore_index: int = 255,
     ignore_color: Sequence[int] = (0, 0, 0),
 ) -> Image.Image:
-    """Turn class ids (H, W) into a P-mode picture: the index is the id, the palette holds the colours."""
+    """Convert class ids (H, W) to a P-mode image: the index is the id, the palette holds the colours."""
     palette = np.zeros((256, 3), dtype=np.uint8)
     palette[:] = ignore_color
     palette[: len(colors)] = colors
@@ -163,11 +163,11 @@ def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source
     elif num_classes == 19 and wrong.min() >= -1 and wrong.max() <= 33:
         hint = "Is it a Cityscapes labelIds file? Map its ids to trainIds (0-18) first."
     elif set(values.tolist()) <= {0, 255}:
-        hint = "Is it a black-and-white picture rather than class ids?"
+        hint = "Is it a black-and-white image rather than class ids?"
     elif len(wrong) == 1 and wrong[0] == num_classes:
         hint = f"Is {num_classes} the unlabelled class? Write {ignore_index} there."
     elif wrong.max() > 33:
-        hint = "Is it a grey picture, or were ids scaled to grey levels? Save the class ids themselves."
+        hint = "Is it a grey image, or were ids scaled to grey levels? Save the class ids themselves."
     else:
         hint = "Does the mask belong to another label set?"
     raise ValueError(
@@ -177,10 +177,10 @@ def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source
 
 
 def palette_agrees(image: Image.Image, num_classes: int, colors, ignore_index: int = 255) -> bool:
-    """Tell whether the indices of a P-mode image are class ids.
+    """Return whether the indices of a P-mode image are class ids.
 
-    They are where every index in use that is a class has that class' colour (the ignore index may have any), or where
-    the palette is a plain grey ramp. An image that uses no class index at all agrees only if it is ignored everywhere.
+    They are if every index in use that is a class has that class' colour (the ignore index may have any), or if
+    the palette is a grey ramp. An image that uses no class index at all agrees only if it is ignored everywhere.
     """
     used = np.unique(np.asarray(image))
     palette = np.zeros((256, 3), dtype=np.int64)
@@ -194,14 +194,14 @@ def palette_agrees(image: Image.Image, num_classes: int, colors, ignore_index: i
     return bool((palette[classes] == np.asarray(colors)[classes]).all())
 
 
-def _picture_to_ids(image: Image.Image, num_classes, colors, ignore_index, ignore_color, tolerance, source):
-    """Ids of a PIL image: (H, W) integers, not yet checked for range."""
+def _image_to_ids(image: Image.Image, num_classes, colors, ignore_index, ignore_color, tolerance, source):
+    """Return the ids of a PIL image: (H, W) integers, not yet checked for range."""
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
         alpha = np.asarray(image.convert("RGBA"))[..., 3]
         if (alpha < 255).any():
             raise ValueError(
-                f"{describe_mask(source)} has {int((alpha < 255).sum())} transparent pixels, whose class is not "
-                "defined. Flatten it first: paint what is unknown in the ignore colour."
+                f"{describe_mask(source)} has {int((alpha < 255).sum())} transparent pixels, which have no "
+                "class. Flatten it first: paint what is unknown in the ignore colour."
             )
         image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
     if image.mode == "P" and (colors is None or palette_agrees(image, num_classes, colors, ignore_index)):
@@ -210,36 +210,36 @@ def _picture_to_ids(image: Image.Image, num_classes, colors, ignore_index, ignor
         return np.asarray(image).astype(np.int64)
     if image.mode not in ("P", "RGB"):
         raise ValueError(
-            f"{describe_mask(source)} has the image mode {image.mode}; wanted one channel of class ids (L, P, I;16) "
+            f"{describe_mask(source)} has the image mode {image.mode}; expected one channel of class ids (L, P, I;16) "
             "or the label set's colours (RGB). Save it as a PNG in one of these."
         )
     if colors is None:
         raise ValueError(
-            f"{describe_mask(source)} is a colour picture, but this model carries no colours (id2color). Give class "
-            "ids (one channel), or turn the colours into ids first: LabelSet.from_json(colormap).encode(image)."
+            f"{describe_mask(source)} is a colour image, but this model has no colours (id2color). Pass class ids "
+            "(one channel), or convert the colours first: LabelSet.from_json(colormap).encode(image)."
         )
     return colors_to_ids(np.asarray(image.convert("RGB")), colors, ignore_index, ignore_color, tolerance, source)
 
 
 def _array_to_ids(array: np.ndarray, num_classes, colors, ignore_index, ignore_color, tolerance, source):
-    """Ids of an array: (H, W) integers, not yet checked for range."""
+    """Return the ids of an array: (H, W) integers, not yet checked for range."""
     if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
         return array
     if array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
-        picture = Image.fromarray(np.ascontiguousarray(array))
-        return _picture_to_ids(picture, num_classes, colors, ignore_index, ignore_color, tolerance, source)
+        image = Image.fromarray(np.ascontiguousarray(array))
+        return _image_to_ids(image, num_classes, colors, ignore_index, ignore_color, tolerance, source)
     is_one_hot = array.dtype == np.bool_ or np.issubdtype(array.dtype, np.floating)
     if array.ndim == 3 and is_one_hot and array.shape[0] == num_classes:
         marked = array == 1
         if not (marked | (array == 0)).all() or (marked.sum(axis=0) > 1).any():
             raise ValueError(
-                f"{describe_mask(source)} has {num_classes} channels but is not one-hot: each pixel takes a single 1, "
-                "or zeros only where unknown. Give the ids instead: mask.argmax over the channels."
+                f"{describe_mask(source)} has {num_classes} channels but is not one-hot: each pixel holds a single 1, "
+                "or zeros only where unknown. Pass the ids instead: mask.argmax over the channels."
             )
         return np.where(marked.any(axis=0), marked.argmax(axis=0), ignore_index)
     raise ValueError(
-        f"{describe_mask(source)} has shape {array.shape} and type {array.dtype}; wanted integer class ids (H, W), "
-        f"one-hot floats or booleans ({num_classes}, H, W), or an RGB picture (H, W, 3) of type uint8."
+        f"{describe_mask(source)} has shape {array.shape} and type {array.dtype}; expected integer class ids (H, W), "
+        f"one-hot floats or booleans ({num_classes}, H, W), or an RGB image (H, W, 3) of type uint8."
         + (" Class ids are integers: cast them." if array.ndim == 2 else "")
     )
 
@@ -253,12 +253,12 @@ def read_mask(
     tolerance: float = 0.0,
     source=None,
 ) -> np.ndarray:
-    """Read one mask, whatever form it has, as class ids.
+    """Read one mask of any form as class ids.
 
     Args:
         mask (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One channel (modes 1, L, I, I;16; integer
-            arrays (H, W)) is ids; a P-mode image is ids if its palette agrees (`palette_agrees`), else its colours
-            count; RGB, and RGBA without transparency, is colours; float or bool (num_classes, H, W) is one-hot.
+            arrays (H, W)) is ids; a P-mode image is ids if its palette agrees (`palette_agrees`), else colours; RGB,
+            and RGBA without transparency, is colours; float or bool (num_classes, H, W) is one-hot.
         num_classes (`int`): Ids run from 0 to `num_classes - 1`.
         colors (sequence, *optional*): RGB colour of each class. Without it, only ids are read.
         ignore_index (`int`, defaults to 255): The id of unknown pixels.
@@ -282,17 +282,17 @@ def read_mask(
         mask = mask.float().numpy() if mask.is_floating_point() else mask.numpy()
     if isinstance(mask, Image.Image):
         source = (getattr(mask, "filename", None) or None) if source is None else source
-        with _naming_the_file(source):
+        with _name_file_in_errors(source):
             mask.load()
     label_set = (num_classes, colors, ignore_index, ignore_color, tolerance, source)
     if isinstance(mask, Image.Image):
-        ids = _picture_to_ids(mask, *label_set)
+        ids = _image_to_ids(mask, *label_set)
     elif isinstance(mask, np.ndarray):
         ids = _array_to_ids(mask, *label_set)
     else:
         raise TypeError(
-            f"{describe_mask(source)} is of type {type(mask).__name__}; wanted a path, a PIL image, a numpy array or "
-            "a tensor."
+            f"{describe_mask(source)} is of type {type(mask).__name__}; expected a path, a PIL image, an array or a "
+            "tensor."
         )
     if 0 in ids.shape:
         raise ValueError(f"{describe_mask(source)} has no pixels: its size is {ids.shape[0]} x {ids.shape[1]}.")
@@ -321,12 +321,12 @@ def read_instances(instances) -> np.ndarray:
     ids = np.asarray(instances)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
         named = "`instances`" if source is None else f"instances '{source}'"
-        raise ValueError(f"{named} have shape {ids.shape} and type {ids.dtype}; wanted integer ids of shape (H, W).")
+        raise ValueError(f"{named} have shape {ids.shape} and type {ids.dtype}; expected integer ids of shape (H, W).")
     return ids.astype(np.int64)
 
 
 def center_crop_box(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int, int, int]:
-    """The largest centred box with the target's aspect.
+    """Return the largest centred box with the target's aspect ratio.
 
     Returns:
         `tuple[int, int, int, int]`: (left, top, right, bottom), as `PIL.Image.Image.crop` takes it.
@@ -342,11 +342,11 @@ def center_crop_box(height: int, width: int, target_height: int, target_width: i
 
 
 def resize_ids(ids: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Crop ids (H, W) to the aspect around the centre, then resize to (height, width) by nearest neighbour."""
-    return sample_ids(ids, center_crop_box(*ids.shape, height, width), height, width)
+    """Centre-crop ids (H, W) to the aspect ratio, then resize to (height, width) by nearest neighbour."""
+    return crop_resize_ids(ids, center_crop_box(*ids.shape, height, width), height, width)
 
 
-def sample_ids(ids: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+def crop_resize_ids(ids: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
     """Resize a box (left, top, right, bottom) of ids (H, W) to (height, width) by nearest neighbour."""
     left, top, right, bottom = box
     if (bottom - top, right - left) == (height, width):
@@ -357,7 +357,7 @@ def sample_ids(ids: np.ndarray, box: tuple[int, int, int, int], height: int, wid
 
 
 def split_masks(masks) -> list:
-    """Take what `mask` may be (one mask, a batch of them, a list, None) apart into a list of single masks.
+    """Split what `mask` may be (one mask, a batch of them, a list, None) into a list of single masks.
 
     A mask inside a list may have a batch axis of its own, of length one: `3 * [ids]` works for ids (1, H, W) too.
     """
@@ -366,8 +366,8 @@ def split_masks(masks) -> list:
         return [part[0] if len(part) == 1 else mask for mask, part in zip(masks, parts, strict=True)]
     if isinstance(masks, (np.ndarray, torch.Tensor)):
         is_one_hot = "float" in str(masks.dtype) or "bool" in str(masks.dtype)
-        is_picture = isinstance(masks, np.ndarray) and masks.dtype == np.uint8 and masks.shape[-1] in (3, 4)
-        is_picture = is_picture and masks.ndim >= 3
-        if masks.ndim == (4 if is_one_hot or is_picture else 3):
+        is_image = isinstance(masks, np.ndarray) and masks.dtype == np.uint8 and masks.shape[-1] in (3, 4)
+        is_image = is_image and masks.ndim >= 3
+        if masks.ndim == (4 if is_one_hot or is_image else 3):
             return list(masks)
     return [masks]

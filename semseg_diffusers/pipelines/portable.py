@@ -1,7 +1,6 @@
-"""How a pipeline is saved: one folder that holds the code beside the weights, so that it loads wherever it goes.
+"""Saving a pipeline as one folder that holds the code beside the weights, so that it loads anywhere.
 
-This file is laid beside the weights with every saved pipeline and runs without the package: it imports the standard
-library and diffusers only.
+This file is saved beside the weights and runs without the package: it imports the standard library and diffusers only.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ logger = logging.get_logger(__name__)
 
 
 def write_text(path, text: str) -> None:
-    """Write beside and rename, so that no half-written file stays."""
+    """Write a file atomically: beside it first, then renamed, so that no half-written file remains."""
     temporary = f"{os.fspath(path)}.tmp-{os.getpid()}"
     try:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
@@ -30,7 +29,7 @@ def write_text(path, text: str) -> None:
 
 
 def source_file(cls: type) -> str | None:
-    """The file that defines a class; None for one from a notebook or a script, which cannot travel by itself."""
+    """Return the file that defines a class; None for one from a notebook or script, which cannot travel alone."""
     if cls.__module__ == "__main__":
         logger.warning(f"{cls.__name__} is defined in a script or notebook: the saved folder loads only beside it.")
         return None
@@ -38,7 +37,7 @@ def source_file(cls: type) -> str | None:
 
 
 def copy_source(source: str, target: str) -> None:
-    """Copy a source file, and beside it those that it imports relatively, which diffusers looks for there."""
+    """Copy a source file, and beside it those that it imports relatively, where diffusers looks for them."""
     with open(source, encoding="utf-8") as file:
         write_text(target, file.read())
     for name in get_relative_imports(source):
@@ -48,17 +47,17 @@ def copy_source(source: str, target: str) -> None:
 
 
 class PortableFolderMixin:
-    """Lets `save_pretrained` and `push_to_hub` of a `DiffusionPipeline` write a folder that loads wherever it goes."""
+    """Makes `save_pretrained` and `push_to_hub` of a `DiffusionPipeline` write a folder that loads anywhere."""
 
     def to_json_file(self, json_file_path):
         """Write `model_index.json` with the source files beside it.
 
-        `save_pretrained` and `push_to_hub` come through here once the components are saved and before anything is
-        uploaded. Plain saving would record the network by its import path, which no other machine can resolve; here
-        it is recorded by the name of its source file, which is laid beside its weights.
+        `save_pretrained` and `push_to_hub` call this once the components are saved and before anything is uploaded.
+        diffusers would record the network by its import path, which no other machine can resolve; here it is recorded
+        by the name of its source file, which is saved beside its weights.
         """
         index = json.loads(self.to_json_string())
-        for private in ("_module", "_name_or_path"):  # where this copy came from is of no use to the next reader
+        for private in ("_module", "_name_or_path"):  # where this copy was loaded from is of no use to others
             index.pop(private, None)
 
         folder = os.path.dirname(os.fspath(json_file_path))

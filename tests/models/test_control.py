@@ -378,9 +378,9 @@ def test_a_callback_may_change_the_conditioning_scale():
 @pytest.mark.parametrize(
     ("unet", "scale", "message"),
     [
-        (None, 1.0, "`conditioning_scale` is of networks with a control branch, and this one has none"),
-        (tiny_control, float("nan"), "`conditioning_scale` is nan; wanted a finite number"),
-        (tiny_control, True, "`conditioning_scale` is True; wanted a finite number"),
+        (None, 1.0, "`conditioning_scale` is for networks with a control branch, and this one has none"),
+        (tiny_control, float("nan"), "`conditioning_scale` is nan; expected a finite number"),
+        (tiny_control, True, "`conditioning_scale` is True; expected a finite number"),
     ],
 )
 def test_conditioning_scales_that_mean_nothing_are_refused(unet, scale, message):
@@ -443,4 +443,4 @@ def test_the_command_takes_it_and_refuses_it_for_networks_without_a_branch(gener
     assert read_metadata(tmp_path / "out")[0]["conditioning_scale"] == 0.5
     pipeline(unet=tiny_unet()).save_pretrained(tmp_path / "plain")
     assert cli.main(["generate", "--model", str(tmp_path / "plain"), "--output", str(tmp_path / "no"), *words]) != 0
-    assert "`conditioning_scale` is of networks with a control branch" in capsys.readouterr().err
+    assert "`conditioning_scale` is for networks with a control branch" in capsys.readouterr().err

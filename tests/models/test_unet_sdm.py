@@ -378,7 +378,7 @@ def test_instances_reach_an_offloaded_network():
     [
         (False, torch.zeros(16, 16, dtype=torch.long), "no channel for the edges of instances"),
         (True, torch.zeros(2, 16, 16, dtype=torch.long), "got 2 `instances` for 1 masks"),
-        (True, np.zeros((16, 16), dtype=np.float32), r"type float32; wanted integer ids of shape \(H, W\)"),
+        (True, np.zeros((16, 16), dtype=np.float32), r"type float32; expected integer ids of shape \(H, W\)"),
         (True, Image.new("RGB", (16, 16)), r"shape \(16, 16, 3\)"),
     ],
 )

@@ -143,8 +143,8 @@ def test_images_of_a_mask_share_its_attributes(pipe):
         ),
         ({"attributes": {"weather": "snow"}}, r"'weather': 'snow'; this network knows .*\(clear, foggy, rainy\)"),
         ({"attributes": [RAINY, RAINY]}, "got 2 `attributes` for 1 masks"),
-        ({"attributes": ["rainy"]}, "`attributes` holds 'rainy'; wanted a dict"),
-        ({"attribute_guidance_scale": "3"}, "`attribute_guidance_scale` is '3'; wanted a finite number"),
+        ({"attributes": ["rainy"]}, "`attributes` holds 'rainy'; expected a dict"),
+        ({"attribute_guidance_scale": "3"}, "`attribute_guidance_scale` is '3'; expected a finite number"),
     ],
 )
 def test_unknown_attributes_are_refused_by_what_is_known(pipe, settings, message):
@@ -232,10 +232,16 @@ def test_guide_may_be_a_pipeline():
         (lambda: tiny_unet(out_channels=6), "has the output channels 6, the network 3"),
         (attribute_unet, r"has the attributes \{'timeofday'"),
         (lambda: tiny_unet(num_class_embeds=3), "has the class labels 3, the network None"),
-        (lambda: tiny_unet().half(), "`guide_unet` is torch.float16 on cpu, the network torch.float32 on cpu"),
-        (lambda: pipeline(scheduler=DDIMScheduler(prediction_type="sample")), "predicts sample, the network epsilon"),
+        (
+            lambda: tiny_unet().half(),
+            "has the dtype and device torch.float16 on cpu, the network torch.float32 on cpu",
+        ),
+        (
+            lambda: pipeline(scheduler=DDIMScheduler(prediction_type="sample")),
+            "has the prediction type sample, the network epsilon",
+        ),
         (lambda: pipeline(scheduler=DDIMScheduler(beta_end=0.03)), "another noise schedule"),
-        (lambda: torch.nn.Linear(1, 1), "`guide_unet` is a Linear; wanted a mask-guided network or pipeline"),
+        (lambda: torch.nn.Linear(1, 1), "`guide_unet` is a Linear; expected a mask-guided network or pipeline"),
     ],
 )
 def test_a_guide_of_another_kind_is_refused_by_what_differs(guide, message):
@@ -244,7 +250,7 @@ def test_a_guide_of_another_kind_is_refused_by_what_differs(guide, message):
 
 
 def test_a_guide_and_a_scale_of_the_attributes_do_not_go_together(pipe):
-    with pytest.raises(ValueError, match="leave one out"):
+    with pytest.raises(ValueError, match="omit one"):
         draw(pipe, random_ids(), attributes=RAINY, attribute_guidance_scale=2.0, guide_unet=pipe.unet)
 
 

@@ -7,7 +7,7 @@ from helpers.tiny_pipelines import SIZE, draw, pipeline, random_ids, seeded, tin
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from semseg_diffusers import PaperUNet2DModel
-from semseg_diffusers.pipelines.guidance import Condition, MaskGuidance
+from semseg_diffusers.pipelines.guidance import Conditions, guidance_weights, guide
 
 
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates, thousands of times.
@@ -46,14 +46,19 @@ class Echo(torch.nn.Module):
 def test_a_step_of_guidance_costs_a_few_operations_on_the_batch_and_waits_for_nothing(levels):
     echo = Echo(tiny_unet(attributes={"weather": ["clear", "rainy"]}))
     attributes = torch.tensor([[1], [1]]) if levels > 1 else None
-    condition = Condition(echo, random_ids(2), 2, attributes=attributes)
-    guidance = MaskGuidance(condition, None, True, levels > 1, 0, 10)
-    sample = torch.randn(4, 3, SIZE, SIZE)
-    scales = {1: (1.0, None), 2: (3.0, None), 3: (3.0, 5.0)}[levels]
-    timestep = torch.tensor(1)
-    guidance.predict(sample, 0, timestep, *scales)  # the first step makes what all others use
+    conditions = Conditions(echo, random_ids(2), 2, attributes=attributes)
+    sample, timestep = torch.randn(4, 3, SIZE, SIZE), torch.tensor(1)
+    weights = guidance_weights(*{1: (1.0, None), 2: (3.0, None), 3: (3.0, 5.0)}[levels], True, levels > 1)
+
+    def predict() -> torch.Tensor:  # as in a pipeline's loop
+        inputs = conditions.inputs(list(weights), timestep)
+        batch = torch.cat([sample] * len(weights)) if len(weights) > 1 else sample
+        outputs = echo(batch, timestep, **inputs)[0].chunk(len(weights))
+        return guide(dict(zip(weights, outputs, strict=True)), weights, 3)
+
+    predict()  # the first step makes what all others use
     with Operations() as operations:
-        guidance.predict(sample, 1, timestep, *scales)
+        predict()
     assert not set(operations.names) & set(WAITING)
     not_views = [name for name in operations.names if name not in ("slice", "split", "view", "detach", "alias")]
     assert not_views == ["cat", *["sub", "mul", "add"] * (levels - 1)] * (levels > 1)

@@ -224,15 +224,15 @@ def test_pipelines_are_made_from_one_another_and_share_the_network():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"strength": 1.5}, "`strength` is 1.5; wanted a number from 0"),
-        ({"strength": "1"}, "`strength` is '1'; wanted a number from 0"),
-        ({"image": PHOTO.astype(np.float32)}, r"the photo runs from 0 to 255; wanted \[0, 1\]"),
-        ({"image": PHOTO[..., :2]}, r"the photo has shape \(16, 16, 2\) and type uint8; wanted an array"),
-        ({"image": PHOTO.astype(np.int64)}, "and type int64; wanted an array"),
-        ({"image": Image.new("RGBA", (4, 4))}, r"the photo has an alpha channel \(mode RGBA\)"),
-        ({"image": [PHOTO, PHOTO[:, :, 0]]}, "photo number 1 has shape"),
+        ({"strength": 1.5}, "`strength` is 1.5; expected a number from 0"),
+        ({"strength": "1"}, "`strength` is '1'; expected a number from 0"),
+        ({"image": PHOTO.astype(np.float32)}, r"the image has values from 0 to 255; expected \[0, 1\]"),
+        ({"image": PHOTO[..., :2]}, r"the image has shape \(16, 16, 2\) and type uint8; expected an array"),
+        ({"image": PHOTO.astype(np.int64)}, "and type int64; expected an array"),
+        ({"image": Image.new("RGBA", (4, 4))}, r"the image has an alpha channel \(mode RGBA\)"),
+        ({"image": [PHOTO, PHOTO[:, :, 0]]}, "image number 1 has shape"),
         ({"image": [PHOTO, PHOTO]}, "got 2 of `image` for 1 masks"),
-        ({"image": "empty.png"}, "photo 'empty.png' is empty"),
+        ({"image": "empty.png"}, "image 'empty.png' is empty"),
         ({"guidance_scale": "3"}, "`guidance_scale` is '3'"),
         ({"attributes": {"weather": "rainy"}}, "this network knows no attributes"),
     ],
@@ -247,13 +247,13 @@ def test_bad_input_is_refused_before_any_work(pipe, batches, tmp_path, monkeypat
 
 
 def test_a_photo_of_no_known_type_is_refused(pipe):
-    with pytest.raises(TypeError, match="the photo is of type int; wanted a path"):
+    with pytest.raises(TypeError, match="the image is of type int; expected a path"):
         pipe(3, random_ids())
 
 
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "IPNDMScheduler"])
 def test_schedulers_that_cannot_noise_photos_are_refused_by_name(name):
-    with pytest.raises(ValueError, match=f"{name} cannot add the noise of a step to a photo"):
+    with pytest.raises(ValueError, match=f"{name} cannot add the noise of a step to an image"):
         redraw(img2img(new_scheduler(name)), PHOTO, random_ids())
 
 
@@ -264,5 +264,5 @@ def test_pndm_starts_below_the_top_only_without_its_runge_kutta_steps():
 
 
 def test_a_network_of_other_channels_is_refused():
-    with pytest.raises(ValueError, match="this network draws 1"):
+    with pytest.raises(ValueError, match="with 3 channels; this one has 1"):
         redraw(img2img(unet=tiny_unet(in_channels=1, out_channels=1)), PHOTO, random_ids())

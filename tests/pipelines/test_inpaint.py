@@ -18,7 +18,7 @@ from helpers.tiny_pipelines import (
 from PIL import Image
 
 from semseg_diffusers import MaskGuidedInpaintPipeline
-from semseg_diffusers.pipelines.photo_inputs import changed_region, crop_window, paste
+from semseg_diffusers.pipelines.image_inputs import changed_region, crop_window, paste
 
 
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates, thousands of times.
@@ -277,7 +277,7 @@ def test_photos_of_several_sizes_come_back_as_pictures(pipe):
     images = edit(pipe, photos, masks, regions, seeds=(0, 1), padding_mask_crop=0, output_type="pil")
     assert [image.size for image in images] == [(SIZE, SIZE), (60, 40)]
     assert not np.asarray(images[1]).any()
-    with pytest.raises(ValueError, match="several sizes come back as output_type='pil'; got 'pt'"):
+    with pytest.raises(ValueError, match="several sizes need output_type='pil'; got 'pt'"):
         edit(pipe, photos, masks, regions, seeds=(0, 1), padding_mask_crop=0)
 
 
@@ -300,22 +300,22 @@ def test_feathering_fades_inside_the_region_only():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "give `edit_region`, or `old_mask` .* not none"),
-        ({"edit_region": REGION, "old_mask": random_ids()}, "one of them, not both"),
-        ({"edit_region": REGION[:8]}, "the photo is 16 x 16, its `edit_region` 8 x 16"),
-        ({"edit_region": REGION.astype(float)}, "and type float64; wanted a picture, or booleans or integers"),
+        ({}, "expected `edit_region`, or `old_mask` .*; got neither"),
+        ({"edit_region": REGION, "old_mask": random_ids()}, "; got both"),
+        ({"edit_region": REGION[:8]}, "`image` is 16 x 16, its `edit_region` 8 x 16"),
+        ({"edit_region": REGION.astype(float)}, "and type float64; expected an image, or booleans or integers"),
         ({"edit_region": [REGION] * 3}, "got 3 of `edit_region` for 1 masks"),
-        ({"edit_region": 3}, "has <class 'int'>; wanted a picture"),
-        ({"old_mask": random_ids(1, 8, 8)}, "the photo is 16 x 16, its `old_mask` 8 x 8"),
+        ({"edit_region": 3}, "has <class 'int'>; expected an image"),
+        ({"old_mask": random_ids(1, 8, 8)}, "`image` is 16 x 16, its `old_mask` 8 x 8"),
         ({"old_mask": [None]}, "`old_mask` is None, so what changed cannot be found"),
         ({"old_mask": torch.full((SIZE, SIZE), 30)}, "the mask holds class 30"),
         ({"mask": random_ids(1, 8, 8), "edit_region": REGION}, "its `mask` 8 x 8"),
-        ({"old_mask": random_ids(), "margin": -1}, "`margin` is -1; wanted a whole number of at least 0"),
-        ({"edit_region": REGION, "feather": 0.5}, "`feather` is 0.5; wanted a whole number"),
-        ({"edit_region": REGION, "jump_length": 0}, "`jump_length` is 0; wanted a whole number of at least 1"),
-        ({"edit_region": REGION, "padding_mask_crop": -1}, "`padding_mask_crop` is -1; wanted"),
-        ({"edit_region": REGION, "padding_mask_crop": 0, "output_type": "latent"}, "leave one out"),
-        ({"edit_region": REGION, "height": 8, "width": 8}, "the photo is 16 x 16 and 8 x 8 are drawn"),
+        ({"old_mask": random_ids(), "margin": -1}, "`margin` is -1; expected a whole number of at least 0"),
+        ({"edit_region": REGION, "feather": 0.5}, "`feather` is 0.5; expected a whole number"),
+        ({"edit_region": REGION, "jump_length": 0}, "`jump_length` is 0; expected a whole number of at least 1"),
+        ({"edit_region": REGION, "padding_mask_crop": -1}, "`padding_mask_crop` is -1; expected"),
+        ({"edit_region": REGION, "padding_mask_crop": 0, "output_type": "latent"}, "omit one"),
+        ({"edit_region": REGION, "height": 8, "width": 8}, "`image` is 16 x 16, and 8 x 8 is generated"),
         ({"edit_region": REGION, "output_type": "jpg"}, "`output_type` is 'jpg'"),
     ],
 )
@@ -328,7 +328,7 @@ def test_bad_input_is_refused_before_any_work(pipe, batches, settings, message):
 
 def test_a_region_that_no_window_holds_is_refused(pipe):
     photo, region = np.zeros((SIZE, 4 * SIZE, 3), np.uint8), np.ones((SIZE, 4 * SIZE), bool)
-    with pytest.raises(ValueError, match="spans 16 x 64 pixels of a photo of 16 x 64: no window inside"):
+    with pytest.raises(ValueError, match="spans 16 x 64 pixels of an image of 16 x 64: no window inside"):
         edit(pipe, photo, np.zeros((SIZE, 4 * SIZE), np.uint8), region, padding_mask_crop=0)
 
 

@@ -185,7 +185,7 @@ def test_folder_of_a_pipeline_that_edits_loads_without_the_package_and_saves_the
     assert index["_class_name"] == EDITING[file].__name__
     assert index["unet"] == ["unet_mask_guided", "MaskGuidedUNet2DModel"]
     assert (tmp_path / "saved" / "pipeline.py").read_text() == (PIPELINES / f"{file}.py").read_text()
-    for name in (*SHARED, "photo_inputs.py"):
+    for name in (*SHARED, "image_inputs.py"):
         assert (tmp_path / "saved" / name).read_text() == (PIPELINES / name).read_text()
 
     code = REMOTE_CODE + EDIT + "torch.save(pipe(photo, ids, **settings).images, sys.argv[2])"
@@ -222,6 +222,7 @@ def test_pipelines_that_edit_load_with_the_package_from_their_own_folder_and_fro
 OLD_PIPELINE = """
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
+SHARED
 
 class MaskGuidedDDPMPipeline(DiffusionPipeline):
     def __init__(self, unet, scheduler):
@@ -229,16 +230,20 @@ class MaskGuidedDDPMPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
 
     def __call__(self, mask, **settings):
-        return ImagePipelineOutput(images=torch.full((1, 3, *mask.shape[-2:]), 0.5))
+        return ImagePipelineOutput(images=torch.full((1, 3, *mask.shape[-2:]), GREY))
 """
 
 
-def test_a_folder_with_all_code_in_one_file_loads_as_it_did(tmp_path, clean_process):
+@pytest.mark.parametrize("shared", [None, "mask_guidance"], ids=["all code in one file", "shared file of an old name"])
+def test_a_folder_with_the_code_of_an_earlier_version_loads_as_it_did(shared, tmp_path, clean_process):
     pipe = tiny_pipeline("unet_mask_guided")
     pipe.save_pretrained(tmp_path)
     for name in SHARED:
         (tmp_path / name).unlink()
-    (tmp_path / "pipeline.py").write_text(OLD_PIPELINE)
+    line = "GREY = 0.5" if shared is None else f"from .{shared} import GREY"
+    (tmp_path / "pipeline.py").write_text(OLD_PIPELINE.replace("SHARED", line))
+    if shared is not None:
+        (tmp_path / f"{shared}.py").write_text("GREY = 0.5\n")
     code = REMOTE_CODE.replace("pipe.save_pretrained(sys.argv[3])", "")
     clean_process(code + DRAW, tmp_path, tmp_path / "images.pt", without_package=True)
     assert (torch.load(tmp_path / "images.pt") == 0.5).all()

@@ -239,9 +239,9 @@ def test_mask_of_another_size_is_cropped_and_resized_unless_a_size_is_given(pipe
 def test_network_without_a_sample_size_takes_the_masks_own():
     pipe = pipeline(tiny_unet(sample_size=None))
     assert draw(pipe, random_ids(1, 8, 12)).shape == (1, 3, 8, 12)
-    with pytest.raises(ValueError, match="no `sample_size` of its own"):
+    with pytest.raises(ValueError, match="this network has no `sample_size`"):
         draw(pipe, None)
-    with pytest.raises(ValueError, match="no `sample_size` of its own"):
+    with pytest.raises(ValueError, match="this network has no `sample_size`"):
         draw(pipe, [random_ids()[0], random_ids(1, 8, 8)[0]], seeds=(0, 1))
 
 
@@ -539,26 +539,26 @@ def test_offloading_changes_nothing(offload):
     ("settings", "message"),
     [
         ({"mask": []}, "empty list"),
-        ({"mask": torch.zeros(SIZE, SIZE)}, "float32; wanted integer class ids"),
+        ({"mask": torch.zeros(SIZE, SIZE)}, "float32; expected integer class ids"),
         ({"mask": torch.full((SIZE, SIZE), 19)}, "the mask holds class 19; this model knows 0-18"),
         ({"mask": [torch.zeros(4, 4).long(), torch.full((4, 4), 30)]}, "mask 'number 1' holds class 30"),
         ({"mask": "empty.png"}, "mask 'empty.png' is empty"),
         ({"mask": "labelids.png"}, r"mask 'labelids.png' holds class 26.*labelIds"),
         ({"mask": "odd.png"}, r"mask 'odd.png' holds 1 colour .*\(1, 2, 3\) in 16 pixels"),
-        ({"num_images_per_mask": 0}, "`num_images_per_mask` is 0; wanted"),
-        ({"num_inference_steps": 0}, "`num_inference_steps` is 0; wanted"),
-        ({"num_inference_steps": 2.5}, "`num_inference_steps` is 2.5; wanted"),
-        ({"guidance_scale": "3"}, "`guidance_scale` is '3'; wanted a finite number"),
-        ({"guidance_scale": float("nan")}, "`guidance_scale` is nan; wanted a finite number"),
-        ({"guidance_scale": float("inf")}, "`guidance_scale` is inf; wanted a finite number"),
-        ({"guidance_start": 0.8, "guidance_stop": 0.2}, "0 <= start <= stop <= 1"),
-        ({"guidance_stop": 1.5}, "0 <= start <= stop <= 1"),
-        ({"output_type": "jpg"}, "`output_type` is 'jpg'; wanted one of pil, np, pt, latent"),
+        ({"num_images_per_mask": 0}, "`num_images_per_mask` is 0; expected"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` is 0; expected"),
+        ({"num_inference_steps": 2.5}, "`num_inference_steps` is 2.5; expected"),
+        ({"guidance_scale": "3"}, "`guidance_scale` is '3'; expected a finite number"),
+        ({"guidance_scale": float("nan")}, "`guidance_scale` is nan; expected a finite number"),
+        ({"guidance_scale": float("inf")}, "`guidance_scale` is inf; expected a finite number"),
+        ({"guidance_start": 0.8, "guidance_stop": 0.2}, "0 <= `guidance_start` <= `guidance_stop` <= 1"),
+        ({"guidance_stop": 1.5}, "0 <= `guidance_start` <= `guidance_stop` <= 1"),
+        ({"output_type": "jpg"}, "`output_type` is 'jpg'; expected one of pil, np, pt, latent"),
         ({"height": 17}, "multiples of 2 for this network; got 17 x 16. The nearest is 16 x 16"),
         ({"height": 0}, "at least 1; got 0 x 16"),
         ({"generator": [torch.Generator()] * 3}, "got 3 generators for 1 images"),
-        ({"latents": torch.zeros(2, 3, SIZE, SIZE)}, r"shape \(2, 3, 16, 16\); wanted \(1, 3, 16, 16\)"),
-        ({"callback_on_step_end_tensor_inputs": ["mask"]}, r"asks for \['mask'\]; there is \['latents'\]"),
+        ({"latents": torch.zeros(2, 3, SIZE, SIZE)}, r"shape \(2, 3, 16, 16\); expected \(1, 3, 16, 16\)"),
+        ({"callback_on_step_end_tensor_inputs": ["mask"]}, r"holds \['mask'\]; expected names of \['latents'\]"),
         ({"class_labels": 1}, "not class-conditional"),
     ],
 )
@@ -576,14 +576,20 @@ def test_bad_input_is_refused_before_any_work(pipe, batches, tmp_path, monkeypat
 def test_too_few_steps_for_runge_kutta_are_refused_and_the_least_that_are_not_draw(pipe):
     pipe = MaskGuidedDDPMPipeline(pipe.unet, PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=False))
     mask = torch.zeros(SIZE, SIZE).long()
-    with pytest.raises(ValueError, match="PNDMScheduler begins with Runge-Kutta steps, which want 4"):
+    with pytest.raises(
+        ValueError, match="PNDMScheduler starts with Runge-Kutta steps, which need `num_inference_steps` of at least 4"
+    ):
         pipe(mask, num_inference_steps=3)
     assert len(pipe(mask, num_inference_steps=4).images) == 1
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
-    [(None, "give `class_labels`"), ([1, 2], "got 2 `class_labels` for 1 masks"), (4, "this network knows 0-3")],
+    [
+        (None, "pass `class_labels`"),
+        ([1, 2], "got 2 `class_labels` for 1 masks"),
+        (4, r"`class_labels` are \[4\]; expected 0 to 3"),
+    ],
 )
 def test_bad_class_labels_are_refused(labels, message):
     with pytest.raises(ValueError, match=message):
@@ -591,12 +597,12 @@ def test_bad_class_labels_are_refused(labels, message):
 
 
 def test_network_with_odd_output_channels_is_refused():
-    with pytest.raises(ValueError, match="gives 4 channels for 3"):
+    with pytest.raises(ValueError, match="expected a network with 3 output channels, .*; got 4"):
         draw(pipeline(tiny_unet(out_channels=4)), random_ids())
 
 
 def test_network_without_a_label_set_takes_ids_and_refuses_colours():
     pipe = pipeline(tiny_unet(id2label=None, id2color=None))
     assert draw(pipe, BDD.decode(random_ids()[0])).isfinite().all()
-    with pytest.raises(ValueError, match="carries no colours"):
+    with pytest.raises(ValueError, match="has no colours"):
         draw(pipe, BDD.decode(random_ids()[0]).convert("RGB"))
