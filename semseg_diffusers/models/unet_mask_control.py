@@ -1,11 +1,12 @@
-"""ControlNet for `UNet2DModel`: a pretrained network stays as it is, a trainable copy of its encoder reads the mask.
+"""ControlNet for `UNet2DModel`: a frozen pretrained network and a trainable copy of its encoder that reads the mask.
 
 Follows "Adding Conditional Control to Text-to-Image Diffusion Models" (Zhang et al. 2023, arXiv 2302.05543, section
-3.1): zero convolutions carry what the copy says into the frozen decoder. This file is self-contained (torch and
-diffusers only), so that it can lie beside the weights on the Hub and be run by someone without this package.
+3.1): zero convolutions add the copy's output to the frozen decoder's inputs. This file is self-contained (torch and
+diffusers only): it is saved beside the weights and runs without this package.
 """
 
 import copy
+import inspect
 
 import torch
 import torch.nn.functional as F
@@ -15,24 +16,45 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from torch import nn
 
 
+PARENT_ARGUMENTS = tuple(inspect.signature(UNet2DModel.__init__).parameters)[1:]
 # Parts of the base that the control branch holds a trainable copy of.
 COPIED = ("conv_in", "time_embedding", "class_embedding", "down_blocks", "mid_block")
 
 
+# Copied from semseg_diffusers.models.unet_mask_guided.check_label_set
+def check_label_set(num_classes: int, id2label: dict | None, id2color: dict | None) -> None:
+    """Raise a `ValueError` for a number of classes that 8-bit ids cannot hold, or a label set of another size."""
+    if not 1 <= num_classes <= 255:
+        raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+    for name, table in (("id2label", id2label), ("id2color", id2color)):
+        if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
+            raise ValueError(
+                f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
+                f"Set `num_classes={len(table)}`, or pass the label set of the data."
+            )
+
+
+# Copied from semseg_diffusers.models.unet_mask_guided.check_sample
+def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -> None:
+    """Raise a `ValueError` for a size that `size_divisor` does not divide, or a mask that does not fit."""
+    batch_size, _, height, width = sample.shape
+    if height % size_divisor or width % size_divisor:
+        raise ValueError(f"Height and width of `sample` must be multiples of {size_divisor}; got {height} x {width}.")
+    if mask is not None and mask_features is not None:
+        raise ValueError("Pass `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+    if mask is not None and (mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]):
+        raise ValueError(
+            f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+            f"Resize it (nearest), and repeat it for each sample."
+        )
+
+
+# Copied from semseg_diffusers.models.unet_mask_guided.mask_to_one_hot
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Turn a mask into the one-hot map that the network reads.
+    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W).
 
-    Args:
-        mask: class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W), float or bool.
-        num_classes: number of classes; an id outside 0..num_classes-1 (255 is "unknown") gives an all-zero vector.
-            No value is checked here: that would be a data-dependent branch inside a compiled `forward`.
-        dtype: dtype of the result, that of the noisy sample.
-
-    Returns:
-        one-hot map (B, num_classes, H, W).
-
-    Raises:
-        ValueError: for float ids, another number of dimensions, or another number of channels.
+    Ids outside 0..num_classes-1 (255 is unknown) become zero vectors: no value is checked, which would be a
+    data-dependent branch inside a compiled `forward`.
     """
     integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
     if integer_ids and mask.ndim == 3:
@@ -42,12 +64,12 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
         return mask.to(dtype)
     raise ValueError(
         f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
-        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids are refused: use .long()."
+        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids: call .long()."
     )
 
 
 def zero_convolution(in_channels: int, out_channels: int, kernel_size: int = 1) -> nn.Conv2d:
-    """A convolution that says nothing until it has learned something (Zhang et al. 2023, section 3.1)."""
+    """Return a convolution whose output is zero before training (Zhang et al. 2023, section 3.1)."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
     nn.init.zeros_(convolution.weight)
     nn.init.zeros_(convolution.bias)
@@ -55,7 +77,7 @@ def zero_convolution(in_channels: int, out_channels: int, kernel_size: int = 1) 
 
 
 class MaskBranch(nn.Module):
-    """From the one-hot mask to the width of the image stem, where it is added; the last convolution starts at zero."""
+    """Three convolutions from the one-hot mask to the width of the image stem; the last one starts from zero."""
 
     def __init__(self, num_classes: int, out_channels: int):
         super().__init__()
@@ -69,18 +91,18 @@ class MaskBranch(nn.Module):
         return self.conv_out(F.silu(self.conv_2(hidden_states)))
 
     def forward(self, one_hot: torch.Tensor) -> torch.Tensor:
-        """(B, num_classes, H, W) -> (B, out_channels, H, W)."""
+        """Map (B, num_classes, H, W) to (B, out_channels, H, W)."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(self._branch, one_hot)
         return self._branch(one_hot)
 
 
 class ControlBranch(nn.Module):
-    """A copy of a network's encoder and middle that sees the mask, and the zero convolutions that lead out of it.
+    """A copy of a network's encoder and middle that reads the mask, with zero convolutions behind each output.
 
     Args:
-        unet: the network whose parts (`COPIED`) are copied, with their weights.
-        num_classes: channels of the one-hot mask.
+        unet (`UNet2DModel`): The network whose parts (`COPIED`) are copied, with their weights.
+        num_classes (`int`): Channels of the one-hot mask.
     """
 
     def __init__(self, unet: UNet2DModel, num_classes: int):
@@ -98,16 +120,16 @@ class ControlBranch(nn.Module):
     def forward(
         self, sample: torch.Tensor, t_emb: torch.Tensor, class_labels: torch.Tensor | None, hint: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """What is to be added to the base's skips and to its middle.
+        """Compute what is added to the base's skip connections and to its middle.
 
         Args:
-            sample: noisy images (B, in_channels, H, W), centred where the base wants it.
-            t_emb: projected timesteps (B, time channels).
-            class_labels: what the base's class embedding reads, or None.
-            hint: the mask at the width of the stem (B, C, H, W).
+            sample (`torch.Tensor`): Noisy images (B, in_channels, H, W), centred where the base needs it.
+            t_emb (`torch.Tensor`): Projected timesteps (B, time channels).
+            class_labels (`torch.Tensor`, *optional*): What the base's class embedding reads.
+            hint (`torch.Tensor`): The mask at the width of the stem (B, C, H, W).
 
         Returns:
-            one map for each skip, the stem's first, and the middle's (B, C, h, w).
+            `tuple`: One map for each skip connection, the stem's first; and the middle's (B, C, h, w).
         """
         emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
         if self.class_embedding is not None:
@@ -128,13 +150,13 @@ def encode(
     """Run an encoder as `UNet2DModel` does.
 
     Args:
-        down_blocks: those of the base, or of the copy.
-        sample: maps of the stem (B, C, H, W).
-        emb: time, and class where there is one (B, time_embed_dim).
-        skip_sample: the image itself, which skip blocks (NCSN++) carry beside the maps.
+        down_blocks (`nn.ModuleList`): Those of the base, or of the copy.
+        sample (`torch.Tensor`): Maps of the stem (B, C, H, W).
+        emb (`torch.Tensor`): Embedding of time and, where there is one, class (B, time_embed_dim).
+        skip_sample (`torch.Tensor`): The image, which skip blocks (NCSN++) carry beside the maps.
 
     Returns:
-        the maps for the decoder, the stem's first, and the last of them, which the middle reads.
+        `tuple`: The maps for the decoder, the stem's first; and the last of them, which the middle reads.
     """
     skips = (sample,)
     for block in down_blocks:
@@ -149,24 +171,24 @@ def encode(
 class MaskControlNetModel(UNet2DModel):
     r"""A frozen `UNet2DModel` and a trainable copy of its encoder that makes it follow a segmentation mask.
 
-    The first arguments are `UNet2DModel`'s own, in its order and with its meaning: those of the base, whose weights
-    have the names that they have there, are saved with the rest, take no gradient, and whose dropout stays off.
-    Ours follow. `from_unet` makes one from a pretrained network.
+    The first arguments are `UNet2DModel`'s own, in its order and with its meaning, and describe the base. Its weights
+    keep their names, are saved with the rest, take no gradient, and its dropout stays off. `from_unet` makes a network
+    from a pretrained one.
 
-    Where no mask is given, or a sample's is unknown everywhere, the output is the base's, exactly; so guidance needs
-    nothing more, and training without masks teaches nothing.
+    Without a mask, or where a sample's is unknown everywhere, the output equals the base's: guidance needs nothing
+    more, and training without masks changes nothing.
 
     Args:
-        num_classes (`int`, defaults to 19): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
-        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
-        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
-        ignore_index (`int`, defaults to 255): the id that means unknown.
-        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
-        base_class_label (`int`, *optional*): where the base is class-conditional, the label that it is told when
-            `forward` is given none; with it, the network need not be told any.
+        num_classes (`int`, defaults to 19): Number of classes of masks, ids 0..num_classes-1; 255 is unknown.
+        id2label (`dict`, *optional*): Class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
+        id2color (`dict`, *optional*): Class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): The id of unknown pixels.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
+        base_class_label (`int`, *optional*): Where the base is class-conditional, the label that it gets when
+            `forward` gets none.
 
     Raises:
-        ValueError: for settings that cannot be built.
+        ValueError: For settings that do not fit each other.
 
     Example:
 
@@ -225,58 +247,21 @@ class MaskControlNetModel(UNet2DModel):
         ignore_color: tuple[int, int, int] = (0, 0, 0),
         base_class_label: int | None = None,
     ):
-        if not 1 <= num_classes <= 255:
-            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
-        for name, table in (("id2label", id2label), ("id2color", id2color)):
-            if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
-                raise ValueError(
-                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
-                    f"Set `num_classes={len(table)}`, or give the label set of the data."
-                )
+        check_label_set(num_classes, id2label, id2color)
         if base_class_label is not None:
             if class_embed_type == "identity" or (class_embed_type is None and num_class_embeds is None):
                 raise ValueError(
-                    f"`base_class_label` is {base_class_label}, and the base is told no class by a number: leave it "
-                    "out."
+                    f"`base_class_label` is {base_class_label}, but the base has no class embedding by index: omit it."
                 )
             if class_embed_type is None and not 0 <= base_class_label < num_class_embeds:
                 raise ValueError(
-                    f"`base_class_label` is {base_class_label}; the base knows classes 0 to {num_class_embeds - 1}."
+                    f"`base_class_label` is {base_class_label}; the base has classes 0 to {num_class_embeds - 1}."
                 )
-        super().__init__(
-            sample_size=sample_size,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            center_input_sample=center_input_sample,
-            time_embedding_type=time_embedding_type,
-            time_embedding_dim=time_embedding_dim,
-            freq_shift=freq_shift,
-            flip_sin_to_cos=flip_sin_to_cos,
-            down_block_types=down_block_types,
-            mid_block_type=mid_block_type,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            mid_block_scale_factor=mid_block_scale_factor,
-            downsample_padding=downsample_padding,
-            downsample_type=downsample_type,
-            upsample_type=upsample_type,
-            dropout=dropout,
-            act_fn=act_fn,
-            attention_head_dim=attention_head_dim,
-            norm_num_groups=norm_num_groups,
-            attn_norm_num_groups=attn_norm_num_groups,
-            norm_eps=norm_eps,
-            resnet_time_scale_shift=resnet_time_scale_shift,
-            add_attention=add_attention,
-            class_embed_type=class_embed_type,
-            num_class_embeds=num_class_embeds,
-            num_train_timesteps=num_train_timesteps,
-        )
+        super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})
         self.control = ControlBranch(self, num_classes)
         self.requires_grad_(False)
         self.control.requires_grad_(True)
-        self.train()  # the base was made in training mode
+        self.train()  # puts the base into evaluation mode
 
     @classmethod
     def from_unet(
@@ -290,29 +275,29 @@ class MaskControlNetModel(UNet2DModel):
         base_class_label: int | None = None,
         sample_size: int | tuple[int, int] | None = None,
     ) -> "MaskControlNetModel":
-        """Make a network that says what a pretrained one says, whatever the mask, until its control branch is trained.
+        """Make a network from a pretrained one; until it is trained, its output is that one's, whatever the mask.
 
         Args:
-            unet (`UNet2DModel`): the base; its weights are copied, it stays as it is.
-            num_classes (`int`, defaults to 19): as the class has it, and so have the next five.
-            id2label (`dict`, *optional*): names of the classes.
-            id2color (`dict`, *optional*): their colours.
-            ignore_index (`int`, defaults to 255): the id of unknown pixels.
-            ignore_color (`tuple[int, int, int]`, defaults to black): their colour.
-            base_class_label (`int`, *optional*): what a class-conditional base is told.
-            sample_size (`int` or `tuple[int, int]`, *optional*): size of the images to be drawn, height and width in
-                pixels; the base's own if None.
+            unet (`UNet2DModel`): The base; its weights are copied.
+            num_classes (`int`, defaults to 19): See the class, as for the next five.
+            id2label (`dict`, *optional*): Names of the classes.
+            id2color (`dict`, *optional*): Their colours.
+            ignore_index (`int`, defaults to 255): The id of unknown pixels.
+            ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
+            base_class_label (`int`, *optional*): Label of a class-conditional base.
+            sample_size (`int` or `tuple[int, int]`, *optional*): Height and width of the images in pixels; the base's
+                own if None.
 
         Returns:
-            the network, in training mode, of the base's dtype and on its device.
+            `MaskControlNetModel`: In training mode, with the base's dtype and device.
 
         Raises:
-            ValueError: the base is no plain `UNet2DModel`, or what the class refuses.
+            ValueError: The base is no plain `UNet2DModel`, or see the class.
         """
         if type(unet) is not UNet2DModel:
             raise ValueError(
-                f"`unet` is a {type(unet).__name__}; wanted a `diffusers.UNet2DModel` itself. A network that reads "
-                "masks already is trained on as it is."
+                f"`unet` is a {type(unet).__name__}; expected a `diffusers.UNet2DModel` itself. A network that reads "
+                "masks already can be trained further as it is."
             )
         network = cls.from_config(
             unet.config,
@@ -337,7 +322,7 @@ class MaskControlNetModel(UNet2DModel):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def train(self, mode: bool = True) -> "MaskControlNetModel":
-        """Set the control branch to training or evaluation; the frozen base stays in evaluation, without dropout."""
+        """Set the mode of the control branch; the frozen base stays in evaluation mode, without dropout."""
         super().train(mode)
         for module in self.children():
             if module is not self.control:
@@ -348,19 +333,19 @@ class MaskControlNetModel(UNet2DModel):
         """Compute what depends on the mask alone, once for all steps and all images of it.
 
         Args:
-            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
-                (B, num_classes, H, W), float or bool, at the resolution of the sample.
-            dtype: dtype of the sample; by default that of the weights.
+            mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, at the sample's resolution.
+            dtype (`torch.dtype`, *optional*): Dtype of the sample; that of the weights if None.
 
         Returns:
-            tensors to be given to `forward` as `mask_features`: what enters the stem of the control branch
-            (B, C, H, W), and 1 for each sample whose mask says anything, else 0 (B, 1, 1, 1).
+            `tuple[torch.Tensor, ...]`: The `mask_features` of `forward`: what is added in the stem of the control
+            branch (B, C, H, W), and 1 for each sample with a known pixel, else 0 (B, 1, 1, 1).
 
         Raises:
-            ValueError: see `mask_to_one_hot`.
+            ValueError: See `mask_to_one_hot`.
         """
         device = self.control.mask_branch.conv_1.weight.device
-        if device.type != "meta":  # offloaded layer by layer, the weights are nowhere until they are called
+        if device.type != "meta":  # where offloaded layer by layer, weights have no device between calls
             mask = mask.to(device)
         one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)
         known = (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
@@ -379,41 +364,36 @@ class MaskControlNetModel(UNet2DModel):
         """Predict noise, velocity or image from a noisy sample and its mask.
 
         Args:
-            sample: noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
-            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
-            class_labels: class labels (B,), where the base is class-conditional; `base_class_label` if None.
-            mask: see `encode_mask`. None, or 255 everywhere in a sample, gives the base's own prediction.
-            mask_features: the result of `encode_mask`, in place of `mask`.
-            conditioning_scale: how much of what the control branch says is added; 0 is the base alone.
-            return_dict: an `UNet2DOutput` if true, else a tuple.
+            sample (`torch.Tensor`): Noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
+            timestep (`int`, `float` or `torch.Tensor`): A scalar or (B,).
+            class_labels (`torch.Tensor`, *optional*): Class labels (B,), where the base is class-conditional;
+                `base_class_label` if None.
+            mask (`torch.Tensor`, *optional*): See `encode_mask`. None, or 255 everywhere in a sample, gives the
+                base's own prediction.
+            mask_features (`tuple[torch.Tensor, ...]`, *optional*): The result of `encode_mask`, in place of `mask`.
+            conditioning_scale (`float`, defaults to 1.0): Scale of the control branch's output; 0 is the base alone.
+            return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
-            prediction (B, out_channels, H, W).
+            `UNet2DOutput` or `tuple`: The prediction (B, out_channels, H, W).
 
         Raises:
-            ValueError: for a size that `size_divisor` does not divide, both or badly shaped masks, class labels where
-                they are not wanted or missing.
+            ValueError: For a size that `size_divisor` does not divide, a mask of another shape or given twice, class
+                labels that do not fit the network.
         """
-        batch_size, _, height, width = sample.shape
-        if height % self.size_divisor or width % self.size_divisor:
-            raise ValueError(
-                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
-            )
-        if mask is not None and mask_features is not None:
-            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+        check_sample(sample, mask, mask_features, self.size_divisor)
+        batch_size = sample.shape[0]
         if mask is not None:
-            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
-                raise ValueError(
-                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
-                    f"Resize it (nearest), and repeat it for each sample."
-                )
             mask_features = self.encode_mask(mask, dtype=sample.dtype)
+        if self.class_embedding is not None and class_labels is None and self.config.base_class_label is not None:
+            class_labels = torch.full((batch_size,), self.config.base_class_label, device=sample.device)
 
-        # 0. centre input if necessary
+        # 0. centre the input if necessary
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
 
         # 1. time and class
+        # Copied from semseg_diffusers.models.unet_mask_guided.MaskGuidedUNet2DModel.forward
         timesteps = timestep
         if not torch.is_tensor(timesteps):
             dtype = torch.float32 if isinstance(timesteps, float) else torch.long
@@ -424,8 +404,6 @@ class MaskControlNetModel(UNet2DModel):
         t_emb = self.time_proj(timesteps).to(dtype=self.dtype)  # (B, time channels)
         emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
         if self.class_embedding is not None:
-            if class_labels is None and self.config.base_class_label is not None:
-                class_labels = torch.full((batch_size,), self.config.base_class_label, device=sample.device)
             if class_labels is None:
                 raise ValueError("This network is class-conditional: `class_labels` must be given.")
             if self.config.class_embed_type == "timestep":
@@ -433,23 +411,24 @@ class MaskControlNetModel(UNet2DModel):
             emb = emb + self.class_embedding(class_labels).to(dtype=self.dtype)
         elif class_labels is not None:
             raise ValueError("`class_labels` were given, but this network has no class embedding.")
+        # End of copy
 
-        # 2. the base's stem and encoder, as if there were no mask
+        # 2. the base's stem, encoder and middle
         skips, hidden_states = encode(self.down_blocks, self.conv_in(sample), emb, sample)
         if self.mid_block is not None:
             hidden_states = self.mid_block(hidden_states, emb)  # (B, C, h, w)
 
-        # 3. what the control branch says of the mask, added to all that the decoder reads
+        # 3. the control branch's output, added to all inputs of the decoder
         if mask_features is not None and conditioning_scale != 0:
             hint, known = mask_features
             residuals, middle = self.control(sample, t_emb, class_labels, hint)
 
-            def joined(base: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-                said = conditioning_scale * residual.to(base)
-                return base + torch.where(known.to(base.device) != 0, said, torch.zeros_like(said))
+            def add(base: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+                scaled = conditioning_scale * residual.to(base)
+                return base + torch.where(known.to(base.device) != 0, scaled, torch.zeros_like(scaled))
 
-            skips = tuple(joined(*pair) for pair in zip(skips, residuals, strict=True))
-            hidden_states = joined(hidden_states, middle)
+            skips = tuple(add(*pair) for pair in zip(skips, residuals, strict=True))
+            hidden_states = add(hidden_states, middle)
 
         # 4. the base's decoder
         skip_sample = None

@@ -1,11 +1,12 @@
-"""A `UNet2DModel` that draws what a segmentation mask says: the mask enters beside the noisy image, in the stem.
+"""A `UNet2DModel` conditioned on a segmentation mask, which enters beside the noisy image, in the stem.
 
 Follows "Semantic Segmentation Mask-Guided Diffusion Models" (Bozsó et al., WINS 2024, section III-B): a convolutional
 mask branch whose output is added to that of the image's first convolution; `"spade"` also lets the mask modulate the
-norms of the decoder. This file is self-contained (torch and diffusers only), so that it can lie beside the weights on
-the Hub and be run by someone without this package.
+norms of the decoder. This file is self-contained (torch and diffusers only): it is saved beside the weights and runs
+without this package.
 """
 
+import inspect
 import math
 from typing import NamedTuple
 
@@ -19,22 +20,40 @@ from torch import nn
 
 
 MASK_CONDITIONINGS = ("add", "concat", "spade")
+PARENT_ARGUMENTS = tuple(inspect.signature(UNet2DModel.__init__).parameters)[1:]
+
+
+def check_label_set(num_classes: int, id2label: dict | None, id2color: dict | None) -> None:
+    """Raise a `ValueError` for a number of classes that 8-bit ids cannot hold, or a label set of another size."""
+    if not 1 <= num_classes <= 255:
+        raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+    for name, table in (("id2label", id2label), ("id2color", id2color)):
+        if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
+            raise ValueError(
+                f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
+                f"Set `num_classes={len(table)}`, or pass the label set of the data."
+            )
+
+
+def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -> None:
+    """Raise a `ValueError` for a size that `size_divisor` does not divide, or a mask that does not fit."""
+    batch_size, _, height, width = sample.shape
+    if height % size_divisor or width % size_divisor:
+        raise ValueError(f"Height and width of `sample` must be multiples of {size_divisor}; got {height} x {width}.")
+    if mask is not None and mask_features is not None:
+        raise ValueError("Pass `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+    if mask is not None and (mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]):
+        raise ValueError(
+            f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+            f"Resize it (nearest), and repeat it for each sample."
+        )
 
 
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Turn a mask into the one-hot map that the network reads.
+    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W).
 
-    Args:
-        mask: class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W), float or bool.
-        num_classes: number of classes; an id outside 0..num_classes-1 (255 is "unknown") gives an all-zero vector.
-            No value is checked here: that would be a data-dependent branch inside a compiled `forward`.
-        dtype: dtype of the result, that of the noisy sample.
-
-    Returns:
-        one-hot map (B, num_classes, H, W).
-
-    Raises:
-        ValueError: for float ids, another number of dimensions, or another number of channels.
+    Ids outside 0..num_classes-1 (255 is unknown) become zero vectors: no value is checked, which would be a
+    data-dependent branch inside a compiled `forward`.
     """
     integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
     if integer_ids and mask.ndim == 3:
@@ -49,12 +68,12 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
 
 
 def known_samples(one_hot: torch.Tensor) -> torch.Tensor:
-    """Whether a sample's mask says anything: (B, C, H, W) -> (B, 1, 1, 1) bool, false where unknown everywhere."""
+    """Return which samples (B, C, H, W) have a known pixel: (B, 1, 1, 1) bool."""
     return (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
 
 
 def pixel_coordinates(maps: torch.Tensor) -> torch.Tensor:
-    """Where the centre of each pixel lies: x and y from -1 to 1, (1, 2, H, W), for maps (B, C, H, W)."""
+    """Return the centre of each pixel, x and y from -1 to 1, (1, 2, H, W), for maps (B, C, H, W)."""
     height, width = maps.shape[-2:]
     x = (torch.arange(width, device=maps.device, dtype=torch.float32) + 0.5) * 2 / width - 1
     y = (torch.arange(height, device=maps.device, dtype=torch.float32) + 0.5) * 2 / height - 1
@@ -62,14 +81,14 @@ def pixel_coordinates(maps: torch.Tensor) -> torch.Tensor:
 
 
 def label_keep_probability(tau: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
-    """How likely label diffusion keeps a pixel of a class at a time.
+    """Return the probability that label diffusion keeps a pixel of a class at a time.
 
     Args:
-        tau: share of the diffusion, 0 (image) to 1 (noise), broadcastable against `psi`.
-        psi: rarity of the class, more than 0: 1 for the most frequent; the larger, the longer its pixels stay.
+        tau (`torch.Tensor`): Fraction of the diffusion, 0 (image) to 1 (noise), broadcastable against `psi`.
+        psi (`torch.Tensor`): Rarity of the class, more than 0: 1 for the most frequent; larger ones keep more pixels.
 
     Returns:
-        probabilities in [0, 1], 1 at `tau` 0 and 0 at `tau` 1, of the broadcast shape, float32.
+        `torch.Tensor`: Probabilities in [0, 1], 1 at `tau` 0 and 0 at `tau` 1, of the broadcast shape, float32.
 
     Example:
         >>> keep = label_keep_probability(torch.tensor(0.5), torch.tensor([1.0, 100.0]))
@@ -83,18 +102,18 @@ def label_keep_probability(tau: torch.Tensor, psi: torch.Tensor) -> torch.Tensor
 
 
 def diffuse_labels(mask: torch.Tensor, tau: torch.Tensor, noise: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
-    """Set pixels of a mask to unknown (255), each by the keep-probability of its class at its time.
+    """Set pixels of a mask to unknown (255), each by the keep-probability of its class.
 
-    What is gone at one time is gone at every later one, where the noise stays the same.
+    With the same noise, what is unknown at one time is unknown at every later one.
 
     Args:
-        mask: class ids (B, H, W) of any integer dtype; what is no class stays as it is.
-        tau: share of the diffusion, 0 to 1, a scalar or (B,).
-        noise: (B, H, W), uniform in [0, 1).
-        psi: see `label_keep_probability`, (num_classes,).
+        mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype; ids of no class are unchanged.
+        tau (`torch.Tensor`): Fraction of the diffusion, 0 to 1, a scalar or (B,).
+        noise (`torch.Tensor`): (B, H, W), uniform in [0, 1).
+        psi (`torch.Tensor`): See `label_keep_probability`, (num_classes,).
 
     Returns:
-        class ids (B, H, W), int64.
+        `torch.Tensor`: Class ids (B, H, W), int64.
     """
     mask = mask.long()
     psi, noise = psi.to(mask.device), noise.to(mask.device)
@@ -120,7 +139,7 @@ class MaskBranch(nn.Module):
         return self.conv_2(F.silu(self.norm(self.conv_1(one_hot))))
 
     def forward(self, one_hot: torch.Tensor) -> torch.Tensor:
-        """(B, num_classes, H, W) -> (B, out_channels, H, W); a sample that is unknown everywhere gives zeros."""
+        """Map (B, num_classes, H, W) to (B, out_channels, H, W); zeros for a sample that is unknown everywhere."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             features = self._gradient_checkpointing_func(self._branch, one_hot)
         else:
@@ -130,30 +149,27 @@ class MaskBranch(nn.Module):
 
 
 class ModulatedEmbedding(NamedTuple):
-    """What blocks hand on as `temb` where a mask modulates: diffusers' blocks give it to their residual blocks unread.
-
-    `maps` are those of `MaskModulation`.
-    """
+    """Time embedding and the maps of `MaskModulation`; diffusers' blocks pass it on to their residual blocks."""
 
     temb: torch.Tensor
     maps: tuple[torch.Tensor, ...]
 
 
 class ModulatedResnetBlock2D(ResnetBlock2D):
-    """A residual block of diffusers whose two norms are modulated where the time comes as `ModulatedEmbedding`.
+    """A residual block of diffusers whose two norms are modulated where `temb` is a `ModulatedEmbedding`.
 
-    Its layers and weights are those of its parent, of which it is made by `modulate_norms`.
+    Its layers and weights are those of its parent; `modulate_norms` converts it.
     """
 
-    # For each norm: the number of its map, and which of the map's scales, and shifts, is its first.
-    places: tuple[tuple[int, int], tuple[int, int]]
+    # For each norm: the index of its map, and of its first scale, and shift, in the map.
+    slots: tuple[tuple[int, int], tuple[int, int]]
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | ModulatedEmbedding) -> torch.Tensor:
-        """(B, in_channels, H, W), time -> (B, out_channels, H, W), or double of H and W where the block is one up."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W), or twice H and W in an up-sampling block."""
         if not isinstance(temb, ModulatedEmbedding):
             return super().forward(input_tensor, temb)
         temb, maps = temb
-        first, second = self.places
+        first, second = self.slots
         hidden_states = self.nonlinearity(modulate(self.norm1(input_tensor), maps, first))
         if self.upsample is not None:
             input_tensor, hidden_states = self.upsample(input_tensor), self.upsample(hidden_states)
@@ -168,61 +184,62 @@ class ModulatedResnetBlock2D(ResnetBlock2D):
 
         hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
         if self.conv_shortcut is not None:
-            # As its parent: another layout would make gradients of strides that DistributedDataParallel warns of.
+            # As in the parent: other strides of the gradients make DistributedDataParallel warn.
             input_tensor = self.conv_shortcut(input_tensor.contiguous() if self.training else input_tensor)
         return (input_tensor + hidden_states) / self.output_scale_factor
 
 
 # "Semantic Image Synthesis with Spatially-Adaptive Normalization", Park et al. 2019, eq. 1; a map's scale is 1 + gamma
-def modulate(normed: torch.Tensor, maps: tuple[torch.Tensor, ...], place: tuple[int, int]) -> torch.Tensor:
-    """Scale and shift normed maps (B, C, H, W) by what stands at a place of `maps`; the same shape."""
-    number, start = place
+def modulate(normed: torch.Tensor, maps: tuple[torch.Tensor, ...], slot: tuple[int, int]) -> torch.Tensor:
+    """Scale and shift normed maps (B, C, H, W) by those at a slot (index of the map, first channel) of `maps`."""
+    number, start = slot
     own = slice(start, start + normed.shape[1])
     scales, shifts = maps[number].chunk(2, dim=1)  # of all norms at this resolution
     return normed * scales[:, own] + shifts[:, own]
 
 
 def modulate_norms(blocks: list[tuple[nn.Module, int]]) -> dict[int, int]:
-    """Let a mask modulate both norms of every residual block in modules of diffusers, in place.
+    """Convert every residual block inside modules of diffusers to a `ModulatedResnetBlock2D`, in place.
 
     Args:
-        blocks: modules, each with the factor by which the maps that enter it are smaller than the image.
+        blocks (`list[tuple[nn.Module, int]]`): Modules, each with the factor by which its input maps are smaller than
+            the image.
 
     Returns:
-        factor -> channels of all norms at it, in rising order: what `MaskModulation` is made of.
+        `dict[int, int]`: Factor -> channels of all norms at it, in rising order: what `MaskModulation` takes.
 
     Raises:
-        ValueError: a module's residual blocks are none, or of a kind whose norms the time alone conditions.
+        ValueError: A module holds no residual blocks, or ones whose norms are conditioned on the time alone.
     """
     found: list[tuple[ResnetBlock2D, tuple[int, int]]] = []
     for block, factor in blocks:
         resnets = [module for module in block.modules() if isinstance(module, ResnetBlock2D)]
         if not resnets or any(isinstance(module, ResnetBlockCondNorm2D) for module in block.modules()):
             raise ValueError(
-                f"`mask_conditioning='spade'` modulates the norms of `ResnetBlock2D`, and {type(block).__name__} is "
-                "not made of these. Take other `up_block_types`, such as UpBlock2D, or `mask_conditioning='add'`."
+                f"`mask_conditioning='spade'` modulates the norms of `ResnetBlock2D`, and {type(block).__name__} has "
+                "others. Use other `up_block_types`, such as UpBlock2D, or `mask_conditioning='add'`."
             )
-        # A block that goes up does so between its norms.
+        # An up-sampling block does so between its norms.
         found += [(resnet, (factor, factor // 2 if resnet.up else factor)) for resnet in resnets]
     factors = sorted({factor for _, both in found for factor in both})
     norm_channels = dict.fromkeys(factors, 0)
     for resnet, both in found:
-        places = []
+        slots = []
         for norm, factor in zip((resnet.norm1, resnet.norm2), both, strict=True):
-            places.append((factors.index(factor), norm_channels[factor]))
+            slots.append((factors.index(factor), norm_channels[factor]))
             norm_channels[factor] += norm.num_channels
-        # The block stands built, with the weights of its seed and the names of its parent's: its class alone changes.
+        # Layers, weights of the seed, and their names stay; only the class changes.
         resnet.__class__ = ModulatedResnetBlock2D
-        resnet.places = tuple(places)
+        resnet.slots = tuple(slots)
     return norm_channels
 
 
 class MaskModulation(nn.Module):
-    """Scales and shifts of all modulated norms from the mask alone: one small convolution a resolution, then 1 x 1.
+    """Computes scales and shifts of all modulated norms from the mask: one convolution a resolution, then 1 x 1.
 
-    SPADE made light: the norms of a resolution share one hidden map, and a cell is told the share of each class in it
-    (PLACE, Lv et al. 2024), not the id of one of its pixels. The 1 x 1 convolutions start from zeros: every scale is 1
-    at first and every shift 0.
+    A light SPADE: the norms of a resolution share one hidden map, and each cell reads the share of each class in it
+    (PLACE, Lv et al. 2024), not the id of one of its pixels. The 1 x 1 convolutions start from zeros, so every scale
+    is 1 and every shift 0 before training.
     """
 
     def __init__(self, num_classes: int, hidden_channels: int, norm_channels: dict[int, int]):
@@ -243,7 +260,7 @@ class MaskModulation(nn.Module):
         return self.projections[number](F.silu(self.convs[number](shares)))
 
     def forward(self, one_hot: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """(B, num_classes, H, W) -> for each factor (B, 2C, H/factor, W/factor): scales of all norms, then shifts.
+        """Map (B, num_classes, H, W) to (B, 2C, H/factor, W/factor) for each factor: scales of all norms, then shifts.
 
         Where `known` (B, 1, 1, 1) is false, every scale is 1 and every shift 0.
         """
@@ -261,10 +278,10 @@ class MaskModulation(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """The way back from patches to pixels: upsampled maps meet the full-resolution stem in one time-conditioned block.
+    """The decoder from patches to pixels: a time-conditioned block joins upsampled maps and the full-resolution stem.
 
-    A plain pixel-shuffle leaves a patch-sized grid in the pictures; here patches overlap on the way back too, the last
-    convolutions see every pixel's own stem features, and the noise itself passes at full resolution.
+    A plain pixel-shuffle leaves a patch-sized grid in the images; here output patches overlap, the last convolutions
+    read every pixel's own stem features, and the noise itself passes at full resolution.
     """
 
     def __init__(
@@ -298,46 +315,47 @@ class PatchHead(nn.Module):
         return F.silu(self.norm(hidden_states))
 
     def forward(self, hidden_states: torch.Tensor, stem: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        """(B, C, H/p, W/p) and stem (B, S, H, W) -> (B, S, H, W)."""
+        """Map (B, C, H/p, W/p) and the stem (B, S, H, W) to (B, S, H, W)."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(self._head, hidden_states, stem, temb)
         return self._head(hidden_states, stem, temb)
 
 
 class MaskGuidedUNet2DModel(UNet2DModel):
-    r"""A `UNet2DModel` with a mask input: all that its parent can, plus a segmentation mask.
+    r"""A `UNet2DModel` with a mask input.
 
-    The first arguments are `UNet2DModel`'s own, in its order and with its meaning. Ours follow.
+    The first arguments are `UNet2DModel`'s own, in its order and with its meaning.
 
     Args:
-        num_classes (`int`, defaults to 19): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
-        mask_conditioning (`str`, defaults to `"add"`): `"add"` runs the one-hot mask through a convolutional branch
-            and adds it to the image stem (the paper's way); `"concat"` joins it to the noisy image's channels;
-            `"spade"` adds it, and lets it modulate every norm of the decoder's residual blocks, pixel by pixel.
-        patch_size (`int`, defaults to 1): the U-Net works on maps of (H / patch_size, W / patch_size); overlapping
-            strided convolution in, full-resolution block out. 2 lets 128 x 128 images cost what 64 x 64 maps cost.
-        stem_channels (`int`, defaults to 16): width of the full-resolution stem and head; read where patch_size > 1.
-        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
-        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
-        ignore_index (`int`, defaults to 255): the id that means unknown.
-        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
-        attributes (`dict[str, list[str]]`, *optional*): conditions beside the mask, such as
+        num_classes (`int`, defaults to 19): Number of classes of masks, ids 0..num_classes-1; 255 is unknown.
+        mask_conditioning (`str`, defaults to `"add"`): `"add"` adds the one-hot mask, through a convolutional branch,
+            to the image stem (as in the paper); `"concat"` concatenates it to the noisy image's channels; `"spade"`
+            adds it, and lets it modulate every norm of the decoder's residual blocks, pixel by pixel.
+        patch_size (`int`, defaults to 1): The U-Net works on maps of (H / patch_size, W / patch_size), with an
+            overlapping strided convolution in and a full-resolution block out. With 2, 128 x 128 images cost what
+            64 x 64 maps cost.
+        stem_channels (`int`, defaults to 16): Width of the full-resolution stem and head; used where patch_size > 1.
+        id2label (`dict`, *optional*): Class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
+        id2color (`dict`, *optional*): Class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): The id of unknown pixels.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
+        attributes (`dict[str, list[str]]`, *optional*): Conditions beside the mask, such as
             `{"timeofday": ["daytime", "night"], "weather": ["clear", "rainy"]}`: name -> values. The config holds the
-            names sorted, as JSON does; `forward` takes numbers of values in that order.
-        mask_pyramid (`bool`, defaults to `False`): hands each lower level the share of each class in its cells, so
+            names sorted, as JSON does; `forward` takes indices of values in that order.
+        mask_pyramid (`bool`, defaults to `False`): Gives each lower level the share of each class in its cells, so
             that a pole of one pixel still counts where a cell is 16 pixels wide.
-        coordinate_channels (`bool`, defaults to `False`): the stem sees where in the frame a pixel lies.
-        augment_dim (`int`, defaults to 0): length of the vector by which `forward` is told of augmentation.
-        label_diffusion (`list[float]`, *optional*): rarity of each class, more than 0; masks then lose pixels as the
+        coordinate_channels (`bool`, defaults to `False`): Gives the stem each pixel's coordinates.
+        augment_dim (`int`, defaults to 0): Length of the augmentation vector of `forward`.
+        label_diffusion (`list[float]`, *optional*): Rarity of each class, more than 0; masks then lose pixels as the
             noise grows, in training and in sampling (`diffuse_mask`). Needs `num_train_timesteps`.
-        spade_channels (`int`, defaults to 32): width of the maps that the modulation is read from; read where
+        spade_channels (`int`, defaults to 32): Width of the hidden maps of the modulation; used where
             mask_conditioning is `"spade"`.
 
-    Whatever attributes, pyramid, coordinates, augmentation and modulation add starts from zero weights: an untrained
-    network says the same with them as without, and the weights of a network without them are a start for one with.
+    What attributes, pyramid, coordinates, augmentation and modulation add starts from zero weights: an untrained
+    network predicts the same with and without them, and weights of a network without them load into one with them.
 
     Raises:
-        ValueError: where the mask settings are not built, or cannot go together.
+        ValueError: For mask settings that do not exist or exclude each other.
 
     Example:
 
@@ -402,14 +420,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
     ):
         if mask_conditioning not in MASK_CONDITIONINGS:
             raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")
-        if not 1 <= num_classes <= 255:
-            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
-        for name, table in (("id2label", id2label), ("id2color", id2color)):
-            if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
-                raise ValueError(
-                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
-                    f"Set `num_classes={len(table)}`, or give the label set of the data."
-                )
+        check_label_set(num_classes, id2label, id2color)
         if patch_size < 1:
             raise ValueError(f"`patch_size` must be 1 or more; got {patch_size}.")
         if patch_size > 1 and patch_size % 2:
@@ -418,11 +429,11 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             raise ValueError("Skip blocks (NCSN++) carry the raw image beside the maps and need `patch_size=1`.")
         for name, values in (attributes or {}).items():
             if not values or len(set(values)) != len(values) or not all(isinstance(value, str) for value in values):
-                raise ValueError(f"`attributes` must list different values, as text, of '{name}'; got {values!r}.")
+                raise ValueError(f"`attributes` must list different values, as text, for '{name}'; got {values!r}.")
         if mask_pyramid and len(block_out_channels) < 2:
             raise ValueError(
-                f"`mask_pyramid` fills the levels below the first, and `block_out_channels` {block_out_channels} has "
-                "none. Give two widths or more."
+                f"`mask_pyramid` needs levels below the first: pass two `block_out_channels` or more; got "
+                f"{block_out_channels}."
             )
         if spade_channels < 1:
             raise ValueError(f"`spade_channels` must be 1 or more; got {spade_channels}.")
@@ -435,44 +446,13 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                     f"{label_diffusion}."
                 )
             if not num_train_timesteps:
-                raise ValueError(
-                    "`label_diffusion` counts in shares of the training schedule: give its `num_train_timesteps` too."
-                )
-        super().__init__(
-            sample_size=sample_size,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            center_input_sample=center_input_sample,
-            time_embedding_type=time_embedding_type,
-            time_embedding_dim=time_embedding_dim,
-            freq_shift=freq_shift,
-            flip_sin_to_cos=flip_sin_to_cos,
-            down_block_types=down_block_types,
-            mid_block_type=mid_block_type,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            mid_block_scale_factor=mid_block_scale_factor,
-            downsample_padding=downsample_padding,
-            downsample_type=downsample_type,
-            upsample_type=upsample_type,
-            dropout=dropout,
-            act_fn=act_fn,
-            attention_head_dim=attention_head_dim,
-            norm_num_groups=norm_num_groups,
-            attn_norm_num_groups=attn_norm_num_groups,
-            norm_eps=norm_eps,
-            resnet_time_scale_shift=resnet_time_scale_shift,
-            add_attention=add_attention,
-            class_embed_type=class_embed_type,
-            num_class_embeds=num_class_embeds,
-            num_train_timesteps=num_train_timesteps,
-        )
+                raise ValueError("`label_diffusion` needs `num_train_timesteps`, the length of the training schedule.")
+        super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})
         base_channels = block_out_channels[0]
         stem_width = stem_channels if patch_size > 1 else base_channels
         num_groups = math.gcd(norm_num_groups or 32, stem_width)
 
-        # The parent has built its own conv_in and conv_out; they are replaced where ours take other channels.
+        # The parent's conv_in and conv_out are replaced where ours have other channels.
         stem_inputs = in_channels + (num_classes if mask_conditioning == "concat" else 0)
         if stem_inputs != in_channels or patch_size > 1:
             self.conv_in = nn.Conv2d(stem_inputs, stem_width, kernel_size=3, padding=1)
@@ -494,19 +474,19 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             self.conv_out = nn.Conv2d(stem_width, out_channels, kernel_size=3, padding=1)
 
         if mask_conditioning == "spade":
-            lowest = self.size_divisor  # the first block on the way up works on the smallest maps
+            lowest = self.size_divisor  # the first up block works on the smallest maps
             blocks = [(block, lowest // 2**number) for number, block in enumerate(self.up_blocks)]
-            # Not the head of patches: it sees the stem, and with it every pixel's own class.
+            # Not the patch head: it reads the stem, and so every pixel's own class.
             self.mask_norms = MaskModulation(num_classes, spade_channels, modulate_norms(blocks))
 
-        self._rarities: torch.Tensor | None = None  # no buffer: in half precision they would be others
-        # Conditions beside the plain mask. They are made last and start from zeros: the network of a seed is the same
-        # with and without them, and weights trained without them load.
+        self._rarities: torch.Tensor | None = None  # no buffer: half precision would change them
+        # Conditions beside the plain mask come last and start from zeros: a seed gives the same network with and
+        # without them, and weights trained without them load.
         time_embed_dim = time_embedding_dim or base_channels * 4
         if coordinate_channels:
             self.conv_coordinates = nn.Conv2d(2, stem_width, kernel_size=3, padding=1, bias=False)
             nn.init.zeros_(self.conv_coordinates.weight)
-        if mask_pyramid:  # a level's map still has the width of the block above, when it enters
+        if mask_pyramid:  # added to a level's input, which has the width of the level above
             self.pyramid_convs = nn.ModuleList(
                 nn.Conv2d(num_classes, width, kernel_size=1, bias=False) for width in block_out_channels[:-1]
             )
@@ -530,26 +510,26 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         """Compute what depends on the mask alone, once for all steps and all images of it.
 
         Args:
-            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
-                (B, num_classes, H, W), float or bool, at the resolution of the sample.
-            dtype: dtype of the sample; by default that of the weights.
+            mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, at the sample's resolution.
+            dtype (`torch.dtype`, *optional*): Dtype of the sample; that of the weights if None.
 
         Returns:
-            tensors with the batch first, to be given to `forward` as `mask_features`: what enters the stem, then, with
-            `mask_pyramid`, what enters each lower level, then, with `"spade"`, what modulates norms at each
-            resolution, the highest first.
+            `tuple[torch.Tensor, ...]`: The `mask_features` of `forward`, batch first: the stem's, then with
+            `mask_pyramid` those of each lower level, then with `"spade"` the modulation at each resolution, the
+            highest first.
 
         Raises:
-            ValueError: see `mask_to_one_hot`.
+            ValueError: See `mask_to_one_hot`.
         """
         device = self.conv_in.weight.device
-        if device.type != "meta":  # offloaded layer by layer, the weights are nowhere until they are called
+        if device.type != "meta":  # where offloaded layer by layer, weights have no device between calls
             mask = mask.to(device)
         one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)
         stem = one_hot if self.config.mask_conditioning == "concat" else self.mask_branch(one_hot)
         features = (stem,)  # (B, num_classes, H, W) to concatenate, (B, S, H, W) to add
         if self.config.mask_pyramid:
-            # PLACE, Lv et al. 2024: the share of each class in the field of a cell, not the id of one pixel of it
+            # PLACE, Lv et al. 2024: the share of each class in a cell, not the id of one of its pixels
             shares = F.avg_pool2d(one_hot, self.config.patch_size) if self.config.patch_size > 1 else one_hot
             for convolution in self.pyramid_convs:
                 shares = F.avg_pool2d(shares, 2)  # (B, num_classes, h, w)
@@ -561,21 +541,21 @@ class MaskGuidedUNet2DModel(UNet2DModel):
     def diffuse_mask(
         self, mask: torch.Tensor, timestep: torch.Tensor | float | int, noise: torch.Tensor
     ) -> torch.Tensor:
-        """What label diffusion leaves of a mask at a timestep; the same in training and in sampling.
+        """Return what label diffusion leaves of a mask at a timestep, as in training.
 
         Args:
-            mask: class ids (B, H, W) of any integer dtype, 255 is unknown.
-            timestep: an int, a float, a 0-d tensor, or a tensor (B,), in 0..num_train_timesteps.
-            noise: (B, H, W), uniform in [0, 1); one for an image and all of its steps.
+            mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype, 255 is unknown.
+            timestep (`int`, `float` or `torch.Tensor`): A scalar or (B,), in 0..num_train_timesteps.
+            noise (`torch.Tensor`): (B, H, W), uniform in [0, 1); the same at all steps of an image.
 
         Returns:
-            class ids (B, H, W), int64, 255 where a pixel is gone.
+            `torch.Tensor`: Class ids (B, H, W), int64, 255 where a pixel was removed.
 
         Raises:
-            ValueError: the network was made without `label_diffusion`, or the mask is no map of ids like the noise.
+            ValueError: The network has no `label_diffusion`, or the mask is no map of ids like the noise.
         """
         if self.config.label_diffusion is None:
-            raise ValueError("This network was made without `label_diffusion`: its masks stay whole.")
+            raise ValueError("This network was made without `label_diffusion`: its masks do not change.")
         if mask.is_floating_point() or mask.dtype == torch.bool or mask.ndim != 3 or mask.shape != noise.shape:
             raise ValueError(
                 f"Label diffusion takes integer class ids (B, H, W) and noise of the same shape; got {mask.dtype} of "
@@ -587,7 +567,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         return diffuse_labels(mask, tau, noise, self._rarities)
 
     def _embed_attributes(self, attributes: torch.Tensor) -> torch.Tensor:
-        """Numbers of values (B, A) -> (B, time_embed_dim); what is no value of an attribute adds nothing."""
+        """Map indices of values (B, A) to (B, time_embed_dim); unknown ones add nothing."""
         chosen = [
             attributes[:, index : index + 1] == torch.arange(len(values), device=attributes.device)
             for index, values in enumerate(self.config.attributes.values())
@@ -608,56 +588,47 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         """Predict noise, velocity or image from a noisy sample and its mask.
 
         Args:
-            sample: noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
-            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
-            class_labels: class labels (B,), where the network is class-conditional.
-            mask: see `encode_mask`. None, or 255 everywhere in a sample, is unconditional.
-            mask_features: the result of `encode_mask`, in place of `mask`.
-            attributes: int64 (B, number of attributes), the number of each value in the list that the config holds of
-                it, in the config's order; -1 is unknown. None is unknown throughout.
-            augmentation: (B, augment_dim), what was done to the photos that are to be drawn; None is nothing, zeros.
-            return_dict: an `UNet2DOutput` if true, else a tuple.
+            sample (`torch.Tensor`): Noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
+            timestep (`int`, `float` or `torch.Tensor`): A scalar or (B,).
+            class_labels (`torch.Tensor`, *optional*): Class labels (B,), where the network is class-conditional.
+            mask (`torch.Tensor`, *optional*): See `encode_mask`; None, or 255 everywhere in a sample: unconditional.
+            mask_features (`tuple[torch.Tensor, ...]`, *optional*): The result of `encode_mask`, in place of `mask`.
+            attributes (`torch.Tensor`, *optional*): int64 (B, number of attributes), the index of each value in the
+                config's list, in the config's order; -1 is unknown. None is unknown throughout.
+            augmentation (`torch.Tensor`, *optional*): (B, augment_dim), the augmentation of the images to predict;
+                None is none, zeros.
+            return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
-            prediction (B, out_channels, H, W).
+            `UNet2DOutput` or `tuple`: The prediction (B, out_channels, H, W).
 
         Raises:
-            ValueError: for a size that `size_divisor` does not divide, both or badly shaped masks, class labels where
-                they are not wanted or missing, attributes or augmentation that the network was not made for.
+            ValueError: For a size that `size_divisor` does not divide, a mask of another shape or given twice, class
+                labels, attributes or augmentation that do not fit the network.
         """
+        check_sample(sample, mask, mask_features, self.size_divisor)
         batch_size, _, height, width = sample.shape
-        if height % self.size_divisor or width % self.size_divisor:
-            raise ValueError(
-                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
-            )
-        if mask is not None and mask_features is not None:
-            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
         if mask is not None:
-            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
-                raise ValueError(
-                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
-                    f"Resize it (nearest), and repeat it for each sample."
-                )
             mask_features = self.encode_mask(mask, dtype=sample.dtype)
         if attributes is not None:
             names = list(self.config.attributes or ())
             if not names:
-                raise ValueError("`attributes` were given, but this network was made without `attributes`.")
+                raise ValueError("`attributes` were given, but this network has none.")
             if attributes.is_floating_point() or attributes.shape != (batch_size, len(names)):
                 raise ValueError(
-                    f"`attributes` must be integers {batch_size} x {len(names)}, the numbers of the values of "
+                    f"`attributes` must be integers {batch_size} x {len(names)}, the indices of the values of "
                     f"{', '.join(names)} (-1: unknown); got {attributes.dtype} of shape {tuple(attributes.shape)}."
                 )
         if augmentation is not None:
             if not self.config.augment_dim:
-                raise ValueError("`augmentation` was given, but this network was made without `augment_dim`.")
+                raise ValueError("`augmentation` was given, but this network has no `augment_dim`.")
             if augmentation.shape != (batch_size, self.config.augment_dim):
                 raise ValueError(
                     f"`augmentation` must be {batch_size} x {self.config.augment_dim}; got "
                     f"{tuple(augmentation.shape)}."
                 )
 
-        # 0. centre input if necessary
+        # 0. centre the input if necessary
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
 
@@ -669,7 +640,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         elif timesteps.ndim == 0:
             timesteps = timesteps[None].to(sample.device)
         timesteps = timesteps * torch.ones(batch_size, dtype=timesteps.dtype, device=timesteps.device)  # (B,)
-        emb = self.time_embedding(self.time_proj(timesteps).to(dtype=self.dtype))  # (B, time_embed_dim)
+        t_emb = self.time_proj(timesteps).to(dtype=self.dtype)  # (B, time channels)
+        emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
         if self.class_embedding is not None:
             if class_labels is None:
                 raise ValueError("This network is class-conditional: `class_labels` must be given.")
@@ -683,7 +655,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if augmentation is not None:  # EDM, Karras et al. 2022, appendix F.2
             emb = emb + self.augment_embedding(augmentation.to(emb))
 
-        # 2. stem: image and mask meet at full resolution
+        # 2. stem: joins image and mask at full resolution
         skip_sample = sample
         if self.config.mask_conditioning == "concat":
             if mask_features is None:
@@ -711,7 +683,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 sample, res_samples = downsample_block(hidden_states=sample, temb=emb)
             if self.config.mask_pyramid and mask_features is not None and level < len(self.down_blocks):
                 sample = sample + mask_features[level].to(sample)  # (B, C, H/p/2^level, W/p/2^level)
-                res_samples = (*res_samples[:-1], sample)  # the way up meets it as well
+                res_samples = (*res_samples[:-1], sample)  # the decoder reads it as well
             down_block_res_samples += res_samples
 
         # 4. mid

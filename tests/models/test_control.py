@@ -97,7 +97,7 @@ def test_dtype_and_size_are_those_of_the_base_unless_another_size_is_wanted():
 def test_a_network_that_is_no_plain_one_is_refused(network):
     unet = network()
     with pytest.raises(
-        ValueError, match=f"`unet` is a {type(unet).__name__}; wanted a `diffusers.UNet2DModel` itself"
+        ValueError, match=f"`unet` is a {type(unet).__name__}; expected a `diffusers.UNet2DModel` itself"
     ):
         MaskControlNetModel.from_unet(unet)
 
@@ -108,7 +108,7 @@ def test_a_network_that_is_no_plain_one_is_refused(network):
         ({"num_classes": 0}, "1 to 255"),
         ({"id2label": {"0": "road"}}, r"got \['0'\]. Set `num_classes=1`"),
         ({"id2color": {i: [0, 0, 0] for i in range(6)}}, "Set `num_classes=6`"),
-        ({"base_class_label": 1}, "the base is told no class by a number: leave it out"),
+        ({"base_class_label": 1}, "the base has no class embedding by index: omit it"),
     ],
 )
 def test_settings_that_cannot_be_built_are_refused(settings, message):

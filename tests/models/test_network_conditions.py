@@ -189,19 +189,19 @@ def test_compiles_whole_and_once_for_all_values_and_sizes():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"attributes": {"weather": []}}, r"different values, as text, of 'weather'; got \[\]"),
-        ({"attributes": {"weather": ["clear", "clear"]}}, "different values, as text, of 'weather'"),
-        ({"attributes": {"weather": [1, 2]}}, r"as text, of 'weather'; got \[1, 2\]"),
+        ({"attributes": {"weather": []}}, r"different values, as text, for 'weather'; got \[\]"),
+        ({"attributes": {"weather": ["clear", "clear"]}}, "different values, as text, for 'weather'"),
+        ({"attributes": {"weather": [1, 2]}}, r"as text, for 'weather'; got \[1, 2\]"),
         ({"augment_dim": -1}, "`augment_dim` must be 0 or more; got -1"),
         ({"label_diffusion": [1.0], "num_train_timesteps": 10}, "above 0 for each of 5 classes; got"),
         ({"label_diffusion": [0.0] * 5, "num_train_timesteps": 10}, "finite number above 0"),
-        ({"label_diffusion": PSI}, "give its `num_train_timesteps` too"),
+        ({"label_diffusion": PSI}, "needs `num_train_timesteps`"),
         (
             {
                 "mask_pyramid": True, "block_out_channels": (8,), "down_block_types": ("DownBlock2D",),
                 "up_block_types": ("UpBlock2D",),
             },
-            r"`block_out_channels` \(8,\) has none",
+            r"two `block_out_channels` or more; got \(8,\)",
         ),
     ],
 )  # fmt: skip
@@ -213,8 +213,8 @@ def test_settings_that_cannot_be_built_are_refused(settings, message):
 @pytest.mark.parametrize(
     ("settings", "given", "message"),
     [
-        ({}, {"attributes": torch.zeros(2, 2, dtype=torch.long)}, "made without `attributes`"),
-        ({}, {"augmentation": torch.zeros(2, 3)}, "made without `augment_dim`"),
+        ({}, {"attributes": torch.zeros(2, 2, dtype=torch.long)}, "but this network has none"),
+        ({}, {"augmentation": torch.zeros(2, 3)}, "this network has no `augment_dim`"),
         (EVERYTHING, {"attributes": torch.zeros(2, 3, dtype=torch.long)}, r"2 x 2, .* timeofday, weather .* \(2, 3\)"),
         (EVERYTHING, {"attributes": torch.zeros(2, 2)}, "must be integers 2 x 2.*got torch.float32"),
         (EVERYTHING, {"augmentation": torch.zeros(2, 9)}, r"must be 2 x 3; got \(2, 9\)"),

@@ -59,7 +59,7 @@ def test_partly_unknown_mask_is_neither_masked_nor_unmasked(tiny):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask": torch.zeros(2, 16, 16)}, "Float ids are refused"),
+        ({"mask": torch.zeros(2, 16, 16)}, "Float ids: call"),
         ({"mask": torch.zeros(2, 4, 16, 16)}, r"\(B, 5, H, W\)"),
         ({"mask": torch.zeros(2, 8, 8, dtype=torch.long)}, "2 of 16 x 16"),
         ({"mask": torch.zeros(1, 16, 16, dtype=torch.long)}, "2 of 16 x 16"),

@@ -74,7 +74,7 @@ def test_saved_network_loads_equal(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"mask": torch.zeros(2, 16, 16)}, "Float ids are refused"),
+        ({"mask": torch.zeros(2, 16, 16)}, "Float ids: call"),
         ({"mask": torch.zeros(2, 4, 16, 16)}, r"\(B, 5, H, W\)"),
         ({"mask": torch.zeros(2, 8, 8, dtype=torch.long)}, "2 of 16 x 16"),
         ({"mask": torch.zeros(2, 16, 16, dtype=torch.long), "mask_features": ()}, "not both"),

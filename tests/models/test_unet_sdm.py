@@ -376,7 +376,7 @@ def test_instances_reach_an_offloaded_network():
 @pytest.mark.parametrize(
     ("edges", "instances", "message"),
     [
-        (False, torch.zeros(16, 16, dtype=torch.long), "no channel for the edges of instances"),
+        (False, torch.zeros(16, 16, dtype=torch.long), "no channel for instance edges"),
         (True, torch.zeros(2, 16, 16, dtype=torch.long), "got 2 `instances` for 1 masks"),
         (True, np.zeros((16, 16), dtype=np.float32), r"type float32; expected integer ids of shape \(H, W\)"),
         (True, Image.new("RGB", (16, 16)), r"shape \(16, 16, 3\)"),

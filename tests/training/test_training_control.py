@@ -341,7 +341,7 @@ def test_a_label_that_the_base_does_not_know_is_refused(label, message):
 
 def test_a_label_for_an_unconditional_base_is_refused(base):
     settings = parse("--base_model", base, "--base_class_label", "1")
-    with pytest.raises(ValueError, match="the base is told no class by a number: leave it out"):
+    with pytest.raises(ValueError, match="the base has no class embedding by index: omit it"):
         build_network(settings, LabelSet.from_preset("camvid"), (16, 16), base=load_base(settings).unet)
 
 

@@ -1,16 +1,49 @@
 """A `UNet2DModel` that reads the mask as one more input channel, class id / 255, as Konz et al. train it.
 
 Follows "Anatomically-Controllable Medical Image Generation with Segmentation-Guided Diffusion Models" (Konz et al.,
-MICCAI 2024) and the authors' published code, so that their checkpoints run here. For a network of one's own take
-`MaskGuidedUNet2DModel`: an id is no quantity, and here class 3 lies between 2 and 4. This file is self-contained
-(torch and diffusers only), so that it can lie beside the weights and be run by someone without this package.
+MICCAI 2024) and the authors' published code, so that their checkpoints run here. For new networks use
+`MaskGuidedUNet2DModel`: ids are no quantities, and here class 3 is between 2 and 4. This file is self-contained (torch
+and diffusers only): it is saved beside the weights and runs without this package.
 """
+
+import inspect
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in this module's namespace
 from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from torch import nn
+
+
+PARENT_ARGUMENTS = tuple(inspect.signature(UNet2DModel.__init__).parameters)[1:]
+
+
+# Copied from semseg_diffusers.models.unet_mask_guided.check_label_set
+def check_label_set(num_classes: int, id2label: dict | None, id2color: dict | None) -> None:
+    """Raise a `ValueError` for a number of classes that 8-bit ids cannot hold, or a label set of another size."""
+    if not 1 <= num_classes <= 255:
+        raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+    for name, table in (("id2label", id2label), ("id2color", id2color)):
+        if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
+            raise ValueError(
+                f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
+                f"Set `num_classes={len(table)}`, or pass the label set of the data."
+            )
+
+
+# Copied from semseg_diffusers.models.unet_mask_guided.check_sample
+def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -> None:
+    """Raise a `ValueError` for a size that `size_divisor` does not divide, or a mask that does not fit."""
+    batch_size, _, height, width = sample.shape
+    if height % size_divisor or width % size_divisor:
+        raise ValueError(f"Height and width of `sample` must be multiples of {size_divisor}; got {height} x {width}.")
+    if mask is not None and mask_features is not None:
+        raise ValueError("Pass `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+    if mask is not None and (mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]):
+        raise ValueError(
+            f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+            f"Resize it (nearest), and repeat it for each sample."
+        )
 
 
 class IdChannelUNet2DModel(UNet2DModel):
@@ -21,15 +54,14 @@ class IdChannelUNet2DModel(UNet2DModel):
     way, so a mask of class 0 everywhere is the same as none.
 
     Args:
-        num_classes (`int`, defaults to 2): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
-        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "background"}`; with the next three, the label
-            set.
-        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
-        ignore_index (`int`, defaults to 255): the id that means unknown.
-        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
+        num_classes (`int`, defaults to 2): Number of classes of masks, ids 0..num_classes-1; 255 is unknown.
+        id2label (`dict`, *optional*): Class id -> name, e.g. `{"0": "liver"}`; with the next three, the label set.
+        id2color (`dict`, *optional*): Class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): The id of unknown pixels.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
 
     Raises:
-        ValueError: for a number of classes that ids of 8 bits cannot hold, or a label set of another size.
+        ValueError: For a number of classes that 8-bit ids cannot hold, or a label set of another size.
 
     Example:
 
@@ -83,45 +115,9 @@ class IdChannelUNet2DModel(UNet2DModel):
         ignore_index: int = 255,
         ignore_color: tuple[int, int, int] = (0, 0, 0),
     ):
-        if not 1 <= num_classes <= 255:
-            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
-        for name, table in (("id2label", id2label), ("id2color", id2color)):
-            if table is not None and sorted(int(class_id) for class_id in table) != list(range(num_classes)):
-                raise ValueError(
-                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {sorted(table, key=int)}. "
-                    f"Set `num_classes={len(table)}`, or give the label set of the data."
-                )
-        super().__init__(
-            sample_size=sample_size,
-            in_channels=in_channels,
-            out_channels=out_channels,
-            center_input_sample=center_input_sample,
-            time_embedding_type=time_embedding_type,
-            time_embedding_dim=time_embedding_dim,
-            freq_shift=freq_shift,
-            flip_sin_to_cos=flip_sin_to_cos,
-            down_block_types=down_block_types,
-            mid_block_type=mid_block_type,
-            up_block_types=up_block_types,
-            block_out_channels=block_out_channels,
-            layers_per_block=layers_per_block,
-            mid_block_scale_factor=mid_block_scale_factor,
-            downsample_padding=downsample_padding,
-            downsample_type=downsample_type,
-            upsample_type=upsample_type,
-            dropout=dropout,
-            act_fn=act_fn,
-            attention_head_dim=attention_head_dim,
-            norm_num_groups=norm_num_groups,
-            attn_norm_num_groups=attn_norm_num_groups,
-            norm_eps=norm_eps,
-            resnet_time_scale_shift=resnet_time_scale_shift,
-            add_attention=add_attention,
-            class_embed_type=class_embed_type,
-            num_class_embeds=num_class_embeds,
-            num_train_timesteps=num_train_timesteps,
-        )
-        # The parent has built its own conv_in for the image alone.
+        check_label_set(num_classes, id2label, id2color)
+        super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})
+        # The parent's conv_in reads the image alone.
         self.conv_in = nn.Conv2d(in_channels + 1, block_out_channels[0], kernel_size=3, padding=1)
 
     @property
@@ -130,18 +126,18 @@ class IdChannelUNet2DModel(UNet2DModel):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def encode_mask(self, mask: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
-        """Turn a mask into the channel that the network reads.
+        """Convert a mask to the channel that the network reads.
 
         Args:
-            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
-                (B, num_classes, H, W), float or bool, at the resolution of the sample.
-            dtype: dtype of the sample; by default that of the weights.
+            mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, at the sample's resolution.
+            dtype (`torch.dtype`, *optional*): Dtype of the sample; that of the weights if None.
 
         Returns:
-            class ids / 255 (B, 1, H, W), 0 where unknown, to be given to `forward` as `mask_features`.
+            `tuple[torch.Tensor]`: The `mask_features` of `forward`: class ids / 255 (B, 1, H, W), 0 where unknown.
 
         Raises:
-            ValueError: for float ids, another number of dimensions, or another number of channels.
+            ValueError: For float ids, another number of dimensions, or another number of channels.
         """
         num_classes = self.config.num_classes
         integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
@@ -152,8 +148,7 @@ class IdChannelUNet2DModel(UNet2DModel):
         else:
             raise ValueError(
                 f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
-                f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids are refused: use "
-                f".long()."
+                f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids: call .long()."
             )
         ids = torch.where((ids >= 0) & (ids < num_classes), ids, torch.zeros_like(ids))
         return ((ids.float() / 255).to(dtype or self.dtype).unsqueeze(1),)
@@ -170,32 +165,22 @@ class IdChannelUNet2DModel(UNet2DModel):
         """Predict noise, velocity or image from a noisy sample and its mask.
 
         Args:
-            sample: noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
-            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
-            class_labels: class labels (B,), where the network is class-conditional.
-            mask: see `encode_mask`. None, or 255 everywhere in a sample, is the blank mask.
-            mask_features: the result of `encode_mask`, in place of `mask`.
-            return_dict: an `UNet2DOutput` if true, else a tuple.
+            sample (`torch.Tensor`): Noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
+            timestep (`int`, `float` or `torch.Tensor`): A scalar or (B,).
+            class_labels (`torch.Tensor`, *optional*): Class labels (B,), where the network is class-conditional.
+            mask (`torch.Tensor`, *optional*): See `encode_mask`. None, or 255 everywhere in a sample, is the
+                blank mask.
+            mask_features (`tuple[torch.Tensor, ...]`, *optional*): The result of `encode_mask`, in place of `mask`.
+            return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
-            prediction (B, out_channels, H, W).
+            `UNet2DOutput` or `tuple`: The prediction (B, out_channels, H, W).
 
         Raises:
-            ValueError: for a size that `size_divisor` does not divide, or both or badly shaped masks.
+            ValueError: For a size that `size_divisor` does not divide, or a mask of another shape or given twice.
         """
-        batch_size, _, height, width = sample.shape
-        if height % self.size_divisor or width % self.size_divisor:
-            raise ValueError(
-                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
-            )
-        if mask is not None and mask_features is not None:
-            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+        check_sample(sample, mask, mask_features, self.size_divisor)
         if mask is not None:
-            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
-                raise ValueError(
-                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
-                    f"Resize it (nearest), and repeat it for each sample."
-                )
             mask_features = self.encode_mask(mask, dtype=sample.dtype)
         channel = torch.zeros_like(sample[:, :1]) if mask_features is None else mask_features[0].to(sample)
         joined = torch.cat([sample, channel], dim=1)  # (B, in_channels + 1, H, W)

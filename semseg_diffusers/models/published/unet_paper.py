@@ -1,8 +1,8 @@
 """The network and the noise schedule of the paper, parameter for parameter: 90,816,131 of them at the defaults.
 
 Follows "Semantic Segmentation Mask-Guided Diffusion Models" (Bozsó et al., WINS 2024, section III-B) and the authors'
-published network, whose state dict loads here by name. This file is self-contained (torch and diffusers only), so that
-it can lie beside the weights on the Hub and be run by someone without this package.
+published network, whose state dict loads here by name. This file is self-contained (torch and diffusers only): it is
+saved beside the weights and runs without this package.
 """
 
 import math
@@ -20,19 +20,20 @@ NUM_ATTENTION_HEADS = 4
 
 
 def paper_betas(num_train_timesteps: int = 1000) -> list[float]:
-    """The paper's noise schedule: betas rise along half a cosine from 1e-4 to 0.02.
+    """Return the paper's noise schedule: betas rise along half a cosine from 1e-4 to 0.02.
 
-    Not the "cosine schedule" of Nichol and Dhariwal 2021. Sampling goes with `DDPMScheduler(num_train_timesteps=...,
-    trained_betas=paper_betas(...), variance_type="fixed_large", clip_sample=False)`.
+    Not the "cosine schedule" of Nichol and Dhariwal 2021. The authors sample with
+    `DDPMScheduler(num_train_timesteps=..., trained_betas=paper_betas(...), variance_type="fixed_large",
+    clip_sample=False)`.
 
     Args:
-        num_train_timesteps: number of diffusion steps, 2 or more.
+        num_train_timesteps (`int`, defaults to 1000): Number of diffusion steps, 2 or more.
 
     Returns:
-        one beta a step, the least noisy first; floats, so that a scheduler can save them.
+        `list[float]`: One beta a step, the least noisy first; floats, so that a scheduler can save them.
 
     Raises:
-        ValueError: for fewer than 2 steps.
+        ValueError: For fewer than 2 steps.
 
     Example:
 
@@ -43,27 +44,47 @@ def paper_betas(num_train_timesteps: int = 1000) -> list[float]:
     ```
     """
     if num_train_timesteps < 2:
-        raise ValueError(f"`num_train_timesteps` must be 2 or more, a ramp has two ends; got {num_train_timesteps}.")
-    # In float32 like the authors: the product of a thousand alphas shows the rounding of each.
+        raise ValueError(f"`num_train_timesteps` must be 2 or more; got {num_train_timesteps}.")
+    # In float32 as the authors: rounding adds up in the product of a thousand alphas.
     ramp = torch.arange(num_train_timesteps, dtype=torch.float32) / (num_train_timesteps - 1)
     betas = BETA_START + (BETA_END - BETA_START) * (1 + torch.cos(math.pi * (1 - ramp))) / 2
     return betas.tolist()
 
 
+# Copied from semseg_diffusers.models.unet_mask_guided.check_label_set
+def check_label_set(num_classes: int, id2label: dict | None, id2color: dict | None) -> None:
+    """Raise a `ValueError` for a number of classes that 8-bit ids cannot hold, or a label set of another size."""
+    if not 1 <= num_classes <= 255:
+        raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+    for name, table in (("id2label", id2label), ("id2color", id2color)):
+        if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
+            raise ValueError(
+                f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
+                f"Set `num_classes={len(table)}`, or pass the label set of the data."
+            )
+
+
+# Copied from semseg_diffusers.models.unet_mask_guided.check_sample
+def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -> None:
+    """Raise a `ValueError` for a size that `size_divisor` does not divide, or a mask that does not fit."""
+    batch_size, _, height, width = sample.shape
+    if height % size_divisor or width % size_divisor:
+        raise ValueError(f"Height and width of `sample` must be multiples of {size_divisor}; got {height} x {width}.")
+    if mask is not None and mask_features is not None:
+        raise ValueError("Pass `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+    if mask is not None and (mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]):
+        raise ValueError(
+            f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+            f"Resize it (nearest), and repeat it for each sample."
+        )
+
+
+# Copied from semseg_diffusers.models.unet_mask_guided.mask_to_one_hot with mask.to(dtype)->mask.to(dtype).contiguous()
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Turn a mask into the one-hot map that the network reads.
+    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W).
 
-    Args:
-        mask: class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W), float or bool.
-        num_classes: number of classes; an id outside 0..num_classes-1 (255 is "unknown") gives an all-zero vector.
-            No value is checked here: that would be a data-dependent branch inside a compiled `forward`.
-        dtype: dtype of the result, that of the noisy sample.
-
-    Returns:
-        one-hot map (B, num_classes, H, W).
-
-    Raises:
-        ValueError: for float ids, another number of dimensions, or another number of channels.
+    Ids outside 0..num_classes-1 (255 is unknown) become zero vectors: no value is checked, which would be a
+    data-dependent branch inside a compiled `forward`.
     """
     integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
     if integer_ids and mask.ndim == 3:
@@ -73,12 +94,12 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
         return mask.to(dtype).contiguous()
     raise ValueError(
         f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
-        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids are refused: use .long()."
+        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids: call .long()."
     )
 
 
 class DoubleConv(nn.Module):
-    """Two 3x3 convolutions, each with a norm over the whole map, and a way past them both where `residual`."""
+    """Two 3x3 convolutions, each with a norm over the full map, and a residual connection where `residual`."""
 
     def __init__(self, in_channels: int, out_channels: int, mid_channels: int | None = None, residual: bool = False):
         super().__init__()
@@ -93,14 +114,14 @@ class DoubleConv(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
         if self.residual:
             return F.gelu(x + self.double_conv(x))
         return self.double_conv(x)
 
 
 class Down(nn.Module):
-    """Halve the map, convolve, and add the time to every pixel."""
+    """Downsample the map, convolve, and add the time to every pixel."""
 
     def __init__(self, in_channels: int, out_channels: int, emb_dim: int):
         super().__init__()
@@ -112,12 +133,12 @@ class Down(nn.Module):
         self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W), time (B, emb_dim) -> (B, out_channels, H/2, W/2)."""
+        """Map (B, in_channels, H, W) and time (B, emb_dim) to (B, out_channels, H/2, W/2)."""
         return self.maxpool_conv(x) + self.emb_layer(emb)[:, :, None, None]
 
 
 class Up(nn.Module):
-    """Double the map, join the skip connection, convolve, and add the time to every pixel."""
+    """Upsample the map, concatenate the skip connection, convolve, and add the time to every pixel."""
 
     def __init__(self, in_channels: int, out_channels: int, emb_dim: int):
         super().__init__()
@@ -128,7 +149,7 @@ class Up(nn.Module):
         self.emb_layer = nn.Sequential(nn.SiLU(), nn.Linear(emb_dim, out_channels))
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """(B, C, H/2, W/2), skip (B, in_channels - C, H, W), time (B, emb_dim) -> (B, out_channels, H, W)."""
+        """Map (B, C, H/2, W/2), skip (B, in_channels - C, H, W) and time (B, emb_dim) to (B, out_channels, H, W)."""
         x = F.interpolate(x, scale_factor=2.0, mode="bilinear", align_corners=True)  # (B, C, H, W)
         x = self.conv(torch.cat([skip, x], dim=1))  # (B, out_channels, H, W)
         return x + self.emb_layer(emb)[:, :, None, None]
@@ -137,8 +158,8 @@ class Up(nn.Module):
 class MultiHeadAttention(nn.Module):
     """`nn.MultiheadAttention` on one sequence, with the same parameters.
 
-    PyTorch's own reads the weights of `out_proj` without calling it, which diffusers' casting and offloading of layers
-    cannot see.
+    PyTorch's own reads the weights of `out_proj` without calling it, which diffusers' layer-wise casting and
+    offloading do not notice.
     """
 
     def __init__(self, channels: int):
@@ -150,7 +171,7 @@ class MultiHeadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, N, channels) -> (B, N, channels)."""
+        """Map (B, N, channels) to the same shape."""
         qkv = F.linear(tokens, self.in_proj_weight, self.in_proj_bias)  # (B, N, 3C)
         qkv = qkv.unflatten(-1, (3, NUM_ATTENTION_HEADS, -1))  # (B, N, 3, heads, C/heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, C/heads)
@@ -159,7 +180,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel attends to every pixel; a two-layer network follows. Norms come first, residuals add raw tokens."""
+    """Self-attention over all pixels and a two-layer network, each with a norm first and a residual connection."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -170,7 +191,7 @@ class SelfAttention(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, channels, H, W) -> (B, channels, H, W)."""
+        """Map (B, channels, H, W) to the same shape."""
         height, width = x.shape[-2:]
         tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, C)
         tokens = tokens + self.mha(self.ln(tokens))
@@ -182,21 +203,20 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
     r"""The paper's network: a U-Net with two attention blocks, and the mask in a second stem whose output is added.
 
     Args:
-        sample_size (`int` or `tuple[int, int]`, defaults to 128): height and width of the images it is trained on; any
-            multiples of 8 can be drawn.
-        in_channels (`int`, defaults to 3): channels of the noisy sample.
-        out_channels (`int`, defaults to 3): channels of the prediction.
-        num_classes (`int`, defaults to 19): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
-        hidden_dim (`int`, defaults to 128): width at full resolution, even; the bottom is 8 times as wide.
-        emb_dim (`int`, defaults to 256): width of the time vector, even.
-        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
-        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
-        ignore_index (`int`, defaults to 255): the id that means unknown.
-        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
+        sample_size (`int` or `tuple[int, int]`, defaults to 128): Height and width of the training images; any
+            multiples of 8 can be generated.
+        in_channels (`int`, defaults to 3): Channels of the noisy sample.
+        out_channels (`int`, defaults to 3): Channels of the prediction.
+        num_classes (`int`, defaults to 19): Number of classes of masks, ids 0..num_classes-1; 255 is unknown.
+        hidden_dim (`int`, defaults to 128): Width at full resolution, even; the bottom is 8 times as wide.
+        emb_dim (`int`, defaults to 256): Width of the time embedding, even.
+        id2label (`dict`, *optional*): Class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
+        id2color (`dict`, *optional*): Class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): The id of unknown pixels.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
 
     Raises:
-        ValueError: for widths that the attention heads or the time vector cannot halve, or a label set of another
-            size.
+        ValueError: For odd widths, or a label set of another size.
 
     Example:
 
@@ -211,7 +231,7 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    # Casting takes convolutions and linear layers only; the norms inside `double_conv` are neither.
+    # Casting changes convolutions and linear layers only; the norms inside `double_conv` are neither.
     _skip_layerwise_casting_patterns = ["norm"]
 
     @register_to_config
@@ -235,14 +255,7 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
             )
         if emb_dim < 2 or emb_dim % 2:
             raise ValueError(f"`emb_dim` must be even, half sines and half cosines; got {emb_dim}.")
-        if not 1 <= num_classes <= 255:
-            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
-        for name, table in (("id2label", id2label), ("id2color", id2color)):
-            if table is not None and sorted(int(class_id) for class_id in table) != list(range(num_classes)):
-                raise ValueError(
-                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {sorted(table, key=int)}. "
-                    f"Set `num_classes={len(table)}`, or give the label set of the data."
-                )
+        check_label_set(num_classes, id2label, id2color)
         width = hidden_dim
 
         # The names are those of the authors' state dict.
@@ -271,18 +284,18 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
         """Compute what depends on the mask alone, once for all steps and all images of it.
 
         Args:
-            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
-                (B, num_classes, H, W), float or bool, at the resolution of the sample.
-            dtype: dtype of the sample; by default that of the weights.
+            mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, at the sample's resolution.
+            dtype (`torch.dtype`, *optional*): Dtype of the sample; that of the weights if None.
 
         Returns:
-            the output of the mask's stem (B, hidden_dim, H, W), to be given to `forward` as `mask_features`; zeros,
-            which add nothing, for a sample whose mask is unknown everywhere.
+            `tuple[torch.Tensor]`: The `mask_features` of `forward`: the output of the mask's stem
+            (B, hidden_dim, H, W), zeros for a sample whose mask is unknown everywhere.
 
         Raises:
-            ValueError: see `mask_to_one_hot`.
+            ValueError: See `mask_to_one_hot`.
         """
-        if self.device.type != "meta":  # offloaded layer by layer, the weights are nowhere until they are called
+        if self.device.type != "meta":  # where offloaded layer by layer, weights have no device between calls
             mask = mask.to(self.device)
         one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)  # (B, num_classes, H, W)
         features = self._run(self.mask_conv, one_hot)  # (B, hidden_dim, H, W)
@@ -290,9 +303,9 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
         return (torch.where(known, features, torch.zeros_like(features)),)
 
     def _time_embedding(self, timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
-        """Sines, then cosines, of the timestep at falling frequencies (Vaswani et al. 2017, section 3.5)."""
+        """Return sines, then cosines, of the timestep at falling frequencies (Vaswani et al. 2017, section 3.5)."""
         even = torch.arange(0, self.config.emb_dim, 2, dtype=torch.float32, device=sample.device)
-        # Rounded as the authors round it: at timestep 1000 another order of the powers moves the sines by 6e-5.
+        # In the authors' order: at timestep 1000 another order of the powers changes the sines by 6e-5.
         inverse_frequencies = 1.0 / (10000.0 ** (even / self.config.emb_dim))  # (emb_dim/2,)
         timesteps = torch.as_tensor(timestep, device=sample.device).to(torch.float32).reshape(-1, 1)
         angles = timesteps.expand(sample.shape[0], 1) * inverse_frequencies  # (B, emb_dim/2)
@@ -315,40 +328,30 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
         """Predict the noise in a sample from the sample, its timestep and its mask.
 
         Args:
-            sample: noisy images (B, in_channels, H, W); H and W are multiples of 8.
-            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
-            class_labels: refused; the argument stands where `UNet2DModel` has it.
-            mask: see `encode_mask`. None, or 255 everywhere in a sample, is unconditional.
-            mask_features: the result of `encode_mask`, in place of `mask`.
-            return_dict: an `UNet2DOutput` if true, else a tuple.
+            sample (`torch.Tensor`): Noisy images (B, in_channels, H, W); H and W are multiples of 8.
+            timestep (`int`, `float` or `torch.Tensor`): A scalar or (B,).
+            class_labels (`torch.Tensor`, *optional*): Refused; the argument is where `UNet2DModel` has it.
+            mask (`torch.Tensor`, *optional*): See `encode_mask`. None, or 255 everywhere in a sample, is
+                unconditional.
+            mask_features (`tuple[torch.Tensor, ...]`, *optional*): The result of `encode_mask`, in place of `mask`.
+            return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
-            predicted noise (B, out_channels, H, W).
+            `UNet2DOutput` or `tuple`: The prediction (B, out_channels, H, W).
 
         Raises:
-            ValueError: for a size that 8 does not divide, both or badly shaped masks, or class labels.
+            ValueError: For a size that 8 does not divide, a mask of another shape or given twice, or class labels.
         """
-        batch_size, _, height, width = sample.shape
-        if height % self.size_divisor or width % self.size_divisor:
-            raise ValueError(
-                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
-            )
+        check_sample(sample, mask, mask_features, self.size_divisor)
         if class_labels is not None:
             raise ValueError("`class_labels` were given, but the paper's network has no class embedding.")
-        if mask is not None and mask_features is not None:
-            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
         if mask is not None:
-            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
-                raise ValueError(
-                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
-                    f"Resize it (nearest), and repeat it for each sample."
-                )
             mask_features = self.encode_mask(mask, dtype=sample.dtype)
 
         # 1. time
         emb = self._time_embedding(timestep, sample)  # (B, emb_dim)
 
-        # 2. stem: image and mask meet at full resolution
+        # 2. stem: joins image and mask at full resolution
         x1 = self._run(self.inc, sample)  # (B, h, H, W)
         if mask_features is not None:
             x1 = x1 + mask_features[0].to(x1.dtype)

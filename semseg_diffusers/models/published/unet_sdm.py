@@ -2,8 +2,8 @@
 
 Follows "Semantic Image Synthesis via Diffusion Models" (Wang et al. 2022, arXiv 2207.00050, section 3.2) and the
 authors' published network, whose state dict loads here by name; its parts are those of guided-diffusion (Dhariwal and
-Nichol 2021) and SPADE (Park et al. 2019). This file is self-contained (torch and diffusers only), so that it can lie
-beside the weights on the Hub and be run by someone without this package.
+Nichol 2021) and SPADE (Park et al. 2019). This file is self-contained (torch and diffusers only): it is saved beside
+the weights and runs without this package.
 """
 
 import math
@@ -21,20 +21,40 @@ NORM_NUM_GROUPS = 32
 MODULATION_HIDDEN_CHANNELS = 128
 
 
+# Copied from semseg_diffusers.models.unet_mask_guided.check_label_set
+def check_label_set(num_classes: int, id2label: dict | None, id2color: dict | None) -> None:
+    """Raise a `ValueError` for a number of classes that 8-bit ids cannot hold, or a label set of another size."""
+    if not 1 <= num_classes <= 255:
+        raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
+    for name, table in (("id2label", id2label), ("id2color", id2color)):
+        if table is not None and sorted(map(str, table)) != sorted(map(str, range(num_classes))):
+            raise ValueError(
+                f"`{name}` must name each class 0 to {num_classes - 1} once; got {list(table)}. "
+                f"Set `num_classes={len(table)}`, or pass the label set of the data."
+            )
+
+
+# Copied from semseg_diffusers.models.unet_mask_guided.check_sample
+def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -> None:
+    """Raise a `ValueError` for a size that `size_divisor` does not divide, or a mask that does not fit."""
+    batch_size, _, height, width = sample.shape
+    if height % size_divisor or width % size_divisor:
+        raise ValueError(f"Height and width of `sample` must be multiples of {size_divisor}; got {height} x {width}.")
+    if mask is not None and mask_features is not None:
+        raise ValueError("Pass `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+    if mask is not None and (mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]):
+        raise ValueError(
+            f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+            f"Resize it (nearest), and repeat it for each sample."
+        )
+
+
+# Copied from semseg_diffusers.models.unet_mask_guided.mask_to_one_hot with mask.to(dtype)->mask.to(dtype).contiguous()
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Turn a mask into the one-hot map that the network reads.
+    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W).
 
-    Args:
-        mask: class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W), float or bool.
-        num_classes: number of classes; an id outside 0..num_classes-1 (255 is "unknown") gives an all-zero vector.
-            No value is checked here: that would be a data-dependent branch inside a compiled `forward`.
-        dtype: dtype of the result, that of the noisy sample.
-
-    Returns:
-        one-hot map (B, num_classes, H, W).
-
-    Raises:
-        ValueError: for float ids, another number of dimensions, or another number of channels.
+    Ids outside 0..num_classes-1 (255 is unknown) become zero vectors: no value is checked, which would be a
+    data-dependent branch inside a compiled `forward`.
     """
     integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
     if integer_ids and mask.ndim == 3:
@@ -44,18 +64,18 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
         return mask.to(dtype).contiguous()
     raise ValueError(
         f"`mask` must hold integer class ids of shape (B, H, W), or a float or bool one-hot map of shape "
-        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids are refused: use .long()."
+        f"(B, {num_classes}, H, W); got {mask.dtype} of shape {tuple(mask.shape)}. Float ids: call .long()."
     )
 
 
 def instance_edges(instances: torch.Tensor) -> torch.Tensor:
-    """Mark each pixel that differs from a neighbour above, below, left or right of it (the authors' rule).
+    """Mark each pixel that differs from a neighbour above, below, left or right of it, as the authors do.
 
     Args:
-        instances: instance ids (B, H, W), or one-hot classes (B, C, H, W).
+        instances (`torch.Tensor`): Instance ids (B, H, W), or one-hot classes (B, C, H, W).
 
     Returns:
-        bool (B, 1, H, W).
+        `torch.Tensor`: bool (B, 1, H, W).
     """
     ids = instances.unsqueeze(1) if instances.ndim == 3 else instances  # (B, C, H, W)
     across = (ids[..., :, 1:] != ids[..., :, :-1]).any(dim=1, keepdim=True)  # (B, 1, H, W-1)
@@ -64,7 +84,7 @@ def instance_edges(instances: torch.Tensor) -> torch.Tensor:
 
 
 def timestep_embedding(timesteps: torch.Tensor, dim: int) -> torch.Tensor:
-    """Cosines, then sines, of timesteps (B,) at falling frequencies, (B, dim)."""
+    """Return cosines, then sines, of timesteps (B,) at falling frequencies, (B, dim)."""
     half = dim // 2
     exponents = torch.arange(half, dtype=torch.float32, device=timesteps.device) / half
     frequencies = torch.exp(-math.log(10000) * exponents)  # (dim/2,)
@@ -73,7 +93,7 @@ def timestep_embedding(timesteps: torch.Tensor, dim: int) -> torch.Tensor:
 
 
 class ModulatedNorm(nn.Module):
-    """A group norm without weights of its own: scale and shift of every pixel come from the mask (SPADE, eq. 1)."""
+    """A group norm whose scale and shift of every pixel come from the mask (SPADE, eq. 1)."""
 
     def __init__(self, channels: int, mask_channels: int):
         super().__init__()
@@ -85,13 +105,13 @@ class ModulatedNorm(nn.Module):
         self.mlp_beta = nn.Conv2d(MODULATION_HIDDEN_CHANNELS, channels, kernel_size=3, padding=1)
 
     def modulation(self, one_hot: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """Gamma and beta (B, 2 * channels, height, width) from a mask (B, mask_channels, H, W)."""
+        """Map a mask (B, mask_channels, H, W) to gamma and beta (B, 2 * channels, height, width)."""
         one_hot = F.interpolate(one_hot, size=(height, width), mode="nearest")
         shared = self.mlp_shared(one_hot)  # (B, 128, height, width)
         return torch.cat([self.mlp_gamma(shared), self.mlp_beta(shared)], dim=1)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor, encoded: bool) -> torch.Tensor:
-        """(B, channels, H, W) -> the same; `condition` is the modulation where `encoded`, else the one-hot mask."""
+        """Map (B, channels, H, W) to the same shape, by the modulation if `encoded`, else by the one-hot mask."""
         if not encoded:
             condition = self.modulation(condition, *x.shape[-2:])
         gamma, beta = condition.chunk(2, dim=1)  # (B, channels, H, W) each
@@ -99,7 +119,7 @@ class ModulatedNorm(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two convolutions with plain norms; the time scales and shifts the second. `down` halves the map on the way."""
+    """Two convolutions with plain norms, the second scaled and shifted by the time. `down` halves the map between."""
 
     num_modulations = 0
 
@@ -119,7 +139,7 @@ class ResBlock(nn.Module):
         self.skip_connection = skip_connection(in_channels, out_channels)
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
-        """(B, in_channels, H, W), time (B, emb_dim) -> (B, out_channels, H, W), or half of H and W."""
+        """Map (B, in_channels, H, W) and time (B, emb_dim) to (B, out_channels, H, W), or half of H and W."""
         norm, activation, convolution = self.in_layers
         hidden = activation(norm(x))
         if self.down:
@@ -132,18 +152,12 @@ class ResBlock(nn.Module):
 
 
 class ModulatedResBlock(nn.Module):
-    """A `ResBlock` whose two norms are modulated by the mask. `up` doubles the map on the way."""
+    """A `ResBlock` whose two norms are modulated by the mask. `up` doubles the map between."""
 
     num_modulations = 2
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        emb_dim: int,
-        dropout: float,
-        mask_channels: int,
-        up: bool = False,
+        self, in_channels: int, out_channels: int, emb_dim: int, dropout: float, mask_channels: int, up: bool = False
     ):
         super().__init__()
         self.up = up
@@ -156,15 +170,8 @@ class ModulatedResBlock(nn.Module):
         )
         self.skip_connection = skip_connection(in_channels, out_channels)
 
-    def forward(
-        self,
-        x: torch.Tensor,
-        emb: torch.Tensor,
-        in_condition: torch.Tensor,
-        out_condition: torch.Tensor,
-        encoded: bool,
-    ) -> torch.Tensor:
-        """(B, in_channels, H, W), time (B, emb_dim) -> (B, out_channels, H, W), or double of H and W."""
+    def forward(self, x: torch.Tensor, emb: torch.Tensor, in_condition, out_condition, encoded: bool) -> torch.Tensor:
+        """Map (B, in_channels, H, W) and time (B, emb_dim) to (B, out_channels, H, W), or twice H and W."""
         activation, convolution = self.in_layers
         hidden = activation(self.in_norm(x, in_condition, encoded))
         if self.up:
@@ -177,11 +184,12 @@ class ModulatedResBlock(nn.Module):
 
 
 def skip_connection(in_channels: int, out_channels: int) -> nn.Module:
+    """Return an identity, or a 1x1 convolution where the number of channels changes."""
     return nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
 
 class AttentionBlock(nn.Module):
-    """Every pixel attends to every pixel; query, key and value lie together within each head."""
+    """Self-attention over all pixels; query, key and value are adjacent within each head."""
 
     num_modulations = 0
 
@@ -193,7 +201,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv1d(channels, channels, kernel_size=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, channels, H, W) -> the same."""
+        """Map (B, channels, H, W) to the same shape."""
         tokens = x.flatten(2)  # (B, C, H*W)
         qkv = self.qkv(self.norm(tokens)).unflatten(1, (self.num_heads, -1))  # (B, heads, 3C/heads, H*W)
         query, key, value = qkv.transpose(-1, -2).chunk(3, dim=-1)  # (B, heads, H*W, C/heads) each
@@ -203,15 +211,15 @@ class AttentionBlock(nn.Module):
 
 
 class Stage(nn.Sequential):
-    """One entry of the authors' lists of blocks: residual blocks and attention, each given what it takes."""
+    """One entry of the authors' lists of blocks: residual blocks and attention, each called with its own inputs."""
 
     @property
     def num_modulations(self) -> int:
-        """How many norms of it the mask modulates."""
+        """Number of norms that the mask modulates."""
         return sum(getattr(layer, "num_modulations", 0) for layer in self)
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor, encoded: bool, *conditions: torch.Tensor) -> torch.Tensor:
-        """(B, C, H, W), time (B, emb_dim), a condition for each modulated norm -> the map after the last layer."""
+        """Apply all layers to (B, C, H, W), with time (B, emb_dim) and a condition for each modulated norm."""
         conditions = list(conditions)
         for layer in self:
             if isinstance(layer, ModulatedResBlock):
@@ -224,32 +232,32 @@ class Stage(nn.Sequential):
 
 
 class SDMUNet2DModel(ModelMixin, ConfigMixin):
-    r"""The Semantic Diffusion Model's network: the photo enters the encoder, the mask every norm of the decoder.
+    r"""The Semantic Diffusion Model's network: the image enters the encoder, the mask every norm of the decoder.
 
     Args:
-        sample_size (`int` or `tuple[int, int]`, defaults to 256): height and width of the images it is trained on; any
-            multiples of `size_divisor` can be drawn.
-        in_channels (`int`, defaults to 3): channels of the noisy sample.
-        out_channels (`int`, defaults to 6): channels of the prediction; twice `in_channels` where the variance is
+        sample_size (`int` or `tuple[int, int]`, defaults to 256): Height and width of the training images; any
+            multiples of `size_divisor` can be generated.
+        in_channels (`int`, defaults to 3): Channels of the noisy sample.
+        out_channels (`int`, defaults to 6): Channels of the prediction; twice `in_channels` where the variance is
             learned too (`variance_type="learned_range"` of diffusers' `DDPMScheduler`).
-        num_classes (`int`, defaults to 19): classes a mask may hold, ids 0..num_classes-1; 255 means unknown.
-        model_channels (`int`, defaults to 256): base width, even; the time embedding is four times as wide.
-        channel_mult (`tuple[float, ...]`, defaults to `(1, 1, 2, 2, 4, 4)`): width of each level over
+        num_classes (`int`, defaults to 19): Number of classes of masks, ids 0..num_classes-1; 255 is unknown.
+        model_channels (`int`, defaults to 256): Base width, even; the time embedding is four times as wide.
+        channel_mult (`tuple[float, ...]`, defaults to `(1, 1, 2, 2, 4, 4)`): Width of each level over
             `model_channels`; every width is a multiple of 32.
-        num_res_blocks (`int`, defaults to 2): residual blocks of a level on the way down; one more on the way up.
-        attention_resolutions (`tuple[int, ...]`, defaults to `(8, 16, 32)`): maps reduced by these factors have
+        num_res_blocks (`int`, defaults to 2): Residual blocks of a level in the encoder; one more in the decoder.
+        attention_resolutions (`tuple[int, ...]`, defaults to `(8, 16, 32)`): Maps reduced by these factors have
             attention. (The authors' command line takes sides of maps instead: 32, 16, 8 of 256.)
-        num_head_channels (`int`, defaults to 64): width of an attention head; divides the widths that have attention.
-        dropout (`float`, defaults to 0.0): dropout inside the residual blocks, 0 to 1.
-        instance_edges (`bool`, defaults to `False`): one more channel of the mask holds the edges between instances;
-            see `with_instances`. Where no instances are given, the borders of the classes are their edges.
-        id2label (`dict`, *optional*): class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
-        id2color (`dict`, *optional*): class id -> `[red, green, blue]`, 0..255.
-        ignore_index (`int`, defaults to 255): the id that means unknown.
-        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): the colour that masks show it in.
+        num_head_channels (`int`, defaults to 64): Width of an attention head; divides the widths that have attention.
+        dropout (`float`, defaults to 0.0): Dropout inside the residual blocks, 0 to 1.
+        instance_edges (`bool`, defaults to `False`): Whether one more channel of the mask holds the edges between
+            instances; see `with_instances`. Without instances, the borders of the classes are the edges.
+        id2label (`dict`, *optional*): Class id -> name, e.g. `{"0": "road"}`; with the next three, the label set.
+        id2color (`dict`, *optional*): Class id -> `[red, green, blue]`, 0..255.
+        ignore_index (`int`, defaults to 255): The id of unknown pixels.
+        ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
 
     Raises:
-        ValueError: for widths that groups or heads do not divide, or a label set of another size.
+        ValueError: For widths that groups or heads do not divide, or a label set of another size.
 
     Example:
 
@@ -304,14 +312,7 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
                 f"`num_head_channels` must divide the widths that have attention, {attentive}; got "
                 f"{num_head_channels}."
             )
-        if not 1 <= num_classes <= 255:
-            raise ValueError(f"`num_classes` must be 1 to 255 (255 itself means unknown); got {num_classes}.")
-        for name, table in (("id2label", id2label), ("id2color", id2color)):
-            if table is not None and sorted(int(class_id) for class_id in table) != list(range(num_classes)):
-                raise ValueError(
-                    f"`{name}` must name each class 0 to {num_classes - 1} once; got {sorted(table, key=int)}. "
-                    f"Set `num_classes={len(table)}`, or give the label set of the data."
-                )
+        check_label_set(num_classes, id2label, id2color)
         emb_dim = 4 * model_channels
         mask_channels = num_classes + int(instance_edges)
 
@@ -356,7 +357,7 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         self.modulation_cache = True
 
     def _start_as_identity(self) -> None:
-        """Every residual branch starts at zero, as the authors train it."""
+        """Set the output of every residual branch to zero, as the authors train it."""
         for module in self.modules():
             if isinstance(module, (ResBlock, ModulatedResBlock)):
                 nn.init.zeros_(module.out_layers[-1].weight)
@@ -375,33 +376,35 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
     # The mask
 
     def enable_modulation_cache(self) -> None:
-        """Let `encode_mask` compute the modulation of every norm, once for all steps: the default."""
+        """Make `encode_mask` compute the modulation of every norm, once for all steps: the default."""
         self.modulation_cache = True
 
     def disable_modulation_cache(self) -> None:
-        """Let `encode_mask` return the one-hot map alone, so that each step computes its modulation as it goes.
+        """Make `encode_mask` return the one-hot map alone, so that each step computes its modulation.
 
-        Slower, as the authors' own code, but without the memory: at the default widths the modulation of one mask of
-        256 x 256 pixels is 2.0 GB in float32.
+        Slower, like the authors' own code, but it saves memory: at the default widths the modulation of one mask of
+        256 x 256 pixels takes 2.0 GB in float32.
         """
         self.modulation_cache = False
 
     def with_instances(self, mask: torch.Tensor, instances: torch.Tensor) -> torch.Tensor:
-        """Join the edges between instances to a mask, for a network with `instance_edges`.
+        """Add the edges between instances to a mask, for a network with `instance_edges`.
 
         Args:
-            mask: class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W).
-            instances: instance ids (B, H, W) of any integer dtype, such as Cityscapes' `instanceIds`; two things side
-                by side have different ids, pixels of no instance may have any common one.
+            mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype, or one-hot (B, num_classes, H, W).
+            instances (`torch.Tensor`): Instance ids (B, H, W) of any integer dtype, such as Cityscapes' `instanceIds`;
+                neighbouring objects have different ids, pixels of no instance may have any common one.
 
         Returns:
-            float map (B, num_classes + 1, H, W), to be given as `mask`.
+            `torch.Tensor`: Float map (B, num_classes + 1, H, W), to be passed as `mask`.
 
         Raises:
-            ValueError: for a network without `instance_edges`, or instances of another shape.
+            ValueError: For a network without `instance_edges`, or instances of another shape.
         """
         if not self.config.instance_edges:
-            raise ValueError("instances were given, but this network has no channel for their edges (instance_edges).")
+            raise ValueError(
+                "`instances` were given, but this network has no channel for their edges (instance_edges)."
+            )
         one_hot = mask_to_one_hot(mask, self.config.num_classes, self.dtype)  # (B, num_classes, H, W)
         if instances.shape != one_hot[:, 0].shape or instances.is_floating_point() or instances.dtype == torch.bool:
             raise ValueError(
@@ -411,22 +414,22 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         return self._join_edges(one_hot, instance_edges(instances.to(one_hot.device)))
 
     def _join_edges(self, one_hot: torch.Tensor, edges: torch.Tensor) -> torch.Tensor:
-        """(B, num_classes, H, W) and (B, 1, H, W) -> one map; a sample that is unknown everywhere has no edges."""
+        """Join (B, num_classes, H, W) and (B, 1, H, W); a sample that is unknown everywhere gets no edges."""
         known = (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
         return torch.cat([one_hot, (edges & known).to(one_hot.dtype)], dim=1)  # (B, num_classes + 1, H, W)
 
     def _mask_map(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """One-hot map, with the edges where the network takes them, (B, mask channels, H, W)."""
+        """Return the one-hot map, with edges where the network takes them, (B, mask channels, H, W)."""
         num_classes = self.config.num_classes
         if not self.config.instance_edges:
             return mask_to_one_hot(mask, num_classes, dtype)
         if mask.ndim == 4 and mask.shape[1] == num_classes + 1:
-            return mask.to(dtype).contiguous()  # of `with_instances`
+            return mask.to(dtype).contiguous()  # from `with_instances`
         one_hot = mask_to_one_hot(mask, num_classes, dtype)
         return self._join_edges(one_hot, instance_edges(one_hot))
 
     def _modulated_norms(self) -> Iterator[tuple[ModulatedNorm, int]]:
-        """Each modulated norm in the order of `forward`, with the number of halvings of its map."""
+        """Yield each modulated norm in the order of `forward`, with the number of halvings of its map."""
         halvings = len(self.config.channel_mult) - 1
         for stage in (self.middle_block, *self.output_blocks):
             for layer in stage:
@@ -439,18 +442,19 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         """Compute what depends on the mask alone, once for all steps and all images of it.
 
         Args:
-            mask: class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
-                (B, num_classes, H, W), float or bool, or what `with_instances` gave, at the resolution of the sample.
-            dtype: dtype of the sample; by default that of the weights.
+            mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
+                (B, num_classes, H, W), float or bool, or the result of `with_instances`, at the sample's
+                resolution.
+            dtype (`torch.dtype`, *optional*): Dtype of the sample; that of the weights if None.
 
         Returns:
-            scale and shift (B, 2 * channels, h, w) of every modulated norm, to be given to `forward` as
-            `mask_features`; after `disable_modulation_cache` the one-hot map alone.
+            `tuple[torch.Tensor, ...]`: The `mask_features` of `forward`: scale and shift (B, 2 * channels, h, w) of
+            every modulated norm; after `disable_modulation_cache` the one-hot map alone.
 
         Raises:
-            ValueError: see `mask_to_one_hot`.
+            ValueError: See `mask_to_one_hot`.
         """
-        if self.device.type != "meta":  # offloaded layer by layer, the weights are nowhere until they are called
+        if self.device.type != "meta":  # where offloaded layer by layer, weights have no device between calls
             mask = mask.to(self.device)
         mask_map = self._mask_map(mask, dtype or self.dtype)  # (B, mask channels, H, W)
         if not self.modulation_cache:
@@ -477,41 +481,32 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         mask_features: tuple[torch.Tensor, ...] | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        """Predict the noise in a sample, and its variance where that is learned, from sample, timestep and mask.
+        """Predict the noise in a sample, and its variance where that is learned.
 
         Args:
-            sample: noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
-            timestep: an int, a float, a 0-d tensor, or a tensor (B,).
-            class_labels: refused; the argument stands where `UNet2DModel` has it.
-            mask: see `encode_mask`. None, or 255 everywhere in a sample, is unconditional: the all-zero map.
-            mask_features: the result of `encode_mask`, in place of `mask`.
-            return_dict: an `UNet2DOutput` if true, else a tuple.
+            sample (`torch.Tensor`): Noisy images (B, in_channels, H, W); H and W are multiples of `size_divisor`.
+            timestep (`int`, `float` or `torch.Tensor`): A scalar or (B,).
+            class_labels (`torch.Tensor`, *optional*): Refused; the argument is where `UNet2DModel` has it.
+            mask (`torch.Tensor`, *optional*): See `encode_mask`. None, or 255 everywhere in a sample, is
+                unconditional: the all-zero map.
+            mask_features (`tuple[torch.Tensor, ...]`, *optional*): The result of `encode_mask`, in place of `mask`.
+            return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
-            prediction (B, out_channels, H, W): noise, then where the variance is learned its place between the
-            smallest and the largest, -1 to 1.
+            `UNet2DOutput` or `tuple`: The prediction (B, out_channels, H, W): noise, then where it is learned the
+            variance, interpolated between the smallest and the largest, -1 to 1.
 
         Raises:
-            ValueError: for a size that `size_divisor` does not divide, both or badly shaped masks, or class labels.
+            ValueError: For a size that `size_divisor` does not divide, a mask of another shape or given twice, or
+                class labels.
         """
-        batch_size, _, height, width = sample.shape
-        if height % self.size_divisor or width % self.size_divisor:
-            raise ValueError(
-                f"Height and width of `sample` must be multiples of {self.size_divisor}; got {height} x {width}."
-            )
+        check_sample(sample, mask, mask_features, self.size_divisor)
         if class_labels is not None:
             raise ValueError("`class_labels` were given, but SDM's network has no class embedding.")
-        if mask is not None and mask_features is not None:
-            raise ValueError("Give `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
+        batch_size, _, height, width = sample.shape
         if mask is None and mask_features is None:
             mask = torch.full((batch_size, height, width), 255, device=sample.device)
-        if mask is not None:
-            if mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]:
-                raise ValueError(
-                    f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
-                    f"Resize it (nearest), and repeat it for each sample."
-                )
-            # Not `encode_mask`: in training each norm computes its modulation where it can be computed again.
+        if mask is not None:  # not `encode_mask`: gradient checkpointing computes each norm's modulation again
             mask_features = (self._mask_map(mask.to(sample.device), sample.dtype),)
         encoded = len(mask_features) > 1
         mask_features = [feature.to(sample.dtype) for feature in mask_features]
@@ -527,7 +522,7 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
             sample = self._run(stage, sample, emb, encoded)  # (B, widths[level], H / 2^level, W / 2^level)
             skips.append(sample)
 
-        # 3. bottom and up: the mask modulates every norm
+        # 3. middle and up: the mask modulates every norm
         for stage in (self.middle_block, *self.output_blocks):
             if stage is not self.middle_block:
                 sample = torch.cat([sample, skips.pop()], dim=1)
