@@ -333,7 +333,7 @@ def test_a_class_conditional_base_is_told_its_label_in_training_and_in_sampling(
     assert not torch.equal(images[0], images[2])
 
 
-@pytest.mark.parametrize(("label", "message"), [(7, "the base knows classes 0 to 6"), (-1, "knows classes 0 to 6")])
+@pytest.mark.parametrize(("label", "message"), [(7, "the base has classes 0 to 6"), (-1, "has classes 0 to 6")])
 def test_a_label_that_the_base_does_not_know_is_refused(label, message):
     with pytest.raises(ValueError, match=message):
         MaskControlNetModel.from_unet(tiny_base(num_class_embeds=7), base_class_label=label)
