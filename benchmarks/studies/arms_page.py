@@ -5,7 +5,7 @@ from pathlib import Path
 from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs, read_record
-from semseg_diffusers.hub.cards import data_license
+from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.reports.charts import Bars, bar_table
 from semseg_diffusers.reports.figures import picture_table
 from semseg_diffusers.reports.html import page, paragraph, section, settings_table, table, write_page

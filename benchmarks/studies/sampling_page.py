@@ -7,7 +7,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset, read_record
-from semseg_diffusers.hub.cards import data_license
+from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.reports.figures import picture_table
 from semseg_diffusers.reports.html import page, paragraph, section, table, write_page
 from semseg_diffusers.utils.images import image_grid, written_beside

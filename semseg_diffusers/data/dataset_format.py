@@ -36,6 +36,13 @@ SPLITS = {
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 SMALLEST, LARGEST = 8, 8192  # pixels; the sides of a resolution
+# Source format of a prepared dataset -> the Hub's name of its licence, and what is said of it.
+DATA_LICENSES = {
+    "camvid": ("cc-by-nc-4.0", "CamVid (SegNet form), CC BY-NC 4.0: research use"),
+    "bdd100k": ("other", "BDD100K: educational, research and not-for-profit use"),
+    "toy": ("apache-2.0", "Drawn toy scenes: no licence of others"),
+}
+UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before you publish."
 
 
 def parse_resolution(text: str) -> tuple[int, int] | None:
@@ -243,3 +250,20 @@ def package_version() -> str:
         return metadata.version("semseg-diffusers")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def data_license(source_format: str | None, thing: str | None = None) -> tuple[str | None, str]:
+    """Return the Hub's name of a data licence, and a sentence on it.
+
+    Args:
+        source_format: what the data was prepared from (`camvid`, `toy`, ...).
+        thing: what else the licence applies to ("these weights").
+
+    Example:
+        >>> data_license("camvid", "these weights")
+        ('cc-by-nc-4.0', 'CamVid (SegNet form), CC BY-NC 4.0: research use; the same holds for these weights.')
+    """
+    name, sentence = DATA_LICENSES.get(source_format, (None, None))
+    if sentence is None:
+        return None, UNKNOWN_LICENSE
+    return name, f"{sentence}; the same holds for {thing}." if thing and source_format != "toy" else f"{sentence}."

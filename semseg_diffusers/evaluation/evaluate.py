@@ -58,9 +58,9 @@ from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.generate import add_sampling_arguments, generate_dataset, sampling_settings
 from semseg_diffusers.generation.model import DTYPES
-from semseg_diffusers.hub.card_results import results_table
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.evaluation_page import collect_pictures, write_report
+from semseg_diffusers.reports.evaluation_text import results_table
 from semseg_diffusers.utils.distributed import Processes, exclusive_folder, run_distributed
 
 

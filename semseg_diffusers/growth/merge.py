@@ -29,6 +29,7 @@ from semseg_diffusers.data.dataset_format import (
     LABELS_FILE,
     METADATA_FILE,
     SYNTHETIC_FILE,
+    data_license,
     finish_dataset,
     make_split,
     new_dataset,
@@ -37,7 +38,7 @@ from semseg_diffusers.data.dataset_format import (
 )
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.hub.cards import data_license, metadata
+from semseg_diffusers.hub.cards import metadata
 from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.pipelines.portable import write_text

@@ -19,37 +19,12 @@ from semseg_diffusers.data.labels import LabelSet
 MODEL_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 DATASET_TEMPLATE = Path(__file__).parent / "templates" / "dataset_card.md"
 
-# What a card must say of data whose licence is known; the name of a prepared set's source format is the key.
-DATA_LICENSES = {
-    "camvid": ("cc-by-nc-4.0", "CamVid (SegNet form), CC BY-NC 4.0: research use"),
-    "bdd100k": ("other", "BDD100K: educational, research and not-for-profit use"),
-    "toy": ("apache-2.0", "Drawn toy scenes: no licence of others"),
-}
-UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before you publish."
-
 BY_VARIANT = "; by `variant=` also "  # what follows names the weights that lie beside the pipeline's own
 
 _METADATA = re.compile(r"\A---\n(.*?)^---\n", re.DOTALL | re.MULTILINE)
 
 
 # Rendering ---------------------------------------------------------------------------------------------------------
-
-
-def data_license(source_format: str | None, thing: str | None = None) -> tuple[str | None, str]:
-    """The Hub's name of a data licence, and a sentence on it.
-
-    Args:
-        source_format: what the data was prepared from (`camvid`, `toy`, ...).
-        thing: what the licence holds for as well ("these weights").
-
-    Example:
-        >>> data_license("camvid", "these weights")
-        ('cc-by-nc-4.0', 'CamVid (SegNet form), CC BY-NC 4.0: research use; the same holds for these weights.')
-    """
-    name, sentence = DATA_LICENSES.get(source_format, (None, None))
-    if sentence is None:
-        return None, UNKNOWN_LICENSE
-    return name, f"{sentence}; the same holds for {thing}." if thing and source_format != "toy" else f"{sentence}."
 
 
 def render_model_card(

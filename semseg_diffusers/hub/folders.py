@@ -15,7 +15,7 @@ from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE, data_license
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub import card_results, cards
 
@@ -304,7 +304,7 @@ def dataset_card(
     elif cards.has_part(card_there, "content"):
         card = card_there
     else:
-        license_name, license_text = cards.data_license(None if synthetic else record.get("format"))
+        license_name, license_text = data_license(None if synthetic else record.get("format"))
         card_of_model = Path(record.get("model", "")) / CARD
         if synthetic and card_of_model.is_file():
             license_name = cards.metadata(card_of_model.read_text(encoding="utf-8")).get("license")

@@ -15,8 +15,8 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.image_sets import ImageSet
 from semseg_diffusers.evaluation.metrics import without_classes
 from semseg_diffusers.evaluation.verdict import findings, ratio, references_of, way_to_ceiling
-from semseg_diffusers.hub.card_results import results_commands
 from semseg_diffusers.reports.charts import Bars, bar_table, scale_mark, series_name, strip_table
+from semseg_diffusers.reports.evaluation_text import results_commands
 from semseg_diffusers.reports.figures import color_list, named_color, picture_cards, picture_table
 from semseg_diffusers.reports.html import (
     NOTHING,

@@ -10,10 +10,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from semseg_diffusers.data.dataset import read_record
+from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.evaluation.study.pools import StudyData, members
 from semseg_diffusers.evaluation.study.results import BETTER, UNKNOWN, WITHIN, WORSE, title
 from semseg_diffusers.evaluation.study.settings import ARMS, StudySettings, Training
-from semseg_diffusers.hub.cards import data_license
 from semseg_diffusers.reports.charts import Bars, axis_header, bar_table, line_chart, spread_mark, ticks
 from semseg_diffusers.reports.figures import color_list, named_color, picture_table
 from semseg_diffusers.reports.html import (

@@ -22,11 +22,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from semseg_diffusers import LabelSet, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline, cli
+from semseg_diffusers.data import dataset_format
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.generation.generate import GenerationSettings, generate_dataset
 from semseg_diffusers.hub import card_results, cards
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
+from semseg_diffusers.reports.evaluation_text import results_commands
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
@@ -360,7 +362,7 @@ def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, c
 def test_the_commands_on_the_card_are_ones_that_the_command_line_takes(results_file, monkeypatch):
     monkeypatch.setattr("sys.stderr", sys.__stderr__)
     results = card_results.read_results(results_file)
-    for line in card_results.results_commands(results, "alice/scored"):
+    for line in results_commands(results, "alice/scored"):
         words = line.split()[1:]
         module = __import__(cli.COMMANDS[words[0]][0], fromlist=["add_arguments"])
         parser = cli.argparse.ArgumentParser(exit_on_error=False)
@@ -859,8 +861,8 @@ def test_parts_are_replaced_and_everything_else_is_kept():
     assert cards.outside_parts(card) == cards.outside_parts(new) == "mine\n\nmine too"
 
 
-@pytest.mark.parametrize("source_format", [*cards.DATA_LICENSES, "folder", None])
+@pytest.mark.parametrize("source_format", [*dataset_format.DATA_LICENSES, "folder", None])
 def test_a_licence_is_named_where_it_is_known(source_format):
-    name, text = cards.data_license(source_format, "these weights")
-    assert (name is None) == (source_format not in cards.DATA_LICENSES)
+    name, text = dataset_format.data_license(source_format, "these weights")
+    assert (name is None) == (source_format not in dataset_format.DATA_LICENSES)
     assert text.endswith(".")

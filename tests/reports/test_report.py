@@ -11,7 +11,6 @@ from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.verdict import findings, way_to_ceiling
-from semseg_diffusers.hub.card_results import results_commands, results_table
 from semseg_diffusers.reports.evaluation_page import (
     NO_CLASS,
     RIGHT,
@@ -23,6 +22,7 @@ from semseg_diffusers.reports.evaluation_page import (
     error_map,
     write_report,
 )
+from semseg_diffusers.reports.evaluation_text import results_commands, results_table
 from semseg_diffusers.reports.html import exact, flatten, number, percent
 
 
