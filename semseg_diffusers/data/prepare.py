@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import PIL
 from PIL import Image
-from tqdm.auto import tqdm
 
 from semseg_diffusers.data.crop_resize import FITS, Placement, place_frame
 from semseg_diffusers.data.dataset_format import (
@@ -45,6 +44,7 @@ from semseg_diffusers.utils.archives import ArchivePath, close_archives
 from semseg_diffusers.utils.files import Staging, resumable_dataset, staging_folder
 from semseg_diffusers.utils.images import decode_picture
 from semseg_diffusers.utils.parallel import map_in_order
+from semseg_diffusers.utils.progress import progress_bar
 
 
 def assign_validation(pairs: Iterable[Pair], fraction: float, seed: int, streaming: bool) -> Iterable[Pair]:
@@ -300,7 +300,7 @@ def _make_pairs(
         if mapping is not None:
             pixels = pixels + np.array(facts["pixels"])
 
-    with tqdm(total=count, desc="preparing", unit="pair", disable=not progress) as bar:
+    with progress_bar(total=count, desc="preparing", unit="pair", disable=not progress) as bar:
 
         def missing() -> Iterator[Pair]:
             """The pairs to make; those that are there get their rows on the way."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tqdm.auto import tqdm
 
 from semseg_diffusers.evaluation.image_sets import ImageSet
 from semseg_diffusers.utils.distributed import Processes
 from semseg_diffusers.utils.images import written_beside
+from semseg_diffusers.utils.progress import progress_bar
 
 
 PIECE = 64  # images in a piece: what is lost when a run is killed
@@ -52,7 +52,7 @@ def cached_inference(
     share = processes.share(starts)
     files: dict[int, str] = {}
     total = sum(len(range(start, min(start + PIECE, len(images)))) for start in share)
-    with tqdm(total=total, desc=title, unit="image", disable=title is None or not processes.is_main) as bar:
+    with progress_bar(total=total, desc=title, unit="image", disable=title is None or not processes.is_main) as bar:
         for start in share:
             pixels = torch.stack([images.image(index) for index in range(start, min(start + PIECE, len(images)))])
             path = folder / f"{_digest(identity, pixels)}.safetensors"

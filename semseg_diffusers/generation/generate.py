@@ -54,6 +54,7 @@ from semseg_diffusers.generation.settings import (
     read_variations,
 )
 from semseg_diffusers.utils.distributed import Processes, run_distributed
+from semseg_diffusers.utils.progress import progress_bar
 
 
 MOST_NAMED = 10  # bad masks that a refusal names
@@ -153,7 +154,9 @@ def generate_dataset(
         plan = plan_generation(pipeline, masks, settings, inputs, tolerance, mask_labels)
         check_output(output, plan.record, plan.labels)
         found = Found()
-        for path in tqdm(processes.share(plan.mask_paths), desc="reading masks", unit="mask", disable=hide_progress):
+        for path in progress_bar(
+            processes.share(plan.mask_paths), desc="reading masks", unit="mask", disable=hide_progress
+        ):
             processes.end_with_launcher()
             try:
                 source = plan.reader.read(path)
@@ -226,7 +229,7 @@ def generate_dataset(
             jobs = processes.share(missing)
             make_folders(output)
             title = "generating" if processes.count == 1 else f"generating, process 1 of {processes.count}"
-            with drawer.quiet(), tqdm(total=len(jobs), desc=title, unit="image", disable=hide_progress) as bar:
+            with drawer.quiet(), progress_bar(total=len(jobs), desc=title, unit="image", disable=hide_progress) as bar:
                 for batch, (ids, images) in in_batches_that_fit(jobs, batch_size, plan.group, draw, on_halved):
                     for job, mask, image in zip(batch, ids, images, strict=True):
                         save_pair(output, job, plan.labels.decode(mask), image, rows[job])

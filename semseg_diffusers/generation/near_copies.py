@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.thumbnails import nearest_photos, thumbnails
 from semseg_diffusers.generation.output_folder import read_metadata, update_record, write_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.utils.progress import progress_bar
 
 
 THRESHOLD = 15.0  # grey levels, root mean square
@@ -70,7 +70,7 @@ def flag_near_copies(
         raise ValueError(f"near-copies: {len(rows)} images in '{output}', {len(training)} photos in '{name}'.")
 
     def bar(items: range, title: str) -> Iterator[int]:
-        return tqdm(items, desc=title, unit="photo", disable=not show_progress)
+        return progress_bar(items, desc=title, unit="photo", disable=not show_progress)
 
     size = _read(output / rows[0]["image_file_name"]).shape[1:]
 

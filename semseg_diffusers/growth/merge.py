@@ -14,8 +14,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
 from semseg_diffusers.data.dataset import (
     PairDataset,
     add_column_arguments,
@@ -42,6 +40,7 @@ from semseg_diffusers.hub.cards import metadata
 from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.progress import progress_bar
 
 
 PREFIX = "synthetic_"  # of the names of drawn pairs
@@ -97,7 +96,7 @@ def merge(
         )
     rows: dict[str, list[dict]] = {}
     total = sum(map(len, splits.values())) + len(drawn)
-    with new_dataset(output, overwrite) as folder, tqdm(total=total, desc="merging", unit="pair") as bar:
+    with new_dataset(output, overwrite) as folder, progress_bar(total=total, desc="merging", unit="pair") as bar:
         for name, pairs in splits.items():
             make_split(folder, name)
             rows[name] = []

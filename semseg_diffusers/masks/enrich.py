@@ -18,7 +18,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.dataset_format import LABELS_FILE, package_version
@@ -39,6 +38,7 @@ from semseg_diffusers.reports.enrich_page import (
 )
 from semseg_diffusers.reports.html import percent, write_page
 from semseg_diffusers.utils.images import save_png
+from semseg_diffusers.utils.progress import progress_bar
 
 
 ENOUGH_ADDED = "as many things were added as a mask may have"  # a reason beside those of `find_place`
@@ -180,7 +180,7 @@ def _enrich(args: argparse.Namespace, pairs: PairDataset, wishes: dict[int, floa
     # 1. what the data set teaches, and whether the wishes can be met at all
     step = max(1, len(pairs) / MOST_LEARNED)
     chosen = [int(k * step) for k in range(min(len(pairs), MOST_LEARNED))]
-    masks = ((pairs.stems[i], pairs.mask(i)) for i in tqdm(chosen, desc="learning", unit="mask"))
+    masks = ((pairs.stems[i], pairs.mask(i)) for i in progress_bar(chosen, desc="learning", unit="mask"))
     knowledge = fit_scene_prior(masks, Street.of(labels))
     for class_id in wishes:
         check_placeable(knowledge, class_id)
@@ -199,7 +199,7 @@ def _enrich(args: argparse.Namespace, pairs: PairDataset, wishes: dict[int, floa
         pairs.mask, len(pairs), knowledge, targets, args.num_masks, seed=args.seed, max_added=args.max_added
     )
     rows, sheet = [], []
-    for new in tqdm(made, total=args.num_masks, desc="placing", unit="mask"):
+    for new in progress_bar(made, total=args.num_masks, desc="placing", unit="mask"):
         name = f"{new.index:05}_{Path(pairs.stems[new.base]).name}.png"
         labels.decode(new.ids).save(folder / "masks" / name)
         rows.append(_row(name, pairs.stems[new.base], new))

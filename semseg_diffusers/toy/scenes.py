@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm.auto import tqdm
 
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, new_dataset, parse_resolution, save_pair
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.toy import objects as things
 from semseg_diffusers.toy.painter import Look, Painter, between, jitter, tint
 from semseg_diffusers.toy.street import draw_street
+from semseg_diffusers.utils.progress import progress_bar
 
 
 # (share, look): the light and the weather of the scenes.
@@ -345,7 +345,7 @@ def write_toy_dataset(
     rows: dict[str, list[dict]] = {split: [] for split, part in numbers.items() if part}
     with (
         new_dataset(output, overwrite) as folder,
-        tqdm(total=num_train + num_val, desc="drawing", unit="scene", disable=not progress) as bar,
+        progress_bar(total=num_train + num_val, desc="drawing", unit="scene", disable=not progress) as bar,
     ):
         for split, lines in rows.items():
             split_folder = make_split(folder, split)

@@ -10,7 +10,6 @@ import torch
 from accelerate.logging import get_logger
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_values, column_options, load_pairs, read_record
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
@@ -62,6 +61,7 @@ from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.sharding import choose_layers, is_sharded, trained_weights, whole_network
 from semseg_diffusers.utils.distributed import exclusive_folder, launched_processes, run_on_all_ranks, run_on_main_rank
 from semseg_diffusers.utils.images import save_png
+from semseg_diffusers.utils.progress import progress_bar
 
 
 logger = get_logger(__name__)
@@ -275,7 +275,7 @@ def train(settings: TrainingSettings) -> Path:
             )
         log = RunLog(run / "log.jsonl", step, enabled=accelerator.is_main_process)
         losses = LossMonitor(accelerator, run, accumulation, largest_loss_weight(settings))
-        bar = tqdm(total=num_steps, initial=step, desc="steps", disable=not accelerator.is_local_main_process)
+        bar = progress_bar(total=num_steps, initial=step, desc="steps", disable=not accelerator.is_local_main_process)
         interval_start, interval_images = time.monotonic(), 0
         started = time.monotonic() - trained_seconds
         unet.train()

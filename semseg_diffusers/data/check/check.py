@@ -16,8 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tqdm.auto import tqdm
-
 from semseg_diffusers.data.check.findings import (
     ERROR,
     WARNING,
@@ -39,6 +37,7 @@ from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.readers import ANNOTATIONS, FORMATS, IMAGE_ENDINGS, Pair, Source, read_source
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.archives import close_archives
+from semseg_diffusers.utils.progress import progress_bar
 
 
 CHUNK = 256  # pairs that wait in memory
@@ -159,7 +158,10 @@ def _in_threads(work, items: Iterable, num_workers: int, progress: bool) -> list
     """Results in order; items are taken as they are needed."""
     total = len(items) if isinstance(items, Sized) else None
     items, results = iter(items), []
-    with ThreadPoolExecutor(num_workers) as pool, tqdm(total=total, desc="checking", disable=not progress) as bar:
+    with (
+        ThreadPoolExecutor(num_workers) as pool,
+        progress_bar(total=total, desc="checking", disable=not progress) as bar,
+    ):
         while chunk := list(itertools.islice(items, CHUNK)):
             for result in pool.map(work, chunk):
                 results.append(result)

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from semseg_diffusers.data.dataset import (
     MissingSplitError,
@@ -70,6 +69,7 @@ from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.reports.filter_page import choose_examples, example_pictures, write_filter_page
 from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def _read_images(
             missing.append(place)
         else:
             notes[place] = note
-    with tqdm(total=len(missing), desc="filtering", unit="image", disable=not show_progress) as bar:
+    with progress_bar(total=len(missing), desc="filtering", unit="image", disable=not show_progress) as bar:
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             read = read_batch(segmenter, map(images.image, batch), map(images.mask, batch))

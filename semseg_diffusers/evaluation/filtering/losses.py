@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tqdm.auto import tqdm
 
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, filter_ids
 from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.reports.evaluation_page import STRIPE, UNKNOWN
+from semseg_diffusers.utils.progress import progress_bar
 
 
 STEPS = {  # loss over the tolerance of its class, below -> colour and what the page says of it
@@ -220,7 +220,7 @@ def read_pairs(
     segmenter: Judge, pairs: PairDataset, places: Sequence[int], batch_size: int, title: str, show_progress: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ids (H, W) and losses (H, W) of each of these pairs."""
-    with tqdm(total=len(places), desc=title, unit="photo", disable=not show_progress) as bar:
+    with progress_bar(total=len(places), desc=title, unit="photo", disable=not show_progress) as bar:
         for start in range(0, len(places), batch_size):
             batch = [pairs[place] for place in places[start : start + batch_size]]
             yield from read_batch(segmenter, [pair["image"] for pair in batch], [pair["mask"] for pair in batch])

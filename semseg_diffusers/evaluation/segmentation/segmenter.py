@@ -18,7 +18,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.data.dataset import (
@@ -39,6 +38,7 @@ from semseg_diffusers.evaluation.segmentation.training import RECIPE, History, L
 from semseg_diffusers.reports.segmenter_page import draw_curve
 from semseg_diffusers.utils.distributed import SIGNALS, check_device_available, route_signals
 from semseg_diffusers.utils.images import save_png
+from semseg_diffusers.utils.progress import progress_bar
 
 
 LOG_FILE = "log.jsonl"
@@ -202,7 +202,7 @@ def _kept(pairs: PairDataset) -> LabelledPhotos:
 def _progress(total: int, path: Path) -> Iterator[Any]:
     """Show a bar with the last values on stderr, and write each line of the log as it comes."""
     shown: dict[str, str] = {}
-    with tqdm(total=total, desc="training the segmenter", unit="step") as bar, path.open("w") as file:
+    with progress_bar(total=total, desc="training the segmenter", unit="step") as bar, path.open("w") as file:
 
         def on_log(line: dict[str, Any]) -> None:
             file.write(json.dumps(line) + "\n")

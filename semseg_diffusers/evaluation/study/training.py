@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.data.dataset_format import terminate_as_exception
@@ -25,6 +24,7 @@ from semseg_diffusers.evaluation.segmentation.training import LabelledPhotos, sc
 from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, members
 from semseg_diffusers.evaluation.study.settings import StudySettings, Training
 from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.progress import progress_bar
 
 
 TRAININGS = "trainings"  # folder of one file for each network
@@ -184,7 +184,7 @@ def run_trainings(
     jobs = min(jobs, len(missing))
     with (
         terminate_as_exception(),
-        tqdm(total=total, desc=f"{len(missing)} trainings", unit="step", disable=not show_progress) as bar,
+        progress_bar(total=total, desc=f"{len(missing)} trainings", unit="step", disable=not show_progress) as bar,
     ):
         if jobs > 1:
             _run_apart(missing, settings, output, device, jobs, bar)

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.components import find_objects
+from semseg_diffusers.utils.progress import progress_bar
 
 
 LONG_SIDE = 32  # cells along the longer side of a heat map
@@ -205,7 +205,7 @@ def _in_threads(work: Callable[[int], object], count: int, num_workers: int, pro
     """Results of `work(0)`, `work(1)`, ... in order."""
     with (
         ThreadPoolExecutor(num_workers) as pool,
-        tqdm(total=count, desc="counting", unit="mask", disable=not progress) as bar,
+        progress_bar(total=count, desc="counting", unit="mask", disable=not progress) as bar,
     ):
         for start in range(0, count, CHUNK):
             for result in pool.map(work, range(start, min(start + CHUNK, count))):
