@@ -38,8 +38,16 @@ COMMANDS = {
     "clean": ("semseg_diffusers.masks.cleaning", "turn hand-painted images into masks"),
     "edit": ("semseg_diffusers.masks.editing.edit", "edit masks: move, paste, remove, draw objects"),
     "enrich": ("semseg_diffusers.masks.enrich", "create masks with more of the rare classes"),
-    "train": ("semseg_diffusers.training.train", "train a mask-guided diffusion model"),
-    "report": ("semseg_diffusers.reports.run_page", "write the HTML report of a training run"),
+    "train": Command(
+        "semseg_diffusers.training.settings:TrainingSettings",
+        "semseg_diffusers.training.train:run",
+        "train a mask-guided diffusion model",
+    ),
+    "report": Command(
+        "semseg_diffusers.training.settings:ReportSettings",
+        "semseg_diffusers.training.run:report",
+        "write the HTML report of a training run",
+    ),
     "generate": ("semseg_diffusers.generation.generate", "generate labelled images from masks"),
     "app": ("semseg_diffusers.app.app", "paint masks in the browser and generate images from them"),
     "segmenter": ("semseg_diffusers.evaluation.segmentation.segmenter", "train a segmentation network"),

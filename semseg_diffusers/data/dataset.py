@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from semseg_diffusers.data.dataset_format import LABELS_FILE, SETTINGS_FILE, SPLITS
+from semseg_diffusers.data.dataset_format import LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.data.decode_cache import DecodedPairs
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 from semseg_diffusers.utils.images import decode_picture, naming

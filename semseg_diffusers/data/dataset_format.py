@@ -29,13 +29,6 @@ ABOVE_MASKS = 2  # folders above a folder of masks that are looked into for its 
 SETTINGS_FILE = "prepare.json"
 SYNTHETIC_FILE = "synthetic.jsonl"  # of a set that drawn pairs were merged into: what is known of each of these
 GENERATION_FILE = "generation.json"  # the same of a folder that `generate` made
-# The names that `datasets` knows a split by -> the name of our folder.
-SPLITS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
-SMALLEST, LARGEST = 8, 8192  # pixels; the sides of a resolution
 # Source format of a prepared dataset -> the Hub's name of its licence, and what is said of it.
 DATA_LICENSES = {
     "camvid": ("cc-by-nc-4.0", "CamVid (SegNet form), CC BY-NC 4.0: research use"),
@@ -43,24 +36,6 @@ DATA_LICENSES = {
     "toy": ("apache-2.0", "Drawn toy scenes: no licence of others"),
 }
 UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before you publish."
-
-
-def parse_resolution(text: str) -> tuple[int, int] | None:
-    """Read "128" (a square), "96x160" (height x width) or "native" (None).
-
-    Example:
-        >>> parse_resolution("128"), parse_resolution("96x160"), parse_resolution("native")
-        ((128, 128), (96, 160), None)
-    """
-    if text == "native":
-        return None
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise ValueError(f"resolution '{text}' is not understood; wanted a number (128), HxW (96x160) or native.")
-    height, width = int(sides[0]), int(sides[-1])
-    if not all(SMALLEST <= side <= LARGEST for side in (height, width)):
-        raise ValueError(f"resolution {height} x {width} is out of range; wanted sides of {SMALLEST} to {LARGEST}.")
-    return height, width
 
 
 def check_output(

@@ -25,11 +25,11 @@ from semseg_diffusers.data.dataset_format import (
     make_split,
     package_version,
     pair_row,
-    parse_resolution,
     save_pair,
 )
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.options import parse_resolution
 from semseg_diffusers.data.readers import (
     ANNOTATIONS,
     FORMATS,

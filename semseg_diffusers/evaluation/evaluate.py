@@ -21,7 +21,8 @@ from typing import Any
 import torch
 
 from semseg_diffusers.data.dataset import add_column_arguments
-from semseg_diffusers.data.dataset_format import GENERATION_FILE, parse_resolution
+from semseg_diffusers.data.dataset_format import GENERATION_FILE
+from semseg_diffusers.data.options import parse_resolution
 from semseg_diffusers.evaluation.diversity import why_no_diversity
 from semseg_diffusers.evaluation.features import is_paper_features
 from semseg_diffusers.evaluation.filtering.rules import read_filter

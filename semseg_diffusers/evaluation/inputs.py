@@ -11,8 +11,9 @@ import numpy as np
 import torch
 
 from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
-from semseg_diffusers.data.dataset_format import SPLITS, package_version
+from semseg_diffusers.data.dataset_format import package_version
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.evaluation.features import (
     NETWORK_ERRORS,
     PAPER_FEATURES,

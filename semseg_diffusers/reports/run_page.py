@@ -4,15 +4,12 @@ A run writes its page itself at each preview and checkpoint; this makes it anew 
 run folder is read: neither the data set nor the network is needed.
 """
 
-import argparse
 import contextlib
-import dataclasses
 import json
 import math
 import shlex
 import statistics
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -43,11 +40,17 @@ from semseg_diffusers.reports.html import (
     warning,
     write_page,
 )
-from semseg_diffusers.training.checkpoints import list_checkpoints
-from semseg_diffusers.training.previews import FOLDER, OVER_TIME, draw_over_time, list_previews
-from semseg_diffusers.training.run import STATUS_FILE, read_log, read_record_of
-from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.utils.distributed import is_owned
+from semseg_diffusers.reports.run_folder import (
+    FOLDER,
+    OVER_TIME,
+    STATUS_FILE,
+    list_checkpoints,
+    list_previews,
+    previews_over_time,
+    read_log,
+    read_record_of,
+)
+from semseg_diffusers.utils.distributed import is_locked
 from semseg_diffusers.utils.images import grid_cells, save_png
 
 
@@ -90,7 +93,7 @@ def read_run(path: Path) -> RunFolder:
     status = _json(path / STATUS_FILE) if (path / STATUS_FILE).is_file() else {}
     checkpoints = list_checkpoints(path)
     state = status.get("status", "unknown")
-    if state == "running" and not is_owned(path):
+    if state == "running" and not is_locked(path):
         state = "killed"  # it could not say so itself
     return RunFolder(
         path=path,
@@ -359,10 +362,8 @@ def next_section(folder: RunFolder) -> Section:
 # Settings ------------------------------------------------------------------------------------------------------------
 
 
-def settings_section(folder: RunFolder) -> Section:
+def settings_section(folder: RunFolder, defaults: Mapping[str, Any]) -> Section:
     """The settings that are not the defaults, and all of them folded."""
-    fields = {field.name: field.default for field in dataclasses.fields(TrainingSettings)}
-    defaults = json.loads(json.dumps(fields))
     changed = [
         [name, exact(value), exact(defaults.get(name))]
         for name, value in folder.settings.items()
@@ -382,12 +383,13 @@ logger = get_logger(__name__)
 PAGE_FILE = "run.html"
 
 
-def write_run_page(run: Path, output: Path | None = None) -> Path:
+def write_run_page(run: Path, output: Path | None = None, defaults: Mapping[str, Any] | None = None) -> Path:
     """Write the page of a run, and its picture of samples over time.
 
     Args:
         run: run folder.
         output: the HTML file; `run.html` in the folder by default. Only there is `previews/over_time.png` written too.
+        defaults: default of each setting; the others are shown first.
 
     Returns:
         the page's path.
@@ -397,33 +399,33 @@ def write_run_page(run: Path, output: Path | None = None) -> Path:
         OSError: the page cannot be written.
     """
     folder = read_run(run)
-    over_time = draw_over_time(folder.previews)
+    over_time = previews_over_time(folder.previews)
     if over_time is not None and output is None:
         save_png(run / FOLDER / OVER_TIME, over_time)
     target = output or run / PAGE_FILE
-    write_page(target, run_page(folder, over_time))
+    write_page(target, run_page(folder, over_time, defaults or {}))
     return target
 
 
-def update_run_page(run: Path) -> None:
+def update_run_page(run: Path, defaults: Mapping[str, Any]) -> None:
     """Write the page of a run that goes on: a page that cannot be written ends no training."""
     try:
-        write_run_page(run)
+        write_run_page(run, defaults=defaults)
     except OSError as err:
         logger.warning(f"warning: {run / PAGE_FILE} could not be written: {err}")
 
 
 @contextlib.contextmanager
-def page_at_end(run: Path, accelerator: Accelerator) -> Iterator[None]:
+def page_at_end(run: Path, accelerator: Accelerator, defaults: Mapping[str, Any]) -> Iterator[None]:
     """However the block ends, write the page once more; entered before `run_status`, whose last word it shows."""
     try:
         yield
     finally:
         if accelerator.is_main_process and (run / "settings.json").is_file():  # else the run never began
-            update_run_page(run)
+            update_run_page(run, defaults)
 
 
-def run_page(folder: RunFolder, over_time: Image.Image | None) -> str:
+def run_page(folder: RunFolder, over_time: Image.Image | None, defaults: Mapping[str, Any]) -> str:
     """The whole page.
 
     Args:
@@ -438,7 +440,7 @@ def run_page(folder: RunFolder, over_time: Image.Image | None) -> str:
         curves_section(folder),
         data_section(folder),
         next_section(folder),
-        settings_section(folder),
+        settings_section(folder, defaults),
     ]
     return page(
         f"Training run {folder.path.resolve().name}",
@@ -447,17 +449,3 @@ def run_page(folder: RunFolder, over_time: Image.Image | None) -> str:
         footer=f"Written by semseg-diffusers{f' {version}' if version else ''}. All numbers in full: log.jsonl, "
         "settings.json, run.json and status.json beside this page.",
     )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `semseg-diffusers report`."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run: the --output_dir of `train`")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the HTML file (default: run.html in the folder)")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Write the page and print where it lies."""
-    from semseg_diffusers.reports.run_page import write_run_page
-
-    sys.stdout.write(f"{write_run_page(args.run, args.output)}\n")
-    return 0

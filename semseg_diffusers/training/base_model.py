@@ -1,7 +1,8 @@
-"""The pretrained network that a control branch is trained on (`--base_model`), and the noise schedule that it knows.
+"""Weights from other models: the frozen base of a control branch (`--base_model`), and initial weights
+(`--init_from`).
 
-Zhang et al. 2023 (ControlNet) train on a network that stays as it is; so what it predicts, and over which noise
-levels, is not for the run to choose where the base says it.
+ControlNet (Zhang et al. 2023) trains beside a frozen network, so prediction type and noise levels are those of the
+base if it specifies them.
 """
 
 import json
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 
-if TYPE_CHECKING:  # the command line reads the schedule's settings, and needs no torch for that
+if TYPE_CHECKING:  # the command line reads the schedule without torch
     from diffusers import DDPMScheduler, UNet2DModel
 
     from semseg_diffusers.training.settings import TrainingSettings
@@ -30,26 +31,26 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A base, read and found fit."""
+    """A base that has been read and checked."""
 
     unet: "UNet2DModel"
-    noise_scheduler: "DDPMScheduler | None"  # None: nothing beside the weights says, the settings do
+    noise_scheduler: "DDPMScheduler | None"  # None: not saved beside the weights; the settings apply
 
 
 def find_file(source: str, name: str, action: str) -> Path | None:
-    """A file of a folder here, or of a repository of the Hub, from where it is downloaded.
+    """Return a file of a local folder, or of a Hub repository, from which it is downloaded.
 
     Args:
         source: a folder, or a Hub id.
         name: its path inside.
-        action: what it is for ("--init_from: loading the model 'x'"); errors begin with it.
+        action: its purpose ("--init_from: loading the model 'x'"), for errors.
 
     Returns:
-        its path here; None where there is no such file.
+        its local path; None if there is no such file.
 
     Raises:
-        ValueError: the source is neither a folder nor, by its form, an id.
-        HubError: the Hub has no such repository, does not let one in, or cannot be reached.
+        ValueError: the source is neither a folder nor a valid id.
+        HubError: the Hub has no such repository, denies access, or cannot be reached.
     """
     check_name(source)
     if Path(source).is_dir():
@@ -69,30 +70,30 @@ def find_file(source: str, name: str, action: str) -> Path | None:
 
 
 def _read(source: str, *names: str) -> tuple[dict[str, Any], str] | None:
-    """The first of some JSON files that there is, and its name."""
+    """Return the first existing of some JSON files, and its name."""
     for name in names:
         path = find_file(source, name, f"--base_model: loading '{source}'")
         if path is not None:
             try:
                 return json.loads(path.read_text(encoding="utf-8")), name
             except ValueError as err:
-                raise ValueError(f"--base_model {source}: {path} is not JSON: {err}. Is it whole?") from err
+                raise ValueError(f"--base_model {source}: {path} is not JSON: {err}. Is it complete?") from err
     return None
 
 
 def control_defaults(source: str) -> dict[str, Any]:
-    """Settings that a run on a base begins from, before those that are given.
+    """Return the defaults of a run on a base.
 
-    Masks are not dropped: where there is none the base speaks alone, and nothing is learned.
+    Masks are not dropped: without a mask only the base contributes, and nothing is learned.
 
     Args:
-        source: a folder that holds a `UNet2DModel` or a pipeline of one, or a Hub id of one.
+        source: a folder with a `UNet2DModel` or a pipeline of one, or a Hub id of one.
 
     Returns:
-        values of `TrainingSettings`: the network, what the base's schedule decides where one lies beside it.
+        values of `TrainingSettings`: the network, and the base's schedule if it has one.
 
     Raises:
-        ValueError, HubError: there is no such folder or repository, or its schedule cannot be trained with.
+        ValueError, HubError: there is no such folder or repository, or its schedule is not supported.
     """
     found = {"network": "control", "mask_dropout": 0.0}
     config = _scheduler_config(source)
@@ -113,26 +114,26 @@ def _scheduler_config(source: str) -> dict[str, Any] | None:
     config, name = found
     if "beta_schedule" not in config and config.get("trained_betas") is None:
         raise ValueError(
-            f"--base_model {source}: its {name} is of a {config.get('_class_name')}, which has noise levels of its "
-            "own; wanted a scheduler with betas, such as DDPMScheduler."
+            f"--base_model {source}: its {name} is of a {config.get('_class_name')}, which has its own noise "
+            "levels; expected a scheduler with betas, such as DDPMScheduler."
         )
     if config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
         raise ValueError(
-            f"--base_model {source}: it predicts {config['prediction_type']} ({name}); wanted one of "
+            f"--base_model {source}: it predicts {config['prediction_type']} ({name}); expected one of "
             f"{', '.join(PREDICTION_TYPES)}."
         )
     return config
 
 
 def load_base(settings: "TrainingSettings") -> BaseModel:
-    """Read the base of a run, and refuse one that cannot be trained on, or not as the settings say.
+    """Read the base of a run, and refuse one that cannot be used, or contradicts the settings.
 
     Args:
-        settings: of a run with `base_model`.
+        settings: of the run, with `base_model`.
 
     Raises:
-        ValueError: it is no plain `UNet2DModel` of photos, wants a class label, or contradicts a setting.
-        HubError: the Hub has no such model, or does not let one in.
+        ValueError: not a plain `UNet2DModel` of images, a missing class label, or a contradicted setting.
+        HubError: the Hub has no such model, or denies access.
     """
     source = settings.base_model
     unet = _load_network(source)
@@ -149,7 +150,7 @@ def _load_network(source: str) -> "UNet2DModel":
     found = _read(source, f"unet/{CONFIG_FILE}", CONFIG_FILE)
     if found is None:
         raise ValueError(
-            f"--base_model {source}: it holds neither unet/{CONFIG_FILE} nor {CONFIG_FILE}. Give a folder or a Hub id "
+            f"--base_model {source}: it has neither unet/{CONFIG_FILE} nor {CONFIG_FILE}. Give a folder or a Hub id "
             "of a UNet2DModel, or of a pipeline of one."
         )
     config, name = found
@@ -157,23 +158,23 @@ def _load_network(source: str) -> "UNet2DModel":
     if kind != "UNet2DModel":
         ours = "num_classes" in config and kind is not None
         hint = (
-            " It reads masks already: go on with it by --init_from, without --base_model."
+            " It reads masks already: continue its training with --init_from, without --base_model."
             if ours
-            else " Networks of latents and of text are not built."
+            else " Latent and text-conditional networks are not supported."
         )
-        raise ValueError(f"--base_model {source}: its network is a {kind}; wanted a plain UNet2DModel.{hint}")
+        raise ValueError(f"--base_model {source}: its network is a {kind}; expected a plain UNet2DModel.{hint}")
     parts, _ = _read(source, INDEX_FILE) or ({}, "")
     if coder := next((part for part in ("vqvae", "vae") if parts.get(part, [None])[0] is not None), None):
         raise ValueError(
-            f"--base_model {source}: it draws latents, which its {coder} turns into photos; wanted a network that "
-            "draws the pixels themselves."
+            f"--base_model {source}: it generates latents, which its {coder} decodes; expected a network that "
+            "generates pixels."
         )
     subfolder = "unet" if name.startswith("unet/") else None
     with hub_errors(f"--base_model: loading '{source}'", source):
         try:
             return UNet2DModel.from_pretrained(source, subfolder=subfolder)
         except SafetensorError as err:
-            raise ValueError(f"--base_model {source}: its weights cannot be read: {err}. Are they whole?") from err
+            raise ValueError(f"--base_model {source}: its weights cannot be read: {err}. Are they complete?") from err
         except (OSError, RuntimeError, ValueError) as err:
             if not Path(source).is_dir():
                 raise
@@ -181,25 +182,25 @@ def _load_network(source: str) -> "UNet2DModel":
 
 
 def _unfit(config, label: int | None) -> str | None:
-    """Why a base cannot be trained on; None where it can."""
+    """Return why a base cannot be used; None if it can."""
     if config.in_channels != 3:
-        return f"it takes {config.in_channels} channels, and photos have 3. Give one of red, green and blue."
+        return f"it takes {config.in_channels} channels, and images have 3. Give an RGB network."
     if config.out_channels != 3:
         return (
-            f"it gives {config.out_channels} channels for 3, as networks that learned their variance do: the mean "
-            "squared error teaches none. Give one of 3."
+            f"it outputs {config.out_channels} channels for 3, like networks with learned variance, which the mean "
+            "squared error does not train. Give one with 3."
         )
     if config.class_embed_type == "identity":
-        return "it is told classes by vectors, for which there is no option. Give an unconditional one."
+        return "it takes class embeddings as vectors, which is not supported. Give an unconditional one."
     takes_label = config.class_embed_type is not None or config.num_class_embeds is not None
     if takes_label and label is None:
         known = "" if config.num_class_embeds is None else f" of 0 to {config.num_class_embeds - 1}"
-        return f"it is class-conditional: give the label{known} that stands for your photos, --base_class_label."
-    return None  # a label that the network does not know is refused where it is built
+        return f"it is class-conditional: give the label{known} of your images, --base_class_label."
+    return None  # an unknown label is refused when the network is built
 
 
 def _load_schedule(settings: "TrainingSettings") -> "DDPMScheduler | None":
-    """The schedule beside a base, made to train with; the settings must say the same."""
+    """Return the schedule saved beside a base, for training; the settings must match it."""
     import torch
     from diffusers import DDPMScheduler
 
@@ -209,22 +210,22 @@ def _load_schedule(settings: "TrainingSettings") -> "DDPMScheduler | None":
     if config is None:
         if settings.noise_schedule == "base":
             raise ValueError(
-                f"--noise_schedule base: no {SCHEDULER_FILE} lies beside the weights of {settings.base_model}. Give "
-                "the one that it was trained with, and its --prediction_type."
+                f"--noise_schedule base: no {SCHEDULER_FILE} was found beside the weights of {settings.base_model}. "
+                "Give the schedule it was trained with, and its --prediction_type."
             )
         return None
-    # as in `build_noise_scheduler`: guidance carries x0 out of [-1, 1] on the way
+    # as in `build_noise_scheduler`: guidance moves x0 out of [-1, 1] on the way
     scheduler = DDPMScheduler.from_config({**config, "clip_sample": False})
     theirs = control_defaults(settings.base_model)
     differing = [name for name in OF_THE_SCHEDULE if getattr(settings, name) != theirs[name]]
-    if differing == ["noise_schedule"]:  # named, where "base" would do: the noise levels may be the same
+    if differing == ["noise_schedule"]:  # given by name; the noise levels may be the same
         ours = build_noise_scheduler(settings).alphas_cumprod
         differing = [] if torch.allclose(ours, scheduler.alphas_cumprod, atol=1e-6) else differing
     for name in differing:
-        shown = "betas of its own" if name == "noise_schedule" else theirs[name]
+        shown = "its own betas" if name == "noise_schedule" else theirs[name]
         raise ValueError(
             f"--{name} {getattr(settings, name)} contradicts --base_model {settings.base_model}, which was trained "
-            f"with {shown}. Leave it out."
+            f"with {shown}. Omit the option."
         )
     return scheduler
 
@@ -235,38 +236,38 @@ WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
 
 
 def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], list[str]]:
-    """Take over the weights of another model that have the name and the shape of the network's own.
+    """Load the weights of another model that have the name and the shape of the network's own.
 
     Args:
         unet: the network, changed in place.
-        source: a folder that holds a pipeline or a network, or a Hub id of one.
+        source: a folder with a pipeline or a network, or a Hub id of one.
 
     Returns:
-        names of what the network keeps of its own, with the reason, and of what it has no place for.
+        names of the weights that were not loaded, with the reason, and of those without a counterpart.
 
     Raises:
-        ValueError: there is no such model, its weights are no safetensors, or nothing agrees.
+        ValueError: there is no such model, its weights are not safetensors, or none match.
         HubError: the Hub has no such model, or does not let one in.
     """
     weights_file, config = _find_weights(source)
     try:
         theirs = load_file(weights_file)
     except SafetensorError as err:
-        raise ValueError(f"--init_from {source}: {weights_file} cannot be read: {err}. Is it whole?") from err
+        raise ValueError(f"--init_from {source}: {weights_file} cannot be read: {err}. Is it complete?") from err
     ours = json.loads(json.dumps(getattr(unet.config, "attributes", None)))
     frozen = {name for name, weight in unet.named_parameters() if not weight.requires_grad}  # a base stays as it is
     own = {name: weight for name, weight in unet.state_dict().items() if name not in frozen}
     if other := [name for name in sorted(frozen & set(theirs)) if not _same(theirs[name], unet.get_parameter(name))]:
         logger.warning(
-            f"--init_from {source}: its base is another one than --base_model ({len(other)} weights differ): what its "
-            "control branch learned belongs to that one."
+            f"--init_from {source}: its base differs from --base_model ({len(other)} weights): its control branch "
+            "was trained for that base."
         )
     kept, taken = [], {}
     for name, weight in own.items():
         if name == "attribute_embedding.weight" and name in theirs and config.get("attributes") != ours:
-            kept.append(f"{name} (of other values there)")  # a column is a value
+            kept.append(f"{name} (of other values)")  # one column per value
         elif name not in theirs:
-            kept.append(f"{name} (not there)")
+            kept.append(f"{name} (missing)")
         elif theirs[name].shape != weight.shape:
             kept.append(f"{name} ({tuple(theirs[name].shape)} there, {tuple(weight.shape)} here)")
         else:
@@ -274,20 +275,20 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
     if not taken:
         raise ValueError(
             f"--init_from {source}: none of its {len(theirs)} weights has the name and the shape of one of this "
-            f"network's, a {type(unet).__name__}; it is a {config.get('_class_name', 'model of an unknown kind')}. "
-            "Give a model of the same kind and widths."
+            f"{type(unet).__name__}; it is a {config.get('_class_name', 'model of an unknown kind')}. Give a model of "
+            "the same kind and widths."
         )
     classes, their_classes = getattr(unet.config, "id2label", None), config.get("id2label")
-    if classes and their_classes and len(classes) == len(their_classes):  # of another number, shapes differ
+    if classes and their_classes and len(classes) == len(their_classes):  # with another number, shapes differ
         differing = [
-            f"{number} is {their_classes.get(number)} there, {name} here"
+            f"{number} was {their_classes.get(number)}, is {name}"
             for number, name in classes.items()
             if their_classes.get(number) != name
         ]
         if differing:
             logger.warning(
-                f"--init_from {source}: the weights that read masks learned other classes, {len(differing)} of "
-                f"{len(classes)} ({'; '.join(differing[:3])}). They are taken over, and have to learn these anew."
+                f"--init_from {source}: its mask weights were trained on other classes, {len(differing)} of "
+                f"{len(classes)} ({'; '.join(differing[:3])}). They are loaded, and have to be retrained."
             )
     unet.load_state_dict(taken, strict=False)
     return kept, sorted(set(theirs) - set(own) - frozen)
@@ -298,7 +299,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _find_weights(source: str) -> tuple[Path, dict]:
-    """The weights of a pipeline's or a network's folder, here or on the Hub, and the config beside them."""
+    """Return the weights of a pipeline's or a network's folder, local or on the Hub, and their config."""
     for folder in ("unet/", ""):
         action = f"--init_from: loading the model '{source}'"
         found = [find_file(source, f"{folder}{name}", action) for name in (WEIGHTS_FILE, CONFIG_FILE)]
@@ -306,8 +307,8 @@ def _find_weights(source: str) -> tuple[Path, dict]:
             try:
                 return found[0], json.loads(found[1].read_text(encoding="utf-8"))
             except ValueError as err:
-                raise ValueError(f"--init_from {source}: {found[1]} is not JSON: {err}. Is it whole?") from err
+                raise ValueError(f"--init_from {source}: {found[1]} is not JSON: {err}. Is it complete?") from err
     raise ValueError(
-        f"--init_from {source}: it holds neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE}, with its {CONFIG_FILE}. Give "
-        "a run folder, or what `save_pretrained` of a pipeline or a network wrote."
+        f"--init_from {source}: it has neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE} with its {CONFIG_FILE}. Give "
+        "a run folder, or a folder saved by `save_pretrained` of a pipeline or a network."
     )

@@ -1,4 +1,4 @@
-"""The model card of a finished run: `model_card.md` filled from settings and numbers that the run itself has."""
+"""Fill the model card of a finished run from its settings and numbers."""
 
 from pathlib import Path
 
@@ -32,11 +32,11 @@ def save_model_card(
         folder: the run folder.
         settings: of the run.
         unet: the trained network; its config holds the label set.
-        source_format: what the data was prepared from (`camvid`, `toy`, ...), where known: it decides the licence.
+        source_format: what the data was prepared from (`camvid`, `toy`, ...), if known: it determines the licence.
         num_pairs: training pairs.
         step: optimizer steps done.
-        samples_per_step: images an optimizer step.
-        trained_seconds: time the training took.
+        samples_per_step: images per optimizer step.
+        trained_seconds: duration of the training.
         loss: mean of the last interval.
 
     Returns:
@@ -85,7 +85,7 @@ def save_model_card(
 
 
 def _base(settings: TrainingSettings) -> str:
-    """What follows the network's class: the frozen network that a control branch stands on."""
+    """Return the description of the frozen base of a control branch, after the network's class."""
     if settings.base_model is None:
         return ""
     name = settings.base_model
@@ -95,7 +95,7 @@ def _base(settings: TrainingSettings) -> str:
 
 
 def _weighting(settings: TrainingSettings) -> str:
-    """What follows "mean squared error"."""
+    """Return the description of loss weights, after "mean squared error"."""
     parts = [] if settings.snr_gamma is None else [f"Min-SNR weights, gamma {settings.snr_gamma:g}"]
     if settings.class_loss_weighting:
         parts.append(
@@ -106,7 +106,7 @@ def _weighting(settings: TrainingSettings) -> str:
 
 
 def _weights(settings: TrainingSettings) -> str:
-    """Which weights are in which file, and how the further ones are loaded."""
+    """Return which weights are in which file, and how further ones are loaded."""
     if not settings.use_ema:
         return "the last step's"
     first, *further = settings.ema_lengths

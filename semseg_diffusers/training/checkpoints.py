@@ -1,14 +1,13 @@
-"""Checkpoints of a run: written beside and renamed, hashed, rotated, and read back only if whole and our own.
+"""Checkpoints of a run: written under another name and renamed, hashed, rotated, and loaded only if complete.
 
-accelerate's `load_state` unpickles optimizer and RNG state, so a folder is loaded only where every file has the hash
-that the run wrote beside it.
+accelerate's `load_state` unpickles optimizer and RNG state, so a folder is loaded only if every file has the hash that
+the run recorded.
 """
 
 import contextlib
 import hashlib
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -19,19 +18,19 @@ from accelerate.logging import get_logger
 from accelerate.utils import RNG_STATE_NAME
 from safetensors import SafetensorError
 
+from semseg_diffusers.reports.run_folder import CHECKPOINT_NAME, list_checkpoints
 from semseg_diffusers.training.ema import EMA
 
 
 logger = get_logger(__name__)
 
-NAME = re.compile(r"checkpoint-(\d+)")
 HASHES, STATE = "hashes.json", "state.json"
 LEFTOVERS = (
     ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/.*.tmp",
     "settings.json.tmp-*", "status.json.tmp-*", "log.jsonl.tmp-*", "README.md.tmp-*",
     "run.json.tmp-*", "run.html.tmp-*",
 )  # fmt: skip
-LISTING_PATIENCE = 60  # seconds
+LISTING_TIMEOUT = 60  # seconds
 
 
 def _hash(path: Path) -> str:
@@ -46,28 +45,24 @@ def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
     return digest.hexdigest()
 
 
-def list_checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run, the oldest first."""
-    found = [path for path in run.glob("checkpoint-*") if path.is_dir() and NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(NAME.fullmatch(path.name)[1]))
-
-
 @contextlib.contextmanager
 def atomic_write(target: Path, staging: Path | None, run: Path) -> Iterator[None]:
-    """Where `target` cannot be written, as on a full disk, remove what is in `staging` and say what is left.
+    """If `target` cannot be written, as on a full disk, remove `staging` and report what is left.
 
     Raises:
-        OSError: instead of what torch, safetensors and the system each make of it.
+        OSError: in place of the different errors of torch, safetensors and the system.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        before = f"{list_checkpoints(run)[-1]} is whole" if list_checkpoints(run) else "no checkpoint stands before it"
+        before = (
+            f"{list_checkpoints(run)[-1]} is complete" if list_checkpoints(run) else "there is no earlier checkpoint"
+        )
         raise OSError(
-            f"{target} could not be written: {error}; {before}. See that the disk has room and takes files of that "
-            "size, then go on with --resume_from_checkpoint latest."
+            f"{target} could not be written: {error}; {before}. Free disk space, or check its file size "
+            "limit, then resume with --resume_from_checkpoint latest."
         ) from error
 
 
@@ -75,40 +70,39 @@ def save_checkpoint(
     run: Path,
     step: int,
     accelerator: Accelerator,
-    averages: EMA | None,
+    ema: EMA | None,
     state: dict,
     total_limit: int | None,
 ) -> Path:
-    """Write `checkpoint-<step>` whole, then remove the oldest above `total_limit`. Called by every process.
+    """Write `checkpoint-<step>`, then remove the oldest above `total_limit`. Called by every process.
 
     Args:
         run: run folder.
         step: optimizer steps done.
         accelerator: holds network, optimizer and scaler.
-        averages: of the weights, where kept.
-        state: JSON values that go back to the loop on resume.
-        total_limit: how many checkpoints stay; None keeps all.
+        ema: weight averages, if any.
+        state: JSON values for the loop on resume.
+        total_limit: how many checkpoints to keep; None keeps all.
 
     Returns:
         the checkpoint's folder.
 
     Raises:
-        OSError: it could not be written, as on a full disk; the checkpoints before it stay as they are.
+        OSError: it could not be written, as on a full disk; earlier checkpoints are unchanged.
     """
     target, staging = run / f"checkpoint-{step}", run / f".checkpoint-{step}.writing"
     if accelerator.is_main_process:
         shutil.rmtree(staging, ignore_errors=True)
     accelerator.wait_for_everyone()
-    own = staging if accelerator.is_main_process else None  # the main process alone removes what is shared
+    own = staging if accelerator.is_main_process else None  # only the main process removes shared files
     with atomic_write(target, own, run):
         accelerator.save_state(str(staging))
-    accelerator.wait_for_everyone()  # every process writes its own random state there
-    whole = None if averages is None else averages.gathered(keep=accelerator.is_main_process)
+    accelerator.wait_for_everyone()  # every process writes its random state there
     if accelerator.is_main_process:
         with atomic_write(target, own, run):
             _wait_for_files([staging / f"{RNG_STATE_NAME}_{i}.pkl" for i in range(accelerator.num_processes)])
-            if whole is not None:
-                state = {**state, **whole.save(staging)}
+            if ema is not None:
+                state = {**state, **ema.save(staging)}
             (staging / STATE).write_text(json.dumps({"step": step, **state}, indent=2))
             files = sorted(path for path in staging.rglob("*") if path.is_file())
             hashes = {path.relative_to(staging).as_posix(): _hash(path) for path in files}
@@ -123,7 +117,7 @@ def save_checkpoint(
 
 
 def _remove(checkpoint: Path) -> None:
-    """Take a checkpoint's name away before its files, so that a kill in between leaves no half of it."""
+    """Rename a checkpoint before its files are removed, so that a kill in between leaves no incomplete one."""
     if checkpoint.exists():
         hidden = checkpoint.with_name(f".{checkpoint.name}.removing")
         shutil.rmtree(hidden, ignore_errors=True)
@@ -133,15 +127,15 @@ def _remove(checkpoint: Path) -> None:
 
 def _wait_for_files(paths: list[Path]) -> None:
     """Wait until a network file system shows what other machines have written."""
-    end = time.monotonic() + LISTING_PATIENCE
+    end = time.monotonic() + LISTING_TIMEOUT
     while missing := [path for path in paths if not path.is_file()]:
         if time.monotonic() > end:
-            raise OSError(f"{missing[0]} was written by another process and is not to be seen here")
+            raise OSError(f"{missing[0]} was written by another process and is not visible here")
         time.sleep(0.1)
 
 
 def remove_leftovers(run: Path) -> None:
-    """Remove what a killed run had begun to write or to remove; only the folder's owner may call this."""
+    """Remove what a killed run was writing or removing; only the owner of the folder may call this."""
     for pattern in LEFTOVERS:
         for path in run.glob(pattern):
             if path.is_dir():
@@ -151,23 +145,23 @@ def remove_leftovers(run: Path) -> None:
 
 
 def set_aside_later(run: Path, step: int) -> None:
-    """Rename the checkpoints after `step`: a run that goes on from there must not count them as its own."""
+    """Rename the checkpoints after `step`, which do not belong to a run resumed there."""
     for path in list_checkpoints(run):
-        if int(NAME.fullmatch(path.name)[1]) > step:
+        if int(CHECKPOINT_NAME.fullmatch(path.name)[1]) > step:
             aside = path.with_name(f"{path.name}.set-aside")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
-            logger.warning(f"{path} is of a later step than the one resumed: it is now {aside.name}")
+            logger.warning(f"{path} is later than the resumed step: renamed to {aside.name}")
 
 
-def check_whole(checkpoint: Path) -> None:
+def verify(checkpoint: Path) -> None:
     """Raise ValueError, naming the file, unless every file is there with the hash that the run wrote."""
     try:
         hashes = dict(json.loads((checkpoint / HASHES).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise ValueError(
-            f"{checkpoint} has no readable {HASHES}: it is not a checkpoint that this package wrote, or it is not "
-            "whole. Only our own checkpoints are resumed, because optimizer state is a pickle."
+            f"{checkpoint} has no readable {HASHES}: it is not a checkpoint of this package, or it is "
+            "incomplete. Only our own checkpoints are resumed, because optimizer state is a pickle."
         ) from error
     present = {path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file()} - {HASHES}
     for name in sorted(present ^ set(hashes)):
@@ -178,32 +172,32 @@ def check_whole(checkpoint: Path) -> None:
 
 
 def find_checkpoint(run: Path, which: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means: `latest` is the newest whole one, or None if none is.
+    """Return the checkpoint of `--resume_from_checkpoint`: `latest` is the newest complete one, or None.
 
     Raises:
-        ValueError: a checkpoint named by its path that is not whole.
+        ValueError: a checkpoint given by its path is incomplete.
         FileNotFoundError: no such folder.
     """
     if which != "latest":
         for path in (Path(which), run / which):
             if path.is_dir():
-                check_whole(path)
+                verify(path)
                 return path
-        raise FileNotFoundError(f"--resume_from_checkpoint {which}: no such folder; `latest` takes the newest.")
+        raise FileNotFoundError(f"--resume_from_checkpoint {which}: no such folder; `latest` selects the newest.")
     for path in reversed(list_checkpoints(run)):
         try:
-            check_whole(path)
+            verify(path)
         except ValueError as error:
-            logger.warning(f"passed over: {error}")
+            logger.warning(f"skipped: {error}")
         else:
             return path
     return None
 
 
-def load_checkpoint(checkpoint: Path, accelerator: Accelerator, averages: EMA | None) -> dict:
-    """Put a whole checkpoint's state back into network, optimizer, scaler and averages; return its JSON state."""
+def load_checkpoint(checkpoint: Path, accelerator: Accelerator, ema: EMA | None) -> dict:
+    """Restore network, optimizer, scaler and averages from a verified checkpoint; return its JSON state."""
     state = json.loads((checkpoint / STATE).read_text())
     accelerator.load_state(str(checkpoint))
-    if averages is not None:
-        averages.load(checkpoint, state)
+    if ema is not None:
+        ema.load(checkpoint, state)
     return state

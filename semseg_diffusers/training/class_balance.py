@@ -1,7 +1,6 @@
-"""How much of each class the training masks hold, counted before the first step: for the warnings, the page, and the
-sampling by class.
+"""Class counts of the training masks, for warnings, report and class-balanced sampling (DAFormer, Hoyer et al. 2022).
 
-Reading a mask is what takes the time (7,000 of 128 x 128: 5 s), so of very large sets evenly spaced masks are counted.
+Reading masks takes the time (7,000 of 128 x 128: 5 s), so of very large datasets evenly spaced masks are counted.
 """
 
 import hashlib
@@ -12,21 +11,22 @@ import torch
 
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.masks.statistics.counts import class_pixels_of_each, count_edges
-from semseg_diffusers.training.dataset import CLASS, stream
+from semseg_diffusers.reports.run_folder import evenly
+from semseg_diffusers.training.dataset import CLASS, make_generator
 
 
-MOST_PIXELS = 250_000_000  # that are read for the warnings alone; about 10 s
-EDGE_MASKS = 500  # masks that the widths of classes are judged by
+MOST_PIXELS = 250_000_000  # read for the warnings alone; about 10 s
+EDGE_MASKS = 500  # masks used to judge the widths of classes
 
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """What n of the N masks of a split with C classes hold.
+    """Class counts of n of the N masks of a split with C classes.
 
     Args:
         pixels (`np.ndarray`): pixels of each class in each mask, unknown last: (n, C + 1) int64.
-        edge_shares (`np.ndarray`): share of each class's pixels that lie beside another class, (C,) in [0, 1], NaN for
-            classes that none of the masks looked at for this holds.
+        edge_shares (`np.ndarray`): share of each class's pixels beside another class, (C,) in [0, 1]; NaN for classes
+            that do not occur.
         num_masks (`int`): N.
     """
 
@@ -35,18 +35,18 @@ class ClassCounts:
     num_masks: int
 
     @property
-    def is_whole(self) -> bool:
-        """Whether all masks were counted."""
+    def is_complete(self) -> bool:
+        """Return whether all masks were counted."""
         return len(self.pixels) == self.num_masks
 
     @property
     def class_pixels(self) -> np.ndarray:
-        """Pixels of each class in all masks that were counted, (C,)."""
+        """Return the pixels of each class in all counted masks, (C,)."""
         return self.pixels[:, :-1].sum(axis=0)
 
     @property
     def masks_of_class(self) -> np.ndarray:
-        """How many of the masks that were counted hold each class, (C,)."""
+        """Return how many counted masks contain each class, (C,)."""
         return (self.pixels[:, :-1] > 0).sum(axis=0)
 
 
@@ -55,11 +55,11 @@ def count_classes(pairs: PairDataset, every_mask: bool, num_workers: int = 1) ->
 
     Args:
         pairs: the split, one pair or more.
-        every_mask: count all, however long it takes; else as many as hold `MOST_PIXELS` pixels.
+        every_mask: count all, however long it takes; else about `MOST_PIXELS` pixels.
         num_workers: threads.
 
     Raises:
-        ValueError: a mask cannot be read, or does not fit the label set.
+        ValueError: a mask cannot be read, or does not match the label set.
     """
     num_classes, height_width = pairs.labels.num_classes, pairs.sizes[0]
     most = len(pairs) if every_mask else max(1, MOST_PIXELS // (height_width[0] * height_width[1]))
@@ -73,31 +73,19 @@ def count_classes(pairs: PairDataset, every_mask: bool, num_workers: int = 1) ->
     return ClassCounts(pixels=pixels, edge_shares=shares, num_masks=len(pairs))
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of the numbers 0 to count - 1, at even distances; the first and the last among them.
-
-    Example:
-        >>> evenly(3, 5), evenly(100, 4), evenly(9, 1)
-        ([0, 1, 2], [0, 33, 66, 99], [0])
-    """
-    if count <= most:
-        return list(range(count))
-    return [round(index * (count - 1) / max(most - 1, 1)) for index in range(most)]
-
-
 class ClassBalance:
-    """Probabilities of classes, and the pairs that count as showing each.
+    """Probabilities of classes, and the pairs that show each.
 
     Args:
         class_pixels (`np.ndarray`): pixels of each class in each mask, unknown last: (N, C + 1), as
             `statistics.class_pixels_of_each` counts them.
-        temperature (`float`): T, above 0. The lower, the more the rarest classes are preferred; towards infinity all
-            classes are alike.
-        min_share (`float`): share of the frame, 0 to 1, that a class must fill for the pair to count as showing it.
-            Where no pair reaches it, all that hold the class count.
+        temperature (`float`): T, above 0. Lower values prefer the rarest classes more; towards infinity all classes
+            are equally likely.
+        min_share (`float`): share of the frame, 0 to 1, that a class must fill for a pair to show it. If no pair
+            reaches it, all that contain the class do.
 
     Raises:
-        ValueError: no mask holds any class.
+        ValueError: no mask has a labelled pixel.
 
     Example:
         >>> balance = ClassBalance(np.array([[90, 0, 10], [60, 40, 0]]), temperature=0.5)
@@ -112,11 +100,11 @@ class ClassBalance:
         totals = pixels.sum(axis=0)  # (C,)
         if not totals.any():
             raise ValueError(
-                "--class_balanced_sampling: no training mask holds a class, all of them are unknown everywhere. Look "
-                "at the data set with `semseg-diffusers check`."
+                "--class_balanced_sampling: no training mask has a labelled pixel; all are unknown everywhere. Run "
+                "`semseg-diffusers check` on the dataset."
             )
         frequencies = totals / totals.sum()
-        # DAFormer, eq. 10: p_c ~ exp((1 - f_c) / T); classes that no pair shows cannot be drawn
+        # DAFormer, eq. 10: p_c ~ exp((1 - f_c) / T); classes in no pair cannot be sampled
         logits = np.where(totals > 0, (1 - frequencies) / temperature, -np.inf)
         weights = np.exp(logits - logits.max())
         self.class_probabilities = weights / weights.sum()  # (C,)
@@ -126,20 +114,20 @@ class ClassBalance:
             showing = np.flatnonzero((pixels[:, index] > 0) & (pixels[:, index] >= min_share * frames))
             self.pairs_of_class.append(showing if len(showing) else holding)
         self._thresholds = np.cumsum(self.class_probabilities)
-        self._last = int(np.flatnonzero(self.class_probabilities)[-1])  # rounding leaves the sum a little off 1
+        self._last = int(np.flatnonzero(self.class_probabilities)[-1])  # the sum may differ from 1 by rounding
         self.digest = hashlib.sha256(np.ascontiguousarray(class_pixels, dtype="<i8").tobytes()).hexdigest()
 
     @property
     def pair_probabilities(self) -> np.ndarray:
-        """How likely each pair is drawn at one position, (N,)."""
+        """Return the probability of each pair at one position, (N,)."""
         result = np.zeros(1 + max(int(pairs[-1]) for pairs in self.pairs_of_class if len(pairs)))
         for probability, pairs in zip(self.class_probabilities, self.pairs_of_class, strict=True):
             result[pairs] += probability / max(len(pairs), 1)
         return result
 
-    def draw(self, seed: int, position: int) -> int:
-        """The index of the pair at a position of the run."""
-        generator = stream(seed, CLASS, position)
+    def sample_pair(self, seed: int, position: int) -> int:
+        """Return the index of the pair at a position of the run."""
+        generator = make_generator(seed, CLASS, position)
         at, within = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
         index = min(int(np.searchsorted(self._thresholds, at, side="right")), self._last)
         pairs = self.pairs_of_class[index]

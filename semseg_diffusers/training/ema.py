@@ -1,11 +1,10 @@
-"""Exponential averages of the weights, of one length or several at once, on diffusers' `EMAModel`.
+"""Exponential moving averages of the weights, one or several at once, on diffusers' `EMAModel`.
 
 The decay warms up with power 3/4 (crowsonkb's notes in `EMAModel`): it reaches 0.999 at 10,000 steps. A short average
-follows the network closely, a long one is smoother and needs a longer run; which is best shows only afterwards.
+follows the network closely; a long one is smoother and needs a longer run.
 """
 
 import contextlib
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,15 +12,15 @@ import torch
 from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 
+from semseg_diffusers.training.networks import trained_weights
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.training.sharding import is_sharded, own_parts, part_of, trained_weights, whole_tensors
 
 
-RAW = "raw"  # variant of the network's own weights, without averaging
+RAW = "raw"  # variant of the weights without averaging
 
 
 def variant_name(decay: float) -> str:
-    """What the weight files of an average are called: diffusers' `variant`, which holds no dot.
+    """Return the diffusers `variant` of an average, which may not contain a dot.
 
     Example:
         >>> variant_name(0.9999)
@@ -31,17 +30,17 @@ def variant_name(decay: float) -> str:
 
 
 class EMA:
-    """Averages of the trained weights of a network; the first is what previews and the saved pipeline draw with.
+    """Averages of the trained weights of a network; the first is used for previews and the saved pipeline.
 
     Args:
-        network: whose weights they start from; unwrapped. Of a sharded one each process averages its own part.
+        network: unwrapped network whose weights they start from.
         settings: `ema_lengths`, one or more, and warm-up and first step of all of them.
     """
 
     def __init__(self, network: torch.nn.Module, settings: TrainingSettings):
         self.averages = {
             variant_name(decay): EMAModel(
-                own_parts(network),
+                trained_weights(network),
                 decay=decay,
                 min_decay=0.0 if settings.ema_warmup else decay,
                 update_after_step=settings.ema_start_step,
@@ -52,18 +51,17 @@ class EMA:
             for decay in settings.ema_lengths
         }
         self.first = next(iter(self.averages.values()))
-        self.shards = trained_weights(network) if is_sharded(network) else []  # how the averages are cut up as well
 
     def step(self, network: torch.nn.Module) -> None:
-        """Take the weights of one more optimizer step into each average."""
-        weights = own_parts(network)
+        """Update each average after an optimizer step."""
+        weights = trained_weights(network)
         for average in self.averages.values():
             average.step(weights)
 
     @contextlib.contextmanager
-    def applied(self, network: torch.nn.Module) -> Iterator[None]:
-        """Let the network have the first average inside the block, and its own weights back afterwards."""
-        weights = own_parts(network)
+    def swapped_in(self, network: torch.nn.Module) -> Iterator[None]:
+        """Put the first average into the network inside the block, and its own weights back afterwards."""
+        weights = trained_weights(network)
         self.first.store(weights)
         self.first.copy_to(weights)
         try:
@@ -72,9 +70,9 @@ class EMA:
             self.first.restore(weights)
 
     def variants(self, network: torch.nn.Module) -> Iterator[str]:
-        """Put one kind of weights after another into the network, and yield its name: `raw`, its own, comes first.
+        """Put one set of weights after another into the network and yield its name: `raw`, then further averages.
 
-        Then come the further averages. Afterwards the network holds the first average, for good.
+        Afterwards the network keeps the first average.
         """
         yield RAW
         for name, average in list(self.averages.items())[1:]:
@@ -82,45 +80,21 @@ class EMA:
             yield name
         self.first.copy_to(trained_weights(network))
 
-    def gathered(self, keep: bool) -> "EMA":
-        """The averages of whole weights, to be saved; of a sharded network, every process must call it.
-
-        Args:
-            keep: whether this process saves them; elsewhere what is returned holds nothing.
-
-        Returns:
-            these averages, or a copy on the CPU where each process has a part only.
-        """
-        if not self.shards:
-            return self
-        whole = copy.copy(self)
-        whole.averages = {name: copy.copy(average) for name, average in self.averages.items()}
-        for average in whole.averages.values():
-            average.shadow_params = whole_tensors(average.shadow_params, self.shards, keep)
-        whole.first = next(iter(whole.averages.values()))
-        return whole
-
-    # Checkpoints
-
     def save(self, folder: Path) -> dict:
-        """Write each average, whole, into a checkpoint's folder; return what else `load` needs, as JSON values."""
+        """Write the averages into a checkpoint's folder; return what else `load` needs, as JSON values."""
         for average, file in zip(self.averages.values(), self._files(folder), strict=True):
-            save_file(
-                {f"{index:05d}": weight.contiguous() for index, weight in enumerate(average.shadow_params)}, file
-            )
+            weights = {f"{index:05d}": weight.contiguous() for index, weight in enumerate(average.shadow_params)}
+            save_file(weights, file)
         return {"ema_step": self.first.optimization_step}
 
     def load(self, folder: Path, state: dict) -> None:
-        """Take over what `save` wrote. Called by every process."""
+        """Restore what `save` wrote."""
         for average, file in zip(self.averages.values(), self._files(folder), strict=True):
-            weights = load_file(file)
-            whole = [weight for _, weight in sorted(weights.items())]
-            if self.shards:
-                whole = [part_of(weight, shard) for weight, shard in zip(whole, self.shards, strict=True)]
-            for shadow, weight in zip(average.shadow_params, whole, strict=True):
+            weights = [weight for _, weight in sorted(load_file(file).items())]
+            for shadow, weight in zip(average.shadow_params, weights, strict=True):
                 shadow.copy_(weight)
             average.optimization_step = state["ema_step"]
 
     def _files(self, folder: Path) -> list[Path]:
-        """`ema.safetensors` is the first average, as in runs that have one only."""
+        """Return the files of the averages; the first is `ema.safetensors`, also in runs with a single one."""
         return [folder / f"{name}.safetensors" for name in ("ema", *list(self.averages)[1:])]

@@ -1,4 +1,4 @@
-"""The losses of one logging interval, kept on the device, and the end of a run whose loss is not one any more."""
+"""Watch a run: the losses of a logging interval, its divergence, and the time spent waiting for data."""
 
 import math
 import sys
@@ -13,26 +13,31 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import gather_object
 
-from semseg_diffusers.training.checkpoints import list_checkpoints
-from semseg_diffusers.training.sharding import is_sharded, own_parts
+from semseg_diffusers.reports.run_folder import list_checkpoints
+from semseg_diffusers.training.networks import trained_weights
 
 
-# Targets have unit variance (noise, velocity) or less (images), so a network that says 0 everywhere has a loss near 1:
-# a mean ten times that over an interval is worse than no network.
+logger = get_logger(__name__)
+
+# Targets have unit variance (noise, velocity) or less (images), so a network that predicts 0 has a loss near 1: a mean
+# ten times that over an interval means divergence.
 DIVERGENCE_FACTOR = 10.0
+MAX_DATA_WAIT = 0.1  # share of an interval spent waiting for data that is worth a warning
+# Characters that Linux allows for a socket's path, less what multiprocessing adds: /pymp-XXXXXXXX/listener-XXXXXXXX.
+LONGEST_FOLDER = 107 - len("/pymp-/listener-") - 2 * 8
 
 
 class TrainingDivergedError(ValueError):
-    """The loss or the weights are not finite, or the loss exploded; every process of a run raises it."""
+    """The loss or the weights are not finite, or the loss exploded; raised in every process of a run."""
 
 
 class LossMonitor:
-    """Collects the loss of each forward pass without waiting for the device, and looks at all of them together.
+    """Collect the loss of each forward pass without waiting for the device, and check them together.
 
     Args:
         accelerator: of the run.
-        run: run folder; its newest checkpoint is what a message names.
-        accumulation: forward passes an optimizer step.
+        run: run folder; messages name its newest checkpoint.
+        accumulation: forward passes per optimizer step.
         largest_weight: the largest weight that a sample's loss can have.
     """
 
@@ -41,76 +46,63 @@ class LossMonitor:
         self.run = run
         self.accumulation = accumulation
         self.limit = DIVERGENCE_FACTOR * max(1.0, largest_weight)
-        self._turns: list[tuple[int, torch.Tensor, list[str]]] = []
+        self._losses: list[tuple[int, torch.Tensor, list[str]]] = []  # (micro step, loss, stems)
         self._last_stems: list[str] = []  # of the interval's last step
 
-    def add(self, turn: int, loss: torch.Tensor, stems: list[str]) -> None:
-        """Keep the loss of forward pass `turn` (counted from 0 since the run's start) and the pairs it saw."""
-        self._turns.append((turn, loss.detach().float(), stems))
+    def add(self, micro_step: int, loss: torch.Tensor, stems: list[str]) -> None:
+        """Keep the loss of a forward pass (counted from 0 since the run's start) and the pairs it saw."""
+        self._losses.append((micro_step, loss.detach().float(), stems))
 
     def mean(self) -> float:
-        """Mean over the interval and all processes; starts the next interval. Called by every process.
+        """Return the mean over the interval and all processes, and start the next interval. Called by every process.
 
         Raises:
             TrainingDivergedError: with the first step at fault, the stems of its batch and the last good checkpoint.
         """
-        turns, self._turns = self._turns, []
-        self._last_stems = self._stems_of(turns[-1][0], turns)
-        local = torch.stack([loss for _, loss, _ in turns])  # (turns,)
-        losses = self.accelerator.gather(local).reshape(-1, len(turns)).cpu()  # (processes, turns)
+        passes, self._losses = self._losses, []
+        self._last_stems = self._stems_of(passes[-1][0], passes)
+        local = torch.stack([loss for _, loss, _ in passes])  # (passes,)
+        losses = self.accelerator.gather(local).reshape(-1, len(passes)).cpu()  # (processes, passes)
         mean = losses.mean().item()
         if math.isfinite(mean) and mean <= self.limit:
             return mean
         at_fault = (~(losses <= self.limit)).any(dim=0)  # a NaN is not smaller than anything
         first = int(at_fault.int().argmax())
-        turn, worst = turns[first][0], losses[:, first]
-        stems = self._stems_of(turn, turns)
+        micro_step, worst = passes[first][0], losses[:, first]
+        stems = self._stems_of(micro_step, passes)
         value = next((loss for loss in worst.tolist() if not loss <= self.limit), worst.max().item())
-        raise self._diverged(f"The loss is {value:g}", turn // self.accumulation + 1, gather_object(stems))
+        raise self._diverged(f"The loss is {value:g}", micro_step // self.accumulation + 1, gather_object(stems))
 
-    def _stems_of(self, turn: int, turns: list[tuple[int, torch.Tensor, list[str]]]) -> list[str]:
-        """What this process saw in all the forward passes of the optimizer step that a turn is of."""
-        step = turn // self.accumulation
-        return [stem for other, _, stems in turns if other // self.accumulation == step for stem in stems]
+    def _stems_of(self, micro_step: int, passes: list[tuple[int, torch.Tensor, list[str]]]) -> list[str]:
+        """Return what this process saw in all forward passes of the optimizer step of a micro step."""
+        step = micro_step // self.accumulation
+        return [stem for other, _, stems in passes if other // self.accumulation == step for stem in stems]
 
     def check_weights(self, network: torch.nn.Module, step: int) -> None:
-        """Refuse to go on with weights that are not finite: a checkpoint of them would be no good one.
-
-        Called by every process, after `mean`.
+        """Refuse to continue with weights that are not finite. Called by every process, after `mean`.
 
         Raises:
             TrainingDivergedError: with the step, the stems of its last batch and the last good checkpoint.
         """
-        maxima = [part.detach().abs().max() for part in own_parts(network) if part.numel()]
-        if is_sharded(network):  # a process sees its own part, which may be nothing
-            own = torch.stack([torch.zeros((), device=self.accelerator.device), *maxima]).max()
-            maxima = [self.accelerator.gather(own)]
-        largest = torch.stack(maxima).max()
+        largest = torch.stack([weight.detach().abs().max() for weight in trained_weights(network)]).max()
         if not torch.isfinite(largest):
             raise self._diverged("Weights are not finite", step, gather_object(self._last_stems))
 
     def _diverged(self, what: str, step: int, stems: list[str]) -> TrainingDivergedError:
         shown = sorted(set(stems))
         names = ", ".join(shown[:16]) + (f" and {len(shown) - 16} more" if len(shown) > 16 else "")
-        whole = list_checkpoints(self.run)
-        last = f"The last good checkpoint is {whole[-1]}" if whole else "There is no checkpoint yet"
+        checkpoints = list_checkpoints(self.run)
+        last = f"The last good checkpoint is {checkpoints[-1]}" if checkpoints else "There is no checkpoint yet"
         return TrainingDivergedError(
-            f"{what} at step {step}, whose batch held {names}. {last}. Look at these pairs; if they are sound, start "
+            f"{what} at step {step}, whose batch held {names}. {last}. Check these pairs; if they are fine, start "
             "again with a lower --learning_rate, or set --max_grad_norm."
         )
 
 
-logger = get_logger(__name__)
-
-MAX_DATA_WAIT = 0.1  # share of an interval without data that is worth a word
-# Characters of a socket's path that Linux takes, less what multiprocessing appends: /pymp-XXXXXXXX/listener-XXXXXXXX.
-LONGEST_FOLDER = 107 - len("/pymp-/listener-") - 2 * 8
-
-
 def check_temporary_folder(num_workers: int) -> None:
-    """Refuse a temporary folder whose path is too long for the sockets by which processes hand over batches.
+    """Refuse a temporary folder whose path is too long for the sockets of data loading processes.
 
-    Without this the batch is lost in the process that read it, and the training waits for it without a word.
+    Without this check the batch is lost in the worker process, and training waits for it forever.
 
     Raises:
         ValueError: naming the folder and what to do.
@@ -118,52 +110,46 @@ def check_temporary_folder(num_workers: int) -> None:
     folder = tempfile.gettempdir()
     if num_workers and sys.platform == "linux" and len(folder) > LONGEST_FOLDER:
         raise ValueError(
-            f"the temporary folder '{folder}' has {len(folder)} characters; processes that read data want one of at "
-            f"most {LONGEST_FOLDER}. Set TMPDIR to a shorter one, or give --dataloader_num_workers 0."
+            f"the temporary folder '{folder}' has {len(folder)} characters; worker processes need one of at most "
+            f"{LONGEST_FOLDER}. Set TMPDIR to a shorter one, or give --dataloader_num_workers 0."
         )
 
 
 class DataTimer:
-    """Goes through batches once and adds up the seconds until each came; it never waits for the device.
+    """Iterate over batches and add up the seconds spent waiting for them; it never waits for the device.
 
     On a GPU, whose work is queued, the network can have waited less than the loop did, never more.
-
-    Args:
-        batches: what is gone through.
     """
 
     def __init__(self, batches: Iterable[Any]):
         self.batches = batches
         self._seconds = 0.0
         self._intervals = 0
-        self._told = False
+        self._warned = False
 
     def __iter__(self) -> Iterator[Any]:
         source = iter(self.batches)
         while True:
-            begin = time.monotonic()
+            start = time.monotonic()
             try:
                 batch = next(source)
             except StopIteration:
                 return
-            self._seconds += time.monotonic() - begin
+            self._seconds += time.monotonic() - start
             yield batch
 
     def share_of(self, seconds: float) -> float:
-        """Share of an interval that was spent waiting, 0 to 1; starts the next interval.
+        """Return the share of an interval of `seconds` spent waiting, 0 to 1, and start the next interval.
 
-        Warns once of a network that goes hungry. The first interval tells nothing: reading processes start in it, and
-        every pair is decoded for the first time.
-
-        Args:
-            seconds: length of the interval.
+        Warns once if it is large. The first interval does not count: worker processes start in it, and every pair is
+        decoded for the first time.
         """
         share, self._seconds = self._seconds / seconds, 0.0
         self._intervals += 1
-        if share > MAX_DATA_WAIT and self._intervals > 1 and not self._told:
-            self._told = True
+        if share > MAX_DATA_WAIT and self._intervals > 1 and not self._warned:
+            self._warned = True
             logger.warning(
                 f"The network waited for data {share:.0%} of the last interval. Raise --dataloader_num_workers, or "
-                "--decoded_gigabytes where the pairs do not all fit."
+                "--decoded_gigabytes if not all pairs fit."
             )
         return share

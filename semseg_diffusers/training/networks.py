@@ -1,4 +1,4 @@
-"""From settings and a label set to the network that will be trained; sizes are checked against the data here."""
+"""Build the network to be trained from settings and a label set, and check its size against the data."""
 
 from collections.abc import Mapping, Sequence
 
@@ -23,21 +23,21 @@ def build_network(
     label_diffusion: Sequence[float] | None = None,
     base: UNet2DModel | None = None,
 ) -> MaskControlNetModel | MaskGuidedUNet2DModel | PaperUNet2DModel | SDMUNet2DModel:
-    """Make an untrained network for a data set.
+    """Build an untrained network for a dataset.
 
     Args:
         settings: of the run.
         labels: label set of the data, saved in the network's config.
         resolution: (height, width) of what the network is trained on, in pixels.
-        attributes: values that the data knows of each of `settings.attributes`.
-        label_diffusion: rarity of each class (`class_rarity`), where `settings.label_diffusion` asks for it.
+        attributes: values of each of `settings.attributes` in the data.
+        label_diffusion: rarity of each class (`class_rarity`), with `settings.label_diffusion`.
         base: the pretrained network of `settings.base_model`.
 
     Returns:
-        the network; its first weights depend on `settings.seed` alone.
+        the network; its initial weights depend on `settings.seed` only.
 
     Raises:
-        ValueError: the resolution is not one that the network's depth divides, or widths and groups do not fit.
+        ValueError: the network's depth does not divide the resolution, or widths and groups do not match.
     """
     torch.manual_seed(settings.seed)
     height, width = resolution
@@ -61,10 +61,10 @@ def build_network(
             }  # fmt: skip
         unet = _mask_guided(settings, sample_size, data_config)
     if height % unet.size_divisor or width % unet.size_divisor:
-        change = "take another --base_model" if base is not None else "change --patch_size or --block_out_channels"
+        change = "use another --base_model" if base is not None else "change --patch_size or --block_out_channels"
         raise ValueError(
-            f"The data is {height} x {width} pixels; this network takes multiples of {unet.size_divisor}. Prepare the "
-            f"data at another --resolution, or give --random_crop, e.g. {_nearest(height, unet.size_divisor)}x"
+            f"The data is {height} x {width} pixels; this network needs multiples of {unet.size_divisor}. Prepare "
+            f"the data at another --resolution, or give --random_crop, e.g. {_nearest(height, unet.size_divisor)}x"
             f"{_nearest(width, unet.size_divisor)}, or {change}."
         )
     return unet
@@ -105,9 +105,9 @@ def _mask_guided(settings: TrainingSettings, sample_size: int | tuple[int, int],
 
 
 def _sdm(settings: TrainingSettings, sample_size: int | tuple[int, int], label_config: dict) -> SDMUNet2DModel:
-    """SDM's network of our widths. It predicts no variance: the loss is the mean squared error, which teaches none."""
+    """Build SDM's network with our widths. It predicts no variance, which the mean squared error would not train."""
     widths, levels = settings.block_out_channels, len(settings.block_out_channels)
-    attentive = widths[levels - max(1, settings.attention_levels) :]  # the bottom has attention in any case
+    attentive = widths[levels - max(1, settings.attention_levels) :]  # the lowest level always has attention
     for values, divisor, name in (
         (widths, NORM_NUM_GROUPS, "the groups of SDM's norms"),
         (attentive, settings.attention_head_dim, "--attention_head_dim"),
@@ -128,18 +128,23 @@ def _sdm(settings: TrainingSettings, sample_size: int | tuple[int, int], label_c
     )
 
 
+def trained_weights(network: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Return the parameters that are trained: all except those of a frozen base."""
+    return [weight for weight in network.parameters() if weight.requires_grad]
+
+
 # SCDM, Ko et al. 2024: psi grows with rarity, and is 1 for the class that fills most
 def class_rarity(class_pixels: np.ndarray) -> list[float]:
-    """How rare each class is, for label diffusion: pixels of the most frequent class over its own.
+    """Return how rare each class is, for label diffusion: pixels of the most frequent class over its own.
 
     Args:
         class_pixels: pixels of each class in each mask, unknown last, (N, C + 1).
 
     Returns:
-        C numbers of 1 or more, to four digits; a class that no mask holds is as rare as the rarest that one does.
+        C numbers of 1 or more, to four digits; a class in no mask counts as the rarest one that occurs.
 
     Raises:
-        ValueError: no mask holds any class.
+        ValueError: no mask has a labelled pixel.
 
     Example:
         >>> class_rarity(np.array([[90, 3, 0, 7], [90, 0, 0, 10]]))
@@ -147,6 +152,6 @@ def class_rarity(class_pixels: np.ndarray) -> list[float]:
     """
     pixels = class_pixels[:, :-1].sum(axis=0)
     if not pixels.any():
-        raise ValueError("--label_diffusion: no training mask holds a class, all of them are unknown everywhere.")
+        raise ValueError("--label_diffusion: no training mask has a labelled pixel; all are unknown everywhere.")
     rarest = pixels[pixels > 0].min()
     return [float(f"{pixels.max() / max(count, rarest):.4g}") for count in pixels]

@@ -1,7 +1,7 @@
-"""The noise schedule and the loss: what the network is asked for, and how much each timestep and pixel counts.
+"""The noise schedule and the loss: prediction target, and weights of timesteps and pixels.
 
 Follows Ho et al. 2020 (epsilon), Salimans and Ho 2022 (v), Hang et al. 2023 (Min-SNR), Lin et al. 2024 (zero terminal
-SNR), in diffusers' terms, and OASIS (Sushko et al. 2021) for the pixels of a class.
+SNR), in diffusers' terms, and OASIS (Sushko et al. 2021) for class weights of pixels.
 """
 
 from dataclasses import dataclass
@@ -15,12 +15,11 @@ from semseg_diffusers.training.settings import TrainingSettings
 
 
 def build_noise_scheduler(settings: TrainingSettings) -> DDPMScheduler:
-    """The training schedule as a diffusers scheduler; every sampler is made from its config.
+    """Return the training schedule as a diffusers scheduler; every sampler is built from its config.
 
-    `clip_sample` is off, and samplers made from the config inherit it: guidance carries x0 out of [-1, 1] on the way,
-    and DDIM, which clips x0 but keeps the noise that belonged to the unclipped one, then draws speckles. A schedule
-    that ends in noise alone is sampled from its very last timestep on, so its spacing is "trailing" (Lin et al. 2024,
-    section 3.3).
+    `clip_sample` is off, and samplers built from the config inherit it: guidance moves x0 out of [-1, 1] on the way,
+    and DDIM, which clips x0 but keeps the noise of the unclipped one, then produces speckles. A schedule that ends in
+    pure noise is sampled from its very last timestep, so its spacing is "trailing" (Lin et al. 2024, section 3.3).
     """
     common = {
         "num_train_timesteps": settings.num_train_timesteps,
@@ -31,18 +30,18 @@ def build_noise_scheduler(settings: TrainingSettings) -> DDPMScheduler:
         common |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     if settings.noise_schedule == "paper":
         betas = paper_betas(settings.num_train_timesteps)
-        # the paper's large variance needs timestep 0 as the last: from another, as in trailing spacing, noise stays
+        # the paper's large variance needs timestep 0 as the last: with trailing spacing, noise would remain
         variance_type = "fixed_small" if settings.rescale_betas_zero_snr else "fixed_large"
         return DDPMScheduler(trained_betas=betas, variance_type=variance_type, **common)
     return DDPMScheduler(beta_schedule=settings.noise_schedule, **common)
 
 
 def build_sampler(noise_scheduler: DDPMScheduler) -> DPMSolverMultistepScheduler:
-    """The scheduler that previews are drawn with and runs are saved with, made from the training schedule.
+    """Return the scheduler of previews and saved runs, built from the training schedule.
 
-    SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095): at each step it takes noise away and puts a part of it in
-    anew, which corrects what earlier steps did wrong. Its images follow their masks after 20 steps as those of 250
-    ancestral ones do, where solvers without new noise stay behind: see docs/how_to/sampling.md.
+    SDE-DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095) adds new noise at each step, which corrects errors of
+    earlier steps. Its images follow their masks after 20 steps as well as after 250 ancestral ones; solvers without
+    new noise do not (docs/results/sampling.md).
     """
     return DPMSolverMultistepScheduler.from_config(noise_scheduler.config, algorithm_type="sde-dpmsolver++")
 
@@ -50,7 +49,7 @@ def build_sampler(noise_scheduler: DDPMScheduler) -> DPMSolverMultistepScheduler
 def prediction_target(
     noise_scheduler: DDPMScheduler, image: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor
 ) -> torch.Tensor:
-    """What the network should say (B, 3, H, W), by the scheduler's `prediction_type`."""
+    """Return the prediction target (B, 3, H, W) of the scheduler's `prediction_type`."""
     prediction_type = noise_scheduler.config.prediction_type
     if prediction_type == "epsilon":
         return noise
@@ -62,7 +61,7 @@ def prediction_target(
 # Min-SNR, Hang et al. 2023, section 3.4: min(SNR, gamma) on the error of x0, divided by what turns the error of the
 # predicted quantity into it: SNR for epsilon, SNR + 1 for v, 1 for x0.
 def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
-    """Weight of each sample's mean squared error.
+    """Return the weight of each sample's mean squared error.
 
     Args:
         noise_scheduler: the training schedule.
@@ -70,7 +69,7 @@ def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamm
         snr_gamma: gamma, more than 0; None gives ones.
 
     Returns:
-        weights (B,), float32. Where the SNR is 0 they are the limits: 0 for v and x0; epsilon has no such timestep.
+        weights (B,), float32. At an SNR of 0 they are the limits: 0 for v and x0; epsilon has no such timestep.
     """
     if snr_gamma is None:
         return torch.ones(timestep.shape, device=timestep.device)
@@ -85,7 +84,7 @@ def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamm
 
 
 def largest_loss_weight(settings: TrainingSettings) -> float:
-    """The largest value of `loss_weight`: gamma where the image is predicted, 1 otherwise."""
+    """Return the largest value of `loss_weight`: gamma if the image is predicted, 1 otherwise."""
     return settings.snr_gamma if settings.snr_gamma is not None and settings.prediction_type == "sample" else 1.0
 
 
@@ -95,17 +94,18 @@ ID_VALUES = 256  # a mask's ids fit 8 bits
 
 @dataclass(frozen=True)
 class ClassWeighting:
-    """How much the pixels of each class count in the loss, so that small things are learned beside large ones.
+    """Weights of pixels by class, so that small objects are learned beside large areas.
 
-    OASIS weighs classes by their pixels in a batch. Here each sample is weighed by its own mask alone: so processes
-    and accumulation, which share out a step, change nothing, and no sample's loss depends on its neighbours. What it
-    evens out is the area that a class fills in a photo; `ClassBalance` evens out how often a class is seen at all.
+    OASIS weights classes by their pixels in a batch. Here each sample is weighted by its own mask only, so processes
+    and accumulation change nothing, and no sample's loss depends on its neighbours. This balances the area of a class
+    in an image; `ClassBalance` balances how often a class is seen at all.
 
     Args:
         num_classes: ids from here on are unknown.
-        maximum: largest weight before the mean is made 1, at least 1; the smallest is `SMALLEST_CLASS_WEIGHT`.
-        min_snr: samples of a lower signal-to-noise ratio are not weighted: they decide on colour and layout of the
-            whole photo, which weights would distort. Choi et al. 2022 (P2 weighting) draw that line at 0.01.
+        maximum: largest weight before the mean is normalised to 1, at least 1; the smallest is
+            `SMALLEST_CLASS_WEIGHT`.
+        min_snr: samples with a lower signal-to-noise ratio are not weighted: they determine colour and layout of the
+            whole image, which weights would distort. Choi et al. 2022 (P2 weighting) set this limit to 0.01.
     """
 
     num_classes: int
@@ -113,20 +113,20 @@ class ClassWeighting:
     min_snr: float
 
     # OASIS, Sushko et al. 2021, as in the losses.py of its code: weights in inverse proportion to the pixels of a
-    # class, with mean 1 over the labelled ones. Unknown pixels count 0 there, as they have no class to be told; here
-    # the photo is to be learned in them too.
+    # class, with mean 1 over the labelled ones. Unknown pixels weigh 0 there, since they have no class; here the image
+    # is learned in them too.
     def pixel_weights(self, mask: torch.Tensor) -> torch.Tensor:
-        """Weight of each pixel.
+        """Return the weight of each pixel.
 
         Args:
             mask: ids (B, H, W), long.
 
         Returns:
-            weights (B, H, W), float32, with mean 1 over each sample; unknown pixels weigh 1 before that is made so.
+            weights (B, H, W), float32, with mean 1 over each sample; unknown pixels weigh 1 before normalisation.
         """
         ids = mask.flatten(1)  # (B, H * W)
         known = (ids < self.num_classes).float()
-        counts = known.new_zeros(len(ids), ID_VALUES).scatter_add_(1, ids, known)  # (B, 256), 0 for what is unknown
+        counts = known.new_zeros(len(ids), ID_VALUES).scatter_add_(1, ids, known)  # (B, 256), 0 for unknown
         present = (counts > 0).sum(dim=1, keepdim=True)  # (B, 1)
         weights = counts.sum(dim=1, keepdim=True) / (present * counts)  # (B, 256)
         weights = weights.clamp(SMALLEST_CLASS_WEIGHT, self.maximum).where(counts > 0, 1.0)
@@ -141,7 +141,7 @@ def diffusion_loss(
     snr_gamma: float | None,
     class_weighting: ClassWeighting | None = None,
 ) -> torch.Tensor:
-    """Loss of each sample (B,) of a batch of `TrainingDataset`, in float32."""
+    """Return the loss of each sample (B,) of a batch of `TrainingDataset`, in float32."""
     timestep = batch["timestep"]
     noisy = noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)  # (B, 3, H, W)
     conditions = {name: batch[name] for name in ("attributes", "augmentation") if name in batch}

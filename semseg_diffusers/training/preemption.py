@@ -1,6 +1,6 @@
-"""How a run is told to end early: signals of a scheduler or a person, agreed between the processes of a run.
+"""Stop a run early on a signal, in all of its processes after the same step.
 
-A handler only remembers the signal. The loop asks after each optimizer step, saves a checkpoint and leaves.
+A handler only records the signal. The loop asks after each optimizer step, saves a checkpoint and stops.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ SHIELDED_SECONDS = 60  # longer than launchers let a process live after SIGTERM
 
 
 class TrainingStoppedError(Exception):
-    """The run was told to end, and has saved a checkpoint.
+    """The run was asked to stop, and has saved a checkpoint.
 
     Args:
-        reason: what told it.
+        reason: the signal, or the end of the launcher.
         step: optimizer steps done.
-        exit_code: what the process should end with: 128 + the signal's number, as shells count.
+        exit_code: 128 + the signal's number, as in shells.
     """
 
     def __init__(self, reason: str, step: int, exit_code: int):
@@ -33,12 +33,12 @@ class TrainingStoppedError(Exception):
 
 
 class StopRequest:
-    """Context in which signals that mean "end" are remembered instead of ending the process.
+    """Context in which termination signals are recorded instead of ending the process.
+
+    The end of the launcher counts as well, and Ctrl-C in a run of one process; a second Ctrl-C interrupts at once.
 
     Args:
-        accelerator: of the run; all its processes must ask `agreed` equally often.
-
-    The launcher's end counts as well, and in a run of one process Ctrl-C, of which a second one interrupts at once.
+        accelerator: of the run; all its processes must call `requested` equally often.
     """
 
     def __init__(self, accelerator: Accelerator):
@@ -48,7 +48,7 @@ class StopRequest:
         self._handled = SIGNALS if accelerator.num_processes > 1 else (*SIGNALS, signal.SIGINT)
         self._group = None
         if accelerator.num_processes > 1 and torch.distributed.is_initialized():
-            # a group of its own on the CPU, so that asking never waits for the accelerator's queue of work
+            # a separate group on the CPU, so that asking never waits for the accelerator's queue
             self._group = torch.distributed.new_group(backend="gloo")
 
     def __enter__(self) -> "StopRequest":
@@ -64,8 +64,8 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
 
-    def agreed(self) -> bool:
-        """Whether any process was told to end. Called by every process, after the same steps."""
+    def requested(self) -> bool:
+        """Return whether any process was asked to stop. Called by every process, after the same steps."""
         if self._launcher.is_gone:
             self._number = self._number or LAUNCHER_GONE
         if self._group is not None:
@@ -74,26 +74,26 @@ class StopRequest:
             self._number = int(number)
         return self._number != 0
 
-    def part(self) -> None:
-        """End trackers and leave the group. Called by every process when the run is done, before any of them ends."""
+    def shutdown(self) -> None:
+        """End trackers and leave the process group. Called by every process at the end of the run."""
         if self._group is None or final_barrier(self._group):
             self._accelerator.end_training()
-        else:  # a broken group is left by ending
+        else:  # a broken group cannot be left in order
             for tracker in self._accelerator.trackers:
                 tracker.finish()
 
     def stopped(self, step: int) -> TrainingStoppedError:
-        """The exception that carries reason and exit code, once `agreed`."""
+        """Return the exception with reason and exit code, once `requested`."""
         if self._number == LAUNCHER_GONE:
             return TrainingStoppedError("the end of the process that launched it", step, 128 + signal.SIGTERM)
         return TrainingStoppedError(signal.Signals(self._number).name, step, 128 + self._number)
 
 
 def ignore_signals(_index: int) -> None:
-    """Let a reading process outlive signals that its whole group got: the run still needs it for its last step.
+    """Make a data loading process ignore signals sent to its process group: the run needs it for its last step.
 
-    Schedulers and launchers say it twice and more. After a minute a signal ends it, so that nothing waits for a reader
-    that hangs.
+    Schedulers and launchers send them repeatedly. After a minute a signal ends it, so that a hanging worker does not
+    stay.
     """
     first: list[float] = []
 

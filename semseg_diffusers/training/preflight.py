@@ -1,7 +1,7 @@
-"""What a run is warned of before its first step: things that do not keep it from running, and spoil what comes out.
+"""Warnings of a run before its first step: settings and data that do not stop it, but spoil its result.
 
-Each rule says what it found in numbers, what comes of it, and what to do. Copies of photos: Kadkhodaie et al. 2024,
-figure 1; the other thresholds are ours.
+Each rule gives numbers, the consequence, and what to do. Memorization: Kadkhodaie et al. 2024, figure 1; the other
+thresholds are ours.
 """
 
 import math
@@ -17,11 +17,11 @@ from semseg_diffusers.training.class_balance import ClassCounts
 from semseg_diffusers.training.settings import TrainingSettings
 
 
-# U-Nets of some 7 million weights copied 1,000 photos of 80 x 80 pixels (one pixel a weight) and did not copy 10,000.
-PIXELS_A_WEIGHT = 1.0
-MANY_PASSES = 100  # over each photo; a shorter run has no time to learn photos by heart
-FEW_PAIRS = 10  # that show a class; fewer are easier copied than learned from
-FIRST_WEIGHTS_SHARE = 0.1  # of the averaged weights; what the first, random ones may make up
+# U-Nets of about 7 million weights memorized 1,000 images of 80 x 80 pixels (one pixel per weight), and not 10,000.
+PIXELS_PER_WEIGHT = 1.0
+MANY_EPOCHS = 100  # a shorter run has no time to memorize images
+FEW_PAIRS = 10  # that show a class; fewer are memorized more easily than learned from
+FIRST_WEIGHTS_SHARE = 0.1  # of the weight average that the initial, random weights may make up
 MOST_NAMES = 12  # in a sentence
 
 
@@ -38,19 +38,19 @@ def collect_warnings(
     preview_reason: str | None,
     base: BaseModel | None = None,
 ) -> list[str]:
-    """All that a run should be warned of, the weightiest first.
+    """Return all warnings of a run, the most serious first.
 
     Args:
         settings: of the run.
         pairs: of the training split.
-        counts: what their masks hold.
-        attributes: values that the split knows of each attribute of the settings.
-        num_weights: parameters of the network that are trained.
+        counts: classes of their masks.
+        attributes: values of each attribute in the split.
+        num_weights: trained parameters of the network.
         num_steps: optimizer steps of the whole run.
-        samples_per_step: images an optimizer step.
-        preview_pairs: whose masks the previews draw.
-        preview_reason: why these are the training split's, where they are and previews are drawn.
-        base: what a control branch is trained on.
+        samples_per_step: images per optimizer step.
+        preview_pairs: pairs of the previews.
+        preview_reason: why these are of the training split, if they are.
+        base: of a control branch.
     """
     labels = pairs.labels
     found = [
@@ -64,8 +64,8 @@ def collect_warnings(
         _shared(settings, pairs, preview_pairs),
         None
         if preview_reason is None
-        else f"Previews draw masks of the training split: {preview_reason}. They show "
-        "how well the run fits what it has seen, not how it does on new masks.",
+        else f"Previews use masks of the training split: {preview_reason}. They show "
+        "how well the run fits its training data, not new masks.",
         _hardly_trained_noise(settings),
         _few_timesteps(settings, num_steps * samples_per_step),
         _long_warmup(settings, num_steps),
@@ -81,7 +81,7 @@ def _other_size(base: BaseModel | None, size: tuple[int, int]) -> str | None:
         return None
     return (
         f"--base_model was trained at {known[0]} x {known[1]} pixels, and this run sees {size[0]} x {size[1]}: the "
-        "base draws things of the size that it knows. Prepare the data at the base's --resolution."
+        "base generates objects of the size that it knows. Prepare the data at the base's --resolution."
     )
 
 
@@ -89,15 +89,15 @@ def _schedule_assumed(settings: TrainingSettings, base: BaseModel | None) -> str
     if base is None or base.noise_scheduler is not None:
         return None
     return (
-        "No scheduler lies beside the weights of --base_model: it is taken to predict "
+        "No scheduler was found beside the weights of --base_model: it is assumed to predict "
         f"{settings.prediction_type} over {settings.num_train_timesteps:,} timesteps of the schedule "
-        f"{settings.noise_schedule}. Where it was trained otherwise, say so by --prediction_type, "
-        "--num_train_timesteps and --noise_schedule; else nothing sensible is drawn."
+        f"{settings.noise_schedule}. If it was trained otherwise, set --prediction_type, --num_train_timesteps and "
+        "--noise_schedule; samples are meaningless otherwise."
     )
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names in a sentence, the first of them where there are many.
+    """Return names for a sentence, the first of them if there are many.
 
     Example:
         >>> listed(["car", "bus"])
@@ -114,26 +114,26 @@ def _few_photos(
     settings: TrainingSettings, num_pairs: int, size: tuple[int, int], num_weights: int, samples: int
 ) -> str | None:
     views = 2 if settings.horizontal_flip else 1
-    pixels, passes = num_pairs * views * size[0] * size[1], samples / num_pairs
-    if pixels >= PIXELS_A_WEIGHT * num_weights or passes < MANY_PASSES:
+    pixels, epochs = num_pairs * views * size[0] * size[1], samples / num_pairs
+    if pixels >= PIXELS_PER_WEIGHT * num_weights or epochs < MANY_EPOCHS:
         return None
-    mirrored = "with their mirror images " if views == 2 else ""
+    flipped = "with their mirror images " if views == 2 else ""
     more = "" if views == 2 else "--horizontal_flip, "
-    crop = "" if settings.random_crop else "--random_crop of photos prepared larger, "
+    crop = "" if settings.random_crop else "--random_crop of images prepared larger, "
     return (
-        f"Few photos for this network: {num_pairs:,} of {size[0]} x {size[1]} have {mirrored}{pixels / 1e6:.3g} "
-        f"million pixels, the network {num_weights / 1e6:.3g} million weights, and it sees each photo {passes:,.0f} "
+        f"Few images for this network: {num_pairs:,} of {size[0]} x {size[1]} have {flipped}{pixels / 1e6:.3g} "
+        f"million pixels, the network {num_weights / 1e6:.3g} million weights, and it sees each image {epochs:,.0f} "
         "times. "
-        "Below about one pixel a weight long training ends in copies of photos (Kadkhodaie et al. 2024). More pairs "
-        f"help most; else {more}{crop}a smaller --block_out_channels or fewer --max_train_steps. `semseg-diffusers "
-        "evaluate` counts images that lie too near a training photo (Memorised photos)."
+        "Below about one pixel per weight, long training memorizes images (Kadkhodaie et al. 2024). More pairs help "
+        f"most; otherwise {more}{crop}smaller --block_out_channels or fewer --max_train_steps. `semseg-diffusers "
+        "evaluate` counts samples that are too close to a training image (memorization)."
     )
 
 
-def _looked_at(counts: ClassCounts) -> str:
-    if counts.is_whole:
+def _counted(counts: ClassCounts) -> str:
+    if counts.is_complete:
         return f"the {counts.num_masks:,} training masks"
-    return f"{len(counts.pixels):,} of the {counts.num_masks:,} training masks, at even distances"
+    return f"{len(counts.pixels):,} of the {counts.num_masks:,} training masks, evenly spaced"
 
 
 def _never_seen(labels: LabelSet, counts: ClassCounts) -> str | None:
@@ -141,15 +141,15 @@ def _never_seen(labels: LabelSet, counts: ClassCounts) -> str | None:
     if not names:
         return None
     return (
-        f"Never seen in {_looked_at(counts)}: {listed(names)} ({len(names)} of {labels.num_classes} classes). What a "
-        "mask says of such a class is noise to the network: leave it out of masks to generate from, or add pairs that "
-        "show it."
+        f"No pixel in {_counted(counts)}: {listed(names)} ({len(names)} of {labels.num_classes} classes). "
+        "Such a class in a mask is meaningless to the network: leave it out of masks to generate from, or add pairs "
+        "that show it."
     )
 
 
 def _seldom_seen(settings: TrainingSettings, labels: LabelSet, counts: ClassCounts) -> str | None:
-    if not counts.is_whole and len(counts.pixels) < FEW_PAIRS * 10:
-        return None  # too few were counted to say so
+    if not counts.is_complete and len(counts.pixels) < FEW_PAIRS * 10:
+        return None  # too few were counted to tell
     few = [
         f"{name} ({seen})"
         for name, seen in zip(labels.names, counts.masks_of_class.tolist(), strict=True)
@@ -157,10 +157,10 @@ def _seldom_seen(settings: TrainingSettings, labels: LabelSet, counts: ClassCoun
     ]
     if not few or counts.num_masks < FEW_PAIRS:
         return None
-    drawn = "" if settings.class_balanced_sampling else ", or show them more often with --class_balanced_sampling"
+    sampled = "" if settings.class_balanced_sampling else ", or sample them more often with --class_balanced_sampling"
     return (
-        f"Seen in fewer than {FEW_PAIRS} of {_looked_at(counts)}: {listed(few)}. Such classes come out as copies of "
-        f"those few photos or as something else: add pairs that show them{drawn}."
+        f"In fewer than {FEW_PAIRS} of {_counted(counts)}: {listed(few)}. Such classes are memorized from those few "
+        f"images or not learned: add pairs that show them{sampled}."
     )
 
 
@@ -175,8 +175,8 @@ def _thin(settings: TrainingSettings, labels: LabelSet, counts: ClassCounts) -> 
     patch = settings.network == "mask_guided" and settings.patch_size > 1
     stem = f", or train with --patch_size 1 (now {settings.patch_size})" if patch else ""
     return (
-        f"Thin at this resolution: {listed(thin)}; at least {EDGE_SHARE:.0%} of the pixels of these classes lie "
-        "beside another class, so they are some three pixels wide or less and have hardly any texture to learn. "
+        f"Thin at this resolution: {listed(thin)}; at least {EDGE_SHARE:.0%} of the pixels of these classes are "
+        "beside another class, so they are about three pixels wide or less, with hardly any texture to learn. "
         f"Prepare the data at a higher --resolution{stem}."
     )
 
@@ -186,8 +186,8 @@ def _single_values(attributes: Mapping[str, Sequence[str]]) -> str | None:
     if not single:
         return None
     return (
-        f"Attributes of one value: {listed(single)}. Where every pair that says anything says the same, there is "
-        "nothing to tell apart: leave such a column out of --attributes, or add pairs of other values."
+        f"Attributes with a single value: {listed(single)}. They have nothing to distinguish: leave such a column out "
+        "of --attributes, or add pairs with other values."
     )
 
 
@@ -196,18 +196,18 @@ def _shared(settings: TrainingSettings, pairs: PairDataset, preview_pairs: PairD
         return None
     return (
         f"{len(stems):,} pairs of the split {settings.validation_split} are in {settings.train_split} as well: "
-        f"{listed(stems)}. Previews and evaluations of these show what the network was trained on. Prepare the data "
-        "set with splits that share nothing."
+        f"{listed(stems)}. Previews and evaluations of these show training data. Prepare the dataset with "
+        "disjoint splits."
     )
 
 
 def shared_pairs(train: PairDataset, validation: PairDataset) -> list[str]:
-    """Stems that stand in both splits with the same photo, byte for byte."""
-    place = {stem: index for index, stem in enumerate(train.stems)}
+    """Return the stems that are in both splits with the same image, byte for byte."""
+    index_of = {stem: index for index, stem in enumerate(train.stems)}
     return [
         stem
         for index, stem in enumerate(validation.stems)
-        if stem in place and validation.photo_file(index) == train.photo_file(place[stem])
+        if stem in index_of and validation.photo_file(index) == train.photo_file(index_of[stem])
     ]
 
 
@@ -215,15 +215,15 @@ def shared_pairs(train: PairDataset, validation: PairDataset) -> list[str]:
 
 
 def _hardly_trained_noise(settings: TrainingSettings) -> str | None:
-    wanting = [
-        *(["--rescale_betas_zero_snr, which lets sampling start there"] if settings.rescale_betas_zero_snr else []),
+    affected = [
+        *(["--rescale_betas_zero_snr, which makes sampling start there"] if settings.rescale_betas_zero_snr else []),
         *(["--attributes, which change light and colour"] if settings.attributes else []),
     ]
-    if settings.snr_gamma is None or settings.prediction_type == "epsilon" or not wanting:
+    if settings.snr_gamma is None or settings.prediction_type == "epsilon" or not affected:
         return None
     return (
-        "Min-SNR weights hardly train the noisiest timesteps, which decide on light and colour; this run has "
-        f"{' and '.join(wanting)}. Give --snr_gamma none."
+        "Min-SNR weights hardly train the noisiest timesteps, which determine light and colour; this run has "
+        f"{' and '.join(affected)}. Use --snr_gamma none."
     )
 
 
@@ -232,8 +232,8 @@ def _few_timesteps(settings: TrainingSettings, samples: int) -> str | None:
     if samples >= timesteps:
         return None
     return (
-        f"The run sees {samples:,} samples in all, fewer than the {timesteps:,} timesteps of its schedule: some noise "
-        "levels are never trained. Give more --max_train_steps."
+        f"The run sees {samples:,} samples in total, fewer than the {timesteps:,} timesteps of its schedule: some "
+        "noise levels are never trained. Use more --max_train_steps."
     )
 
 
@@ -243,7 +243,7 @@ def _long_warmup(settings: TrainingSettings, num_steps: int) -> str | None:
     reached = settings.learning_rate * num_steps / settings.lr_warmup_steps
     return (
         f"The learning rate warms up over {settings.lr_warmup_steps:,} steps, and the run has {num_steps:,}: it ends "
-        f"at {reached:.2g} and never reaches --learning_rate {settings.learning_rate:g}. Give fewer "
+        f"at {reached:.2g} and never reaches --learning_rate {settings.learning_rate:g}. Use fewer "
         "--lr_warmup_steps or more --max_train_steps."
     )
 
@@ -253,8 +253,8 @@ def _long_average(settings: TrainingSettings, num_steps: int) -> str | None:
         return None
     if settings.ema_start_step >= num_steps:
         return (
-            f"The average of the weights begins at step {settings.ema_start_step:,}, and the run has {num_steps:,}: "
-            "what is saved are the last step's weights. Give a smaller --ema_start_step or more --max_train_steps."
+            f"The weight average starts at step {settings.ema_start_step:,}, and the run has {num_steps:,}: the "
+            "last step's weights are saved. Use a smaller --ema_start_step or more --max_train_steps."
         )
     decay = max(settings.ema_lengths)
     share = first_weights_share(decay, settings.ema_warmup, num_steps - settings.ema_start_step)
@@ -262,19 +262,18 @@ def _long_average(settings: TrainingSettings, num_steps: int) -> str | None:
         return None
     option = "--ema_decays" if settings.ema_decays else "--ema_decay"
     return (
-        f"The average of the weights ({option} {decay:g}) is longer than the run: after {num_steps:,} "
-        f"steps {share:.0%} of it are still the weights it began with. Give --ema_warmup true, a smaller {option} "
-        "or more --max_train_steps."
+        f"The weight average ({option} {decay:g}) is longer than the run: after {num_steps:,} steps {share:.0%} of it "
+        f"are still the initial weights. Use --ema_warmup true, a smaller {option} or more --max_train_steps."
     )
 
 
 def first_weights_share(decay: float, has_warmup: bool, num_steps: int) -> float:
-    """How much the weights that an average begins with make up of it after some steps, 0 to 1.
+    """Return the share of the initial weights in an average after some steps, 0 to 1.
 
     Args:
         decay: largest decay of a step.
         has_warmup: the decay grows with the steps k as 1 - (1 + k)^(-3/4), as in `diffusers.training_utils.EMAModel`.
-        num_steps: steps that the average takes; the first one copies the weights.
+        num_steps: steps of the average; the first one copies the weights.
 
     Example:
         >>> round(first_weights_share(0.999, False, 1001), 3), first_weights_share(0.999, True, 1001) < 1e-6

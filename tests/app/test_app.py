@@ -34,10 +34,10 @@ from semseg_diffusers.app.uploads import (
     Limits,
     check_real,
     check_scheduler,
-    check_whole,
     read_mask_upload,
     read_photo_upload,
     read_upload,
+    verify,
 )
 from semseg_diffusers.data.check.check import check_prepared
 from semseg_diffusers.data.dataset import load_pairs
@@ -116,11 +116,11 @@ def test_what_is_no_mask_at_all_is_refused(value):
 @pytest.mark.parametrize("value", [0, 11, -1, 10**9, 10**400, 2.5, float("nan"), float("inf"), True, None, "3", [3]])
 def test_what_is_no_whole_number_in_range_is_refused(value):
     with pytest.raises(ValueError, match="steps is .*; wanted a whole number from 1 to 10"):
-        check_whole("steps", value, 1, 10)
+        verify("steps", value, 1, 10)
 
 
 def test_a_whole_number_of_json_is_one():
-    assert (check_whole("steps", 3.0, 1, 10), type(check_whole("steps", 3.0, 1, 10))) == (3, int)
+    assert (verify("steps", 3.0, 1, 10), type(verify("steps", 3.0, 1, 10))) == (3, int)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("-inf"), None, "1", True])

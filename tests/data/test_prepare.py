@@ -17,8 +17,9 @@ from semseg_diffusers import cli
 from semseg_diffusers.data import dataset_format as layout
 from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.data.dataset_format import new_dataset, parse_resolution
+from semseg_diffusers.data.dataset_format import new_dataset
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.options import parse_resolution
 from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset, read_photo
 
 

@@ -86,7 +86,7 @@ class Place:
                 files[path.name] = path.stat().st_mtime_ns
         return files
 
-    def check_whole(self) -> None:
+    def verify(self) -> None:
         """No half image, and none without its mask."""
         for name in self.made():
             with Image.open(self.output / "images" / name) as image, Image.open(self.output / "masks" / name) as mask:
@@ -342,7 +342,7 @@ def test_a_launch_that_was_killed_is_continued_by_the_same_command(new_place):
         time.sleep(0.1)
     before = place.made()
     assert 2 <= len(before) < place.num_expected
-    place.check_whole()
+    place.verify()
 
     launch = place.launch()
     assert launch.end() == 0, launch.said
@@ -363,7 +363,7 @@ def test_a_process_that_fails_ends_the_other_and_what_is_done_stays(new_place):
     assert launch.end() != 0
     assert launch.said.count("error: ") == 1
     assert re.search(r"error: .*19\.png", launch.said)
-    place.check_whole()
+    place.verify()
     assert sorted(place.made()) == [Path(row["image_file_name"]).name for row in read_metadata(place.output)]
 
     lost.write_bytes(content)
@@ -409,7 +409,7 @@ def test_ten_kills_at_random_moments_lose_double_and_change_nothing(new_place):
         else:
             workers[("first", "second").index(victim)].kill()
             assert launch.end() != 0
-        place.check_whole()
+        place.verify()
         made = place.made()
         assert kept.items() <= made.items()  # nothing lost, nothing made again
         kept = made

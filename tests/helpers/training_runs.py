@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from semseg_diffusers.training.loop import train
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.settings import SettingsParser
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +51,11 @@ def train_here(settings: TrainingSettings) -> Path:
         return train(settings)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def parse_training(*words: str) -> TrainingSettings:
+    """Return the settings that options on the command line give."""
+    return SettingsParser(TrainingSettings).parse_settings([*map(str, words)])
 
 
 def command_line(settings: TrainingSettings) -> list[str]:

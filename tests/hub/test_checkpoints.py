@@ -1,6 +1,5 @@
 """What comes in checkpoints/: each folder loads, is small, draws, names licence and results, and has a config."""
 
-import argparse
 import json
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from helpers.loading import REMOTE_CODE
+from helpers.training_runs import parse_training
 from PIL import Image
 from safetensors import safe_open
 
@@ -16,7 +16,6 @@ from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import check_model_folder, stored_hash
 from semseg_diffusers.hub.sample_sheet import MOST_BYTES
-from semseg_diffusers.training.settings import add_arguments, settings_from
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,13 +64,11 @@ def test_nothing_names_a_path_of_a_machine(folder):
 
 @each
 def test_the_settings_are_those_of_its_config(folder):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    args = parser.parse_args(["--config", str(ROOT / "configs" / "checkpoints" / f"{folder.name}.yaml")])
-    wanted = json.loads(settings_from(args).to_json())
+    settings = parse_training("--config", ROOT / "configs" / "checkpoints" / f"{folder.name}.yaml")
+    expected = settings.to_dict()
     there = json.loads((folder / "settings.json").read_text())
     # a setting that came after the run had the effect of its default
-    assert {name: there.get(name, wanted[name]) for name in wanted} == wanted
+    assert {name: there.get(name, expected[name]) for name in expected} == expected
 
 
 @each

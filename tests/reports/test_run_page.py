@@ -23,10 +23,12 @@ from PIL import Image
 from semseg_diffusers import cli
 from semseg_diffusers.reports import run_page as run_pages
 from semseg_diffusers.reports.html import number
+from semseg_diffusers.reports.run_folder import list_previews, previews_over_time
 from semseg_diffusers.reports.run_page import duration, read_run, write_run_page
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training import loop
-from semseg_diffusers.training.previews import draw_over_time, list_previews
+from semseg_diffusers.training import run as run_module
+from semseg_diffusers.training.run import default_settings
 from semseg_diffusers.utils.distributed import exclusive_folder
 from semseg_diffusers.utils.images import grid_cells, image_grid, save_png
 
@@ -142,14 +144,14 @@ def test_cells_of_a_sheet_are_found_again_after_saving(tmp_path):
 def test_over_time_has_a_row_a_mask_and_a_column_a_step_mask_first_and_photo_last(tmp_path):
     for step in (10, 20, 30):
         preview(tmp_path / "previews" / f"step-{step:07d}.png", [1, 2], shade=step)
-    sheet = draw_over_time(list_previews(tmp_path))
+    sheet = previews_over_time(list_previews(tmp_path))
     assert shades(sheet) == [[(m, 0, 0), *[(s + m,) * 3 for s in (10, 20, 30)], (0, m, 0)] for m in (1, 2)]
 
 
 def test_of_many_previews_evenly_spaced_ones_are_shown_the_first_and_the_last_among_them(tmp_path):
     for step in range(1, 101):
         preview(tmp_path / "previews" / f"step-{step:07d}.png", [1], shade=step)
-    (row,) = shades(draw_over_time(list_previews(tmp_path)))
+    (row,) = shades(previews_over_time(list_previews(tmp_path)))
     steps = [red - 1 for red, _, _ in row[1:-1]]
     assert (len(steps), steps[0], steps[-1]) == (8, 1, 100)
     assert {b - a for a, b in zip(steps, steps[1:], strict=False)} <= {14, 15}
@@ -160,7 +162,7 @@ def test_a_preview_of_other_masks_leaves_its_places_empty(tmp_path):
     preview(tmp_path / "previews" / "step-0000002.png", [2, 5], shade=20, samples=1)
     preview(tmp_path / "previews" / "step-0000003.png", [1, 2], shade=30)
     white = (255, 255, 255)
-    assert shades(draw_over_time(list_previews(tmp_path))) == [
+    assert shades(previews_over_time(list_previews(tmp_path))) == [
         [(1, 0, 0), white, (31, 31, 31), (0, 1, 0)],
         [(2, 0, 0), (22, 22, 22), (32, 32, 32), (0, 2, 0)],
     ]
@@ -169,8 +171,8 @@ def test_a_preview_of_other_masks_leaves_its_places_empty(tmp_path):
 def test_previews_that_do_not_say_how_they_lie_are_left_out(tmp_path):
     (tmp_path / "previews").mkdir()
     Image.new("RGB", (40, 40)).save(tmp_path / "previews" / "step-0000001.png")
-    assert draw_over_time(list_previews(tmp_path)) is None
-    assert draw_over_time([]) is None
+    assert previews_over_time(list_previews(tmp_path)) is None
+    assert previews_over_time([]) is None
 
 
 def test_a_run_writes_the_picture_over_time(trained):
@@ -185,12 +187,12 @@ def test_a_run_writes_the_picture_over_time(trained):
 def test_the_page_is_rewritten_whole_at_each_preview_and_checkpoint_and_at_the_end(toy, tmp_path, monkeypatch):
     seen, update = [], run_pages.update_run_page
 
-    def recorded(run):
-        update(run)
+    def recorded(run, defaults):
+        update(run, defaults)
         text = text_of(run)
         seen.append((log_lines(run)[-1]["step"], read_run(run).state, "Running, at step" in text))
 
-    monkeypatch.setattr(loop, "update_run_page", recorded)
+    monkeypatch.setattr(run_module, "update_run_page", recorded)
     monkeypatch.setattr(run_pages, "update_run_page", recorded)
     settings = tiny_settings(toy, tmp_path / "run", max_train_steps=5, **{**PREVIEWS, "preview_steps": 3})
     run = train_here(settings)
@@ -269,10 +271,10 @@ def test_a_run_that_was_killed_is_told_from_one_that_goes_on(run):
     set_status(run, status="running", step=0)
     (run / "model_index.json").unlink()
     with exclusive_folder(run, "training into"):
-        write_run_page(run)
+        write_run_page(run, defaults=default_settings())
         assert "Running, at step 4 of 4." in text_of(run)
         assert "Go on from" not in text_of(run)
-    write_run_page(run)
+    write_run_page(run, defaults=default_settings())
     text = text_of(run)
     assert "Ended without a word after step 4 of 4" in text
     assert f"Go on from checkpoint-4, as if the run had never ended: semseg-diffusers train --config {run}" in text
@@ -280,7 +282,7 @@ def test_a_run_that_was_killed_is_told_from_one_that_goes_on(run):
 
 def test_a_stopped_run_says_by_what(run):
     set_status(run, status="stopped", reason="SIGTERM")
-    write_run_page(run)
+    write_run_page(run, defaults=default_settings())
     assert "Stopped by SIGTERM after step 4 of 4; a checkpoint was saved." in text_of(run)
 
 
@@ -292,7 +294,7 @@ def test_a_run_from_before_there_were_records_has_a_page(run):
             plain = picture.convert("RGB")
             plain.info.clear()
         plain.save(path)
-    write_run_page(run)
+    write_run_page(run, defaults=default_settings())
     text = text_of(run)
     assert "At step 4 of 4; how the run is, its folder does not say." in text
     assert "before pairs and classes were recorded" in text
@@ -301,7 +303,7 @@ def test_a_run_from_before_there_were_records_has_a_page(run):
 def test_a_run_without_a_line_of_log_has_a_page(run):
     (run / "log.jsonl").write_text("")
     shutil.rmtree(run / "previews")
-    write_run_page(run)
+    write_run_page(run, defaults=default_settings())
     text = text_of(run)
     assert "optimizer step" not in text
     assert "Samples" not in text
@@ -311,7 +313,7 @@ def test_a_log_with_a_loss_that_is_no_number_has_a_page(run):
     with (run / "log.jsonl").open("a") as file:
         line = {"step": 5, "loss": float("nan"), "learning_rate": 0.0, "images_per_second": 1.0, "trained_seconds": 9}
         file.write(json.dumps(line) + '\n{"step": 6, "lo')
-    write_run_page(run)
+    write_run_page(run, defaults=default_settings())
     assert "n/a, mean of the last interval" in text_of(run)
 
 
@@ -322,7 +324,7 @@ def test_a_long_log_makes_a_small_page(run):
     ]
     before = len((run / "run.html").read_text())
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_run_page(run)
+    write_run_page(run, defaults=default_settings())
     html = (run / "run.html").read_text()
     assert len(html) < before + 40_000
     assert "mean of 20 intervals" in html
@@ -337,7 +339,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, run):
         read_run(tmp_path / "nowhere")
     (run / "status.json").write_text("{")
     with pytest.raises(ValueError, match="status.json' is not the JSON that a run writes"):
-        write_run_page(run)
+        write_run_page(run, defaults=default_settings())
 
 
 @pytest.mark.parametrize(
@@ -356,12 +358,12 @@ def test_a_page_can_be_made_of_a_run_that_goes_on_and_of_the_same_when_it_is_kil
     endless = tiny_settings(toy, run, max_train_steps=100_000, lr_scheduler="constant", checkpointing_steps=5)
     process = start(SCRIPT, *command_line(endless))
     wait_until(lambda: len(log_lines(run)) > 6, process)
-    write_run_page(run)
+    write_run_page(run, defaults=default_settings())
     assert "Running, at step" in text_of(run)
     assert "Time left" in text_of(run)
     process.kill()
     process.communicate()
-    write_run_page(run)
+    write_run_page(run, defaults=default_settings())
     assert "Ended without a word after step" in text_of(run)
 
 

@@ -1,6 +1,5 @@
 """Averages of the weights: several lengths, in checkpoints, and the weights that lie beside the pipeline's own."""
 
-import argparse
 import contextlib
 import json
 import shutil
@@ -8,7 +7,7 @@ import shutil
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
-from helpers.training_runs import losses, tiny_settings, train_here, weights
+from helpers.training_runs import losses, parse_training, tiny_settings, train_here, weights
 from safetensors.torch import load_file
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, cli
@@ -21,7 +20,7 @@ from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.ema import EMA, variant_name
-from semseg_diffusers.training.settings import TrainingSettings, add_arguments, settings_from
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 DECAYS = (0.5, 0.2, 0.99)  # the warm-up has reached 0.65 after four steps
@@ -90,7 +89,7 @@ def test_network_has_its_own_weights_back_after_the_average_was_applied(tiny_une
         for weight in tiny_unet.parameters():
             weight.add_(1)
     before = {name: weight.clone() for name, weight in tiny_unet.state_dict().items()}
-    with contextlib.suppress(KeyError), averages.applied(tiny_unet):
+    with contextlib.suppress(KeyError), averages.swapped_in(tiny_unet):
         assert all(map(torch.equal, tiny_unet.parameters(), averages.first.shadow_params))
         assert not same(before, tiny_unet.state_dict())
         raise KeyError
@@ -108,9 +107,7 @@ def test_variants_have_names_that_diffusers_finds(decay, name):
 
 
 def parse(*words):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return settings_from(parser.parse_args(["--dataset", "d", "--output_dir", "o", *words]))
+    return parse_training("--dataset", "d", "--output_dir", "o", *words)
 
 
 def test_lengths_come_from_ema_decays_else_from_ema_decay(tmp_path):
@@ -127,10 +124,10 @@ def test_lengths_come_from_ema_decays_else_from_ema_decay(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--ema_decays", "0.9", "1.5"], "--ema_decays must lie between 0 and 1; got 1.5"),
+        (["--ema_decays", "0.9", "1.5"], "--ema_decays must be between 0 and 1; got 1.5"),
         (["--ema_decays", "0.9", "0.9"], "--ema_decays must differ; got 0.9 0.9"),
         (["--ema_decays", "0.9", "--use_ema", "false"], "--ema_decays needs --use_ema true"),
-        (["--ema_decays", "long"], "--ema_decays .* cannot be read"),
+        (["--ema_decays", "long"], "--ema_decays: expected a number"),
     ],
 )
 def test_bad_lengths_are_refused(words, message):

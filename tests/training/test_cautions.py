@@ -70,24 +70,24 @@ def test_few_photos_for_a_large_network_seen_often(pairs, validation):
     assert cautions(pairs, validation, num_weights=weights, num_steps=1200) == []
     assert cautions(pairs, validation, num_weights=weights + 1, num_steps=1199) == []
     (text,) = cautions(pairs, validation, num_weights=weights + 1, num_steps=1200)
-    assert "Few photos for this network: 12 of 16 x 32 have with their mirror images 0.0123 million pixels" in text
-    assert "sees each photo 100 times" in text
+    assert "Few images for this network: 12 of 16 x 32 have with their mirror images 0.0123 million pixels" in text
+    assert "sees each image 100 times" in text
     assert "--horizontal_flip" not in text
-    assert "Memorised photos" in text
+    assert "memorization" in text
     unmirrored = cautions(pairs, validation, num_weights=weights // 2 + 1, num_steps=1200, horizontal_flip=False)
-    assert "else --horizontal_flip, --random_crop" in unmirrored[0]
+    assert "otherwise --horizontal_flip, --random_crop" in unmirrored[0]
 
 
 def test_classes_never_seen_are_named(pairs, validation):
     names = pairs.labels.names
     (text,) = cautions(pairs, validation, counts_of(held={3: 0, 7: 0}))
-    assert f"Never seen in the 12 training masks: {names[3]}, {names[7]} (2 of 19 classes)" in text
+    assert f"No pixel in the 12 training masks: {names[3]}, {names[7]} (2 of 19 classes)" in text
 
 
 def test_classes_seldom_seen_are_named_with_their_number(pairs, validation):
     names = pairs.labels.names
     (text,) = cautions(pairs, validation, counts_of(held={3: 9, 7: 10, 8: 1}))
-    assert f"Seen in fewer than 10 of the 12 training masks: {names[3]} (9), {names[8]} (1)." in text
+    assert f"In fewer than 10 of the 12 training masks: {names[3]} (9), {names[8]} (1)." in text
     assert names[7] not in text
     assert "--class_balanced_sampling" in text
     (text,) = cautions(pairs, validation, counts_of(held={3: 9}), class_balanced_sampling=True)
@@ -97,7 +97,7 @@ def test_classes_seldom_seen_are_named_with_their_number(pairs, validation):
 def test_of_a_sample_of_masks_the_warning_says_so(pairs, validation):
     counts = counts_of(held={3: 0, 8: 5}, num_masks=1000)
     (text,) = cautions(pairs, validation, counts)  # what 5 of 12 masks hold, hundreds of 1000 do
-    assert "Never seen in 12 of the 1,000 training masks, at even distances" in text
+    assert "No pixel in 12 of the 1,000 training masks, evenly spaced" in text
 
 
 def test_thin_classes_are_named_with_their_share(pairs, validation):
@@ -111,13 +111,13 @@ def test_thin_classes_are_named_with_their_share(pairs, validation):
 
 def test_previews_of_the_training_split_carry_the_reason(pairs, validation):
     (text,) = cautions(pairs, validation, preview_pairs=pairs, preview_reason="'d' has no split 'val'")
-    assert "Previews draw masks of the training split: 'd' has no split 'val'. They show" in text
+    assert "Previews use masks of the training split: 'd' has no split 'val'. They show" in text
 
 
 def test_fewer_samples_than_timesteps(pairs, validation):
     assert cautions(pairs, validation, num_steps=999, min_timestep=1) == []
     (text,) = cautions(pairs, validation, num_steps=999)
-    assert "sees 999 samples in all, fewer than the 1,000 timesteps" in text
+    assert "sees 999 samples in total, fewer than the 1,000 timesteps" in text
 
 
 def test_an_attribute_of_one_value(pairs, validation, monkeypatch):
@@ -127,7 +127,7 @@ def test_an_attribute_of_one_value(pairs, validation, monkeypatch):
     asked = {"snr_gamma": None, "preview_pairs": pairs}
     assert cautions(pairs, validation, attributes=("scene",), **asked) == []
     (text,) = cautions(pairs, validation, attributes=("scene", "weather"), **asked)
-    assert text.startswith("Attributes of one value: weather (rainy). ")
+    assert text.startswith("Attributes with a single value: weather (rainy). ")
 
 
 def test_noise_that_a_run_needs_and_its_weights_leave_out(pairs, validation, monkeypatch):
@@ -150,13 +150,13 @@ def test_an_average_longer_than_the_run(pairs, validation):
     assert cautions(pairs, validation, ema_decay=0.9999) == []  # its warm-up makes it shorter at first
     assert cautions(pairs, validation, ema_decay=0.9999, ema_warmup=False, use_ema=False) == []
     (text,) = cautions(pairs, validation, ema_decay=0.9999, ema_warmup=False)
-    assert "after 1,000 steps 90% of it are still the weights it began with" in text
+    assert "after 1,000 steps 90% of it are still the initial weights" in text
     several = {"ema_decays": (0.9, 0.9999), "ema_warmup": False}
     (text,) = cautions(pairs, validation, **several)
     assert "(--ema_decays 0.9999) is longer than the run: after 1,000 steps 90% of it" in text
     assert cautions(pairs, validation, **{**several, "ema_decays": (0.9,), "ema_decay": 0.9999}) == []
     (text,) = cautions(pairs, validation, ema_start_step=1000)
-    assert "begins at step 1,000, and the run has 1,000" in text
+    assert "starts at step 1,000, and the run has 1,000" in text
 
 
 @pytest.mark.parametrize(("decay", "warmup", "start"), [(0.9, False, 0), (0.99, True, 0), (0.95, False, 7)])
@@ -177,7 +177,7 @@ def test_the_share_of_the_first_weights_is_that_of_the_average(decay, warmup, st
 def test_counts_are_those_of_the_masks(pairs):
     counts = count_classes(pairs, every_mask=False, num_workers=2)
     assert np.array_equal(counts.pixels, class_pixels_of_each(pairs.mask, len(pairs), NUM_CLASSES))
-    assert counts.is_whole
+    assert counts.is_complete
     assert counts.class_pixels.sum() + counts.pixels[:, -1].sum() == 12 * 16 * 32
     seen = counts.masks_of_class > 0
     assert np.array_equal(~np.isnan(counts.edge_shares), seen)
@@ -187,9 +187,9 @@ def test_counts_are_those_of_the_masks(pairs):
 def test_of_very_large_sets_a_sample_is_counted_unless_all_is_asked_for(pairs, monkeypatch):
     monkeypatch.setattr(class_counts, "MOST_PIXELS", 4 * 16 * 32)
     sample, every = count_classes(pairs, every_mask=False), count_classes(pairs, every_mask=True)
-    assert (len(sample.pixels), sample.num_masks, sample.is_whole) == (4, 12, False)
+    assert (len(sample.pixels), sample.num_masks, sample.is_complete) == (4, 12, False)
     assert np.array_equal(sample.pixels, every.pixels[evenly(12, 4)])
-    assert every.is_whole
+    assert every.is_complete
 
 
 def test_pairs_in_both_splits_are_found_by_stem_and_photo(toy, pairs, validation, tmp_path):
@@ -215,8 +215,8 @@ def test_a_run_says_its_warnings_once_and_keeps_them(toy, tmp_path, caplog):
     record = json.loads((run / "run.json").read_text())
     said = [entry.message for entry in caplog.records if "warning: " in entry.message]
     assert [text.partition("warning: ")[2] for text in said] == record["warnings"]
-    assert any("sees 4 samples in all" in text for text in record["warnings"])
-    assert any("Never seen in the 12 training masks" in text for text in record["warnings"])
+    assert any("sees 4 samples in total" in text for text in record["warnings"])
+    assert any("No pixel in the 12 training masks" in text for text in record["warnings"])
     assert record["num_pairs"] == 12
     pixels = class_pixels_of_each(load_pairs(toy).mask, 12, NUM_CLASSES).sum(axis=0)
     assert [entry["pixels"] for entry in record["classes"]] == pixels[:-1].tolist()

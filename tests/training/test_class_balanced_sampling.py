@@ -31,7 +31,14 @@ def toy(tmp_path_factory) -> Path:
 
 
 def order(balance, **changes):
-    options = {"num_pairs": 5, "batch_size": 3, "num_batches": 14, "seed": 0, "draw": balance.draw, **changes}
+    options = {
+        "num_pairs": 5,
+        "batch_size": 3,
+        "num_batches": 14,
+        "seed": 0,
+        "sample_pair": balance.sample_pair,
+        **changes,
+    }
     return list(ResumableBatchSampler(**options))
 
 
@@ -53,7 +60,7 @@ def test_pairs_come_up_as_often_as_their_probabilities_say(temperature):
     for probability, pairs in zip(balance.class_probabilities, ([0, 1, 2, 3, 4], [0, 2, 4], [2]), strict=True):
         expected[pairs] += probability / len(pairs)
     assert balance.pair_probabilities == pytest.approx(expected)
-    seen = np.bincount([balance.draw(7, position) for position in range(draws)], minlength=5) / draws
+    seen = np.bincount([balance.sample_pair(7, position) for position in range(draws)], minlength=5) / draws
     assert np.abs(seen - expected).max() < 4 * np.sqrt(0.25 / draws)  # four standard deviations
 
 
@@ -69,7 +76,9 @@ def test_classes_that_no_mask_holds_are_never_drawn():
     balance = ClassBalance(counts, 0.5)
     assert balance.class_probabilities[1] == 0
     assert balance.class_probabilities.sum() == pytest.approx(1)
-    assert [balance.draw(0, k) for k in range(50)] == [ClassBalance(COUNTS, 0.5).draw(0, k) for k in range(50)]
+    assert [balance.sample_pair(0, k) for k in range(50)] == [
+        ClassBalance(COUNTS, 0.5).sample_pair(0, k) for k in range(50)
+    ]
 
 
 def test_a_few_pixels_of_a_class_do_not_count_where_others_have_more():
@@ -83,7 +92,7 @@ def test_the_smallest_temperature_gives_numbers():
 
 
 def test_masks_without_any_class_are_refused():
-    with pytest.raises(ValueError, match="no training mask holds a class"):
+    with pytest.raises(ValueError, match="no training mask has a labelled pixel"):
         ClassBalance(np.array([[0, 0, 9]]), 0.1)
 
 
@@ -156,7 +165,7 @@ def test_a_checkpoint_of_other_masks_is_refused(toy, tmp_path):
     other = shutil.copytree(toy, tmp_path / "other")
     mask = next((other / "train" / "masks").iterdir())
     LabelSet.from_preset("bdd100k").decode(np.zeros((16, 32), dtype=np.uint8)).save(mask)
-    with pytest.raises(ValueError, match="drew its pairs by the classes of other masks"):
+    with pytest.raises(ValueError, match="sampled its pairs by the classes of other masks"):
         train_here(balanced(other, run, resume_from_checkpoint="latest", max_train_steps=4))
 
 
@@ -181,7 +190,7 @@ def test_unknown_masks_end_the_run_before_its_folder_is_made(toy, tmp_path):
     other = shutil.copytree(toy, tmp_path / "other")
     for mask in (other / "train" / "masks").iterdir():
         Image.new("L", (32, 16), 255).save(mask)
-    with pytest.raises(ValueError, match="all of them are unknown everywhere"):
+    with pytest.raises(ValueError, match="all are unknown everywhere"):
         train_here(balanced(other, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -190,7 +199,7 @@ def test_unknown_masks_end_the_run_before_its_folder_is_made(toy, tmp_path):
     ("changes", "message"),
     [
         ({"class_balance_temperature": 0.0}, "--class_balance_temperature must be more than 0; got 0.0"),
-        ({"class_balance_min_share": 1.5}, "--class_balance_min_share must lie between 0 and 1; got 1.5"),
+        ({"class_balance_min_share": 1.5}, "--class_balance_min_share must be between 0 and 1; got 1.5"),
     ],
 )
 def test_settings_out_of_range_are_refused(changes, message):

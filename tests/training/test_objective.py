@@ -60,7 +60,7 @@ def test_rescaled_schedule_ends_in_noise_alone_and_begins_as_before(schedule):
 
 def test_rescaled_schedule_is_refused_with_epsilon():
     with pytest.raises(
-        ValueError, match="--rescale_betas_zero_snr cannot go with --prediction_type epsilon: .*Take v"
+        ValueError, match="--rescale_betas_zero_snr cannot be used with --prediction_type epsilon: .*Use v"
     ):
         settings(prediction_type="epsilon", rescale_betas_zero_snr=True)
 

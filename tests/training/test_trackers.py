@@ -10,7 +10,7 @@ from helpers.training_runs import log_lines, tiny_settings, train_here
 from PIL import Image
 
 from semseg_diffusers.toy.scenes import write_toy_dataset
-from semseg_diffusers.training.previews import trackers_of
+from semseg_diffusers.training.previews import parse_trackers
 
 
 PREVIEWS = {"preview_steps": 2, "preview_masks": 1, "preview_samples": 1, "preview_inference_steps": 1}
@@ -114,10 +114,10 @@ def test_a_tracker_whose_library_is_missing_is_told_before_anything_starts(toy, 
 
 
 def test_a_tracker_that_nobody_knows_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match=r"--report_to 'tensorbord' is no tracker; there are .*tensorboard, .*wandb"):
-        trackers_of("tensorbord")
+    with pytest.raises(ValueError, match=r"--report_to 'tensorbord': expected one or more of .*tensorboard, .*wandb"):
+        parse_trackers("tensorbord")
 
 
 def test_all_means_those_installed():
-    assert set(trackers_of("all")) >= ({"tensorboard"} if importlib.util.find_spec("tensorboard") else set())
-    assert missing_tracker() not in trackers_of("all")
+    assert set(parse_trackers("all")) >= ({"tensorboard"} if importlib.util.find_spec("tensorboard") else set())
+    assert missing_tracker() not in parse_trackers("all")

@@ -1,6 +1,5 @@
 """What training tells the network beside the mask, what it takes from the mask, and what a run may start from."""
 
-import argparse
 import json
 import logging
 import shutil
@@ -9,7 +8,7 @@ import pytest
 import torch
 from accelerate import PartialState
 from diffusers import UNet2DModel
-from helpers.training_runs import losses, tiny_settings, train_here, weights
+from helpers.training_runs import losses, parse_training, tiny_settings, train_here, weights
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, PaperUNet2DModel
 from semseg_diffusers.data.dataset import attribute_numbers, attribute_values, load_pairs
@@ -19,7 +18,7 @@ from semseg_diffusers.training.base_model import load_first_weights
 from semseg_diffusers.training.dataset import AUGMENT_DIM, TrainingDataset, Warp, Warps, warp_image, warp_mask
 from semseg_diffusers.training.networks import build_network, class_rarity
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss
-from semseg_diffusers.training.settings import TrainingSettings, add_arguments, settings_from
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 EVERYTHING = {
@@ -48,7 +47,7 @@ def pairs(toy):
 
 def samples(pairs, **changes):
     arguments = {
-        "seed": 0, "horizontal_flip": True, "random_crop": None, "mask_dropout": 0.0, "mask_dropout_group": 1,
+        "seed": 0, "horizontal_flip": True, "crop_size": None, "mask_dropout": 0.0, "mask_dropout_group": 1,
         "min_timestep": 0, "num_train_timesteps": 1000,
     }  # fmt: skip
     return TrainingDataset(pairs, **{**arguments, **changes})
@@ -59,9 +58,7 @@ def settings(**changes) -> TrainingSettings:
 
 
 def parse(*words):
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return settings_from(parser.parse_args(["--dataset", "d", "--output_dir", "o", *words]))
+    return parse_training("--dataset", "d", "--output_dir", "o", *words)
 
 
 # Settings
@@ -80,17 +77,20 @@ def test_options_are_read_from_the_command_line_and_from_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mask_ablation", "2"], "--mask_ablation must lie between 0 and 1; got 2"),
-        (["--attribute_dropout", "-1"], "--attribute_dropout must lie between 0 and 1"),
-        (["--augment_translate", "1.5"], "--augment_translate must lie between 0 and 1"),
+        (["--mask_ablation", "2"], "--mask_ablation must be between 0 and 1; got 2"),
+        (["--attribute_dropout", "-1"], "--attribute_dropout must be between 0 and 1"),
+        (["--augment_translate", "1.5"], "--augment_translate must be between 0 and 1"),
         (["--augment_scale", "-0.1"], "--augment_scale must be 0 or more"),
-        (["--augment_scale", "nan"], "--augment_scale must be 0 or more, and finite; got nan"),
-        (["--augment_scale", "inf"], "--augment_scale must be 0 or more, and finite; got inf"),
+        (["--augment_scale", "nan"], "--augment_scale must be 0 or more; got nan"),
+        (["--augment_scale", "inf"], "--augment_scale must be 0 or more; got inf"),
         (["--learning_rate", "nan"], "--learning_rate must be more than 0; got nan"),
         (["--class_loss_weight_max", "nan"], "--class_loss_weight_max must be 1 or more; got nan"),
-        (["--augment_probability", "0.5"], "Give --augment_scale or --augment_translate"),
-        (["--augment_scale", "0.2", "--augment_probability", "7"], "--augment_probability must lie between 0 and 1"),
-        (["--mask_pyramid", "--block_out_channels", "16", "--attention_levels", "0"], "two --block_out_channels"),
+        (["--augment_probability", "0.5"], "--augment_probability needs --augment_scale or --augment_translate"),
+        (["--augment_scale", "0.2", "--augment_probability", "7"], "--augment_probability must be between 0 and 1"),
+        (
+            ["--mask_pyramid", "--block_out_channels", "16", "--attention_levels", "0"],
+            "--mask_pyramid needs two or more levels",
+        ),
     ],
 )
 def test_bad_setting_is_refused_by_name(words, message):
@@ -297,7 +297,7 @@ def test_vector_is_zero_where_nothing_was_done_and_within_one_elsewhere():
     warps = Warps(scale=0.25, translate=0.1, probability=0.5)
     seen = set()
     for seed in range(200):
-        warp, vector = warps.draw(torch.Generator().manual_seed(seed), (64, 128))
+        warp, vector = warps.sample(torch.Generator().manual_seed(seed), (64, 128))
         assert vector.shape == (AUGMENT_DIM,)
         assert vector.abs().max() <= 1
         assert 0.8 <= warp.scale <= 1.25
@@ -312,7 +312,7 @@ def test_vector_is_zero_where_nothing_was_done_and_within_one_elsewhere():
 @pytest.mark.parametrize("probability", [0.0, None])
 def test_probability_zero_warps_nothing_and_none_warps_all(probability):
     warps = Warps(scale=0.25, translate=0.2, probability=probability)
-    drawn = [warps.draw(torch.Generator().manual_seed(seed), (64, 64))[0] for seed in range(50)]
+    drawn = [warps.sample(torch.Generator().manual_seed(seed), (64, 64))[0] for seed in range(50)]
     moved = [warp.scale != 1 and (warp.right, warp.down) != (0, 0) for warp in drawn]
     assert sum(moved) == (50 if probability is None else 0)
 
@@ -343,7 +343,7 @@ def test_network_is_made_for_what_the_settings_ask_for(pairs):
 
 
 def test_rarity_needs_a_class():
-    with pytest.raises(ValueError, match="no training mask holds a class"):
+    with pytest.raises(ValueError, match="no training mask has a labelled pixel"):
         class_rarity(torch.tensor([[0, 0, 9]]).numpy())
 
 
@@ -391,7 +391,7 @@ def fresh(**changes):
 def test_first_weights_of_a_smaller_size_are_all_taken(tmp_path):
     before, unet = saved(tmp_path), fresh()
     kept, without_place = load_first_weights(unet, str(tmp_path))
-    assert kept == ["attribute_embedding.weight (not there)"]
+    assert kept == ["attribute_embedding.weight (missing)"]
     assert without_place == []
     assert all(torch.equal(unet.state_dict()[name], weight) for name, weight in before.state_dict().items())
 
@@ -420,7 +420,7 @@ def test_embeddings_of_other_values_are_not_taken(tmp_path, values, taken):
     before.save_pretrained(tmp_path)
     unet = fresh()
     kept, _ = load_first_weights(unet, str(tmp_path))
-    assert kept == ([] if taken else ["attribute_embedding.weight (of other values there)"])
+    assert kept == ([] if taken else ["attribute_embedding.weight (of other values)"])
     assert torch.equal(unet.attribute_embedding.weight, before.attribute_embedding.weight) is taken
     assert bool(unet.attribute_embedding.weight.any()) is taken
 
@@ -433,25 +433,23 @@ def test_first_weights_that_learned_other_classes_are_taken_with_a_warning(tmp_p
     unet = fresh()
     load_first_weights(unet, str(tmp_path))
     assert torch.equal(unet.mask_branch.conv_1.weight, before.mask_branch.conv_1.weight)
-    assert ("learned other classes, 1 of 19 (0 is meadow there, road here)" in caplog.text) is warned
+    assert ("were trained on other classes, 1 of 19 (0 was meadow, is road)" in caplog.text) is warned
 
 
 def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
     saved(tmp_path / "paper", kind=PaperUNet2DModel)
-    with pytest.raises(
-        ValueError, match="none of its .* network's, a MaskGuidedUNet2DModel; it is a PaperUNet2DModel"
-    ):
+    with pytest.raises(ValueError, match="none of its .* of this MaskGuidedUNet2DModel; it is a PaperUNet2DModel"):
         load_first_weights(fresh(), str(tmp_path / "paper"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds neither unet/diffusion_pytorch_model.safetensors nor"):
+    with pytest.raises(ValueError, match="has neither unet/diffusion_pytorch_model.safetensors nor"):
         load_first_weights(fresh(), str(tmp_path / "empty"))
     saved(tmp_path / "cut")
     (tmp_path / "cut" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
-    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors cannot be read: .* Is it whole"):
+    with pytest.raises(ValueError, match="diffusion_pytorch_model.safetensors cannot be read: .* Is it complete"):
         load_first_weights(fresh(), str(tmp_path / "cut"))
     saved(tmp_path / "torn")
     (tmp_path / "torn" / "config.json").write_text('{"sample')
-    with pytest.raises(ValueError, match=r"--init_from .*torn: .*config.json is not JSON: .* Is it whole\?"):
+    with pytest.raises(ValueError, match=r"--init_from .*torn: .*config.json is not JSON: .* Is it complete\?"):
         load_first_weights(fresh(), str(tmp_path / "torn"))
     with pytest.raises(ValueError, match="there is no folder './nowhere', and it is no model id"):
         load_first_weights(fresh(), "./nowhere")
@@ -480,7 +478,7 @@ def test_first_weights_come_from_the_hub_as_pipeline_or_network(tmp_path, hub, c
     done = clean_process(FROM_THE_HUB, tmp_path / "model", *repos, environment=hub.environment(tmp_path / "home"))
     lines = done.stdout.splitlines()
     assert lines[:2] == ["alice/network ([], [])", "alice/pipeline ([], [])"]
-    assert "ValueError --init_from alice/nothing: it holds neither unet/" in lines[2]
+    assert "ValueError --init_from alice/nothing: it has neither unet/" in lines[2]
     assert "HubError --init_from: loading the model 'alice/nowhere': the Hub has no model 'alice/nowhere'" in lines[3]
 
 
@@ -536,7 +534,7 @@ def test_run_starts_from_another_and_resumes_without_it(toy, tmp_path, caplog):
     options = {"init_from": str(first), "attributes": ("weather",), "max_train_steps": 1, "learning_rate": 1e-12}
     with caplog.at_level(logging.INFO):
         second = train_here(tiny_settings(toy, tmp_path / "second", use_ema=False, **options))
-    assert "weights that start anew: attribute_embedding.weight (not there)" in caplog.text
+    assert "weights initialised randomly: attribute_embedding.weight (missing)" in caplog.text
     for name, weight in weights(first).items():
         torch.testing.assert_close(weights(second)[name], weight, rtol=0, atol=1e-6)
     shutil.rmtree(first)

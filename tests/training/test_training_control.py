@@ -1,6 +1,5 @@
 """A control branch trained on a pretrained network: what stays, what is learned, whose schedule holds, refusals."""
 
-import argparse
 import json
 import logging
 import shutil
@@ -10,7 +9,15 @@ import pytest
 import torch
 from accelerate import PartialState
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
-from helpers.training_runs import SCRIPT, finished, launch_two, losses, train_here, weights
+from helpers.training_runs import (
+    SCRIPT,
+    finished,
+    launch_two,
+    losses,
+    parse_training,
+    train_here,
+    weights,
+)
 from safetensors.torch import load_file
 
 from semseg_diffusers import LabelSet, MaskControlNetModel, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
@@ -18,7 +25,7 @@ from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.base_model import control_defaults, load_base, load_first_weights
 from semseg_diffusers.training.ema import EMA
 from semseg_diffusers.training.networks import build_network
-from semseg_diffusers.training.settings import TrainingSettings, add_arguments, settings_from
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates.
@@ -70,9 +77,7 @@ def base(tmp_path_factory):
 
 
 def parse(*words) -> TrainingSettings:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return settings_from(parser.parse_args(["--dataset", "d", "--output_dir", "o", *map(str, words)]))
+    return parse_training("--dataset", "d", "--output_dir", "o", *words)
 
 
 def control_settings(dataset, output_dir, base, **changes) -> TrainingSettings:
@@ -144,7 +149,9 @@ def test_a_run_on_another_base_is_not_resumed(straight, toy, base, tmp_path):
     other = shutil.copytree(base, tmp_path / "other")
     tiny_base(seed=1).save_pretrained(other / "unet")
     again = control_settings(toy, run, other, max_train_steps=3, resume_from_checkpoint="latest")
-    with pytest.raises(ValueError, match=r"is of a run on another base: the weights of --base_model .*other are"):
+    with pytest.raises(
+        ValueError, match=r"belongs to a run on another base: the weights of --base_model .*other differ"
+    ):
         train_here(again)
 
 
@@ -191,7 +198,7 @@ def test_the_branch_of_another_base_is_taken_with_a_warning(straight, caplog):
     with caplog.at_level(logging.WARNING):
         kept, without_place = load_first_weights(unet, str(straight))
     assert (kept, without_place) == ([], [])
-    assert "its base is another one than --base_model" in caplog.text
+    assert "its base differs from --base_model" in caplog.text
     after, theirs = unet.state_dict(), weights(straight)
     for name, value in after.items():
         assert torch.equal(value, theirs[name] if name.startswith("control.") else before[name]), name
@@ -218,7 +225,7 @@ def test_a_base_of_a_yaml_file_decides_as_well(base, tmp_path):
     [
         (["--prediction_type", "v_prediction"], "--prediction_type v_prediction contradicts .*trained with epsilon"),
         (["--num_train_timesteps", "1000"], "--num_train_timesteps 1000 contradicts .*, which was trained with 100"),
-        (["--noise_schedule", "linear"], "--noise_schedule linear contradicts .* betas of its own. Leave it out"),
+        (["--noise_schedule", "linear"], "--noise_schedule linear contradicts .* its own betas. Omit the option"),
     ],
 )
 def test_options_that_contradict_the_base_are_refused_by_name(base, words, message):
@@ -233,8 +240,8 @@ def test_a_schedule_that_the_base_has_may_be_named(base):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--network", "control"], "--network control trains beside a pretrained network: give it, --base_model"),
-        (["--noise_schedule", "base"], "--noise_schedule base is that of --base_model, and none is given"),
+        (["--network", "control"], "--network control needs a pretrained network: give --base_model"),
+        (["--noise_schedule", "base"], "--noise_schedule base needs --base_model"),
         (["--base_class_label", "1"], "--base_class_label is not for --network mask_guided, which has no base"),
     ],
 )
@@ -279,9 +286,9 @@ def test_a_network_without_a_scheduler_takes_that_of_the_options(toy, tmp_path, 
     settings = control_settings(toy, tmp_path / "run", tmp_path / "base", max_train_steps=1, prediction_type="sample")
     with caplog.at_level(logging.WARNING):
         run = train_here(settings)
-    assert "No scheduler lies beside the weights of --base_model: it is taken to predict sample" in caplog.text
+    assert "No scheduler was found beside the weights of --base_model: it is assumed to predict sample" in caplog.text
     assert MaskGuidedDDPMPipeline.from_pretrained(run).scheduler.config.prediction_type == "sample"
-    with pytest.raises(ValueError, match="--noise_schedule base: no scheduler_config.json lies beside the weights"):
+    with pytest.raises(ValueError, match="--noise_schedule base: no .* was found beside the weights"):
         loaded(tmp_path / "base", "--noise_schedule", "base")
 
 
@@ -307,9 +314,9 @@ def test_images_are_not_clipped_in_the_making(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"in_channels": 4, "out_channels": 4}, "it takes 4 channels, and photos have 3"),
-        ({"out_channels": 6}, "it gives 6 channels for 3, as networks that learned their variance do"),
-        ({"class_embed_type": "identity"}, "it is told classes by vectors"),
+        ({"in_channels": 4, "out_channels": 4}, "it takes 4 channels, and images have 3"),
+        ({"out_channels": 6}, "it outputs 6 channels for 3, like networks with learned variance"),
+        ({"class_embed_type": "identity"}, "it takes class embeddings as vectors"),
         ({"num_class_embeds": 7}, "it is class-conditional: give the label of 0 to 6 .* --base_class_label"),
     ],
 )
@@ -348,7 +355,7 @@ def test_a_label_for_an_unconditional_base_is_refused(base):
 def test_a_network_that_reads_masks_is_no_base(straight, tmp_path):
     MaskGuidedUNet2DModel(**TINY, num_classes=5).save_pretrained(tmp_path / "unet")
     for folder, kind in ((tmp_path, "MaskGuidedUNet2DModel"), (straight, "MaskControlNetModel")):
-        with pytest.raises(ValueError, match=f"its network is a {kind}; .*go on with it by --init_from"):
+        with pytest.raises(ValueError, match=f"its network is a {kind}; .*continue its training with --init_from"):
             loaded(folder)
 
 
@@ -356,15 +363,15 @@ def test_a_network_of_latents_is_no_base(base, tmp_path):
     folder = shutil.copytree(base, tmp_path / "ldm")
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps({**index, "vqvae": ["diffusers", "VQModel"]}))
-    with pytest.raises(ValueError, match="it draws latents, which its vqvae turns into photos"):
+    with pytest.raises(ValueError, match="it generates latents, which its vqvae decodes"):
         loaded(folder)
 
 
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"_class_name": "ScoreSdeVeScheduler"}, "is of a ScoreSdeVeScheduler, which has noise levels of its own"),
-        ({"beta_schedule": "linear", "prediction_type": "flow"}, "it predicts flow .*; wanted one of epsilon"),
+        ({"_class_name": "ScoreSdeVeScheduler"}, "is of a ScoreSdeVeScheduler, which has its own noise levels"),
+        ({"beta_schedule": "linear", "prediction_type": "flow"}, "it predicts flow .*; expected one of epsilon"),
     ],
 )
 def test_a_schedule_that_cannot_be_trained_with_is_refused(config, message, base, tmp_path):
@@ -375,7 +382,7 @@ def test_a_schedule_that_cannot_be_trained_with_is_refused(config, message, base
 
 
 def test_folders_that_hold_no_network_and_files_that_are_torn_are_refused(base, tmp_path):
-    with pytest.raises(ValueError, match="holds neither unet/config.json nor config.json"):
+    with pytest.raises(ValueError, match="has neither unet/config.json nor config.json"):
         loaded(tmp_path)
     with pytest.raises(ValueError, match="there is no folder './nowhere', and it is no model id"):
         loaded("./nowhere")
@@ -388,7 +395,7 @@ def test_folders_that_hold_no_network_and_files_that_are_torn_are_refused(base, 
     with pytest.raises(ValueError, match="its weights cannot be read"):
         loaded(folder)
     (folder / "unet" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is not JSON: .* Is it whole\?"):
+    with pytest.raises(ValueError, match=r"config.json is not JSON: .* Is it complete\?"):
         loaded(folder)
 
 
@@ -399,7 +406,7 @@ def test_data_of_another_size_is_taken_with_a_warning_or_refused(base, tmp_path,
     assert "--base_model was trained at 16 x 16 pixels, and this run sees 16 x 32" in caplog.text
     assert tuple(MaskControlNetModel.from_pretrained(run, subfolder="unet").config.sample_size) == (16, 32)
     settings = control_settings("d", "o", base)
-    with pytest.raises(ValueError, match="takes multiples of 2. .* or take another --base_model"):
+    with pytest.raises(ValueError, match="needs multiples of 2. .* or use another --base_model"):
         build_network(settings, LabelSet.from_preset("camvid"), (16, 15), base=tiny_base())
 
 
@@ -434,5 +441,5 @@ def test_a_base_of_the_hub_is_downloaded(toy, base, hub, tmp_path, clean_process
     hub.add_repo("alice/nothing", {"README.md": b"# nothing"})
     arguments = (str(Path(__file__).parents[1]), str(toy), str(tmp_path / "run"))
     done = clean_process(FROM_THE_HUB, *arguments, environment=hub.environment(tmp_path / "home"))
-    assert "ValueError --base_model alice/nothing: it holds neither unet/config.json" in done.stdout
+    assert "ValueError --base_model alice/nothing: it has neither unet/config.json" in done.stdout
     assert "HubError --base_model: loading 'alice/nowhere'" in done.stdout

@@ -30,7 +30,7 @@ from safetensors.torch import load_file
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.toy.scenes import write_toy_dataset
-from semseg_diffusers.training import loop
+from semseg_diffusers.training import run as run_module
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.dataset import ResumableBatchSampler
 from semseg_diffusers.training.monitor import LossMonitor, TrainingDivergedError
@@ -168,7 +168,7 @@ def test_run_without_a_whole_checkpoint_is_not_begun_again(toy, tmp_path):
     before = (run / "log.jsonl").read_text()
     for checkpoint in list_checkpoints(run):
         (checkpoint / "hashes.json").write_text("null")
-    with pytest.raises(ValueError, match="holds a run, but no whole checkpoint"):
+    with pytest.raises(ValueError, match="holds a run, but no complete checkpoint"):
         train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
     assert (run / "log.jsonl").read_text() == before
     assert status(run)["status"] == "finished"
@@ -185,7 +185,7 @@ def test_how_a_step_is_shared_out_may_change_on_resume(toy, tmp_path):
 
 def test_second_process_in_the_same_run_folder_is_refused(toy, tmp_path, monkeypatch):
     run = train_here(tiny_settings(toy, tmp_path / "run"))
-    monkeypatch.setattr(loop, "exclusive_folder", functools.partial(exclusive_folder, patience=0))
+    monkeypatch.setattr(run_module, "exclusive_folder", functools.partial(exclusive_folder, patience=0))
     with FileLock(run / ".lock"), pytest.raises(ValueError, match="another process is training into"):
         train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
     assert status(run)["status"] == "finished"
@@ -246,7 +246,7 @@ def test_full_disk_leaves_the_checkpoint_before_it_whole(toy, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # log and settings fit, weights do not
     try:
-        with pytest.raises(OSError, match=r"checkpoint-4 could not be written: .*checkpoint-2 is whole"):
+        with pytest.raises(OSError, match=r"checkpoint-4 could not be written: .*checkpoint-2 is complete"):
             train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -263,7 +263,7 @@ def test_full_disk_at_the_end_leaves_no_half_pipeline(toy, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
-        with pytest.raises(OSError, match="unet could not be written: .*checkpoint-4 is whole"):
+        with pytest.raises(OSError, match="unet could not be written: .*checkpoint-4 is complete"):
             train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

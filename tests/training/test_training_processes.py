@@ -23,7 +23,7 @@ from helpers.training_runs import (
 from safetensors.torch import load_file
 
 from semseg_diffusers.toy.scenes import write_toy_dataset
-from semseg_diffusers.training.checkpoints import check_whole, list_checkpoints
+from semseg_diffusers.training.checkpoints import list_checkpoints, verify
 
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_running")
@@ -138,7 +138,7 @@ def test_one_process_that_is_killed_ends_both_and_leaves_whole_checkpoints(toy, 
     assert not any(child.is_running() for child in ranks.values())
     assert status(run)["status"] == "failed"
     newest = list_checkpoints(run)[-1]
-    check_whole(newest)
+    verify(newest)
     last_step = int(newest.name.split("-")[1]) + 1
     resume = settings(toy, run, max_train_steps=last_step, lr_scheduler="constant", resume_from_checkpoint="latest")
     finished(launch_two(script, resume, SEEN=str(tmp_path)))
@@ -154,7 +154,7 @@ def test_run_of_two_processes_goes_on_in_one(toy, of_two, tmp_path):
 
 
 def test_run_goes_on_only_with_as_many_samples_a_step(toy, of_two):
-    with pytest.raises(ValueError, match="saw 4 samples a step, this run would see 2"):
+    with pytest.raises(ValueError, match="saw 4 samples per step, this run would see 2"):
         train_here(settings(toy, of_two, train_batch_size=2, resume_from_checkpoint="latest"))
 
 

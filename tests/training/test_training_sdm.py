@@ -94,5 +94,5 @@ def test_settings_of_the_layers_of_other_networks_are_refused(option, value):
 
 
 def test_size_that_its_depth_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match="takes multiples of 2"):
+    with pytest.raises(ValueError, match="needs multiples of 2"):
         build_network(tiny_settings("d", "o", **SDM), LabelSet.from_preset("camvid"), (16, 15))

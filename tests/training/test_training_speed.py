@@ -111,19 +111,19 @@ def test_bfloat16_stays_near_the_plain_run(toy, plain, tmp_path):
 
 
 def test_tf32_is_refused_where_there_is_none(toy, tmp_path):
-    with pytest.raises(ValueError, match=r"--allow_tf32 wants an NVIDIA GPU .* on cpu\. Leave it out"):
+    with pytest.raises(ValueError, match=r"--allow_tf32 needs an NVIDIA GPU .* on cpu\. Leave it out"):
         train_here(settings(toy, tmp_path / "run", allow_tf32=True))
 
 
 def test_float16_is_refused_on_a_cpu(toy, tmp_path):
-    with pytest.raises(ValueError, match=r"--mixed_precision fp16 wants a GPU; this run is on cpu\. Take bf16"):
+    with pytest.raises(ValueError, match=r"--mixed_precision fp16 needs a GPU; this run is on cpu\. Use bf16"):
         train_here(settings(toy, tmp_path / "run", mixed_precision="fp16"))
 
 
 def test_compiling_without_a_compiler_is_refused(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(ValueError, match=r"wants a C\+\+ compiler, and there is none .* leave out --torch_compile"):
+    with pytest.raises(ValueError, match=r"needs a C\+\+ compiler, and none is .* leave out --torch_compile"):
         train_here(settings(toy, tmp_path / "run", torch_compile="inductor"))
 
 
@@ -198,7 +198,7 @@ def test_compiled_block_by_block_has_the_losses_and_names_of_the_plain_run(toy, 
 
 def test_compiling_block_by_block_without_attention_in_the_middle_is_refused(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
-    with pytest.raises(ValueError, match="middle block has no attention. Switch regional compilation off"):
+    with pytest.raises(ValueError, match="middle block has no attention. Turn regional compilation off"):
         train_here(settings(toy, tmp_path / "run", attention_levels=0, torch_compile="eager"))
 
 

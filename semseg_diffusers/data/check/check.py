@@ -30,10 +30,10 @@ from semseg_diffusers.data.dataset_format import (
     LABELS_FILE,
     METADATA_FILE,
     SETTINGS_FILE,
-    SPLITS,
     package_version,
 )
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.data.readers import ANNOTATIONS, FORMATS, IMAGE_ENDINGS, Pair, Source, read_source
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.archives import close_archives

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 
-from semseg_diffusers.data.dataset_format import SPLITS
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.data.readers.pairs import (
     AnyPath,
     Drawing,

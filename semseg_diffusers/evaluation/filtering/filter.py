@@ -27,8 +27,8 @@ from semseg_diffusers.data.dataset import (
     column_options,
     load_pairs,
 )
-from semseg_diffusers.data.dataset_format import SPLITS, parse_resolution
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.options import SPLITS, parse_resolution
 from semseg_diffusers.evaluation.features import NETWORK_ERRORS, reason_of
 from semseg_diffusers.evaluation.filtering.losses import (
     borrowed_class_losses,

@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from semseg_diffusers.data.dataset_format import parse_resolution
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.options import parse_resolution
 from semseg_diffusers.evaluation.segmentation.architectures import ARCHITECTURES, network_to_fine_tune, new_network
 from semseg_diffusers.evaluation.segmentation.networks import Source
 from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing, scaled_size

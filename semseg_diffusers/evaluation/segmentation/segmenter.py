@@ -27,7 +27,8 @@ from semseg_diffusers.data.dataset import (
     column_options,
     load_pairs,
 )
-from semseg_diffusers.data.dataset_format import LABELS_FILE, SPLITS, new_folder
+from semseg_diffusers.data.dataset_format import LABELS_FILE, new_folder
+from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.evaluation.inputs import code_commit, versions
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.segmentation.architectures import ARCHITECTURES

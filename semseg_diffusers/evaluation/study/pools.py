@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from semseg_diffusers.data.dataset import column_options, load_pairs
-from semseg_diffusers.data.dataset_format import SPLITS
 from semseg_diffusers.data.decode_cache import DecodedPairs
+from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.evaluation.filtering.rules import read_filter
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
 from semseg_diffusers.evaluation.segmentation.networks import Source

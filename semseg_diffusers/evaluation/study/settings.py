@@ -5,7 +5,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from semseg_diffusers.data.dataset_format import SPLITS
+from semseg_diffusers.data.options import SPLITS
 
 
 # name -> what the pool holds; the order is that of tables and pages

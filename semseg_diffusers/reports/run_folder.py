@@ -1,0 +1,97 @@
+"""What is in the folder of a training run: log, status, record, checkpoints and previews, read by their file names."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from semseg_diffusers.utils.images import grid_cells, image_grid
+
+
+STATUS_FILE, RECORD_FILE = "status.json", "run.json"
+CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+FOLDER, OVER_TIME = "previews", "over_time.png"
+MOST_STEPS = 8  # columns of samples in the image over time
+CELL_SIDE = 128  # pixels of the shorter side there
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """Return at most `most` of the numbers 0 to count - 1, evenly spaced, including the first and the last.
+
+    Example:
+        >>> evenly(3, 5), evenly(100, 4), evenly(9, 1)
+        ([0, 1, 2], [0, 33, 66, 99], [0])
+    """
+    if count <= most:
+        return list(range(count))
+    return [round(index * (count - 1) / max(most - 1, 1)) for index in range(most)]
+
+
+def read_log(path: Path) -> list[dict]:
+    """Return the lines of a log; the last one may be incomplete if a run was killed while writing it."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def read_record_of(run: Path) -> dict[str, Any] | None:
+    """Return the content of `run.json`; None in a folder of a run that started before there was such a file."""
+    path = run / RECORD_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, oldest first."""
+    found = [path for path in run.glob("checkpoint-*") if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(CHECKPOINT_NAME.fullmatch(path.name)[1]))
+
+
+def preview_path(run: Path, step: int) -> Path:
+    """Return the file of a step's preview."""
+    return run / FOLDER / f"step-{step:07d}.png"
+
+
+def list_previews(run: Path) -> list[tuple[int, Path]]:
+    """Return the previews of a run with their steps, in order."""
+    found = [(re.fullmatch(r"step-(\d+)\.png", path.name), path) for path in (run / FOLDER).glob("step-*.png")]
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def previews_over_time(previews: list[tuple[int, Path]]) -> Image.Image | None:
+    """Return a grid of the first sample of each mask at several steps: mask | sample at each step | image.
+
+    Args:
+        previews: steps and files of `list_previews`; of many, evenly spaced ones are used.
+
+    Returns:
+        a grid whose rows are the masks of the last preview; None if no preview records its cells. A preview without a
+        mask leaves its cell empty.
+    """
+    sheets = []
+    for index in evenly(len(previews), MOST_STEPS):
+        step, path = previews[index]
+        with Image.open(path) as sheet:
+            cells = grid_cells(sheet)
+        if cells is not None:
+            # first samples by their masks, which settings changed on resume may have replaced
+            sheets.append((step, {row[0].tobytes(): row[1] for row in cells}, cells))
+    if not sheets:
+        return None
+    last = {row[0].tobytes(): (row[0], row[-1]) for row in sheets[-1][2]}
+    shown = [(step, samples) for step, samples, _ in sheets if samples.keys() & last.keys()]
+    rows = [[mask, *[samples.get(key) for _, samples in shown], photo] for key, (mask, photo) in last.items()]
+    small = [[None if cell is None else _small(cell) for cell in row] for row in rows]
+    return image_grid(small, headers=["mask", *[f"step {step:,}" for step, _ in shown], "image"], cell_size=CELL_SIDE)
+
+
+def _small(cell: Image.Image) -> Image.Image:
+    scale = CELL_SIDE / min(cell.size)
+    return cell.resize([round(side * scale) for side in cell.size], Image.Resampling.LANCZOS) if scale < 1 else cell
