@@ -24,7 +24,8 @@ from semseg_diffusers.evaluation.filtering.rules import (
     refuse_same_network,
 )
 from semseg_diffusers.evaluation.filtering.settings import FilterSettings
-from semseg_diffusers.evaluation.segmentation.architectures import SEGFORMER_PROCESSOR, new_network
+from semseg_diffusers.evaluation.segmentation.architectures import SEGFORMER_PROCESSOR
+from semseg_diffusers.evaluation.segmentation.initialization import new_network
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.reports.filter_page import choose_examples
 
@@ -83,7 +84,7 @@ def test_unknown_pixels_and_classes_that_the_network_does_not_know_have_no_loss(
     masks = torch.tensor([0, 1, 2, 255], dtype=torch.uint8).repeat(1, 16, 4)
     losses = judge.losses(pictures(1), masks)
     assert torch.equal(losses.isnan(), masks >= 2)
-    with pytest.raises(ValueError, match=r"masks are \(1, 16, 16\); wanted \(2, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"expected masks of shape \(2, 16, 16\); got \(1, 16, 16\)"):
         judge.losses(pictures(), masks)
 
 
@@ -100,7 +101,7 @@ def test_a_mask_classifier_is_refused_as_it_has_no_losses(tmp_path):
     Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
     processor = {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 32, "width": 32}}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({**SEGFORMER_PROCESSOR, **processor}))
-    with pytest.raises(ValueError, match="is a Mask2FormerForUniversalSegmentation, which gives no probabilities"):
+    with pytest.raises(ValueError, match="a Mask2FormerForUniversalSegmentation, which gives no class probabilities"):
         load_judge(tmp_path, LABELS).losses(pictures(), torch.zeros(2, 16, 16, dtype=torch.uint8))
 
 

@@ -173,7 +173,7 @@ def test_what_has_no_counterpart_comes_out_unknown_and_is_told(folders):
     read = judge.read(photos())
     assert torch.equal(read == 200, ids < 8)  # vegetation is the first that the data knows
     assert torch.equal(read[ids >= 8], ids[ids >= 8] - 7)
-    with pytest.raises(ValueError, match="tells road, sidewalk, building, wall, ... apart, and nothing of the data"):
+    with pytest.raises(ValueError, match="predicts road, sidewalk, building, wall, ..., and none of the classes of"):
         load_judge(folders / "segformer", LabelSet(("cat", "dog"), ((1, 1, 1), (2, 2, 2))))
 
 
@@ -209,16 +209,16 @@ def test_what_cannot_judge_is_refused_with_what_to_bring(folders, tmp_path):
         load_judge(DEFAULT_JUDGE, CITYSCAPES)
     with pytest.raises(ValueError, match="--segmenter: there is no folder './nothing'"):
         load_judge("./nothing", CITYSCAPES)
-    with pytest.raises(ValueError, match="is a folder here and has no revision 'main'"):
+    with pytest.raises(ValueError, match="is a local folder and has no revision 'main'"):
         load_judge(folders / "segformer", CITYSCAPES, revision="main")
     with pytest.raises(ValueError, match="--segmenter: loading config.json.*give --segmenter a folder"):
         load_judge(tmp_path, CITYSCAPES)
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
     ViTForImageClassification(config).save_pretrained(tmp_path / "vit")
-    with pytest.raises(ValueError, match="is a vit; wanted a network for semantic segmentation"):
+    with pytest.raises(ValueError, match="is a vit; expected a transformers network for semantic segmentation"):
         load_judge(tmp_path / "vit", CITYSCAPES)
     judge = load_judge(folders / "segformer", CITYSCAPES)
-    with pytest.raises(ValueError, match=r"reads uint8 images \(B, 3, H, W\); got torch.float32"):
+    with pytest.raises(ValueError, match=r"expected uint8 images \(B, 3, H, W\); got torch.float32"):
         judge.read(torch.zeros(1, 3, 24, 40))
 
 

@@ -25,14 +25,12 @@ from semseg_diffusers.evaluation.segmentation.architectures import (
     ARCHITECTURES,
     MOBILEVIT_PROCESSOR,
     SEGFORMER_PROCESSOR,
-    network_to_fine_tune,
-    new_network,
 )
+from semseg_diffusers.evaluation.segmentation.initialization import load_pretrained, new_network
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
-from semseg_diffusers.evaluation.segmentation.networks import Source
-from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing
+from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, PretrainedSource
 from semseg_diffusers.evaluation.segmentation.training import (
-    LabelledPhotos,
+    LabelledImages,
     augment,
     score_network,
     shuffled_batches,
@@ -111,7 +109,7 @@ def test_a_seed_fixes_the_weights_and_the_global_state_stays():
 
 
 def test_an_unknown_architecture_is_refused():
-    with pytest.raises(ValueError, match="no architecture 'unet'; there are segformer-mini, "):
+    with pytest.raises(ValueError, match="--architecture 'unet': expected one of segformer-mini, "):
         new_network("unet", LABELS)
 
 
@@ -142,7 +140,7 @@ def test_fine_tuning_makes_the_last_layer_anew_only_for_other_classes(same_class
         json.dumps({**SEGFORMER_PROCESSOR, "size": {"height": 8, "width": 8}})
     )
     labels = LABELS if same_classes else LabelSet(("road", "sky", "bus"), LABELS.colors)
-    network, processor = network_to_fine_tune(Source.of(tmp_path, None, "--base_model"), labels)
+    network, processor = load_pretrained(PretrainedSource.of(tmp_path, None, "--base_model"), labels)
     assert list(processor["image_mean"]) == SEGFORMER_PROCESSOR["image_mean"]
     assert LabelSet.from_config(network.config.label_set) == labels
     assert network.config.id2label == labels.id2label
@@ -150,15 +148,15 @@ def test_fine_tuning_makes_the_last_layer_anew_only_for_other_classes(same_class
     changed = {name for name, value in base.state_dict().items() if not torch.equal(weights[name], value)}
     assert changed == (set() if same_classes else {"decode_head.classifier.weight"})  # its bias is 0 in both
     fewer = LabelSet(("road", "sky"), LABELS.colors[:2])
-    network, _ = network_to_fine_tune(Source.of(tmp_path, None, "--base_model"), fewer)
+    network, _ = load_pretrained(PretrainedSource.of(tmp_path, None, "--base_model"), fewer)
     assert network.state_dict()["decode_head.classifier.weight"].shape[0] == 2
 
 
 def test_only_a_segmentation_network_can_be_fine_tuned(tmp_path):
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
     ViTForImageClassification(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="--base_model .* is a vit; wanted a network that transformers'"):
-        network_to_fine_tune(Source.of(tmp_path, None, "--base_model"), LABELS)
+    with pytest.raises(ValueError, match="--base_model .* is a vit; expected a network that transformers'"):
+        load_pretrained(PretrainedSource.of(tmp_path, None, "--base_model"), LABELS)
 
 
 # What a network reads -----------------------------------------------------------------------------------------------
@@ -197,7 +195,7 @@ def test_photos_are_read_as_by_the_image_processor(settings, tmp_path):
 
 
 def test_an_unknown_way_to_resize_is_refused():
-    with pytest.raises(ValueError, match=r"has the size \{'max_height': 8\}; wanted height and width"):
+    with pytest.raises(ValueError, match=r"has the size \{'max_height': 8\}; expected height and width"):
         Preprocessing.from_processor({**SEGFORMER_PROCESSOR, "size": {"max_height": 8}})
     with pytest.raises(ValueError, match="resamples by filter 1"):
         Preprocessing.from_processor({**SEGFORMER_PROCESSOR, "size": {"shortest_edge": 8}, "resample": 1})
@@ -208,16 +206,16 @@ def test_an_unknown_way_to_resize_is_refused():
 
 def test_a_batch_holds_the_pairs_that_were_asked_for():
     pairs = ColourPairs(4)
-    images, masks = LabelledPhotos(pairs).batch([0, 3, 0])
+    images, masks = LabelledImages(pairs).batch([0, 3, 0])
     assert torch.equal(images, pairs.images[[0, 3, 0]])
     assert torch.equal(masks, pairs.masks[[0, 3, 0]].long())
 
 
 def test_pairs_that_cannot_be_learned_from_are_refused():
-    with pytest.raises(ValueError, match="the data set is empty"):
-        LabelledPhotos(ColourPairs(0))
+    with pytest.raises(ValueError, match="the dataset is empty"):
+        LabelledImages(ColourPairs(0))
     with pytest.raises(ValueError, match="no labelled pixel"):
-        LabelledPhotos(unknown_pairs(0))
+        LabelledImages(unknown_pairs(0))
 
 
 def test_balanced_weights_lift_rare_classes_and_leave_the_mean_pixel_alone():
@@ -225,7 +223,7 @@ def test_balanced_weights_lift_rare_classes_and_leave_the_mean_pixel_alone():
     pairs.masks[:] = 0
     pairs.masks[:, :1] = 1  # one pixel in 15 of those that are known
     pairs.masks[:, 1:2] = 255
-    weights = LabelledPhotos(pairs).class_weights()
+    weights = LabelledImages(pairs).class_weights()
     assert weights[1] / weights[0] == pytest.approx(14**0.5)
     assert weights[2] == 0
     assert (weights[0] * 14 + weights[1]) / 15 == pytest.approx(1)
@@ -273,10 +271,10 @@ def test_unknown_pixels_stay_unknown_under_augmentation():
 
 def test_a_network_learns_and_its_best_weights_are_kept():
     network = new_network("segformer-mini", LABELS)
-    validation = LabelledPhotos(ColourPairs(8))
+    validation = LabelledImages(ColourPairs(8))
     lines = []
     history = train_segmenter(
-        network, MINI, LabelledPhotos(ColourPairs(32)), validation,
+        network, MINI, LabelledImages(ColourPairs(32)), validation,
         max_train_steps=60, learning_rate=3e-3, validation_steps=15, on_log=lines.append,
     )  # fmt: skip
     assert history.scores.mean_iou > 0.6
@@ -293,14 +291,14 @@ def test_a_network_learns_and_its_best_weights_are_kept():
 
 def test_ten_steps_warm_up_for_more_than_one():
     history = train_segmenter(
-        new_network("segformer-mini", LABELS), MINI, LabelledPhotos(ColourPairs(4)), max_train_steps=10
+        new_network("segformer-mini", LABELS), MINI, LabelledImages(ColourPairs(4)), max_train_steps=10
     )
     assert (history.steps, history.scores) == (10, None)
 
 
 def test_weights_of_a_worse_step_are_not_kept():
     network = new_network("segformer-mini", LABELS)
-    validation = LabelledPhotos(ColourPairs(4))
+    validation = LabelledImages(ColourPairs(4))
 
     def spoil(line):
         if line["step"] == 40 and "loss" in line:
@@ -308,7 +306,7 @@ def test_weights_of_a_worse_step_are_not_kept():
                 network.decode_head.classifier.bias[0] += 100  # from here on it says road
 
     history = train_segmenter(
-        network, MINI, LabelledPhotos(ColourPairs(32)), validation,
+        network, MINI, LabelledImages(ColourPairs(32)), validation,
         max_train_steps=44, learning_rate=3e-3, validation_steps=20, on_log=spoil,
     )  # fmt: skip
     assert [line["step"] for line in history.log if "mean_iou" in line] == [20, 40, 44]
@@ -324,7 +322,7 @@ def test_the_same_seed_trains_the_same_network_and_leaves_the_global_state():
         train_segmenter(
             network,
             MINI.with_size((32, 32)),
-            LabelledPhotos(ColourPairs(8)),
+            LabelledImages(ColourPairs(8)),
             max_train_steps=2,
             train_batch_size=2,
             seed=seed,
@@ -339,7 +337,7 @@ def test_the_same_seed_trains_the_same_network_and_leaves_the_global_state():
 
 def test_photos_of_unknown_pixels_leave_finite_weights():
     network = new_network("segformer-mini", LABELS)
-    history = train_segmenter(network, MINI, LabelledPhotos(unknown_pairs(1)), max_train_steps=4, train_batch_size=2)
+    history = train_segmenter(network, MINI, LabelledImages(unknown_pairs(1)), max_train_steps=4, train_batch_size=2)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
     assert (history.steps, history.best_step, history.scores) == (4, None, None)
 
@@ -347,7 +345,7 @@ def test_photos_of_unknown_pixels_leave_finite_weights():
 def test_a_network_with_batch_norms_trains_in_bfloat16_at_another_size():
     network = new_network("mobilevit-deeplabv3-xxs", LABELS)
     preprocessing = Preprocessing.from_processor({**MOBILEVIT_PROCESSOR, "size": {"height": 64, "width": 64}})
-    pairs = LabelledPhotos(ColourPairs(4))
+    pairs = LabelledImages(ColourPairs(4))
     history = train_segmenter(
         network, preprocessing, pairs, pairs, max_train_steps=2, train_batch_size=2, mixed_precision="bf16"
     )
@@ -357,7 +355,7 @@ def test_a_network_with_batch_norms_trains_in_bfloat16_at_another_size():
 
 def test_training_ends_where_it_is_told_to():
     network = new_network("segformer-mini", LABELS)
-    pairs = LabelledPhotos(ColourPairs(4))
+    pairs = LabelledImages(ColourPairs(4))
     asked = []
 
     def third():
@@ -369,10 +367,10 @@ def test_training_ends_where_it_is_told_to():
 
 
 def test_impossible_training_is_refused():
-    network, pairs = new_network("segformer-mini", LABELS), LabelledPhotos(ColourPairs(4))
+    network, pairs = new_network("segformer-mini", LABELS), LabelledImages(ColourPairs(4))
     for wrong, message in (
-        ({"max_train_steps": 0}, "--max_train_steps and --validation_steps must be at least 1; got 0 and 200"),
-        ({"validation_steps": 0}, "must be at least 1; got 2000 and 0"),
+        ({"max_train_steps": 0}, "--max_train_steps must be 1 or more; got 0"),
+        ({"validation_steps": 0}, "--validation_steps must be 1 or more; got 0"),
         ({"train_batch_size": 1}, "--train_batch_size must be at least 2.*got 1"),
         ({"learning_rate": 0.0}, "--learning_rate must be more than 0; got 0.0"),
     ):
@@ -382,8 +380,8 @@ def test_impossible_training_is_refused():
         train_segmenter(network, MINI.with_size((8, 8)), pairs)
     other = ColourPairs(4)
     other.labels = LabelSet(("road", "sky", "bus"), LABELS.colors)
-    with pytest.raises(ValueError, match="other label sets"):
-        train_segmenter(network, MINI, pairs, LabelledPhotos(other))
+    with pytest.raises(ValueError, match="expected one label set"):
+        train_segmenter(network, MINI, pairs, LabelledImages(other))
 
 
 def test_the_curve_shows_loss_and_score():
@@ -474,7 +472,7 @@ def test_without_a_validation_split_the_last_weights_are_kept_and_it_says_so(toy
     shutil.copytree(toy, tmp_path / "toy", ignore=shutil.ignore_patterns("val"))
     assert cli.main(options(tmp_path / "toy", tmp_path / "out", *MINI_OPTIONS, "--input_size", 24)) == 0
     captured = capsys.readouterr()
-    assert "has no split 'val'; it has train. So nothing is validated" in captured.err
+    assert "has no split 'val'; it has train. Training runs without validation" in captured.err
     assert "weights of step 4, not validated" in captured.out
     record = json.loads((tmp_path / "out" / "segmenter.json").read_text())
     assert (record["validation"], record["best_step"]) == (None, None)
@@ -496,7 +494,7 @@ def test_what_cannot_be_done_is_refused_before_training(toy, segmenter, tmp_path
     assert "is not empty" in refusal(*options(toy, segmenter, *MINI_OPTIONS))
     assert "holds no segmenter.json, so it is no segmenter" in refusal(*options(toy, toy, "--overwrite"))
     assert "exclude each other" in refusal(*options(toy, new, *MINI_OPTIONS, "--base_model", segmenter))
-    assert "--revision is of --base_model" in refusal(*options(toy, new, "--revision", "main"))
+    assert "--revision belongs to --base_model" in refusal(*options(toy, new, "--revision", "main"))
     assert "--base_model: there is no folder './no'" in refusal(*options(toy, new, "--base_model", "./no"))
     assert "are both 'val'" in refusal(*options(toy, new, "--train_split", "val", "--validation_split", "validation"))
     for option in ("--train_split", "--validation_split"):

@@ -9,8 +9,9 @@ import torch
 from helpers.study_place import change_rows, write_scenes_as_generated
 from scipy.stats import ttest_rel
 
-from semseg_diffusers.evaluation.segmentation.architectures import SEGFORMER_PROCESSOR, new_network
-from semseg_diffusers.evaluation.segmentation.training import LabelledPhotos
+from semseg_diffusers.evaluation.segmentation.architectures import SEGFORMER_PROCESSOR
+from semseg_diffusers.evaluation.segmentation.initialization import new_network
+from semseg_diffusers.evaluation.segmentation.training import LabelledImages
 from semseg_diffusers.evaluation.study.pools import (
     Pool,
     base_weights,
@@ -135,7 +136,7 @@ def test_a_filtered_set_is_taken_in_the_order_of_the_whole_one():
 
 def test_the_loss_weighs_classes_alike_in_all_arms(place):
     data = load_data(settings_of(place))
-    pixels = LabelledPhotos(data.real).pixels
+    pixels = LabelledImages(data.real).pixels
     real, synthetic = (Pool(Training(*variant, 0), data, pixels) for variant in (("real", None), ("synthetic", 2.0)))
     assert torch.equal(real.class_weights(), synthetic.class_weights())
     assert len(synthetic) == 12

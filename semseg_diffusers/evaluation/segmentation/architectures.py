@@ -1,28 +1,24 @@
-"""The networks that `semseg-diffusers segmenter` trains from random weights, by name, and how each reads photos.
-Every one is reached by `AutoModelForSemanticSegmentation`, so a saved folder can be used with transformers alone."""
+"""The networks that `semseg-diffusers segmenter` trains from random weights, by name, and their image processors.
+All load with `AutoModelForSemanticSegmentation`, so a saved folder works with transformers alone."""
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import (
-    MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
+    AutoConfig,
     AutoModelForSemanticSegmentation,
     MobileViTConfig,
     PreTrainedConfig,
     PreTrainedModel,
     SegformerConfig,
 )
-
-from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.segmentation import torchvision_deeplab
-from semseg_diffusers.evaluation.segmentation.networks import Source
+from transformers.modeling_outputs import SemanticSegmenterOutput
 
 
-# The settings of transformers' processors; "size" comes with the data. Written as JSON: constructing one without
-# torchvision warns, loading one does not.
+# Settings of transformers' image processors without "size", which depends on the data. Written as JSON because
+# constructing a processor without torchvision warns, and loading one does not.
 SEGFORMER_PROCESSOR = {
     "image_processor_type": "SegformerImageProcessor",
     "do_resize": True,
@@ -46,14 +42,62 @@ MOBILEVIT_PROCESSOR = {
 }
 
 
+class TorchvisionDeepLabV3Config(PreTrainedConfig):
+    """Config of `TorchvisionDeepLabV3`: only the classes vary."""
+
+    model_type = "torchvision_deeplabv3_resnet50"
+    semantic_loss_ignore_index: int = 255
+
+
+class TorchvisionDeepLabV3(PreTrainedModel):
+    """torchvision's `deeplabv3_resnet50` (Chen et al. 2017) as a transformers model; its logits stay at stride 8.
+
+    Args:
+        config: with the classes.
+
+    Raises:
+        ValueError: torchvision cannot be imported.
+    """
+
+    config_class = TorchvisionDeepLabV3Config
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: TorchvisionDeepLabV3Config):
+        super().__init__(config)
+        try:
+            from torchvision.models.segmentation import deeplabv3_resnet50
+        except (ImportError, RuntimeError) as err:  # RuntimeError: a build for another torch
+            raise ValueError(
+                f"deeplabv3-resnet50 needs torchvision, which cannot be imported ({err}). Install the build that "
+                "matches your torch (pip install 'semseg-diffusers[fid]' brings torchvision), or choose another "
+                "--architecture."
+            ) from err
+        self.network = deeplabv3_resnet50(weights=None, weights_backbone=None, num_classes=config.num_labels)
+        self.post_init()
+
+    def _init_weights(self, module: torch.nn.Module) -> None:
+        """Leave the weights as torchvision made them."""
+
+    def forward(self, pixel_values: torch.Tensor) -> SemanticSegmenterOutput:
+        """Return `logits` (B, num_labels, H / 8, W / 8) of normalized images (B, 3, H, W)."""
+        features = self.network.backbone(pixel_values)["out"]  # (B, 2048, H / 8, W / 8)
+        return SemanticSegmenterOutput(logits=self.network.classifier(features))
+
+
+def register_torchvision() -> None:
+    """Register `TorchvisionDeepLabV3` with transformers' Auto classes; repeated calls are fine."""
+    AutoConfig.register(TorchvisionDeepLabV3Config.model_type, TorchvisionDeepLabV3Config, exist_ok=True)
+    AutoModelForSemanticSegmentation.register(TorchvisionDeepLabV3Config, TorchvisionDeepLabV3, exist_ok=True)
+
+
 @dataclass(frozen=True)
 class Architecture:
-    """A network by name and the training that suits it from random weights."""
+    """A network and its settings for training from random weights."""
 
-    config: Callable[..., PreTrainedConfig]  # called with what `classes_of` returns
+    config: Callable[..., PreTrainedConfig]  # called with the entries of `class_config`
     processor: dict[str, Any]
-    enlargement: int  # input side over the data's side
-    least_side: int  # pixels of the input's shorter side: below it the lowest maps hold next to nothing
+    enlargement: int  # input side / side of the images
+    least_side: int  # pixels of the input's shorter side, at least: the lowest feature maps need some
     learning_rate: float
     summary: str
 
@@ -97,10 +141,6 @@ def _mobilevit_xxs(**classes: Any) -> MobileViTConfig:
     )
 
 
-def _deeplabv3_resnet50(**classes: Any) -> torchvision_deeplab.TorchvisionDeepLabV3Config:
-    return torchvision_deeplab.TorchvisionDeepLabV3Config(**classes)
-
-
 ARCHITECTURES = {
     "segformer-mini": Architecture(
         _segformer_mini, SEGFORMER_PROCESSOR, 1, 16, 3e-3, "SegFormer of 0.6 M parameters, minutes on a laptop"
@@ -115,85 +155,11 @@ ARCHITECTURES = {
         _mobilevit_xxs, MOBILEVIT_PROCESSOR, 2, 256, 1e-3, "MobileViT-XXS with DeepLabV3's head, 1.9 M"
     ),
     "deeplabv3-resnet50": Architecture(
-        _deeplabv3_resnet50, SEGFORMER_PROCESSOR, 2, 256, 5e-4, "torchvision's, the paper's kind of judge, 40 M"
+        TorchvisionDeepLabV3Config,
+        SEGFORMER_PROCESSOR,
+        2,
+        256,
+        5e-4,
+        "torchvision's DeepLabV3, as the paper evaluates with, 40 M",
     ),
 }
-
-
-def classes_of(labels: LabelSet) -> dict[str, Any]:
-    """Return the entries of a network's config that say what its classes are."""
-    return {
-        "id2label": labels.id2label,
-        "label2id": labels.label2id,
-        "label_set": labels.to_config(),
-        "semantic_loss_ignore_index": labels.ignore_index,
-    }
-
-
-def new_network(name: str, labels: LabelSet, seed: int = 0) -> PreTrainedModel:
-    """Build a network with random weights.
-
-    Args:
-        name: one of `ARCHITECTURES`.
-        labels: saved in the config as `id2label` and `label2id`, and whole as `label_set`.
-        seed: of the weights; the global random state is left as it was.
-
-    Raises:
-        ValueError: no such name, or its library is not there.
-    """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"there is no architecture '{name}'; there are {', '.join(ARCHITECTURES)}.")
-    torchvision_deeplab.register()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = AutoModelForSemanticSegmentation.from_config(ARCHITECTURES[name].config(**classes_of(labels)))
-        # transformers draws the scales of MobileViT's batch norms around 0, which silences every layer
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                torch.nn.init.ones_(module.weight)
-    return network
-
-
-def class_layers(config: PreTrainedConfig) -> set[str]:
-    """Return the names of the weights whose shape depends on the number of classes."""
-    more = copy.deepcopy(config)
-    more.num_labels = config.num_labels + 1
-    with torch.device("meta"):  # shapes alone
-        few, many = (AutoModelForSemanticSegmentation.from_config(each).state_dict() for each in (config, more))
-    return {name for name, value in few.items() if many[name].shape != value.shape}
-
-
-def network_to_fine_tune(source: Source, labels: LabelSet, seed: int = 0) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a network to go on from; where its classes are others, its last layer is made anew.
-
-    Args:
-        source: folder or Hub id of any network that `AutoModelForSemanticSegmentation` knows.
-        labels: of the data; saved in the config.
-        seed: of new weights; the global random state is left as it was.
-
-    Returns:
-        the network, and the settings of its image processor.
-
-    Raises:
-        ValueError: it is no network of this kind, or a file is missing.
-        HubError: the Hub, or the way to it, failed.
-    """
-    config = source.config()
-    if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
-        raise ValueError(
-            f"{source.option} '{source.name}' is a {config.model_type}; wanted a network that transformers' "
-            "AutoModelForSemanticSegmentation knows, such as a segformer or a mobilevit."
-        )
-    processor = source.processor()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        base = source.network()
-        config = copy.deepcopy(base.config)
-        same_classes = tuple(config.id2label[index] for index in sorted(config.id2label)) == labels.names
-        for key, value in classes_of(labels).items():
-            setattr(config, key, value)
-        network = AutoModelForSemanticSegmentation.from_config(config)
-        anew = set() if same_classes else class_layers(config)
-        weights = {name: value for name, value in base.state_dict().items() if name not in anew}
-        network.load_state_dict(weights, strict=False)
-    return network, processor

@@ -1,7 +1,7 @@
-"""A trained segmentation network as judge: it reads class ids of a label set from photos, real or generated.
+"""A trained segmentation network that predicts the classes of a label set from images, real or generated.
 
-Ours, any of `AutoModelForSemanticSegmentation`, or Mask2Former and MaskFormer (Cheng et al. 2022), which transformers
-keeps under `AutoModelForUniversalSegmentation`. Its classes are matched to those of the data by name.
+Supports networks of `AutoModelForSemanticSegmentation`, and Mask2Former and MaskFormer (Cheng et al. 2022) of
+`AutoModelForUniversalSegmentation`. Their classes are matched to those of the data by name.
 """
 
 import json
@@ -18,33 +18,32 @@ from transformers import (
 
 from semseg_diffusers.data.label_mapping import lookup_table, match_classes
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.segmentation.networks import Source
-from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing, logits_of
+from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, PretrainedSource, compute_logits
 from semseg_diffusers.hub.folders import weights_hash
 
 
 DEFAULT_JUDGE = "facebook/mask2former-swin-tiny-cityscapes-semantic"  # for driving scenes
 RECORD_FILE = "segmenter.json"
-MASK_CLASSIFIERS = ("mask2former", "maskformer")  # of the universal ones, those that read pixels alone
+MASK_CLASSIFIERS = ("mask2former", "maskformer")  # universal segmentation networks that need only pixels
 OPTION = "--segmenter"
 
 
 class Judge:
-    """Reads class ids from images. Made by `load_judge`.
+    """Predicts class ids of images. Created by `load_judge`.
 
     Args:
         network: in evaluation mode, on its device.
-        preprocessing: how images become its input.
-        labels: the classes that come out.
+        preprocessing: prepares images for the network.
+        labels: the classes of the predictions.
         class_names: the classes of the network, in the order of their ids.
         name: folder or Hub id.
-        revision: commit of the Hub, or a hash of the weights.
+        revision: Hub commit, or a hash of the weights.
         post_processor: image processor that turns outputs of a mask classifier into a map; None for plain logits.
-        validation: scores that the network's own training recorded.
-        weights_sha256: hash of its weights as they were loaded, which tells networks apart wherever they lie.
+        validation: scores recorded when the network was trained.
+        weights_sha256: hash of the weights as loaded, which identifies the network independently of its location.
 
     Raises:
-        ValueError: no class of the data has a counterpart among those of the network.
+        ValueError: no class of the data matches one of the network.
     """
 
     def __init__(
@@ -62,8 +61,8 @@ class Judge:
         mapping = match_classes(class_names, labels)
         if set(mapping) == {None}:
             raise ValueError(
-                f"{OPTION} '{name}' tells {', '.join(class_names[:4])}, ... apart, and nothing of the data "
-                f"({', '.join(labels.names[:4])}, ...). Bring a network of the same kind of scenes, or train one: "
+                f"{OPTION} '{name}' predicts {', '.join(class_names[:4])}, ..., and none of the classes of the data "
+                f"({', '.join(labels.names[:4])}, ...). Use a network for the same kind of scenes, or train one: "
                 "semseg-diffusers segmenter."
             )
         self.labels = labels
@@ -76,11 +75,11 @@ class Judge:
         self._table = torch.from_numpy(lookup_table(mapping, labels.ignore_index)).to(network.device)
 
     def describe(self, resolution: tuple[int, int] | None = None) -> dict[str, Any]:
-        """Return what results should say of the judge, as JSON.
+        """Return a description for results, as JSON.
 
         Args:
-            resolution: height and width of the images. Where the network keeps the aspect of what it reads, its input
-                size follows from them; without them it is null.
+            resolution: height and width of the images. If the network keeps the aspect ratio, its input size depends
+                on them and is null without.
         """
         fixed = resolution is not None or "height" in self.preprocessing.size
         return {
@@ -95,7 +94,7 @@ class Judge:
         }
 
     def identity(self, resolution: tuple[int, int]) -> dict[str, Any]:
-        """Return all that its readings depend on but the pixels, as JSON: `describe`, preparation, class by class."""
+        """Return everything predictions depend on except the pixels, as JSON: for caches."""
         return {
             **self.describe(resolution),
             "preprocessing": {**vars(self.preprocessing), "size": dict(self.preprocessing.size)},
@@ -105,18 +104,18 @@ class Judge:
 
     @torch.no_grad()
     def read(self, images: torch.Tensor) -> torch.Tensor:
-        """Read class ids.
+        """Predict class ids.
 
         Args:
             images: uint8 (B, 3, H, W), RGB.
 
         Returns:
-            uint8 (B, H, W) on the CPU: ids of `labels`, and their `ignore_index` where the network sees something that
-            has no counterpart among them.
+            uint8 (B, H, W) on the CPU: ids of `labels`, and their `ignore_index` where the network predicts a class
+            without a counterpart.
         """
         pixel_values, size = self._prepare(images)
         if self._post_processor is None:
-            ids = logits_of(self._network, pixel_values, size).argmax(1)  # (B, H, W)
+            ids = compute_logits(self._network, pixel_values, size).argmax(1)  # (B, H, W)
         else:
             outputs = self._network(pixel_values=pixel_values)
             for key in ("class_queries_logits", "masks_queries_logits"):
@@ -127,45 +126,43 @@ class Judge:
 
     @torch.no_grad()
     def losses(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        """Cross-entropy of each pixel: minus the logarithm of the probability that the network gives its class.
+        """Compute the cross-entropy of each pixel, at the size of the masks.
 
-        Network classes that come to one class of the data add their probabilities up; logits are brought to the size
-        of the masks.
+        Network classes that map to one class of the data add up their probabilities.
 
         Args:
             images: uint8 (B, 3, H, W), RGB.
             masks: class ids (B, H, W) of `labels`.
 
         Returns:
-            float32 (B, H, W) on the CPU, in nats; NaN where the mask is unknown, or its class to the network.
+            float32 (B, H, W) on the CPU, in nats; NaN where the mask, or its class to the network, is unknown.
 
         Raises:
-            ValueError: a mask classifier, which has no probability of each class at each pixel; shapes that differ.
+            ValueError: a mask classifier, which has no class probabilities of each pixel; shapes that differ.
         """
         if self._post_processor is not None:
             raise ValueError(
-                f"{OPTION} '{self._name}' is a {type(self._network).__name__}, which gives no probabilities pixel by "
-                "pixel; wanted a network for semantic segmentation, such as `semseg-diffusers segmenter` trains."
+                f"{OPTION} '{self._name}' is a {type(self._network).__name__}, which gives no class "
+                "probabilities of each pixel; expected a network for semantic segmentation, such as `semseg-diffusers "
+                "segmenter` trains."
             )
         pixel_values, size = self._prepare(images)
         if masks.shape != (len(images), *size):
-            raise ValueError(f"masks are {tuple(masks.shape)}; wanted {(len(images), *size)}, as the images.")
-        logs = logits_of(self._network, pixel_values, size).log_softmax(1)  # (B, classes of the network, H, W)
+            raise ValueError(f"expected masks of shape {(len(images), *size)}; got {tuple(masks.shape)}.")
+        logs = compute_logits(self._network, pixel_values, size).log_softmax(1)  # (B, classes of the network, H, W)
         ids = masks.to(logs.device)
         losses = torch.full(ids.shape, torch.nan, device=logs.device)
         for label in range(self.labels.num_classes):
             own = [index for index, counterpart in enumerate(self._mapping) if counterpart == label]
-            there = ids == label
-            if own and there.any():
-                losses[there] = -logs[:, own].logsumexp(1)[there]
+            present = ids == label
+            if own and present.any():
+                losses[present] = -logs[:, own].logsumexp(1)[present]
         return losses.cpu()
 
     def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-        """What the network reads of images, and their size."""
+        """Return the network's input, and the size of the images."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"a judge reads uint8 images (B, 3, H, W); got {images.dtype} of shape {tuple(images.shape)}."
-            )
+            raise ValueError(f"expected uint8 images (B, 3, H, W); got {images.dtype} of shape {tuple(images.shape)}.")
         pixel_values = self.preprocessing(images.to(self._network.device)).to(self._network.dtype)
         return pixel_values, tuple(images.shape[-2:])
 
@@ -180,24 +177,24 @@ def load_judge(
     dtype: torch.dtype = torch.float32,
     option: str = OPTION,
 ) -> Judge:
-    """Load a network of a folder or the Hub as judge for a label set.
+    """Load a segmentation network from a folder or the Hub for a label set.
 
     Args:
-        name: folder that `semseg-diffusers segmenter` wrote, or folder or Hub id of any network of transformers for
-            semantic segmentation, of Mask2Former or of MaskFormer.
+        name: folder written by `semseg-diffusers segmenter`, or folder or Hub id of any transformers network for
+            semantic segmentation, Mask2Former or MaskFormer.
         labels: the classes of the data.
         revision: branch, tag or commit on the Hub.
-        input_size: what images are resized to: (height, width), or the shorter side in pixels with the aspect kept. By
-            default what the network's image processor says: for ours, the size it was trained at.
-        device: where it reads.
+        input_size: (height, width) that images are resized to, or the shorter side in pixels with the aspect ratio
+            kept. By default that of the network's image processor: for ours, the size it was trained at.
+        device: of the network.
         dtype: of its weights.
-        option: which named it, for messages.
+        option: that named it, for messages.
 
     Raises:
-        ValueError: no such folder, a file is missing, another kind of network, or none of its classes are in the data.
-        HubError: the Hub, or the way to it, failed.
+        ValueError: no such folder, a missing file, another kind of network, or none of its classes is in the data.
+        HubError: the Hub or the connection failed.
     """
-    source = Source.of(name, revision, option)
+    source = PretrainedSource.of(name, revision, option)
     config = source.config()
     post_processor = None
     if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
@@ -207,8 +204,8 @@ def load_judge(
         settings, network = post_processor.to_dict(), source.network(AutoModelForUniversalSegmentation)
     else:
         raise ValueError(
-            f"{option} '{source.name}' is a {config.model_type}; wanted a network for semantic segmentation of "
-            f"transformers, or one of {', '.join(MASK_CLASSIFIERS)}."
+            f"{option} '{source.name}' is a {config.model_type}; expected a transformers network for semantic "
+            f"segmentation, or one of {', '.join(MASK_CLASSIFIERS)}."
         )
     preprocessing = Preprocessing.from_processor(settings)
     if input_size is not None:

@@ -1,7 +1,7 @@
-"""Train a segmentation network on the photos of a data set: it reads masks back from photos, real or generated.
+"""Train a segmentation network on a dataset; it evaluates and filters generated images.
 
-The folder that comes out is read by `AutoModelForSemanticSegmentation` and `AutoImageProcessor` of transformers, and
-by the judging commands here (--segmenter). Ctrl-C or SIGTERM ends the training and saves the best network so far.
+The output folder loads with `AutoModelForSemanticSegmentation` and `AutoImageProcessor` of transformers, and with
+--segmenter of `evaluate` and `filter`. Ctrl-C or SIGTERM ends the training and saves the best network so far.
 """
 
 import argparse
@@ -32,10 +32,14 @@ from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.evaluation.inputs import code_commit, versions
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.segmentation.architectures import ARCHITECTURES
-from semseg_diffusers.evaluation.segmentation.initialization import DEFAULT_ARCHITECTURE, FINE_TUNING_RATE, begin
+from semseg_diffusers.evaluation.segmentation.initialization import (
+    DEFAULT_ARCHITECTURE,
+    FINE_TUNING_RATE,
+    build_segmenter,
+)
 from semseg_diffusers.evaluation.segmentation.judge import RECORD_FILE
-from semseg_diffusers.evaluation.segmentation.preprocessing import PROCESSOR_FILE
-from semseg_diffusers.evaluation.segmentation.training import RECIPE, History, LabelledPhotos, train_segmenter
+from semseg_diffusers.evaluation.segmentation.networks import PROCESSOR_FILE
+from semseg_diffusers.evaluation.segmentation.training import RECIPE, History, LabelledImages, train_segmenter
 from semseg_diffusers.reports.segmenter_page import draw_curve
 from semseg_diffusers.utils.distributed import SIGNALS, check_device_available, route_signals
 from semseg_diffusers.utils.images import save_png
@@ -45,7 +49,7 @@ from semseg_diffusers.utils.progress import progress_bar
 LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
 VALIDATION_SPLIT, NO_SPLIT = "val", "none"
-MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs that are kept, of each split
+MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs kept in memory, per split
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _StopRequest:
-    """Remembers the first signal that ends the run; a second Ctrl-C interrupts at once."""
+    """Stores the first signal, which ends the training; a second Ctrl-C interrupts at once."""
 
     def __init__(self):
         self.number: int | None = None
@@ -102,14 +106,14 @@ class _StopRequest:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train, save the folder whole, print the scores of the validation split."""
+    """Train, save the folder atomically and print the scores on the validation split; returns the exit code."""
     check_device_available(args.device)
-    transformers_logging.disable_progress_bar()  # of reading and writing weights, beside our own
+    transformers_logging.disable_progress_bar()
     stop = _StopRequest()
     with new_folder(args.output, RECORD_FILE, "segmenter", args.overwrite) as folder:
         train, validation = _read_data(args)
         labels = train.labels
-        beginning = begin(
+        initial = build_segmenter(
             labels,
             train.resolution,
             architecture=args.architecture,
@@ -119,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
             learning_rate=args.learning_rate,
             seed=args.seed,
         )
-        network = beginning.network.to(args.device)
+        network = initial.network.to(args.device)
         started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
         with (
             route_signals(stop, (*SIGNALS, signal.SIGINT)),
@@ -127,12 +131,12 @@ def run(args: argparse.Namespace) -> int:
         ):
             history = train_segmenter(
                 network,
-                beginning.preprocessing,
+                initial.preprocessing,
                 train,
                 validation,
                 max_train_steps=args.max_train_steps,
                 train_batch_size=args.train_batch_size,
-                learning_rate=beginning.learning_rate,
+                learning_rate=initial.learning_rate,
                 validation_steps=args.validation_steps,
                 seed=args.seed,
                 mixed_precision=args.mixed_precision,
@@ -146,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
                 "architecture": None if args.base_model else args.architecture or DEFAULT_ARCHITECTURE,
                 "base_model": args.base_model,
                 "num_parameters": sum(parameter.numel() for parameter in network.parameters()),
-                "settings": {**vars(args), "learning_rate": beginning.learning_rate},
+                "settings": {**vars(args), "learning_rate": initial.learning_rate},
                 "recipe": RECIPE,
                 "seed": args.seed,
                 "steps": history.steps,
@@ -155,24 +159,24 @@ def run(args: argparse.Namespace) -> int:
                 "validation": None if history.scores is None else dataclasses.asdict(history.scores),
                 "num_pairs": {"train": len(train), "validation": 0 if validation is None else len(validation)},
                 "resolution": list(train.resolution),
-                "input_size": list(beginning.input_size),
+                "input_size": list(initial.input_size),
                 "commit": code_commit(),
                 "versions": versions("torch", "transformers", "torchmetrics"),
                 "started": started,
                 "seconds": round(time.monotonic() - clock, 1),
             }
-            _save(folder, network, beginning.processor, record, history)
+            _save(folder, network, initial.processor, record, history)
             labels.save_json(folder / LABELS_FILE)
     sys.stdout.write(_report(record, history) + f"saved {args.output}\n")
     return 0 if stopped_by is None else 128 + stop.number
 
 
-def _read_data(args: argparse.Namespace) -> tuple[LabelledPhotos, LabelledPhotos | None]:
-    """Read both splits into memory; a data set need not have the second one, unless it is asked for by name."""
+def _read_data(args: argparse.Namespace) -> tuple[LabelledImages, LabelledImages | None]:
+    """Return the training and validation pairs; without --validation_split, a missing split is not an error."""
     validation_split = args.validation_split or VALIDATION_SPLIT
     names = [SPLITS.get(name, name) for name in (args.train_split, validation_split)]
     if names[0] == names[1]:
-        raise ValueError(f"--train_split and --validation_split are both '{names[0]}': the score would say nothing.")
+        raise ValueError(f"--train_split and --validation_split are both '{names[0]}'; expected two splits.")
     columns = column_options(args)
     train_pairs = load_pairs(args.dataset, args.train_split, **columns)
     if validation_split == NO_SPLIT:
@@ -182,26 +186,26 @@ def _read_data(args: argparse.Namespace) -> tuple[LabelledPhotos, LabelledPhotos
     except MissingSplitError as err:
         if args.validation_split:
             raise
-        sys.stderr.write(f"{err} So nothing is validated, and the last weights are kept.\n")
+        sys.stderr.write(f"{err} Training runs without validation and keeps the last weights.\n")
         return _kept(train_pairs), None
     train, validation = _kept(train_pairs), _kept(pairs)
     if validation.resolution != train.resolution:
         raise ValueError(
-            f"the photos of '{args.dataset}' are {train.resolution} in {args.train_split} and {validation.resolution} "
-            f"in {validation_split} (height, width); wanted one size. Prepare them at one --resolution."
+            f"expected images of one size; '{args.dataset}' has {train.resolution} in {args.train_split} and "
+            f"{validation.resolution} in {validation_split} (height, width). Prepare them at one --resolution."
         )
     return train, validation
 
 
-def _kept(pairs: PairDataset) -> LabelledPhotos:
-    """The pairs of a split, which stay decoded once they are read: reading then never waits for files."""
+def _kept(pairs: PairDataset) -> LabelledImages:
+    """Return the pairs of a split, kept decoded in memory after the first read."""
     pairs.keep_decoded(MEMORY_LIMIT)
-    return LabelledPhotos(pairs)
+    return LabelledImages(pairs)
 
 
 @contextlib.contextmanager
 def _progress(total: int, path: Path) -> Iterator[Any]:
-    """Show a bar with the last values on stderr, and write each line of the log as it comes."""
+    """Yield a log function that writes each line to a file and updates a progress bar on stderr."""
     shown: dict[str, str] = {}
     with progress_bar(total=total, desc="training the segmenter", unit="step") as bar, path.open("w") as file:
 
@@ -216,7 +220,7 @@ def _progress(total: int, path: Path) -> Iterator[Any]:
 
 
 def _save(folder: Path, network: Any, processor: dict[str, Any], record: dict[str, Any], history: History) -> None:
-    """Write network, image processor, record and curve; the log is there already."""
+    """Write network, image processor, record and training curve."""
     network.save_pretrained(folder)
     (folder / PROCESSOR_FILE).write_text(json.dumps(processor, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / RECORD_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
@@ -225,7 +229,7 @@ def _save(folder: Path, network: Any, processor: dict[str, Any], record: dict[st
 
 
 def format_scores(scores: SegmentationScores) -> str:
-    """Return scores as a Markdown table, one class a line."""
+    """Return scores as a Markdown table with one row per class."""
     lines = ["| class | IoU |", "|---|---|"]
     lines += [f"| {name} | {value:.3f} |" for name, value in scores.iou.items()]
     lines += [f"| {name} | not in the masks |" for name in scores.absent]
@@ -237,5 +241,5 @@ def _report(record: dict[str, Any], history: History) -> str:
     text = f"stopped by {record['stopped_by']} after step {record['steps']}\n" if record["stopped_by"] else ""
     if history.scores is None:
         return text + f"weights of step {record['steps']}, not validated\n"
-    text += f"weights of step {record['best_step']} of {record['steps']}, on {history.scores.num_images} photos:\n"
+    text += f"weights of step {record['best_step']} of {record['steps']}, on {history.scores.num_images} images:\n"
     return text + format_scores(history.scores)

@@ -1,5 +1,5 @@
-"""What a segmentation network is trained on: labelled photos, their order, augmentation, and class weights.
-All randomness comes from one generator, so a seed fixes every batch."""
+"""Trains segmentation networks, for `segmenter` and each arm of a `study`: labelled images, augmentation, loop.
+One generator provides all randomness of the data, so a seed determines every batch."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,30 +16,46 @@ from semseg_diffusers.evaluation.metrics import (
     scores_from_confusion_matrix,
     update_confusion_matrix,
 )
-from semseg_diffusers.evaluation.segmentation import training as batches
-from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing, logits_of
+from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, compute_logits
 
 
-# A training crop keeps at least this share of each side. Driving scenes have their things at their places: for
+# A training crop keeps at least this share of each side. Objects of driving scenes have typical positions: for
 # segformer-mini on CamVid at 128, 600 steps of 8, crops from 0.5 to 1.1 gave a mean IoU of 0.313, these 0.371.
 MIN_CROP = 0.8
 BRIGHTNESS = 25  # largest shift of a training image, in units of 0..255
 CONTRAST = 0.2  # largest relative change of a training image's contrast
+WARMUP_SHARE = 0.1  # of the steps, then cosine decay to zero
+WEIGHT_DECAY = 0.01
+MAX_GRAD_NORM = 1.0
+LOGGING_STEPS = 20  # steps averaged in a line of the log
+VALIDATION_BATCH_SIZE = 16
+RECIPE = {  # saved with the results
+    "optimizer": "AdamW",
+    "weight_decay": WEIGHT_DECAY,
+    "schedule": "linear warm-up, cosine to zero",
+    "warmup_share": WARMUP_SHARE,
+    "max_grad_norm": MAX_GRAD_NORM,
+    "loss": "cross entropy, classes weighted by 1 / sqrt(share of pixels)",
+    "horizontal_flip": 0.5,
+    "min_crop": MIN_CROP,
+    "brightness": BRIGHTNESS,
+    "contrast": CONTRAST,
+}
 
 
-class LabelledPhotos:
-    """The pairs of one data set, of one size, with the pixels of each class counted.
+class LabelledImages:
+    """Image-mask pairs of one size, with pixel counts of each class.
 
     Args:
         pairs: `PairDataset`: `labels`, `resolution`, `len`, and items with `image` uint8 (3, H, W) and `mask` (H, W).
 
     Raises:
-        ValueError: there are no pairs, their sizes differ, or their masks hold unknown pixels only.
+        ValueError: no pairs, sizes that differ, or masks that hold only unknown pixels.
     """
 
     def __init__(self, pairs: Any):
         if len(pairs) == 0:
-            raise ValueError("a segmentation network needs at least one labelled photo; the data set is empty.")
+            raise ValueError("expected at least one image-mask pair; the dataset is empty.")
         self.labels: LabelSet = pairs.labels
         self.resolution: tuple[int, int] = tuple(pairs.resolution)  # height, width
         self._pairs = pairs
@@ -48,7 +64,7 @@ class LabelledPhotos:
             mask = self[index][1]
             self.pixels += torch.bincount(mask[mask != self.labels.ignore_index], minlength=self.labels.num_classes)
         if self.pixels.sum() == 0:
-            raise ValueError("the masks hold no labelled pixel, only unknown ones: there is nothing to learn from.")
+            raise ValueError("the masks hold no labelled pixel, only unknown ones: there is nothing to train on.")
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -64,17 +80,14 @@ class LabelledPhotos:
         return torch.stack(images), torch.stack(masks).long()
 
     def class_weights(self) -> torch.Tensor:
-        """Return one over the square root of each class's share of pixels, scaled so that their mean over pixels is 1.
-
-        Rare classes then count more, without the few pixels of the rarest taking over. An absent class gets 0.
-        """
+        """Return 1 / sqrt(share of pixels) of each class, scaled to a mean of 1 over pixels; 0 for absent classes."""
         share = self.pixels / self.pixels.sum()
         weights = torch.where(share > 0, share.clamp(min=1e-12).rsqrt(), 0.0)
         return weights / (weights * share).sum()  # (num_classes,)
 
 
 def shuffled_batches(num_pairs: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Yield indices without end: epochs, each in its own order, cut into full batches across their ends."""
+    """Yield full batches of indices without end; each epoch has its own order, and batches may span two epochs."""
     order: list[int] = []
     while True:
         while len(order) < batch_size:
@@ -84,18 +97,15 @@ def shuffled_batches(num_pairs: int, batch_size: int, generator: torch.Generator
 
 
 def augment(
-    images: torch.Tensor,
-    masks: torch.Tensor,
-    generator: torch.Generator,
-    input_size: tuple[int, int],
+    images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator, input_size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip, crop and scale, and change the light of each sample, image and mask alike in geometry.
+    """Flip, crop and rescale each pair, and jitter brightness and contrast of the image.
 
     Args:
         images: (B, 3, H, W), float in 0..255.
-        masks: (B, H, W), integer ids; nearest, so no id is invented.
-        generator: on CPU.
-        input_size: height and width of the images that come out; masks keep their size.
+        masks: (B, H, W), integer ids, resampled by nearest neighbour.
+        generator: on the CPU.
+        input_size: height and width of the returned images; masks keep their size.
 
     Returns:
         images (B, 3, *input_size), masks int64 (B, H, W).
@@ -118,46 +128,27 @@ def augment(
     return images, masks[:, 0].long()
 
 
-WARMUP_SHARE = 0.1  # of the steps; the rest follows a cosine to zero
-WEIGHT_DECAY = 0.01
-MAX_GRAD_NORM = 1.0
-LOGGING_STEPS = 20  # steps that a line of the log averages over
-VALIDATION_BATCH_SIZE = 16
-RECIPE = {  # what the record says of it
-    "optimizer": "AdamW",
-    "weight_decay": WEIGHT_DECAY,
-    "schedule": "linear warm-up, cosine to zero",
-    "warmup_share": WARMUP_SHARE,
-    "max_grad_norm": MAX_GRAD_NORM,
-    "loss": "cross entropy, classes weighted by 1 / sqrt(share of pixels)",
-    "horizontal_flip": 0.5,
-    "min_crop": batches.MIN_CROP,
-    "brightness": batches.BRIGHTNESS,
-    "contrast": batches.CONTRAST,
-}
-
-
 @dataclass
 class History:
-    """What a training was like."""
+    """Progress of a training."""
 
-    steps: int = 0  # optimizer steps done
-    best_step: int | None = None  # the step whose weights were kept; None without validation
-    scores: SegmentationScores | None = None  # of those weights on the validation split
+    steps: int = 0  # optimizer steps taken
+    best_step: int | None = None  # step of the kept weights; None without validation
+    scores: SegmentationScores | None = None  # of these weights on the validation split
     log: list[dict[str, Any]] = field(default_factory=list)  # lines of `log.jsonl`
 
 
 def score_network(
-    network: torch.nn.Module, preprocessing: Preprocessing, pairs: LabelledPhotos, mixed_precision: str = "no"
+    network: torch.nn.Module, preprocessing: Preprocessing, pairs: LabelledImages, mixed_precision: str = "no"
 ) -> SegmentationScores:
-    """Score what a network reads from photos against their masks; it is put into evaluation mode."""
+    """Score a network's predictions against masks; it is switched to evaluation mode."""
     network.eval()
     device = next(network.parameters()).device
     matrix = new_confusion_matrix(pairs.labels.num_classes, pairs.labels.ignore_index)
     for start in range(0, len(pairs), VALIDATION_BATCH_SIZE):
         images, masks = pairs.batch(list(range(start, min(start + VALIDATION_BATCH_SIZE, len(pairs)))))
         with torch.no_grad(), _autocast(device, mixed_precision):
-            logits = logits_of(network, preprocessing(images.to(device)), pairs.resolution)
+            logits = compute_logits(network, preprocessing(images.to(device)), pairs.resolution)
         update_confusion_matrix(matrix, logits.argmax(1).cpu(), masks)
     return scores_from_confusion_matrix(matrix.compute(), pairs.labels.names, len(pairs))
 
@@ -165,8 +156,8 @@ def score_network(
 def train_segmenter(
     network: torch.nn.Module,
     preprocessing: Preprocessing,
-    train: LabelledPhotos,
-    validation: LabelledPhotos | None = None,
+    train: LabelledImages,
+    validation: LabelledImages | None = None,
     *,
     max_train_steps: int = 2000,
     train_batch_size: int = 8,
@@ -180,35 +171,31 @@ def train_segmenter(
     """Train a network in place; it ends with its best weights, in evaluation mode.
 
     Args:
-        network: any network of transformers for semantic segmentation, on the device to train on; its classes are
-            those of the data.
+        network: any transformers network for semantic segmentation with the classes of the data, on its device.
         preprocessing: of the network; its size is the input size.
-        train: labelled photos to learn from.
-        validation: labelled photos to choose the best weights by; without them the last weights stay.
+        train: pairs to train on.
+        validation: pairs that select the best weights; without them the last weights are kept.
         max_train_steps: optimizer steps, at least 1.
-        train_batch_size: photos a step, at least 2: BatchNorm over a single pooled map has no variance.
-        learning_rate: highest rate, after the warm-up.
-        validation_steps: steps between validations; the last step is followed by one in any case.
-        seed: of order, augmentation and dropout: the same seed gives the same network on the same machine. The
-            global random state is left as it was.
+        train_batch_size: pairs per step, at least 2: BatchNorm over a single pooled map has no variance.
+        learning_rate: peak rate, after the warm-up.
+        validation_steps: steps between validations; the last step is always validated.
+        seed: of order, augmentation and dropout. The global random state stays as it was.
         mixed_precision: "no", or "bf16" for bfloat16 autocast.
-        on_log: called with each line of the log as it comes to be.
-        should_stop: asked after each step; where it says so, the training ends there.
+        on_log: called with each line of the log.
+        should_stop: called after each step; True ends the training.
 
     Raises:
-        ValueError: an option out of range, or other classes in the validation photos.
+        ValueError: an option out of range, or validation pairs with other classes.
     """
-    if max_train_steps < 1 or validation_steps < 1:
-        raise ValueError(
-            f"--max_train_steps and --validation_steps must be at least 1; got {max_train_steps} and "
-            f"{validation_steps}."
-        )
+    for name, value in (("max_train_steps", max_train_steps), ("validation_steps", validation_steps)):
+        if value < 1:
+            raise ValueError(f"--{name} must be 1 or more; got {value}.")
     if train_batch_size < 2:
-        raise ValueError(f"--train_batch_size must be at least 2, for BatchNorm's sake; got {train_batch_size}.")
+        raise ValueError(f"--train_batch_size must be at least 2, for BatchNorm; got {train_batch_size}.")
     if not learning_rate > 0:
         raise ValueError(f"--learning_rate must be more than 0; got {learning_rate}.")
     if validation is not None and validation.labels != train.labels:
-        raise ValueError("training and validation photos have other label sets; wanted one.")
+        raise ValueError("expected one label set; training and validation pairs have different ones.")
     device = next(network.parameters()).device
     input_size = preprocessing.input_size(*train.resolution)
     _check_input_size(network, input_size)
@@ -216,13 +203,13 @@ def train_segmenter(
     class_weights = train.class_weights().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
     total_steps = max(max_train_steps, 2)
-    # torch divides by the steps of the warm-up less one: a single one becomes two
+    # torch divides by the warm-up steps minus one: a single one becomes two
     warmup_share = 2 / total_steps if total_steps * WARMUP_SHARE == 1 else WARMUP_SHARE
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=total_steps, pct_start=warmup_share, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(seed)
-    order = batches.shuffled_batches(len(train), train_batch_size, generator)
+    order = shuffled_batches(len(train), train_batch_size, generator)
     history, best, losses, started = History(), None, [], time.monotonic()
 
     def log(**values: Any) -> None:
@@ -236,12 +223,12 @@ def train_segmenter(
         network.train()
         while history.steps < max_train_steps:
             images, masks = train.batch(next(order))
-            images, masks = batches.augment(images.to(device).float(), masks.to(device), generator, input_size)
+            images, masks = augment(images.to(device).float(), masks.to(device), generator, input_size)
             with _autocast(device, mixed_precision):
-                logits = logits_of(network, preprocessing.normalize(images), masks.shape[-2:])  # (B, C, H, W)
+                logits = compute_logits(network, preprocessing.normalize(images), masks.shape[-2:])  # (B, C, H, W)
             loss = F.cross_entropy(logits, masks, class_weights, ignore_index=ignore_index, reduction="sum")
             weight = class_weights[masks[masks != ignore_index]].sum()
-            loss = loss / weight.clamp(min=1)  # crops may hold unknown pixels only, where the mean would be 0 / 0
+            loss = loss / weight.clamp(min=1)  # if all pixels are unknown, the mean would be 0 / 0
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM)
@@ -272,7 +259,7 @@ def train_segmenter(
 
 @torch.no_grad()
 def _check_input_size(network: torch.nn.Module, size: tuple[int, int]) -> None:
-    """Refuse an input that is smaller than some layer's window."""
+    """Raise if the input is smaller than some layer's window."""
     device = next(network.parameters()).device
     try:
         network.eval()(pixel_values=torch.zeros(1, 3, *size, device=device))

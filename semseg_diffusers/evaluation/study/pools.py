@@ -15,8 +15,8 @@ from semseg_diffusers.data.decode_cache import DecodedPairs
 from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.evaluation.filtering.rules import read_filter
 from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
-from semseg_diffusers.evaluation.segmentation.networks import Source
-from semseg_diffusers.evaluation.segmentation.training import LabelledPhotos
+from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource
+from semseg_diffusers.evaluation.segmentation.training import LabelledImages
 from semseg_diffusers.evaluation.study.settings import OF_FILTERED, OF_GENERATED, StudySettings, Training
 from semseg_diffusers.generation.inputs import Names
 from semseg_diffusers.generation.output_folder import read_metadata
@@ -140,7 +140,7 @@ def members(training: Training, data: StudyData) -> list[tuple[str, int]]:
     return synthetic if training.arm in ("synthetic", "filtered") else real + synthetic
 
 
-class Pool(LabelledPhotos):
+class Pool(LabelledImages):
     """The pairs that a training draws from.
 
     Classes are weighted by their pixels in the real photos, whatever the arm: the loss does not differ between arms.
@@ -261,7 +261,7 @@ def base_weights(settings: StudySettings) -> str | None:
     """The hash of the weights that all networks begin with; None for random ones."""
     if settings.base_model is None:
         return None
-    source = Source.of(settings.base_model, settings.revision, "--base_model")
+    source = PretrainedSource.of(settings.base_model, settings.revision, "--base_model")
     return weights_hash(source.network().state_dict())
 
 

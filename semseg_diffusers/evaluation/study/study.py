@@ -19,7 +19,7 @@ from semseg_diffusers.data.dataset import add_column_arguments
 from semseg_diffusers.evaluation.inputs import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.architectures import ARCHITECTURES
 from semseg_diffusers.evaluation.segmentation.initialization import DEFAULT_ARCHITECTURE, FINE_TUNING_RATE
-from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledPhotos
+from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages
 from semseg_diffusers.evaluation.study.pools import (
     StudyData,
     base_weights,
@@ -36,8 +36,8 @@ from semseg_diffusers.evaluation.study.settings import ARMS, SHARED, StudySettin
 from semseg_diffusers.evaluation.study.training import (
     MOST_JOBS,
     TRAININGS,
-    beginning_of,
     default_jobs,
+    initial_network,
     read_result,
     run_trainings,
 )
@@ -80,15 +80,15 @@ def run_study(
     forced = find_leaks(settings, data, digests) + find_filter_as_judge(settings, weights)
     if forced and not settings.force:
         raise ValueError(f"{' '.join(forced)} To go on all the same, and have the page say so: --force.")
-    beginning = beginning_of(settings, data, settings.seeds[0])
+    initial = initial_network(settings, data, settings.seeds[0])
     record = {
         "settings": {name: getattr(settings, name) for name in SHARED},
         "network": {
             "architecture": settings.architecture or (None if settings.base_model else DEFAULT_ARCHITECTURE),
             "base_weights": weights,
-            "num_parameters": sum(parameter.numel() for parameter in beginning.network.parameters()),
-            "input_size": list(beginning.input_size),
-            "learning_rate": beginning.learning_rate,
+            "num_parameters": sum(parameter.numel() for parameter in initial.network.parameters()),
+            "input_size": list(initial.input_size),
+            "learning_rate": initial.learning_rate,
         },
         "recipe": RECIPE,
         "data": {name: data_hash(pairs, digests[name]) for name, pairs in data.sets.items()},
@@ -198,7 +198,7 @@ def _notes(settings: StudySettings, data: StudyData, results: Mapping[str, Any])
     absent = results["absent"]
     if absent:
         notes.append(f"No validation mask holds {', '.join(absent)}: not in the mean.")
-    pixels = LabelledPhotos(data.real).pixels
+    pixels = LabelledImages(data.real).pixels
     unseen = [name for name, count in zip(data.real.labels.names, pixels, strict=True) if count == 0]
     notes.append(
         "Classes are weighted by their share of the real training pixels, in every arm alike."

@@ -19,8 +19,8 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.data.dataset_format import terminate_as_exception
-from semseg_diffusers.evaluation.segmentation.initialization import Beginning, begin
-from semseg_diffusers.evaluation.segmentation.training import LabelledPhotos, score_network, train_segmenter
+from semseg_diffusers.evaluation.segmentation.initialization import InitialSegmenter, build_segmenter
+from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
 from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, members
 from semseg_diffusers.evaluation.study.settings import StudySettings, Training
 from semseg_diffusers.pipelines.portable import write_text
@@ -34,9 +34,9 @@ class StoppedError(RuntimeError):
     """A training was told to end before its last step; nothing of it is kept."""
 
 
-def beginning_of(settings: StudySettings, data: StudyData, seed: int) -> Beginning:
+def initial_network(settings: StudySettings, data: StudyData, seed: int) -> InitialSegmenter:
     """The network of a seed before its first step: the same for every arm."""
-    return begin(
+    return build_segmenter(
         data.real.labels,
         data.real.resolution,
         architecture=settings.architecture,
@@ -80,15 +80,15 @@ def train_one(
         on_steps(line["step"] - told)
         told = line["step"]
 
-    beginning = beginning_of(settings, data, training.seed)
-    network = beginning.network.to(device)
+    initial = initial_network(settings, data, training.seed)
+    network = initial.network.to(device)
     history = train_segmenter(
         network,
-        beginning.preprocessing,
-        Pool(training, data, LabelledPhotos(data.real).pixels),
+        initial.preprocessing,
+        Pool(training, data, LabelledImages(data.real).pixels),
         max_train_steps=settings.max_train_steps,
         train_batch_size=settings.train_batch_size,
-        learning_rate=beginning.learning_rate,
+        learning_rate=initial.learning_rate,
         seed=training.seed,
         mixed_precision=settings.mixed_precision,
         on_log=on_log,
@@ -100,9 +100,9 @@ def train_one(
     if not math.isfinite(loss):
         raise ValueError(
             f"'{training.name}' diverged: its loss is {loss} at the end. Lower --learning_rate (it is "
-            f"{beginning.learning_rate:g}) or leave --mixed_precision."
+            f"{initial.learning_rate:g}) or leave --mixed_precision."
         )
-    scores = score_network(network, beginning.preprocessing, LabelledPhotos(data.validation), settings.mixed_precision)
+    scores = score_network(network, initial.preprocessing, LabelledImages(data.validation), settings.mixed_precision)
     pool = members(training, data)
     return {
         **dataclasses.asdict(training),
