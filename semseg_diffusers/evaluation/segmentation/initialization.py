@@ -13,8 +13,8 @@ from transformers import (
     PreTrainedModel,
 )
 
-from semseg_diffusers.data.options import parse_resolution
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.options import parse_resolution
 from semseg_diffusers.evaluation.segmentation.architectures import ARCHITECTURES, register_torchvision
 from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, PretrainedSource, scaled_size
 
