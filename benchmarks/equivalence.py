@@ -153,7 +153,7 @@ CASES = {
     "segmenter": Case(
         "segmenter --dataset scenes --output judge --architecture segformer-mini --max_train_steps 12 "
         "--train_batch_size 4 --validation_steps 6 --device cpu --input_size 32\n"
-        "segmenter --dataset scenes --output other --architecture mobilevit-mini-deeplabv3 --max_train_steps 4 "
+        "segmenter --dataset scenes --output other --architecture mobilevit-deeplabv3-xxs --max_train_steps 4 "
         "--train_batch_size 4 --validation_split none --device cpu --input_size 32",
         ("judge/*.safetensors", "other/*.safetensors"), ("toy",),
     ),

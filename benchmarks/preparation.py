@@ -221,7 +221,7 @@ def compare_preparation(root: Path, work: Path, repeats: int) -> dict[str, float
 
 def compare_reading(root: Path, work: Path, repeats: int) -> dict[str, float]:
     """Seconds an item of each way of reading, after `compare_preparation`."""
-    prepare_dataset(PrepareSettings(str(root), str(work / "prepared"), "bdd100k"))
+    prepare_dataset(PrepareSettings(source=str(root), output=str(work / "prepared"), format="bdd100k"))
     first, later = (load_pairs(work / "prepared", cache_dir=work / "cache") for _ in range(2))
     later.keep_decoded(10**9)
     for index in range(len(later)):

@@ -42,7 +42,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import LabelSet, PaperUNet2DModel
 from semseg_diffusers.data.labels import PAPER
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
+from semseg_diffusers.data.settings import PrepareSettings
 from semseg_diffusers.evaluation.inputs import code_commit, versions
 from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.pipelines.portable import write_text
@@ -329,7 +330,7 @@ def write_pairs(work: Path, count: int) -> None:
         picture = colors[np.where(ids < len(PAPER), ids, 0)]
         Image.fromarray(picture).save(source / "masks" / f"scene{seed:04}.png")
     (source / "colormap.json").write_text(json.dumps({name: list(color) for name, color in PAPER.items()}))
-    prepare_dataset(PrepareSettings(str(source), str(work / "prepared"), "paper"))
+    prepare_dataset(PrepareSettings(source=str(source), output=str(work / "prepared"), format="paper"))
 
 
 def fitting_batch(device: str) -> int:

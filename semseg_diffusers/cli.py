@@ -24,17 +24,26 @@ class Command(NamedTuple):
 
 # In the order of use. A command that is not converted yet is (module with add_arguments and run, help).
 COMMANDS = {
-    "prepare": (
-        "semseg_diffusers.data.prepare",
+    "prepare": Command(
+        "semseg_diffusers.data.settings:PrepareSettings",
+        "semseg_diffusers.data.prepare:run",
         "prepare a public dataset or your own image-mask pairs",
     ),
-    "check": ("semseg_diffusers.data.check.check", "report what is wrong with a source or a prepared dataset"),
+    "check": Command(
+        "semseg_diffusers.data.settings:CheckSettings",
+        "semseg_diffusers.data.check.check:run",
+        "report what is wrong with a source or a prepared dataset",
+    ),
     "toy": ("semseg_diffusers.toy.scenes", "generate street scenes with exact masks from a seed"),
     "stats": (
         "semseg_diffusers.masks.statistics.stats",
         "report class statistics and underrepresented classes",
     ),
-    "labels": ("semseg_diffusers.data.labels_command", "export a label set: legend image, palette file, JSON"),
+    "labels": Command(
+        "semseg_diffusers.data.settings:LabelsSettings",
+        "semseg_diffusers.data.labels_command:run",
+        "export a label set: legend image, palette file, JSON",
+    ),
     "clean": ("semseg_diffusers.masks.cleaning", "turn hand-painted images into masks"),
     "edit": ("semseg_diffusers.masks.editing.edit", "edit masks: move, paste, remove, draw objects"),
     "enrich": ("semseg_diffusers.masks.enrich", "create masks with more of the rare classes"),

@@ -22,9 +22,9 @@ from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.sampler import Painter
 from semseg_diffusers.app.shapes import cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
 from semseg_diffusers.app.uploads import MOST_SEED, Limits, check_whole
-from semseg_diffusers.data.dataset_format import terminate_as_exception
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.files import terminate_as_exception
 
 
 CSS = """

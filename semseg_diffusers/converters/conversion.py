@@ -10,10 +10,10 @@ import torch
 from diffusers import SchedulerMixin
 
 from semseg_diffusers.converters.checkpoints import file_hash
-from semseg_diffusers.data.dataset_format import new_folder, package_version
 from semseg_diffusers.data.labels import LabelSet, free_color
 from semseg_diffusers.hub.cards import render_model_card
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.utils.files import new_folder, package_version
 
 
 CONVERSION_FILE = "conversion.json"  # marks a folder that `convert` made, and may replace

@@ -8,9 +8,9 @@ import sys
 
 from semseg_diffusers.converters import id_channel, paper, sdm
 from semseg_diffusers.converters.conversion import CONVERSION_FILE, KIND, save_conversion
-from semseg_diffusers.data.dataset_format import check_output
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.options import parse_resolution
+from semseg_diffusers.utils.files import check_output
 
 
 # --from -> (what reads it, the options of it that not every source has)

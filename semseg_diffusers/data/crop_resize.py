@@ -11,7 +11,6 @@ from PIL import Image
 from semseg_diffusers.pipelines.mask_inputs import center_crop_box
 
 
-FITS = ("crop", "whole", "pad")
 ASPECT_TOLERANCE = 0.01  # how far, in parts, the aspect of a whole frame may be from that of the resolution
 
 

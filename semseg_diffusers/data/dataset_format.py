@@ -6,13 +6,8 @@
 import contextlib
 import json
 import os
-import shutil
-import signal
-import socket
-import threading
 import zlib
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +15,7 @@ import PIL
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.utils.files import new_folder, package_version
 
 
 LABELS_FILE = "labels.json"
@@ -38,117 +34,19 @@ DATA_LICENSES = {
 UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before you publish."
 
 
-def check_output(
-    output: str | os.PathLike, overwrite: bool, marker: str = SETTINGS_FILE, kind: str = "prepared data set"
-) -> Path:
-    """The absolute path of a folder to make.
-
-    Args:
-        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
-        overwrite (`bool`): replace one of the same kind that stands there, and only such a one.
-        marker (`str`, defaults to `SETTINGS_FILE`): a file that every folder of this kind holds.
-        kind (`str`, defaults to "prepared data set"): what messages call it.
-
-    Raises:
-        ValueError: something stands there that may not be replaced.
-    """
-    output = Path(os.path.abspath(output))
-    if output.is_file():
-        raise ValueError(f"--output '{output}' is a file; wanted a folder that does not exist yet.")
-    if output.is_dir() and any(output.iterdir()):
-        if not overwrite:
-            raise ValueError(f"--output '{output}' is not empty. Name another folder, or replace it with --overwrite.")
-        if not (output / marker).is_file():
-            raise ValueError(
-                f"--output '{output}' holds no {marker}, so it is no {kind} and --overwrite leaves it alone. Name "
-                "another folder."
-            )
-    return output
-
-
 @contextlib.contextmanager
 def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
+    """Yield a folder to fill that becomes `output` at the end; nothing is left of it after an error.
 
     Args:
-        output (`str` or `os.PathLike`): where the data set goes; it must not exist, or be empty.
-        overwrite (`bool`, defaults to `False`): replace a prepared data set that stands there, and only such a one.
+        output (`str` or `os.PathLike`): target folder; it must not exist, or be empty.
+        overwrite (`bool`, defaults to `False`): replace an existing prepared dataset, and nothing else.
 
     Raises:
-        ValueError: `output` holds something.
+        ValueError: `output` is not empty.
     """
-    with new_folder(output, SETTINGS_FILE, "prepared data set", overwrite) as folder:
+    with new_folder(output, SETTINGS_FILE, "prepared dataset", overwrite) as folder:
         yield folder
-
-
-@contextlib.contextmanager
-def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
-    """Give a folder to fill that takes the place of `output` at the end; after an error nothing is left of it.
-
-    Args:
-        output (`str` or `os.PathLike`): where the folder goes; it must not exist, or be empty.
-        marker (`str`): a file that every folder of this kind holds.
-        kind (`str`): what messages call it.
-        overwrite (`bool`, defaults to `False`): replace one of the same kind that stands there, and only such a one.
-
-    Raises:
-        ValueError: `output` holds something.
-    """
-    output = check_output(output, overwrite, marker, kind)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{output.name}.tmp-{socket.gethostname()}-"
-    _remove_leftovers(output.parent, prefix)
-    folder = output.parent / f"{prefix}{os.getpid()}"
-    with terminate_as_exception():
-        try:
-            folder.mkdir()
-            yield folder
-            swap_in(folder, output, folder.with_name(folder.name + ".old"))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def swap_in(folder: Path, output: Path, old: Path) -> None:
-    """Let a folder become `output`; what stood there is called `old` meanwhile, and removed."""
-    if output.exists():
-        os.replace(output, old)
-    os.replace(folder, output)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove what runs that were killed outright left behind on this machine."""
-    for path in parent.iterdir():
-        pid = path.name.removeprefix(prefix)
-        if path.name.startswith(prefix) and pid.isdecimal() and not _runs(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextlib.contextmanager
-def terminate_as_exception() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit meanwhile, so that a job that is told to stop cleans up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum, _frame):
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def label_file_near(folder: str | os.PathLike, masks: str | os.PathLike) -> Path | None:
@@ -217,14 +115,6 @@ def _typed(rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
         split: {c for c in columns if all(line.get(c) is None for line in lines)} for split, lines in rows.items()
     }
     return {split: [line | dict.fromkeys(blank[split], "") for line in lines] for split, lines in rows.items()}
-
-
-def package_version() -> str:
-    """Version of the installed package; "unknown" where it runs from a checkout that was never installed."""
-    try:
-        return metadata.version("semseg-diffusers")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def data_license(source_format: str | None, thing: str | None = None) -> tuple[str | None, str]:

@@ -150,6 +150,23 @@ def lookup_table(mapping: Sequence[int | None], ignore_index: int = 255) -> np.n
     return np.array([ignore_index if new is None else new for new in (*mapping, None)], np.uint8)
 
 
+def count_pixels(ids: np.ndarray, num_classes: int) -> np.ndarray:
+    """Return the pixels of each class in a mask, and of "unknown" at the end.
+
+    Args:
+        ids (`np.ndarray`): class ids, (H, W) unsigned integers; other values are unknown.
+        num_classes (`int`): C.
+
+    Returns:
+        `np.ndarray`: (C + 1,) int64.
+
+    Example:
+        >>> count_pixels(np.array([[0, 0, 2], [1, 0, 255]], dtype=np.uint8), num_classes=3).tolist()
+        [3, 1, 1, 1]
+    """
+    return np.bincount(np.minimum(ids, num_classes).reshape(-1), minlength=num_classes + 1)
+
+
 @dataclass(frozen=True)
 class LabelMapping:
     """How masks of one label set become masks of another: by the names of their classes (`match_classes`).

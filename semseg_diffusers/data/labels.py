@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from semseg_diffusers.data.options import LABEL_PRESETS as PRESET_NAMES  # noqa: F401
 from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, read_mask
 from semseg_diffusers.pipelines.portable import write_text
 
@@ -55,7 +56,6 @@ CAMVID = {
 PAPER_NAMES = ("background", *list(CITYSCAPES)[1:])
 PAPER = {name: ((123 * i + 7) % 256, (456 * i + 8) % 256, (789 * i + 9) % 256) for i, name in enumerate(PAPER_NAMES)}
 PRESETS = {"bdd100k": CITYSCAPES, "cityscapes": CITYSCAPES, "camvid": CAMVID, "paper": PAPER}
-PRESET_NAMES = tuple(PRESETS)
 
 
 def free_color(colors) -> tuple[int, int, int]:

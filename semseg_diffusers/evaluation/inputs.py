@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
-from semseg_diffusers.data.dataset_format import package_version
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.evaluation.features import (
@@ -31,6 +30,7 @@ from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.generation.plan import target_size
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.distributed import LOCK_FILE, Processes
+from semseg_diffusers.utils.files import package_version
 from semseg_diffusers.utils.images import save_png
 
 

@@ -12,8 +12,8 @@ import yaml
 from huggingface_hub import DatasetCardData, ModelCardData
 from jinja2 import Environment
 
-from semseg_diffusers.data.dataset_format import package_version
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.utils.files import package_version
 
 
 MODEL_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"

@@ -17,7 +17,6 @@ import diffusers
 import torch
 
 import semseg_diffusers
-from semseg_diffusers.data.dataset_format import check_output, new_folder, package_version
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import (
@@ -36,6 +35,7 @@ from semseg_diffusers.hub.folders import (
 )
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.hub.sample_sheet import SheetSettings, choose_masks, draw_sheet
+from semseg_diffusers.utils.files import check_output, new_folder, package_version
 
 
 logger = logging.getLogger(__name__)

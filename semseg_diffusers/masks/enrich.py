@@ -20,14 +20,15 @@ from pathlib import Path
 import numpy as np
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
-from semseg_diffusers.data.dataset_format import LABELS_FILE, package_version
+from semseg_diffusers.data.dataset_format import LABELS_FILE
+from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_files import new_output
 from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
-from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics, count_pixels
+from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.enrich_page import (
     Reached,
@@ -37,6 +38,7 @@ from semseg_diffusers.reports.enrich_page import (
     wishes_page,
 )
 from semseg_diffusers.reports.html import percent, write_page
+from semseg_diffusers.utils.files import package_version
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 

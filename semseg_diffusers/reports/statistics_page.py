@@ -4,7 +4,6 @@ Self-contained HTML made of the pieces of `data/pages`; the bars show what figur
 
 from markupsafe import Markup
 
-from semseg_diffusers.data.dataset_format import package_version
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.statistics.counts import (
     ClassFigures,
@@ -30,6 +29,7 @@ from semseg_diffusers.reports.html import (
     subheading,
     table,
 )
+from semseg_diffusers.utils.files import package_version
 
 
 TICKS = (LOWEST, 0.01, 1.0)  # shares written above the bars

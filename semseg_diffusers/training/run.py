@@ -29,7 +29,6 @@ from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_values, column_options, load_pairs, read_record
-from semseg_diffusers.data.dataset_format import package_version
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
@@ -65,6 +64,7 @@ from semseg_diffusers.training.preflight import collect_warnings
 from semseg_diffusers.training.previews import remove_later_previews, save_preview, start_tracking
 from semseg_diffusers.training.settings import ReportSettings, TrainingSettings
 from semseg_diffusers.utils.distributed import exclusive_folder, run_on_all_ranks, run_on_main_rank
+from semseg_diffusers.utils.files import package_version
 from semseg_diffusers.utils.progress import progress_bar
 
 

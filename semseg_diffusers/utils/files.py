@@ -1,7 +1,7 @@
-"""A data set in the making that outlives the process that makes it: stopped or killed, it goes on where it was.
+"""Folders that appear completely or not at all, and can be resumed after an interruption.
 
-It grows in `.NAME.preparing` beside the output, with a record of what it is made from, and of each pair that is
-complete. At the end it takes the output's place in one step.
+`new_folder` fills a temporary folder and renames it. `resumable_folder` does so in `.NAME.preparing` beside the
+output, with a record of its recipe and of each finished item, so that the same call resumes after a stop or a kill.
 """
 
 import contextlib
@@ -9,34 +9,137 @@ import errno
 import json
 import os
 import shutil
+import signal
+import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from semseg_diffusers.data.dataset_format import check_output, swap_in, terminate_as_exception
-
 
 RECORD_FILE = ".recipe.json"
 PROGRESS_FILE = ".progress.jsonl"
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room on the disk, in the quota, in the largest file allowed
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, the quota, the largest file allowed
+
+
+def package_version() -> str:
+    """Return the version of the installed package; "unknown" in a checkout that was never installed."""
+    try:
+        return metadata.version("semseg-diffusers")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def check_output(output: str | os.PathLike, overwrite: bool, marker: str, kind: str) -> Path:
+    """Return the absolute path of a folder to be created.
+
+    Args:
+        output (`str` or `os.PathLike`): target folder; it must not exist, or be empty.
+        overwrite (`bool`): replace an existing one of the same kind, and nothing else.
+        marker (`str`): a file that every folder of this kind has.
+        kind (`str`): name of the kind in messages.
+
+    Raises:
+        ValueError: something exists that may not be replaced.
+    """
+    output = Path(os.path.abspath(output))
+    if output.is_file():
+        raise ValueError(f"--output '{output}' is a file; expected a folder that does not exist yet.")
+    if output.is_dir() and any(output.iterdir()):
+        if not overwrite:
+            raise ValueError(f"--output '{output}' is not empty. Choose another folder, or use --overwrite.")
+        if not (output / marker).is_file():
+            raise ValueError(
+                f"--output '{output}' has no {marker}, so it is not a {kind} and --overwrite does not replace it. "
+                "Choose another folder."
+            )
+    return output
+
+
+@contextlib.contextmanager
+def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a folder to fill that becomes `output` at the end; nothing is left of it after an error.
+
+    Args:
+        output, marker, kind, overwrite: as in `check_output`.
+
+    Raises:
+        ValueError: `output` is not empty.
+    """
+    output = check_output(output, overwrite, marker, kind)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    prefix = f".{output.name}.tmp-{socket.gethostname()}-"
+    _remove_leftovers(output.parent, prefix)
+    folder = output.parent / f"{prefix}{os.getpid()}"
+    with terminate_as_exception():
+        try:
+            folder.mkdir()
+            yield folder
+            swap_in(folder, output, folder.with_name(folder.name + ".old"))
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def swap_in(folder: Path, output: Path, old: Path) -> None:
+    """Rename a folder to `output`; an existing one is renamed to `old` meanwhile, and removed."""
+    if output.exists():
+        os.replace(output, old)
+    os.replace(folder, output)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_leftovers(parent: Path, prefix: str) -> None:
+    """Remove what killed processes left behind on this machine."""
+    for path in parent.iterdir():
+        pid = path.name.removeprefix(prefix)
+        if path.name.startswith(prefix) and pid.isdecimal() and not _is_running(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def terminate_as_exception() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit inside the block, so that a terminated job cleans up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum, _frame):
+        raise SystemExit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass
 class Staging:
-    """The folder to fill, and the pairs that are in it already."""
+    """A folder to fill, and the pairs that are finished."""
 
     folder: Path
-    done: dict[tuple[str, str], dict] = field(default_factory=dict)  # (split, stem) -> what was noted of the pair
+    done: dict[tuple[str, str], dict] = field(default_factory=dict)  # (split, stem) -> record of the pair
 
     def note(self, split: str, stem: str, files: tuple[str, ...], **facts) -> None:
-        """Note that a pair is complete.
+        """Record that a pair is finished.
 
         Args:
             split, stem: of the pair.
             files: its files, relative to the split's folder.
-            **facts: what is to be known of it again.
+            **facts: further values for the record.
         """
         sizes = {name: (self.folder / split / name).stat().st_size for name in files}
         line = {"split": split, "stem": stem, "sizes": sizes, **facts}
@@ -44,50 +147,51 @@ class Staging:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def read_progress(self) -> None:
-        """Find the pairs that are complete: noted, and their files as large as they were."""
+        """Find the finished pairs: recorded, and with files of the recorded size."""
         path = self.folder / PROGRESS_FILE
         for line in path.read_bytes().split(b"\n") if path.is_file() else ():
-            with contextlib.suppress(ValueError, OSError):  # a line cut off, a file that did not reach the disk
+            with contextlib.suppress(ValueError, OSError):  # an incomplete line, a file that did not reach the disk
                 entry = json.loads(line)
                 folder = self.folder / entry["split"]
                 if all((folder / name).stat().st_size == size for name, size in entry["sizes"].items()):
                     self.done[entry["split"], entry["stem"]] = entry
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in self.done.values())
-        path.write_text(lines, encoding="utf-8")  # a line that was cut off would spoil the next one
+        path.write_text(lines, encoding="utf-8")  # an incomplete line would spoil the next one
 
 
 def staging_folder(output: str | os.PathLike) -> Path:
-    """Where a data set for `output` grows."""
+    """Return the staging folder of `output`."""
     output = Path(os.path.abspath(output))
     return output.with_name(f".{output.name}.preparing")
 
 
 @contextlib.contextmanager
-def resumable_dataset(output: str | os.PathLike, recipe: dict, overwrite: bool = False) -> Iterator[Staging]:
-    """Give a folder to fill that takes the place of `output` at the end.
+def resumable_folder(
+    output: str | os.PathLike, recipe: dict, marker: str, kind: str, overwrite: bool = False
+) -> Iterator[Staging]:
+    """Yield a folder to fill that becomes `output` at the end, and survives an interruption.
 
-    After an error nothing of it is left. After a stop (Ctrl-C, SIGTERM, SIGKILL, a power cut) it stays, and the next
-    call with the same recipe finds in it what is complete; another recipe begins anew.
+    Nothing is left of it after an error. After a stop (Ctrl-C, SIGTERM, SIGKILL, a power cut) it is kept, and the next
+    call with the same recipe finds the finished pairs; another recipe starts again.
 
     Args:
-        output (`str` or `os.PathLike`): Where the data set goes; it must not exist, or be empty.
-        recipe (`dict`): All that the content hangs on, as JSON.
-        overwrite (`bool`, defaults to `False`): Replace a prepared data set that stands there, and only such a one.
+        output, marker, kind, overwrite: as in `check_output`.
+        recipe (`dict`): everything the content depends on, as JSON.
 
     Raises:
-        ValueError: `output` holds something, or another process is at work on it.
+        ValueError: `output` is not empty, or another process works on it.
     """
     output = Path(os.path.abspath(output))
     folder = staging_folder(output)
     old, lock = (folder.with_name(folder.name + ending) for ending in (".old", ".lock"))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _sole_worker(lock, output), terminate_as_exception():
-        if old.exists() and not output.exists():  # killed between the two steps of the exchange
+    with _exclusive(lock, output), terminate_as_exception():
+        if old.exists() and not output.exists():  # killed between the two renames
             os.replace(old, output)
         shutil.rmtree(old, ignore_errors=True)
-        check_output(output, overwrite)
+        check_output(output, overwrite, marker, kind)
         text = json.dumps(recipe, sort_keys=True)
-        if not _is_of(folder, text):
+        if not _has_recipe(folder, text):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             (folder / RECORD_FILE).write_text(text, encoding="utf-8")
@@ -104,25 +208,25 @@ def resumable_dataset(output: str | os.PathLike, recipe: dict, overwrite: bool =
             if isinstance(err, OSError) and err.errno in FULL:
                 raise OSError(
                     err.errno,
-                    f"the disk is full: '{output}' could not be written, and nothing is left of it. Make room",
+                    f"the disk is full: '{output}' could not be written, and nothing of it is left. Free disk space",
                 ) from err
             raise
 
 
-def _is_of(folder: Path, recipe: str) -> bool:
+def _has_recipe(folder: Path, recipe: str) -> bool:
     record = folder / RECORD_FILE
     return record.is_file() and record.read_text(encoding="utf-8") == recipe
 
 
 @contextlib.contextmanager
-def _sole_worker(path: Path, output: Path) -> Iterator[None]:
-    """Keep others from the same output; the lock is the kernel's and ends with the process."""
+def _exclusive(path: Path, output: Path) -> Iterator[None]:
+    """Lock an output for this process; the kernel holds the lock, which ends with the process."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout as err:
         raise ValueError(
-            f"another process prepares '{output}'. Wait until it has ended, or name another one."
+            f"another process prepares '{output}'. Wait until it has ended, or choose another --output."
         ) from err
     try:
         yield

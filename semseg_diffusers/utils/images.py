@@ -9,15 +9,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 
-if TYPE_CHECKING:
-    from semseg_diffusers.data.labels import LabelSet
 
 GAP = 4  # pixels between two cells
 FONT_SIZE = 14  # pixels; legible at the size the picture is shown
@@ -31,7 +29,7 @@ BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
 
 
-def to_picture(cell: Any, labels: "LabelSet | None" = None) -> Image.Image:
+def to_picture(cell: Any, labels: Any = None) -> Image.Image:
     """Return one cell as a PIL image.
 
     Args:
@@ -85,7 +83,7 @@ def image_grid(
     rows: Sequence[Sequence[Any]],
     headers: Sequence[str] | None = None,
     row_labels: Sequence[str] | None = None,
-    labels: "LabelSet | None" = None,
+    labels: Any = None,
     cell_size: int = 128,
 ) -> Image.Image:
     """Put rows of pictures into one picture, column headers on top and row labels on the left.

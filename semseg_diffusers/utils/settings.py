@@ -49,7 +49,7 @@ def option(
         old_names: earlier spellings, accepted but not listed.
         positional: without `--`.
         repeated: the option may be given several times, one value each.
-        parse: reads the text (a list of texts for tuples) in place of the field's type.
+        parse: reads the text in place of the field's type.
     """
     metadata = {
         "help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "at_most": at_most,
@@ -160,10 +160,10 @@ def parse_value(field: dataclasses.Field, text: Any) -> Any:
         if not optional:
             raise ValueError("expected a value")
         return None
+    if field.metadata.get("parse") is not None:
+        return field.metadata["parse"](text) if isinstance(text, str) or not is_tuple else tuple(text)
     if is_tuple and not isinstance(text, (list, tuple)):
         text = [text] if isinstance(text, str) and kind is str else str(text).replace(",", " ").split()
-    if field.metadata.get("parse") is not None:
-        return field.metadata["parse"](text)
     return tuple(_parse_item(kind, part) for part in text) if is_tuple else _parse_item(kind, text)
 
 
@@ -272,7 +272,7 @@ class SettingsParser(argparse.ArgumentParser):
             keywords["metavar"] = meta.get("metavar") or (
                 f"{{{choices}}}" if choices else field.name.split("_")[-1].upper()
             )
-            if is_tuple:
+            if is_tuple and meta.get("parse") is None:
                 keywords |= {"action": "append"} if meta.get("repeated") else {"nargs": "+" if field.default else "*"}
         if meta.get("positional"):
             group.add_argument(field.name, **keywords)
@@ -290,11 +290,13 @@ class SettingsParser(argparse.ArgumentParser):
         given = vars(self.parse_args(arguments))
         config = given.pop("config", None)
         from_file = {} if config is None else read_yaml(config)
-        preset = given.pop("preset", None) or from_file.pop("preset", None)
-        from_file.pop("preset", None)
+        presets = getattr(self.settings, "PRESETS", None)
+        preset = None
+        if presets is not None:
+            preset = given.pop("preset", None) or from_file.get("preset")
+            from_file.pop("preset", None)
         layers = [(f"--config {config}", from_file), ("command line", given)]
         if preset is not None:
-            presets = getattr(self.settings, "PRESETS", {})
             if preset not in presets:
                 raise ValueError(f"--preset {preset!r}: expected one of {', '.join(sorted(presets))}.")
             layers.insert(0, (f"--preset {preset}", presets[preset]))

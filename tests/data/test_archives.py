@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from helpers.driving_sets import bdd100k, zip_folder
 
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.readers import read_file, read_source
+from semseg_diffusers.data.settings import PrepareSettings
 from semseg_diffusers.utils.archives import ArchivePath, close_archives, open_archives
 
 
@@ -149,7 +150,7 @@ def test_archives_are_prepared_as_what_they_hold(tmp_path, how):
         labels = zip_folder(plain / "labels", archives / "bdd100k_sem_seg_labels_trainval.zip", "bdd100k/labels/")
         source = str(archives) if how == "folder of archives" else (str(images), str(labels))
     for name, where in (("a", str(plain)), ("b", source)):
-        prepare_dataset(PrepareSettings(where, str(tmp_path / name), resolution=(16, 16)))
+        prepare_dataset(PrepareSettings(source=where, output=str(tmp_path / name), resolution=(16, 16)))
     assert all_bytes(tmp_path / "a") == all_bytes(tmp_path / "b")
     close_archives()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "archives", "b", "plain"]  # nothing unpacked

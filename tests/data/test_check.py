@@ -352,8 +352,11 @@ def test_command_checks_a_prepared_set(prepared, capsys):
     ("words", "message"),
     [
         (["--dataset", "nowhere"], "--dataset 'nowhere' is no folder here"),
-        (["--dataset", "a", "--format", "folder"], "only --output and --num_workers go with --dataset"),
-        (["--dataset", "a", "--num_workers", "0"], "--num_workers 0, --tolerance 0.0; wanted at least 1"),
+        (
+            ["--dataset", "a", "--format", "folder"],
+            "--format: only with --source; a prepared dataset carries its classes",
+        ),
+        (["--dataset", "a", "--num_workers", "0"], "--num_workers must be 1 or more; got 0"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, message, capsys):

@@ -1,6 +1,5 @@
 """Label sets and the reading of masks: laws of encode and decode, every image mode, every refusal."""
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from semseg_diffusers.data import labels_command
+from semseg_diffusers import cli
 from semseg_diffusers.data.labels import CITYSCAPES, PRESET_NAMES, LabelSet
 from semseg_diffusers.pipelines.mask_inputs import center_crop_box, colors_to_ids, open_image, read_mask, resize_ids
 
@@ -406,9 +405,7 @@ def test_palette_file_lists_the_colours_as_gimp_reads_them(tmp_path):
 def test_labels_command_writes_legend_palette_and_json(tmp_path, source, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "colormap.json").write_text(json.dumps(CITYSCAPES))
-    parser = argparse.ArgumentParser()
-    labels_command.add_arguments(parser)
-    labels_command.run(parser.parse_args([*source, "--output", "out/here"]))
+    assert cli.main(["labels", *source, "--output", "out/here"]) == 0
     name = "camvid" if "camvid" in source else "colormap"
     assert sorted(path.name for path in (tmp_path / "out" / "here").iterdir()) == sorted(
         [f"{name}.gpl", "labels.json", "legend.png"]

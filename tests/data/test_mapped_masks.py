@@ -16,7 +16,8 @@ from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import label_file_near
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
+from semseg_diffusers.data.settings import PrepareSettings
 from semseg_diffusers.evaluation.inputs import load_generator
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.generate import generate_dataset
@@ -267,7 +268,7 @@ def source_of(folder: Path, labels: LabelSet, pairs: int = 4) -> Path:
 
 
 def prepared(source: Path, output: Path, **changes) -> Path:
-    prepare_dataset(PrepareSettings(str(source), str(output), **{"resolution": (16, 24), **changes}))
+    prepare_dataset(PrepareSettings(source=str(source), output=str(output), **{"resolution": (16, 24), **changes}))
     return output
 
 

@@ -14,13 +14,14 @@ import pytest
 from PIL import ExifTags, Image
 
 from semseg_diffusers import cli
-from semseg_diffusers.data import dataset_format as layout
 from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import new_dataset
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import parse_resolution
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset, read_photo
+from semseg_diffusers.data.prepare import prepare_dataset, read_photo
+from semseg_diffusers.data.settings import PrepareSettings
+from semseg_diffusers.utils import files as layout
 
 
 BDD = LabelSet.from_preset("bdd100k")
@@ -55,7 +56,7 @@ def prepare(source, tmp_path):
     """Prepare the source with some settings changed; returns the folder."""
 
     def run(**changes):
-        settings = {"source": str(source), "output": str(tmp_path / "out"), "data_format": "folder", **changes}
+        settings = {"source": str(source), "output": str(tmp_path / "out"), "format": "folder", **changes}
         prepare_dataset(PrepareSettings(**{"resolution": (32, 32), **settings}))
         return Path(settings["output"])
 
@@ -211,7 +212,11 @@ def test_camvid_eleven_becomes_unknown(tmp_path):
         (tmp_path / "source" / part / "train").mkdir(parents=True)
     photo_of(ids).save(tmp_path / "source" / "images" / "train" / "a.jpg")
     Image.fromarray(ids).save(tmp_path / "source" / "labels" / "train" / "a.png")
-    prepare_dataset(PrepareSettings(str(tmp_path / "source"), str(tmp_path / "out"), "camvid", resolution=None))
+    prepare_dataset(
+        PrepareSettings(
+            source=str(tmp_path / "source"), output=str(tmp_path / "out"), format="camvid", resolution=None
+        )
+    )
     mask = load_pairs(tmp_path / "out", cache_dir=tmp_path / "cache")[0]["mask"].numpy()
     assert np.array_equal(mask, np.where(ids == 11, 255, ids))
 
@@ -247,7 +252,7 @@ def test_enlarging_is_allowed_counted_and_said(source, tmp_path, capsys):
         "1",
     ]
     assert cli.main(["prepare", *arguments, "--resolution", "80"]) == 0
-    assert "warning: 6 pairs were smaller than 80 and were enlarged" in capsys.readouterr().out
+    assert "warning: 6 pairs were smaller than --resolution and were enlarged" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "prepare.json").read_text())["enlarged"] == 6
     assert cli.main(["prepare", *arguments, "--resolution", "40x40", "--overwrite"]) == 0
     assert "warning" not in capsys.readouterr().out
@@ -321,7 +326,7 @@ def spoiled_masks():
         pytest.param(Image.fromarray(pink), r"p2.png' holds 1 colour .*\(255, 0, 255\) in 10 pixels", id="colour"),
         pytest.param(Image.fromarray(ghost), "p2.png' has 12 transparent pixels", id="transparent"),
         pytest.param(Image.fromarray(wide), r"p2.png' holds class 4001; .*instance", id="16 bits"),
-        pytest.param(Image.fromarray(ids.astype(np.float32)), "p2.*image mode F; wanted", id="float"),
+        pytest.param(Image.fromarray(ids.astype(np.float32)), "p2.*image mode F; expected", id="float"),
         pytest.param(Image.fromarray(striped(30, 60)), r"p2.png' is 40 x 60, its mask .*p2.* 30 x 60", id="size"),
     ]
 
@@ -351,7 +356,7 @@ def test_tolerance_takes_the_nearest_colour(prepare, source, tmp_path):
 
 def test_a_photo_of_more_than_eight_bits_is_refused_not_clipped(prepare, source, tmp_path):
     Image.fromarray(np.full((40, 60), 900, np.uint16)).save(source / "images" / "p0.png")
-    with pytest.raises(ValueError, match="p0.png' has the image mode I;16; wanted 8 bits a channel"):
+    with pytest.raises(ValueError, match="p0.png' has the image mode I;16; expected 8 bits per channel"):
         prepare()
     assert_nothing_left(tmp_path)
 
@@ -362,12 +367,12 @@ def test_a_photo_of_more_than_eight_bits_is_refused_not_clipped(prepare, source,
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"val_fraction": 1.0}, "val_fraction=1.0; wanted 0 or more, below 1"),
+        ({"val_fraction": 1.0}, "--val_fraction must be 0 or more and less than 1; got 1.0"),
         ({"val_fraction": 0.99}, "leaves none of the 6 pairs for training"),
-        ({"fit": "stretch"}, "fit='stretch', resolution=32x32; wanted one of crop, whole, pad"),
-        ({"fit": "pad", "resolution": None}, "fit='pad', resolution=native; .*none with native"),
-        ({"num_workers": 0}, "num_workers=0, .*wanted at least 1"),
-        ({"tolerance": -1.0}, "tolerance=-1.0; wanted at least 1 and at least 0"),
+        ({"fit": "stretch"}, "--fit must be one of crop, whole, pad; got 'stretch'"),
+        ({"fit": "pad", "resolution": None}, "--fit pad does not apply to --resolution native"),
+        ({"num_workers": 0}, "--num_workers must be 1 or more; got 0"),
+        ({"tolerance": -1.0}, "--tolerance must be 0 or more; got -1.0"),
     ],
 )
 def test_settings_out_of_range_are_refused(prepare, tmp_path, changes, message):
@@ -381,8 +386,10 @@ def test_val_fraction_is_refused_where_the_source_has_splits(tmp_path):
         for part in ("images", "masks"):
             (tmp_path / "source" / part / split).mkdir(parents=True)
             (tmp_path / "source" / part / split / "a.png").touch()
-    settings = PrepareSettings(str(tmp_path / "source"), str(tmp_path / "out"), "folder", labels="camvid")
-    with pytest.raises(ValueError, match="has splits of its own; --val_fraction is for sources without"):
+    settings = PrepareSettings(
+        source=str(tmp_path / "source"), output=str(tmp_path / "out"), format="folder", labels="camvid"
+    )
+    with pytest.raises(ValueError, match="has its own splits; --val_fraction is for sources without"):
         prepare_dataset(replace(settings, val_fraction=0.1))
     assert_nothing_left(tmp_path)
 
@@ -391,15 +398,15 @@ def test_resolution_is_a_number_two_numbers_or_native():
     read = [parse_resolution(text) for text in ("64", "96x160", "96X160", "native")]
     assert read == [(64, 64), (96, 160), (96, 160), None]
     for wrong in ("", "x", "64x", "1x2x3", "-64", "6.4", "big"):
-        with pytest.raises(ValueError, match="wanted a number"):
+        with pytest.raises(ValueError, match="expected a number"):
             parse_resolution(wrong)
-    with pytest.raises(ValueError, match="resolution 4 x 4 is out of range"):
+    with pytest.raises(ValueError, match="resolution 4 x 4: expected sides of 8 to 8192"):
         parse_resolution("4")
 
 
 def test_output_and_source_must_lie_apart(prepare, source):
     for output in (source, source / "out", source.parent):
-        with pytest.raises(ValueError, match="lie in one another"):
+        with pytest.raises(ValueError, match="overlap; expected separate folders"):
             prepare(output=str(output), overwrite=True)
     assert (source / "images" / "p0.png").is_file()
 
@@ -413,7 +420,7 @@ def test_an_output_that_holds_something_is_refused_and_only_a_prepared_one_repla
     holiday = tmp_path / "holiday"
     holiday.mkdir()
     (holiday / "beach.jpg").touch()
-    with pytest.raises(ValueError, match=r"holds no prepare.json, .*--overwrite leaves it alone"):
+    with pytest.raises(ValueError, match=r"has no prepare.json, .*--overwrite does not replace it"):
         prepare(output=str(holiday), overwrite=True)
     with pytest.raises(ValueError, match="is a file"):
         prepare(output=str(holiday / "beach.jpg"), overwrite=True)
@@ -489,7 +496,9 @@ def test_a_run_in_progress_is_left_alone_by_another(tmp_path):
 
 
 def test_real_bdd100k_pairs_of_the_authors_format(data_root, tmp_path):
-    settings = PrepareSettings(str(data_root / "bdd100k_samples"), str(tmp_path / "out"), "paper", resolution=None)
+    settings = PrepareSettings(
+        source=str(data_root / "bdd100k_samples"), output=str(tmp_path / "out"), format="paper", resolution=None
+    )
     assert prepare_dataset(settings).splits == {"train": 2}
     pairs = load_pairs(tmp_path / "out", cache_dir=tmp_path / "cache")
     assert (pairs.labels.names[0], pairs.resolution) == ("background", (128, 128))
@@ -505,7 +514,11 @@ def test_real_camvid_frames(data_root, tmp_path):
             (tmp_path / "source" / part / split).mkdir(parents=True)
             for path in sorted((data_root / "camvid" / part / split).glob(f"*.{ending}"))[:4]:
                 (tmp_path / "source" / part / split / path.name).symlink_to(path)
-    prepare_dataset(PrepareSettings(str(tmp_path / "source"), str(tmp_path / "out"), "camvid", resolution=(128, 128)))
+    prepare_dataset(
+        PrepareSettings(
+            source=str(tmp_path / "source"), output=str(tmp_path / "out"), format="camvid", resolution=(128, 128)
+        )
+    )
     pairs = load_pairs(tmp_path / "out", "val", cache_dir=tmp_path / "cache")
     assert (len(pairs), pairs.resolution) == (4, (128, 128))
     ids = np.stack([pair["mask"].numpy() for pair in pairs])

@@ -18,7 +18,8 @@ from helpers.driving_sets import ids_of, save, save_photo
 from semseg_diffusers import cli
 from semseg_diffusers.data import prepare
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
+from semseg_diffusers.data.settings import PrepareSettings
 from semseg_diffusers.utils import parallel as workers
 from semseg_diffusers.utils.files import PROGRESS_FILE, staging_folder
 
@@ -38,7 +39,7 @@ def source(tmp_path):
 
 
 def settings_of(source: Path, output: Path, **changes) -> PrepareSettings:
-    return PrepareSettings(str(source), str(output), **{"resolution": (24, 24), "seed": 0, **changes})
+    return PrepareSettings(source=str(source), output=str(output), **{"resolution": (24, 24), "seed": 0, **changes})
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
@@ -87,7 +88,7 @@ def test_the_command_says_how_a_stopped_run_goes_on(source, tmp_path, stop_after
     words = ["prepare", "--source", str(source), "--output", str(tmp_path / "out"), "--num_workers", "1"]
     stop_after(5, error)
     assert cli.main(words) == code
-    assert "stopped; what is made stays in " in capsys.readouterr().err
+    assert "stopped; finished pairs are kept in " in capsys.readouterr().err
     stop_after(None)
     assert cli.main(words) == 0
     answer = capsys.readouterr().out
@@ -173,7 +174,7 @@ def test_a_full_disk_is_an_error_and_leaves_no_data_set(source, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     try:
         with pytest.raises(
-            OSError, match="the disk is full: '.*out' could not be written, and nothing is left"
+            OSError, match="the disk is full: '.*out' could not be written, and nothing of it is left"
         ) as raised:
             prepare_dataset(settings_of(source, tmp_path / "out", resolution=(36, 64), overwrite=True))
     finally:
@@ -259,7 +260,7 @@ def slowly(*args, **kwargs):
 
 if __name__ == "__main__":
     prepare.make_pair = slowly
-    settings = prepare.PrepareSettings(*sys.argv[1:3], resolution=(24, 24), num_workers=2)
+    settings = prepare.PrepareSettings(source=sys.argv[1], output=sys.argv[2], resolution=(24, 24), num_workers=2)
     prepare.prepare_dataset(settings)
 """
 

@@ -21,13 +21,16 @@ from helpers.driving_sets import (
 from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.readers import read_source, scalabel
 from semseg_diffusers.data.readers.scalabel import iterate_frames
+from semseg_diffusers.data.settings import PrepareSettings
 
 
 def prepare(source, output, **settings):
-    report = prepare_dataset(PrepareSettings(str(source), str(output), **{"resolution": None, **settings}))
+    report = prepare_dataset(
+        PrepareSettings(source=str(source), output=str(output), **{"resolution": None, **settings})
+    )
     return report, {split: load_pairs(output, split, cache_dir=output.parent / "cache") for split in report.splits}
 
 

@@ -8,9 +8,10 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import CAMVID, LabelSet
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.readers import read_source
 from semseg_diffusers.data.readers.camvid import COLORS
+from semseg_diffusers.data.settings import PrepareSettings
 
 
 # labels.py of cityscapesScripts: id -> trainId.
@@ -25,7 +26,9 @@ def as_train_ids(label_ids: np.ndarray) -> np.ndarray:
 
 
 def prepare(source, output, **settings):
-    report = prepare_dataset(PrepareSettings(str(source), str(output), **{"resolution": None, **settings}))
+    report = prepare_dataset(
+        PrepareSettings(source=str(source), output=str(output), **{"resolution": None, **settings})
+    )
     return report, {split: load_pairs(output, split, cache_dir=output.parent / "cache") for split in report.splits}
 
 

@@ -8,8 +8,9 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.readers import read_source
+from semseg_diffusers.data.settings import PrepareSettings
 
 
 FEATURES = datasets.Features(
@@ -36,13 +37,13 @@ def parquet(tmp_path, monkeypatch):
 
 def prepare(source, output, **settings):
     settings = {"resolution": None, "labels": "bdd100k", **settings}
-    report = prepare_dataset(PrepareSettings(str(source), str(output), **settings))
+    report = prepare_dataset(PrepareSettings(source=str(source), output=str(output), **settings))
     return report, {split: load_pairs(output, split, cache_dir=output.parent / "cache2") for split in report.splits}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_become_pairs_with_numbers_for_names(parquet, tmp_path, streaming):
-    settings = {"data_format": "datasets", "image_column": "photo", "mask_column": "seg", "streaming": streaming}
+    settings = {"format": "datasets", "image_column": "photo", "mask_column": "seg", "streaming": streaming}
     report, pairs = prepare(parquet, tmp_path / "out", **settings)
     assert report.splits == {"train": 3, "val": 2}
     assert pairs["train"].stems == ["000000", "000001", "000002"]

@@ -9,7 +9,8 @@ from helpers.page_places import TRAIN, save_model, write_camvid
 from helpers.training_runs import status, tiny_settings, train_here
 
 from semseg_diffusers import LabelSet, cli
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
+from semseg_diffusers.data.settings import PrepareSettings
 
 
 pytestmark = pytest.mark.slow
@@ -24,7 +25,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("publishing")
     write_camvid(folder / "camvid")
     data, run = folder / "data" / "camvid128", folder / "runs" / "camvid128"
-    prepare_dataset(PrepareSettings(str(folder / "camvid"), str(data), "camvid", SIZE))
+    prepare_dataset(PrepareSettings(source=str(folder / "camvid"), output=str(data), format="camvid", resolution=SIZE))
     train_here(tiny_settings(data, run))
     judge = ["--architecture", "segformer-mini", "--max_train_steps", "1", "--device", "cpu"]
     assert cli.main(["segmenter", "--dataset", str(data), "--output", str(folder / "judge"), *judge]) == 0
@@ -72,7 +73,7 @@ def test_blocks_on_growing_run_as_printed(prepared, hub, tmp_path, monkeypatch):
     monkeypatch.chdir(folder)
     shutil.rmtree("data/camvid128")
     write_camvid(Path("more"), num_train=48)  # of so many, and so large, sizes are learned
-    prepare_dataset(PrepareSettings("more", "data/camvid128", "camvid"))
+    prepare_dataset(PrepareSettings(source="more", output="data/camvid128", format="camvid"))
     save_model(folder / "drawer", LabelSet.from_preset("camvid"))
     words = ["--masks", "data/camvid128/train/masks", "--output", "grown/filter", "--num_inference_steps", "1"]
     assert cli.main(["generate", "--model", "drawer", *words, "--device", "cpu"]) == 0

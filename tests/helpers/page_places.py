@@ -13,7 +13,8 @@ from helpers.golden_weights import golden_values
 from helpers.published_checkpoints import konz_folder, lightning, paper_weights, sdm_weights
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
 from semseg_diffusers.data.label_mapping import map_ids, match_classes
-from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset
+from semseg_diffusers.data.prepare import prepare_dataset
+from semseg_diffusers.data.settings import PrepareSettings
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 
 
@@ -71,7 +72,11 @@ def save_model(folder: Path, labels: LabelSet, size: int = SIZE[0], attributes=N
 def make_stock(folder: Path) -> Path:
     """All that pages take for granted: a source, two prepared data sets, models."""
     write_camvid(folder / "camvid")
-    prepare_dataset(PrepareSettings(str(folder / "camvid"), str(folder / "data" / "camvid128"), "camvid", SIZE))
+    prepare_dataset(
+        PrepareSettings(
+            source=str(folder / "camvid"), output=str(folder / "data" / "camvid128"), format="camvid", resolution=SIZE
+        )
+    )
     write_toy_dataset(folder / "data" / "bdd128", num_train=4, num_val=2, size=(64, 64), seed=0)
     camvid, bdd = LabelSet.from_preset("camvid"), LabelSet.from_preset("bdd100k")
     save_model(folder / "runs" / "camvid128", camvid)

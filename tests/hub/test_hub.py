@@ -608,10 +608,11 @@ def test_any_data_set_of_the_hub_loads_with_its_columns_named_and_a_label_set_gi
 
 def test_prepare_reads_a_data_set_of_the_hub_whole_and_as_a_stream(hub, client, pushed_sets, toy, tmp_path):
     code = (
-        "from semseg_diffusers.data.prepare import PrepareSettings, prepare_dataset\n"
-        "settings = {'data_format': 'datasets', 'resolution': None}\n"
-        "prepare_dataset(PrepareSettings('alice/toy', arguments[0], **settings))\n"
-        "prepare_dataset(PrepareSettings('alice/toy', arguments[1], streaming=True, **settings))\n"
+        "from semseg_diffusers.data.prepare import prepare_dataset\n"
+        "from semseg_diffusers.data.settings import PrepareSettings\n"
+        "settings = {'source': 'alice/toy', 'format': 'datasets', 'resolution': None}\n"
+        "prepare_dataset(PrepareSettings(output=arguments[0], **settings))\n"
+        "prepare_dataset(PrepareSettings(output=arguments[1], streaming=True, **settings))\n"
     )
     assert client.run(code, tmp_path / "whole", tmp_path / "stream").error is None
     for name in ("whole", "stream"):

@@ -3,11 +3,9 @@
 Ends with code 1 if there are errors (prepare or training would stop, or results would be wrong), 0 with warnings only.
 """
 
-import argparse
 import dataclasses
 import itertools
 import json
-import os
 import shutil
 import sys
 import textwrap
@@ -30,13 +28,14 @@ from semseg_diffusers.data.dataset_format import (
     LABELS_FILE,
     METADATA_FILE,
     SETTINGS_FILE,
-    package_version,
 )
-from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import SPLITS
-from semseg_diffusers.data.readers import ANNOTATIONS, FORMATS, IMAGE_ENDINGS, Pair, Source, read_source
+from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, read_source
+from semseg_diffusers.data.settings import CheckSettings
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.archives import close_archives
+from semseg_diffusers.utils.files import package_version
 from semseg_diffusers.utils.progress import progress_bar
 
 
@@ -262,50 +261,21 @@ WIDEST = 160  # letters of a line
 INDENT = " " * 17
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--source", nargs="+", metavar="DIR|ZIP", help="the data as it was published")
-    which.add_argument("--dataset", metavar="DIR", help="a prepared data set")
-    parser.add_argument(
-        "--format", choices=list(FORMATS), help="layout of --source, as for prepare (default: the one that it shows)"
-    )
-    parser.add_argument(
-        "--labels",
-        metavar="PRESET|FILE",
-        help=f"classes, where the format does not bring them: {', '.join(PRESET_NAMES)}, or a JSON file",
-    )
-    parser.add_argument(
-        "--annotations", choices=ANNOTATIONS, help="of bdd100k, which form of the masks (default: the first there)"
-    )
-    parser.add_argument("--image_column", metavar="NAME", help="of datasets, the column of photos")
-    parser.add_argument("--mask_column", metavar="NAME", help="of datasets, the column of masks")
-    parser.add_argument("--streaming", action="store_true", help="of datasets, take rows as they come")
-    parser.add_argument(
-        "--tolerance", type=float, default=0.0, help="as for prepare: mask colours this near to a class are right"
-    )
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the findings there too")
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)")
-
-
-def run(args: argparse.Namespace) -> int:
-    if args.num_workers < 1 or args.tolerance < 0:
-        raise ValueError(
-            f"--num_workers {args.num_workers}, --tolerance {args.tolerance}; wanted at least 1 and at least 0."
-        )
-    options = {name: getattr(args, name) for name in ("annotations", "image_column", "mask_column", "streaming")}
-    if args.source is None:
-        if args.format or args.labels or args.tolerance or any(options.values()):
-            raise ValueError("only --output and --num_workers go with --dataset: a prepared set brings its classes.")
-        report = check_prepared(args.dataset, args.num_workers, progress=True)
+def run(settings: CheckSettings) -> int:
+    """Check a source or a dataset and print the findings; returns 1 if there are errors."""
+    if settings.dataset is not None:
+        report = check_prepared(settings.dataset, settings.num_workers, progress=True)
     else:
         report = check_source(
-            args.source, args.format, args.labels, args.tolerance, args.num_workers, progress=True, **options
-        )
-    if args.output is not None:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(args.output, json.dumps(_record(args, report), indent=2, ensure_ascii=False) + "\n")
+            list(settings.source), settings.format, settings.labels, settings.tolerance, settings.num_workers,
+            progress=True, **settings.reader_options(),
+        )  # fmt: skip
+    if settings.output is not None:
+        output = Path(settings.output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, json.dumps(_record(settings, report), indent=2, ensure_ascii=False) + "\n")
     counts = ", ".join(f"{count} {split}" for split, count in report.pairs.items()) or "no"
-    sys.stdout.write(f"{counts} pairs in {_checked(args)}\n\n")
+    sys.stdout.write(f"{counts} pairs in {_checked(settings)}\n\n")
     if report.findings:
         sys.stdout.write(f"{format_findings(report.findings)}\n\n")
     sys.stdout.write(f"kinds of error: {report.errors}, of warning: {report.warnings}\n")
@@ -331,17 +301,17 @@ def _wrap(text: str) -> str:
     return textwrap.fill(text, width, initial_indent=INDENT, subsequent_indent=INDENT, **options)
 
 
-def _checked(args: argparse.Namespace) -> str:
-    return args.dataset if args.source is None else ", ".join(args.source)
+def _checked(settings: CheckSettings) -> str:
+    return settings.dataset or ", ".join(settings.source)
 
 
-def _record(args: argparse.Namespace, report: Report) -> dict:
-    """The report as JSON values."""
+def _record(settings: CheckSettings, report: Report) -> dict:
+    """Return the report as JSON values."""
     return {
-        "checked": _checked(args),
-        "format": args.format,
-        "labels": args.labels,
-        "tolerance": args.tolerance,
+        "checked": _checked(settings),
+        "format": settings.format,
+        "labels": settings.labels,
+        "tolerance": settings.tolerance,
         "pairs": report.pairs,
         "errors": report.errors,
         "warnings": report.warnings,

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import SPLITS
+from semseg_diffusers.data.options import ANNOTATIONS, SPLITS
 from semseg_diffusers.data.readers.pairs import (
     AnyPath,
     Drawing,
@@ -28,7 +28,6 @@ from semseg_diffusers.data.readers.scalabel import read_attributes, read_regions
 
 IMAGES = "images/10k"
 LABELS = "labels/sem_seg"
-ANNOTATIONS = ("masks", "polygons", "rles")  # in the order of preference
 KINDS = {"polygons": "poly2d", "rles": "rle"}  # what Scalabel's JSON calls them
 LEGACY_ENDING = "_train_id"
 ATTRIBUTES = ("weather", "scene", "timeofday")

@@ -62,7 +62,7 @@ class _Rows(Iterable):
                 )
                 yield Pair(stem, photo, mask, split)
 
-    def identity(self) -> str:
+    def fingerprint(self) -> str:
         """Changes when the tables do, as far as `datasets` knows."""
         prints = {key: getattr(table, "_fingerprint", None) for key, table in self.tables.items()}
         return f"{self.name} {self.columns} {prints}"

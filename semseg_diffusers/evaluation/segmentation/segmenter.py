@@ -27,7 +27,7 @@ from semseg_diffusers.data.dataset import (
     column_options,
     load_pairs,
 )
-from semseg_diffusers.data.dataset_format import LABELS_FILE, new_folder
+from semseg_diffusers.data.dataset_format import LABELS_FILE
 from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.evaluation.inputs import code_commit, versions
 from semseg_diffusers.evaluation.metrics import SegmentationScores
@@ -42,6 +42,7 @@ from semseg_diffusers.evaluation.segmentation.networks import PROCESSOR_FILE
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, History, LabelledImages, train_segmenter
 from semseg_diffusers.reports.segmenter_page import draw_curve
 from semseg_diffusers.utils.distributed import SIGNALS, check_device_available, route_signals
+from semseg_diffusers.utils.files import new_folder
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from transformers.utils import logging as transformers_logging
 
-from semseg_diffusers.data.dataset_format import terminate_as_exception
 from semseg_diffusers.evaluation.segmentation.initialization import InitialSegmenter, build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
 from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, members
 from semseg_diffusers.evaluation.study.settings import StudySettings, Training
 from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import terminate_as_exception
 from semseg_diffusers.utils.progress import progress_bar
 
 

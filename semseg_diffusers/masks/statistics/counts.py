@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.utils.progress import progress_bar
@@ -60,23 +61,6 @@ class MaskStatistics:
 
 
 # One mask ----------------------------------------------------------------------------------------------------------
-
-
-def count_pixels(ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each class, and of "unknown" at the end, in a mask.
-
-    Args:
-        ids (`np.ndarray`): class ids, (H, W) unsigned integers; what is no class is unknown.
-        num_classes (`int`): C.
-
-    Returns:
-        `np.ndarray`: (C + 1,) int64.
-
-    Example:
-        >>> count_pixels(np.array([[0, 0, 2], [1, 0, 255]], dtype=np.uint8), num_classes=3).tolist()
-        [3, 1, 1, 1]
-    """
-    return np.bincount(np.minimum(ids, num_classes).reshape(-1), minlength=num_classes + 1)
 
 
 def count_edges(ids: np.ndarray, num_classes: int) -> np.ndarray:

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from semseg_diffusers.data.dataset import PairDataset, add_column_arguments, column_options, load_pairs
-from semseg_diffusers.data.dataset_format import package_version
 from semseg_diffusers.masks.statistics.counts import (
     MaskStatistics,
     class_figures,
@@ -26,6 +25,7 @@ from semseg_diffusers.masks.statistics.underrepresented import RULES, WeakClass,
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.html import write_page
 from semseg_diffusers.reports.statistics_page import statistics_page
+from semseg_diffusers.utils.files import package_version
 from semseg_diffusers.utils.images import save_png, written_beside
 
 
