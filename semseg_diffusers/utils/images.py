@@ -16,7 +16,6 @@ import torch
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 
-
 GAP = 4  # pixels between two cells
 FONT_SIZE = 14  # pixels; legible at the size the picture is shown
 # What Pillow's decoders raise on broken files; they do not keep to OSError.

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.prepare import ID_MODES, PHOTO_MODES, change_ids
 from semseg_diffusers.data.readers import Drawing, Pair, Source, read_file
-from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.pipelines.mask_inputs import pack_colors, palette_agrees, unpack_colors
 from semseg_diffusers.utils.images import decode_picture
 
