@@ -57,7 +57,11 @@ COMMANDS = {
         "semseg_diffusers.training.run:report",
         "write the HTML report of a training run",
     ),
-    "generate": ("semseg_diffusers.generation.generate", "generate labelled images from masks"),
+    "generate": Command(
+        "semseg_diffusers.generation.settings:GenerateOptions",
+        "semseg_diffusers.generation.generate:run",
+        "generate labelled images from masks",
+    ),
     "app": ("semseg_diffusers.app.app", "paint masks in the browser and generate images from them"),
     "segmenter": ("semseg_diffusers.evaluation.segmentation.segmenter", "train a segmentation network"),
     "filter": (

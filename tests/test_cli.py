@@ -1,6 +1,6 @@
 """The console script: one line of error, exit code 2, and a fast answer to --help."""
 
-import argparse
+import dataclasses
 import re
 import sys
 import types
@@ -110,14 +110,11 @@ def test_every_command_answers_help(name, capsys):
 
 
 def test_every_option_of_ours_can_be_read_back():
-    from semseg_diffusers.generation import generate as command
+    from semseg_diffusers.generation import generate, settings
 
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    args = parser.parse_args(["--model", "a", "--masks", "b", "--output", "c"])
-    source = Path(command.__file__).read_text(encoding="utf-8")
-    unread = [name for name in vars(args) if not re.search(rf"args\.{name}\b", source)]
-    assert unread == []
+    source = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (generate, settings))
+    names = [field.name for field in dataclasses.fields(settings.GenerateOptions)]
+    assert [name for name in names if not re.search(rf"(self|options)\.{name}\b", source)] == []
 
 
 def test_help_and_the_list_of_commands_load_nothing_heavy(clean_process):

@@ -12,7 +12,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from semseg_diffusers.data.label_mapping import some_names
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.settings import GenerationSettings
+from semseg_diffusers.generation.settings import DTYPE_NAMES, GenerationSettings
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
@@ -22,7 +22,7 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedIn
 
 # Their steps go on by as many timesteps as spacing "trailing" has; with "linspace" some noise stays in the image.
 FIXED_STRIDE = ("DDIMScheduler", "DDIMParallelScheduler")
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:

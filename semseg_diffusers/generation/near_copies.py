@@ -18,11 +18,11 @@ from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.thumbnails import nearest_photos, thumbnails
 from semseg_diffusers.generation.output_folder import read_metadata, update_record, write_metadata
+from semseg_diffusers.generation.settings import NEAR_COPY_THRESHOLD
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.progress import progress_bar
 
 
-THRESHOLD = 15.0  # grey levels, root mean square
 CHUNK = 4096  # images at a time; bounds the memory
 
 
@@ -48,7 +48,7 @@ class NearCopies:
 
 
 def flag_near_copies(
-    output: Path, training: PairDataset, name: str, threshold: float = THRESHOLD, show_progress: bool = False
+    output: Path, training: PairDataset, name: str, threshold: float = NEAR_COPY_THRESHOLD, show_progress: bool = False
 ) -> NearCopies:
     """Write the nearest training photo of each image of a folder into its metadata, and which are too near.
 

@@ -1,5 +1,7 @@
-"""What an image depends on beside the model, its scheduler and its mask; and grids of settings and attributes, whose
-combinations every mask gets (`--variations`)."""
+"""Options of `generate`, and what an image depends on beside the model, its scheduler and its mask.
+
+Imports nothing heavy, so that `--help` is instant.
+"""
 
 import itertools
 import math
@@ -7,23 +9,28 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from semseg_diffusers.data.options import LABEL_PRESETS
+from semseg_diffusers.utils.settings import Settings, option
+
 
 UNKNOWN_VALUE = "unknown"  # of an attribute: left to the model, as the class "unknown" is in masks
 # Settings that a grid may vary; whatever else it names is an attribute.
 SWEEPABLE = (
     "guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale", "strength"
 )  # fmt: skip
-MOST_VARIATIONS = 1000  # a longer grid is most likely a slip
+MAX_VARIATIONS = 1000  # a longer grid is most likely a mistake
+DTYPE_NAMES = ("float32", "float16", "bfloat16")
+NEAR_COPY_THRESHOLD = 15.0  # grey levels, root mean square; see near_copies.py
 
 
 @dataclass(frozen=True)
 class EditSettings:
-    """How a photo is made anew where its mask was edited: arguments of `MaskGuidedInpaintPipeline`."""
+    """How a real image is regenerated where its mask was edited: arguments of `MaskGuidedInpaintPipeline`."""
 
-    margin: int = 4  # pixels around what differs between old and new mask
-    padding_mask_crop: int | None = None  # photos of any size: a window with this many pixels around is drawn
-    feather: int = 0  # pixels over which the photo fades into what was drawn
-    jump_length: int = 1  # steps that are done again together, for RePaint's resampling
+    margin: int = 4  # pixels around the difference between old and new mask
+    padding_mask_crop: int | None = None  # images of any size: generate a window with this many pixels around the edit
+    feather: int = 0  # pixels over which the real image blends into the generated part
+    jump_length: int = 1  # steps that RePaint's resampling repeats together
     jump_n_sample: int = 1  # how often; 1 is no resampling
 
 
@@ -32,52 +39,258 @@ class GenerationSettings:
     """What an image depends on, beside the model, its scheduler and its mask."""
 
     num_inference_steps: int = 20
-    guidance_scale: float = 2.0  # 1: plain conditional sampling, one forward a step instead of two
-    guidance_start: float = 0.0  # share of the steps, from the noise on, where guidance begins
-    guidance_stop: float = 1.0  # and where it ends
+    guidance_scale: float = 2.0  # 1: plain conditional sampling, one forward pass per step instead of two
+    guidance_start: float = 0.0  # share of the steps, counted from pure noise, at which guidance starts
+    guidance_stop: float = 1.0  # and at which it stops
     height: int | None = None  # pixels; None: the model's sample_size
     width: int | None = None
     seed: int = 0
-    variant: str | None = None  # which of the model's weights draw, as diffusers calls them; None: the pipeline's own
-    # None in what follows is no setting at all, so that folders from before there was one are continued.
-    attributes: Mapping[str, str] | None = None  # name -> value for all images, over what is known of each mask
-    attribute_guidance_scale: float | None = None  # None: mask and attributes are guided as one
+    variant: str | None = None  # which of the model's weights, as diffusers calls them; None: the pipeline's own
+    # None below means "not set", so that folders written before an option existed are continued.
+    attributes: Mapping[str, str] | None = None  # name -> value for all images; overrides those of each mask
+    attribute_guidance_scale: float | None = None  # None: mask and attributes are guided together
     conditioning_scale: float | None = None  # of a control branch: 0 is its base alone; None: as trained, 1
-    strength: float | None = None  # share of the noise that a photo is redrawn from, in [0, 1]
-    edit: EditSettings | None = None  # photos are made anew where their mask was edited
+    strength: float | None = None  # share of the noise added to a real image before it is denoised, in [0, 1]
+    edit: EditSettings | None = None  # regenerate real images where their mask was edited
     variations: Mapping[str, tuple] | None = None  # setting or attribute -> values; each combination for each mask
 
 
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(Settings):
+    """How images are sampled, for every command that generates."""
+
+    _group = "sampling"
+    num_inference_steps: int = option(20, help="sampling steps")
+    guidance_scale: float = option(
+        2.0, help="how strongly the mask is followed; 1 is no guidance, at half the cost"
+    )  # fmt: skip
+    guidance_start: float = option(0.0, help="share of the steps at which guidance starts")
+    guidance_stop: float = option(1.0, help="share of the steps at which guidance stops")
+    scheduler: str | None = option(
+        None, metavar="CLASS[:OPTION=VALUE,...]",
+        help="class name of a diffusers scheduler, with options of its own (default: the model's); such as "
+        "DDIMScheduler, or DPMSolverMultistepScheduler:thresholding=true",
+    )  # fmt: skip
+    variant: str | None = option(
+        None, help="weights saved beside the model's own, as diffusers calls them: raw, or an average such as "
+        "ema_0_9999",
+    )  # fmt: skip
+
+    def generation_settings(self, **others: Any) -> GenerationSettings:
+        """Return what the images depend on.
+
+        Args:
+            **others: fields of `GenerationSettings` that are no sampling options, such as the seed.
+        """
+        return GenerationSettings(
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            guidance_start=self.guidance_start,
+            guidance_stop=self.guidance_stop,
+            variant=self.variant,
+            **others,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionOptions(Settings):
+    """Attributes, guides and grids of settings."""
+
+    _group = "attributes, guides and variations"
+    attributes: tuple[str, ...] = option(
+        (), metavar="NAME=VALUE",
+        help="for all images: weather=rainy timeofday=night; 'unknown' leaves one to the model",
+    )  # fmt: skip
+    attributes_from: str | None = option(
+        None, metavar="FILE|DIR",
+        help="attributes of each mask by its name: CSV with a column `stem`, JSON lines, or a split of a prepared "
+        "dataset; --attributes takes precedence",
+    )  # fmt: skip
+    attribute_guidance_scale: float | None = option(
+        None, help="how strongly attributes are followed, apart from the mask, at half as much cost again (default: "
+        "both together)",
+    )  # fmt: skip
+    conditioning_scale: float | None = option(
+        None, help="weight of the control branch of a model of `train --base_model`; 0 is the base alone (default: 1)"
+    )
+    guide_model: str | None = option(
+        None, metavar="DIR|ID",
+        help="a smaller or less trained model: guidance leads away from it (autoguidance) instead of from no mask",
+    )  # fmt: skip
+    guide_revision: str | None = option(None, help="its branch, tag or commit on the Hub")
+    guide_variant: str | None = option(None, help="weights saved beside its own, as --variant")
+    variations: tuple[str, ...] = option(
+        (), metavar="NAME=VALUE,VALUE",
+        help=f"each combination for each mask, from the same noise: {', '.join(SWEEPABLE)}, or an attribute",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoOptions(Settings):
+    """Real images that are changed."""
+
+    _group = "real images that are changed"
+    photos: str | None = option(
+        None, metavar="DIR",
+        help="real images, or a folder with images/ and masks/ such as a split; found by the names of the masks, or, "
+        "for masks of `enrich`, of those that they were made from",
+    )  # fmt: skip
+    edit: bool = option(False, help="regenerate real images where --masks differ from their old masks")
+    old_masks: str | None = option(
+        None, metavar="DIR", help="masks of the real images (default: masks/ in --photos)"
+    )  # fmt: skip
+    edit_margin: int = option(4, metavar="PIXELS", help="regenerate these around the difference, too")
+    padding_mask_crop: int | None = option(
+        None, metavar="PIXELS",
+        help="keep real images at their own size, and generate a window with so many pixels around each edit "
+        "(default: resize images and masks to the model's size)",
+    )  # fmt: skip
+    feather: int = option(0, metavar="PIXELS", help="inside its border, an edit fades in over these")
+    jump_n_sample: int = option(
+        1, metavar="TIMES",
+        help="RePaint's resampling: how often each step is repeated; with DDPM or DDIM schedulers",
+    )  # fmt: skip
+    jump_length: int = option(1, metavar="STEPS", help="steps that are repeated together")
+    strength: float | None = option(
+        None, help="regenerate real images from this share of noise: 0 keeps them as they are, 1 keeps nothing"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearCopyOptions(Settings):
+    """Near-copies of training images."""
+
+    _group = "near-copies of training images"
+    training_set: str | None = option(
+        None, metavar="DIR|ID",
+        help="dataset that the model was trained on: the metadata name the nearest training image of each image, and "
+        "near-copies",
+    )  # fmt: skip
+    training_split: str = option("train", help="its split")
+    near_copy_threshold: float = option(
+        NEAR_COPY_THRESHOLD, above=0, metavar="LEVELS",
+        help="a smaller distance is a near-copy: grey levels of 255, root mean square over 32 x 32",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeOptions(Settings):
+    """Device, memory and size."""
+
+    _group = "device and memory"
+    batch_size: int = option(8, help="images per process and batch; halved when the memory is full")
+    height: int | None = option(None, help="pixels (default: the model's)")
+    width: int | None = option(None, help="pixels (default: the model's)")
+    device: str | None = option(None, help="default: GPU if any; each of several processes uses one of its own")
+    dtype: str = option("float32", choices=DTYPE_NAMES, help="of the weights")
+    torch_compile: bool = option(False, help="compile the network first, which takes a minute")
+    channels_last: bool = option(False, help="memory format that is faster on most GPUs")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOptions, SamplingOptions):
+    """Generate labelled images from masks, as a dataset that load_dataset("imagefolder") reads.
+
+    Masks are class ids (one channel or palette) or images in the model's class colours; those of another label set are
+    mapped to the model's classes by name (--mask_labels). The same command continues an interrupted run; asking for
+    more images per mask, or for more masks, adds to the same output.
+
+      semseg-diffusers generate --model RUN --masks DIR --output NEW
+      semseg-diffusers generate ... --variations guidance_scale=1.5,3 weather=clear,rainy    all combinations
+      semseg-diffusers generate ... --edit --photos SPLIT --masks EDITED    real images, regenerated at the edits
+      semseg-diffusers generate ... --strength 0.6 --photos SPLIT           real images, regenerated with their layout
+
+    Several processes, GPUs or machines share the work and give the same images:
+      accelerate launch [--config_file FILE] -m semseg_diffusers.generation --model ... (the options below)
+    Machines need one file system for masks and output.
+    """
+
+    model: str = option(help="folder of a training run, or a Hub repo id")
+    revision: str | None = option(None, help="branch, tag or commit of a Hub repo")
+    masks: str = option(help="folder of masks (with its sub-folders), or one mask file")
+    mask_labels: str | None = option(
+        None, metavar="PRESET|FILE",
+        help="label set of the masks, if it is not the model's: classes are mapped by name, those without a "
+        f"counterpart become unknown; {', '.join(LABEL_PRESETS)}, or a JSON file",
+    )  # fmt: skip
+    output: str = option(help="folder to create, or to continue")
+    num_images_per_mask: int = option(1, metavar="N", help="of each variation")
+    seed: int = option(0, help="seed of all images, from which each gets its own")
+    skip_errors: bool = option(
+        False, help="skip masks that cannot be used, and list them at the end; otherwise nothing is generated"
+    )
+    tolerance: float = option(0.0, help="accept the nearest class colour up to this RGB distance")
+    contact_sheet: int = option(8, metavar="ROWS", help="masks on contact_sheet.png; 0 for none")
+
+    def __post_init__(self):
+        super().__post_init__()
+        edit_options = ("edit_margin", "padding_mask_crop", "feather", "jump_n_sample", "jump_length")
+        for needed, is_given, names in (
+            ("edit", self.edit, edit_options),
+            ("guide_model", self.guide_model is not None, ("guide_revision", "guide_variant")),
+            ("jump_n_sample", self.jump_n_sample != 1, ("jump_length",)),
+            ("training_set", self.training_set is not None, ("training_split", "near_copy_threshold")),
+        ):
+            unused = [] if is_given else self.given(names)
+            if unused:
+                raise ValueError(f"{', '.join(unused)}: only with --{needed}. Add it, or omit them.")
+        if self.training_set is not None and self.edit:
+            raise ValueError("--training_set: an edited image is a near-copy of its original. Omit it with --edit.")
+        read_attributes(self.attributes)
+        read_variations(self.variations)
+
+    def generation_settings(self) -> GenerationSettings:
+        """Return what the images depend on."""
+        edit = EditSettings(
+            margin=self.edit_margin,
+            padding_mask_crop=self.padding_mask_crop,
+            feather=self.feather,
+            jump_length=self.jump_length,
+            jump_n_sample=self.jump_n_sample,
+        )
+        return super().generation_settings(
+            seed=self.seed,
+            height=self.height,
+            width=self.width,
+            attributes=read_attributes(self.attributes) or None,
+            attribute_guidance_scale=self.attribute_guidance_scale,
+            conditioning_scale=self.conditioning_scale,
+            strength=self.strength,
+            edit=edit if self.edit else None,
+            variations=read_variations(self.variations) or None,
+        )
+
+
 def read_attributes(texts: Iterable[str]) -> dict[str, str]:
-    """Read what stands after --attributes.
+    """Parse the values of --attributes.
 
     Raises:
-        ValueError: a text has another form, or a name stands twice.
+        ValueError: another form, or a name given twice.
 
     Example:
         >>> read_attributes(["weather=rainy", "timeofday=night"])
         {'weather': 'rainy', 'timeofday': 'night'}
     """
-    return {name: value for name, value in _named(texts, "--attributes", "NAME=VALUE: weather=rainy")}
+    return _split_names(texts, "--attributes", "NAME=VALUE: weather=rainy")
 
 
 def read_variations(texts: Iterable[str]) -> dict[str, tuple]:
-    """Read what stands after --variations.
+    """Parse the values of --variations.
 
     Raises:
-        ValueError: a text has another form, a name or a value stands twice, or a setting's value is no number.
+        ValueError: another form, a name or value given twice, or a setting whose value is not a number.
 
     Example:
         >>> read_variations(["guidance_scale=1.5,3", "weather=clear,rainy"])
         {'guidance_scale': (1.5, 3.0), 'weather': ('clear', 'rainy')}
     """
     variations = {}
-    for name, text in _named(texts, "--variations", "NAME=VALUE,VALUE: guidance_scale=1.5,3"):
+    for name, text in _split_names(texts, "--variations", "NAME=VALUE,VALUE: guidance_scale=1.5,3").items():
         values = tuple(value.strip() for value in text.split(","))
         if name in SWEEPABLE:
-            values = tuple(_number(name, value) for value in values)
+            values = tuple(_parse_number(name, value) for value in values)
         if "" in values or len(set(values)) < len(values):
-            raise ValueError(f"--variations {name}={text}: wanted values that differ, with commas between them.")
+            raise ValueError(f"--variations {name}={text}: expected distinct values, separated by commas.")
         variations[name] = values
     return variations
 
@@ -95,39 +308,38 @@ def check_attributes(given: Mapping[str, Iterable[str]], known: Mapping[str, lis
         for value in values:
             if value not in (UNKNOWN_VALUE, *known[name]):
                 raise ValueError(
-                    f"{option}: '{value}' is no value of '{name}'; the model knows {', '.join(known[name])}, and "
+                    f"{option}: '{value}' is not a value of '{name}'; the model knows {', '.join(known[name])}, and "
                     f"'{UNKNOWN_VALUE}' leaves it open."
                 )
 
 
-def _named(texts: Iterable[str], option: str, form: str) -> list[tuple[str, str]]:
-    """Take NAME=VALUE apart."""
+def _split_names(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for text in texts:
         name, _, value = (part.strip() for part in text.partition("="))
         if not name or not value:
-            raise ValueError(f"{option} '{text}' is not understood; wanted {form}.")
+            raise ValueError(f"{option} '{text}': expected {form}.")
         if name in found:
-            raise ValueError(f"{option} names '{name}' twice; wanted each once.")
+            raise ValueError(f"{option} names '{name}' twice; expected each once.")
         found[name] = value
-    return list(found.items())
+    return found
 
 
-def _number(name: str, text: str) -> float:
+def _parse_number(name: str, text: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(f"--variations {name}={text}: wanted numbers.")
+        raise ValueError(f"--variations {name}={text}: expected numbers.")
     return value
 
 
 def grid(variations: Mapping[str, tuple] | None) -> dict[str, dict[str, Any]]:
-    """All combinations, the last name changing fastest, under names that sort in this order.
+    """Return all combinations, the last name changing fastest, under names that sort in this order.
 
     Returns:
-        name -> what it sets; one without a name that sets nothing, where there are no variations.
+        name -> what it sets; a single one without a name that sets nothing, if there are no variations.
 
     Raises:
         ValueError: there are more than 1000.
@@ -139,8 +351,8 @@ def grid(variations: Mapping[str, tuple] | None) -> dict[str, dict[str, Any]]:
     if not variations:
         return {"": {}}
     count = math.prod(map(len, variations.values()))
-    if count > MOST_VARIATIONS:
-        raise ValueError(f"--variations are {count} combinations for each mask; wanted {MOST_VARIATIONS} at most.")
+    if count > MAX_VARIATIONS:
+        raise ValueError(f"--variations give {count} combinations per mask; expected at most {MAX_VARIATIONS}.")
     digits = len(str(count - 1))
     combinations = itertools.product(*variations.values())
     return {

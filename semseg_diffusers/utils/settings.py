@@ -7,6 +7,7 @@ with `option(...)`, which carries help text, range and choices. Imports the stan
 
 import argparse
 import dataclasses
+import inspect
 import json
 import math
 import shlex
@@ -241,7 +242,7 @@ class SettingsParser(argparse.ArgumentParser):
     """
 
     def __init__(self, settings: type[Settings], **kwargs: Any):
-        kwargs.setdefault("description", settings.__doc__)
+        kwargs.setdefault("description", inspect.cleandoc(settings.__doc__))
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**kwargs)
         self.settings = settings

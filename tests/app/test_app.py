@@ -355,7 +355,7 @@ def test_attributes_reach_the_row_and_are_checked():
     (drawn,) = painter.draw(STREET, asked)
     assert (drawn.row["weather"], drawn.row["timeofday"]) == ("rainy", None)
     assert drawn.row["attribute_guidance_scale"] == 3.0
-    with pytest.raises(ValueError, match="'snowy' is no value of 'weather'"):
+    with pytest.raises(ValueError, match="'snowy' is not a value of 'weather'"):
         list(painter.draw(STREET, Wish(attributes={"weather": "snowy"})))
 
 

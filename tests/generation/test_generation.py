@@ -204,7 +204,7 @@ def test_a_signal_ends_the_command_and_what_is_made_is_listed(pipeline, masks, t
     assert names(tmp_path / "out" / "images") == ["a_0.png"]
     monkeypatch.undo()
     assert cli.main(options) == 0
-    assert "2 images made, 1 kept" in capsys.readouterr().out
+    assert "2 images generated, 1 kept" in capsys.readouterr().out
 
 
 def test_images_of_a_killed_run_are_listed_though_other_masks_are_asked_for(pipeline, masks, tmp_path):
@@ -227,7 +227,8 @@ def test_an_image_carries_its_row_without_paths_of_the_machine(pipeline, masks, 
     row = read_metadata(tmp_path / "out")[0]
     assert row["model"] == str(tmp_path / "run")
     assert row["source_mask"] == str(masks / "a.png")
-    note = json.loads(Image.open(tmp_path / "out" / "images" / "a_0.png").info["semseg_diffusers"])
+    with Image.open(tmp_path / "out" / "images" / "a_0.png") as image:
+        note = json.loads(image.info["semseg_diffusers"])
     assert note == {key: value for key, value in row.items() if key not in ("model", "source_mask")}
     assert str(tmp_path).encode() not in (tmp_path / "out" / "images" / "a_0.png").read_bytes()
 
@@ -543,7 +544,8 @@ def test_sampling_leaves_the_pipeline_as_it_was(pipeline, masks, tmp_path):
 
 def test_contact_sheet_shows_mask_and_samples_and_can_be_left_away(pipeline, masks, tmp_path):
     report = generate_dataset(pipeline, masks, tmp_path / "out", FEW, num_images_per_mask=2, contact_sheet_rows=2)
-    sheet = Image.open(report.contact_sheet)
+    with Image.open(report.contact_sheet) as sheet:
+        sheet.load()
     assert sheet.width > 3 * 128
     assert 2 * 128 < sheet.height < 3 * 128
     report = generate_dataset(pipeline, masks, tmp_path / "none", FEW, contact_sheet_rows=0)
@@ -556,7 +558,7 @@ def test_the_command_generates_from_a_saved_folder(pipeline, masks, tmp_path, ca
     options = ["generate", "--model", str(tmp_path / "run"), "--masks", str(masks), "--output", str(tmp_path / "out")]
     options += ["--num_inference_steps", "2", "--seed", "3", "--device", "cpu"]
     assert cli.main([*options, "--scheduler", "UniPCMultistepScheduler"]) == 0
-    assert "3 images made, 0 kept" in capsys.readouterr().out
+    assert "3 images generated, 0 kept" in capsys.readouterr().out
     row = read_metadata(tmp_path / "out")[0]
     assert row["scheduler"] == "UniPCMultistepScheduler"
     assert row["model"] == str(tmp_path / "run")

@@ -231,7 +231,7 @@ def test_two_commands_lead_from_a_split_to_edited_photos(pipeline, split, tmp_pa
     options = ["generate", "--model", str(tmp_path / "run"), "--masks", str(tmp_path / "edited" / "masks")]
     options += ["--output", str(tmp_path / "out"), "--num_inference_steps", "2", "--device", "cpu"]
     assert cli.main([*options, "--edit", "--photos", str(split), "--edit_margin", "0"]) == 0, capsys.readouterr().err
-    assert "3 images made" in capsys.readouterr().out
+    assert "3 images generated" in capsys.readouterr().out
     image, photo = pixels(tmp_path / "out" / "images" / "a_0.png"), pixels(split / "images" / "a.png")
     changed = pixels(tmp_path / "out" / "masks" / "a_0.png") != pixels(split / "masks" / "a.png")
     assert np.array_equal(image[~changed], photo[~changed])

@@ -231,8 +231,8 @@ def test_two_processes_make_what_one_makes(new_place):
     assert launch.end() == 0, launch.said
     assert "2 processes" in launch.said
     assert "generating, process 1 of 2: 100%" in launch.said
-    assert "10 images made, 0 kept" in launch.said  # the sum of what the two made: none was made twice
-    assert launch.said.count("images made") == 1
+    assert "10 images generated, 0 kept" in launch.said  # the sum of what the two made: none was made twice
+    assert launch.said.count("images generated") == 1
     place.check_same(place.generate_here())
 
 
@@ -273,7 +273,7 @@ def test_two_processes_skip_bad_masks_of_both_shares_and_make_a_grid_as_one_does
     finish_dataset(place.folder / "data", {"train": rows}, LABELS, {"format": "toy"})
     launch = place.launch(*options, place.folder / "data")
     assert launch.end() == 0, launch.said
-    assert "16 images made, 0 kept" in launch.said
+    assert "16 images generated, 0 kept" in launch.said
     assert launch.said.count("2 masks skipped:") == 1
     assert launch.said.count("16 images are near-copies of the 3 training photos") == 1
     here = place.folder / "here"
@@ -346,7 +346,7 @@ def test_a_launch_that_was_killed_is_continued_by_the_same_command(new_place):
 
     launch = place.launch()
     assert launch.end() == 0, launch.said
-    assert f"{place.num_expected - len(before)} images made, {len(before)} kept" in launch.said
+    assert f"{place.num_expected - len(before)} images generated, {len(before)} kept" in launch.said
     assert before.items() <= place.made().items()
     place.check_same(place.generate_here())
 

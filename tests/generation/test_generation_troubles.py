@@ -13,9 +13,9 @@ from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, pair_row
 from semseg_diffusers.generation.batches import is_out_of_memory
 from semseg_diffusers.generation.generate import generate_dataset
-from semseg_diffusers.generation.near_copies import THRESHOLD, flag_near_copies
+from semseg_diffusers.generation.near_copies import flag_near_copies
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.settings import GenerationSettings
+from semseg_diffusers.generation.settings import NEAR_COPY_THRESHOLD, GenerationSettings
 from semseg_diffusers.toy.scenes import draw_scene
 from semseg_diffusers.utils.distributed import Processes
 
@@ -79,6 +79,7 @@ def test_one_image_that_does_not_fit_ends_with_what_helps(pipeline, tmp_path):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW, batch_size=3)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 def test_numbers_that_are_not_finite_make_no_image(pipeline, tmp_path):
     torch.nn.init.constant_(next(iter(pipeline.unet.parameters())), torch.nan)
     masks = save_masks(tmp_path / "masks")
@@ -175,7 +176,7 @@ def test_the_command_ends_well_with_a_list_of_what_it_skipped(pipeline, tmp_path
     assert "Nothing was made; --skip_errors" in capsys.readouterr().err
     assert cli.main([*options, "--skip_errors"]) == 0
     said = capsys.readouterr().out
-    assert "2 images made" in said
+    assert "2 images generated" in said
     assert "1 masks skipped:\n  b.png: mask '" in said
 
 
@@ -215,10 +216,10 @@ def test_near_copies_of_training_photos_are_flagged_and_others_are_not(pipeline,
     assert [row["near_copy"] for row in rows] == [True, True, True, False]
     assert [row["nearest_training_photo"] for row in rows[:3]] == ["t2", "t1", "t3"]
     assert rows[0]["nearest_training_distance"] == pytest.approx(0, abs=0.5)
-    assert rows[3]["nearest_training_distance"] > THRESHOLD
+    assert rows[3]["nearest_training_distance"] > NEAR_COPY_THRESHOLD
     assert (found.num_near_copies, found.num_images, found.num_photos) == (3, 4, 4)
     record = json.loads((out / "generation.json").read_text())["near_copies"]
-    assert (record["num_near_copies"], record["threshold"]) == (3, THRESHOLD)
+    assert (record["num_near_copies"], record["threshold"]) == (3, NEAR_COPY_THRESHOLD)
     assert generate_dataset(pipeline, masks, out, FEW).num_kept == 4  # the record is not one of settings
     assert read_metadata(out) == rows
 
@@ -235,7 +236,7 @@ def test_the_command_closes_with_the_near_copies(pipeline, tmp_path, capsys):
     assert {row["near_copy"] for row in read_metadata(tmp_path / "out")} == {True}
     options[options.index(str(tmp_path / "out"))] = str(tmp_path / "refused")
     assert cli.main([*options, str(tmp_path / "data"), "--near_copy_threshold", "0"]) == 2
-    assert "--near_copy_threshold 0.0; wanted grey levels above 0" in capsys.readouterr().err
+    assert "--near_copy_threshold must be more than 0; got 0.0" in capsys.readouterr().err
     assert cli.main([*options, str(tmp_path / "data"), "--edit", "--photos", str(masks)]) == 2
     assert "an edited photo is a near-copy of its own" in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
@@ -247,7 +248,7 @@ def test_the_command_closes_with_the_near_copies(pipeline, tmp_path, capsys):
         ("--guide_revision", "main", "--guide_model"),
         ("--guide_variant", "raw", "--guide_model"),
         ("--jump_length", "3", "--jump_n_sample"),
-        ("--training_split", "train", "--training_set"),
+        ("--training_split", "val", "--training_set"),
         ("--near_copy_threshold", "3", "--training_set"),
     ],
 )

@@ -99,19 +99,19 @@ def test_names_of_a_long_grid_sort_as_the_grid_does():
     assert (list(points)[0], list(points)[-1]) == ("v00", "v11")
     assert points["v05"] == {"guidance_scale": 1, "weather": "unknown"}
     assert grid(None) == {"": {}}
-    with pytest.raises(ValueError, match="1001 combinations for each mask; wanted 1000 at most"):
+    with pytest.raises(ValueError, match="1001 combinations per mask; expected at most 1000"):
         grid({"guidance_scale": tuple(range(1001))})
 
 
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["guidance_scale"], "'guidance_scale' is not understood; wanted NAME=VALUE,VALUE"),
-        (["=3"], "'=3' is not understood"),
-        (["guidance_scale=1,big"], "guidance_scale=big: wanted numbers"),
-        (["guidance_scale=1,nan"], "guidance_scale=nan: wanted numbers"),
-        (["guidance_scale=1,1.0"], "values that differ"),
-        (["weather=clear,,rainy"], "values that differ"),
+        (["guidance_scale"], "'guidance_scale': expected NAME=VALUE,VALUE"),
+        (["=3"], "'=3': expected NAME=VALUE,VALUE"),
+        (["guidance_scale=1,big"], "guidance_scale=big: expected numbers"),
+        (["guidance_scale=1,nan"], "guidance_scale=nan: expected numbers"),
+        (["guidance_scale=1,1.0"], "expected distinct values"),
+        (["weather=clear,,rainy"], "expected distinct values"),
         (["weather=clear", "weather=rainy"], "names 'weather' twice"),
     ],
 )
@@ -121,7 +121,7 @@ def test_variations_that_cannot_be_read_are_refused(texts, message):
 
 
 def test_attributes_that_cannot_be_read_are_refused():
-    with pytest.raises(ValueError, match="--attributes 'rainy' is not understood; wanted NAME=VALUE"):
+    with pytest.raises(ValueError, match="--attributes 'rainy': expected NAME=VALUE"):
         read_attributes(["rainy"])
 
 
@@ -196,8 +196,8 @@ def test_attributes_that_have_changed_since_are_refused(pipeline, masks, tmp_pat
     ("settings", "table", "message"),
     [
         ({"attributes": {"wether": "rainy"}}, None, "no attribute 'wether'; it knows timeofday, weather"),
-        ({"attributes": {"weather": "foggy"}}, None, "'foggy' is no value of 'weather'; the model knows clear, rainy"),
-        ({"variations": {"weather": ("clear", "foggy")}}, None, "--variations: 'foggy' is no value of 'weather'"),
+        ({"attributes": {"weather": "foggy"}}, None, "'foggy' is not a value of 'weather'; the model knows clear, rainy"),
+        ({"variations": {"weather": ("clear", "foggy")}}, None, "--variations: 'foggy' is not a value of 'weather'"),
         ({"variations": {"sharpness": ("1",)}}, None, "--variations: the model has no attribute 'sharpness'"),
         ({"variations": {"guidance_stop": (0.5, 1.5)}}, None, "guidance_stop"),
         ({"variations": {"strength": (0.5,)}}, None, "give --strength too"),
@@ -206,7 +206,7 @@ def test_attributes_that_have_changed_since_are_refused(pipeline, masks, tmp_pat
             None,
             "weather: given by --attributes and by --variations",
         ),
-        ({}, "stem,weather\na,rainy\nb,foggy\nc,clear\n", r"b\.png'.*'foggy' is no value of 'weather'"),
+        ({}, "stem,weather\na,rainy\nb,foggy\nc,clear\n", r"b\.png'.*'foggy' is not a value of 'weather'"),
         ({}, "stem,weather\na,rainy\nb,clear\n", r"c\.png'.* no row called 'c' in '.*table\.csv'"),
         ({}, "name,weather\na,rainy\n", "neither `stem` nor `mask_file_name`"),
         ({}, "stem,city\na,x\n", "none of the model's attributes .*; it has city, stem"),
