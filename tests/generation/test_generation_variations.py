@@ -196,7 +196,11 @@ def test_attributes_that_have_changed_since_are_refused(pipeline, masks, tmp_pat
     ("settings", "table", "message"),
     [
         ({"attributes": {"wether": "rainy"}}, None, "no attribute 'wether'; it knows timeofday, weather"),
-        ({"attributes": {"weather": "foggy"}}, None, "'foggy' is not a value of 'weather'; the model knows clear, rainy"),
+        (
+            {"attributes": {"weather": "foggy"}},
+            None,
+            "'foggy' is not a value of 'weather'; the model knows clear, rainy",
+        ),
         ({"variations": {"weather": ("clear", "foggy")}}, None, "--variations: 'foggy' is not a value of 'weather'"),
         ({"variations": {"sharpness": ("1",)}}, None, "--variations: the model has no attribute 'sharpness'"),
         ({"variations": {"guidance_stop": (0.5, 1.5)}}, None, "guidance_stop"),
