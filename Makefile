@@ -18,8 +18,8 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATAS
 .PHONY: help demo app test test-all lint docs notebooks bench clean
 
 help:
-	@echo "make demo      first pictures within a minute; then toy scenes, a small network, images from unseen masks:"
-	@echo "               three to six minutes on two cores"
+	@echo "make demo      first images within a minute; then a dataset, fine-tuning, images from unseen masks, an"
+	@echo "               evaluation: three to six minutes on two cores"
 	@echo "make app       paint masks in the browser, photos drawn by MODEL (default: what comes with the checkout)"
 	@echo "make test      the quick tests, at most ten minutes"
 	@echo "make test-all  the slow tests, and lint"

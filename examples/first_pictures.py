@@ -1,7 +1,7 @@
-"""The first pictures: a network that comes with the repository draws streets from masks, by several samplers.
+"""First images: a network that comes with the repository generates streets from masks, with several samplers.
 
-Run `python examples/first_pictures.py`, or `make demo`, which begins with it. The masks are drawn by code, changed by
-`edit`'s operations, and painted in the browser; all of it goes to `demo/first.png`, and each mask and image beside it.
+Run `python examples/first_pictures.py`, or `make demo`, which starts with it. The masks are drawn by code, edited with
+`edit`'s operations, or painted in the browser; the result is `demo/first.png`, with each mask and image in `first/`.
 """
 
 import argparse
@@ -23,34 +23,34 @@ from semseg_diffusers.utils.images import image_grid, save_png
 
 
 ROOT = Path(__file__).resolve().parent.parent
-CHECKPOINTS = (ROOT / "checkpoints" / "camvid128", ROOT / "checkpoints" / "toy")  # the first that is there draws
+CHECKPOINTS = (ROOT / "checkpoints" / "camvid128", ROOT / "checkpoints" / "toy")  # the first that exists is used
 PAINTED = Path(__file__).resolve().parent / "masks" / "painted.png"  # in CamVid's classes, by the painter
 EDITED = "a high street"  # the scene that is changed, and how; points are x,y in pixels of a mask 128 wide
 OPERATIONS = (
     "remove class=car number=1",  # the largest: those that are parked in a row
     "polygon class=car points=52,84;52,76;56,69;70,69;74,76;74,84;74,93;52,93",
 )
-SAMPLERS = {  # title -> (scheduler as `generate --scheduler` names it; None is the one that was saved), steps
+SAMPLERS = {  # title -> (scheduler as in `generate --scheduler`, None for the saved one), steps
     "SDE-DPM-Solver++, 20 steps": (None, 20),
     "UniPC, 15 steps": ("UniPCMultistepScheduler", 15),
     "DDIM, 30 steps": ("DDIMScheduler", 30),
 }
 GUIDANCE_SCALE = 2.0
-SEED = 0  # one noise for all pictures: what differs comes of the mask or of the sampler
+SEED = 0  # the same noise for all images: only mask and sampler differ
 
 
 def find_checkpoint() -> Path:
-    """The best network that lies in `checkpoints/`; says so where it is not the first choice."""
+    """Return the best network in `checkpoints/`; print a note if it is not the first choice."""
     found = next((folder for folder in CHECKPOINTS if (folder / "model_index.json").is_file()), None)
     if found is None:
-        raise SystemExit(f"error: {' and '.join(map(str, CHECKPOINTS))} are not there; get them back from git.")
+        raise SystemExit(f"error: {' and '.join(map(str, CHECKPOINTS))} do not exist; restore them from git.")
     if found != CHECKPOINTS[0]:
-        print(f"   {CHECKPOINTS[0]} is not there: {found} draws, which knows drawn scenes only", flush=True)
+        print(f"   {CHECKPOINTS[0]} does not exist: using {found}, which was trained on toy scenes", flush=True)
     return found
 
 
 def edit(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
-    """The mask (H, W) after `OPERATIONS`, which are brought to its size."""
+    """Apply `OPERATIONS`, scaled to its size, to a mask (H, W)."""
     context = Context(Street.of(labels), np.random.default_rng(0))
     operations = [parse_operation(text) for text in OPERATIONS]
     for operation in operations:
@@ -62,7 +62,7 @@ def edit(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
 
 
 def make_masks(labels: LabelSet, size: int) -> dict[str, np.ndarray]:
-    """All masks by title: class ids (size, size) uint8 of a label set that has CamVid's names."""
+    """Return all masks by title: class ids (size, size) uint8 of a label set with CamVid's names."""
     drawn = draw_masks(labels, size)
     masks = {EDITED: drawn[EDITED], f"{EDITED}, edited": edit(drawn[EDITED], labels), **drawn}
     camvid = LabelSet.from_preset("camvid")
@@ -73,16 +73,16 @@ def make_masks(labels: LabelSet, size: int) -> dict[str, np.ndarray]:
     return masks
 
 
-def draw_first_pictures(output: Path, begin: float, num_inference_steps: int | None = None) -> Path:
-    """Draw each mask by each sampler, all from the same noise.
+def draw_first_pictures(output: Path, start: float, num_inference_steps: int | None = None) -> Path:
+    """Generate each mask with each sampler, all from the same noise.
 
     Args:
         output: folder for `first.png`, `first/<mask>.png` and `first/<mask>_<sampler>.png`.
-        begin: `time.perf_counter()` once libraries were loaded, for what is printed.
-        num_inference_steps: of every sampler, in place of its own.
+        start: `time.perf_counter()` once libraries were loaded, for the printed times.
+        num_inference_steps: of each sampler, in place of its own.
 
     Returns:
-        the contact sheet.
+        the path of the contact sheet.
     """
     pipeline = load_model(str(find_checkpoint()))
     pipeline.set_progress_bar_config(disable=True)
@@ -105,11 +105,11 @@ def draw_first_pictures(output: Path, begin: float, num_inference_steps: int | N
             save_png(folder / f"{name}.png", rows[title][0])
             save_png(folder / f"{name}_{number}.png", image)
             if number == 1 and index == 0:
-                seconds = time.perf_counter() - begin
-                print(f"   the first picture, {seconds:.0f} s after all libraries were loaded", flush=True)
+                seconds = time.perf_counter() - start
+                print(f"   the first image, {seconds:.0f} s after all libraries were loaded", flush=True)
     sheet = output / "first.png"
     save_png(sheet, image_grid([*rows.values()], ["mask", *SAMPLERS], [*rows], cell_size=192))
-    print(f"   {len(masks) * len(SAMPLERS)} pictures after {time.perf_counter() - begin:.0f} s: {sheet}", flush=True)
+    print(f"   {len(masks) * len(SAMPLERS)} images after {time.perf_counter() - start:.0f} s: {sheet}", flush=True)
     return sheet
 
 
