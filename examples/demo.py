@@ -134,7 +134,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=ROOT / "demo", help="folder, overwritten (default: demo)")
     parser.add_argument("--num_train", type=int, default=600, help="training scenes (default %(default)s)")
     parser.add_argument("--num_val", type=int, default=48, help="unseen scenes, 2 or more (default %(default)s)")
-    parser.add_argument("--max_train_steps", type=int, default=300, help="of the network (default %(default)s)")
+    parser.add_argument("--max_train_steps", type=int, default=200, help="of the network (default %(default)s)")
     parser.add_argument("--segmenter_steps", type=int, default=800, help="of the segmenter (default %(default)s)")
     parser.add_argument("--first_steps", type=int, help="of each sampler of the first images (default: its own)")
     parser.add_argument("--margin", type=float, default=MARGIN, help="smallest lead in mean IoU (default %(default)s)")
@@ -167,9 +167,10 @@ def main() -> int:
         *("--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", str(cores)),
         *("train_accelerate.py", "--dataset", str(scenes), "--output_dir", str(run)),
         *("--init_from", str(TOY_CHECKPOINT), "--patch_size", "2", "--stem_channels", "16"),
-        *("--block_out_channels", "32", "64", "96", "--attention_levels", "1", "--ema_decay", "0.98"),
+        *("--block_out_channels", "32", "64", "96", "--attention_levels", "1", "--norm_num_groups", "8"),
+        *("--noise_schedule", "squaredcos_cap_v2", "--snr_gamma", "none", "--ema_decay", "0.98"),
         *("--max_train_steps", str(args.max_train_steps), "--train_batch_size", "8"),
-        *("--learning_rate", "3e-4", "--lr_warmup_steps", "20", "--preview_steps", "0"),
+        *("--learning_rate", "5e-4", "--lr_warmup_steps", "20", "--preview_steps", "0"),
     )
 
     run_step(

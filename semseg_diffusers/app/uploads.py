@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.masks.cleaning import LEAST_PLAIN, clean_painting
+from semseg_diffusers.masks.cleaning import MIN_PLAIN_SHARE, clean_painting
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.utils.images import DECODER_ERRORS, naming
 
@@ -181,7 +181,7 @@ def read_mask_upload(data: bytes, labels: LabelSet, size: tuple[int, int], limit
             f"{LARGEST_CLEANED} at most a side. Make it smaller first."
         )
     cleaned = clean_painting(picture, labels)
-    if cleaned.plain_share < LEAST_PLAIN or cleaned.strange.mean() > MOST_STRANGE:
+    if cleaned.plain_share < MIN_PLAIN_SHARE or cleaned.strange.mean() > MOST_STRANGE:
         raise ValueError(
             f"only {cleaned.plain_share:.0%} of the mask's pixels are near the colour of a class, and "
             f"{cleaned.strange.mean():.0%} are near none. Is it a photo, or painted in other colours?"

@@ -10,7 +10,7 @@ from semseg_diffusers.masks.editing.placement import check_placeable
 from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
-from semseg_diffusers.masks.statistics.underrepresented import weak_classes
+from semseg_diffusers.masks.statistics.underrepresented import underrepresented_classes
 
 
 FACTOR = 4.0  # times its share of the pixels that a weak class is wished to have in the new masks
@@ -144,7 +144,7 @@ def default_wishes(pairs: PairDataset) -> list[str]:
     step = max(1, len(pairs) / MOST_LEARNED)
     chosen = [int(k * step) for k in range(min(len(pairs), MOST_LEARNED))]
     knowledge = fit_scene_prior(((pairs.stems[i], pairs.mask(i)) for i in chosen), Street.of(pairs.labels))
-    weak = [entry.name for entry in weak_classes(statistics)]
+    weak = [entry.name for entry in underrepresented_classes(statistics)]
     rarest = sorted((name for name in share if share[name] > 0 and name not in weak), key=share.get)
     placeable = []
     for name in [*weak, *rarest]:

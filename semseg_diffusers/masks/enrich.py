@@ -1,12 +1,12 @@
-"""New masks with more of the rare classes: things of the data set's own masks, put where they make sense.
+"""Create masks with more of the rare classes: objects of the dataset's own masks at sensible positions.
 
-  semseg-diffusers enrich --dataset data/camvid128 --output enriched --num_masks 200 --wish person=4 rider=6
+  semseg-diffusers enrich --dataset data/camvid128 --output enriched --num_masks 200 --target person=4 rider=6
 
-A wish is a class and how many times its share of the pixels in the data set it is to have in the new masks. Things are
-copied whole, stand on their ground, are as large as the row of the frame asks, and hide or are hidden by their depth;
-see docs/how_to/painting.md. The same seed gives the same masks. The folder holds `masks/`, `labels.json`,
-`manifest.jsonl` (what was put where, from which mask, what was refused and why), `enrich.json`, `statistics.html`,
-`statistics.png` and `contact_sheet.png`. Then: semseg-diffusers generate --masks enriched/masks
+A target is a class and a factor: its share of the pixels in the new masks against its share in the dataset. Complete
+objects are copied onto their kind of ground, as large as their row of the frame asks, with occlusion by depth; see
+docs/how_to/painting.md. The same seed gives the same masks. The folder contains `masks/`, `labels.json`,
+`manifest.jsonl` (what was placed where, from which mask, what was refused and why), `enrich.json`, `statistics.html`,
+`statistics.png` and `contact_sheet.png`. Next: semseg-diffusers generate --masks enriched/masks
 """
 
 import argparse
@@ -43,90 +43,90 @@ from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 
 
-ENOUGH_ADDED = "as many things were added as a mask may have"  # a reason beside those of `find_place`
-BURSTS = 2.0  # shape of the gamma distribution of what each mask is to add; larger is more even
+ENOUGH_ADDED = "as many things were added as a mask may have"  # a reason besides those of `find_place`
+GAMMA_SHAPE = 2.0  # of the distribution of what each mask should add; larger is more even
 
 
 @dataclass(frozen=True)
 class NewMask:
-    """One new mask, and what was done for it."""
+    """A new mask and what was placed in it."""
 
     index: int
-    base: int  # which mask it was made from
+    base: int  # index of the mask it is made from
     ids: np.ndarray  # (H, W) uint8
-    added: tuple[dict, ...]  # what was put where, see `Placement.describe`
-    refused: dict[str, Counter] = field(default_factory=dict)  # class -> why no (more) place was found
+    added: tuple[dict, ...]  # see `Placement.describe`
+    refused: dict[str, Counter] = field(default_factory=dict)  # class -> why no (more) position was found
 
 
 def enrich_masks(
     read: Callable[[int], np.ndarray],
     num_bases: int,
-    knowledge: ScenePrior,
+    prior: ScenePrior,
     target_shares: Mapping[int, float],
     num_masks: int,
     seed: int = 0,
     max_added: int = 16,
     rules: PlacementRules | None = None,
 ) -> Iterator[NewMask]:
-    """Make new masks whose class shares approach what is wished.
+    """Create masks whose class shares approach targets.
 
     Args:
-        read (callable): gives the class ids, (H, W) uint8, of mask 0, 1, ... of the data set.
-        num_bases (`int`): how many it has. Each is used once before one is used again.
-        knowledge (`ScenePrior`): of the same data set.
-        target_shares (`Mapping`): class id -> wished share of the labelled pixels of all new masks.
-        num_masks (`int`): how many to make.
-        seed (`int`, defaults to 0): all that is drawn follows from it.
-        max_added (`int`, defaults to 16): things that one mask gets at most.
-        rules (`PlacementRules`, *optional*): what makes a place sensible.
+        read: returns the class ids, (H, W) uint8, of mask 0, 1, ... of the dataset.
+        num_bases: number of these masks. Each is used once before one is used again.
+        prior: of the same dataset.
+        target_shares: class id -> share of the labelled pixels of all new masks.
+        num_masks: number of new masks.
+        seed: source of all randomness.
+        max_added: largest number of objects added to one mask.
+        rules: limits of what counts as a sensible position.
 
     Yields:
         `NewMask`
 
     Raises:
-        ValueError: before the first mask, where a class cannot be placed.
+        ValueError: Before the first mask, if a class cannot be placed.
     """
     for class_id in target_shares:
-        check_placeable(knowledge, class_id)
-    names, num_classes = knowledge.street.labels.names, knowledge.street.labels.num_classes
-    drawn = np.random.default_rng([seed, 0])
+        check_placeable(prior, class_id)
+    names, num_classes = prior.street.labels.names, prior.street.labels.num_classes
+    generator = np.random.default_rng([seed, 0])
     rounds = -(-num_masks // num_bases)
-    bases = np.concatenate([drawn.permutation(num_bases) for _ in range(rounds)])[:num_masks]
-    weights = drawn.gamma(BURSTS, size=num_masks)
+    bases = np.concatenate([generator.permutation(num_bases) for _ in range(rounds)])[:num_masks]
+    weights = generator.gamma(GAMMA_SHAPE, size=num_masks)
     weights /= weights.mean()
 
     have = np.zeros(num_classes + 1, dtype=np.int64)  # pixels of each class in the masks so far, unknown last
-    due = 0.0  # labelled pixels so far, each mask's times its weight
+    due = 0.0  # labelled pixels so far, weighted by mask
     for index, base in enumerate(bases.tolist()):
         generator = np.random.default_rng([seed, 1, index])
-        scene = Scene(read(base), knowledge.street)
+        scene = Scene(read(base), prior.street)
         here = count_pixels(scene.ids, num_classes)
         due += weights[index] * here[:-1].sum()
         added: list[dict] = []
         refused: dict[str, Counter] = {}
-        open_wishes = {class_id: share * due for class_id, share in target_shares.items()}  # pixels
+        open_targets = {class_id: share * due for class_id, share in target_shares.items()}  # pixels
         while True:
-            missing = {i: 1 - (have[i] + here[i]) / n for i, n in open_wishes.items() if n > have[i] + here[i]}
+            missing = {i: 1 - (have[i] + here[i]) / n for i, n in open_targets.items() if n > have[i] + here[i]}
             if not missing:
                 break
             class_id = max(missing, key=missing.__getitem__)
             placement, reasons = None, Counter([ENOUGH_ADDED])
             if len(added) < max_added:
-                placement, reasons = find_place(scene, knowledge, class_id, generator, rules)
+                placement, reasons = find_place(scene, prior, class_id, generator, rules)
             if placement is None:
                 refused[names[class_id]] = reasons
-                del open_wishes[class_id]
+                del open_targets[class_id]
                 continue
             scene.put(placement.entry, placement.seen)
-            added.append(placement.describe(knowledge.street))
+            added.append(placement.describe(prior.street))
             here = count_pixels(scene.ids, num_classes)
         have += here
         yield NewMask(index, base, scene.ids, tuple(added), refused)
 
 
-MOST_LEARNED = 2000  # masks that things and sizes are learned from
-MOST_WISHED = 0.5  # share of all pixels that the wished classes may have together
-SHEET = 20  # pairs on the contact sheet
+MAX_FIT_MASKS = 2000  # masks that the prior is fitted to
+MAX_TARGET_SHARE = 0.5  # share of all pixels that all target classes may have together
+CONTACT_SHEET_ROWS = 20  # masks on the contact sheet
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,19 +135,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--num_masks", type=int, required=True, metavar="K", help="how many new masks")
     parser.add_argument(
-        "--wish", nargs="+", required=True, metavar="CLASS=TIMES", help='such as person=4 rider=6 "traffic cone=3"'
-    )
+        *("--target", "--wish"), nargs="+", required=True, metavar="CLASS=FACTOR",
+        help='such as person=4 rider=6 "traffic cone=3"',
+    )  # fmt: skip
     parser.add_argument("--max_added", type=int, default=16, help="things that one mask gets (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
 
 
 def parse_targets(texts: list[str], labels: LabelSet) -> dict[int, float]:
-    """Class id -> factor, from texts like "person=4".
+    """Return class id -> factor from texts like "person=4".
 
     Raises:
-        ValueError: a text has another form, names no class or one twice, or the factor is not above 1.
+        ValueError: If a text has another form, an unknown class or a repeated one, or a factor of 1 or less.
     """
-    wishes: dict[int, float] = {}
+    targets: dict[int, float] = {}
     for text in texts:
         name, _, factor = text.rpartition("=")
         try:
@@ -155,63 +156,63 @@ def parse_targets(texts: list[str], labels: LabelSet) -> dict[int, float]:
         except ValueError:
             times = 0.0
         if not name or not 1 < times < float("inf"):
-            raise ValueError(f"--wish '{text}' is not understood; wanted CLASS=TIMES with a number above 1: person=4.")
+            raise ValueError(f"expected --target CLASS=FACTOR with a factor above 1, such as person=4; got '{text}'.")
         if name not in labels.label2id:
-            raise ValueError(f"--wish '{text}': there is no class '{name}'; there are {', '.join(labels.names)}.")
-        if labels.label2id[name] in wishes:
-            raise ValueError(f"--wish names '{name}' twice; wanted each class once.")
-        wishes[labels.label2id[name]] = times
-    return wishes
+            raise ValueError(f"--target '{text}': there is no class '{name}'; there are {', '.join(labels.names)}.")
+        if labels.label2id[name] in targets:
+            raise ValueError(f"--target names '{name}' twice; expected each class once.")
+        targets[labels.label2id[name]] = times
+    return targets
 
 
 def run(args: argparse.Namespace) -> None:
     if args.num_masks < 1 or args.max_added < 1 or args.seed < 0:
         raise ValueError(
-            f"--num_masks {args.num_masks} --max_added {args.max_added} --seed {args.seed}; wanted 1, 1 and 0 or more."
+            f"--num_masks {args.num_masks} --max_added {args.max_added} --seed {args.seed}; expected 1, 1 and 0 or more."
         )
     pairs = load_pairs(args.dataset, args.split)
-    wishes = parse_targets(args.wish, pairs.labels)
+    factors = parse_targets(args.target, pairs.labels)
     with new_output(args.output) as folder:
-        reached = _enrich(args, pairs, wishes, folder)
+        reached = _enrich(args, pairs, factors, folder)
     sys.stdout.write(f"{args.num_masks} masks in {args.output}: {'; '.join(map(_in_words, reached))}\n")
 
 
-def _enrich(args: argparse.Namespace, pairs: PairDataset, wishes: dict[int, float], folder: Path) -> list[Reached]:
+def _enrich(args: argparse.Namespace, pairs: PairDataset, factors: dict[int, float], folder: Path) -> list[Reached]:
     """Fill the output folder."""
     labels = pairs.labels
-    # 1. what the data set teaches, and whether the wishes can be met at all
-    step = max(1, len(pairs) / MOST_LEARNED)
-    chosen = [int(k * step) for k in range(min(len(pairs), MOST_LEARNED))]
-    masks = ((pairs.stems[i], pairs.mask(i)) for i in progress_bar(chosen, desc="learning", unit="mask"))
-    knowledge = fit_scene_prior(masks, Street.of(labels))
-    for class_id in wishes:
-        check_placeable(knowledge, class_id)
+    # 1. the prior, and whether the targets are possible at all
+    step = max(1, len(pairs) / MAX_FIT_MASKS)
+    chosen = [int(k * step) for k in range(min(len(pairs), MAX_FIT_MASKS))]
+    masks = ((pairs.stems[i], pairs.mask(i)) for i in progress_bar(chosen, desc="fitting", unit="mask"))
+    prior = fit_scene_prior(masks, Street.of(labels))
+    for class_id in factors:
+        check_placeable(prior, class_id)
     before = collect_statistics(pairs.mask, len(pairs), labels)
     shares = [row.pixel_share for row in class_figures(before)]
-    targets = {class_id: times * shares[class_id] for class_id, times in wishes.items()}
-    if sum(targets.values()) > MOST_WISHED:
+    targets = {class_id: times * shares[class_id] for class_id, times in factors.items()}
+    if sum(targets.values()) > MAX_TARGET_SHARE:
         raise ValueError(
-            f"the wishes ask for {percent(sum(targets.values()))} of all pixels; things fill {percent(MOST_WISHED)} "
-            "at most. Wish for less."
+            f"--target asks for {percent(sum(targets.values()))} of all pixels; objects fill at most "
+            f"{percent(MAX_TARGET_SHARE)}. Use smaller factors."
         )
 
     # 2. the masks
     (folder / "masks").mkdir()
-    made = enrich_masks(
-        pairs.mask, len(pairs), knowledge, targets, args.num_masks, seed=args.seed, max_added=args.max_added
+    new_masks = enrich_masks(
+        pairs.mask, len(pairs), prior, targets, args.num_masks, seed=args.seed, max_added=args.max_added
     )
     rows, sheet = [], []
-    for new in progress_bar(made, total=args.num_masks, desc="placing", unit="mask"):
+    for new in progress_bar(new_masks, total=args.num_masks, desc="placing", unit="mask"):
         name = f"{new.index:05}_{Path(pairs.stems[new.base]).name}.png"
         labels.decode(new.ids).save(folder / "masks" / name)
         rows.append(_row(name, pairs.stems[new.base], new))
-        if new.added and len(sheet) < SHEET:
+        if new.added and len(sheet) < CONTACT_SHEET_ROWS:
             sheet.append((rows[-1], [labels.decode(pairs.mask(new.base)), labels.decode(new.ids)]))
 
-    # 3. what came of it
+    # 3. the results
     paths = [folder / row["mask_file_name"] for row in rows]
     after = collect_statistics(lambda i: labels.encode(paths[i]), len(paths), labels)
-    reached = compare_wishes(wishes, before, after, rows)
+    reached = compare_wishes(factors, before, after, rows)
     labels.save_json(folder / LABELS_FILE)
     write_text(folder / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     record = {
@@ -221,7 +222,7 @@ def _enrich(args: argparse.Namespace, pairs: PairDataset, wishes: dict[int, floa
         "max_added": args.max_added,
         "seed": args.seed,
         "wishes": [asdict(entry) for entry in reached],
-        "sizes": _sizes(knowledge),
+        "sizes": _sizes(prior),
         "versions": {"semseg_diffusers": package_version(), "numpy": np.__version__},
     }
     write_text(folder / "enrich.json", json.dumps(record, indent=2) + "\n")
@@ -232,29 +233,29 @@ def _enrich(args: argparse.Namespace, pairs: PairDataset, wishes: dict[int, floa
 
 
 def _row(name: str, base: str, new: NewMask) -> dict:
-    """A mask's line of the manifest."""
+    """Return the line of a mask in the manifest."""
     refused = {class_name: dict(reasons.most_common()) for class_name, reasons in new.refused.items()}
     return {"mask_file_name": f"masks/{name}", "base": base, "added": list(new.added), "refused": refused}
 
 
-def _sizes(knowledge: ScenePrior) -> dict[str, dict]:
-    """The sizes and grounds that were learned, by class name."""
-    names = knowledge.street.labels.names
+def _sizes(prior: ScenePrior) -> dict[str, dict]:
+    """Return the fitted heights and grounds by class name."""
+    names = prior.street.labels.names
     return {
         names[class_id]: {
-            "slope": law.slope,
-            "horizon": law.horizon,
-            "learned_from": law.source,
-            "whole_objects": len(knowledge.donors[class_id]),
-            "ground": knowledge.ground[class_id],
+            "slope": height_model.slope,
+            "horizon": height_model.horizon,
+            "learned_from": height_model.source,
+            "whole_objects": len(prior.sources[class_id]),
+            "ground": prior.ground[class_id],
         }
-        for class_id, law in knowledge.laws.items()
+        for class_id, height_model in prior.height_models.items()
     }
 
 
 def _in_words(entry: Reached) -> str:
-    """A wish and what was reached, for the terminal."""
-    text = f"{entry.name} wished {entry.wished:g}x, reached {entry.reached:.2f}x ({percent(entry.share_after)})"
+    """Return a line of text on a target and what was reached."""
+    text = f"{entry.name} target {entry.wished:g}x, reached {entry.reached:.2f}x ({percent(entry.share_after)})"
     if entry.reached < 0.95 * entry.wished and entry.refused:
         text += f", mostly because: {next(iter(entry.refused))}"
     return text

@@ -14,7 +14,7 @@ from semseg_diffusers.masks.statistics.counts import (
     unknown_share,
 )
 from semseg_diffusers.masks.statistics.figure import LOWEST, heat_picture, log_place
-from semseg_diffusers.masks.statistics.underrepresented import RARE_SHARE, RULES, WeakClass
+from semseg_diffusers.masks.statistics.underrepresented import RARE_SHARE, RULES, UnderrepresentedClass
 from semseg_diffusers.reports.figures import named_color, picture
 from semseg_diffusers.reports.html import (
     NOTHING,
@@ -35,12 +35,12 @@ from semseg_diffusers.utils.files import package_version
 TICKS = (LOWEST, 0.01, 1.0)  # shares written above the bars
 
 
-def statistics_page(statistics: MaskStatistics, weak: list[WeakClass], name: str) -> str:
+def statistics_page(statistics: MaskStatistics, weak: list[UnderrepresentedClass], name: str) -> str:
     """The whole page.
 
     Args:
         statistics (`MaskStatistics`)
-        weak (`list[WeakClass]`): what `weak_classes` says of them.
+        weak (`list[UnderrepresentedClass]`): what `underrepresented_classes` says of them.
         name (`str`): data set and split, for the title.
     """
     labels = statistics.labels
@@ -68,7 +68,7 @@ def _named(labels: LabelSet, index: int) -> Markup:
     return Markup('<span style="white-space:nowrap">{}</span>').format(named)
 
 
-def _weak_section(labels: LabelSet, weak: list[WeakClass]) -> Section:
+def _weak_section(labels: LabelSet, weak: list[UnderrepresentedClass]) -> Section:
     blocks = []
     if weak:
         rows = []

@@ -127,7 +127,7 @@ def test_place_takes_things_and_sizes_from_a_data_set(masks, tmp_path, capsys):
     assert edit(tmp_path / "sky.png", tmp_path / "none", "place class=person", more=more) == 2
     assert "no place for number 1 of 'person': no " in capsys.readouterr().err
     assert edit(masks, tmp_path / "none", "place class=person") == 2
-    assert "takes things and their sizes from a data set: give --dataset" in capsys.readouterr().err
+    assert "objects and their sizes come from a dataset: give --dataset" in capsys.readouterr().err
     LABELS.decode(street).save(tmp_path / "camvid.png")
     more = ["--dataset", str(tmp_path / "toy"), "--labels", "camvid"]
     assert edit(tmp_path / "camvid.png", tmp_path / "none", "place class=person", more=more) == 2
@@ -140,18 +140,18 @@ def test_place_takes_things_and_sizes_from_a_data_set(masks, tmp_path, capsys):
     [
         ("erase class=car", "there is no 'erase'; there are paste, place, move"),
         ("remove class=car colour=red", "remove knows no 'colour'; remove takes at, class, number"),
-        ("remove", "remove wants at or class, one of them"),
-        ("remove class=car at=1,2", "remove wants at or class, one of them"),
-        ("move class=car", "move wants to or by, one of them"),
-        ("move class=car to=4", "to is 4; wanted two numbers, x and y"),
+        ("remove", "remove needs exactly one of at and class"),
+        ("remove class=car at=1,2", "remove needs exactly one of at and class"),
+        ("move class=car", "move needs exactly one of to and by"),
+        ("move class=car to=4", "to is 4; expected two numbers, x and y"),
         ("scale class=car", "scale lacks 'factor'; scale takes factor, at, class, number"),
-        ("scale class=car factor=0", "factor is 0; wanted a number above 0"),
-        ("remove class=car number=0", "number is 0; wanted a whole number from 1"),
-        ("paste from=x.png class=car flip=3", "flip is 3; wanted true or false"),
-        ("polygon class=car points=here", "points is 'here'; wanted points x,y"),
-        ("relabel at=1,1 to=5", "to is 5; wanted text"),
+        ("scale class=car factor=0", "factor is 0; expected a number above 0"),
+        ("remove class=car number=0", "number is 0; expected a whole number from 1"),
+        ("paste from=x.png class=car flip=3", "flip is 3; expected true or false"),
+        ("polygon class=car points=here", "points is 'here'; expected points x,y"),
+        ("relabel at=1,1 to=5", "to is 5; expected text"),
         ("remove class=car class=bus", "gives class twice"),
-        ("", "an operation is empty; wanted one of paste"),
+        ("", "an operation is empty; expected one of paste"),
     ],
 )
 def test_a_wrong_operation_is_named_before_any_work(text, message):
@@ -162,11 +162,11 @@ def test_a_wrong_operation_is_named_before_any_work(text, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("remove: {class: car}", "holds no list"),
-        ("- remove: {class: car}\n- [1]", r"operation 2 of '.*' is \[1\]; wanted `name:"),
-        ("- remove: car", "operation 1 of '.*': remove has 'car'; wanted values by name"),
-        ("- {remove: {class: [", "is no YAML or JSON"),
-        ("- stroke: {class: car, points: [[1]], radius: 1}", "points is .*; wanted two numbers"),
+        ("remove: {class: car}", "contains no list"),
+        ("- remove: {class: car}\n- [1]", r"operation 2 of '.*' is \[1\]; expected `name:"),
+        ("- remove: car", "operation 1 of '.*': remove has 'car'; expected values by name"),
+        ("- {remove: {class: [", "is not valid YAML or JSON"),
+        ("- stroke: {class: car, points: [[1]], radius: 1}", "points is .*; expected two numbers"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, content, message):
@@ -179,7 +179,7 @@ def test_a_wrong_file_is_refused(tmp_path, content, message):
     ("text", "message"),
     [
         ("remove class=cow", r"operation 1 \(remove class=cow\) on '.*a.png': there is no class 'cow'"),
-        ("remove class=car number=2", "holds 1 object.s. of 'car'; wanted number 2"),
+        ("remove class=car number=2", "holds 1 object.s. of 'car'; number 2 by size does not exist"),
         ("paste from=missing.png class=car", "No such file or directory: 'missing.png'"),
         ("move class=car to=300,300", "nothing of the object would be seen"),
         ("rectangle class=car first=100,0 last=120,3", "the shape has no pixel inside the mask"),
@@ -195,7 +195,7 @@ def test_command_refuses_what_it_cannot_start_from(masks, tmp_path, capsys):
     assert edit(masks, tmp_path / "out") == 2
     assert "nothing to do" in capsys.readouterr().err
     assert edit(masks, tmp_path / "out", "remove class=car", more=["--seed", "-1"]) == 2
-    assert "--seed -1; wanted 0 or more" in capsys.readouterr().err
+    assert "--seed -1; expected 0 or more" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     assert edit(masks, tmp_path / "full", "remove class=car number=all") == 2

@@ -1,4 +1,4 @@
-"""`semseg-diffusers enrich`: wished shares are reached by things put in, from a seed, whole or not at all."""
+"""`semseg-diffusers enrich`: target shares are reached by added objects, from a seed, complete or not at all."""
 
 import json
 
@@ -26,7 +26,7 @@ def masks():
 
 
 @pytest.fixture(scope="module")
-def knowledge(masks):
+def prior(masks):
     return fit_scene_prior([(f"scene{i}", ids) for i, ids in enumerate(masks)], STREET)
 
 
@@ -42,19 +42,19 @@ def share(masks, name) -> float:
     return sum(int((ids == ID[name]).sum()) for ids in masks) / sum(int((ids != 255).sum()) for ids in masks)
 
 
-def make(masks, knowledge, wishes, num_masks=30, **more):
-    targets = {ID[name]: times * share(masks, name) for name, times in wishes.items()}
-    return list(enrich_masks(lambda i: masks[i], len(masks), knowledge, targets, num_masks, **more))
+def make(masks, prior, factors, num_masks=30, **more):
+    targets = {ID[name]: times * share(masks, name) for name, times in factors.items()}
+    return list(enrich_masks(lambda i: masks[i], len(masks), prior, targets, num_masks, **more))
 
 
-def test_shares_come_near_the_wishes(masks, knowledge):
-    new = make(masks, knowledge, {"person": 3, "rider": 3}, num_masks=40)
+def test_shares_approach_the_targets(masks, prior):
+    new = make(masks, prior, {"person": 3, "rider": 3}, num_masks=40)
     assert share([mask.ids for mask in new], "person") / share(masks, "person") == pytest.approx(3, rel=0.1)
     assert share([mask.ids for mask in new], "rider") / share(masks, "rider") == pytest.approx(3, rel=0.15)
 
 
-def test_each_mask_is_a_mask_of_the_set_with_what_the_notes_say(masks, knowledge):
-    new = make(masks, knowledge, {"person": 3}, num_masks=50)
+def test_each_mask_is_a_mask_of_the_set_with_what_the_notes_say(masks, prior):
+    new = make(masks, prior, {"person": 3}, num_masks=50)
     assert sorted(mask.base for mask in new[:40]) == list(range(40))  # each once before one comes again
     for mask in new:
         changed = mask.ids != masks[mask.base]
@@ -70,22 +70,22 @@ def test_each_mask_is_a_mask_of_the_set_with_what_the_notes_say(masks, knowledge
         assert set(np.unique(mask.ids[changed])) <= {ID["person"]}
 
 
-def test_same_seed_same_masks_and_another_seed_others(masks, knowledge):
+def test_same_seed_same_masks_and_another_seed_others(masks, prior):
     def run(seed):
-        return np.stack([mask.ids for mask in make(masks, knowledge, {"person": 3}, num_masks=8, seed=seed)])
+        return np.stack([mask.ids for mask in make(masks, prior, {"person": 3}, num_masks=8, seed=seed)])
 
     assert (run(1) == run(1)).all()
     assert (run(1) != run(2)).any()
 
 
-def test_no_mask_gets_more_things_than_allowed_and_the_reason_is_kept(masks, knowledge):
-    new = make(masks, knowledge, {"person": 30}, num_masks=6, max_added=2)
+def test_no_mask_gets_more_things_than_allowed_and_the_reason_is_kept(masks, prior):
+    new = make(masks, prior, {"person": 30}, num_masks=6, max_added=2)
     assert {len(mask.added) for mask in new} == {2}
     assert all(mask.refused["person"] == {ENOUGH_ADDED: 1} for mask in new)
 
 
-def test_a_set_that_has_what_is_wished_stays_as_it_is(masks, knowledge):
-    new = list(enrich_masks(lambda i: masks[i], len(masks), knowledge, {ID["car"]: 1e-6}, 5))
+def test_a_set_that_has_what_is_wished_stays_as_it_is(masks, prior):
+    new = list(enrich_masks(lambda i: masks[i], len(masks), prior, {ID["car"]: 1e-6}, 5))
     assert all(
         (mask.ids == masks[mask.base]).all() and not mask.added for mask in new if (mask.ids == ID["car"]).any()
     )
@@ -94,16 +94,27 @@ def test_a_set_that_has_what_is_wished_stays_as_it_is(masks, knowledge):
 # The command -------------------------------------------------------------------------------------------------------
 
 
-def enrich(dataset, output, *wishes, more=()):
+def enrich(dataset, output, *targets, more=()):
     return cli.main(
-        ["enrich", "--dataset", str(dataset), "--output", str(output), "--num_masks", "20", *more, "--wish", *wishes]
+        [
+            "enrich",
+            "--dataset",
+            str(dataset),
+            "--output",
+            str(output),
+            "--num_masks",
+            "20",
+            *more,
+            "--target",
+            *targets,
+        ]
     )
 
 
 def test_command_writes_masks_manifest_and_pages(dataset, tmp_path, capsys):
     assert enrich(dataset, tmp_path / "new", "person=2", "truck=1.5") == 0
     line = capsys.readouterr().out
-    assert "person wished 2x, reached" in line
+    assert "person target 2x, reached" in line
     folder = tmp_path / "new"
     paths = find_masks(folder / "masks")  # what `generate --masks` reads
     assert len(paths) == 20
@@ -133,32 +144,32 @@ def test_command_gives_the_same_files_again(dataset, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("wishes", "more", "message"),
+    ("targets", "more", "message"),
     [
-        (["person"], [], "--wish 'person' is not understood"),
-        (["person=0.5"], [], "with a number above 1"),
+        (["person"], [], "expected --target CLASS=FACTOR with a factor above 1, such as person=4; got 'person'"),
+        (["person=0.5"], [], "with a factor above 1"),
         (["cow=3"], [], "there is no class 'cow'"),
-        (["person=2", "person=3"], [], "--wish names 'person' twice"),
-        (["sky=2"], [], "'sky' cannot be placed: only things that stand on the ground"),
+        (["person=2", "person=3"], [], "--target names 'person' twice"),
+        (["sky=2"], [], "'sky' cannot be placed: only objects that stand on the ground"),
         (["train=2"], [], "'train' cannot be placed"),
-        (["car=90"], [], "the wishes ask for"),
-        (["person=2"], ["--num_masks", "0"], "wanted 1, 1 and 0 or more"),
+        (["car=90"], [], "--target asks for"),
+        (["person=2"], ["--num_masks", "0"], "expected 1, 1 and 0 or more"),
         (["person=2"], ["--split", "test"], "has no split 'test'"),
     ],
 )
-def test_wishes_that_cannot_be_met_are_refused_and_leave_nothing(dataset, tmp_path, capsys, wishes, more, message):
-    assert enrich(dataset, tmp_path / "new", *wishes, more=more) == 2
+def test_impossible_targets_are_refused_and_leave_nothing(dataset, tmp_path, capsys, targets, more, message):
+    assert enrich(dataset, tmp_path / "new", *targets, more=more) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_class_that_is_never_seen_is_refused(masks):
     labels = LabelSet.from_colormap({**dict(zip(LABELS.names, LABELS.colors, strict=True)), "van": (9, 9, 9)})
-    wishes = parse_targets(["van=2"], labels)
-    assert wishes == {19: 2.0}
-    knowledge = fit_scene_prior([(str(i), ids) for i, ids in enumerate(masks)], Street.of(labels))
+    targets = parse_targets(["van=2"], labels)
+    assert targets == {19: 2.0}
+    prior = fit_scene_prior([(str(i), ids) for i, ids in enumerate(masks)], Street.of(labels))
     with pytest.raises(ValueError, match="'van' never occurs in the masks"):
-        next(enrich_masks(lambda i: masks[i], len(masks), knowledge, {19: 0.1}, 2))
+        next(enrich_masks(lambda i: masks[i], len(masks), prior, {19: 0.1}, 2))
 
 
 def test_a_folder_that_holds_something_is_left_alone(dataset, tmp_path, capsys):

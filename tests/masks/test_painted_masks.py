@@ -178,7 +178,8 @@ def test_command_writes_masks_that_generate_reads_and_says_what_was_guessed(tmp_
     assert [path.name for path in paths] == ["exact.png", "soft.png"]
     assert (LABELS.encode(paths[0]) == ids).all()
     assert (LABELS.encode(paths[1])[2::4, 2::4] == ids).mean() > 0.98
-    assert Image.open(paths[1]).mode == "P"
+    with Image.open(paths[1]) as image:
+        assert image.mode == "P"
     exact, soft = json.loads((tmp_path / "out" / "clean.json").read_text())["masks"]
     assert exact["guessed_share"] == 0
     assert exact["exact_share"] == 1
@@ -198,7 +199,7 @@ def test_command_writes_masks_that_generate_reads_and_says_what_was_guessed(tmp_
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("photo", "of its pixels are near the colour of a class; the most frequent such colours are"),
+        ("photo", "of its pixels are close to a class colour; the most frequent such colours are"),
         ("unpainted", "50% of its pixels have colours of no class, more than --max_strange 0.05; the most frequent"),
         ("grey", "holds classes 40, 200; this model knows 0-18 and 255"),
         ("text", "cannot be read as an image"),
@@ -227,4 +228,4 @@ def test_settings_out_of_range_are_refused(tmp_path, capsys):
     LABELS.decode(np.zeros((4, 4), dtype=np.uint8)).save(tmp_path / "a.png")
     for more in (("--min_area", -1), ("--max_strange", 2)):
         assert clean(tmp_path / "a.png", tmp_path / "out", "--labels", "bdd100k", *more) == 2
-        assert "wanted 0 or more, and a share from 0 to 1" in capsys.readouterr().err
+        assert "expected 0 or more, and a share from 0 to 1" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from semseg_diffusers.masks.statistics.counts import (
     unknown_share,
 )
 from semseg_diffusers.masks.statistics.figure import draw_statistics
-from semseg_diffusers.masks.statistics.underrepresented import RULES, weak_classes
+from semseg_diffusers.masks.statistics.underrepresented import RULES, underrepresented_classes
 from semseg_diffusers.reports.statistics_page import statistics_page
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
@@ -181,7 +181,9 @@ def test_each_rule_finds_the_class_made_for_it():
     masks[:, :, 5::10] = 4  # lines from top to bottom
     masks[:, 90:, 90:] = 5
     weather = ["clear"] * 80 + ["foggy"] * 40
-    found = {weak.name: weak for weak in weak_classes(collect(masks, labels, attributes={"weather": weather}))}
+    found = {
+        weak.name: weak for weak in underrepresented_classes(collect(masks, labels, attributes={"weather": weather}))
+    }
     rules = {name: {reason.rule for reason in weak.reasons} for name, weak in found.items()}
     assert rules == {
         "never": {"never seen"},
@@ -198,7 +200,7 @@ def test_each_rule_finds_the_class_made_for_it():
 def test_a_set_without_weak_classes_names_none():
     masks = np.zeros((100, 32, 32), dtype=np.uint8)
     masks[:, 8:24], masks[:, 24:] = 1, 2
-    assert weak_classes(collect(masks)) == []
+    assert underrepresented_classes(collect(masks)) == []
 
 
 # The command
@@ -240,21 +242,22 @@ def test_arrays_are_the_heat_maps_and_the_pixels_of_each_mask(toy, written):
 
 def test_nothing_else_is_left_in_the_folder_and_the_picture_opens(written):
     assert sorted(path.name for path in written.iterdir()) == ["index.html", "stats.json", "stats.npz", "stats.png"]
-    assert Image.open(written / "stats.png").width > 1000
+    with Image.open(written / "stats.png") as image:
+        assert image.width > 1000
 
 
 def test_another_split_and_what_is_weak_are_printed(toy, tmp_path, capsys):
     assert cli.main(["stats", "--dataset", str(toy), "--split", "val", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "toy (val): 3 masks of 24 x 40, 0.0% unknown" in printed
-    assert "weak: train (never seen: no pixel in any mask)" in printed
+    assert "underrepresented: train (never seen: no pixel in any mask)" in printed
 
 
 def test_bad_input_is_refused(toy, tmp_path, capsys):
     assert cli.main(["stats", "--dataset", str(toy), "--output", str(tmp_path), "--num_workers", "0"]) == 2
     assert cli.main(["stats", "--dataset", str(toy), "--output", str(tmp_path), "--split", "dusk"]) == 2
     errors = capsys.readouterr().err
-    assert "--num_workers 0; wanted at least 1" in errors
+    assert "--num_workers 0; expected at least 1" in errors
     assert "has no split 'dusk'" in errors
 
 

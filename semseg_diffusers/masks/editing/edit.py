@@ -1,13 +1,13 @@
-"""Edit masks: take objects out, move, scale, mirror, paste and draw; the changed masks are what `generate` takes.
+"""Edit masks: remove, move, scale, mirror, paste and draw objects, as input for `generate`.
 
   semseg-diffusers edit --masks street.png --output edited \\
       --operation "paste from=other.png class=car to=60,100 flip" --operation "remove class=person number=all"
   semseg-diffusers edit --masks data/val/masks --output edited --operations operations.yaml
 
-Points are x,y in pixels. An object is chosen by a pixel in it (at=x,y) or by its class and its number by size:
+Points are x,y in pixels. An object is selected by a pixel (at=x,y), or by its class and its rank by size:
 
   paste      from=FILE, at= or class= [number=]; to=x,y of the middle of its feet, scale=, flip
-  place      class= [count=]: things of --dataset, where such things stand and as large as they are there
+  place      class= [count=]: objects of --dataset, at sensible positions and sizes
   move       at= or class= [number=]; to=x,y or by=x,y
   scale      at= or class= [number=]; factor=
   flip       at= or class= [number=]
@@ -18,8 +18,8 @@ Points are x,y in pixels. An object is chosen by a pixel in it (at=x,y) or by it
   rectangle  class=, first=x,y, last=x,y
   ellipse    class=, center=x,y, radii=x,y
 
-The class `unknown` stands for pixels that are left to the model. A file holds the same as a YAML or JSON list:
-`- paste: {from: other.png, class: car, to: [60, 100]}`; files that it names lie beside it.
+The class `unknown` leaves pixels to the model. A file contains the same as a YAML or JSON list:
+`- paste: {from: other.png, class: car, to: [60, 100]}`; paths in it are relative to the file.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import LABELS_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_output
-from semseg_diffusers.masks.editing.operation_types import KINDS, Context, is_number, is_numbers
+from semseg_diffusers.masks.editing.operation_types import OPERATION_TYPES, Context, is_number, is_numbers
 from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.pipelines.portable import write_text
@@ -48,7 +48,7 @@ from semseg_diffusers.utils.images import image_grid, save_png
 
 @dataclass(frozen=True)
 class Operation:
-    """One change: its name, and its values checked for form (not yet against a mask)."""
+    """An operation: its name, and its values, checked for form but not yet against a mask."""
 
     name: str
     values: dict[str, Any]
@@ -58,30 +58,30 @@ class Operation:
 
 
 def read_operations(path: str | Path) -> list[Operation]:
-    """Read a YAML or JSON file: a list of `{name: {value: ..., ...}}`. Files named in it are looked for beside it.
+    """Read a YAML or JSON file: a list of `{name: {value: ..., ...}}`. Paths in it are relative to the file.
 
     Raises:
-        OSError: the file cannot be read.
-        ValueError: it is no such list, or an operation is wrong; the message names it.
+        OSError: If the file cannot be read.
+        ValueError: If it is no such list, or an operation is wrong; the message names it.
     """
     path = Path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as err:
-        raise ValueError(f"operations file '{path}' is no YAML or JSON: {err}") from err
+        raise ValueError(f"operations file '{path}' is not valid YAML or JSON: {err}") from err
     if not isinstance(content, list) or not content:
-        raise ValueError(f"operations file '{path}' holds no list; wanted lines like `- remove: {{class: car}}`.")
+        raise ValueError(f"operations file '{path}' contains no list; expected lines like `- remove: {{class: car}}`.")
     operations = []
     for number, entry in enumerate(content, 1):
         if not isinstance(entry, dict) or len(entry) != 1:
-            raise ValueError(f"operation {number} of '{path}' is {entry!r}; wanted `name: {{value: ..., ...}}`.")
+            raise ValueError(f"operation {number} of '{path}' is {entry!r}; expected `name: {{value: ..., ...}}`.")
         ((name, values),) = entry.items()
         operations.append(_checked(name, values, f"operation {number} of '{path}'", path.parent))
     return operations
 
 
 def parse_operation(text: str) -> Operation:
-    """Read an operation as the command line has it.
+    """Read an operation of the command line.
 
     Example:
         >>> parse_operation("stroke class=pole points=10,20;10,60 radius=0.5").values["points"]
@@ -89,7 +89,7 @@ def parse_operation(text: str) -> Operation:
     """
     words = shlex.split(text)
     if not words:
-        raise ValueError(f"an operation is empty; wanted one of {', '.join(KINDS)}.")
+        raise ValueError(f"an operation is empty; expected one of {', '.join(OPERATION_TYPES)}.")
     values: dict[str, Any] = {}
     for word in words[1:]:
         key, _, value = word.partition("=")
@@ -100,7 +100,7 @@ def parse_operation(text: str) -> Operation:
 
 
 def _value(text: str) -> Any:
-    """A value of the command line: `1,2;3,4` is points, `1,2` a point, else what YAML makes of it."""
+    """Return a value of the command line: `1,2;3,4` is points, `1,2` a point, anything else is read as YAML."""
     parts = [[_scalar(number) for number in point.split(",")] for point in text.split(";")]
     if (";" in text or "," in text) and all(is_numbers(part) for part in parts):
         return parts if ";" in text else parts[0]
@@ -116,14 +116,14 @@ def _scalar(text: str) -> Any:
 
 
 def _checked(name: Any, values: Any, where: str, folder: Path) -> Operation:
-    """An operation whose values have the right names and forms."""
-    if name not in KINDS:
-        raise ValueError(f"{where}: there is no '{name}'; there are {', '.join(KINDS)}.")
-    kind, values = KINDS[name], {} if values is None else values
+    """Return the operation after checking names and forms of its values."""
+    if name not in OPERATION_TYPES:
+        raise ValueError(f"{where}: there is no '{name}'; there are {', '.join(OPERATION_TYPES)}.")
+    kind, values = OPERATION_TYPES[name], {} if values is None else values
     known = {**kind.needs, **kind.may}
     takes = f"{name} takes {', '.join(known)}"
     if not isinstance(values, dict):
-        raise ValueError(f"{where}: {name} has {values!r}; wanted values by name. {takes}.")
+        raise ValueError(f"{where}: {name} has {values!r}; expected values by name. {takes}.")
     for key in values:
         if key not in known:
             raise ValueError(f"{where}: {name} knows no '{key}'; {takes}.")
@@ -131,15 +131,15 @@ def _checked(name: Any, values: Any, where: str, folder: Path) -> Operation:
         if key not in values:
             raise ValueError(f"{where}: {name} lacks '{key}'; {takes}.")
     if kind.one_of and sum(key in values for key in kind.one_of) != 1:
-        raise ValueError(f"{where}: {name} wants {' or '.join(kind.one_of)}, one of them.")
+        raise ValueError(f"{where}: {name} needs exactly one of {' and '.join(kind.one_of)}.")
     if name == "move" and ("to" in values) == ("by" in values):
-        raise ValueError(f"{where}: move wants to or by, one of them.")
+        raise ValueError(f"{where}: move needs exactly one of to and by.")
     read = {}
     for key, value in values.items():
         try:
             read[key] = known[key](value)
         except ValueError as err:
-            raise ValueError(f"{where}: {key} is {value!r}; wanted {err}.") from err
+            raise ValueError(f"{where}: {key} is {value!r}; expected {err}.") from err
     if "from" in read:
         read["from"] = str(folder / read["from"])
     return Operation(name, read)
@@ -151,21 +151,21 @@ def run_operations(
     """Run operations on a mask, one after the other.
 
     Args:
-        ids (`np.ndarray`): class ids, (H, W) uint8; not changed.
-        operations (sequence of `Operation`): what to do, in order.
-        context (`Context`): what they need beside the mask.
-        source (`str`): what messages call the mask.
+        ids: class ids, (H, W) uint8; not changed.
+        operations: in order.
+        context: what they need besides the mask.
+        source: name of the mask in messages.
 
     Returns:
-        `tuple[np.ndarray, list[dict]]`: the new ids, and for each operation what was done, in JSON types.
+        The new ids, and a record of each operation as JSON values.
 
     Raises:
-        ValueError: an operation cannot be done; the message names it.
+        ValueError: If an operation is impossible; the message names it.
     """
     notes = []
     for number, operation in enumerate(operations, 1):
         try:
-            changed, note = KINDS[operation.name].run(ids, operation.values, context)
+            changed, note = OPERATION_TYPES[operation.name].run(ids, operation.values, context)
         except ValueError as err:
             raise ValueError(f"operation {number} ({operation}) on {source}: {err}") from err
         count = int((changed != ids).sum())
@@ -176,7 +176,7 @@ def run_operations(
 
 EDITS_FILE = "edits.json"
 ROWS = 16  # masks on before_after.png
-FADED = 0.25  # how much of a pixel's colour stays where nothing changed
+FADED = 0.25  # share of the colour that remains where nothing changed
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -196,26 +196,26 @@ def run(args: argparse.Namespace) -> None:
     operations = read_operations(args.operations) if args.operations else []
     operations += [parse_operation(text) for text in args.operation]
     if not operations:
-        raise ValueError("there is nothing to do: give --operation or --operations.")
+        raise ValueError("expected --operation or --operations; got neither.")
     if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}; wanted 0 or more.")
+        raise ValueError(f"--seed {args.seed}; expected 0 or more.")
     paths = find_masks(args.masks)
     labels = labels_of_masks(args.masks, args.labels)
     street = Street.of(labels)
-    knowledge = None
+    prior = None
     if any(operation.name == "place" for operation in operations) and args.dataset:
         pairs = load_pairs(args.dataset, args.split)
         if pairs.labels.names != labels.names:
-            raise ValueError(f"'{args.dataset}' and '{args.masks}' have different classes; wanted one label set.")
-        knowledge = fit_scene_prior(((stem, pairs.mask(i)) for i, stem in enumerate(pairs.stems)), street)
+            raise ValueError(f"'{args.dataset}' and '{args.masks}' have different classes; expected one label set.")
+        prior = fit_scene_prior(((stem, pairs.mask(i)) for i, stem in enumerate(pairs.stems)), street)
 
     with new_output(args.output) as folder:
         (folder / "masks").mkdir()
         rows, notes = [], []
         for path in paths:
-            generator = np.random.default_rng([args.seed, *path.stem.encode()])  # whatever other masks there are
+            generator = np.random.default_rng([args.seed, *path.stem.encode()])  # independent of other masks
             before = labels.encode(path)
-            after, done = run_operations(before, operations, Context(street, generator, knowledge), f"'{path}'")
+            after, done = run_operations(before, operations, Context(street, generator, prior), f"'{path}'")
             labels.decode(after).save(folder / "masks" / f"{path.stem}.png")
             notes.append({"mask": str(path), "output": f"masks/{path.stem}.png", "operations": done})
             if len(rows) < ROWS:
@@ -229,10 +229,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def show_changes(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> Image.Image:
-    """The new mask with all that did not change faded to grey: RGB, hard edges."""
-    colours = np.asarray(labels.decode(after).convert("RGB"), dtype=np.float32)  # (H, W, 3)
-    faded = 255 - FADED * (255 - colours.mean(axis=2, keepdims=True))
-    shown = np.where((before != after)[..., None], colours, faded)
+    """Return the new mask with unchanged pixels faded to grey, in P mode with hard edges."""
+    colors = np.asarray(labels.decode(after).convert("RGB"), dtype=np.float32)  # (H, W, 3)
+    faded = 255 - FADED * (255 - colors.mean(axis=2, keepdims=True))
+    shown = np.where((before != after)[..., None], colors, faded)
     return Image.fromarray(shown.round().astype(np.uint8)).convert("P", palette=Image.Palette.ADAPTIVE)
 
 

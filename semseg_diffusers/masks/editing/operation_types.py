@@ -1,5 +1,7 @@
-"""The operations that a script or the command line can name: what each takes, and what it does to a mask.
-Points are (x, y) in pixels, as picture editors show them."""
+"""The operations of a script or the command line: their values, and what they do to a mask.
+
+Points are (x, y) in pixels, as image editors show them.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from semseg_diffusers.masks.editing import shapes as drawing
+from semseg_diffusers.masks.editing import shapes
 from semseg_diffusers.masks.editing.objects import MaskObject, object_at, objects_of
 from semseg_diffusers.masks.editing.operations import (
     Scene,
@@ -24,16 +26,16 @@ from semseg_diffusers.masks.editing.scene_prior import ScenePrior
 from semseg_diffusers.masks.editing.street import Street
 
 
-UNKNOWN = "unknown"  # what operations call the ignored pixels
+UNKNOWN = "unknown"  # name of the ignored pixels in operations
 
 
 @dataclass(frozen=True)
 class Context:
-    """What operations need beside the mask."""
+    """What operations need besides the mask."""
 
     street: Street
     generator: np.random.Generator  # for `place`
-    knowledge: ScenePrior | None = None  # for `place`
+    prior: ScenePrior | None = None  # for `place`
 
 
 # Values ------------------------------------------------------------------------------------------------------------
@@ -66,14 +68,14 @@ def _positive(value: Any) -> float:
     return float(value)
 
 
-def _count(value: Any) -> int:
+def _natural_number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError("a whole number from 1")
     return value
 
 
-def _count_or_all(value: Any) -> int | str:
-    return value if value == "all" else _count(value)
+def _number_or_all(value: Any) -> int | str:
+    return value if value == "all" else _natural_number(value)
 
 
 def _flag(value: Any) -> bool:
@@ -91,17 +93,17 @@ def _text(value: Any) -> str:
 # The operations ----------------------------------------------------------------------------------------------------
 
 Values = Mapping[str, Any]
-Run = Callable[[np.ndarray, Values, Context], tuple[np.ndarray, dict]]  # mask -> new mask, what to note
+Run = Callable[[np.ndarray, Values, Context], tuple[np.ndarray, dict]]  # mask -> new mask, record
 
 
 @dataclass(frozen=True)
-class Kind:
-    """How an operation is called and what it does."""
+class OperationType:
+    """The values of an operation and the function that runs it."""
 
     run: Run
-    needs: Mapping[str, Callable]  # name of a value -> what reads it
+    needs: Mapping[str, Callable]  # name of a required value -> its parser
     may: Mapping[str, Callable]
-    one_of: tuple[str, ...] = ()  # exactly one of these values is given
+    one_of: tuple[str, ...] = ()  # exactly one of these values must be given
 
 
 def _class_id(name: str, context: Context) -> int:
@@ -110,12 +112,12 @@ def _class_id(name: str, context: Context) -> int:
 
 
 def _pixel(point: Sequence[float]) -> tuple[int, int]:
-    """Row and column of a point (x, y)."""
+    """Return row and column of a point (x, y)."""
     return round(point[1]), round(point[0])
 
 
-def _chosen(ids: np.ndarray, values: Values, context: Context) -> list[MaskObject]:
-    """The objects that an operation is about: the one at a pixel, or those of a class by size."""
+def _select(ids: np.ndarray, values: Values, context: Context) -> list[MaskObject]:
+    """Return the objects that an operation selects: the one at a pixel, or those of a class by size."""
     if "at" in values:
         return [object_at(ids, context.street, *_pixel(values["at"]))]
     name, number = values["class"], values.get("number", 1)
@@ -123,39 +125,37 @@ def _chosen(ids: np.ndarray, values: Values, context: Context) -> list[MaskObjec
     if number == "all":
         return found
     if number > len(found):
-        raise ValueError(f"the mask holds {len(found)} object(s) of '{name}'; wanted number {number} by size.")
+        raise ValueError(f"the mask holds {len(found)} object(s) of '{name}'; number {number} by size does not exist.")
     return [found[number - 1]]
 
 
-def _standing_at(entry: MaskObject, point: Sequence[float]) -> MaskObject:
-    """The object with the middle of its lowest row at a point."""
+def _place_foot(entry: MaskObject, point: Sequence[float]) -> MaskObject:
+    """Return the object with the middle of its lowest row at a point."""
     row, _ = _pixel(point)
     return entry.at(row, round(point[0] - (entry.width - 1) / 2))
 
 
 def _about(entry: MaskObject, context: Context) -> dict:
-    """An object as notes have it."""
+    """Return class and box of an object for the record."""
     return {"class": context.street.labels.names[entry.class_id], "box": list(entry.box)}
 
 
 def _paste(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
     other = context.street.labels.encode(values["from"])
-    (entry,) = _chosen(other, values, context)
+    (entry,) = _select(other, values, context)
     note = {"object": _about(entry, context)}
     entry = entry.flipped() if values.get("flip") else entry
     entry = entry.scaled(values.get("scale", 1.0))
-    entry = _standing_at(entry, values["to"]) if "to" in values else entry
-    return paste(ids, entry, standing_in_front(ids, context.street, entry.bottom)), {
-        **note,
-        "put": _about(entry, context),
-    }
+    entry = _place_foot(entry, values["to"]) if "to" in values else entry
+    note["put"] = _about(entry, context)
+    return paste(ids, entry, standing_in_front(ids, context.street, entry.bottom)), note
 
 
 def _change(change: Callable[[MaskObject, Values], MaskObject]) -> Run:
-    """An operation that takes an object off and puts it back changed."""
+    """Return an operation that replaces an object by a changed one."""
 
     def run(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
-        (entry,) = _chosen(ids, values, context)
+        (entry,) = _select(ids, values, context)
         changed = change(entry, values)
         note = {"object": _about(entry, context), "put": _about(changed, context)}
         return move(ids, entry, changed, context.street), note
@@ -165,13 +165,13 @@ def _change(change: Callable[[MaskObject, Values], MaskObject]) -> Run:
 
 def _moved(entry: MaskObject, values: Values) -> MaskObject:
     if "to" in values:
-        return _standing_at(entry, values["to"])
+        return _place_foot(entry, values["to"])
     rows, columns = _pixel(values["by"])
     return entry.at(entry.bottom + rows, entry.left + columns)
 
 
 def _remove(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
-    entries = _chosen(ids, values, context)
+    entries = _select(ids, values, context)
     gap = np.zeros(ids.shape, dtype=bool)
     for entry in entries:
         gap |= pixels_in_frame(entry, ids.shape)
@@ -183,8 +183,8 @@ def _relabel(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndar
     return np.where(region, np.uint8(_class_id(values["to"], context)), ids), {}
 
 
-def _drawn(shape: Callable[[tuple[int, int], Values], np.ndarray]) -> Run:
-    """An operation that fills a shape with a class."""
+def _draw_shape(shape: Callable[[tuple[int, int], Values], np.ndarray]) -> Run:
+    """Return an operation that fills a shape with a class."""
 
     def run(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
         return draw(ids, shape(ids.shape, values), _class_id(values["class"], context)), {}
@@ -193,11 +193,11 @@ def _drawn(shape: Callable[[tuple[int, int], Values], np.ndarray]) -> Run:
 
 
 def _place(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
-    if context.knowledge is None:
-        raise ValueError("it takes things and their sizes from a data set: give --dataset.")
+    if context.prior is None:
+        raise ValueError("objects and their sizes come from a dataset: give --dataset.")
     class_id, scene, put = context.street.class_id(values["class"]), Scene(ids, context.street), []
     for _ in range(values.get("count", 1)):
-        placement, refused = find_place(scene, context.knowledge, class_id, context.generator)
+        placement, refused = find_place(scene, context.prior, class_id, context.generator)
         if placement is None:
             reasons = ", ".join(f"{reason} ({count})" for reason, count in refused.most_common())
             raise ValueError(f"there is no place for number {len(put) + 1} of '{values['class']}': {reasons}.")
@@ -206,32 +206,32 @@ def _place(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarra
     return scene.ids, {"put": put}
 
 
-OBJECT = {"at": _point, "class": _text, "number": _count}
+OBJECT = {"at": _point, "class": _text, "number": _natural_number}
 PASTED = {**OBJECT, "to": _point, "scale": _positive, "flip": _flag}
 SHAPE = {"class": _text, "points": _points}
-KINDS: dict[str, Kind] = {
-    "paste": Kind(_paste, {"from": _text}, PASTED, ("at", "class")),
-    "place": Kind(_place, {"class": _text}, {"count": _count}),
-    "move": Kind(_change(_moved), {}, {**OBJECT, "to": _point, "by": _point}, ("at", "class")),
-    "scale": Kind(
+OPERATION_TYPES: dict[str, OperationType] = {
+    "paste": OperationType(_paste, {"from": _text}, PASTED, ("at", "class")),
+    "place": OperationType(_place, {"class": _text}, {"count": _natural_number}),
+    "move": OperationType(_change(_moved), {}, {**OBJECT, "to": _point, "by": _point}, ("at", "class")),
+    "scale": OperationType(
         _change(lambda entry, values: entry.scaled(values["factor"])), {"factor": _positive}, OBJECT, ("at", "class")
     ),
-    "flip": Kind(_change(lambda entry, _: entry.flipped()), {}, OBJECT, ("at", "class")),
-    "remove": Kind(_remove, {}, {**OBJECT, "number": _count_or_all}, ("at", "class")),
-    "relabel": Kind(_relabel, {"to": _text}, {"at": _point, "class": _text}, ("at", "class")),
-    "polygon": Kind(_drawn(lambda size, v: drawing.polygon(size, v["points"])), SHAPE, {}),
-    "stroke": Kind(
-        _drawn(lambda size, v: drawing.stroke(size, v["points"], v["radius"])),
+    "flip": OperationType(_change(lambda entry, _: entry.flipped()), {}, OBJECT, ("at", "class")),
+    "remove": OperationType(_remove, {}, {**OBJECT, "number": _number_or_all}, ("at", "class")),
+    "relabel": OperationType(_relabel, {"to": _text}, {"at": _point, "class": _text}, ("at", "class")),
+    "polygon": OperationType(_draw_shape(lambda size, v: shapes.polygon(size, v["points"])), SHAPE, {}),
+    "stroke": OperationType(
+        _draw_shape(lambda size, v: shapes.stroke(size, v["points"], v["radius"])),
         {**SHAPE, "radius": _positive},
         {},
     ),
-    "rectangle": Kind(
-        _drawn(lambda size, v: drawing.rectangle(size, v["first"], v["last"])),
+    "rectangle": OperationType(
+        _draw_shape(lambda size, v: shapes.rectangle(size, v["first"], v["last"])),
         {"class": _text, "first": _point, "last": _point},
         {},
     ),
-    "ellipse": Kind(
-        _drawn(lambda size, v: drawing.ellipse(size, v["center"], v["radii"])),
+    "ellipse": OperationType(
+        _draw_shape(lambda size, v: shapes.ellipse(size, v["center"], v["radii"])),
         {"class": _text, "center": _point, "radii": _point},
         {},
     ),

@@ -1,7 +1,7 @@
-"""Changes of a mask, each a pure function: class ids (H, W) uint8 in, new ones out, the old array untouched.
+"""Edits of a mask as pure functions: class ids (H, W) uint8 in, new ones out, the input unchanged.
 
-What is removed is filled from its surroundings (`fill`); what is put in hides what stands behind it and is hidden by
-what stands in front (`standing_in_front`): of two upright things the one whose foot is lower in the frame is nearer.
+Removed objects are filled from their surroundings (`fill`). Inserted ones occlude what is behind them and are occluded
+by what is in front (`standing_in_front`): of two upright objects, the one whose foot is lower in the frame is nearer.
 """
 
 import numpy as np
@@ -11,17 +11,13 @@ from semseg_diffusers.masks.editing.objects import MaskObject, objects_of
 from semseg_diffusers.masks.editing.street import Street
 
 
-# Pixels of distance count this much when a gap is filled: what a thing hides goes on to its sides; the ground below it
-# comes next; what is above (buildings, trees, sky) is the last to reach down.
+# Weights of distances when a gap is filled: what an object occludes usually continues at its sides; next is the ground
+# below it; what is above (buildings, trees, sky) reaches down last.
 SIDEWAYS, DOWNWARDS, UPWARDS = 1.0, 1.5, 2.0
 
 
 def standing_in_front(ids: np.ndarray, street: Street, row: int) -> np.ndarray:
-    """The pixels of things and furniture whose foot is below a row of the frame, so that they hide what stands on it.
-
-    Returns:
-        `np.ndarray`: (H, W) bool.
-    """
+    """Return the pixels (H, W) bool of upright objects whose foot is below a row: they occlude what stands on it."""
     front = np.zeros(ids.shape, dtype=bool)
     for entry in objects_of(ids, street, street.standing):
         if entry.bottom > row:
@@ -31,7 +27,7 @@ def standing_in_front(ids: np.ndarray, street: Street, row: int) -> np.ndarray:
 
 
 def pixels_in_frame(entry: MaskObject, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of an object in a frame of this height and width: (H, W) bool. What is outside is cut off."""
+    """Return the pixels of an object in a frame of this height and width, (H, W) bool, cropped to the frame."""
     frame = np.zeros(size, dtype=bool)
     rows, columns = np.nonzero(entry.shape)
     rows, columns = rows + entry.top, columns + entry.left
@@ -41,25 +37,25 @@ def pixels_in_frame(entry: MaskObject, size: tuple[int, int]) -> np.ndarray:
 
 
 def paste(ids: np.ndarray, entry: MaskObject, in_front: np.ndarray | None = None) -> np.ndarray:
-    """Put an object where its `top` and `left` say.
+    """Paste an object at its `top` and `left`.
 
     Args:
-        ids (`np.ndarray`): class ids, (H, W) uint8.
-        entry (`MaskObject`): the object, at its place.
-        in_front (`np.ndarray`, *optional*): (H, W) bool, pixels that stay as they are; see `standing_in_front`.
+        ids: class ids, (H, W) uint8.
+        entry: the object, at its position.
+        in_front: (H, W) bool, pixels that do not change; see `standing_in_front`.
 
     Returns:
-        `np.ndarray`: class ids, (H, W) uint8.
+        Class ids, (H, W) uint8.
 
     Raises:
-        ValueError: no pixel of it would be seen.
+        ValueError: If no pixel of it would be visible.
     """
     visible = pixels_in_frame(entry, ids.shape)
     if in_front is not None:
         visible &= ~in_front
     if not visible.any():
         raise ValueError(
-            f"nothing of the object would be seen: its box is rows {entry.top} to {entry.bottom}, columns "
+            f"no pixel of the object would be visible: its box is rows {entry.top} to {entry.bottom}, columns "
             f"{entry.left} to {entry.right}, in a mask of {ids.shape[0]} x {ids.shape[1]}."
         )
     result = ids.copy()
@@ -69,24 +65,24 @@ def paste(ids: np.ndarray, entry: MaskObject, in_front: np.ndarray | None = None
 
 
 def fill(ids: np.ndarray, gap: np.ndarray, street: Street) -> np.ndarray:
-    """Fill pixels from their surroundings, as if what stood there had been lifted off.
+    """Fill pixels from their surroundings, as if the objects there had been lifted off.
 
-    For each pixel the nearest one to the left, to the right, below and above that is known and is no upright thing is
-    asked, so that a gap between two cars becomes road and not car. If left and right agree, that is it; else the
-    nearest counts, with distance downwards 1.5 times and upwards twice. At last a pixel of the gap whose neighbours
-    disagree takes the class of most of the 9 around it. Where no such pixel is in reach, the gap stays unknown.
+    Each pixel looks left, right, down and up for the nearest one that is known and not of an upright object, so that a
+    gap between two cars becomes road. If left and right agree, it takes their class; else that of the nearest, with
+    distances downwards multiplied by 1.5 and upwards by 2. A majority filter follows. Pixels without any such
+    neighbour become unknown.
 
     Args:
-        ids (`np.ndarray`): class ids, (H, W) uint8.
-        gap (`np.ndarray`): what to fill, (H, W) bool.
-        street (`Street`): says which classes are upright things.
+        ids: class ids, (H, W) uint8.
+        gap: the pixels to fill, (H, W) bool.
+        street: the roles of the classes.
 
     Returns:
-        `np.ndarray`: class ids, (H, W) uint8.
+        Class ids, (H, W) uint8.
     """
     ignore = street.labels.ignore_index
     usable = ~gap & (ids != ignore) & ~np.isin(ids, street.standing)
-    views = (  # how an array is turned so that the source lies to the left, and back
+    views = (  # turns an array so that the source is to the left; `back` undoes it
         (lambda a: a, SIDEWAYS),
         (lambda a: a[:, ::-1], SIDEWAYS),
         (lambda a: a[::-1].T, DOWNWARDS),
@@ -108,7 +104,7 @@ def fill(ids: np.ndarray, gap: np.ndarray, street: Street) -> np.ndarray:
 
 
 def majority(ids: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Give the pixels in `where` (H, W) bool the class that most of the 9 pixels around have; ties keep their own."""
+    """Give the pixels in `where` (H, W) bool the majority class of the 9 pixels around them; ties keep their own."""
     height, width = ids.shape
     padded = np.pad(ids, 1, mode="edge")
     around = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
@@ -121,21 +117,21 @@ def majority(ids: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 
 def remove(ids: np.ndarray, entry: MaskObject, street: Street) -> np.ndarray:
-    """Lift an object off; what was behind it is filled in by `fill`."""
+    """Remove an object; `fill` fills the gap."""
     return fill(ids, pixels_in_frame(entry, ids.shape), street)
 
 
 def move(ids: np.ndarray, entry: MaskObject, changed: MaskObject, street: Street) -> np.ndarray:
-    """Take an object off and put `changed` (moved, scaled, mirrored) in, behind what stands in front of it there."""
+    """Remove an object and paste `changed` (moved, scaled, mirrored), behind what is in front of it there."""
     without = remove(ids, entry, street)
     return paste(without, changed, standing_in_front(without, street, changed.bottom))
 
 
 def draw(ids: np.ndarray, shape: np.ndarray, class_id: int) -> np.ndarray:
-    """Give the pixels of a shape (H, W) bool, from `drawing.py`, a class.
+    """Give the pixels of a shape (H, W) bool, from `shapes.py`, a class.
 
     Raises:
-        ValueError: the shape has no pixel in the mask.
+        ValueError: If the shape has no pixel in the mask.
     """
     if not shape.any():
         raise ValueError(f"the shape has no pixel inside the mask, which is {ids.shape[0]} x {ids.shape[1]} pixels.")
@@ -143,7 +139,7 @@ def draw(ids: np.ndarray, shape: np.ndarray, class_id: int) -> np.ndarray:
 
 
 def region_at(ids: np.ndarray, row: int, column: int) -> np.ndarray:
-    """The connected pixels of one class, or of unknown ones, around a pixel: (H, W) bool."""
+    """Return the connected region of one class, or of unknown, around a pixel: (H, W) bool."""
     height, width = ids.shape
     if not (0 <= row < height and 0 <= column < width):
         raise ValueError(f"row {row}, column {column} is outside the mask, which is {height} x {width}.")
@@ -152,33 +148,33 @@ def region_at(ids: np.ndarray, row: int, column: int) -> np.ndarray:
 
 
 class Scene:
-    """A mask with its upright things in order of depth.
+    """A mask with its upright objects ordered by depth.
 
     Args:
-        ids (`np.ndarray`): class ids, (H, W) uint8; copied.
-        street (`Street`): says what stands upright.
+        ids: class ids, (H, W) uint8; copied.
+        street: the roles of the classes.
     """
 
     def __init__(self, ids: np.ndarray, street: Street):
         self.ids, self.street = ids.copy(), street
         self.objects: list[MaskObject] = []
-        self.owner = np.full(ids.shape, -1)  # (H, W): which of `objects` is seen there; -1: none
+        self.owner = np.full(ids.shape, -1)  # (H, W): index of the visible object; -1: none
         for entry in objects_of(ids, street, street.standing):
             self.owner[pixels_in_frame(entry, ids.shape)] = len(self.objects)
             self.objects.append(entry)
-        # A sign is one object with its pole, but each of the two is to be seen still.
+        # A sign and its pole are one object, but each of the two must remain visible.
         found = find_objects(ids, street.labels.ignore_index)
         self.part = np.where(self.owner >= 0, found.numbers, 0)  # (H, W): connected pixels of one class; 0: none
-        self.part_sizes = np.concatenate([[0], found.sizes])  # pixels of each when it came
+        self.part_sizes = np.concatenate([[0], found.sizes])  # original pixels of each
 
     def visible(self, entry: MaskObject) -> np.ndarray:
-        """The pixels that would be seen of an object: (H, W) bool. Things whose foot is lower hide it."""
+        """Return the pixels of an object that would be visible, (H, W) bool; objects with a lower foot occlude it."""
         pixels = pixels_in_frame(entry, self.ids.shape)
         nearer = np.array([other.bottom > entry.bottom for other in self.objects] + [False])  # the last is for "none"
         return pixels & ~nearer[self.owner]
 
     def covered(self, seen: np.ndarray) -> float:
-        """The largest share of anything upright that would be hidden, with what hides it already, by `seen`."""
+        """Return the largest share of an upright object that would be occluded, by `seen` and others together."""
         touched = np.unique(self.part[seen])
         touched = touched[touched > 0]
         if not len(touched):
@@ -187,7 +183,7 @@ class Scene:
         return float((1 - left[touched] / self.part_sizes[touched]).max())
 
     def put(self, entry: MaskObject, seen: np.ndarray) -> None:
-        """Put an object in; `seen` are the pixels of it to draw."""
+        """Insert an object; `seen` are its visible pixels."""
         rows, columns = np.nonzero(seen)
         self.ids[rows, columns] = entry.ids[rows - entry.top, columns - entry.left]
         self.owner[seen] = len(self.objects)

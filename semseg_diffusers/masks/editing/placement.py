@@ -1,14 +1,14 @@
-"""Places that make sense for the things of a street: on ground of their kind, as large as the row of the frame asks.
+"""Sensible positions for the objects of a street: on ground of their kind, as large as their row of the frame asks.
 
-What is usual is learned from a data set's own masks (`learning.py`). `find_place` then draws a thing and a place from
-a generator until all rules hold:
+What is usual is fitted to a dataset's own masks (`scene_prior.py`). `find_place` samples objects and positions until
+all rules hold:
 
-- every pixel it stands on, and the one below, was road or sidewalk as its class wants (so: not in the sky, not on top
-  of a thing, not floating);
-- its height is usual for its contact row, and the row is one where such things were seen;
-- at least `min_inside` of it lies in the frame, and at least `min_seen` is not hidden by nearer things;
-- nothing that stands there loses more than `max_covered` of its pixels;
-- under the lower fifth of a vehicle there is mostly ground.
+- every pixel it stands on, and the one below, is road or sidewalk as its class requires (never in the sky, on top of
+  another object, or floating);
+- its height is usual for its contact row, and such objects occur at that row;
+- at least `min_inside` of it is in the frame, and at least `min_seen` is not occluded by nearer objects;
+- no object there loses more than `max_covered` of its pixels;
+- there is mostly ground under the lower fifth of a vehicle.
 """
 
 from collections import Counter
@@ -18,51 +18,51 @@ import numpy as np
 
 from semseg_diffusers.masks.editing.objects import MaskObject
 from semseg_diffusers.masks.editing.operations import Scene
-from semseg_diffusers.masks.editing.scene_prior import ENOUGH, MIN_HEIGHT, ScenePrior, SourceObject
+from semseg_diffusers.masks.editing.scene_prior import MIN_HEIGHT, MIN_OBJECTS, ScenePrior, SourceObject
 from semseg_diffusers.masks.editing.street import Street
 
 
-ROW_JITTER = 0.01  # of the frame's height; rows are not copied exactly
-ATTEMPTS = 60  # places that are tried for one thing
+ROW_JITTER = 0.01  # of the frame's height, added to the rows of the dataset
+ATTEMPTS = 60  # positions tried for one object
 
 
 @dataclass(frozen=True)
 class PlacementRules:
-    """How strict placement is."""
+    """Limits of what counts as a sensible position."""
 
-    min_inside: float = 0.8  # share of a thing that must lie in the frame
-    min_seen: float = 0.6  # share of a thing that nearer things must leave to be seen
-    max_covered: float = 0.3  # share of any other thing that may be hidden
-    max_scale: float = 2.0  # largest factor that an object is enlarged by
+    min_inside: float = 0.8  # share of an object that must be in the frame
+    min_seen: float = 0.6  # share of an object that nearer ones must leave visible
+    max_covered: float = 0.3  # share of any other object that may be occluded
+    max_scale: float = 2.0  # largest factor of scaling
     min_scale: float = 0.2
 
     def __post_init__(self):
         for name in ("min_inside", "min_seen", "max_covered"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}={getattr(self, name)}; wanted a share from 0 to 1.")
+                raise ValueError(f"{name}={getattr(self, name)}; expected a share from 0 to 1.")
         if not 0 < self.min_scale <= 1 <= self.max_scale:
             raise ValueError(
-                f"min_scale={self.min_scale}, max_scale={self.max_scale}; wanted above 0 to 1, and 1 or more."
+                f"min_scale={self.min_scale}, max_scale={self.max_scale}; expected above 0 to 1, and 1 or more."
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
-    """A thing and the place found for it; `Scene.put(placement.entry, placement.seen)` puts it in."""
+    """An object and the position found for it; insert it with `Scene.put(placement.entry, placement.seen)`."""
 
-    donor: SourceObject
-    entry: MaskObject  # scaled, mirrored or not, where it goes
-    seen: np.ndarray  # (H, W) bool, the pixels of it that are drawn
+    source: SourceObject
+    entry: MaskObject  # scaled, mirrored or not, at its new position
+    seen: np.ndarray  # (H, W) bool: its visible pixels
     ground: str
     scale: float
     flipped: bool
 
     def describe(self, street: Street) -> dict:
-        """What was put where, in JSON types."""
+        """Return class, source and position as JSON values."""
         return {
-            "class": street.labels.names[self.donor.entry.class_id],
-            "from": self.donor.source,
-            "from_box": list(self.donor.entry.box),
+            "class": street.labels.names[self.source.entry.class_id],
+            "from": self.source.source,
+            "from_box": list(self.source.entry.box),
             "box": list(self.entry.box),
             "scale": round(self.scale, 4),
             "flipped": self.flipped,
@@ -73,82 +73,82 @@ class Placement:
 
 def find_place(
     scene: Scene,
-    knowledge: ScenePrior,
+    prior: ScenePrior,
     class_id: int,
     generator: np.random.Generator,
     rules: PlacementRules | None = None,
 ) -> tuple[Placement | None, Counter]:
-    """Look for a thing of a class and a place for it.
+    """Sample an object of a class and a position for it.
 
     Args:
-        scene (`Scene`): where it is to stand; not changed.
-        knowledge (`ScenePrior`): of a data set with the same label set.
-        class_id (`int`): its class.
-        generator (`np.random.Generator`): all that is drawn comes from it.
-        rules (`PlacementRules`, *optional*): what makes a place sensible.
+        scene: where it should stand; not changed.
+        prior: of a dataset with the same label set.
+        class_id: its class.
+        generator: source of all randomness.
+        rules: limits of what counts as sensible.
 
     Returns:
-        `tuple[Placement | None, Counter]`: the place, or None after `ATTEMPTS`; and how often each rule said no.
+        The placement, or None after `ATTEMPTS`, and how often each rule refused one.
 
     Raises:
-        ValueError: the data set has no whole object of the class, or too few to learn sizes from.
+        ValueError: If the dataset has no complete object of the class, or too few to fit heights to.
     """
     rules = rules or PlacementRules()
-    check_placeable(knowledge, class_id)
+    check_placeable(prior, class_id)
     refused: Counter = Counter()
     for _ in range(ATTEMPTS):
-        found = _try_place(scene, knowledge, class_id, generator, rules)
+        found = _try_place(scene, prior, class_id, generator, rules)
         if isinstance(found, Placement):
             return found, refused
         refused[found] += 1
     return None, refused
 
 
-def check_placeable(knowledge: ScenePrior, class_id: int) -> None:
-    """Refuse a class that cannot be placed: it does not stand on the ground, or the data set shows too little of it.
+def check_placeable(prior: ScenePrior, class_id: int) -> None:
+    """Refuse a class that cannot be placed: it stands on no ground, or the dataset shows too little of it.
 
     Raises:
-        ValueError: with what is missing.
+        ValueError: Naming what is missing.
     """
-    street = knowledge.street
+    street = prior.street
     name = street.labels.names[class_id]
     if class_id not in street.things:
         placed = ", ".join(street.labels.names[i] for i in street.things) or "none of this label set"
-        raise ValueError(f"'{name}' cannot be placed: only things that stand on the ground can ({placed}).")
+        raise ValueError(f"'{name}' cannot be placed: only objects that stand on the ground can ({placed}).")
     if not street.is_ground(street.things[class_id].ground).any():
         kinds = " or ".join(street.things[class_id].ground)
         raise ValueError(f"'{name}' needs {kinds} to stand on, and the label set has no such class.")
-    if not knowledge.seen[class_id]:
+    if not prior.seen[class_id]:
         raise ValueError(f"'{name}' never occurs in the masks, so there is none to copy.")
-    if not knowledge.laws:
+    if not prior.height_models:
         raise ValueError(
-            f"'{name}' cannot be placed: no class has {ENOUGH} whole objects on their ground, which sizes could be "
-            "learned from. Take more masks, or masks of a higher resolution."
+            f"'{name}' cannot be placed: no class has {MIN_OBJECTS} complete objects on their ground to fit "
+            "heights to. Use more masks, or masks of a higher resolution."
         )
-    if not knowledge.donors[class_id]:
+    if not prior.sources[class_id]:
         raise ValueError(
-            f"none of the {knowledge.seen[class_id]} objects of '{name}' is whole, alone, on its ground and of usual "
-            "size, so there is none to copy. Take masks of a higher resolution, or more of them."
+            f"none of the {prior.seen[class_id]} objects of '{name}' is complete, alone, on its ground and of usual "
+            "size, so there is none to copy. Use masks of a higher resolution, or more of them."
         )
 
 
 def _try_place(
     scene: Scene,
-    knowledge: ScenePrior,
+    prior: ScenePrior,
     class_id: int,
     generator: np.random.Generator,
     rules: PlacementRules,
 ) -> Placement | str:
-    """One attempt: a placement, or the rule that refused it."""
-    street, law, thing = knowledge.street, knowledge.laws[class_id], knowledge.street.things[class_id]
+    """Try one object at one position; return the placement, or the rule that refused it."""
+    street, model, thing = prior.street, prior.height_models[class_id], prior.street.things[class_id]
     height, width = scene.ids.shape
 
-    # 1. the ground, drawn as often as the class stands on it, and a row where it is there and such things were seen
-    kinds = list(knowledge.ground[class_id])
-    shares = np.array([knowledge.ground[class_id][kind] for kind in kinds])
+    # 1. a kind of ground, as often as the class stands on it, and a row that has it and where such objects occur
+    kinds = list(prior.ground[class_id])
+    shares = np.array([prior.ground[class_id][kind] for kind in kinds])
     kind = kinds[int(generator.choice(len(kinds), p=shares / shares.sum()))]
     ground = street.is_ground((kind,))[scene.ids]  # (H, W)
-    shifted = law.rows + generator.normal(scale=ROW_JITTER)
+    shifted = model.rows + generator.normal(scale=ROW_JITTER)
     bottoms = np.round(shifted * height).astype(int) - 1
     bottoms = bottoms[(bottoms >= 0) & (bottoms < height)]
     bottoms = bottoms[ground[bottoms].any(axis=1)]
@@ -157,23 +157,23 @@ def _try_place(
     bottom = int(generator.choice(bottoms))
     foot = int(generator.choice(np.flatnonzero(ground[bottom])))
 
-    # 2. what is to stand there: of usual size against the row, as it was in its own frame
-    usual = float(law.height((bottom + 1) / height))
-    donors = knowledge.donors[class_id]
-    scales = np.array([usual * height * donor.against_usual / donor.entry.height for donor in donors])
+    # 2. the object, as tall relative to the row as in its own frame
+    usual = float(model.height((bottom + 1) / height))
+    sources = prior.sources[class_id]
+    scales = np.array([usual * height * source.relative_height / source.entry.height for source in sources])
     if usual * height < MIN_HEIGHT:
         return "too small there"
     fitting = np.flatnonzero((scales >= rules.min_scale) & (scales <= rules.max_scale))
     if not len(fitting):
         return "would be scaled too much"
     chosen = int(generator.choice(fitting))
-    donor, scale = donors[chosen], float(scales[chosen])
+    source, scale = sources[chosen], float(scales[chosen])
     flipped = bool(generator.random() < 0.5)
 
     # 3. the rules
-    entry = donor.entry.flipped() if flipped else donor.entry
+    entry = source.entry.flipped() if flipped else source.entry
     entry = entry.scaled(scale)
-    if not law.spread[0] <= entry.height / height / usual <= law.spread[1]:
+    if not model.spread[0] <= entry.height / height / usual <= model.spread[1]:
         return "not of usual size"
     feet = entry.at(bottom, 0).feet()[1]
     entry = entry.at(bottom, foot - int(feet[len(feet) // 2]))
@@ -195,16 +195,16 @@ def _try_place(
         return "no ground under a vehicle"
     if scene.covered(seen) > rules.max_covered:
         return "would cover other things"
-    return Placement(donor, entry, seen, kind, entry.height / donor.entry.height, flipped)
+    return Placement(source, entry, seen, kind, entry.height / source.entry.height, flipped)
 
 
 def _area_inside(entry: MaskObject, width: int) -> int:
-    """Pixels of an object between the left and the right edge, and below the upper edge, of the frame."""
+    """Return how many pixels of an object are right of the left, left of the right and below the upper edge."""
     return int(entry.shape[max(0, -entry.top) :, max(0, -entry.left) : width - entry.left].sum())
 
 
 def _stands_back(scene: Scene, entry: MaskObject) -> bool:
-    """Whether the lower fifth of a vehicle lies over ground by more than half."""
+    """Return whether more than half of the pixels under the lower fifth of a vehicle are ground."""
     lower = entry.bottom - max(1, round(0.2 * entry.height)) + 1
     piece = scene.ids[lower : entry.bottom + 1, max(0, entry.left) : max(0, entry.right + 1)]
     return bool(scene.street.is_ground(("road", "sidewalk"))[piece].mean() > 0.5)

@@ -1,5 +1,7 @@
-"""What the classes of a label set are in a street, told by their names: things on the ground, ground, furniture.
-Sizes and places of things follow from it where a data set shows too few of them (`placement.py`)."""
+"""The roles of a label set's classes in a street, derived from their names: things on the ground, ground, furniture.
+
+Where a dataset shows too few things, their sizes and positions follow from here (`scene_prior.py`).
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -11,13 +13,13 @@ from semseg_diffusers.data.labels import LabelSet
 
 @dataclass(frozen=True)
 class Thing:
-    """A kind of object that stands on the ground."""
+    """A kind of object on the ground."""
 
-    metres: float  # usual height; sizes of rare classes come from those of others through it
-    ground: dict[str, float]  # where it stands -> how often, before a data set is looked at
-    aspect: tuple[float, float]  # width / height of a single whole one; wider are several in a row
-    fill: float = 0.33  # share of its box that a whole one fills at least
-    vehicle: bool = False  # a solid body that reaches back over the ground it stands on
+    metres: float  # usual height; relates sizes of rare classes to those of others
+    ground: dict[str, float]  # kind of ground -> pseudo-count, before any data
+    aspect: tuple[float, float]  # width / height of a single complete one; wider are several in a row
+    fill: float = 0.33  # smallest share of its box that a complete one fills
+    vehicle: bool = False  # a solid body that extends back over the ground
 
 
 THINGS = {
@@ -29,7 +31,7 @@ THINGS = {
     "motorcycle": Thing(1.2, {"road": 3, "sidewalk": 1}, (0.35, 2.2)),
     "bicycle": Thing(1.1, {"sidewalk": 3, "road": 1}, (0.3, 2.2)),
 }
-# Other names of the same, and of the ground, letters and digits only; the 32 classes of CamVid among them.
+# Class names of things and of ground, letters and digits only; includes the 32 classes of CamVid.
 THING_NAMES = {name: name for name in THINGS} | {
     "pedestrian": "person", "child": "person",
     "bicyclist": "rider", "cyclist": "rider", "motorcyclist": "rider",
@@ -40,19 +42,19 @@ GROUND_NAMES = {
     "road": "road", "lanemkgsdriv": "road", "lanemarking": "road", "roadmarking": "road", "parking": "road",
     "sidewalk": "sidewalk", "pavement": "sidewalk", "lanemkgsnondriv": "sidewalk", "roadshoulder": "sidewalk",
 }  # fmt: skip
-BACKGROUND = "background"  # is road together with everything unlabelled, where a label set has no road (the paper's)
-# Upright things that hide what stands behind them, but are not placed: their foot is their lowest pixel.
+BACKGROUND = "background"  # road and everything unlabelled in label sets without road (the paper's)
+# Upright objects that occlude what is behind them but are not placed; their foot is their lowest pixel.
 FURNITURE_NAMES = (
     "pole", "polegroup", "columnpole", "trafficlight", "trafficsign", "signsymbol", "trafficcone", "fence", "wall",
     "train",
 )  # fmt: skip
-# Classes that make one object where they touch: a rider and what he rides. It is a rider if one is in it.
+# Classes that form one object where they touch, such as a rider and the bicycle; the first one present names it.
 ONE_OBJECT = (("rider", "motorcycle", "bicycle"), ("pole", "polegroup", "columnpole", "trafficlight", "trafficsign",
               "signsymbol"))  # fmt: skip
 
 
 def plain(name: str) -> str:
-    """A class name as it is compared: lower case, letters and digits only.
+    """Return a class name in lower case, letters and digits only, for comparison.
 
     Example:
         >>> plain("Traffic Light"), plain("SUVPickupTruck")
@@ -63,10 +65,10 @@ def plain(name: str) -> str:
 
 @dataclass(frozen=True)
 class Street:
-    """The classes of a label set, sorted by what they are in a street. Build it with `Street.of(labels)`."""
+    """The roles of a label set's classes in a street. Create it with `Street.of(labels)`."""
 
     labels: LabelSet
-    things: dict[int, Thing]  # class id -> what it is
+    things: dict[int, Thing]  # by class id
     ground: dict[int, str]  # class id -> "road" or "sidewalk"
     furniture: tuple[int, ...]
     group: np.ndarray = field(repr=False)  # (256,) uint8: id -> id of the object class it is part of
@@ -88,24 +90,24 @@ class Street:
 
     @property
     def standing(self) -> tuple[int, ...]:
-        """Ids of all that stands upright and has a foot: things and furniture."""
+        """Ids of all upright classes: things and furniture."""
         return (*self.things, *self.furniture)
 
     def is_ground(self, kinds) -> np.ndarray:
-        """Which ids are ground of these kinds ("road", "sidewalk"): (256,) bool, to be indexed with a mask."""
+        """Return which ids are ground of these kinds ("road", "sidewalk"): (256,) bool, to index with a mask."""
         table = np.zeros(256, dtype=bool)
         table[[i for i, kind in self.ground.items() if kind in kinds]] = True
         return table
 
     def members(self, class_id: int) -> tuple[int, ...]:
-        """Ids of the classes that are one object with this one."""
+        """Return the ids of the classes that form one object with this one."""
         return tuple(i for i in range(self.labels.num_classes) if self.group[i] == self.group[class_id])
 
     def class_id(self, name: str) -> int:
-        """The id of a class of the label set.
+        """Return the id of a class.
 
         Raises:
-            ValueError: there is no such class.
+            ValueError: If there is no such class.
         """
         if name not in self.labels.label2id:
             raise ValueError(f"there is no class '{name}'; there are {', '.join(self.labels.names)}.")

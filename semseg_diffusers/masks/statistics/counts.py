@@ -1,6 +1,6 @@
-"""What the masks of a data set hold: how much of each class, in how many images, in what objects, where in the frame.
+"""Class statistics of a dataset's masks: pixels, images, objects and positions in the frame.
 
-The figures behind figure 9 of the paper (Bozsó et al., WINS 2024), and more of them. Every mask is read once.
+Extends figure 9 of the paper (Bozsó et al., WINS 2024). Each mask is read once.
 """
 
 import functools
@@ -17,16 +17,16 @@ from semseg_diffusers.utils.progress import progress_bar
 
 
 LONG_SIDE = 32  # cells along the longer side of a heat map
-MOST_VALUES = 24  # a column of text with more different values than this is no attribute to group by
-NOT_GIVEN = "not given"  # the value of an attribute that an image lacks
-CHUNK = 256  # masks counted between two additions; bounds what waits in memory
+MAX_GROUP_VALUES = 24  # a text column with more distinct values is not grouped by
+NOT_GIVEN = "not given"  # value of a missing attribute
+CHUNK = 256  # masks counted at a time; bounds the memory
 
 Group = tuple[str, str]  # an attribute and its value: ("weather", "rainy")
 
 
 @dataclass(frozen=True)
 class MaskCounts:
-    """What one mask of C classes holds. Unknown pixels are counted as class C."""
+    """Counts of one mask of C classes. Unknown pixels count as class C."""
 
     cells: np.ndarray  # (C + 1, rows, columns) int64: pixels of each class in each cell of the frame
     edges: np.ndarray  # (C,) int64: pixels beside a pixel of another class
@@ -36,25 +36,25 @@ class MaskCounts:
 
 @dataclass(frozen=True)
 class MaskStatistics:
-    """What N masks of C classes hold. Unknown pixels are counted as class C."""
+    """Counts of N masks of C classes. Unknown pixels count as class C."""
 
     labels: LabelSet
     pixels: np.ndarray  # (N, C + 1) int64: pixels of each class in each mask
     edges: np.ndarray  # (N, C) int64: pixels beside a pixel of another class
-    object_masks: np.ndarray  # (K,) int64: which mask each object is in
+    object_masks: np.ndarray  # (K,) int64: index of the mask of each object
     object_classes: np.ndarray  # (K,) int64
     object_sizes: np.ndarray  # (K,) int64, pixels
     cells: dict[Group | None, np.ndarray]  # (C + 1, rows, columns) int64, of all masks (None) and of each group
-    attributes: dict[str, tuple[str, ...]]  # attribute -> its value for each mask
-    frames: dict[tuple[int, int], int]  # height and width -> masks of this size
+    attributes: dict[str, tuple[str, ...]]  # attribute -> value of each mask
+    frames: dict[tuple[int, int], int]  # (height, width) -> number of masks
 
     @property
     def groups(self) -> list[Group]:
-        """Every attribute with each of its values, the most frequent first."""
+        """All pairs of attribute and value, the most frequent first."""
         return [group for group in self.cells if group is not None]
 
     def members(self, group: Group | None = None) -> np.ndarray:
-        """Which masks belong to a group, (N,) bool; all of them for None."""
+        """Return which masks belong to a group, (N,) bool; all of them for None."""
         if group is None:
             return np.ones(len(self.pixels), dtype=bool)
         return np.array(self.attributes[group[0]]) == group[1]
@@ -64,7 +64,7 @@ class MaskStatistics:
 
 
 def count_edges(ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of each class, (C,) int64, that lie beside another class or unknown, in a mask (H, W) of ids.
+    """Count the pixels of each class, (C,) int64, next to another class or unknown in a mask (H, W) of ids.
 
     Example:
         >>> count_edges(np.array([[0, 0, 0, 1]], dtype=np.uint8), num_classes=2).tolist()
@@ -80,12 +80,12 @@ def count_edges(ids: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def count_mask(ids: np.ndarray, labels: LabelSet, grid: tuple[int, int]) -> MaskCounts:
-    """Count all that the statistics need of one mask.
+    """Count one mask.
 
     Args:
-        ids (`np.ndarray`): class ids, (H, W) uint8.
-        labels (`LabelSet`): the classes.
-        grid (`tuple[int, int]`): rows and columns of cells that the frame is cut into.
+        ids: class ids, (H, W) uint8.
+        labels: the classes.
+        grid: rows and columns of the heat map.
     """
     classes = np.minimum(ids, labels.num_classes)  # (H, W), unknown is the last
     index = _cell_of_each_pixel(*ids.shape, *grid) + classes * np.int64(grid[0] * grid[1])
@@ -101,12 +101,12 @@ def count_mask(ids: np.ndarray, labels: LabelSet, grid: tuple[int, int]) -> Mask
 
 @functools.lru_cache(maxsize=8)
 def _cell_of_each_pixel(height: int, width: int, rows: int, columns: int) -> np.ndarray:
-    """The number of the cell that each pixel lies in, (H, W)."""
+    """Return the index of each pixel's cell, (H, W)."""
     return (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width
 
 
 def heat_grid(height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of a heat map: `LONG_SIDE` cells along the longer side, square cells, none under a pixel.
+    """Return rows and columns of a heat map: `LONG_SIDE` square cells along the longer side, none below a pixel.
 
     Example:
         >>> heat_grid(128, 128), heat_grid(720, 1280), heat_grid(16, 32)
@@ -116,7 +116,7 @@ def heat_grid(height: int, width: int) -> tuple[int, int]:
     return tuple(max(1, min(side, round(side / cell))) for side in (height, width))
 
 
-# A data set --------------------------------------------------------------------------------------------------------
+# A dataset ---------------------------------------------------------------------------------------------------------
 
 
 def collect_statistics(
@@ -127,24 +127,24 @@ def collect_statistics(
     num_workers: int = 1,
     progress: bool = False,
 ) -> MaskStatistics:
-    """Count all masks of a data set.
+    """Count all masks of a dataset.
 
     Args:
-        read (callable): gives the class ids, (H, W) uint8, of mask 0, 1, ...; `PairDataset.mask` does.
-        num_masks (`int`): how many there are, 1 or more.
-        labels (`LabelSet`): their classes.
-        attributes (`Mapping`, *optional*): columns of text, one value a mask; those that name groups are used.
-        num_workers (`int`, defaults to 1): threads; most of the work runs outside Python's lock.
-        progress (`bool`, defaults to `False`): show a progress bar on stderr.
+        read: returns the class ids, (H, W) uint8, of mask 0, 1, ...; such as `PairDataset.mask`.
+        num_masks: number of masks, 1 or more.
+        labels: their classes.
+        attributes: text columns, one value per mask; see `grouping_attributes`.
+        num_workers: threads; most of the work releases the GIL.
+        progress: show a progress bar on stderr.
 
     Returns:
         `MaskStatistics`
 
     Raises:
-        ValueError: there are no masks, or what `read` raises.
+        ValueError: If there are no masks, or from `read`.
     """
     if num_masks < 1:
-        raise ValueError("there are no masks to count; wanted one at least.")
+        raise ValueError("expected at least one mask; got none.")
     values = grouping_attributes(attributes or {}, num_masks)
     grid = heat_grid(*read(0).shape)
     nothing = np.zeros((labels.num_classes + 1, *grid), dtype=np.int64)
@@ -180,13 +180,13 @@ def collect_statistics(
 def class_pixels_of_each(
     read: Callable[[int], np.ndarray], num_masks: int, num_classes: int, num_workers: int = 1, progress: bool = False
 ) -> np.ndarray:
-    """Pixels of each class in each mask, (N, C + 1) int64, unknown last: what sampling by class needs."""
+    """Count the pixels of each class in each mask, (N, C + 1) int64, unknown last, for class-balanced sampling."""
     counts = _in_threads(lambda i: count_pixels(read(i), num_classes), num_masks, num_workers, progress)
     return np.stack(list(counts))
 
 
 def _in_threads(work: Callable[[int], object], count: int, num_workers: int, progress: bool) -> Iterator:
-    """Results of `work(0)`, `work(1)`, ... in order."""
+    """Yield the results of `work(0)`, `work(1)`, ... in order."""
     with (
         ThreadPoolExecutor(num_workers) as pool,
         progress_bar(total=count, desc="counting", unit="mask", disable=not progress) as bar,
@@ -198,7 +198,7 @@ def _in_threads(work: Callable[[int], object], count: int, num_workers: int, pro
 
 
 def grouping_attributes(attributes: Mapping[str, Sequence[str | None]], num_masks: int) -> dict[str, tuple[str, ...]]:
-    """The columns that group masks: 2 to `MOST_VALUES` different values, fewer than there are masks.
+    """Return the columns that group masks: 2 to `MAX_GROUP_VALUES` distinct values, fewer than masks.
 
     Example:
         >>> columns = {"weather": ["rainy", None, "rainy"], "camera": ["a", "a", "a"], "file": ["1", "2", "3"]}
@@ -206,34 +206,36 @@ def grouping_attributes(attributes: Mapping[str, Sequence[str | None]], num_mask
         {'weather': ('rainy', 'not given', 'rainy')}
     """
     named = {name: tuple(value or NOT_GIVEN for value in column) for name, column in attributes.items()}
-    return {name: column for name, column in named.items() if 2 <= len(set(column)) <= min(MOST_VALUES, num_masks - 1)}
+    return {
+        name: column for name, column in named.items() if 2 <= len(set(column)) <= min(MAX_GROUP_VALUES, num_masks - 1)
+    }
 
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """One class in a data set or a group of it. An object is a connected region of the class."""
+    """Statistics of one class in a dataset or a group of it. An object is a connected region of the class."""
 
     name: str
     pixels: int
     pixel_share: float  # of all labelled pixels
-    images: int  # that hold it
+    images: int  # with the class
     image_share: float  # of all images
     objects: int
-    objects_per_image: float  # in those that hold it
+    objects_per_image: float  # in images with the class
     median_object: float  # pixels
-    typical_object: float  # pixels; half of the class's pixels lie in objects at least this large
+    typical_object: float  # pixels; half of the class's pixels are in objects at least this large
     median_object_share: float  # of the frame
     typical_object_share: float  # of the frame
-    edge_share: float  # of its pixels lie beside another class; near 1 means a width of one or two pixels
-    spread: float  # share of the frame that it spreads over: 1 if evenly everywhere, near 0 if at one place
+    edge_share: float  # of its pixels are next to another class; near 1 means a width of one or two pixels
+    spread: float  # share of the frame that it spreads over: 1 if uniform, near 0 if in one spot
 
 
 def class_figures(statistics: MaskStatistics, group: Group | None = None) -> list[ClassFigures]:
-    """The figures of every class, in the order of the ids.
+    """Return the statistics of each class, in the order of the ids.
 
     Args:
-        statistics (`MaskStatistics`): what `collect_statistics` counted.
-        group (`Group`, *optional*): an attribute and its value; by default all masks.
+        statistics: from `collect_statistics`.
+        group: an attribute and its value; all masks by default.
     """
     members = statistics.members(group)
     num_classes = statistics.labels.num_classes
@@ -270,13 +272,13 @@ def class_figures(statistics: MaskStatistics, group: Group | None = None) -> lis
 
 
 def heat_maps(statistics: MaskStatistics, group: Group | None = None) -> np.ndarray:
-    """How likely a labelled pixel is of each class, at each place of the frame: (C, rows, columns) in [0, 1]."""
+    """Return the share of each class among the labelled pixels of each cell: (C, rows, columns) in [0, 1]."""
     cells = statistics.cells[group][:-1]
     return cells / np.maximum(cells.sum(axis=0), 1)
 
 
 def unknown_share(statistics: MaskStatistics, group: Group | None = None) -> float:
-    """Share of all pixels whose class is unknown."""
+    """Return the share of unknown pixels."""
     pixels = statistics.pixels[statistics.members(group)]
     return _ratio(pixels[:, -1].sum(), pixels.sum())
 
@@ -286,7 +288,7 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _weighted_median(sizes: np.ndarray) -> float:
-    """The size, of sizes in ascending order, at which half of their sum is reached."""
+    """Return the size, of ascending sizes, at which half of their sum is reached."""
     if len(sizes) == 0:
         return 0.0
     upto = np.cumsum(sizes)
@@ -294,7 +296,7 @@ def _weighted_median(sizes: np.ndarray) -> float:
 
 
 def _spread(cells: np.ndarray) -> float:
-    """The exponential of the entropy of (rows, columns) counts, as a share of all cells."""
+    """Return the exponential of the entropy of (rows, columns) counts, as a share of all cells."""
     if not cells.any():
         return 0.0
     p = cells[cells > 0] / cells.sum()

@@ -1,6 +1,6 @@
-"""`semseg-diffusers stats`: what the masks of a data set hold, and which classes a model trained on them draws badly.
+"""Report class statistics of a dataset's masks and the classes that a model trained on them will generate badly.
 
-Writes `stats.json` (all figures), `stats.npz` (heat maps, pixels of each mask), `stats.png` and `index.html`.
+Writes `stats.json` (all numbers), `stats.npz` (heat maps, pixels of each mask), `stats.png` and `index.html`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from semseg_diffusers.masks.statistics.counts import (
     unknown_share,
 )
 from semseg_diffusers.masks.statistics.figure import draw_statistics
-from semseg_diffusers.masks.statistics.underrepresented import RULES, WeakClass, weak_classes
+from semseg_diffusers.masks.statistics.underrepresented import RULES, UnderrepresentedClass, underrepresented_classes
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.html import write_page
 from semseg_diffusers.reports.statistics_page import statistics_page
@@ -37,8 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)")
 
 
-def statistics_record(statistics: MaskStatistics, weak: list[WeakClass], dataset: str, split: str) -> dict:
-    """All figures as JSON values: of the whole split, and of each group of it."""
+def statistics_record(
+    statistics: MaskStatistics, underrepresented: list[UnderrepresentedClass], dataset: str, split: str
+) -> dict:
+    """Return all statistics as JSON values: of the full split and of each group."""
     labels = statistics.labels
     rows, columns = statistics.cells[None].shape[1:]
     return {
@@ -48,7 +50,7 @@ def statistics_record(statistics: MaskStatistics, weak: list[WeakClass], dataset
         "sizes": [{"height": h, "width": w, "masks": n} for (h, w), n in sorted(statistics.frames.items())],
         "unknown_share": unknown_share(statistics),
         "classes": _classes(statistics, None),
-        "weak_classes": [dataclasses.asdict(entry) for entry in weak],
+        "weak_classes": [dataclasses.asdict(entry) for entry in underrepresented],
         "rules": RULES,
         "groups": [
             {
@@ -80,14 +82,14 @@ def save_arrays(path: Path, statistics: MaskStatistics, stems: list[str]) -> Non
 
 
 def describe(statistics: MaskStatistics, name: str) -> str:
-    """One line: the split, how many masks of which sizes, how much of them is unknown."""
+    """Return a line on the split: number and sizes of the masks, share of unknown pixels."""
     sizes = [f"{height} x {width}" for height, width in sorted(statistics.frames)]
     of = sizes[0] if len(sizes) == 1 else f"{len(sizes)} sizes, {sizes[0]} to {sizes[-1]}"
     return f"{name}: {len(statistics.pixels)} masks of {of}, {unknown_share(statistics):.1%} unknown"
 
 
 def _table(statistics: MaskStatistics) -> str:
-    """The figures for the terminal, the most frequent class first."""
+    """Return the statistics as a text table, the most frequent class first."""
     lines = [("class", "pixels", "images", "objects", "median", "typical")]
     for row in sorted(class_figures(statistics), key=lambda row: -row.pixel_share):
         sizes = (f"{row.median_object:.0f} px", f"{row.typical_object:.0f} px")
@@ -101,21 +103,21 @@ def _table(statistics: MaskStatistics) -> str:
 
 def run(args: argparse.Namespace) -> None:
     if args.num_workers < 1:
-        raise ValueError(f"--num_workers {args.num_workers}; wanted at least 1.")
+        raise ValueError(f"--num_workers {args.num_workers}; expected at least 1.")
     pairs: PairDataset = load_pairs(args.dataset, args.split, **column_options(args))
     statistics = collect_statistics(
         pairs.mask, len(pairs), pairs.labels, pairs.attributes, num_workers=args.num_workers, progress=True
     )
-    weak = weak_classes(statistics)
+    underrepresented = underrepresented_classes(statistics)
     args.output.mkdir(parents=True, exist_ok=True)
-    record = statistics_record(statistics, weak, args.dataset, args.split)
+    record = statistics_record(statistics, underrepresented, args.dataset, args.split)
     write_text(args.output / "stats.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     save_arrays(args.output / "stats.npz", statistics, pairs.stems)
     name = f"{Path(args.dataset).name} ({args.split})"
     save_png(args.output / "stats.png", draw_statistics(statistics, describe(statistics, name)))
-    write_page(args.output / "index.html", statistics_page(statistics, weak, name))
+    write_page(args.output / "index.html", statistics_page(statistics, underrepresented, name))
     sys.stdout.write(f"{describe(statistics, name)}\n\n{_table(statistics)}\n\n")
-    for entry in weak:
+    for entry in underrepresented:
         reasons = "; ".join(f"{reason.rule}: {reason.text}" for reason in entry.reasons)
-        sys.stdout.write(f"weak: {entry.name} ({reasons})\n")
+        sys.stdout.write(f"underrepresented: {entry.name} ({reasons})\n")
     sys.stdout.write(f"written: {args.output}/index.html, stats.json, stats.npz, stats.png\n")

@@ -1,6 +1,6 @@
-"""Which classes a model trained on a data set will draw badly, and why, by rules on the set's figures.
+"""Rules that name the classes a model trained on a dataset will generate badly, from the dataset's statistics.
 
-The paper (section V) names the pixel share as the cause of its weak human figures; the other rules are ours.
+The paper (section V) attributes its poor human figures to their pixel share; the other rules are ours.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,13 @@ from semseg_diffusers.masks.statistics.counts import ClassFigures, MaskStatistic
 
 RARE_SHARE = 0.005  # of labelled pixels
 FEW_IMAGES = 100
-SMALL_OBJECT = 100  # pixels: 10 x 10, of which a network with patches of 2 x 2 sees 5 x 5
+SMALL_OBJECT = 100  # pixels: 10 x 10, or 5 x 5 patches of 2 x 2
 EDGE_SHARE = 0.6  # of the class's pixels
 SPREAD = 0.1  # of the frame
-EXPECTED, EXPECTED_PART = (
-    10,
-    0.2,
-)  # images of a condition that a class should be in; the part of them that is too little
+MIN_EXPECTED = 10  # images with a class and a condition, if the two were independent
+MIN_PART = 0.2  # of the expected images
 
-# rule -> what it says, in the words of the page
+# rule -> its text on the page
 RULES = {
     "never seen": "no pixel of it in any mask",
     "rare": f"less than {RARE_SHARE:.1%} of the labelled pixels",
@@ -27,33 +25,33 @@ RULES = {
     "thin": f"at least {EDGE_SHARE:.0%} of its pixels lie beside another class: it is some three pixels wide or less",
     "one place": f"it spreads over less than {SPREAD:.0%} of the frame",
     "one-sided": (
-        f"under one condition its share of all images lets one expect at least {EXPECTED} images with it, and there "
-        f"are less than {EXPECTED_PART:.0%} of those"
+        f"under one condition its share of all images lets one expect at least {MIN_EXPECTED} images with it, and "
+        f"there are less than {MIN_PART:.0%} of those"
     ),
 }
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a class is weak."""
+    """A rule that a class falls under."""
 
     rule: str  # one of RULES
-    text: str  # with the figures
+    text: str  # with the numbers
 
 
 @dataclass(frozen=True)
-class WeakClass:
+class UnderrepresentedClass:
     """A class and the rules it falls under."""
 
     name: str
     reasons: tuple[Reason, ...]
 
 
-def weak_classes(statistics: MaskStatistics) -> list[WeakClass]:
-    """Name the classes that fall under a rule: those with most reasons first, then the rarest.
+def underrepresented_classes(statistics: MaskStatistics) -> list[UnderrepresentedClass]:
+    """Return the classes that fall under a rule: those with the most reasons first, then the rarest.
 
     Args:
-        statistics (`MaskStatistics`): of the training split.
+        statistics: of the training split.
     """
     of_groups = {group: class_figures(statistics, group) for group in statistics.groups}
     sizes = {group: int(statistics.members(group).sum()) for group in statistics.groups}
@@ -63,12 +61,12 @@ def weak_classes(statistics: MaskStatistics) -> list[WeakClass]:
         if figures.pixels:
             for group, of_group in of_groups.items():
                 expected, seen = figures.image_share * sizes[group], of_group[index].images
-                if expected >= EXPECTED and seen < EXPECTED_PART * expected:
+                if expected >= MIN_EXPECTED and seen < MIN_PART * expected:
                     text = f"in {seen} of {sizes[group]} images with {group[0]} {group[1]}; expected {expected:.0f}"
                     reasons.append(Reason("one-sided", text))
         if reasons:
-            found.append((-len(reasons), figures.pixel_share, WeakClass(figures.name, tuple(reasons))))
-    return [weak for *_, weak in sorted(found, key=lambda entry: entry[:2])]
+            found.append((-len(reasons), figures.pixel_share, UnderrepresentedClass(figures.name, tuple(reasons))))
+    return [entry for *_, entry in sorted(found, key=lambda item: item[:2])]
 
 
 def _reasons(figures: ClassFigures) -> list[Reason]:

@@ -10,7 +10,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.editing.objects import objects_of
 from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
-from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior, fit_size_laws, is_whole
+from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_height_models, fit_scene_prior, is_whole
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.toy.scenes import draw_scene
@@ -31,7 +31,7 @@ def masks():
 
 
 @pytest.fixture(scope="module")
-def knowledge(masks) -> ScenePrior:
+def prior(masks) -> ScenePrior:
     return fit_scene_prior(masks, STREET)
 
 
@@ -60,7 +60,7 @@ def upright_regions(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
 
 def wrong_with(before, after, regions, placement, person_height, labels) -> list[str]:
     """Every rule of the place that does not hold; what the code under test measured is not used."""
-    name = labels.names[placement.donor.entry.class_id]
+    name = labels.names[placement.source.entry.class_id]
     entry, faults = placement.entry, []
     height, width = before.shape
     rows, columns = np.nonzero(entry.shape)
@@ -96,21 +96,21 @@ def wrong_with(before, after, regions, placement, person_height, labels) -> list
     return faults
 
 
-def misplaced(masks, knowledge, names, count) -> tuple[int, list]:
+def misplaced(masks, prior, names, count) -> tuple[int, list]:
     """Put things into masks one at a time until there are `count`; returns how many there are, and all faults.
 
     The size rule here: how many metres a pixel is at a row, from a line through the persons (1.7 m each).
     """
-    labels = knowledge.street.labels
-    persons = [(d.entry.bottom, d.entry.height) for d in knowledge.donors[labels.label2id["person"]]]
+    labels = prior.street.labels
+    persons = [(d.entry.bottom, d.entry.height) for d in prior.sources[labels.label2id["person"]]]
     slope, offset = np.polyfit(*np.array(persons, dtype=float).T, 1)
     generator = np.random.default_rng(0)
     placed, faults, regions = 0, [], {}
     for number in range(3 * count):
         name, ids = masks[int(generator.integers(len(masks)))]
-        scene = Scene(ids, knowledge.street)
+        scene = Scene(ids, prior.street)
         class_id = labels.label2id[names[number % len(names)]]
-        placement, _ = find_place(scene, knowledge, class_id, generator)
+        placement, _ = find_place(scene, prior, class_id, generator)
         if placement is None:
             continue
         placed += 1
@@ -126,8 +126,8 @@ def misplaced(masks, knowledge, names, count) -> tuple[int, list]:
     return placed, faults
 
 
-def test_no_thing_is_misplaced_in_1000_placements(masks, knowledge):
-    assert misplaced(masks, knowledge, PLACED, 1000) == (1000, [])
+def test_no_thing_is_misplaced_in_1000_placements(masks, prior):
+    assert misplaced(masks, prior, PLACED, 1000) == (1000, [])
 
 
 def test_no_thing_is_misplaced_on_camvid(data_root):
@@ -136,16 +136,16 @@ def test_no_thing_is_misplaced_on_camvid(data_root):
     for path in sorted((data_root / "camvid" / "labels" / "train").glob("*.png"))[::5]:
         ids = np.asarray(Image.open(path))
         masks.append((path.stem, resize_ids(np.where(ids == 11, 255, ids).astype(np.uint8), 128, 128)))
-    knowledge = fit_scene_prior(masks, Street.of(labels))
-    assert misplaced(masks, knowledge, ("person", "rider", "car"), 200) == (200, [])
+    prior = fit_scene_prior(masks, Street.of(labels))
+    assert misplaced(masks, prior, ("person", "rider", "car"), 200) == (200, [])
 
 
-def test_same_seed_same_places(masks, knowledge):
+def test_same_seed_same_places(masks, prior):
     def run(seed):
         generator = np.random.default_rng(seed)
         scene = Scene(masks[3][1], STREET)
         for name in ("person", "car", "rider", "person"):
-            placement, _ = find_place(scene, knowledge, ID[name], generator)
+            placement, _ = find_place(scene, prior, ID[name], generator)
             if placement:
                 scene.put(placement.entry, placement.seen)
         return scene.ids
@@ -168,19 +168,19 @@ def test_objects_put_in_after_another_are_hidden_by_the_nearer_one():
     assert scene.covered(scene.visible(in_front)) == pytest.approx(4 / 16)
 
 
-def test_stricter_rules_are_kept(masks, knowledge):
+def test_stricter_rules_are_kept(masks, prior):
     generator = np.random.default_rng(5)
     rules = PlacementRules(max_covered=0.0, min_inside=1.0, min_seen=1.0, max_scale=1.0)
     found = 0
     for name, ids in masks:
         scene = Scene(ids, STREET)
-        placement, _ = find_place(scene, knowledge, ID["person"], generator, rules)
+        placement, _ = find_place(scene, prior, ID["person"], generator, rules)
         if placement is None:
             continue
         found += 1
         assert placement.seen.sum() == placement.entry.area, name
         assert not np.isin(ids[placement.seen], ids_of(UPRIGHT, LABELS)).any()
-        assert placement.scale <= 1.01 + 1 / placement.donor.entry.height
+        assert placement.scale <= 1.01 + 1 / placement.source.entry.height
     assert found > 10
 
 
@@ -190,17 +190,19 @@ def test_size_law_is_the_line_through_the_objects_and_not_bent_by_wrong_ones():
     heights = 1.1 * (rows - 0.45) * rng.uniform(0.9, 1.1, 200)
     heights[:30] = 0.6  # a sixth of them nonsense
     person, car = ID["person"], ID["car"]
-    laws = fit_size_laws({person: (rows, heights), car: (rows[100:110], 0.9 * (rows[100:110] - 0.45))}, STREET)
-    assert laws[person].slope == pytest.approx(1.1, rel=0.1)
-    assert laws[person].horizon == pytest.approx(0.45, abs=0.03)
-    assert laws[car].slope == pytest.approx(0.9, rel=0.1)  # few: the horizon of the persons
-    assert "with the horizon of person" in laws[car].source
-    truck = laws[ID["truck"]]  # none at all: as persons, by metres
-    assert truck.slope / laws[person].slope == pytest.approx(3.2 / 1.7)
+    height_models = fit_height_models(
+        {person: (rows, heights), car: (rows[100:110], 0.9 * (rows[100:110] - 0.45))}, STREET
+    )
+    assert height_models[person].slope == pytest.approx(1.1, rel=0.1)
+    assert height_models[person].horizon == pytest.approx(0.45, abs=0.03)
+    assert height_models[car].slope == pytest.approx(0.9, rel=0.1)  # few: the horizon of the persons
+    assert "with the horizon of person" in height_models[car].source
+    truck = height_models[ID["truck"]]  # none at all: as persons, by metres
+    assert truck.slope / height_models[person].slope == pytest.approx(3.2 / 1.7)
     assert "too few" in truck.source
     assert truck.height(0.4) == 0
-    assert fit_size_laws({person: (rows[:5], heights[:5])}, STREET) == {}
-    assert fit_size_laws({person: (rows, 0.5 - rows / 4)}, STREET) == {}  # shrinks downwards: no street
+    assert fit_height_models({person: (rows[:5], heights[:5])}, STREET) == {}
+    assert fit_height_models({person: (rows, 0.5 - rows / 4)}, STREET) == {}  # shrinks downwards: no street
 
 
 @pytest.mark.parametrize(
@@ -230,40 +232,40 @@ def test_a_car_cut_up_by_a_pole_is_not_whole():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("sky", r"'sky' cannot be placed: only things that stand on the ground can \(person, rider, car"),
+        ("sky", r"'sky' cannot be placed: only objects that stand on the ground can \(person, rider, car"),
         ("bus", "'bus' never occurs in the masks"),
-        ("truck", "'truck' cannot be placed: no class has 20 whole objects on their ground"),
+        ("truck", "'truck' cannot be placed: no class has 20 complete objects on their ground"),
     ],
 )
 def test_classes_that_cannot_be_placed_are_refused_with_the_reason(name, message):
     ids = np.full((20, 20), ID["road"], dtype=np.uint8)
     ids[:4, :4] = ID["truck"]
-    knowledge = fit_scene_prior([("a", ids)], STREET)
+    prior = fit_scene_prior([("a", ids)], STREET)
     with pytest.raises(ValueError, match=message):
-        check_placeable(knowledge, ID[name])
+        check_placeable(prior, ID[name])
     with pytest.raises(ValueError, match=message):
-        find_place(Scene(ids, STREET), knowledge, ID[name], np.random.default_rng(0))
+        find_place(Scene(ids, STREET), prior, ID[name], np.random.default_rng(0))
 
 
 def test_a_class_that_is_never_seen_whole_is_refused(masks):
     corner = np.full((20, 20), ID["road"], dtype=np.uint8)
     corner[:4, :4] = ID["bus"]
     without = [(name, np.where(ids == ID["bus"], np.uint8(ID["building"]), ids)) for name, ids in masks]
-    knowledge = fit_scene_prior([*without, ("corner", corner)], STREET)
-    with pytest.raises(ValueError, match="none of the 1 objects of 'bus' is whole, alone, on its ground"):
-        check_placeable(knowledge, ID["bus"])
+    prior = fit_scene_prior([*without, ("corner", corner)], STREET)
+    with pytest.raises(ValueError, match="none of the 1 objects of 'bus' is complete, alone, on its ground"):
+        check_placeable(prior, ID["bus"])
 
 
 def test_a_label_set_without_ground_is_refused():
     labels = LabelSet.from_colormap({"sky": (1, 1, 1), "person": (2, 2, 2)})
-    knowledge = fit_scene_prior([("a", np.ones((8, 8), dtype=np.uint8))], Street.of(labels))
+    prior = fit_scene_prior([("a", np.ones((8, 8), dtype=np.uint8))], Street.of(labels))
     with pytest.raises(ValueError, match="'person' needs sidewalk or road to stand on"):
-        check_placeable(knowledge, 1)
+        check_placeable(prior, 1)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"max_covered": 1.5}, "max_covered=1.5; wanted a share"), ({"max_scale": 0.5}, "max_scale=0.5; wanted")],
+    [({"max_covered": 1.5}, "max_covered=1.5; expected a share"), ({"max_scale": 0.5}, "max_scale=0.5; expected")],
 )
 def test_rules_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
