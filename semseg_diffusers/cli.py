@@ -34,9 +34,14 @@ COMMANDS = {
         "semseg_diffusers.data.check.check:run",
         "report what is wrong with a source or a prepared dataset",
     ),
-    "toy": ("semseg_diffusers.toy.scenes", "generate street scenes with exact masks from a seed"),
-    "stats": (
-        "semseg_diffusers.masks.statistics.stats",
+    "toy": Command(
+        "semseg_diffusers.toy.settings:ToySettings",
+        "semseg_diffusers.toy.scenes:run",
+        "generate street scenes with exact masks from a seed",
+    ),
+    "stats": Command(
+        "semseg_diffusers.masks.settings:StatsSettings",
+        "semseg_diffusers.masks.statistics.stats:run",
         "report class statistics and underrepresented classes",
     ),
     "labels": Command(
@@ -44,9 +49,21 @@ COMMANDS = {
         "semseg_diffusers.data.labels_command:run",
         "export a label set: legend image, palette file, JSON",
     ),
-    "clean": ("semseg_diffusers.masks.cleaning", "turn hand-painted images into masks"),
-    "edit": ("semseg_diffusers.masks.editing.edit", "edit masks: move, paste, remove, draw objects"),
-    "enrich": ("semseg_diffusers.masks.enrich", "create masks with more of the rare classes"),
+    "clean": Command(
+        "semseg_diffusers.masks.settings:CleanSettings",
+        "semseg_diffusers.masks.cleaning:run",
+        "turn hand-painted images into masks",
+    ),
+    "edit": Command(
+        "semseg_diffusers.masks.settings:EditSettings",
+        "semseg_diffusers.masks.editing.edit:run",
+        "edit masks: move, paste, remove, draw objects",
+    ),
+    "enrich": Command(
+        "semseg_diffusers.masks.settings:EnrichSettings",
+        "semseg_diffusers.masks.enrich:run",
+        "create masks with more of the rare classes",
+    ),
     "train": Command(
         "semseg_diffusers.training.settings:TrainingSettings",
         "semseg_diffusers.training.train:run",

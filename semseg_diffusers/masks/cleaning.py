@@ -1,16 +1,5 @@
-"""Turn hand-painted masks into masks that `generate` accepts: any editor's PNG or JPEG, in the label set's colours.
+"""Turn hand-painted masks into masks of exact class colours; see `CleanSettings` for the command."""
 
-  semseg-diffusers labels --preset camvid --output legend          # the colours to paint with
-  semseg-diffusers clean --masks painted --labels camvid --output cleaned
-  semseg-diffusers generate --model runs/camvid128 --masks cleaned/masks --output new
-
-Blends of soft brushes, resizing and JPEG get the class of their surroundings; pixels with exactly the colour of a
-class never change; transparent pixels are unknown, which leaves them to the model. `clean.json` and `guessed.png` show
-what was guessed. An image with too many colours of no class is refused: it is a photo, is painted in another label
-set, or is partly unpainted.
-"""
-
-import argparse
 import json
 import sys
 from dataclasses import dataclass
@@ -20,9 +9,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from semseg_diffusers.data.dataset_format import LABELS_FILE
-from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_output
 from semseg_diffusers.masks.components import find_objects
+from semseg_diffusers.masks.settings import CleanSettings
 from semseg_diffusers.pipelines.mask_inputs import open_image, pack_colors, palette_agrees, unpack_colors
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.images import image_grid, save_png
@@ -210,41 +200,16 @@ def _without_specks(classes: np.ndarray, exact: np.ndarray, min_area: int) -> tu
     return classes, specks
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--masks", required=True, metavar="FILE|DIR", help="painted mask, or folder of them")
-    parser.add_argument(
-        "--labels",
-        metavar="PRESET|FILE",
-        help=f"their colours: {', '.join(PRESET_NAMES)}, or a JSON file (default: {LABELS_FILE} near the masks)",
-    )
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder to make: masks/, clean.json, guessed.png"
-    )
-    parser.add_argument(
-        "--min_area", type=int, default=8, help="specks under so many pixels are removed (default %(default)s)"
-    )
-    parser.add_argument(
-        "--max_strange",
-        type=float,
-        default=0.05,
-        help="share of pixels of no class from which on an image is refused (default %(default)s)",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    if args.min_area < 0 or not 0 <= args.max_strange <= 1:
-        raise ValueError(
-            f"--min_area {args.min_area} --max_strange {args.max_strange}; expected 0 or more, and a share from 0 to 1."
-        )
-    paths, labels = find_masks(args.masks), labels_of_masks(args.masks, args.labels)
-    with new_output(args.output) as folder:
+def run(settings: CleanSettings) -> None:
+    paths, labels = find_masks(settings.masks), labels_of_masks(settings.masks, settings.labels)
+    with new_output(settings.output) as folder:
         (folder / "masks").mkdir()
         rows, notes = [], []
         for path in paths:
             image = open_image(path)
-            cleaned = clean_painting(image, labels, args.min_area, source=str(path))
-            if cleaned.strange.mean() > args.max_strange or cleaned.plain_share < MIN_PLAIN_SHARE:
-                raise ValueError(_refusal(path, cleaned, args.max_strange))
+            cleaned = clean_painting(image, labels, settings.min_area, source=str(path))
+            if cleaned.strange.mean() > settings.max_strange or cleaned.plain_share < MIN_PLAIN_SHARE:
+                raise ValueError(_refusal(path, cleaned, settings.max_strange))
             labels.decode(cleaned.ids).save(folder / "masks" / f"{path.stem}.png")
             notes.append(_note(path, cleaned, labels))
             if len(rows) < MAX_ROWS:
@@ -253,13 +218,13 @@ def run(args: argparse.Namespace) -> None:
         names = [path.stem for path in paths[:MAX_ROWS]]
         save_png(folder / "guessed.png", image_grid(rows, ["painted", "cleaned", "guessed"], names, cell_size=192))
         labels.save_json(folder / LABELS_FILE)
-        record = {"min_area": args.min_area, "max_strange": args.max_strange, "masks": notes}
+        record = {"min_area": settings.min_area, "max_strange": settings.max_strange, "masks": notes}
         write_text(folder / "clean.json", json.dumps(record, indent=2) + "\n")
     exact, guessed = (np.mean([note[f"{what}_share"] for note in notes]) for what in ("exact", "guessed"))
     sys.stdout.write(
         f"{len(notes)} mask(s): {exact:.1%} of the pixels have exactly a class's colour, {guessed:.1%} were told by "
-        f"those around them; look at {Path(args.output) / 'guessed.png'}. Next: semseg-diffusers generate --masks "
-        f"{Path(args.output) / 'masks'}\n"
+        f"those around them; look at {Path(settings.output) / 'guessed.png'}. Next: semseg-diffusers generate --masks "
+        f"{Path(settings.output) / 'masks'}\n"
     )
 
 

@@ -1,15 +1,5 @@
-"""Create masks with more of the rare classes: objects of the dataset's own masks at sensible positions.
+"""Create masks with more of the rare classes; see `EnrichSettings` for the command."""
 
-  semseg-diffusers enrich --dataset data/camvid128 --output enriched --num_masks 200 --target person=4 rider=6
-
-A target is a class and a factor: its share of the pixels in the new masks against its share in the dataset. Complete
-objects are copied onto their kind of ground, as large as their row of the frame asks, with occlusion by depth; see
-docs/how_to/painting.md. The same seed gives the same masks. The folder contains `masks/`, `labels.json`,
-`manifest.jsonl` (what was placed where, from which mask, what was refused and why), `enrich.json`, `statistics.html`,
-`statistics.png` and `contact_sheet.png`. Next: semseg-diffusers generate --masks enriched/masks
-"""
-
-import argparse
 import json
 import sys
 from collections import Counter
@@ -28,6 +18,7 @@ from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
+from semseg_diffusers.masks.settings import EnrichSettings
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.enrich_page import (
@@ -129,19 +120,6 @@ MAX_TARGET_SHARE = 0.5  # share of all pixels that all target classes may have t
 CONTACT_SHEET_ROWS = 20  # masks on the contact sheet
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, metavar="DIR|ID", help="prepared folder, or a data set on the Hub")
-    parser.add_argument("--split", default="train", help="default %(default)s")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--num_masks", type=int, required=True, metavar="K", help="how many new masks")
-    parser.add_argument(
-        *("--target", "--wish"), nargs="+", required=True, metavar="CLASS=FACTOR",
-        help='such as person=4 rider=6 "traffic cone=3"',
-    )  # fmt: skip
-    parser.add_argument("--max_added", type=int, default=16, help="things that one mask gets (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="default %(default)s")
-
-
 def parse_targets(texts: list[str], labels: LabelSet) -> dict[int, float]:
     """Return class id -> factor from texts like "person=4".
 
@@ -165,19 +143,15 @@ def parse_targets(texts: list[str], labels: LabelSet) -> dict[int, float]:
     return targets
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.num_masks < 1 or args.max_added < 1 or args.seed < 0:
-        raise ValueError(
-            f"--num_masks {args.num_masks} --max_added {args.max_added} --seed {args.seed}; expected 1, 1 and 0 or more."
-        )
-    pairs = load_pairs(args.dataset, args.split)
-    factors = parse_targets(args.target, pairs.labels)
-    with new_output(args.output) as folder:
-        reached = _enrich(args, pairs, factors, folder)
-    sys.stdout.write(f"{args.num_masks} masks in {args.output}: {'; '.join(map(_in_words, reached))}\n")
+def run(settings: EnrichSettings) -> None:
+    pairs = load_pairs(settings.dataset, settings.split)
+    factors = parse_targets(settings.target, pairs.labels)
+    with new_output(settings.output) as folder:
+        reached = _enrich(settings, pairs, factors, folder)
+    sys.stdout.write(f"{settings.num_masks} masks in {settings.output}: {'; '.join(map(_in_words, reached))}\n")
 
 
-def _enrich(args: argparse.Namespace, pairs: PairDataset, factors: dict[int, float], folder: Path) -> list[Reached]:
+def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, float], folder: Path) -> list[Reached]:
     """Fill the output folder."""
     labels = pairs.labels
     # 1. the prior, and whether the targets are possible at all
@@ -199,10 +173,10 @@ def _enrich(args: argparse.Namespace, pairs: PairDataset, factors: dict[int, flo
     # 2. the masks
     (folder / "masks").mkdir()
     new_masks = enrich_masks(
-        pairs.mask, len(pairs), prior, targets, args.num_masks, seed=args.seed, max_added=args.max_added
+        pairs.mask, len(pairs), prior, targets, settings.num_masks, seed=settings.seed, max_added=settings.max_added
     )
     rows, sheet = [], []
-    for new in progress_bar(new_masks, total=args.num_masks, desc="placing", unit="mask"):
+    for new in progress_bar(new_masks, total=settings.num_masks, desc="placing", unit="mask"):
         name = f"{new.index:05}_{Path(pairs.stems[new.base]).name}.png"
         labels.decode(new.ids).save(folder / "masks" / name)
         rows.append(_row(name, pairs.stems[new.base], new))
@@ -216,18 +190,18 @@ def _enrich(args: argparse.Namespace, pairs: PairDataset, factors: dict[int, flo
     labels.save_json(folder / LABELS_FILE)
     write_text(folder / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     record = {
-        "dataset": args.dataset,
-        "split": args.split,
-        "num_masks": args.num_masks,
-        "max_added": args.max_added,
-        "seed": args.seed,
+        "dataset": settings.dataset,
+        "split": settings.split,
+        "num_masks": settings.num_masks,
+        "max_added": settings.max_added,
+        "seed": settings.seed,
         "wishes": [asdict(entry) for entry in reached],
         "sizes": _sizes(prior),
         "versions": {"semseg_diffusers": package_version(), "numpy": np.__version__},
     }
     write_text(folder / "enrich.json", json.dumps(record, indent=2) + "\n")
     save_png(folder / "contact_sheet.png", contact_sheet([masks for _, masks in sheet]))
-    save_png(folder / "statistics.png", both_statistics(before, after, Path(args.dataset).name))
+    save_png(folder / "statistics.png", both_statistics(before, after, Path(settings.dataset).name))
     write_page(folder / "statistics.html", wishes_page(record, reached, before, after, sheet))
     return reached
 

@@ -3,7 +3,6 @@
 `draw_scene` draws one, `write_toy_dataset` a prepared data set of them: no download, no licence.
 """
 
-import argparse
 import dataclasses
 import math
 import os
@@ -19,6 +18,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import parse_resolution
 from semseg_diffusers.toy import objects as things
 from semseg_diffusers.toy.painter import Look, Painter, between, jitter, tint
+from semseg_diffusers.toy.settings import ToySettings
 from semseg_diffusers.toy.street import draw_street
 from semseg_diffusers.utils.progress import progress_bar
 
@@ -361,18 +361,9 @@ def write_toy_dataset(
     return Path(output)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--output", required=True, metavar="DIR", help="the data set to make")
-    parser.add_argument("--num_train", type=int, default=256, help="training scenes (default 256)")
-    parser.add_argument("--num_val", type=int, default=32, help="validation scenes (default 32)")
-    parser.add_argument("--resolution", default="64", metavar="N|HxW", help="pixels, height first (default 64)")
-    parser.add_argument("--seed", type=int, default=0, help="which scenes (default 0)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set that stands at --output")
-
-
-def run(args: argparse.Namespace) -> None:
-    size = parse_resolution(args.resolution)
-    if size is None:
-        raise ValueError("toy scenes have no native resolution; wanted a number (64) or HxW (96x160).")
-    write_toy_dataset(args.output, args.num_train, args.num_val, size, args.seed, args.overwrite, progress=True)
-    sys.stdout.write(f"{args.num_train} training and {args.num_val} validation scenes in {args.output}\n")
+def run(settings: ToySettings) -> None:
+    size = parse_resolution(settings.resolution)
+    write_toy_dataset(
+        settings.output, settings.num_train, settings.num_val, size, settings.seed, settings.overwrite, progress=True
+    )
+    sys.stdout.write(f"{settings.num_train} training and {settings.num_val} validation scenes in {settings.output}\n")

@@ -181,7 +181,7 @@ def test_a_wrong_file_is_refused(tmp_path, content, message):
         ("remove class=cow", r"operation 1 \(remove class=cow\) on '.*a.png': there is no class 'cow'"),
         ("remove class=car number=2", "holds 1 object.s. of 'car'; number 2 by size does not exist"),
         ("paste from=missing.png class=car", "No such file or directory: 'missing.png'"),
-        ("move class=car to=300,300", "nothing of the object would be seen"),
+        ("move class=car to=300,300", "no pixel of the object would be visible"),
         ("rectangle class=car first=100,0 last=120,3", "the shape has no pixel inside the mask"),
     ],
 )

@@ -137,7 +137,7 @@ def test_scaling_multiplies_the_sides():
         (lambda ids: object_at(np.full_like(ids, 255), STREET, 0, 0), "is unknown"),
         (lambda ids: named(ids, "car").scaled(0), "expected a scale factor above 0"),
         (lambda ids: named(np.where(np.eye(12, 20), ID["person"], ids), "person").scaled(0.1), "no pixels left"),
-        (lambda ids: paste(ids, named(ids, "car").at(7, 40)), "nothing of the object would be seen"),
+        (lambda ids: paste(ids, named(ids, "car").at(7, 40)), "no pixel of the object would be visible"),
         (lambda ids: region_at(ids, 0, -1), "outside the mask"),
         (lambda ids: draw(ids, drawing.rectangle(ids.shape, (30, 0), (40, 2)), 3), "no pixel inside the mask"),
         (lambda _: STREET.class_id("cow"), "there is no class 'cow'; there are road, sidewalk"),

@@ -1,28 +1,5 @@
-"""Edit masks: remove, move, scale, mirror, paste and draw objects, as input for `generate`.
+"""Read and run operations on masks; see `EditSettings` for the command."""
 
-  semseg-diffusers edit --masks street.png --output edited \\
-      --operation "paste from=other.png class=car to=60,100 flip" --operation "remove class=person number=all"
-  semseg-diffusers edit --masks data/val/masks --output edited --operations operations.yaml
-
-Points are x,y in pixels. An object is selected by a pixel (at=x,y), or by its class and its rank by size:
-
-  paste      from=FILE, at= or class= [number=]; to=x,y of the middle of its feet, scale=, flip
-  place      class= [count=]: objects of --dataset, at sensible positions and sizes
-  move       at= or class= [number=]; to=x,y or by=x,y
-  scale      at= or class= [number=]; factor=
-  flip       at= or class= [number=]
-  remove     at= or class= [number= or number=all]: filled from its surroundings
-  relabel    at= (the region there) or class= (all of it); to=CLASS
-  polygon    class=, points=x,y;x,y;x,y
-  stroke     class=, points=x,y;x,y, radius=
-  rectangle  class=, first=x,y, last=x,y
-  ellipse    class=, center=x,y, radii=x,y
-
-The class `unknown` leaves pixels to the model. A file contains the same as a YAML or JSON list:
-`- paste: {from: other.png, class: car, to: [60, 100]}`; paths in it are relative to the file.
-"""
-
-import argparse
 import json
 import shlex
 import sys
@@ -42,6 +19,7 @@ from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_ou
 from semseg_diffusers.masks.editing.operation_types import OPERATION_TYPES, Context, is_number, is_numbers
 from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
+from semseg_diffusers.masks.settings import EditSettings
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.images import image_grid, save_png
 
@@ -179,41 +157,26 @@ ROWS = 16  # masks on before_after.png
 FADED = 0.25  # share of the colour that remains where nothing changed
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--masks", required=True, metavar="FILE|DIR", help="mask, or folder of masks, to change")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make: masks/, before_after.png, ...")
-    parser.add_argument(
-        "--operation", action="append", default=[], metavar="TEXT", help="one change; may be given several times"
-    )
-    parser.add_argument("--operations", metavar="FILE", help="YAML or JSON list of changes, done before --operation")
-    parser.add_argument("--labels", metavar="PRESET|FILE", help=f"label set (default: {LABELS_FILE} near the masks)")
-    parser.add_argument("--dataset", metavar="DIR|ID", help="prepared data set that `place` takes things from")
-    parser.add_argument("--split", default="train", help="of --dataset (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of `place` (default %(default)s)")
-
-
-def run(args: argparse.Namespace) -> None:
-    operations = read_operations(args.operations) if args.operations else []
-    operations += [parse_operation(text) for text in args.operation]
-    if not operations:
-        raise ValueError("expected --operation or --operations; got neither.")
-    if args.seed < 0:
-        raise ValueError(f"--seed {args.seed}; expected 0 or more.")
-    paths = find_masks(args.masks)
-    labels = labels_of_masks(args.masks, args.labels)
+def run(settings: EditSettings) -> None:
+    operations = read_operations(settings.operations) if settings.operations else []
+    operations += [parse_operation(text) for text in settings.operation]
+    paths = find_masks(settings.masks)
+    labels = labels_of_masks(settings.masks, settings.labels)
     street = Street.of(labels)
     prior = None
-    if any(operation.name == "place" for operation in operations) and args.dataset:
-        pairs = load_pairs(args.dataset, args.split)
+    if any(operation.name == "place" for operation in operations) and settings.dataset:
+        pairs = load_pairs(settings.dataset, settings.split)
         if pairs.labels.names != labels.names:
-            raise ValueError(f"'{args.dataset}' and '{args.masks}' have different classes; expected one label set.")
+            raise ValueError(
+                f"'{settings.dataset}' and '{settings.masks}' have different classes; expected one label set."
+            )
         prior = fit_scene_prior(((stem, pairs.mask(i)) for i, stem in enumerate(pairs.stems)), street)
 
-    with new_output(args.output) as folder:
+    with new_output(settings.output) as folder:
         (folder / "masks").mkdir()
         rows, notes = [], []
         for path in paths:
-            generator = np.random.default_rng([args.seed, *path.stem.encode()])  # independent of other masks
+            generator = np.random.default_rng([settings.seed, *path.stem.encode()])  # independent of other masks
             before = labels.encode(path)
             after, done = run_operations(before, operations, Context(street, generator, prior), f"'{path}'")
             labels.decode(after).save(folder / "masks" / f"{path.stem}.png")
@@ -223,9 +186,9 @@ def run(args: argparse.Namespace) -> None:
         names = [path.stem for path in paths[:ROWS]]
         save_png(folder / "before_after.png", image_grid(rows, ["before", "after", "changed"], names, cell_size=192))
         labels.save_json(folder / LABELS_FILE)
-        record = {"seed": args.seed, "dataset": args.dataset, "masks": notes}
+        record = {"seed": settings.seed, "dataset": settings.dataset, "masks": notes}
         write_text(folder / EDITS_FILE, json.dumps(record, indent=2) + "\n")
-    sys.stdout.write(_summary(args.output, operations, notes))
+    sys.stdout.write(_summary(settings.output, operations, notes))
 
 
 def show_changes(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> Image.Image:

@@ -1,18 +1,14 @@
-"""Report class statistics of a dataset's masks and the classes that a model trained on them will generate badly.
+"""Write the statistics of a dataset's masks; see `StatsSettings` for the command."""
 
-Writes `stats.json` (all numbers), `stats.npz` (heat maps, pixels of each mask), `stats.png` and `index.html`.
-"""
-
-import argparse
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 
-from semseg_diffusers.data.dataset import PairDataset, add_column_arguments, column_options, load_pairs
+from semseg_diffusers.data.dataset import PairDataset, column_options, load_pairs
+from semseg_diffusers.masks.settings import StatsSettings
 from semseg_diffusers.masks.statistics.counts import (
     MaskStatistics,
     class_figures,
@@ -27,14 +23,6 @@ from semseg_diffusers.reports.html import write_page
 from semseg_diffusers.reports.statistics_page import statistics_page
 from semseg_diffusers.utils.files import package_version
 from semseg_diffusers.utils.images import save_png, written_beside
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, help="prepared folder, or a data set id on the Hub")
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="where the files go")
-    parser.add_argument("--split", default="train", help="default %(default)s")
-    add_column_arguments(parser)
-    parser.add_argument("--num_workers", type=int, default=os.cpu_count() or 1, help="threads (default: one per core)")
 
 
 def statistics_record(
@@ -101,23 +89,22 @@ def _table(statistics: MaskStatistics) -> str:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.num_workers < 1:
-        raise ValueError(f"--num_workers {args.num_workers}; expected at least 1.")
-    pairs: PairDataset = load_pairs(args.dataset, args.split, **column_options(args))
+def run(settings: StatsSettings) -> None:
+    pairs: PairDataset = load_pairs(settings.dataset, settings.split, **column_options(settings))
     statistics = collect_statistics(
-        pairs.mask, len(pairs), pairs.labels, pairs.attributes, num_workers=args.num_workers, progress=True
+        pairs.mask, len(pairs), pairs.labels, pairs.attributes, num_workers=settings.num_workers, progress=True
     )
     underrepresented = underrepresented_classes(statistics)
-    args.output.mkdir(parents=True, exist_ok=True)
-    record = statistics_record(statistics, underrepresented, args.dataset, args.split)
-    write_text(args.output / "stats.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    save_arrays(args.output / "stats.npz", statistics, pairs.stems)
-    name = f"{Path(args.dataset).name} ({args.split})"
-    save_png(args.output / "stats.png", draw_statistics(statistics, describe(statistics, name)))
-    write_page(args.output / "index.html", statistics_page(statistics, underrepresented, name))
+    output = Path(settings.output)
+    output.mkdir(parents=True, exist_ok=True)
+    record = statistics_record(statistics, underrepresented, settings.dataset, settings.split)
+    write_text(output / "stats.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    save_arrays(output / "stats.npz", statistics, pairs.stems)
+    name = f"{Path(settings.dataset).name} ({settings.split})"
+    save_png(output / "stats.png", draw_statistics(statistics, describe(statistics, name)))
+    write_page(output / "index.html", statistics_page(statistics, underrepresented, name))
     sys.stdout.write(f"{describe(statistics, name)}\n\n{_table(statistics)}\n\n")
     for entry in underrepresented:
         reasons = "; ".join(f"{reason.rule}: {reason.text}" for reason in entry.reasons)
         sys.stdout.write(f"underrepresented: {entry.name} ({reasons})\n")
-    sys.stdout.write(f"written: {args.output}/index.html, stats.json, stats.npz, stats.png\n")
+    sys.stdout.write(f"written: {settings.output}/index.html, stats.json, stats.npz, stats.png\n")

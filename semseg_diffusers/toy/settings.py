@@ -1,0 +1,26 @@
+"""Settings of `semseg-diffusers toy`."""
+
+from dataclasses import dataclass
+
+from semseg_diffusers.data.options import parse_resolution
+from semseg_diffusers.utils.settings import Settings, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToySettings(Settings):
+    """Generate street scenes with exact masks from a seed, as a prepared dataset.
+
+    Layout, weather and light vary in the words of BDD100K, and so do the classes. The same seed gives the same scenes.
+    """
+
+    output: str = option(metavar="DIR", help="new dataset folder")
+    num_train: int = option(256, help="training scenes")
+    num_val: int = option(32, help="validation scenes")
+    resolution: str = option("64", metavar="N|HxW", help="pixels, height first")
+    seed: int = option(0, at_least=0, help="seed of the scenes")
+    overwrite: bool = option(False, help="replace a dataset at --output")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if parse_resolution(self.resolution) is None:
+            raise ValueError("toy scenes have no native resolution; expected a number (64) or HxW (96x160).")
