@@ -3,17 +3,17 @@
 So whatever `grow` does can be done by hand, stage by stage, with the commands that it prints and keeps.
 """
 
-import argparse
 import dataclasses
-import importlib
 import json
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from semseg_diffusers.cli import COMMANDS
+from semseg_diffusers.cli import command_parser
 from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.settings import SettingsParser
 
 
 # stage -> the command that does it, in their order
@@ -65,11 +65,11 @@ class Stage:
         Raises:
             ValueError: naming the stage and what is wrong.
         """
-        module = importlib.import_module(COMMANDS[STAGES[self.name]][0])
-        parser = _RaisingParser(add_help=False)
-        module.add_arguments(parser)
+        parser = command_parser(STAGES[self.name])
+        parser.error = _raise
+        parse = parser.parse_settings if isinstance(parser, SettingsParser) else parser.parse_args
         try:
-            parser.parse_args(self.arguments[1:])
+            parse(self.arguments[1:])
         except ValueError as err:
             raise ValueError(f"stage {self.name}: {err}. `{self._help}` lists its options.") from err
 
@@ -78,9 +78,8 @@ class Stage:
         return f"semseg-diffusers {STAGES[self.name]} --help"
 
 
-class _RaisingParser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        raise ValueError(message)
+def _raise(message: str) -> NoReturn:
+    raise ValueError(message)
 
 
 def read_changes(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:

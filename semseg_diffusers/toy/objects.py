@@ -1,4 +1,4 @@
-"""The things of a toy street scene, one function for each: houses, trees, signals, vehicles, people."""
+"""The objects of a toy street scene, one function for each: houses, trees, signals, vehicles, people."""
 
 import math
 import random
@@ -6,7 +6,7 @@ import random
 from semseg_diffusers.toy.painter import Painter, between, jitter, pick, tint
 
 
-# Class ids of the BDD100K label set; tests hold them against `LabelSet.from_preset("bdd100k")`.
+# Class ids of the BDD100K label set; tests compare them with `LabelSet.from_preset("bdd100k")`.
 (
     ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, TRAFFIC_LIGHT, TRAFFIC_SIGN, VEGETATION, TERRAIN,
     SKY, PERSON, RIDER, CAR, TRUCK, BUS, TRAIN, MOTORCYCLE, BICYCLE,
@@ -41,11 +41,11 @@ TYRE = (0.06, 0.06, 0.07)
 GLASS = (0.17, 0.22, 0.27)
 
 
-# Things that stand along the road ----------------------------------------------------------------------------------
+# Objects along the road --------------------------------------------------------------------------------------------
 
 
 def draw_building(p: Painter, rng: random.Random, x: float, z0: float, z1: float, height: float, gable: bool):
-    """House whose facade runs along the road at x; its end wall faces the camera; windows shine at night."""
+    """Draw a house whose facade runs along the road at x; its end wall faces the camera; windows shine at night."""
     wall = jitter(rng, pick(rng, FACADES), 0.14)
     window = jitter(rng, GLASS, 0.3)
     outward = 1 if x > 0 else -1
@@ -95,7 +95,7 @@ def draw_building(p: Painter, rng: random.Random, x: float, z0: float, z1: float
 
 
 def draw_barrier(p: Painter, rng: random.Random, x: float, z0: float, z1: float, kind: str):
-    """Wall, wooden fence, railing or guard rail along the road at x."""
+    """Draw a wall, wooden fence, railing or guard rail along the road at x."""
     middle = (z0 + z1) / 2
     if kind == "wall":
         height, colour = between(rng, 1.1, 2.6), jitter(rng, (0.55, 0.51, 0.46), 0.15)
@@ -127,7 +127,7 @@ def _pieces(z0: float, z1: float, step: float) -> list[float]:
 
 
 def draw_tree(p: Painter, rng: random.Random, x: float, z: float, height: float):
-    """Trunk and a crown of shaded lumps; a conifer now and then. All of it is vegetation, as in Cityscapes."""
+    """Draw a trunk and a crown of shaded lumps; a conifer now and then. All of it is vegetation, as in Cityscapes."""
     leaf = jitter(rng, pick(rng, ((0.24, 0.38, 0.15), (0.31, 0.43, 0.17), (0.20, 0.33, 0.19))), 0.18)
     bark, m = jitter(rng, (0.30, 0.23, 0.17), 0.15), p.metre(z)
     p.shadow(x - 0.3 * height, x + 0.25 * height, z - 0.6, z + 0.8)
@@ -148,7 +148,7 @@ def draw_tree(p: Painter, rng: random.Random, x: float, z: float, height: float)
 
 
 def draw_hedge(p: Painter, rng: random.Random, x: float, z0: float, z1: float, height: float):
-    """Row of round bushes along the road."""
+    """Draw a row of round bushes along the road."""
     leaf = jitter(rng, (0.25, 0.37, 0.16), 0.2)
     p.polygon(p.side(x, z0, z1, 0, 0.8 * height), tint(leaf, 0.75), (z0 + z1) / 2, VEGETATION)
     for z in reversed(_pieces(z0, min(z1, 60.0), 1.3)):
@@ -158,7 +158,7 @@ def draw_hedge(p: Painter, rng: random.Random, x: float, z0: float, z1: float, h
 
 
 def draw_street_lamp(p: Painter, x: float, z: float):
-    """Pole with an arm over the road; it shines in the dark."""
+    """Draw a pole with an arm over the road; it shines in the dark."""
     inward, grey, m = (-1 if x > 0 else 1), (0.32, 0.33, 0.34), p.metre(z)
     p.line([p.project(x, 0, z), p.project(x, 7.2, z)], 0.16 * m, grey, z, POLE)
     p.line([p.project(x, 7.2, z), p.project(x + inward * 1.6, 7.5, z)], 0.1 * m, grey, z, POLE)
@@ -167,7 +167,7 @@ def draw_street_lamp(p: Painter, x: float, z: float):
 
 
 def draw_traffic_light(p: Painter, rng: random.Random, x: float, z: float):
-    """Signal on a pole beside the road, with a second one on an arm over it."""
+    """Draw a signal on a pole beside the road, with a second one on an arm over it."""
     inward, grey, m = (-1 if x > 0 else 1), (0.26, 0.27, 0.28), p.metre(z)
     lit, reach, housing = (
         int(rng.random() * 3),
@@ -187,7 +187,7 @@ def draw_traffic_light(p: Painter, rng: random.Random, x: float, z: float):
 
 
 def draw_sign(p: Painter, rng: random.Random, x: float, z: float):
-    """Disc, triangle, diamond or plate on a pole."""
+    """Draw a disc, triangle, diamond or plate on a pole."""
     kind, m, y, r = int(rng.random() * 4), p.metre(z), between(rng, 2.3, 2.8), between(rng, 0.36, 0.48)
     p.line([p.project(x, 0, z), p.project(x, y, z)], 0.09 * m, (0.45, 0.46, 0.47), z, POLE)
     if kind == 0:
@@ -210,11 +210,11 @@ def draw_sign(p: Painter, rng: random.Random, x: float, z: float):
         p.polygon(p.face(x - 1.0 * r, x + 1.0 * r, y, y + 0.3 * r, z), (0.90, 0.92, 0.94), z)
 
 
-# Things that move --------------------------------------------------------------------------------------------------
+# Moving objects ----------------------------------------------------------------------------------------------------
 
 
 def draw_car(p: Painter, rng: random.Random, x: float, z: float, oncoming: bool):
-    """Car along the road: its end faces the camera and one flank shows, more of it the farther to the side."""
+    """Draw a car along the road: its end faces the camera and one flank shows, more of it the farther to the side."""
     paint, m = jitter(rng, pick(rng, CAR_PAINTS), 0.12), p.metre(z)
     half, roof, length = between(rng, 0.86, 0.96), between(rng, 1.42, 1.72), between(rng, 3.9, 4.6)
     waist, flank = 0.58 * roof, x - half if x > 0 else x + half
@@ -253,7 +253,7 @@ def draw_car(p: Painter, rng: random.Random, x: float, z: float, oncoming: bool)
 
 
 def draw_car_across(p: Painter, rng: random.Random, x: float, z: float):
-    """Car that crosses the road, seen from the side."""
+    """Draw a car that crosses the road, seen from the side."""
     paint, m, way = jitter(rng, pick(rng, CAR_PAINTS), 0.12), p.metre(z), pick(rng, (-1, 1))
     p.shadow(x - 2.2, x + 2.2, z - 0.3, z + 1.4)
     body = [
@@ -279,7 +279,7 @@ def draw_car_across(p: Painter, rng: random.Random, x: float, z: float):
 
 
 def draw_box_vehicle(p: Painter, rng: random.Random, x: float, z: float, kind: int, oncoming: bool):
-    """Bus, truck or tram along the road."""
+    """Draw a bus, truck or tram along the road."""
     half, height, length = {BUS: (1.25, 3.1, 11.0), TRUCK: (1.22, 3.3, 8.0), TRAIN: (1.32, 3.5, 26.0)}[kind]
     paints = {
         BUS: ((0.80, 0.22, 0.16), (0.90, 0.66, 0.14), (0.18, 0.42, 0.62), (0.86, 0.87, 0.85)),
@@ -325,7 +325,7 @@ def draw_box_vehicle(p: Painter, rng: random.Random, x: float, z: float, kind: i
 
 
 def draw_person(p: Painter, rng: random.Random, x: float, z: float):
-    """Someone walking."""
+    """Draw a walking person."""
     size, m, step = between(rng, 0.88, 1.06), p.metre(z), between(rng, -0.2, 0.2)
     coat, trousers, skin = (
         jitter(rng, pick(rng, CLOTHES), 0.15),
@@ -346,7 +346,7 @@ def draw_person(p: Painter, rng: random.Random, x: float, z: float):
 
 
 def draw_two_wheeler(p: Painter, rng: random.Random, x: float, z: float, kind: int, ridden: bool, turn: float):
-    """Bicycle or motorcycle, with its rider where ridden; `turn` is 0 for seen from behind, 1 for from the side."""
+    """Draw a bicycle or motorcycle, with a rider if `ridden`; `turn` is 0 seen from behind, 1 from the side."""
     m, frame = p.metre(z), jitter(rng, pick(rng, CLOTHES), 0.2)
     coat, skin, helmet = jitter(rng, pick(rng, CLOTHES), 0.15), pick(rng, SKINS), jitter(rng, pick(rng, CLOTHES), 0.2)
     wide, way = max(turn, 0.22), pick(rng, (-1, 1))

@@ -1,6 +1,6 @@
-"""The camera of the toy scenes: draws on the photo and on the mask at once, so that masks are exact.
+"""The camera of the toy scenes, which draws on image and mask at once, so that masks are exact.
 
-It stands on the road: x metres to the right, y up, z ahead; every thing is placed in metres and projected.
+The camera is on the road: x metres to the right, y up, z ahead; objects are positioned in metres and projected.
 """
 
 import math
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw
 
 
-SKY = 10  # class id of what nothing covers, as in the BDD100K label set
+SKY = 10  # class id of the background, as in the BDD100K label set
 NEAR = 0.9  # metres; nothing nearer to the camera is drawn
 FAR = 160.0  # metres; the road ends here
 
@@ -20,14 +20,14 @@ Point = tuple[float, float]  # x, y in pixels of the drawing
 
 @dataclass(frozen=True)
 class Look:
-    """Light and weather of a scene; `weather` and `timeofday` carry the words of BDD100K."""
+    """Light and weather of a scene; `weather` and `timeofday` use the words of BDD100K."""
 
     weather: str
     timeofday: str
-    light: Colour  # multiplies the colour of everything that does not shine itself
+    light: Colour  # multiplies the colour of everything that is not a light source
     sky_top: Colour
     sky_bottom: Colour
-    haze: Colour  # what far things fade to
+    haze: Colour  # colour that distant objects fade to
     visibility: float  # metres over which a colour fades to 1/e
     sun: float  # 0..1, strength of shadows and of the difference between sunny and shaded sides
     clouds: float  # 0..1
@@ -36,16 +36,16 @@ class Look:
 
 
 class Painter:
-    """Photo and mask under one camera; colours get the light, the shade and the haze of the look.
+    """Image and mask under one camera; colours get the light, the shade and the haze of the look.
 
     Args:
-        size (`tuple[int, int]`): height and width of the drawing in pixels.
-        look (`Look`): light and weather.
-        horizon (`float`): height of the horizon, 0 at the top to 1 at the bottom.
-        focal (`float`): focal length over the image height.
-        eye (`float`): height of the camera in metres.
-        bend (`float`): sideways shift of the world in metres per square metre ahead: the road's curve.
-        line (`float`): the thinnest line in pixels of the drawing.
+        size: height and width of the drawing in pixels.
+        look: light and weather.
+        horizon: height of the horizon, 0 at the top to 1 at the bottom.
+        focal: focal length over the image height.
+        eye: height of the camera in metres.
+        bend: sideways shift of the world in metres per square metre ahead: the road's curve.
+        line: the thinnest line in pixels of the drawing.
     """
 
     def __init__(self, size, look: Look, *, horizon: float, focal: float, eye: float, bend: float, line: float):
@@ -53,29 +53,29 @@ class Painter:
         self.look, self.eye, self.bend, self.line_width = look, eye, bend, line
         self.horizon = horizon * self.height
         self.focal = focal * max(self.height, 0.72 * self.width)
-        self.photo = Image.new("RGB", (self.width, self.height))
+        self.image = Image.new("RGB", (self.width, self.height))
         self.mask = Image.new("L", (self.width, self.height), SKY)
-        self._photo_draw = ImageDraw.Draw(self.photo, "RGBA")  # RGBA: fills with an alpha blend
+        self._image_draw = ImageDraw.Draw(self.image, "RGBA")  # RGBA: fills with an alpha blend
         self._mask_draw = ImageDraw.Draw(self.mask)
-        self.lamps: list[tuple[float, float, float, Colour]] = []  # x, y, radius, colour of what shines
+        self.lamps: list[tuple[float, float, float, Colour]] = []  # x, y, radius, colour of light sources
 
     def project(self, x: float, y: float, z: float) -> Point:
-        """Pixel of the point x metres right, y metres above the ground, z metres ahead."""
+        """Return the pixel of the point x metres right, y metres above the ground, z metres ahead."""
         z = max(z, NEAR)
         scale = self.focal / z
         return self.width / 2 + (x + self.bend * z * z) * scale, self.horizon + (self.eye - y) * scale
 
     def metre(self, z: float) -> float:
-        """Pixels of one metre at the distance z."""
+        """Return the pixels of one metre at the distance z."""
         return self.focal / max(z, NEAR)
 
     def sees(self, x: float, z: float, margin: float) -> bool:
-        """Whether a thing at (x, z) that reaches `margin` metres to the sides can be in the picture."""
+        """Return whether an object at (x, z) that extends `margin` metres to the sides can be in the image."""
         centre = self.project(x, 0, z)[0]
         return z > NEAR and -margin * self.metre(z) < centre < self.width + margin * self.metre(z)
 
     def paint(self, colour: Colour, depth: float, shines: bool = False) -> tuple[int, int, int]:
-        """Colour as the camera sees it at that depth."""
+        """Return the colour as the camera sees it at that depth."""
         fade = math.exp(-depth / (self.look.visibility * (3 if shines else 1)))
         light = (1.0, 1.0, 1.0) if shines else self.look.light
         return tuple(
@@ -84,60 +84,60 @@ class Painter:
         )
 
     def polygon(self, points: list[Point], colour: Colour, depth: float, label: int | None = None, shines=False):
-        """Filled polygon; without a label the mask keeps what it holds (a window, a lane marking)."""
-        self._photo_draw.polygon(points, fill=self.paint(colour, depth, shines))
+        """Draw a filled polygon; without a label the mask does not change (a window, a lane marking)."""
+        self._image_draw.polygon(points, fill=self.paint(colour, depth, shines))
         if label is not None:
             self._mask_draw.polygon(points, fill=label)
 
     def ellipse(self, centre: Point, radius_x: float, radius_y: float, colour, depth, label=None, shines=False):
         x, y = centre
         box = (x - radius_x, y - radius_y, x + radius_x, y + radius_y)
-        self._photo_draw.ellipse(box, fill=self.paint(colour, depth, shines))
+        self._image_draw.ellipse(box, fill=self.paint(colour, depth, shines))
         if label is not None:
             self._mask_draw.ellipse(box, fill=label)
 
     def line(self, points: list[Point], width: float, colour: Colour, depth: float, label: int | None = None):
-        """Line of at least the thinnest width, so that a pole never vanishes from photo or mask."""
+        """Draw a line of at least the thinnest width, so that a pole never vanishes from image or mask."""
         width = max(round(max(width, self.line_width)), 1)
-        self._photo_draw.line(points, fill=self.paint(colour, depth), width=width)
+        self._image_draw.line(points, fill=self.paint(colour, depth), width=width)
         if label is not None:
             self._mask_draw.line(points, fill=label, width=width)
 
     def ring(self, centre: Point, radius_x: float, radius_y: float, width: float, colour, depth, label: int):
-        """A wheel with spokes' air in it: the photo shows through, the mask is filled, as annotators do."""
+        """Draw a spoked wheel: the image shows through, the mask is filled, as annotators do."""
         x, y = centre
         box = (x - radius_x, y - radius_y, x + radius_x, y + radius_y)
         width = max(round(max(width, 0.6 * self.line_width)), 1)
-        self._photo_draw.ellipse(box, outline=self.paint(colour, depth), width=width)
+        self._image_draw.ellipse(box, outline=self.paint(colour, depth), width=width)
         self._mask_draw.ellipse(box, fill=label)
 
     def shadow(self, x0: float, x1: float, z0: float, z1: float):
-        """Dark patch on the ground under a thing; the mask keeps the ground."""
+        """Draw a dark patch on the ground under an object; the mask does not change."""
         points = [self.project(x, 0, z) for x, z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))]
         alpha = int(70 + 90 * self.look.sun)
-        self._photo_draw.polygon(points, fill=(0, 0, 0, alpha))
+        self._image_draw.polygon(points, fill=(0, 0, 0, alpha))
 
     def lamp(self, centre: Point, radius: float, colour: Colour, depth: float, label: int | None = None):
-        """Something that shines; it glows afterwards where nothing nearer has covered it."""
+        """Draw a light source; it glows afterwards unless something nearer covers it."""
         radius = max(radius, 0.5 * self.line_width)
         self.ellipse(centre, radius, radius, colour, depth, label, shines=True)
         self.lamps.append((*centre, radius, self.paint(colour, depth, shines=True)))
 
     def upright(self, x: float, z: float, outline: list[Point]) -> list[Point]:
-        """Outline (metres right of x, metres above the ground) that faces the camera at the distance z."""
+        """Return an outline (metres right of x, metres above the ground) that faces the camera at the distance z."""
         return [self.project(x + dx, y, z) for dx, y in outline]
 
     def ground(self, x0: float, x1: float, z0: float, z1: float) -> list[Point]:
-        """Strip of ground between two lines along the road, following its curve."""
+        """Return a strip of ground between two lines along the road, following its curve."""
         steps = [z0 + (z1 - z0) * (i / 10) ** 2.2 for i in range(11)] if z1 - z0 > 12 else [z0, z1]
         return [self.project(x0, 0, z) for z in steps] + [self.project(x1, 0, z) for z in reversed(steps)]
 
     def side(self, x: float, z0: float, z1: float, y0: float, y1: float) -> list[Point]:
-        """Upright rectangle along the road."""
+        """Return an upright rectangle along the road."""
         return [self.project(x, y0, z0), self.project(x, y1, z0), self.project(x, y1, z1), self.project(x, y0, z1)]
 
     def face(self, x0: float, x1: float, y0: float, y1: float, z: float) -> list[Point]:
-        """Upright rectangle that faces the camera."""
+        """Return an upright rectangle that faces the camera."""
         return [self.project(x0, y0, z), self.project(x0, y1, z), self.project(x1, y1, z), self.project(x1, y0, z)]
 
 
@@ -146,7 +146,7 @@ def tint(colour: Colour, factor: float) -> Colour:
 
 
 def jitter(rng: random.Random, colour: Colour, amount: float) -> Colour:
-    """The colour with its brightness moved by up to `amount` and each channel by an eighth of it."""
+    """Return the colour with its brightness changed by up to `amount` and each channel by an eighth of it."""
     factor = 1 + amount * (2 * rng.random() - 1)
     return tuple(min(max(c * factor + amount / 8 * (2 * rng.random() - 1), 0.02), 0.98) for c in colour)
 

@@ -1,6 +1,6 @@
 """Toy street scenes with exact masks in the 19 BDD100K classes, each a pure function of its seed.
 
-`draw_scene` draws one, `write_toy_dataset` a prepared data set of them: no download, no licence.
+`draw_scene` draws one, `write_toy_dataset` writes a prepared dataset of them: no download, no licence.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from semseg_diffusers.toy.street import draw_street
 from semseg_diffusers.utils.progress import progress_bar
 
 
-# (share, look): the light and the weather of the scenes.
+# (share, look): light and weather of the scenes.
 LOOKS = (
     (
         0.28,
@@ -155,7 +155,7 @@ LOOKS = (
     ),
 )
 
-# Share of brightness that fine and coarse noise move, per class: leaves and grass are rough, paint and sky smooth.
+# Amplitude of fine and coarse noise per class, as a share of brightness: leaves and grass are rough, sky is smooth.
 FINE_TEXTURE = np.array([3, 3, 2, 4, 3, 1, 1, 1, 10, 9, 0, 3, 3, 1, 1, 1, 1, 2, 2], np.float32) / 50
 COARSE_TEXTURE = np.array([3, 3, 3, 5, 3, 1, 0, 0, 8, 10, 0, 2, 2, 2, 2, 2, 2, 1, 1], np.float32) / 50
 
@@ -163,19 +163,19 @@ DRAWING_HEIGHT = 256  # pixels; small scenes are drawn about this large and redu
 
 
 def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Image, np.ndarray, dict[str, str]]:
-    """Draw one street scene; the same seed shows the same street at every size.
+    """Draw one street scene; the same seed gives the same street at every size.
 
     Args:
         seed (`int`): what is drawn; any integer.
         size (`tuple[int, int]`, defaults to `(128, 128)`): height and width in pixels, at least 16 each.
 
     Returns:
-        RGB photo, class ids as uint8 of shape (H, W) in 0..18, and the attributes weather, scene and timeofday in
+        RGB image, class ids as uint8 of shape (H, W) in 0..18, and the attributes weather, scene and timeofday in
         the words of BDD100K.
 
     Example:
-        >>> photo, ids, attributes = draw_scene(seed=0, size=(64, 96))
-        >>> photo.size, ids.shape, str(ids.dtype)
+        >>> image, ids, attributes = draw_scene(seed=0, size=(64, 96))
+        >>> image.size, ids.shape, str(ids.dtype)
         ((96, 64), (64, 96), 'uint8')
     """
     height, width = size
@@ -197,8 +197,8 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     scene = draw_street(painter, rng)
     noise = np.random.default_rng(rng.getrandbits(64))
     ids = _majority(painter.mask, scale)
-    photo = _develop(painter, ids, scale, noise)
-    return photo, ids, {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
+    image = _develop(painter, ids, scale, noise)
+    return image, ids, {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
 
 
 def _choose_look(rng: random.Random) -> Look:
@@ -215,15 +215,15 @@ def _choose_look(rng: random.Random) -> Look:
 
 
 def _draw_sky(p: Painter) -> None:
-    """Gradient from the top of the sky to the horizon."""
+    """Paint the gradient from the top of the sky to the horizon."""
     down = np.clip(np.arange(p.height, dtype=np.float32) / p.horizon, 0, 1)[:, None] ** 1.3
     column = (1 - down) * np.array(p.look.sky_top) + down * np.array(p.look.sky_bottom)  # (H, 3)
     column = Image.fromarray((255 * column.clip(0, 1)).astype(np.uint8)[:, None])  # one pixel wide
-    p.photo.paste(column.resize((p.width, p.height)))
+    p.image.paste(column.resize((p.width, p.height)))
 
 
 def _majority(mask: Image.Image, scale: int) -> np.ndarray:
-    """Class that fills most of each block of scale x scale pixels; no class is invented."""
+    """Return the most frequent class of each block of scale x scale pixels."""
     array = np.asarray(mask)
     present = np.flatnonzero(np.bincount(array.ravel(), minlength=19))
     shares = [np.asarray(Image.fromarray((array == label).view(np.uint8) * 255).reduce(scale)) for label in present]
@@ -231,52 +231,52 @@ def _majority(mask: Image.Image, scale: int) -> np.ndarray:
 
 
 def _smooth_noise(noise: np.random.Generator, height: int, width: int, cell: int) -> np.ndarray:
-    """Noise in about -1..1 whose lumps are `cell` pixels large."""
+    """Return noise in about -1..1 with blobs of `cell` pixels."""
     small = noise.standard_normal((height // cell + 2, width // cell + 2), dtype=np.float32)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator) -> Image.Image:
-    """Texture, clouds, reduction, glow, wet road, rain and the noise of a sensor; the mask stays as it is."""
+    """Apply texture, clouds, reduction, glow, wet road, rain and sensor noise; the mask does not change."""
     look, (height, width) = p.look, ids.shape
-    mask, photo = np.asarray(p.mask), np.asarray(p.photo)
-    glowing = [lamp for lamp in p.lamps if _uncovered(photo, lamp)]
+    mask, image = np.asarray(p.mask), np.asarray(p.image)
+    glowing = [lamp for lamp in p.lamps if _uncovered(image, lamp)]
     # 1. Texture at the size of the drawing.
     fine = noise.standard_normal((p.height // 2, p.width // 2), dtype=np.float32).repeat(2, 0).repeat(2, 1)
     fine = np.pad(fine, ((0, p.height - fine.shape[0]), (0, p.width - fine.shape[1])), mode="edge")
     texture = FINE_TEXTURE[mask] * fine + COARSE_TEXTURE[mask] * _smooth_noise(noise, p.height, p.width, 3 * scale)
     far = np.abs(np.arange(p.height, dtype=np.float32) - p.horizon) / (
         0.25 * p.height
-    )  # far things are near the horizon
+    )  # distant objects are near the horizon
     texture *= (np.clip(far, 0.25, 1) * min(look.visibility / 150, 1))[:, None]
-    photo = photo * (1 + texture)[..., None]
-    np.clip(photo, 0, 255, out=photo)
+    image = image * (1 + texture)[..., None]
+    np.clip(image, 0, 255, out=image)
     # 2. The size of the result, antialiased.
-    photo = np.asarray(Image.fromarray(photo.astype(np.uint8)).reduce(scale)).astype(np.float32) / 255  # (H, W, 3)
+    image = np.asarray(Image.fromarray(image.astype(np.uint8)).reduce(scale)).astype(np.float32) / 255  # (H, W, 3)
     # 3. Clouds.
     if look.clouds:
         cloud = _smooth_noise(noise, height, width, max(height // 6, 2)) + 0.5 * _smooth_noise(
             noise, height, width, max(height // 14, 2)
         )
         cloud = (np.clip(cloud * 0.9 + 0.1, 0, 1) * look.clouds * (ids == things.SKY) * 0.75)[..., None]
-        photo += cloud * (np.array(look.light, np.float32) * 0.98 - photo)
-    # 4. Light of the headlights on the ground before us, and the glow of every lamp.
+        image += cloud * (np.array(look.light, np.float32) * 0.98 - image)
+    # 4. Headlights on the ground ahead, and the glow of every lamp.
     y, x = np.arange(height, dtype=np.float32), np.arange(width, dtype=np.float32)
     if look.timeofday == "night":
         across = np.exp(-(((x - width / 2) / (0.34 * width)) ** 2))
         down = np.clip((y - p.horizon / scale) / (height - p.horizon / scale), 0, 1) ** 0.5
         down *= np.exp(-(((y - 0.8 * height) / (0.32 * height)) ** 2))
-        photo *= 1 + 1.5 * (down[:, None] * across)[..., None]
+        image *= 1 + 1.5 * (down[:, None] * across)[..., None]
     for lamp_x, lamp_y, radius, colour in glowing[:40]:
         reach = 2.2 * radius / scale + 0.012 * height
         spot = np.exp(-(((y - lamp_y / scale) / reach) ** 2))[:, None] * np.exp(-(((x - lamp_x / scale) / reach) ** 2))
-        photo += (0.5 if look.timeofday == "night" else 0.25) * spot[..., None] * np.array(colour, np.float32) / 255
-    # 5. A wet road mirrors what stands above it.
+        image += (0.5 if look.timeofday == "night" else 0.25) * spot[..., None] * np.array(colour, np.float32) / 255
+    # 5. A wet road mirrors what is above it.
     if look.wet:
         horizon = p.horizon / scale
         above = np.clip(np.round(2 * horizon - y).astype(int), 0, height - 1)
         mirror = np.asarray(
-            Image.fromarray((photo.clip(0, 1) * 255).astype(np.uint8)).reduce((1, 2)).resize((width, height))
+            Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8)).reduce((1, 2)).resize((width, height))
         )
         mirror = mirror[above].astype(np.float32) / 255
         share = (
@@ -285,26 +285,26 @@ def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator
             * (ids == things.ROAD)
             * (1 + 0.3 * _smooth_noise(noise, height, width, max(height // 10, 2)))
         )
-        photo += np.clip(share, 0, 0.7)[..., None] * (mirror - 0.55 * photo)
+        image += np.clip(share, 0, 0.7)[..., None] * (mirror - 0.55 * image)
     if look.weather == "rainy":
         streaks = noise.random((height, width), dtype=np.float32) > 0.985
         streaks = streaks | np.roll(streaks, 1, 0) | np.roll(streaks, 2, 0)
-        photo += 0.1 * streaks[..., None] * (np.array(look.sky_bottom, np.float32) + 0.15 - 0.5 * photo)
+        image += 0.1 * streaks[..., None] * (np.array(look.sky_bottom, np.float32) + 0.15 - 0.5 * image)
     # 6. Vignette and sensor noise, stronger in the dark.
     corner = ((x / width - 0.5) ** 2)[None] + ((y / height - 0.5) ** 2)[:, None]
-    photo *= (1 - 0.28 * corner)[..., None]
-    photo += noise.standard_normal(photo.shape, dtype=np.float32) * (0.012 if look.timeofday == "night" else 0.007)
-    return Image.fromarray((photo.clip(0, 1) * 255 + 0.5).astype(np.uint8))
+    image *= (1 - 0.28 * corner)[..., None]
+    image += noise.standard_normal(image.shape, dtype=np.float32) * (0.012 if look.timeofday == "night" else 0.007)
+    return Image.fromarray((image.clip(0, 1) * 255 + 0.5).astype(np.uint8))
 
 
-def _uncovered(photo: np.ndarray, lamp: tuple) -> bool:
+def _uncovered(image: np.ndarray, lamp: tuple) -> bool:
     x, y, _, colour = lamp
     column, row = math.floor(x), math.floor(y)
-    inside = 0 <= row < photo.shape[0] and 0 <= column < photo.shape[1]
-    return inside and tuple(photo[row, column]) == colour
+    inside = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
+    return inside and tuple(image[row, column]) == colour
 
 
-# A data set of them ------------------------------------------------------------------------------------------------
+# A dataset of scenes -----------------------------------------------------------------------------------------------
 
 VALIDATION_START = 5_000_000  # scenes of a seed from this number on are for validation; training scenes come before
 
@@ -318,41 +318,41 @@ def write_toy_dataset(
     overwrite: bool = False,
     progress: bool = False,
 ) -> Path:
-    """Draw a prepared data set of toy scenes; more scenes of the same seed begin with the same scenes.
+    """Write a prepared dataset of toy scenes; more scenes of the same seed start with the same scenes.
 
     Args:
-        output (`str` or `os.PathLike`): the folder to make.
-        num_train (`int`, defaults to 256): training scenes, at least 1.
-        num_val (`int`, defaults to 32): validation scenes, none of them among the training scenes.
-        size (`tuple[int, int]`, defaults to `(64, 64)`): height and width in pixels.
-        seed (`int`, defaults to 0): which scenes.
-        overwrite (`bool`, defaults to `False`): replace a data set that stands there.
-        progress (`bool`, defaults to `False`): show a progress bar on stderr.
+        output: new folder.
+        num_train: training scenes, at least 1.
+        num_val: validation scenes, none of them among the training scenes.
+        size: height and width in pixels.
+        seed: seed of the scenes.
+        overwrite: replace a dataset at `output`.
+        progress: show a progress bar on stderr.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: a count or the seed is out of range, or `output` holds something.
+        ValueError: If a count or the seed is out of range, or `output` exists and is not empty.
     """
     if not 1 <= num_train <= VALIDATION_START or not 0 <= num_val <= VALIDATION_START:
         raise ValueError(
-            f"num_train={num_train}, num_val={num_val}; wanted at least 1 and 0, at most {VALIDATION_START}."
+            f"num_train={num_train}, num_val={num_val}; expected at least 1 and 0, at most {VALIDATION_START}."
         )
     if seed < 0:
-        raise ValueError(f"seed={seed}; wanted 0 or more.")
+        raise ValueError(f"seed={seed}; expected 0 or more.")
     labels = LabelSet.from_preset("bdd100k")
     numbers = {"train": range(num_train), "val": range(VALIDATION_START, VALIDATION_START + num_val)}
     rows: dict[str, list[dict]] = {split: [] for split, part in numbers.items() if part}
     with (
         new_dataset(output, overwrite) as folder,
-        progress_bar(total=num_train + num_val, desc="drawing", unit="scene", disable=not progress) as bar,
+        progress_bar(total=num_train + num_val, desc="drawing scenes", unit="scene", disable=not progress) as bar,
     ):
         for split, lines in rows.items():
             split_folder = make_split(folder, split)
             for number in numbers[split]:
-                photo, ids, attributes = draw_scene(seed * 2 * VALIDATION_START + number, size)
-                row = save_pair(split_folder, f"toy_{seed}_{number:07}", photo, ids, labels)
+                image, ids, attributes = draw_scene(seed * 2 * VALIDATION_START + number, size)
+                row = save_pair(split_folder, f"toy_{seed}_{number:07}", image, ids, labels)
                 lines.append({**row, **attributes})
                 bar.update()
         finish_dataset(

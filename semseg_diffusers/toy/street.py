@@ -1,4 +1,4 @@
-"""The layout of a toy street: which things stand and move where, drawn from far to near."""
+"""The layout of a toy street: positions of objects, drawn from far to near."""
 
 import random
 
@@ -11,7 +11,7 @@ PAINT = (0.88, 0.88, 0.85)  # lane markings
 
 
 def draw_street(p: Painter, rng: random.Random) -> str:
-    """Ground, then everything on it from far to near; returns the kind of street in BDD100K's words."""
+    """Draw the ground, then everything on it from far to near; return the kind of street in BDD100K's words."""
     scene = pick(rng, ("city street", "city street", "city street", "residential", "residential", "highway"))
     lane = between(rng, 2.8, 3.4)
     right_lanes, left_lanes = (
@@ -24,7 +24,7 @@ def draw_street(p: Painter, rng: random.Random) -> str:
 
     _draw_horizon(p, rng, scene)
     _draw_ground(p, rng, left, right, walk, lane, parking, crossing)
-    props: list[tuple[float, object]] = []  # (distance, what draws it)
+    props: list[tuple[float, object]] = []  # (distance, drawing function)
     for edge, outward in ((left, -1), (right, 1)):
         props += _roadside(p, rng, scene, edge, outward, walk, crossing)
     props += _traffic(p, rng, scene, left, right, lane, parking, crossing)
@@ -34,7 +34,7 @@ def draw_street(p: Painter, rng: random.Random) -> str:
 
 
 def _draw_horizon(p: Painter, rng: random.Random, scene: str) -> None:
-    """Far houses and woods along the horizon."""
+    """Draw distant houses and woods along the horizon."""
     x = -220.0
     while x < 220:
         width = between(rng, 12, 40)
@@ -53,7 +53,7 @@ def _draw_horizon(p: Painter, rng: random.Random, scene: str) -> None:
 
 
 def _draw_ground(p, rng, left, right, walk, lane, parking, crossing) -> None:
-    """Terrain, sidewalks with their curb, road, the street that crosses, lane markings."""
+    """Draw terrain, sidewalks with their curb, road, crossing street, lane markings."""
     near = NEAR
     grass = jitter(rng, GRASS if rng.random() < 0.7 else EARTH, 0.16)
     for z0, z1 in ((80, FAR + 10), (35, 80), (14, 35), (near, 14)):
@@ -64,7 +64,7 @@ def _draw_ground(p, rng, left, right, walk, lane, parking, crossing) -> None:
             things.TERRAIN,
         )
     asphalt, concrete = jitter(rng, ASPHALT, 0.16), jitter(rng, CONCRETE, 0.12)
-    # Pieces, so that the haze grows with the distance.
+    # In pieces, so that the haze increases with distance.
     for z0, z1 in ((90, FAR), (50, 90), (26, 50), (12, 26), (near, 12)):
         if walk:
             p.polygon(p.ground(left - walk, right + walk, z0, z1), concrete, z0, things.SIDEWALK)
@@ -80,7 +80,7 @@ def _draw_ground(p, rng, left, right, walk, lane, parking, crossing) -> None:
                     for x, z in ((x0, z0 - margin), (x1, z0 - margin), (x1, z1 + margin), (x0, z1 + margin))
                 ]
                 p.polygon(quad, colour, z0, label)
-        # The road again where the sidewalks of the crossing street cut into it.
+        # The road again, over the sidewalks of the crossing street.
         p.polygon(p.ground(left, right, z0 - walk, z1 + walk), asphalt, z0, things.ROAD)
         stripe = left + 0.4
         while stripe < right - 0.5:
@@ -105,14 +105,14 @@ def _draw_ground(p, rng, left, right, walk, lane, parking, crossing) -> None:
 
 
 def _roadside(p, rng, scene, edge, outward, walk, crossing) -> list[tuple[float, object]]:
-    """Houses, fences, trees, poles and people of one side, as (distance, what draws it)."""
+    """Return houses, fences, trees, poles and people of one side, as (distance, drawing function)."""
     props: list[tuple[float, object]] = []
 
     def free(z0: float, z1: float) -> bool:
         return not crossing or z1 < crossing - 3.2 or z0 > crossing + 9
 
     def add(z: float, draw, *args) -> None:
-        """Each thing draws from its own generator, so that culling one leaves the others as they are."""
+        """Add an object with its own random generator, so that culling it does not change the others."""
         own = random.Random(rng.getrandbits(32))
         props.append((z, lambda: draw(p, own, *args)))
 
@@ -133,7 +133,7 @@ def _roadside(p, rng, scene, edge, outward, walk, crossing) -> list[tuple[float,
             height = 3.1 * (between(rng, 1.9, 3.0) if gable else max(storeys * between(rng, 0.6, 1.4), 1.5))
             add(z + long, things.draw_building, at + outward * setback, z, z + long, height, gable)
         z += long + (0.0 if scene == "city street" and rng.random() < 0.75 else between(rng, 2, 7))
-    # 2. What bounds the lots.
+    # 2. Boundaries of the lots.
     kinds = {
         "city street": ("wall", "railing", None, None),
         "residential": ("planks", "wall", "hedge", "railing", None),
@@ -186,7 +186,7 @@ def _roadside(p, rng, scene, edge, outward, walk, crossing) -> list[tuple[float,
 
 
 def _traffic(p, rng, scene, left, right, lane, parking, crossing) -> list[tuple[float, object]]:
-    """Vehicles on the lanes, at the curb and on the crossing, riders, people who cross, a tram now and then."""
+    """Return vehicles on the lanes, at the curb and on the crossing, riders, crossing pedestrians, the odd tram."""
     props: list[tuple[float, object]] = []
     busy = between(rng, 0.1, 0.75)
 
@@ -195,7 +195,7 @@ def _traffic(p, rng, scene, left, right, lane, parking, crossing) -> list[tuple[
         props.append((z, lambda: draw(p, own, *args)))
 
     def vehicle(x: float, z: float, oncoming: bool, heavy: float) -> float:
-        """One vehicle at (x, z); returns its length."""
+        """Add a vehicle at (x, z); return its length."""
         if rng.random() < heavy:
             kind = things.BUS if rng.random() < (0.25 if scene == "highway" else 0.55) else things.TRUCK
             add(z, things.draw_box_vehicle, x, z, kind, oncoming)
@@ -211,7 +211,7 @@ def _traffic(p, rng, scene, left, right, lane, parking, crossing) -> list[tuple[
             z = between(rng, 6, 18)
             add(z, things.draw_box_vehicle, x, z, things.TRAIN, True)
             continue
-        z = between(rng, 5.5, 14) if x else between(rng, 7, 16)  # nobody sits on our bonnet
+        z = between(rng, 5.5, 14) if x else between(rng, 7, 16)  # none on our own bonnet
         while z < 95:
             long = 0.0
             if rng.random() < busy:

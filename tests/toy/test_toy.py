@@ -127,6 +127,6 @@ def test_a_larger_dataset_begins_with_the_same_scenes(tmp_path):
 
 @pytest.mark.parametrize("wrong", [{"num_train": 0}, {"num_val": -1}, {"seed": -1}, {"size": (8, 8)}])
 def test_wrong_counts_leave_nothing_behind(tmp_path, wrong):
-    with pytest.raises(ValueError, match="wanted|needs"):
+    with pytest.raises(ValueError, match="expected|needs"):
         write_toy_dataset(tmp_path / "toy", **{"num_train": 1, "num_val": 0, "size": (32, 32), **wrong})
     assert list(tmp_path.iterdir()) == []
