@@ -193,9 +193,9 @@ def test_an_operation_that_cannot_be_done_leaves_nothing(masks, tmp_path, capsys
 
 def test_command_refuses_what_it_cannot_start_from(masks, tmp_path, capsys):
     assert edit(masks, tmp_path / "out") == 2
-    assert "nothing to do" in capsys.readouterr().err
+    assert "expected --operation or --operations" in capsys.readouterr().err
     assert edit(masks, tmp_path / "out", "remove class=car", more=["--seed", "-1"]) == 2
-    assert "--seed -1; expected 0 or more" in capsys.readouterr().err
+    assert "--seed must be 0 or more; got -1" in capsys.readouterr().err
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     assert edit(masks, tmp_path / "full", "remove class=car number=all") == 2

@@ -153,7 +153,7 @@ def test_command_gives_the_same_files_again(dataset, tmp_path):
         (["sky=2"], [], "'sky' cannot be placed: only objects that stand on the ground"),
         (["train=2"], [], "'train' cannot be placed"),
         (["car=90"], [], "--target asks for"),
-        (["person=2"], ["--num_masks", "0"], "expected 1, 1 and 0 or more"),
+        (["person=2"], ["--num_masks", "0"], "--num_masks must be 1 or more; got 0"),
         (["person=2"], ["--split", "test"], "has no split 'test'"),
     ],
 )

@@ -226,6 +226,6 @@ def test_what_is_no_painted_mask_is_refused_and_leaves_nothing(tmp_path, capsys,
 
 def test_settings_out_of_range_are_refused(tmp_path, capsys):
     LABELS.decode(np.zeros((4, 4), dtype=np.uint8)).save(tmp_path / "a.png")
-    for more in (("--min_area", -1), ("--max_strange", 2)):
-        assert clean(tmp_path / "a.png", tmp_path / "out", "--labels", "bdd100k", *more) == 2
-        assert "expected 0 or more, and a share from 0 to 1" in capsys.readouterr().err
+    for name, value, message in (("--min_area", -1, "0 or more"), ("--max_strange", 2, "between 0 and 1")):
+        assert clean(tmp_path / "a.png", tmp_path / "out", "--labels", "bdd100k", name, value) == 2
+        assert f"{name} must be {message}; got {value}" in capsys.readouterr().err

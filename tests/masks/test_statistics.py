@@ -164,7 +164,7 @@ def test_counts_add_up_whatever_the_threads(masks, num_workers):
 
 
 def test_no_masks_are_refused():
-    with pytest.raises(ValueError, match="there are no masks to count"):
+    with pytest.raises(ValueError, match="expected at least one mask; got none"):
         collect([])
 
 
@@ -257,7 +257,7 @@ def test_bad_input_is_refused(toy, tmp_path, capsys):
     assert cli.main(["stats", "--dataset", str(toy), "--output", str(tmp_path), "--num_workers", "0"]) == 2
     assert cli.main(["stats", "--dataset", str(toy), "--output", str(tmp_path), "--split", "dusk"]) == 2
     errors = capsys.readouterr().err
-    assert "--num_workers 0; expected at least 1" in errors
+    assert "--num_workers must be 1 or more; got 0" in errors
     assert "has no split 'dusk'" in errors
 
 
