@@ -23,7 +23,7 @@ help:
 	@echo "make app       paint masks in the browser, photos drawn by MODEL (default: what comes with the checkout)"
 	@echo "make test      the quick tests, at most ten minutes"
 	@echo "make test-all  the slow tests, and lint"
-	@echo "make lint      ruff"
+	@echo "make lint      ruff, codespell with the words to avoid, schemas of the workflows"
 	@echo "make docs      the docs as pages, into site/; with ARGS=serve to read them while writing"
 	@echo "make notebooks run the notebooks and write them with their outputs"
 	@echo "make bench     what is in benchmarks/, its studies aside"
@@ -52,9 +52,20 @@ test: $(INSTALLED)
 test-all: lint
 	$(TEST) -m "slow and not gpu" $(ARGS)
 
+# Paths that codespell checks against the words to avoid as well; the others are still to be rewritten.
+PLAIN := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md .github docs/*.md docs/tutorials docs/how_to \
+	docs/reference docs/hooks docs/results/*.md semseg_diffusers/__init__.py semseg_diffusers/cli.py semseg_diffusers/models \
+	semseg_diffusers/pipelines semseg_diffusers/training semseg_diffusers/utils
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell -D .codespell/words.txt --ignore-regex '<!-- begin' $(PLAIN)
+	$(BIN)/codespell README.md docs/*.md docs/*/*.md semseg_diffusers --skip '*.js,*.html,*.j2'
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*_*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 
 # Material's note on what follows MkDocs is no warning of ours.
 docs: $(INSTALLED)

@@ -1,8 +1,7 @@
-"""An extension of griffe: how docstrings of the package become pages of the API.
+"""Griffe extension: turn docstrings of the package into API pages.
 
-Fields of settings carry their unit and reason in a comment, or their help in `metadata`: here these become what a page
-says of them. Types that a docstring repeats from the signature are taken from the signature. Each page says what to
-import.
+Fields of settings are described by their comment, or by the help of their option. Types that a docstring repeats from
+the signature are taken from the signature. Each entry shows its import.
 """
 
 import ast
@@ -18,18 +17,18 @@ SECTIONS = re.compile(r"^(Args|Returns|Raises|Yields|Examples?):", flags=re.MULT
 TYPED = re.compile(r"^(?P<start> +\*{0,2}(?P<name>\w+)) \((?P<type>[^\n]*)\): ", flags=re.MULTILINE)
 RETURNED = re.compile(r"^((?:Returns|Yields):\n +)`([^`\n]+)`: ", flags=re.MULTILINE)
 EXAMPLE = re.compile(r"^Example:(\n +>>> )", flags=re.MULTILINE)
-TOLD = "what the field says of itself"
+DESCRIPTION = "description of the field"
 
 
 class DocstringsOfThePackage(Extension):
-    """Reads docstrings as this package writes them."""
+    """Read docstrings as this package writes them."""
 
     def on_attribute_instance(self, *, node: ast.AST | Any, attr: Attribute, **kwargs: Any) -> None:  # noqa: ARG002
         """Keep the comment, or the help, of a field."""
         if isinstance(node, ast.AnnAssign) and attr.parent.is_class:
             lines = attr.parent.filepath.read_text(encoding="utf-8").splitlines()
             rest = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
-            attr.extra[PACKAGE][TOLD] = _help_of(node) or rest.partition("#")[2].strip()
+            attr.extra[PACKAGE][DESCRIPTION] = _help_of(node) or rest.partition("#")[2].strip()
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:  # noqa: ARG002
         """Rewrite the docstring of a class or a function."""
@@ -46,17 +45,18 @@ class DocstringsOfThePackage(Extension):
 
 
 def _help_of(node: ast.AnnAssign) -> str | None:
-    """The help that a field's `metadata` holds."""
+    """Return the help of a field made by `option(..., help=...)`, if it is a plain text."""
     for each in ast.walk(node):
-        if isinstance(each, ast.Dict):
-            for key, value in zip(each.keys, each.values, strict=True):
-                if isinstance(key, ast.Constant) and key.value == "help":
-                    return ast.literal_eval(value)
+        if isinstance(each, ast.keyword) and each.arg == "help":
+            try:
+                return ast.literal_eval(each.value)
+            except ValueError:  # an f-string
+                return ast.unparse(each.value)[2:-1]
     return None
 
 
 def _without_known_type(obj: Object) -> Any:
-    """What takes a parameter's type out of the docstring, where the signature has it."""
+    """Return a replacement that removes a parameter's type if the signature has it."""
     function = obj if isinstance(obj, Function) else obj.members.get("__init__")
     parameters = function.parameters if isinstance(function, Function) else ()
     known = {parameter.name for parameter in parameters if parameter.annotation is not None}
@@ -71,12 +71,14 @@ def _without_known_type(obj: Object) -> Any:
 
 
 def _with_fields(cls: Class, text: str) -> str:
-    """The docstring of a class of fields, with a section that says what each is, where it has none."""
-    told = {name: member.extra[PACKAGE].get(TOLD) for name, member in cls.members.items() if member.is_attribute}
-    told = {name: words for name, words in told.items() if words and not name.startswith("_")}
-    if not told or "Args:" in text:
+    """Return the docstring of a class of fields, with a section that describes them, if it has none."""
+    described = {
+        name: member.extra[PACKAGE].get(DESCRIPTION) for name, member in cls.members.items() if member.is_attribute
+    }
+    described = {name: words for name, words in described.items() if words and not name.startswith("_")}
+    if not described or "Args:" in text:
         return text
-    section = "Args:\n" + "".join(f"    {name}: {words}\n" for name, words in told.items())
+    section = "Args:\n" + "".join(f"    {name}: {words}\n" for name, words in described.items())
     found = SECTIONS.search(text)
     if found is None:
         return f"{text}\n\n{section}"

@@ -1,8 +1,8 @@
-"""A hook of mkdocs: files of the repository that the docs link to, outside docs/, come along under repository/.
+"""MkDocs hook: include files of the repository outside docs/ that the docs link to, under repository/.
 
-So a link works on the page of the repository and on the site alike. Markdown files become pages, whose own links are
-followed in turn; everything else is copied as it is. README.md is the front page of the repository, index.md that of
-the site: a link to the one becomes a link to the other.
+So a link works in the repository and on the site alike. Markdown files become pages, whose links are followed in turn;
+everything else is copied. README.md is the front page of the repository, index.md that of the site: a link to one
+becomes a link to the other.
 """
 
 import posixpath
@@ -17,17 +17,17 @@ from mkdocs.structure.pages import Page
 FOLDER = "repository"
 ROOT = Path(__file__).resolve().parent.parent.parent
 LINK = re.compile(r"(\]\()([^)#\s]+)([^)]*\))")  # ](target, #anchor)
-CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", flags=re.MULTILINE | re.DOTALL)  # what looks like a link in it is none
+CODE = re.compile(r"(^```.*?^```|`[^`\n]+`)", flags=re.MULTILINE | re.DOTALL)  # links in code are not links
 
 
 def _in_repository(page: str, target: str) -> str:
-    """The path in the repository that a link on a page of the site means; paths on the site begin with docs/."""
-    place = page.removeprefix(f"{FOLDER}/") if page.startswith(f"{FOLDER}/") else f"docs/{page}"
-    return posixpath.normpath(posixpath.join(posixpath.dirname(place), target))
+    """Return the repository path of a link on a page of the site; pages of the site are in docs/."""
+    path = page.removeprefix(f"{FOLDER}/") if page.startswith(f"{FOLDER}/") else f"docs/{page}"
+    return posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
 
 
 def _on_site(path: str) -> str:
-    """Where a file of the repository stands on the site."""
+    """Return where a file of the repository is on the site."""
     if path in ("README.md", "docs/index.md"):
         return "index.md"
     return path.removeprefix("docs/") if path.startswith("docs/") else f"{FOLDER}/{path}"
@@ -39,13 +39,13 @@ def _links(text: str) -> list[str]:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add what is linked, and what the navigation names."""
-    wanted = [(file.src_uri, Path(file.abs_src_path)) for file in files.documentation_pages()]
+    """Add the files that are linked, and those in the navigation."""
+    pending = [(file.src_uri, Path(file.abs_src_path)) for file in files.documentation_pages()]
     named = re.findall(rf"{FOLDER}/[\w./-]+", str(config.nav))
     waiting = [name.removeprefix(f"{FOLDER}/") for name in named]
-    while wanted or waiting:
-        if wanted:
-            page, file = wanted.pop()
+    while pending or waiting:
+        if pending:
+            page, file = pending.pop()
             waiting += [_in_repository(page, target) for target in _links(file.read_text(encoding="utf-8"))]
             continue
         path = waiting.pop()
@@ -54,12 +54,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if name.startswith(f"{FOLDER}/") and files.get_file_from_path(name) is None and source.is_file():
             files.append(File.generated(config, name, abs_src_path=str(source)))
             if name.endswith(".md"):
-                wanted.append((name, source))
+                pending.append((name, source))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001
-    """Let links lead to where their files stand on the site."""
+    """Rewrite links to where their files are on the site."""
 
     def moved(match: re.Match) -> str:
         start, target, end = match.groups()

@@ -189,7 +189,7 @@ def _check_sizes(files: list[Path], resolution: tuple[int, int]) -> None:
             with Image.open(path) as picture:
                 (width, height), mode = picture.size, picture.mode
         except OSError as err:
-            raise ValueError(f"image '{path}' cannot be read ({err}). Is it cut off or no image?") from err
+            raise ValueError(f"image '{path}' cannot be read ({err}). Is it truncated, or not an image?") from err
         if mode.startswith(("I", "F")):  # Pillow would cut it off at 255: a white image
             raise ValueError(f"image '{path}' has 16 bits a pixel or more ({mode}); wanted 8. Save it as RGB.")
         if (height, width) != resolution:

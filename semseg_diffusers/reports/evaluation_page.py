@@ -37,7 +37,7 @@ from semseg_diffusers.reports.html import (
     warning,
     write_page,
 )
-from semseg_diffusers.utils.images import to_picture
+from semseg_diffusers.utils.images import to_image
 
 
 RIGHT = (240, 240, 240)  # near white: what is right needs no attention
@@ -562,14 +562,14 @@ def collect_pictures(
     count = min(GRID_ROWS, len(stems))
 
     def photo(stem: str) -> Image.Image | None:
-        return to_picture(real.image(photo_of[stem])) if stem in photo_of else None
+        return to_image(real.image(photo_of[stem])) if stem in photo_of else None
 
     grid = [
         GridRow(
             stem=stem,
             mask=labels.decode(generated.mask(samples_of[stem][0])),
             real=photo(stem),
-            samples=[to_picture(generated.image(place)) for place in samples_of[stem][:GRID_SAMPLES]],
+            samples=[to_image(generated.image(place)) for place in samples_of[stem][:GRID_SAMPLES]],
         )
         for stem in (stems[row * len(stems) // count] for row in range(count))
     ]
@@ -580,7 +580,7 @@ def collect_pictures(
         judged = without_classes(mask, labels.names, results["segmenter"]["not_judged"], labels.ignore_index)
         examples[entry["image"]] = ExamplePictures(
             mask=labels.decode(mask),
-            generated=to_picture(generated.image(place)),
+            generated=to_image(generated.image(place)),
             prediction=labels.decode(prediction),
             mistakes=error_map(prediction, judged, labels),
             real=photo(entry["stem"]),
@@ -591,7 +591,7 @@ def collect_pictures(
         for found in results["neighbours"]:
             for pair in found["closest"]:
                 closest[pair["image"], pair["train_stem"]] = PairPictures(
-                    generated=to_picture(generated.image(place_of[pair["image"]])),
-                    train=to_picture(train.image(train_place[pair["train_stem"]])),
+                    generated=to_image(generated.image(place_of[pair["image"]])),
+                    train=to_image(train.image(train_place[pair["train_stem"]])),
                 )
     return ReportPictures(labels=labels, grid=grid, examples=examples, closest=closest)

@@ -33,7 +33,7 @@ from semseg_diffusers.reports.html import (
     warning,
     write_page,
 )
-from semseg_diffusers.utils.images import to_picture
+from semseg_diffusers.utils.images import to_image
 
 
 ROWS = 8  # images of each group on the page
@@ -97,7 +97,7 @@ def example_pictures(
         filtered = filter_ids(ids, losses, thresholds, images.labels.ignore_index)
         pictures[name] = ExamplePictures(
             mask=images.labels.decode(ids),
-            image=to_picture(image),
+            image=to_image(image),
             filtered=images.labels.decode(filtered),
             losses=loss_map(ids, losses, thresholds),
         )

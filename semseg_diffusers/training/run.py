@@ -436,7 +436,7 @@ class Run:
             labels.names, labels.colors, counts.class_pixels.tolist(), counts.masks_of_class.tolist(), strict=True
         )
         record = {
-            "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # codespell:ignore begun
             "num_steps": self.num_steps,
             "samples_per_step": self.samples_per_step,
             "num_pairs": counts.num_masks,

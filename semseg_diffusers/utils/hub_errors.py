@@ -1,5 +1,7 @@
-"""Errors of the Hub with a hint: what failed, what the Hub said, what to do. Its own exception stays the cause.
-What comes out is an `OSError`, whichever HTTP library huggingface_hub stands on."""
+"""Errors of the Hub with a hint: what failed, the Hub's answer, and what to do. Its exception is kept as the cause.
+
+The result is an `OSError`, whichever HTTP library huggingface_hub uses.
+"""
 
 import contextlib
 from collections.abc import Iterator
@@ -19,26 +21,26 @@ from huggingface_hub.errors import (
 )
 
 
-KINDS = {"model": "model", "dataset": "data set"}  # what messages call a repository of a type
+KINDS = {"model": "model", "dataset": "dataset"}  # name of a repository type in messages
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN (tokens: https://huggingface.co/settings/tokens)."
 
 
 class HubError(OSError):
-    """The Hub, or the way to it, failed; the exception of huggingface_hub is the cause."""
+    """The Hub, or the connection to it, failed; the exception of huggingface_hub is the cause."""
 
 
 @contextlib.contextmanager
 def hub_errors(
     action: str, repo_id: str, repo_type: str = "model", *, revision: str | None = None, again: str = ""
 ) -> Iterator[None]:
-    """Turn what the Hub raises inside the block into a `HubError` with a hint; other errors travel as they are.
+    """Turn exceptions of the Hub inside the block into a `HubError` with a hint; other errors are not changed.
 
     Args:
-        action: what was tried ("pushing the model to 'user/name'"); the message begins with it.
+        action: the attempted action ("pushing the model to 'user/name'"), at the start of the message.
         repo_id: "user/name".
         repo_type: "model" or "dataset".
-        revision: branch, tag or commit that was asked for.
-        again: what to do where the connection broke or the Hub was busy.
+        revision: requested branch, tag or commit.
+        again: what to do if the connection broke or the Hub was busy.
 
     Raises:
         HubError: from the exception of huggingface_hub.
@@ -53,19 +55,19 @@ def hub_errors(
 
 
 def check_name(name: str, repo_type: str = "model") -> None:
-    """Refuse a name that is no folder here and, by its form, no id of the Hub either.
+    """Refuse a name that is neither a local folder nor a valid id of the Hub.
 
     Raises:
         ValueError: naming it.
     """
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ValueError(
-            f"there is no folder '{name}', and it is no {KINDS[repo_type]} id of the Hub (owner/name) either."
+            f"there is no folder '{name}', and it is not a {KINDS[repo_type]} id of the Hub (owner/name)."
         )
 
 
 def _of_the_hub(err: BaseException) -> Exception | None:
-    """The Hub's exception in a chain of causes; a missing token or a missing entry says more than what hides it."""
+    """Return the Hub's exception in a chain of causes; a missing token or entry is more specific than its wrapper."""
     chain, seen = err, set()
     while chain is not None and id(chain) not in seen:
         seen.add(id(chain))
@@ -84,16 +86,16 @@ def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, ag
     if isinstance(err, LocalTokenNotFoundError):
         return f"no token of the Hub is set. {LOG_IN}"
     if isinstance(err, OfflineModeIsEnabled):
-        return "the Hub cannot be reached: HF_HUB_OFFLINE is set, and nothing of it is in the cache. Unset it."
+        return "the Hub cannot be reached: HF_HUB_OFFLINE is set, and nothing is in the cache. Unset it."
     if isinstance(err, GatedRepoError):
-        return f"'{repo_id}' is open to those it admits only: ask for access on its page, then log in. {LOG_IN}"
+        return f"'{repo_id}' is gated: request access on its page, then log in. {LOG_IN}"
     if isinstance(err, RepositoryNotFoundError):
         other = next(name for name in KINDS if name != repo_type)
         if _exists(repo_id, other):
-            return f"'{repo_id}' is a {KINDS[other]} on the Hub; wanted a {kind}. Give the id of a {kind}."
+            return f"'{repo_id}' is a {KINDS[other]} on the Hub; expected a {kind}. Give the id of a {kind}."
         return (
-            f"the Hub has no {kind} '{repo_id}', or a private one that you may not see, and there is no such folder "
-            f"here. Check the name. For a private one: {LOG_IN}"
+            f"the Hub has no {kind} '{repo_id}', or it is private, and there is no such local "
+            f"folder. Check the name. For a private one: {LOG_IN}"
         )
     if isinstance(err, RevisionNotFoundError):
         return f"'{repo_id}' has no branch, tag or commit '{revision}'. Its page on the Hub lists them."
@@ -102,26 +104,30 @@ def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, ag
             "it is not in the cache, and the Hub cannot be reached: there is no connection, or HF_HUB_OFFLINE is set."
         )
     if isinstance(err, EntryNotFoundError):
-        return f"'{repo_id}' does not hold what was looked for ({_first_line(err)})."
+        return f"'{repo_id}' does not have the requested file ({_first_line(err)})."
     if status == 401:
-        return f"the Hub refuses your token ({_said(err)}). HF_TOKEN wins over a saved login. {LOG_IN}"
+        return (
+            f"the Hub refuses your token ({_answer_of(err)}). HF_TOKEN takes precedence over a saved login. {LOG_IN}"
+        )
     if status == 403:
         owner = repo_id.split("/")[0]
-        return f"your token may not do this ({_said(err)}). Take one with write access to '{owner}'. {LOG_IN}"
+        return f"your token is not allowed to do this ({_answer_of(err)}). Use one with write access to '{owner}'. {LOG_IN}"
     if status is not None and status < 500 and status not in (408, 409, 412, 429):
-        return f"the Hub answers {status} ({_said(err)})."
-    reason = f"the Hub answers {status} ({_said(err)})" if status else f"the connection broke ({_first_line(err)})"
+        return f"the Hub answers {status} ({_answer_of(err)})."
+    reason = (
+        f"the Hub answers {status} ({_answer_of(err)})" if status else f"the connection broke ({_first_line(err)})"
+    )
     return f"{reason}. {again or 'Try again later.'}"
 
 
 def _exists(repo_id: str, repo_type: str) -> bool:
     try:
         return HfApi().repo_exists(repo_id, repo_type=repo_type)
-    except (HTTPError, OSError):  # no answer to a question that only sharpens a message
+    except (HTTPError, OSError):  # only used to make a message more specific
         return False
 
 
-def _said(err: HfHubHTTPError) -> str:
+def _answer_of(err: HfHubHTTPError) -> str:
     return " ".join((err.server_message or _first_line(err)).split())
 
 

@@ -1,5 +1,5 @@
-"""Lays masks, samples and photos side by side in one labelled picture; decodes and writes pictures whole.
-Used for contact sheets, training previews and the demo; no equation stands behind it."""
+"""Image files and grids: decoding with clear errors, atomic PNG writing, labelled grids of masks, samples and
+images."""
 
 import contextlib
 import io
@@ -17,23 +17,23 @@ from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
 
 
 GAP = 4  # pixels between two cells
-FONT_SIZE = 14  # pixels; legible at the size the picture is shown
-# What Pillow's decoders raise on broken files; they do not keep to OSError.
+FONT_SIZE = 14  # pixels
+# What Pillow's decoders raise on broken files: not only OSError.
 DECODER_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
     AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
-GRID_NOTE = "grid"  # where `image_grid` notes how its cells lie, kept in a PNG by `save_png`
+GRID_NOTE = "grid"  # key under which `image_grid` records its layout; `save_png` keeps it
 BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
 
 
-def to_picture(cell: Any, labels: Any = None) -> Image.Image:
+def to_image(cell: Any, labels: Any = None) -> Image.Image:
     """Return one cell as a PIL image.
 
     Args:
         cell: PIL image; (3, H, W) tensor or array, uint8 or float in [0, 1]; or (H, W) integer class ids.
-        labels: label set that colours class ids; needed for ids only.
+        labels: label set with the colours of class ids; only needed for ids.
 
     Raises:
         ValueError: for another shape, or for ids without a label set.
@@ -43,11 +43,11 @@ def to_picture(cell: Any, labels: Any = None) -> Image.Image:
     array = cell.detach().cpu().numpy() if isinstance(cell, torch.Tensor) else np.asarray(cell)
     if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
         if labels is None:
-            raise ValueError("a cell of class ids needs labels=LabelSet to be coloured; got none")
+            raise ValueError("a cell of class ids needs labels=LabelSet for its colours; got none")
         return labels.decode(array)
     if array.ndim != 3 or array.shape[0] != 3:
         raise ValueError(
-            f"a cell is a PIL image, a (3, H, W) photo or (H, W) integer ids; got shape {array.shape}, {array.dtype}"
+            f"expected a PIL image, a (3, H, W) image or (H, W) integer ids as a cell; got shape {array.shape}, {array.dtype}"
         )
     if array.dtype != np.uint8:
         array = (np.clip(array.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)
@@ -55,14 +55,14 @@ def to_picture(cell: Any, labels: Any = None) -> Image.Image:
 
 
 def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize to `size` (width, height); palette images keep hard edges: between two classes there is no third."""
+    """Resize to `size` (width, height); palette images keep hard edges."""
     if picture.mode == "P":
         return picture.resize(size, Image.Resampling.NEAREST).convert("RGB")
     return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Break text into lines of at most `width` pixels: between words where possible, inside a long word else."""
+    """Break text into lines of at most `width` pixels, between words if possible."""
     lines = [""]
     for word in text.split():
         joined = f"{lines[-1]} {word}".strip()
@@ -85,31 +85,30 @@ def image_grid(
     labels: Any = None,
     cell_size: int = 128,
 ) -> Image.Image:
-    """Put rows of pictures into one picture, column headers on top and row labels on the left.
+    """Return a grid of images with column headers on top and row labels on the left.
 
     Args:
-        rows: one sequence of cells per row (see `to_picture`); `None` leaves a cell empty, rows may differ in length.
+        rows: one sequence of cells per row (see `to_image`); `None` leaves a cell empty, rows may differ in length.
         headers: one text per column, wrapped to the column.
         row_labels: one text per row.
-        labels: label set that colours cells of class ids; P-mode masks bring their own palette.
-        cell_size: a first cell whose short side is below this many pixels is enlarged to it (aspect kept);
-            larger cells stay as they are.
+        labels: label set with the colours of class ids; P-mode masks have their own palette.
+        cell_size: cells are enlarged until the short side of the first has this many pixels; larger ones are kept.
 
     Returns:
-        RGB picture. All cells take the size of the first; `grid_cells` finds them again.
+        RGB image. All cells have the size of the first; `grid_cells` returns them.
 
     Raises:
-        ValueError: without a single picture, or where headers or row labels do not match in number.
+        ValueError: no image at all, or another number of headers or row labels.
 
     Example:
         >>> photo = Image.new("RGB", (64, 64))
         >>> image_grid([[photo, photo]], headers=["mask", "sample"]).width
         268
     """
-    cells = [[None if cell is None else to_picture(cell, labels) for cell in row] for row in rows]
+    cells = [[None if cell is None else to_image(cell, labels) for cell in row] for row in rows]
     first = next((cell for row in cells for cell in row if cell is not None), None)
     if first is None:
-        raise ValueError("a grid needs at least one picture; got none")
+        raise ValueError("a grid needs at least one image; got none")
     columns = max(len(row) for row in cells)
     if headers is not None and len(headers) != columns:
         raise ValueError(f"a grid of {columns} columns needs {columns} headers; got {len(headers)}: {list(headers)}")
@@ -144,10 +143,10 @@ def image_grid(
 
 
 def grid_cells(sheet: Image.Image) -> list[list[Image.Image]] | None:
-    """The pictures in a sheet of `image_grid`, row by row, empty cells included; None where it is no such sheet.
+    """Return the cells of an `image_grid`, row by row, including empty ones; None for another image.
 
     Args:
-        sheet: as `image_grid` made it, or read back from what `save_png` wrote.
+        sheet: result of `image_grid`, or of reading what `save_png` wrote.
 
     Example:
         >>> photo = Image.new("RGB", (128, 128), "red")
@@ -163,7 +162,7 @@ def grid_cells(sheet: Image.Image) -> list[list[Image.Image]] | None:
 
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
-    """Give a place beside a file to write to, under a name of this process; it takes the file's place at the end."""
+    """Yield a temporary path beside a file, which is renamed to the file at the end."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
@@ -173,7 +172,7 @@ def written_beside(path: Path) -> Iterator[Path]:
 
 
 def save_png(path: Path, image: Image.Image, **options: Any) -> None:
-    """Write a picture whole, or not at all; what `image_grid` noted of its cells stays with it."""
+    """Write an image completely or not at all; the layout of an `image_grid` is kept in it."""
     if GRID_NOTE in image.info and "pnginfo" not in options:
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_text(GRID_NOTE, image.info[GRID_NOTE])
@@ -184,16 +183,16 @@ def save_png(path: Path, image: Image.Image, **options: Any) -> None:
 def decode_picture(
     data: bytes, what: str, source: object, smallest: Callable[[int, int], tuple[int, int]] | None = None
 ) -> Image.Image:
-    """Decode the bytes of an image file fully, upright as its EXIF says.
+    """Decode the bytes of an image file completely, in its EXIF orientation.
 
     Args:
-        data: the whole file.
-        what, source: what messages call it: "photo", and where it is from.
-        smallest: called with the height and width of the picture, says the height and width that must be left of it:
-            a JPEG is then decoded at 1, 1/2, 1/4 or 1/8 of its size, which is much faster.
+        data: content of the file.
+        what, source: kind and origin, for messages.
+        smallest: called with the height and width of the image; returns the smallest sufficient height and width. A
+            JPEG is then decoded at 1, 1/2, 1/4 or 1/8 of its size, which is much faster.
 
     Raises:
-        ValueError: it is empty, cut off, no image, or of absurd size; or what `smallest` raises.
+        ValueError: it is empty, truncated, not an image, or too large; or raised by `smallest`.
     """
     if not data:
         raise ValueError(f"{what} '{source}' is empty (0 bytes). Write or copy the file again.")
@@ -201,9 +200,9 @@ def decode_picture(
         picture = Image.open(io.BytesIO(data))
         orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     if smallest is not None:
-        lies = orientation > 4  # on its side
-        size = smallest(*(picture.size if lies else picture.size[::-1]))
-        picture.draft(None, size if lies else size[::-1])
+        rotated = orientation > 4
+        size = smallest(*(picture.size if rotated else picture.size[::-1]))
+        picture.draft(None, size if rotated else size[::-1])
     with naming(what, source):
         picture.load()
         return picture if orientation == 1 else ImageOps.exif_transpose(picture)
@@ -211,8 +210,10 @@ def decode_picture(
 
 @contextlib.contextmanager
 def naming(what: str, source: object) -> Iterator[None]:
-    """Let what a decoder raises inside the block say which picture it is about, as a `ValueError`."""
+    """Turn exceptions of a decoder inside the block into a `ValueError` that names the image."""
     try:
         yield
     except DECODER_ERRORS as err:
-        raise ValueError(f"{what} '{source}' cannot be read as an image ({err}). Is it cut off or no image?") from err
+        raise ValueError(
+            f"{what} '{source}' cannot be read as an image ({err}). Is it truncated, or not an image?"
+        ) from err

@@ -1,7 +1,6 @@
-"""Does one piece of work for many items in several processes, and hands the results over in the items' order.
+"""Map a function over many items in several processes, with the results in the order of the items.
 
-The processes are started by a server that has the package loaded, so that each is there at once; none of them outlives
-the one that started it, however that ends.
+A fork server that has loaded the package starts the processes quickly; none of them outlives its parent.
 """
 
 import contextlib
@@ -20,24 +19,24 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-SMALLEST_SHARE = 128  # items a process; for fewer, starting it (some seconds) takes longer than it saves
-AHEAD = 4  # items a process that are handed out before their results are taken
+SMALLEST_SHARE = 128  # items per process; for fewer, starting it (some seconds) takes longer than it saves
+PREFETCH = 4  # items per process that are submitted before their results are taken
 
 
 def map_in_order(
     work: Callable[[Item], Result], items: Iterable[Item], num_workers: int, count: int | None = None
 ) -> Iterator[tuple[Item, Result | ValueError]]:
-    """Yield each item with its result, or with the `ValueError` that the work on it raised.
+    """Yield each item with its result, or with the `ValueError` that it raised.
 
     Args:
-        work: a function of a module, or a `functools.partial` of one; it and the items travel to the processes.
-        items: they are taken from it as they are needed.
-        num_workers: processes; with 1, and for few items, the work is done in this one.
-        count: how many items there are, where it is known.
+        work: a module-level function, or a `functools.partial` of one; it and the items are pickled.
+        items: consumed lazily.
+        num_workers: processes; with 1, and for few items, this process does the work.
+        count: number of items, if known.
 
     Raises:
-        OSError: a process was ended from outside, as by the system when memory ran out.
-        Exception: what else the work raised: a full disk, say.
+        OSError: a process was killed, for example because memory ran out.
+        Exception: any other exception of the work.
     """
     if count is not None:
         num_workers = min(num_workers, count // SMALLEST_SHARE)
@@ -49,12 +48,12 @@ def map_in_order(
                 result = err
             yield item, result
         return
-    pool = ProcessPoolExecutor(num_workers, mp_context=_context(), initializer=_begin)
+    pool = ProcessPoolExecutor(num_workers, mp_context=_context(), initializer=_initialize)
     waiting: deque[tuple[Item, Future]] = deque()
     items = iter(items)
     try:
         while True:
-            for item in itertools.islice(items, num_workers * AHEAD - len(waiting)):
+            for item in itertools.islice(items, num_workers * PREFETCH - len(waiting)):
                 waiting.append((item, pool.submit(work, item)))
             if not waiting:
                 return
@@ -65,15 +64,14 @@ def map_in_order(
             yield item, future.result() if error is None else error
     except BrokenProcessPool as err:
         raise OSError(
-            f"one of the {num_workers} processes was ended from outside; memory may have run out. Try a smaller "
-            "--num_workers."
+            f"one of the {num_workers} processes was killed; memory may have run out. Try a smaller --num_workers."
         ) from err
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Where it can be, processes are forked from a server that loads what they need once; else started anew."""
+    """Return a fork server context with the package preloaded, if available, else a spawn context."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -81,12 +79,12 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _begin() -> None:
-    """In a new process: leave Ctrl-C to the one that started it, and end with it."""
+def _initialize() -> None:
+    """In a new process: leave Ctrl-C to the parent, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:
-        with contextlib.suppress(AttributeError):  # no parent: it is this process' own
+        with contextlib.suppress(AttributeError):  # no parent
             multiprocessing.parent_process().join()
             os._exit(1)
 

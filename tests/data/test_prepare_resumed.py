@@ -233,7 +233,7 @@ def test_results_come_in_the_order_of_the_items_with_errors_in_their_place(num_w
 
 @pytest.mark.slow
 def test_a_process_that_is_killed_is_an_error_with_advice():
-    with pytest.raises(OSError, match="one of the 2 processes was ended from outside; .*--num_workers"):
+    with pytest.raises(OSError, match="one of the 2 processes was killed; .*--num_workers"):
         list(workers.map_in_order(die, range(4), 2))
 
 

@@ -132,5 +132,5 @@ def test_names_of_files_are_kept_where_they_can_be_names_again(tmp_path):
 
 
 def test_a_name_that_is_no_data_set_is_refused():
-    with pytest.raises(ValueError, match="there is no folder 'a/b/c', and it is no data set id of the Hub"):
+    with pytest.raises(ValueError, match="there is no folder 'a/b/c', and it is not a dataset id of the Hub"):
         read_source("a/b/c", "datasets", labels="bdd100k")

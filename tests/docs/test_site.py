@@ -104,7 +104,7 @@ def test_every_option_of_a_command_is_on_its_page(site, name):
 
 def test_fields_of_settings_say_what_they_are(site):
     text = (site / "reference" / "training.html").read_text(encoding="utf-8")
-    assert "images a process and a forward pass" in text  # of a `metadata`
+    assert "images per process and forward pass" in text  # of a `metadata`
     text = (site / "reference" / "growth.html").read_text(encoding="utf-8")
     assert "diffusion model, folder or Hub id; None trains one first" in text  # of a comment
 

@@ -451,7 +451,7 @@ def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):
     (tmp_path / "torn" / "config.json").write_text('{"sample')
     with pytest.raises(ValueError, match=r"--init_from .*torn: .*config.json is not JSON: .* Is it complete\?"):
         load_first_weights(fresh(), str(tmp_path / "torn"))
-    with pytest.raises(ValueError, match="there is no folder './nowhere', and it is no model id"):
+    with pytest.raises(ValueError, match="there is no folder './nowhere', and it is not a model id"):
         load_first_weights(fresh(), "./nowhere")
 
 

@@ -384,7 +384,7 @@ def test_a_schedule_that_cannot_be_trained_with_is_refused(config, message, base
 def test_folders_that_hold_no_network_and_files_that_are_torn_are_refused(base, tmp_path):
     with pytest.raises(ValueError, match="has neither unet/config.json nor config.json"):
         loaded(tmp_path)
-    with pytest.raises(ValueError, match="there is no folder './nowhere', and it is no model id"):
+    with pytest.raises(ValueError, match="there is no folder './nowhere', and it is not a model id"):
         loaded("./nowhere")
     folder = shutil.copytree(base, tmp_path / "torn")
     weights_file = folder / "unet" / "diffusion_pytorch_model.safetensors"
