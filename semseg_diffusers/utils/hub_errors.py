@@ -110,8 +110,8 @@ def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, ag
             f"the Hub refuses your token ({_answer_of(err)}). HF_TOKEN takes precedence over a saved login. {LOG_IN}"
         )
     if status == 403:
-        owner = repo_id.split("/")[0]
-        return f"your token is not allowed to do this ({_answer_of(err)}). Use one with write access to '{owner}'. {LOG_IN}"
+        owner, answer = repo_id.split("/")[0], _answer_of(err)
+        return f"your token is not allowed to do this ({answer}). Use one with write access to '{owner}'. {LOG_IN}"
     if status is not None and status < 500 and status not in (408, 409, 412, 429):
         return f"the Hub answers {status} ({_answer_of(err)})."
     reason = (

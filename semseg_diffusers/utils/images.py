@@ -47,7 +47,7 @@ def to_image(cell: Any, labels: Any = None) -> Image.Image:
         return labels.decode(array)
     if array.ndim != 3 or array.shape[0] != 3:
         raise ValueError(
-            f"expected a PIL image, a (3, H, W) image or (H, W) integer ids as a cell; got shape {array.shape}, {array.dtype}"
+            f"expected a PIL image, a (3, H, W) array or (H, W) integer ids; got shape {array.shape}, {array.dtype}"
         )
     if array.dtype != np.uint8:
         array = (np.clip(array.astype(np.float32), 0, 1) * 255).round().astype(np.uint8)
