@@ -93,8 +93,16 @@ COMMANDS = {
     "merge": ("semseg_diffusers.growth.merge", "merge generated images into the dataset they were made for"),
     "grow": ("semseg_diffusers.growth.grow", "run every stage from a dataset to a better segmentation network"),
     "convert": ("semseg_diffusers.converters.convert", "convert a published checkpoint into a pipeline folder"),
-    "export": ("semseg_diffusers.hub.export", "export a trained model as a small folder to share"),
-    "push": ("semseg_diffusers.hub.push", "publish a model or a dataset on the Hugging Face Hub"),
+    "export": Command(
+        "semseg_diffusers.hub.settings:ExportSettings",
+        "semseg_diffusers.hub.export:export",
+        "export a trained model as a small folder to share",
+    ),
+    "push": Command(
+        "semseg_diffusers.hub.settings:PushSettings",
+        "semseg_diffusers.hub.push:push",
+        "publish a model or a dataset on the Hugging Face Hub",
+    ),
 }
 
 # Package -> the extra of ours that installs it.

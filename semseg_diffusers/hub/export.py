@@ -1,23 +1,26 @@
-"""Write a trained model as a folder to ship: weights in half precision, code files, settings, and a card that shows
-its results and what it draws. It loads like any other, and `push` publishes it as it is.
+"""Exports a trained model as a folder to share, with a card that shows its results and samples of a few masks.
 
-  semseg-diffusers export --model RUN --output checkpoints/streets --results evaluation/results.json --masks DIR
+It generates, so it stands above the rest of this package, which the layers below it use.
 """
 
-import argparse
+import io
 import logging
-import os
+import random
 import shutil
 import sys
-from collections.abc import Sequence
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from PIL import Image
 
-import semseg_diffusers
-from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.dataset_format import LABELS_FILE, label_file_near
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_files import find_masks
+from semseg_diffusers.generation.generate import generate_dataset
+from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import (
     CARD,
@@ -29,131 +32,228 @@ from semseg_diffusers.hub.folders import (
     json_bytes,
     model_card,
     model_files,
+    package_class,
     read_scores,
     run_files,
     stored_hash,
 )
 from semseg_diffusers.hub.push import load_pipeline
-from semseg_diffusers.hub.sample_sheet import SheetSettings, choose_masks, draw_sheet
+from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
+from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import check_output, new_folder, package_version
+from semseg_diffusers.utils.images import BACKGROUND, GAP, image_grid
 
 
 logger = logging.getLogger(__name__)
 
 KIND = "exported model"
 RUN_PAGE = "run.html"  # what `semseg-diffusers report` writes into a run folder
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+MAX_SHEET_BYTES = 400_000  # the card's image is loaded by everyone who opens the page
+SHEET_WIDTH = 1400  # pixels; as many masks in a row as fit
+CELL_SIZE = 128  # pixels; smaller images are enlarged to it
+QUALITIES = range(92, 39, -4)  # of JPEG, best first
 
 
-def export_model(
-    folder: str | os.PathLike,
-    output: str | os.PathLike,
-    *,
-    dtype: str = "float16",
-    results: Sequence[str | os.PathLike] | None = None,
-    sheet: SheetSettings | None = None,
-    batch_size: int = 8,
-    device: str | torch.device = "cpu",
-    overwrite: bool = False,
-) -> Path:
-    """Write a model as a folder to ship: whole, or not at all.
+# The image on the card ---------------------------------------------------------------------------------------------
 
-    It holds the pipeline's own weights (none of `variant=`) as safetensors, configs, the code files of this package,
-    settings, log and page of the run, the card, `results/`, `samples.jpg`, and `export.json`, which says how it was
-    made. The page shows photos of the data, so it goes along only where the card names a licence.
+
+def choose_masks(settings: SheetOptions) -> tuple[list[Path], int]:
+    """Return the masks of the sheet, sorted by name, and the number of masks that they are chosen from.
+
+    Raises:
+        FileNotFoundError, ValueError: no masks, or too few.
+    """
+    paths = find_masks(Path(settings.masks))
+    if len(paths) < settings.num_masks:
+        raise ValueError(
+            f"'{settings.masks}' holds {len(paths)} masks; expected at least --num_masks {settings.num_masks}. Use "
+            "another folder, or fewer."
+        )
+    return sorted(random.Random(settings.seed).sample(paths, settings.num_masks)), len(paths)
+
+
+def make_sheet(
+    pipeline: Any, settings: SheetOptions, mask_labels: LabelSet | None = None
+) -> tuple[bytes, dict[str, Any]]:
+    """Generate samples and arrange them beside their masks, above the legend.
+
+    Each image has its own seed, so the same call gives the same sheet.
 
     Args:
-        folder: a run folder, or what `save_pretrained` wrote.
-        output: the folder to make; it must not exist, or be empty. As it is given, if it is no absolute path, the card
-            names it for `from_pretrained`.
-        dtype: what the weights are stored in: float16, bfloat16 or float32. `from_pretrained` makes float32 of them.
-        results: files that `semseg-diffusers evaluate` wrote of these weights, or of those before they were rounded.
-        sheet: masks to draw samples from, for the card's picture; None leaves it away.
-        batch_size: images a forward, of the sheet.
-        device: that the sheet is drawn on.
-        overwrite: replace a folder that `export` made, and only such a one.
+        pipeline: mask-guided pipeline, with its scheduler and device.
+        settings: masks, samples and seed.
+        mask_labels: classes of the masks, if they are not the model's.
+
+    Returns:
+        JPEG of at most 400 kB, and its record: `masks` (their names), `of` (how many there were to choose from),
+        `samples`, `seed`, `scheduler`, `num_inference_steps`, `guidance_scale`.
+
+    Raises:
+        FileNotFoundError, ValueError: no masks, too few, or ones that the model cannot read.
+    """
+    paths, of = choose_masks(settings)
+    generation = GenerationSettings(seed=settings.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        chosen, generated = Path(folder, "chosen", "masks"), Path(folder, "generated")
+        chosen.mkdir(parents=True)
+        for path in paths:
+            shutil.copy(path, chosen)
+        if near := label_file_near(paths[0].parent, settings.masks):  # so that masks of other classes are refused
+            LabelSet.from_json(near).save_json(chosen / LABELS_FILE)
+        generate_dataset(
+            pipeline,
+            chosen,
+            generated,
+            generation,
+            mask_labels=mask_labels,
+            num_images_per_mask=settings.samples,
+            batch_size=settings.batch_size,
+            contact_sheet_rows=0,
+            show_progress=True,
+        )
+        blocks = [
+            [
+                open_image(generated / "masks" / f"{path.stem}_0.png"),
+                *(open_image(generated / "images" / f"{path.stem}_{k}.png") for k in range(settings.samples)),
+            ]
+            for path in paths
+        ]
+    algorithm = pipeline.scheduler.config.get("algorithm_type")
+    record = {
+        "masks": [path.stem for path in paths],
+        "of": of,
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "scheduler": type(pipeline.scheduler).__name__ + (f" ({algorithm})" if algorithm else ""),
+        "num_inference_steps": generation.num_inference_steps,
+        "guidance_scale": generation.guidance_scale,
+    }
+    return _to_jpeg(_arrange(blocks, LabelSet.from_config(pipeline.unet.config))), record
+
+
+def _arrange(blocks: list[list[Image.Image]], labels: LabelSet) -> Image.Image:
+    """Arrange blocks of a mask and its samples, as many in a row as fit, above the legend."""
+    columns = len(blocks[0])
+    width, height = blocks[0][0].size
+    cell = round(width * max(1.0, CELL_SIZE / min(width, height))) + GAP
+    most = max(1, SHEET_WIDTH // (columns * cell))
+    in_a_row = -(-len(blocks) // -(-len(blocks) // most))  # rows as equal as possible
+    rows = [sum(blocks[start : start + in_a_row], []) for start in range(0, len(blocks), in_a_row)]
+    headers = ["mask", *(f"sample {k + 1}" for k in range(columns - 1))] * in_a_row
+    grid = image_grid(rows, headers, cell_size=CELL_SIZE)
+    legend = labels.legend()
+    for number in range(labels.num_classes + 1, 0, -1):
+        if (wide := labels.legend(columns=number)).width <= grid.width:
+            legend = wide
+            break
+    sheet = Image.new("RGB", (max(grid.width, legend.width), grid.height + legend.height), BACKGROUND)
+    sheet.paste(grid, (0, 0))
+    sheet.paste(legend, (0, grid.height))
+    return sheet
+
+
+def _to_jpeg(sheet: Image.Image) -> bytes:
+    """Return the best JPEG that is small enough; colours are not subsampled, since masks have thin lines."""
+    for quality in QUALITIES:
+        data = io.BytesIO()
+        sheet.save(data, format="jpeg", quality=quality, subsampling=0, optimize=True)
+        if data.tell() <= MAX_SHEET_BYTES:
+            return data.getvalue()
+    raise ValueError(
+        f"a sheet of {sheet.width} x {sheet.height} pixels does not fit into {MAX_SHEET_BYTES // 1000} kB. Use fewer "
+        "--num_masks or --samples."
+    )
+
+
+# The folder --------------------------------------------------------------------------------------------------------
+
+
+def export_model(settings: ExportSettings) -> Path:
+    """Write a model as a folder to share; after an error nothing of it remains.
+
+    It holds the pipeline's own weights (no variants) as safetensors, configs, settings, log and page of the run, the
+    card, `results/`, `samples.jpg`, and `export.json`, which records how it was made. It holds no code files: `push`
+    adds them. The page shows real images of the data, so it is copied only if the card names a licence.
+
+    Args:
+        settings: see `ExportSettings`.
 
     Returns:
         the folder.
 
     Raises:
-        ValueError: `folder` holds no whole pipeline of ours, the results are of other weights, the weights do not fit
-            into `dtype`, too few masks, or something else stands at `output`.
+        ValueError: the model is no complete pipeline of ours, the results are for other weights, the weights do not
+            fit into the dtype, too few masks, or something else is at the output.
         FileNotFoundError: no such results or masks.
     """
-    folder, named = Path(folder), Path(output)
-    if dtype not in DTYPES:
-        raise ValueError(f"--dtype {dtype}: wanted one of {', '.join(DTYPES)}.")
+    folder, dtype = Path(settings.model), settings.dtype
     index = check_model_folder(folder)
-    pipeline_class = getattr(semseg_diffusers, index["_class_name"], None)
-    if pipeline_class is None:
-        raise ValueError(
-            f"'{folder}' holds a {index['_class_name']}, which this package does not have. Was it saved "
-            "by a newer one?"
-        )
-    scores = read_scores(results)
-    if sheet is not None:
-        choose_masks(sheet)  # there, or refused before any work
-    output = check_output(output, overwrite, EXPORT_FILE, KIND)
+    pipeline_class = package_class(index["_class_name"], folder)
+    scores = read_scores(settings.results)
+    if settings.masks is not None:
+        choose_masks(settings)  # checked before any work, like the next
+        mask_labels = None if settings.mask_labels is None else LabelSet.from_name(settings.mask_labels)
+    output = check_output(settings.output, settings.overwrite, EXPORT_FILE, KIND)
 
-    with new_folder(output, EXPORT_FILE, KIND, overwrite) as made:
-        # 1. Weights, configs and code files; then what the run says of itself
+    with new_folder(output, EXPORT_FILE, KIND, settings.overwrite) as made:
+        # 1. Weights and configs; then log and settings of the run
         pipeline = pipeline_class.from_pretrained(folder)
         round_weights(pipeline.unet, dtype)
         pipeline.save_pretrained(made)
-        for name, content in (model_files(made, index) | run_files(folder)).items():
-            write(made / name, content)
+        for path in [*made.rglob("*.py")]:
+            path.unlink()
+        for name, content in (model_files(made, index, with_code=False) | run_files(folder)).items():
+            _write(made / name, content)
         before, after = stored_hash(folder), stored_hash(made)
-        for path, score in zip(results or (), scores.values(), strict=True):
+        for path, score in zip(settings.results, scores.values(), strict=True):
             scored = check_weights(score, path, folder, made)
             if scored is not None and scored != after:
                 score["notes"] = [*score.get("notes", []), f"Measured before the weights were rounded to {dtype}."]
-        # 2. The card
-        source = cards.without_machine_paths(os.fspath(named))
-        card = cards.without_variants(model_card(folder, index, source, None, scores, stored=dtype))
+        # 2. The card, and what it shows
+        source = cards.without_machine_paths(settings.output)
+        card = cards.without_variants(model_card(folder, index, source, None, scores, stored=dtype, has_code=False))
         if not cards.metadata(card).get("license"):
             logger.warning(f"the card names no licence: write `license:` at the head of '{output / CARD}'.")
         elif (folder / RUN_PAGE).is_file():
-            write(made / RUN_PAGE, folder / RUN_PAGE)
+            _write(made / RUN_PAGE, folder / RUN_PAGE)
         record: dict[str, Any] = {"dtype": dtype, "weights": after, "weights_before": before}
-        if sheet is not None:
-            drawing = load_pipeline(made).to(device)
-            data, record["sheet"] = draw_sheet(drawing, sheet, batch_size)
-            write(made / SHEET_FILE, data)
-            card = cards.replace_part(
-                card, "preview", f"![Masks and samples]({SHEET_FILE})\n\n{_caption(record, card)}"
-            )
-        elif cards.has_part(card, "preview"):
-            card = cards.replace_part(card, "preview", "")  # its picture is of other weights, and stays behind
-        write(made / CARD, card.encode())
+        preview = ""  # the image of the folder's own card shows other weights
+        if settings.masks is not None:
+            device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            data, record["sheet"] = make_sheet(load_pipeline(made).to(device), settings, mask_labels)
+            _write(made / SHEET_FILE, data)
+            preview = f"![Masks and samples]({SHEET_FILE})\n\n{_caption(record, card)}"
+        if preview or cards.has_part(card, "preview"):
+            card = cards.replace_part(card, "preview", preview)
+        _write(made / CARD, card.encode())
         if not scores:  # the card still shows those it had
             for path in sorted((folder / RESULTS_FOLDER).glob("*.json")):
-                write(made / RESULTS_FOLDER / path.name, path)
+                _write(made / RESULTS_FOLDER / path.name, path)
         for name, score in scores.items():
-            write(made / name, json_bytes(score))
+            _write(made / name, json_bytes(score))
         record["versions"] = {
             "semseg_diffusers": package_version(),
             "torch": torch.__version__,
             "diffusers": diffusers.__version__,
         }
-        write(made / EXPORT_FILE, json_bytes(record))
+        _write(made / EXPORT_FILE, json_bytes(record))
     return output
 
 
 def round_weights(unet: torch.nn.Module, dtype: str) -> None:
-    """Bring the weights of a network to a precision, in place.
+    """Convert the weights of a network to a dtype, in place.
 
     Raises:
         ValueError: some are too large for it.
     """
-    unet.to(DTYPES[dtype])
+    unet.to(getattr(torch, dtype))
     lost = [name for name, tensor in unet.state_dict().items() if not tensor.isfinite().all()]
     if lost:
-        raise ValueError(f"--dtype {dtype} cannot hold the weights {', '.join(lost[:3])}: take bfloat16 or float32.")
+        raise ValueError(f"--dtype {dtype} cannot hold the weights {', '.join(lost[:3])}: use bfloat16 or float32.")
 
 
-def write(path: Path, content: Path | bytes) -> None:
-    """Write a file of the folder in the making; one that stands there already stays."""
+def _write(path: Path, content: Path | bytes) -> None:
+    """Write a file of the folder; one that is already in place is left alone."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -162,71 +262,20 @@ def write(path: Path, content: Path | bytes) -> None:
 
 
 def _caption(record: dict[str, Any], card: str) -> str:
-    """What the sheet shows, as the card says it."""
+    """Return the card's text below the sheet."""
     sheet, stored = record["sheet"], record["dtype"]
     license_name = cards.metadata(card).get("license")
-    licence = f"\nLicence of the weights and of what they draw: {license_name}." if license_name else ""
+    licence = f"\nLicence of the weights and of their samples: {license_name}." if license_name else ""
     rounded = "" if stored == "float32" else f", rounded to {stored}"
     return (
         f"*{len(sheet['masks'])} of {sheet['of']} masks, chosen by seed {sheet['seed']}, and the first samples of "
-        f"each, none left out.\nDrawn by the weights as they lie here{rounded}: {sheet['scheduler']},\n"
+        f"each, none left out.\nGenerated by these very weights{rounded}: {sheet['scheduler']},\n"
         f"{sheet['num_inference_steps']} steps, guidance {sheet['guidance_scale']:g}.{licence}*"
     )
 
 
-DEFAULTS = SheetSettings.__dataclass_fields__
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `semseg-diffusers export`."""
-    parser.add_argument("--model", required=True, metavar="RUN", help="run folder, or what save_pretrained wrote")
-    parser.add_argument(
-        "--output", required=True, metavar="DIR", help="folder to make; the card names it as it is given here"
-    )
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="float16", help="what weights are stored in (default %(default)s)"
-    )
-    parser.add_argument(
-        "--results", nargs="+", metavar="FILE", help="results.json that `evaluate` wrote of this model, for its card"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that this command made")
-    sheet = parser.add_argument_group("the card's picture")
-    sheet.add_argument("--masks", metavar="DIR", help="masks to choose from (default: no picture)")
-    sheet.add_argument(
-        "--mask_labels",
-        metavar="PRESET|FILE",
-        help=f"their label set, where it is another than the model's: {', '.join(PRESET_NAMES)}, or a JSON file",
-    )
-    for name, text in (
-        ("num_masks", "masks on it"),
-        ("samples", "samples of each"),
-        ("seed", "chooses the masks, and begins the seeds of the samples"),
-    ):
-        sheet.add_argument(f"--{name}", type=int, metavar="N", help=f"{text} (default {DEFAULTS[name].default})")
-    sheet.add_argument("--batch_size", type=int, default=8, help="images a forward (default %(default)s)")
-    sheet.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: GPU if any")
-
-
-def run(args: argparse.Namespace) -> None:
-    """Export, and say where it is and how large."""
-    given = {name: getattr(args, name) for name in ("mask_labels", "num_masks", "samples", "seed")}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given and args.masks is None:
-        raise ValueError(
-            f"{', '.join(f'--{name}' for name in given)}: only with --masks. Give it, or leave them away."
-        )
-    if "mask_labels" in given:
-        given["mask_labels"] = LabelSet.from_name(given["mask_labels"])
-    sheet = None if args.masks is None else SheetSettings(Path(args.masks), **given)
-    folder = export_model(
-        args.model,
-        args.output,
-        dtype=args.dtype,
-        results=args.results,
-        sheet=sheet,
-        batch_size=args.batch_size,
-        device=args.device,
-        overwrite=args.overwrite,
-    )
+def export(settings: ExportSettings) -> None:
+    """Run the command `export`: write the folder and print its size."""
+    folder = export_model(settings)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    sys.stdout.write(f"{args.output}: {size / 1e6:.1f} MB, weights in {args.dtype}\n")
+    sys.stdout.write(f"{settings.output}: {size / 1e6:.1f} MB, weights in {settings.dtype}\n")

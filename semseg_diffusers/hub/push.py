@@ -1,9 +1,8 @@
-"""Publish a model or a data set on the Hugging Face Hub, with its card; the same command completes or renews it.
+"""Publishes models and datasets on the Hugging Face Hub, with their cards, and loads models from it.
 
-The token comes from HF_TOKEN or `hf auth login`, never from an option.
+The token comes from HF_TOKEN or `hf auth login`.
 """
 
-import argparse
 import json
 import logging
 import os
@@ -35,6 +34,7 @@ from semseg_diffusers.hub.folders import (
     read_json,
     read_scores,
 )
+from semseg_diffusers.hub.settings import PushSettings
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.hub_errors import KINDS, LOG_IN, HubError, check_name, hub_errors
@@ -42,9 +42,9 @@ from semseg_diffusers.utils.hub_errors import KINDS, LOG_IN, HubError, check_nam
 
 logger = logging.getLogger(__name__)
 
-# What a repository may hold and still count as empty: what its page writes when it is made there.
+# What a repository may hold and still count as empty: files that the Hub's page writes when it creates one.
 EMPTY_FILES = frozenset((".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"))
-AGAIN = "Run the same command again: it goes on, and files that are stored already are not sent twice."
+AGAIN = "Run the same command again: it resumes, and files that are already stored are not sent twice."
 
 
 # The repository ----------------------------------------------------------------------------------------------------
@@ -53,20 +53,20 @@ AGAIN = "Run the same command again: it goes on, and files that are stored alrea
 def prepare_repo(
     repo_id: str | None, *, default_name: str, repo_type: str = "model", private: bool | None = None
 ) -> str:
-    """Make a repository, or check that the one there may be written: before any work that ends in a push.
+    """Create a repository, or check that an existing one may be written, before any work that ends in a push.
 
     Args:
         repo_id: "user/name", or "name" for one's own; None takes `default_name`.
-        default_name: its name where `repo_id` is None; what the Hub does not allow becomes "-".
+        default_name: its name where `repo_id` is None; characters that the Hub does not allow become "-".
         repo_type: "model" or "dataset".
-        private: who may see a new repository; None leaves it to the Hub. One that is there must agree.
+        private: visibility of a new repository; None leaves it to the Hub. An existing one must agree.
 
     Returns:
-        the whole id, "user/name".
+        the full id, "user/name".
 
     Raises:
         HubError: no token, a wrong one, or one that may not write there; no connection.
-        ValueError: the repository holds something else, or is public and was wanted private; the name is not allowed.
+        ValueError: the repository holds something else, or is public and `private` is set; the name is not allowed.
     """
     name = repo_id or re.sub(r"[^\w.-]+|--+|\.\.+", "-", default_name, flags=re.ASCII).strip("-.") or "semseg"
     api, kind = HfApi(), KINDS[repo_type]
@@ -75,7 +75,7 @@ def prepare_repo(
         user = api.whoami()
         full = name if "/" in name else f"{user['name']}/{name}"
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
-            raise HubError(f"{action}: the token of '{user['name']}' may only read. Take one that may write. {LOG_IN}")
+            raise HubError(f"{action}: the token of '{user['name']}' may only read. Use one that may write. {LOG_IN}")
         try:
             found = api.repo_info(full, repo_type=repo_type)
         except RepositoryNotFoundError:
@@ -83,11 +83,11 @@ def prepare_repo(
         owners = {user["name"], *(group["name"] for group in user.get("orgs", []))}
         if full.split("/")[0] not in owners:
             raise HubError(
-                f"{action}: '{full}' is not of {' or '.join(sorted(owners))}, whom the token is of. {LOG_IN}"
+                f"{action}: '{full}' is another user's; the token is for {' or '.join(sorted(owners))}. {LOG_IN}"
             )
         if private and not found.private:
             raise ValueError(
-                f"--private: '{full}' is there and public. Make it private on its page (Settings) first, or name "
+                f"--private: '{full}' exists and is public. Make it private on its page (Settings) first, or name "
                 "another repository."
             )
         _check_content(full, {file.rfilename for file in found.siblings or ()}, repo_type)
@@ -108,13 +108,13 @@ def _check_content(repo_id: str, files: set[str], repo_type: str) -> None:
             return
         found = f"a {name} ({config_file})" if name else found
     raise ValueError(
-        f"'{repo_id}' on the Hub holds {found}; wanted a {KINDS[repo_type]} of this package, or an empty repository. "
-        "Nothing was pushed. Name another with --repo_id, or delete that one on its page."
+        f"'{repo_id}' on the Hub holds {found}; expected a {KINDS[repo_type]} of this package, or an empty "
+        "repository. Nothing was pushed. Name another with --repo_id, or delete that one on its page."
     )
 
 
 def _open_branch(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> tuple[set[str], str]:
-    """Make the branch if need be; return the files there and the text of the card there."""
+    """Create the branch if necessary; return its files and the text of its card."""
     if revision is not None:
         api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
     info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
@@ -139,14 +139,15 @@ def push_model(
 ) -> str:
     """Push a saved pipeline in one commit: weights, configs, code files, settings, log, newest preview, and the card.
 
-    The card's marked parts are written anew, in the folder too; the rest of it is the user's. Files that an earlier
-    push left beside the network and the scheduler go. Checkpoints and tracker logs are never pushed. A preview shows
-    photos of the data, so it goes only where the card names a licence.
+    Code files that the folder does not hold are those of this package. The card's marked parts are rewritten, in the
+    folder too; the rest of it is the user's. Files that an earlier push left beside the network and the scheduler are
+    deleted. Checkpoints and tracker logs are never pushed. A preview shows real images of the data, so it is pushed
+    only if the card names a licence.
 
     Args:
-        folder: a run folder, or what `save_pretrained` wrote.
+        folder: a run folder, or one that `save_pretrained` or `export` wrote.
         repo_id: "user/name"; None takes the folder's name.
-        revision: branch, made if need be.
+        revision: branch, created if necessary.
         commit_message: title of the commit.
         private: see `prepare_repo`.
         results: files that `semseg-diffusers evaluate` wrote, for the card's Results.
@@ -155,12 +156,12 @@ def push_model(
         URL of the commit.
 
     Raises:
-        ValueError: the folder holds no whole pipeline of ours, the results are of other weights; see `prepare_repo`.
-        HubError: the Hub, or the way to it, failed.
+        ValueError: the folder holds no complete pipeline, or the results are for other weights; see `prepare_repo`.
+        HubError: the Hub, or the connection, failed.
     """
     folder = Path(folder)
     index = check_model_folder(folder)
-    scores = read_scores(results)
+    scores = read_scores(results or ())
     for path, score in zip(results or (), scores.values(), strict=True):
         check_weights(score, path, folder)
 
@@ -175,8 +176,8 @@ def push_model(
         license_name = cards.metadata(card).get("license")
         if preview is not None and license_name:
             contents[f"previews/{preview.name}"] = preview
-            caption = f"*The run's last preview: masks, samples, and photos of its data (licence: {license_name}).*"
-            caption = f"![mask, samples, photo](previews/{preview.name})\n\n{caption}"
+            caption = f"*The run's last preview: masks, samples, and images of its data (licence: {license_name}).*"
+            caption = f"![mask, samples, image](previews/{preview.name})\n\n{caption}"
             card = cards.replace_part(card, "preview", caption)
         write_text(folder / CARD, card)
         contents[CARD] = card.encode()
@@ -195,7 +196,7 @@ def push_model(
     return commit.commit_url
 
 
-# Data sets ---------------------------------------------------------------------------------------------------------
+# Datasets ----------------------------------------------------------------------------------------------------------
 
 
 def push_dataset(
@@ -206,14 +207,14 @@ def push_dataset(
     commit_message: str | None = None,
     private: bool | None = None,
 ) -> str:
-    """Push a prepared or a generated folder as Parquet, the files' bytes unchanged, with label set, record and card.
+    """Push a prepared or generated folder as Parquet, the files' bytes unchanged, with label set, record and card.
 
-    The Hub allows 10,000 files in a folder, which public sets exceed; so the pairs go through `datasets`.
+    The Hub allows 10,000 files in a folder, which public datasets exceed; so the pairs go through `datasets`.
 
     Args:
-        folder: what `semseg-diffusers prepare`, `toy` or `generate` wrote.
+        folder: one that `semseg-diffusers prepare`, `toy` or `generate` wrote.
         repo_id: "user/name"; None takes the folder's name.
-        revision: branch, made if need be.
+        revision: branch, created if necessary.
         commit_message: title of the commit.
         private: see `prepare_repo`.
 
@@ -221,17 +222,17 @@ def push_dataset(
         URL of the commit.
 
     Raises:
-        ValueError: the folder is no data set of ours, or see `prepare_repo`.
-        HubError: the Hub, or the way to it, failed.
+        ValueError: the folder is no dataset of ours, or see `prepare_repo`.
+        HubError: the Hub, or the connection, failed.
     """
-    import datasets  # here: importing it takes long, and pushing a model needs none of it
+    import datasets  # here: slow to import, and not needed to push a model
 
     folder = Path(folder)
     labels, record_file = check_dataset_folder(folder)
     record = read_json(folder / record_file)
     tables = datasets.load_dataset(str(folder))
     for split in tables:
-        _ = load_pairs(folder, split)[0]  # columns, label set and sizes go together, or it says what does not
+        _ = load_pairs(folder, split)[0]  # checks columns, label set and sizes
         for column in {"source_mask", "model"} & set(tables[split].column_names):
             values = cards.without_machine_paths(tables[split][column][:])
             tables[split] = tables[split].remove_columns(column).add_column(column, values)
@@ -243,7 +244,7 @@ def push_dataset(
         counts = {split: len(table) for split, table in tables.items()}
         card = dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
         card = merge_cards(card, card_there, repo_id, ("configs", "dataset_info"), ())
-        # 1. what says what the repository is; so that after a broken connection it is known for ours
+        # 1. card and label set, so that after a broken connection the repository is known to be ours
         files = {
             CARD: card.encode(),
             LABELS_FILE: json_bytes(labels.to_config()),
@@ -256,29 +257,32 @@ def push_dataset(
         api.create_commit(
             repo_id,
             [CommitOperationAdd(name, content) for name, content in files.items()],
-            commit_message=f"{commit_message or 'Push data set'}: card and label set",
+            commit_message=f"{commit_message or 'Push dataset'}: card and label set",
             repo_type="dataset",
             revision=revision,
         )
         # 2. the pairs; `datasets` adds `configs` and `dataset_info` to the card's metadata
-        commit = tables.push_to_hub(repo_id, revision=revision, commit_message=commit_message or "Push data set")
+        commit = tables.push_to_hub(repo_id, revision=revision, commit_message=commit_message or "Push dataset")
     return commit.commit_url
 
 
 def load_pipeline(
     model: str | os.PathLike, *, revision: str | None = None, variant: str | None = None, **kwargs: Any
 ) -> MaskGuidedDDPMPipeline:
-    """Load a pipeline from a folder or the Hub; what is wrong with the id or the connection comes with a hint.
+    """Load a pipeline from a folder or the Hub; errors of the id or the connection come with a hint.
 
     Args:
         model: folder, or "user/name".
         revision: branch, tag or commit on the Hub.
-        variant: weights other than the pipeline's own that lie beside them: `raw`, or an average such as `ema_0_9999`.
+        variant: weights saved beside the pipeline's own: `raw`, or an average such as `ema_0_9999`.
         **kwargs: for `from_pretrained`.
+
+    Returns:
+        the pipeline.
 
     Raises:
         ValueError: no such folder, it holds another pipeline, or no such weights.
-        HubError: the Hub has no such model, or does not let one in.
+        HubError: the Hub has no such model, or denies access.
     """
     name = os.fspath(model)
     check_name(name)
@@ -286,7 +290,7 @@ def load_pipeline(
         found = MaskGuidedDDPMPipeline.load_config(name, revision=revision).get("_class_name")
         if not str(found).startswith(OUR_PIPELINES):
             raise ValueError(
-                f"'{name}' holds a {found}; wanted a pipeline of this package, such as MaskGuidedDDPMPipeline."
+                f"'{name}' holds a {found}; expected a pipeline of this package, such as MaskGuidedDDPMPipeline."
             )
         if variant is not None and Path(name).is_dir():
             _check_variant(Path(name), variant)
@@ -294,41 +298,29 @@ def load_pipeline(
             return MaskGuidedDDPMPipeline.from_pretrained(name, revision=revision, variant=variant, **kwargs)
         except ValueError as error:
             if f"`variant={variant}`" in str(error):
-                raise ValueError(f"'{name}' holds no weights `{variant}`; its card says which it holds.") from error
+                raise ValueError(f"'{name}' holds no weights `{variant}`; its card lists those it holds.") from error
             raise
 
 
 def _check_variant(folder: Path, variant: str) -> None:
-    """Refuse weights that a folder does not hold, naming those that it does; to diffusers a prefix is enough."""
+    """Refuse weights that a folder does not hold, naming those that it does; diffusers would accept a prefix."""
     weights = re.compile(r"diffusion_pytorch_model\.(.+?)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
     found = (weights.fullmatch(path.name) for path in (folder / "unet").glob("*"))
     variants = sorted({match[1] for match in found if match})
     if variant not in variants:
-        there = f"there are {', '.join(variants)}" if variants else "there are only its own, without --variant"
+        there = f"it holds {', '.join(variants)}" if variants else "it holds only its own, without --variant"
         raise ValueError(f"'{folder}' holds no weights `{variant}`; {there}.")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `semseg-diffusers push`."""
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", metavar="RUN", help="run folder, or a folder that save_pretrained wrote")
-    what.add_argument("--dataset", metavar="DIR", help="folder that prepare, toy or generate wrote")
-    parser.add_argument("--repo_id", required=True, metavar="USER/NAME", help="repository on the Hub; made if need be")
-    parser.add_argument("--private", action="store_true", help="make it private (default: as the Hub has it, public)")
-    parser.add_argument("--revision", metavar="BRANCH", help="branch, made if need be (default: main)")
-    parser.add_argument("--commit_message", help="title of the commit")
-    parser.add_argument(
-        "--results", nargs="+", metavar="FILE", help="results.json that `evaluate` wrote of this model, for its card"
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Push, and say where it is."""
-    if args.dataset and args.results:
-        raise ValueError("--results belongs to a model's card: give it with --model.")
-    options = {"revision": args.revision, "commit_message": args.commit_message, "private": args.private or None}
-    if args.model:
-        url = push_model(args.model, args.repo_id, results=args.results, **options)
+def push(settings: PushSettings) -> None:
+    """Run the command `push`: publish a model or a dataset and print its address."""
+    options = {
+        "revision": settings.revision,
+        "commit_message": settings.commit_message,
+        "private": settings.private or None,
+    }
+    if settings.model is not None:
+        url = push_model(settings.model, settings.repo_id, results=settings.results, **options)
     else:
-        url = push_dataset(args.dataset, args.repo_id, **options)
+        url = push_dataset(settings.dataset, settings.repo_id, **options)
     sys.stdout.write(f"pushed: {url}\n")

@@ -4,6 +4,7 @@ import io
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,16 +17,24 @@ from safetensors.torch import load_file
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedInpaintPipeline, cli
 from semseg_diffusers.generation.model import model_revision
-from semseg_diffusers.hub import cards, sample_sheet
-from semseg_diffusers.hub.export import export_model
+from semseg_diffusers.hub import cards, export
+from semseg_diffusers.hub.export import choose_masks, make_sheet
 from semseg_diffusers.hub.folders import check_model_folder, model_files, weights_hash
-from semseg_diffusers.hub.sample_sheet import SheetSettings, choose_masks, draw_sheet
+from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def exported(model, output, **options) -> Path:
+    return export.export_model(ExportSettings(model=str(model), output=str(output), **options))
+
+
+def sheet_of(masks, num_masks: int = 3, samples: int = 2, seed: int = 0) -> SheetOptions:
+    return SheetOptions(masks=str(masks), num_masks=num_masks, samples=samples, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +74,8 @@ def masks(tmp_path_factory):
 @pytest.fixture(scope="module")
 def shipped(run, masks, tmp_path_factory):
     """The run, exported with a sheet."""
-    sheet = SheetSettings(masks, num_masks=3, samples=2)
-    return export_model(run, tmp_path_factory.mktemp("shipped") / "streets", sheet=sheet)
+    folder = tmp_path_factory.mktemp("shipped") / "streets"
+    return exported(run, folder, masks=str(masks), num_masks=3, samples=2, device="cpu")
 
 
 def refused(capsys, *words: object) -> str:
@@ -75,7 +84,7 @@ def refused(capsys, *words: object) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
-def test_weights_are_half_as_large_and_compute_in_float32_in_each_way_to_load_them(run, shipped):
+def test_weights_are_half_as_large_and_compute_in_float32_in_each_way_to_load_them(run, shipped, tmp_path):
     before, after = load_file(run / WEIGHTS), load_file(shipped / WEIGHTS)
     assert {tensor.dtype for tensor in after.values()} == {torch.float16}
     assert all(torch.equal(after[name], tensor.half()) for name, tensor in before.items())
@@ -84,7 +93,8 @@ def test_weights_are_half_as_large_and_compute_in_float32_in_each_way_to_load_th
     rounded.unet.half().float()
     ours = MaskGuidedDDPMPipeline.from_pretrained(shipped)
     known = DiffusionPipeline.from_pretrained(shipped)
-    remote = DiffusionPipeline.from_pretrained(shipped, custom_pipeline=str(shipped), trust_remote_code=True)
+    ours.save_pretrained(tmp_path)  # adds the code files
+    remote = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
     assert type(remote).__module__.startswith("diffusers_modules")
     images = []
     for pipe in (rounded, ours, known, remote):
@@ -96,10 +106,12 @@ def test_weights_are_half_as_large_and_compute_in_float32_in_each_way_to_load_th
     assert half.unet.dtype == torch.float16
 
 
-def test_it_holds_what_a_push_publishes_but_the_other_weights_and_names_no_path_of_the_machine(run, shipped):
+def test_it_holds_what_a_push_publishes_but_code_and_other_weights_and_names_no_path_of_the_machine(run, shipped):
     published = {*model_files(run, check_model_folder(run)), "README.md"}
     there = {path.relative_to(shipped).as_posix() for path in shipped.rglob("*") if path.is_file()}
-    assert published - there == {"unet/diffusion_pytorch_model.raw.safetensors"}
+    code = {name for name in published if name.endswith(".py")}
+    assert published - there == code | {"unet/diffusion_pytorch_model.raw.safetensors"}
+    assert {"pipeline.py", "guidance.py", "unet/unet_mask_guided.py"} <= code
     assert there - published == {"export.json", "samples.jpg", "run.html"}
     for path in shipped.rglob("*.[jm][sd]*"):
         assert not re.search(r"/home/|/tmp|_name_or_path", path.read_text()), path
@@ -114,10 +126,11 @@ def test_the_card_says_licence_precision_and_only_weights_that_are_there(run, sh
     assert cards.metadata(card)["license"] == "cc-by-nc-4.0"
     assert card.count("\n# streets\n") == 1
     assert 'from_pretrained("streets")' in card
-    assert "stored in float16: `from_pretrained` makes float32 of them" in card
+    assert "stored in float16: `from_pretrained` converts them to float32" in card
     assert "![Masks and samples](samples.jpg)" in card
     assert "*3 of 6 masks, chosen by seed 0, and the first samples of each, none left out.\n" in card
-    assert "\nLicence of the weights and of what they draw: cc-by-nc-4.0.*\n" in card
+    assert "\nLicence of the weights and of their samples: cc-by-nc-4.0.*\n" in card
+    assert "holds no code files: `pipe.save_pretrained` and `semseg-diffusers push` add them" in card
 
 
 def test_what_was_exported_and_is_again_names_no_picture_or_results_that_are_not_there(shipped, tmp_path):
@@ -126,7 +139,7 @@ def test_what_was_exported_and_is_again_names_no_picture_or_results_that_are_not
     (first / "README.md").write_text(card)
     (first / "results").mkdir()
     (first / "results" / "val.json").write_text("{}")
-    again = export_model(first, tmp_path / "again", dtype="bfloat16")
+    again = exported(first, tmp_path / "again", dtype="bfloat16")
     card = (again / "README.md").read_text()
     assert "rounded to float16" not in card
     named = [name for name in re.findall(r"\]\(([^)]+)\)", card) if not name.startswith("http")]
@@ -138,38 +151,38 @@ def test_the_run_page_with_its_photos_goes_along_only_where_a_licence_is_named(r
     unknown = shutil.copytree(run, tmp_path / "unknown")
     card = unknown / "README.md"
     card.write_text(card.read_text().replace("license: cc-by-nc-4.0\n", ""))
-    assert not (export_model(unknown, tmp_path / "made") / "run.html").exists()
+    assert not (exported(unknown, tmp_path / "made") / "run.html").exists()
     assert "the card names no licence: write `license:` at the head of" in caplog.text
 
 
 def test_a_relative_output_is_named_as_it_is_given(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    card = (export_model(run, "checkpoints/streets", dtype="float32") / "README.md").read_text()
+    card = (exported(run, "checkpoints/streets", dtype="float32") / "README.md").read_text()
     assert 'from_pretrained("checkpoints/streets")' in card
     assert "\n# streets\n" in card
     assert "are stored in" not in card
 
 
 def test_the_sheet_shows_masks_chosen_by_the_seed_and_is_the_same_each_time(shipped, masks):
-    sheet = SheetSettings(masks, num_masks=3, samples=2)
+    sheet = sheet_of(masks)
     record = json.loads((shipped / "export.json").read_text())["sheet"]
     assert record["masks"] == [path.stem for path in choose_masks(sheet)[0]]
     assert (record["of"], record["samples"], record["num_inference_steps"]) == (6, 2, 20)
-    chosen = {tuple(choose_masks(SheetSettings(masks, 3, seed=seed))[0]) for seed in range(5)}
+    chosen = {tuple(choose_masks(sheet_of(masks, seed=seed))[0]) for seed in range(5)}
     assert len(chosen) > 1
 
-    data, again = draw_sheet(MaskGuidedDDPMPipeline.from_pretrained(shipped), sheet)
+    data, again = make_sheet(MaskGuidedDDPMPipeline.from_pretrained(shipped), sheet)
     assert again == record
     assert data == (shipped / "samples.jpg").read_bytes()
     picture = Image.open(io.BytesIO(data))
     assert picture.width >= 9 * 128  # all three blocks of a mask and two samples in one row
-    assert len(data) <= sample_sheet.MOST_BYTES
+    assert len(data) <= export.MAX_SHEET_BYTES
 
 
 def test_a_sheet_that_cannot_be_small_enough_is_refused(shipped, masks, monkeypatch):
-    monkeypatch.setattr(sample_sheet, "MOST_BYTES", 1000)
-    with pytest.raises(ValueError, match="does not fit into 1 kB. Give fewer --num_masks or --samples"):
-        draw_sheet(MaskGuidedDDPMPipeline.from_pretrained(shipped), SheetSettings(masks, 1, 1))
+    monkeypatch.setattr(export, "MAX_SHEET_BYTES", 1000)
+    with pytest.raises(ValueError, match="does not fit into 1 kB. Use fewer --num_masks or --samples"):
+        make_sheet(MaskGuidedDDPMPipeline.from_pretrained(shipped), sheet_of(masks, 1, 1))
 
 
 def test_results_of_either_precision_fill_the_card_and_those_of_other_weights_are_refused(run, tmp_path, capsys):
@@ -177,7 +190,7 @@ def test_results_of_either_precision_fill_the_card_and_those_of_other_weights_ar
     file.parent.mkdir()
     before = weights_hash(MaskGuidedDDPMPipeline.from_pretrained(run).unet.state_dict())
     file.write_text(json.dumps(evaluation_results(before)))
-    made = export_model(run, tmp_path / "of_before", results=[file])
+    made = exported(run, tmp_path / "of_before", results=(str(file),))
     card = (made / "README.md").read_text()
     assert "| mean IoU | higher | 0.125 | 0.250 | 0.500 |" in card
     assert "Measured before the weights were rounded to float16." in card
@@ -190,16 +203,16 @@ def test_results_of_either_precision_fill_the_card_and_those_of_other_weights_ar
     assert rounded != before
     assert rounded == json.loads((made / "export.json").read_text())["weights"]
     file.write_text(json.dumps(evaluation_results(rounded)))
-    card = (export_model(run, tmp_path / "of_after", results=[file]) / "README.md").read_text()
+    card = (exported(run, tmp_path / "of_after", results=(str(file),)) / "README.md").read_text()
     assert "Measured before" not in card
     # and a folder that was exported takes results of itself
-    assert (export_model(made, tmp_path / "again", results=[file]) / WEIGHTS).read_bytes() == (
+    assert (exported(made, tmp_path / "again", results=(str(file),)) / WEIGHTS).read_bytes() == (
         made / WEIGHTS
     ).read_bytes()
 
     file.write_text(json.dumps(evaluation_results("sha256:0123456789abcdef")))
     message = refused(capsys, "--model", run, "--output", tmp_path / "none", "--results", file)
-    assert "is of other weights (sha256:0123456789abcdef) than" in message
+    assert "is for other weights (sha256:0123456789abcdef) than" in message
     assert not (tmp_path / "none").exists()
 
 
@@ -217,7 +230,7 @@ def test_a_push_of_an_exported_folder_takes_its_sheet_record_and_results_along(r
 
 def test_pipelines_that_edit_stay_what_they_are(tmp_path):
     tiny_pipeline(kind=MaskGuidedInpaintPipeline).save_pretrained(tmp_path / "saved")
-    made = export_model(tmp_path / "saved", tmp_path / "made")
+    made = exported(tmp_path / "saved", tmp_path / "made")
     assert type(DiffusionPipeline.from_pretrained(made)) is MaskGuidedInpaintPipeline
     assert "old_mask=" in (made / "README.md").read_text()
 
@@ -238,18 +251,18 @@ def test_weights_too_large_for_half_precision_are_refused_and_nothing_is_left(tm
     with torch.no_grad():
         large.unet.conv_out.weight.fill_(1e6)
     large.save_pretrained(tmp_path / "large")
-    with pytest.raises(ValueError, match="--dtype float16 cannot hold the weights conv_out.weight: take bfloat16"):
-        export_model(tmp_path / "large", tmp_path / "made")
+    with pytest.raises(ValueError, match="--dtype float16 cannot hold the weights conv_out.weight: use bfloat16"):
+        exported(tmp_path / "large", tmp_path / "made")
     assert [path.name for path in tmp_path.iterdir()] == ["large"]
-    assert (export_model(tmp_path / "large", tmp_path / "made", dtype="bfloat16") / WEIGHTS).is_file()
+    assert (exported(tmp_path / "large", tmp_path / "made", dtype="bfloat16") / WEIGHTS).is_file()
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (("--num_masks", "2", "--seed", "1"), "--num_masks, --seed: only with --masks"),
-        (("--masks", "{masks}", "--num_masks", "7"), "holds 6 masks, and --num_masks 7 are wanted"),
-        (("--masks", "{masks}", "--samples", "0"), "must be 1 or more; got 16 and 0"),
+        (("--masks", "{masks}", "--num_masks", "7"), "holds 6 masks; expected at least --num_masks 7"),
+        (("--masks", "{masks}", "--samples", "0"), "--samples must be 1 or more; got 0"),
         (("--masks", "{masks}", "--num_masks", "1", "--mask_labels", "nothing"), "nothing"),
         (("--model", "{masks}"), "holds no model_index.json"),
         (("--model", "nowhere"), "there is no folder 'nowhere'"),
@@ -262,10 +275,10 @@ def test_options_that_make_no_sense_are_refused_before_any_work(run, masks, tmp_
 
 
 def test_a_class_or_a_precision_that_is_not_known_is_refused(run, tmp_path):
-    with pytest.raises(ValueError, match="--dtype int8: wanted one of float16, bfloat16, float32"):
-        export_model(run, tmp_path / "made", dtype="int8")
+    with pytest.raises(ValueError, match="--dtype must be one of float16, bfloat16, float32"):
+        exported(run, tmp_path / "made", dtype="int8")
     newer = shutil.copytree(run, tmp_path / "newer")
     index = newer / "model_index.json"
     index.write_text(index.read_text().replace("MaskGuidedDDPMPipeline", "MaskGuidedVideoPipeline"))
     with pytest.raises(ValueError, match="holds a MaskGuidedVideoPipeline, which this package does not have"):
-        export_model(newer, tmp_path / "made")
+        exported(newer, tmp_path / "made")

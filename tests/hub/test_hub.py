@@ -25,7 +25,7 @@ from semseg_diffusers import LabelSet, MaskGuidedImg2ImgPipeline, MaskGuidedInpa
 from semseg_diffusers.data import dataset_format
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.generation.generate import GenerationSettings, generate_dataset
-from semseg_diffusers.hub import card_results, cards
+from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.reports.evaluation_text import results_commands
@@ -108,6 +108,7 @@ class Client:
     def close(self) -> None:
         self._process.stdin.close()
         self._process.wait(timeout=60)
+        self._process.stdout.close()
         self._log.close()
 
 
@@ -263,7 +264,7 @@ def test_variants_go_along_and_are_downloaded_where_asked_for(hub, client, run):
     assert client.run(VARIANT, "alice/variants", "raw").value == [weights_hash(raw), both]
     assert client.run(VARIANT, "alice/variants").value == [weights_hash(weights), both]
     refused = client.run(VARIANT, "alice/variants", "ema_0_9")
-    assert refused.error == "ValueError: 'alice/variants' holds no weights `ema_0_9`; its card says which it holds."
+    assert refused.error == "ValueError: 'alice/variants' holds no weights `ema_0_9`; its card lists those it holds."
     count = f"{sum(value.numel() for value in weights.values()):,} parameters"
     assert count in card_of(hub.model("alice/variants"))
     (run / "unet" / "diffusion_pytorch_model.raw.safetensors").unlink()
@@ -290,8 +291,8 @@ def test_the_card_names_repository_data_licence_use_and_limits(hub, client, push
     assert "6 pairs of `toy16` (split `train`) at 16 x 16 pixels.\nDrawn toy scenes: no licence of others." in card
     assert "| 0 | road | 128, 64, 128 |" in card
     assert "## Intended use and limits" in card
-    assert "![mask, samples, photo](previews/step-0000004.png)" in card
-    assert "photos of its data (licence: apache-2.0)" in card
+    assert "![mask, samples, image](previews/step-0000004.png)" in card
+    assert "images of its data (licence: apache-2.0)" in card
     assert "None measured by the training run" in card
     assert "{{" not in card
     assert (
@@ -325,7 +326,7 @@ def test_what_a_user_writes_into_the_card_stays_here_and_on_the_hub(hub, client,
     assert cards.metadata(card_of(repo))["license"] == "mit"
     assert "Trained for our street." in card_of(repo)
     assert (run / "README.md").read_text() == card_of(repo)
-    assert "said other things; they stay in its history" in answer.err
+    assert "had other text; it stays in its history" in answer.err
 
 
 def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, client, run, results_file):
@@ -361,13 +362,9 @@ def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, c
 
 def test_the_commands_on_the_card_are_ones_that_the_command_line_takes(results_file, monkeypatch):
     monkeypatch.setattr("sys.stderr", sys.__stderr__)
-    results = card_results.read_results(results_file)
-    for line in results_commands(results, "alice/scored"):
-        words = line.split()[1:]
-        module = __import__(cli.COMMANDS[words[0]][0], fromlist=["add_arguments"])
-        parser = cli.argparse.ArgumentParser(exit_on_error=False)
-        module.add_arguments(parser)
-        assert parser.parse_args(words[1:]).seed == 0
+    for line in results_commands(cards.read_results(results_file), "alice/scored"):
+        command, *words = line.split()[1:]
+        assert int(cli.command_parser(command).parse_args(words).seed) == 0
 
 
 def test_results_of_other_weights_or_no_results_are_refused(client, run, results_file, tmp_path):
@@ -375,10 +372,10 @@ def test_results_of_other_weights_or_no_results_are_refused(client, run, results
     results["generation"]["revision"] = "sha256:0123456789abcdef"
     results_file.write_text(json.dumps(results))
     push = ("push", "--model", run, "--repo_id", "alice/scored", "--results")
-    assert re.search(r"of other weights \(sha256:0123456789abcdef\) than", client.refused(*push, results_file))
+    assert re.search(r"for other weights \(sha256:0123456789abcdef\) than", client.refused(*push, results_file))
     results["generation"] |= {"revision": "4be1cdaeb204077e87d04438c0e4457972f7a3b9", "variant": "raw"}
     results_file.write_text(json.dumps(results))
-    assert "is of the weights `raw`; " in client.refused(*push, results_file)
+    assert "is for the weights `raw`; " in client.refused(*push, results_file)
     results_file.write_text('{"agreement": {}, "settings": {}}')
     assert "agreement.shuffled, agreement.generated, agreement.real is missing" in client.refused(*push, results_file)
     assert "is not valid JSON" in client.refused(*push, run / "README.md")
@@ -400,7 +397,7 @@ def test_a_folder_that_was_only_saved_gets_a_card_with_what_it_knows(hub, client
     parameters = sum(weight.numel() for weight in pipeline.unet.parameters())
     assert f"| network | MaskGuidedUNet2DModel, {parameters:,} parameters |" in card_of(repo)
     assert "| prediction, schedule | epsilon, linear, 1000 timesteps |" in card_of(repo)
-    assert "is not recorded beside these weights: say it here" in card_of(repo)
+    assert "The training data is not recorded beside these weights: say it here" in card_of(repo)
     assert "names no licence" in answer.err
 
 
@@ -448,6 +445,16 @@ def test_a_second_push_sends_only_what_changed_and_takes_away_what_is_gone(hub, 
     }
 
 
+def test_code_that_a_folder_does_not_hold_is_added_by_the_push(hub, client, run, pushed):
+    for path in [*run.rglob("*.py")]:
+        path.unlink()
+    client.command("push", "--model", run, "--repo_id", "alice/codeless")
+    code = {name: blob.data for name, blob in hub.model("alice/streets").files().items() if name.endswith(".py")}
+    assert len(code) == 6
+    files = hub.model("alice/codeless").files()
+    assert {name: files[name].data for name in code} == code
+
+
 # Loading by repository id, each way in a process of its own
 
 
@@ -492,6 +499,14 @@ def test_diffusers_class_loads_with_the_package_imported_and_without_trust_or_to
 ):
     environment = hub.environment(tmp_path / "home", token=None)
     clean_process(DIFFUSERS_CLASS + DRAW, "alice/streets", tmp_path / "images", environment=environment)
+    assert torch.equal(torch.load(tmp_path / "images"), draw(pipeline))
+
+
+@pytest.mark.parametrize("load", [OUR_CLASS, DIFFUSERS_CLASS], ids=["our_class", "diffusers_class"])
+def test_a_repository_without_code_loads_with_the_package(load, hub, pipeline, pushed, tmp_path, clean_process):
+    files = {name: blob.data for name, blob in hub.model("alice/streets").files().items() if not name.endswith(".py")}
+    hub.add_repo("alice/bare", files)
+    clean_process(load + DRAW, "alice/bare", tmp_path / "images", environment=hub.environment(tmp_path / "home"))
     assert torch.equal(torch.load(tmp_path / "images"), draw(pipeline))
 
 
@@ -639,7 +654,7 @@ def test_the_card_of_a_data_set_says_licence_classes_counts_and_how_it_was_made(
     made = hub.dataset("lab/made")
     assert made.private
     card = made.files("first")["README.md"].data.decode()
-    for text in ("Synthetic street photos", "guidance 2 from 0 to 1", "seed 0", "It is not known here: fill it in."):
+    for text in ("Synthetic street images", "guidance 2 from 0 to 1", "seed 0", "It is not known here: fill it in."):
         assert text in card
     assert "synthetic" in cards.metadata(card)["tags"]
     assert "README.md" not in made.files("main")
@@ -720,7 +735,7 @@ def test_a_token_that_will_not_do_is_refused_before_the_work(hub, client, saved_
 def test_a_repository_of_somebody_else_is_refused(hub, client):
     hub.add_repo("carol/empty")
     answer = client.run(PREPARE.format("'carol/empty', default_name='run'"))
-    assert "'carol/empty' is not of alice or lab, whom the token is of" in answer.error
+    assert "'carol/empty' is another user's; the token is for alice or lab" in answer.error
 
 
 def test_a_repository_is_made_with_the_default_name_and_found_again(hub, client):
@@ -735,7 +750,7 @@ def test_a_repository_is_made_with_the_default_name_and_found_again(hub, client)
 def test_a_public_repository_does_not_take_what_was_meant_to_be_private(hub, client, saved_run):
     hub.add_repo("alice/public")
     error = client.refused("push", "--model", saved_run, "--repo_id", "alice/public", "--private")
-    assert "--private: 'alice/public' is there and public" in error
+    assert "--private: 'alice/public' exists and is public" in error
 
 
 @pytest.mark.parametrize(
@@ -784,7 +799,7 @@ def test_a_model_is_not_taken_for_a_data_set_nor_the_other_way_round(hub, client
         "'alice/d' is a dataset on the Hub; expected a model" in client.run(LOAD_MODEL.format(None), "alice/d").error
     )
     hub.add_repo("alice/sd", {"model_index.json": b'{"_class_name": "StableDiffusionPipeline"}'})
-    assert "holds a StableDiffusionPipeline; wanted" in client.run(LOAD_MODEL.format(None), "alice/sd").error
+    assert "holds a StableDiffusionPipeline; expected" in client.run(LOAD_MODEL.format(None), "alice/sd").error
     answer = client.run(LOAD_MODEL.format(None), tmp_path / "nowhere")
     assert "there is no folder" in answer.error
     error = client.refused("push", "--dataset", saved_run, "--repo_id", "alice/d")
@@ -846,6 +861,7 @@ def _change_weights(run: Path) -> None:
     save_file(weights, path, metadata={"format": "pt"})
 
 
+@pytest.mark.filterwarnings("ignore:The `local_dir_use_symlinks`:UserWarning")  # diffusers passes it
 def test_without_a_network_the_error_says_why():
     with pytest.raises(HubError, match="loading the model 'alice/none': .*HF_HUB_OFFLINE is set"):
         load_pipeline("alice/none")  # the processes of the tests themselves are offline
