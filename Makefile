@@ -15,7 +15,7 @@ TEST := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 HF_DATAS
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo app test test-all lint docs notebooks bench clean
+.PHONY: help demo app test test-all lint docs notebooks bench card clean
 
 help:
 	@echo "make demo      first images within a minute; then a dataset, fine-tuning, images from unseen masks, an"
@@ -27,6 +27,7 @@ help:
 	@echo "make docs      the docs as pages, into site/; with ARGS=serve to read them while writing"
 	@echo "make notebooks run the notebooks and write them with their outputs"
 	@echo "make bench     what is in benchmarks/, its studies aside"
+	@echo "make card      model_card.md from the card of checkpoints/camvid128"
 	@echo "make clean     remove caches and build results; .venv and your runs stay"
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -50,7 +51,8 @@ test: $(INSTALLED)
 	$(TEST) -m "not slow and not gpu" $(ARGS)
 
 test-all: lint
-	$(TEST) -m "slow and not gpu" $(ARGS)
+	$(TEST) -m "slow and not gpu" --cov --cov-report= $(ARGS)
+	@echo "lines of the package that the slow tests run: $$($(BIN)/python -m coverage report --format=total) %"
 
 # Paths that codespell checks against the words to avoid as well; the others are still to be rewritten.
 PLAIN := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md .github docs/*.md docs/tutorials docs/how_to \
@@ -77,6 +79,9 @@ notebooks: $(INSTALLED)
 bench: $(INSTALLED)
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "error: there is nothing in benchmarks/ yet." >&2; exit 1; }
 	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
+
+card:
+	sed -E 's#\]\((samples|results)#](checkpoints/camvid128/\1#' checkpoints/camvid128/README.md > model_card.md
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -238,7 +238,7 @@ def test_pipelines_that_edit_stay_what_they_are(tmp_path):
 def test_what_stands_there_is_left_alone_unless_this_command_made_it(run, shipped, tmp_path, capsys):
     there = shutil.copytree(shipped, tmp_path / "there")
     words = ("--model", run, "--output", there)
-    assert "is not empty. Name another folder, or replace it with --overwrite" in refused(capsys, *words)
+    assert "is not empty. Choose another folder, or use --overwrite" in refused(capsys, *words)
     assert cli.main(["export", *map(str, words), "--overwrite", "--dtype", "bfloat16"]) == 0
     assert "weights in bfloat16" in capsys.readouterr().out
     assert load_file(there / WEIGHTS).popitem()[1].dtype == torch.bfloat16

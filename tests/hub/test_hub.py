@@ -720,7 +720,7 @@ LOAD_PAIRS = "from semseg_diffusers.data.dataset import load_pairs\nload_pairs(*
         ("", "LocalTokenNotFoundError", "no token of the Hub is set. Log in with `hf auth login`, or set HF_TOKEN"),
         ("hf_wrong", "HfHubHTTPError", "the Hub refuses your token .*HF_TOKEN.* is invalid"),
         ("hf_reader", None, "the token of 'alice' may only read"),
-        ("hf_bob", "HfHubHTTPError", "not allowed to do this .*rights.*Use one with write access to 'alice'"),
+        ("hf_bob", "HfHubHTTPError", "your token is not allowed .*rights.*Use one with write access to 'alice'"),
     ],
 )
 def test_a_token_that_will_not_do_is_refused_before_the_work(hub, client, saved_run, token, cause, message):
@@ -775,7 +775,7 @@ def test_a_repository_with_something_else_in_it_is_not_written_over(hub, client,
 @pytest.mark.parametrize(
     ("repo_id", "revision", "token", "cause", "message"),
     [
-        ("alice/none", None, "hf_alice", "RepositoryNotFoundError", "the Hub has no (model|data set) 'alice/none'"),
+        ("alice/none", None, "hf_alice", "RepositoryNotFoundError", "the Hub has no (model|dataset) 'alice/none'"),
         ("alice/none", None, "", "RepositoryNotFoundError", "the Hub has no .*For a private one: Log in with"),
         ("alice/both", "gone", "hf_alice", "RevisionNotFoundError", "'alice/both' has no branch.*'gone'"),
         ("alice/both", None, "hf_wrong", "HfHubHTTPError", "the Hub refuses your token"),
@@ -785,7 +785,7 @@ def test_what_cannot_be_loaded_is_named_with_the_reason(hub, client, load, repo_
     hub.add_repo("alice/both", {"model_index.json": b'{"_class_name": "MaskGuidedDDPMPipeline"}'})
     hub.add_repo("alice/both", {"labels.json": b"{}"}, kind="dataset")
     answer = client.run(load.format(revision), repo_id, token=token)
-    assert re.match(f"HubError: loading the (model|data set) '{repo_id}': .*{message}", answer.error)
+    assert re.match(f"HubError: loading the (model|dataset) '{repo_id}': .*{message}", answer.error)
     assert cause in answer.causes
     assert "OSError" in answer.causes
 
