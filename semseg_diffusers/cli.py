@@ -90,8 +90,16 @@ COMMANDS = {
         "semseg_diffusers.evaluation.study.study",
         "measure whether synthetic images improve a segmentation network",
     ),
-    "merge": ("semseg_diffusers.growth.merge", "merge generated images into the dataset they were made for"),
-    "grow": ("semseg_diffusers.growth.grow", "run every stage from a dataset to a better segmentation network"),
+    "merge": Command(
+        "semseg_diffusers.growth.settings:MergeSettings",
+        "semseg_diffusers.growth.merge:run",
+        "merge generated images into the dataset they were made for",
+    ),
+    "grow": Command(
+        "semseg_diffusers.growth.settings:GrowSettings",
+        "semseg_diffusers.growth.grow:run",
+        "run every stage from a dataset to a better segmentation network",
+    ),
     "convert": ("semseg_diffusers.converters.convert", "convert a published checkpoint into a pipeline folder"),
     "export": Command(
         "semseg_diffusers.hub.settings:ExportSettings",

@@ -1,1 +1,1 @@
-"""The whole way from a data set to a better segmentation network, and back into the data set."""
+"""Grow a dataset: all stages from masks to a better segmentation network."""

@@ -1,14 +1,5 @@
-"""Put generated images into the data set that they were made for: its training split, with them in it.
+"""Add generated images to the dataset that they were made for: the command `merge`."""
 
-  semseg-diffusers merge --dataset data/camvid128 --generated filtered --output data/grown128
-
-Splits, columns and classes stay those of the data set; a column `synthetic` says of each pair whether it was drawn.
-Drawn pairs are called `synthetic_NAME`. `synthetic.jsonl` keeps all that the generated folder says of each (model,
-revision, seed, scheduler, ...), `prepare.json` says how many there are, of which model, under which licence. The
-folder loads, trains and is pushed as any prepared one: semseg-diffusers push --dataset data/grown128 --repo_id NAME
-"""
-
-import argparse
 import json
 import shutil
 import sys
@@ -16,7 +7,6 @@ from pathlib import Path
 
 from semseg_diffusers.data.dataset import (
     PairDataset,
-    add_column_arguments,
     column_options,
     load_pairs,
     read_record,
@@ -36,6 +26,7 @@ from semseg_diffusers.data.dataset_format import (
 )
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.output_folder import read_metadata
+from semseg_diffusers.growth.settings import MergeSettings
 from semseg_diffusers.hub.cards import metadata
 from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.mask_inputs import open_image
@@ -43,59 +34,52 @@ from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 
-PREFIX = "synthetic_"  # of the names of drawn pairs
+PREFIX = "synthetic_"  # of the names of generated pairs
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dataset", required=True, metavar="DIR|ID", help="prepared folder, or a data set on the Hub")
-    add_column_arguments(parser)
-    parser.add_argument("--generated", required=True, metavar="DIR", help="what `generate` or `filter` made")
-    parser.add_argument("--output", required=True, metavar="DIR", help="folder to make")
-    parser.add_argument("--split", default="train", help="the one that grows (default %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a prepared data set that stands there")
-
-
-def run(args: argparse.Namespace) -> None:
-    counts = merge(args.dataset, args.generated, args.output, args.split, args.overwrite, **column_options(args))
-    grown = ", ".join(f"{split} {count}" for split, count in counts.items() if split != "synthetic")
-    sys.stdout.write(f"{args.output}: {grown}; {counts['synthetic']} of them synthetic\n")
+def run(settings: MergeSettings) -> None:
+    """Merge, and print the number of pairs of each split."""
+    columns = column_options(settings)
+    counts = merge(
+        settings.dataset, settings.generated, settings.output, settings.split, settings.overwrite, **columns
+    )
+    splits = ", ".join(f"{split} {count}" for split, count in counts.items() if split != "synthetic")
+    sys.stdout.write(f"{settings.output}: {splits}; {counts['synthetic']} of them synthetic\n")
 
 
 def merge(
     dataset: str, generated: str, output: str, split: str = "train", overwrite: bool = False, **columns
 ) -> dict[str, int]:
-    """Write a prepared folder with the pairs of a data set and generated ones.
+    """Write a prepared folder with the pairs of a dataset and generated ones.
 
     Args:
         dataset: prepared folder or Hub id.
-        generated: folder that `generate` or `filter` made, with the classes and the size of the data set.
-        output: folder to make.
+        generated: folder written by `generate` or `filter`, with the classes and the image size of the dataset.
+        output: folder to create.
         split: the split that the generated pairs join.
-        overwrite: replace a prepared data set that stands there.
+        overwrite: replace a prepared dataset at `output`.
         **columns: options of `load_pairs`.
 
     Returns:
-        pairs of each split, and of them `synthetic`.
+        number of pairs of each split, and of the `synthetic` ones.
 
     Raises:
-        ValueError: the generated folder is none, one of its files is damaged, or its classes or its size differ from
-            the data set's; or the data set was grown already, or holds pairs of the names that drawn ones get.
+        ValueError: the generated folder is not one, one of its files is damaged, or its classes or image size differ
+            from those of the dataset; or the dataset was grown already, or has pairs with the names of generated ones.
     """
-    source = record_of_photos(dataset)
+    source = read_real_record(dataset)
     splits = {name: load_pairs(dataset, name, **columns) for name in split_names(dataset)}
     if split not in splits:
         raise ValueError(f"--split {split}: '{dataset}' has {', '.join(splits)}.")
     real = splits[split]
-    labels, drawn, record = read_generated(Path(generated))
-    check_fits(real, labels, drawn, generated)
-    taken = sorted({drawn_name(row) for row in drawn} & set(real.stems))
+    labels, synthetic_rows, record = read_generated(Path(generated))
+    check_fits(real, labels, synthetic_rows, generated)
+    taken = sorted({synthetic_name(row) for row in synthetic_rows} & set(real.stems))
     if taken:
-        raise ValueError(
-            f"{real.name} holds a pair '{taken[0]}' already, which a drawn pair is to be called. Rename it."
-        )
+        raise ValueError(f"{real.name} holds a pair '{taken[0]}' already, the name of a generated pair. Rename it.")
     rows: dict[str, list[dict]] = {}
-    total = sum(map(len, splits.values())) + len(drawn)
+    total = sum(map(len, splits.values())) + len(synthetic_rows)
     with new_dataset(output, overwrite) as folder, progress_bar(total=total, desc="merging", unit="pair") as bar:
         for name, pairs in splits.items():
             make_split(folder, name)
@@ -104,43 +88,43 @@ def merge(
                 rows[name].append(copy_real(folder / name, pairs, index))
                 bar.update()
         notes = []
-        for row in drawn:
-            copied = copy_drawn(folder / split, Path(generated), row, labels)
+        for row in synthetic_rows:
+            copied = copy_synthetic(folder / split, Path(generated), row, labels)
             shared = {column: row.get(column) for column in real.attributes}
             rows[split].append({**copied, **shared, "synthetic": True})
             notes.append({**row, **copied, "split": split})
             bar.update()
         write_text(folder / SYNTHETIC_FILE, "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in notes))
-        synthetic = {"count": len(drawn), "split": split, **provenance(record, source.get("format"))}
+        synthetic = {"count": len(synthetic_rows), "split": split, **provenance(record, source.get("format"))}
         finish_dataset(folder, rows, real.labels, {**source, "source": dataset, "synthetic": synthetic})
-    return {**{name: len(lines) for name, lines in rows.items()}, "synthetic": len(drawn)}
+    return {**{name: len(lines) for name, lines in rows.items()}, "synthetic": len(synthetic_rows)}
 
 
-def record_of_photos(dataset: str) -> dict:
-    """What `prepare` wrote down of a data set that holds no drawn pairs.
+def read_real_record(dataset: str) -> dict:
+    """Return the record that `prepare` wrote of a dataset without generated pairs.
 
     Raises:
-        ValueError: it was grown already: drawn pairs would pass for photos, and what is known of them would be lost.
+        ValueError: it was grown already: its generated pairs would count as real, and their metadata would be lost.
     """
     record = read_record(dataset)
     if "synthetic" in record:
         raise ValueError(
-            f"--dataset '{dataset}' holds {record['synthetic']['count']} synthetic pairs already, which would pass "
-            "for photos. Take the data set that it was grown from, with all images in one generated folder."
+            f"--dataset '{dataset}' holds {record['synthetic']['count']} synthetic pairs already, which would "
+            "count as real. Use the dataset that it was grown from, with all images in one generated folder."
         )
     return record
 
 
 def read_generated(folder: Path) -> tuple[LabelSet, list[dict], dict]:
-    """The classes, the rows and the settings of a folder that `generate` or `filter` made.
+    """Return the classes, metadata rows and record of a folder written by `generate` or `filter`.
 
     Raises:
-        ValueError: it is none, holds no images, or lacks files of its metadata.
+        ValueError: it is not one, holds no images, or lacks files that its metadata name.
     """
     for name in (GENERATION_FILE, METADATA_FILE, LABELS_FILE):
         if not (folder / name).is_file():
             raise ValueError(
-                f"--generated '{folder}' holds no {name}; wanted a folder that `generate` or `filter` made."
+                f"--generated '{folder}' holds no {name}; expected a folder written by `generate` or `filter`."
             )
     rows = read_metadata(folder)
     if not rows:
@@ -153,8 +137,8 @@ def read_generated(folder: Path) -> tuple[LabelSet, list[dict], dict]:
     return LabelSet.from_json(folder / LABELS_FILE), rows, record
 
 
-def check_fits(real: PairDataset, labels: LabelSet, drawn: list[dict], generated: str) -> None:
-    """Refuse generated images of other classes than the real ones, or of another size where those have one.
+def check_fits(real: PairDataset, labels: LabelSet, synthetic_rows: list[dict], generated: str) -> None:
+    """Refuse generated images whose classes or size differ from those of the real images.
 
     Raises:
         ValueError: naming what differs.
@@ -163,20 +147,20 @@ def check_fits(real: PairDataset, labels: LabelSet, drawn: list[dict], generated
         other = sorted({*labels.names} ^ {*real.labels.names}) or ["their order"]
         raise ValueError(
             f"--generated '{generated}' has other classes than {real.name} ({', '.join(other[:5])} differ). Generate "
-            "with a model of this data set, or bring the data set to the model's classes: prepare --map_to."
+            "with a model of this dataset, or map the dataset to the model's classes: prepare --map_to."
         )
     if len(set(real.sizes)) == 1:
-        with open_image(Path(generated) / drawn[0]["image_file_name"], "image") as image:
+        with open_image(Path(generated) / synthetic_rows[0]["image_file_name"], "image") as image:
             width, height = image.size
         if (height, width) != real.sizes[0]:
             raise ValueError(
-                f"--generated '{generated}' has images of {height} x {width}, {real.name} photos of "
+                f"--generated '{generated}' has images of {height} x {width}, {real.name} images of "
                 f"{real.sizes[0][0]} x {real.sizes[0][1]} (height x width). Generate with --height and --width."
             )
 
 
 def copy_real(folder: Path, pairs: PairDataset, index: int) -> dict:
-    """Write a pair of the data set into a split's folder, a PNG photo byte for byte; its row."""
+    """Write a real pair into the folder of a split, PNG images byte for byte, and return its row."""
     stem, ids, file = pairs.stems[index], pairs.mask(index), pairs.photo_file(index)
     attributes = {name: values[index] for name, values in pairs.attributes.items()}
     row = pair_row(stem)
@@ -190,34 +174,34 @@ def copy_real(folder: Path, pairs: PairDataset, index: int) -> dict:
     return {**row, **attributes, "synthetic": False}
 
 
-def drawn_name(row: dict) -> str:
-    """What a generated pair is called in the data set."""
+def synthetic_name(row: dict) -> str:
+    """Return the name of a generated pair in the dataset."""
     return PREFIX + Path(row["image_file_name"]).stem
 
 
-def copy_drawn(folder: Path, generated: Path, row: dict, labels: LabelSet) -> dict:
-    """Copy a generated pair into a split's folder under its new name; its row.
+def copy_synthetic(folder: Path, generated: Path, row: dict, labels: LabelSet) -> dict:
+    """Copy a generated pair into the folder of a split under its new name, and return its row.
 
     Raises:
-        ValueError: image or mask cannot be read, they differ in size, or the mask holds what is no class.
+        ValueError: image or mask cannot be read, they differ in size, or the mask holds unknown ids.
     """
     image, mask = generated / row["image_file_name"], generated / row["mask_file_name"]
-    size = open_image(image, "image").size  # whole
-    height, width = labels.encode(mask).shape  # whole, and of these classes
+    size = open_image(image, "image").size  # reads all of it
+    height, width = labels.encode(mask).shape  # as above, and checks the ids
     if size != (width, height):
         raise ValueError(f"image '{image}' is {size[1]} x {size[0]}, its mask {height} x {width} (height x width).")
-    copied = pair_row(drawn_name(row))
+    copied = pair_row(synthetic_name(row))
     shutil.copyfile(image, folder / copied["image_file_name"])
     shutil.copyfile(mask, folder / copied["mask_file_name"])
     return copied
 
 
 def provenance(record: dict, source_format: str | None) -> dict:
-    """Model and licence of generated images, from the settings they were made with.
+    """Return model and licence of generated images.
 
     Args:
-        record: what `generation.json` holds.
-        source_format: what the data set was prepared from; its licence is taken where the model's card knows none.
+        record: content of `generation.json`.
+        source_format: format that the dataset was prepared from; its licence is used if the model card names none.
     """
     model = str(record.get("model"))
     card = Path(model) / CARD

@@ -1,164 +1,140 @@
-"""Which commands grow a data set, with which options: from the few settings of `grow` to a stage for each."""
+"""Options of `grow` and `merge`. Imports nothing heavy, so that `--help` is instant."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from semseg_diffusers.data.dataset import PairDataset
-from semseg_diffusers.growth.stages import STAGES, Stage
-from semseg_diffusers.masks.editing.placement import check_placeable
-from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
-from semseg_diffusers.masks.editing.street import Street
-from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
-from semseg_diffusers.masks.statistics.underrepresented import underrepresented_classes
+from semseg_diffusers.data.options import ColumnOptions
+from semseg_diffusers.utils.settings import Settings, option
 
 
-FACTOR = 4.0  # times its share of the pixels that a weak class is wished to have in the new masks
-MOST_WISHED = 0.25  # of all pixels, by all wishes together; `enrich` refuses twice as much
-MOST_LEARNED = 200  # masks that tell which classes can be placed
-FILTER_SEED = 1000  # beside the seed: the filter's network is no network of the study
+# Stage -> the command that it runs, in their order.
+STAGES = {
+    "statistics": "stats",
+    "train": "train",
+    "enrich": "enrich",
+    "generate": "generate",
+    "segmenter": "segmenter",
+    "filter": "filter",
+    "study": "study",
+    "merge": "merge",
+}
 
 
-@dataclasses.dataclass(frozen=True)
-class GrowSettings:
-    """What a user says; all else is the default of each command, or a change of it.
+@dataclass(frozen=True, kw_only=True)
+class GrowSettings(ColumnOptions, Settings):
+    """Take a dataset to a better segmentation network in one command.
 
-    Raises:
-        ValueError: numbers out of range, or changes of what `grow` decides itself.
+    It finds what the masks lack, makes new masks with more of it, generates images of them, filters them, studies what
+    they bring, and adds them to the dataset.
+
+      semseg-diffusers grow --dataset data/camvid128 --model runs/camvid128 --output grown
+      semseg-diffusers grow --dataset data/camvid128 --output grown --set train.max_train_steps=6000 study.jobs=2
+
+    Without --model, a diffusion model is trained first. Each stage is a command of this package with a folder of its
+    own (`statistics`, `train`, `enrich`, `generate`, `segmenter`, `filter`, `study`, `merge`). It is printed before it
+    runs, so that it can be inspected, or run by hand with other options. The same command resumes an interrupted one.
+    `index.html` shows the results of all stages; `grow.json` lists those that are done.
     """
 
-    dataset: str  # prepared folder or Hub id
-    output: Path
-    model: str | None = None  # diffusion model, folder or Hub id; None trains one first
-    masks: str | None = None  # folder of new masks; None makes them from those of the data set
-    filter_segmenter: str | None = None  # network that filters; None trains one first
-    num_masks: int | None = None  # None: as many as there are training photos
-    num_images_per_mask: int = 2
-    wish: tuple[str, ...] = ()  # CLASS=TIMES; empty: the weak classes that can be placed
-    amounts: tuple[float, ...] = (1.0,)  # of synthetic images in the study, as multiples of the photos
-    seeds: tuple[int, ...] = (0, 1, 2)  # of the study
-    seed: int = 0  # of all else
-    device: str | None = None
-    image_column: str = "image"
-    mask_column: str = "mask"
-    labels: str | None = None
-    changes: Mapping[str, Mapping[str, Sequence[str]]] = dataclasses.field(default_factory=dict)  # by stage
+    dataset: str = option(metavar="DIR|ID", help="prepared folder, or a dataset on the Hub")
+    output: Path = option(metavar="DIR", help="folder to create, or to continue")
+    model: str | None = option(None, metavar="DIR|ID", help="diffusion model (default: one is trained first)")
+    masks: str | None = option(None, metavar="DIR", help="masks to generate from (default: new ones are made)")
+    filter_segmenter: str | None = option(
+        None, metavar="DIR|ID", help="network that filters (default: one is trained first)"
+    )
+    num_masks: int | None = option(
+        None, at_least=1, help="new masks (default: as many as there are training images)"
+    )  # fmt: skip
+    num_images_per_mask: int = option(2, at_least=1, metavar="N", help="images generated of each mask")
+    target: tuple[str, ...] = option(
+        (), metavar="CLASS=FACTOR", old_names=("wish",),
+        help="what the new masks have more of (default: four times each underrepresented class that can be placed)",
+    )  # fmt: skip
+    amounts: tuple[float, ...] = option(
+        (1.0,), help="synthetic images in the study, as multiples of the real ones"
+    )  # fmt: skip
+    seeds: tuple[int, ...] = option((0, 1, 2), help="seeds of the study")
+    seed: int = option(0, at_least=0, help="seed of all other stages")
+    device: str | None = option(None, help="default: GPU if any")
+    set: tuple[str, ...] = option(
+        (), metavar="STAGE.OPTION=VALUE",
+        help="any other option of a stage's command; several values are separated by commas, a switch is true",
+    )  # fmt: skip
+    until: str | None = option(None, choices=tuple(STAGES), help="last stage to run now (default: all)")
+    config_file: str | None = option(
+        None, metavar="FILE", help="accelerate's, to train and generate in several processes"
+    )
+    dry_run: bool = option(False, help="print the commands only")
 
     def __post_init__(self):
-        for name in ("num_masks", "num_images_per_mask"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be 1 or more; got {value}.")
-        if self.seed < 0:
-            raise ValueError(f"--seed must be 0 or more; got {self.seed}.")
-        if self.masks is not None and (self.wish or self.num_masks is not None):
-            raise ValueError("--wish and --num_masks are of masks that are to be made, and --masks gives them.")
+        super().__post_init__()
+        if self.masks is not None and (self.target or self.num_masks is not None):
+            raise ValueError("--target and --num_masks are for new masks; with --masks none are made. Omit them.")
         for stage, given in self._given.items():
             if given is not None and stage in self.changes:
                 raise ValueError(
-                    f"--set {stage}.{next(iter(self.changes[stage]))}: '{given}' was given, so no such stage."
+                    f"--set {stage}.{next(iter(self.changes[stage]))}: there is no such stage, as '{given}' was given."
                 )
+        if self.until is not None and self.until not in self.stages:
+            raise ValueError(f"--until {self.until}: there is no such stage, as its result was given.")
+
+    @cached_property
+    def changes(self) -> dict[str, dict[str, list[str]]]:
+        """Options of stages given by --set: stage -> name -> values."""
+        return read_changes(self.set)
 
     @property
     def stages(self) -> list[str]:
-        """The stages that there is something to do in."""
+        """Names of the stages to run: those whose results were not given."""
         return [name for name in STAGES if self._given.get(name) is None]
 
     @property
     def _given(self) -> dict[str, str | None]:
-        """What a user may bring along, by the stage that would make it."""
         return {"train": self.model, "enrich": self.masks, "segmenter": self.filter_segmenter}
 
 
-def make_stage(settings: GrowSettings, name: str, wish: Sequence[str], num_masks: int) -> Stage:
-    """One stage with all its options.
+@dataclass(frozen=True, kw_only=True)
+class MergeSettings(ColumnOptions, Settings):
+    """Add generated images to the dataset that they were made for.
 
-    Args:
-        settings: of the whole.
-        name: one of `settings.stages`.
-        wish: what the new masks are to have more of, CLASS=TIMES.
-        num_masks: how many new masks.
+      semseg-diffusers merge --dataset data/camvid128 --generated filtered --output data/grown128
+
+    Splits, columns and classes stay those of the dataset; a column `synthetic` marks generated pairs, which are named
+    `synthetic_NAME`. `synthetic.jsonl` keeps all metadata of the generated folder (model, revision, seed, scheduler,
+    ...); `prepare.json` their number, model and licence. The new folder loads, trains and is pushed as any prepared
+    one: semseg-diffusers push --dataset data/grown128 --repo_id NAME
+    """
+
+    dataset: str = option(metavar="DIR|ID", help="prepared folder, or a dataset on the Hub")
+    generated: str = option(metavar="DIR", help="folder written by `generate` or `filter`")
+    output: str = option(metavar="DIR", help="folder to create")
+    split: str = option("train", help="split that the generated pairs join")
+    overwrite: bool = option(False, help="replace a prepared dataset at --output")
+
+
+def read_changes(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    """Parse options of stages such as "train.max_train_steps=2000" or "study.seeds=0,1,2".
+
+    Returns:
+        stage -> name -> values; none for "true", which is a switch.
 
     Raises:
-        ValueError: a change is of an option that `grow` sets itself.
+        ValueError: another form, or an unknown stage.
+
+    Example:
+        >>> read_changes(["study.seeds=0,1", "generate.skip_errors=true"])
+        {'study': {'seeds': ['0', '1']}, 'generate': {'skip_errors': []}}
     """
-    folders = {stage: settings.output / stage for stage in STAGES}
-    model = settings.model or str(folders["train"])
-    seed = {"seed": [str(settings.seed)]}
-    device = {} if settings.device is None else {"device": [settings.device]}
-    columns = {"image_column": [settings.image_column], "mask_column": [settings.mask_column]}
-    if settings.labels is not None:
-        columns["labels"] = [settings.labels]
-    if settings.image_column == "image" and settings.mask_column == "mask":
-        columns = {name: value for name, value in columns.items() if name == "labels"}
-    own: dict[str, dict[str, list[str]]] = {
-        "statistics": columns,
-        "train": {**columns, **seed, **device, "resume_from_checkpoint": ["latest"]},
-        "enrich": {**seed, "num_masks": [str(num_masks)], "wish": list(wish)},
-        "generate": {
-            "model": [model],
-            "masks": [settings.masks or str(folders["enrich"] / "masks")],
-            "num_images_per_mask": [str(settings.num_images_per_mask)],
-            **seed,
-            **device,
-        },
-        # what chooses images must not have been chosen by the photos that the study scores on
-        "segmenter": {**columns, **device, "seed": [str(settings.seed + FILTER_SEED)], "validation_split": ["none"]},
-        "filter": {
-            **columns,
-            "generated": [str(folders["generate"])],
-            "segmenter": [settings.filter_segmenter or str(folders["segmenter"])],
-            **seed,
-            **device,
-        },
-        "study": {
-            **columns,
-            "generated": [str(folders["generate"])],
-            "filtered": [str(folders["filter"])],
-            "amounts": [f"{amount:g}" for amount in settings.amounts],
-            "seeds": [str(number) for number in settings.seeds],
-            **device,
-        },
-        "merge": {**columns, "generated": [str(folders["filter"])]},
-    }
-    output = {"output_dir" if name == "train" else "output": [str(folders[name])]}
-    options = {**({} if name == "generate" else {"dataset": [settings.dataset]}), **own[name], **output}
-    changes = settings.changes.get(name, {})
-    for option in changes:
-        if option in options and option not in ("seed", "device"):
-            raise ValueError(f"--set {name}.{option}: grow sets it itself, to {' '.join(options[option])}.")
-    return Stage(name, folders[name], {**options, **changes})
-
-
-def default_wishes(pairs: PairDataset) -> list[str]:
-    """The weak classes that can be placed in a street, each wished `FACTOR` times, all together not too much.
-
-    Args:
-        pairs: training split.
-
-    Raises:
-        ValueError: no class can be placed.
-    """
-    statistics = collect_statistics(pairs.mask, len(pairs), pairs.labels)
-    share = {row.name: row.pixel_share for row in class_figures(statistics)}
-    step = max(1, len(pairs) / MOST_LEARNED)
-    chosen = [int(k * step) for k in range(min(len(pairs), MOST_LEARNED))]
-    knowledge = fit_scene_prior(((pairs.stems[i], pairs.mask(i)) for i in chosen), Street.of(pairs.labels))
-    weak = [entry.name for entry in underrepresented_classes(statistics)]
-    rarest = sorted((name for name in share if share[name] > 0 and name not in weak), key=share.get)
-    placeable = []
-    for name in [*weak, *rarest]:
-        try:
-            check_placeable(knowledge, pairs.labels.label2id[name])
-        except ValueError:
-            continue
-        placeable.append(name)
-    wanted = [name for name in placeable if name in weak] or placeable[:2]
-    if not wanted:
-        raise ValueError(
-            "no class of the data set can be placed in its masks: their things are too few or too small. Give masks "
-            "with --masks: of your own, or those of the training split for other photos of the same streets."
-        )
-    total = sum(FACTOR * share[name] for name in wanted)
-    times = FACTOR if total <= MOST_WISHED else max(1.1, FACTOR * MOST_WISHED / total)
-    return [f"{name}={times:.3g}" for name in wanted]
+    changes: dict[str, dict[str, list[str]]] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        stage, _, option_name = name.partition(".")
+        if not option_name or not value:
+            raise ValueError(f"--set '{text}': expected STAGE.OPTION=VALUE, such as train.max_train_steps=2000.")
+        if stage not in STAGES:
+            raise ValueError(f"--set '{text}': there is no stage '{stage}'; expected one of {', '.join(STAGES)}.")
+        changes.setdefault(stage, {})[option_name] = [] if value == "true" else value.split(",")
+    return changes

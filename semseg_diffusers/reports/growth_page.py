@@ -1,7 +1,7 @@
 """The page of a grown data set: what each stage found, and the commands that did it, in one self-contained file."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -9,8 +9,6 @@ from PIL import Image
 
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, REASONS
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.growth.settings import GrowSettings
-from semseg_diffusers.growth.stages import Progress, Stage
 from semseg_diffusers.reports.figures import wide_picture
 from semseg_diffusers.reports.html import (
     Section,
@@ -38,29 +36,30 @@ PAGES = {
 SHEET_COLUMNS = 4  # of the contact sheet, as wide as the page shows them
 
 
-def write_growth_page(path: Path, settings: GrowSettings, stages: Sequence[Stage], progress: Progress) -> Path:
-    """Write the page of what is done so far.
+def write_growth_page(
+    path: Path, dataset: str, model: str | None, done: Mapping[str, tuple[Path, str]], remaining: Sequence[str]
+) -> Path:
+    """Write the page of the stages done so far.
 
     Args:
         path: the HTML file.
-        settings: of the whole.
-        stages: all that there are.
-        progress: tells which of them are done.
+        dataset: that was grown.
+        model: diffusion model; None if it was trained for this dataset.
+        done: stage -> (its folder, its command).
+        remaining: names of the other stages.
 
     Returns:
         the path.
     """
-    done = {stage.name: stage.folder for stage in stages if progress.is_done(stage.name)}
-    left = [stage.name for stage in stages if not progress.is_done(stage.name)]
     writers = {
         "study": _study, "statistics": _statistics, "enrich": _enrich, "generate": _generate, "filter": _filter,
         "merge": _merge,
     }  # fmt: skip
-    sections = [write(done[name], settings) for name, write in writers.items() if name in done]
-    sections.append(_commands(stages, progress))
-    lead = f"Grown from {settings.dataset}, with {settings.model or 'a model trained for it'}."
-    if left:
-        lead += f" Still to be done: {', '.join(left)}."
+    sections = [write(done[name][0]) for name, write in writers.items() if name in done]
+    sections.append(section("Commands", commands([command for _, command in done.values()])))
+    lead = f"Grown from {dataset}, with {model or 'a model trained for it'}."
+    if remaining:
+        lead += f" Still to be done: {', '.join(remaining)}."
     write_page(path, page("A data set grown", sections, lead=lead))
     return path
 
@@ -74,7 +73,7 @@ def _own_page(folder: Path, name: str) -> Markup:
     return Markup('<p><a href="{0}/{1}">{0}/{1}</a></p>\n').format(folder.name, PAGES[name])
 
 
-def _study(folder: Path, _settings: GrowSettings) -> Section:
+def _study(folder: Path) -> Section:
     results = _read(folder / "results.json")
     says = bullets(
         Markup("<strong>{}.</strong> {}").format(each["topic"], each["text"]) for each in results["findings"]
@@ -87,7 +86,7 @@ def _study(folder: Path, _settings: GrowSettings) -> Section:
     return section("What it brings", says, table(headers, rows), _own_page(folder, "study"))
 
 
-def _statistics(folder: Path, _settings: GrowSettings) -> Section:
+def _statistics(folder: Path) -> Section:
     record = _read(folder / "stats.json")
     share = {row["name"]: row["pixel_share"] for row in record["classes"]}
     rows = [
@@ -99,7 +98,7 @@ def _statistics(folder: Path, _settings: GrowSettings) -> Section:
     return section("What the masks lack", paragraph(text), content, _own_page(folder, "statistics"))
 
 
-def _enrich(folder: Path, _settings: GrowSettings) -> Section:
+def _enrich(folder: Path) -> Section:
     record = _read(folder / "enrich.json")
     rows = [
         [entry["name"], f"{entry['wished']:g} x", f"{entry['reached']:.2f} x", percent(entry["share_after"])]
@@ -113,7 +112,7 @@ def _enrich(folder: Path, _settings: GrowSettings) -> Section:
     )
 
 
-def _generate(folder: Path, _settings: GrowSettings) -> Section:
+def _generate(folder: Path) -> Section:
     record = _read(folder / "generation.json")
     how = (
         f"{len(read_metadata(folder)):,} images by {record['model']}: {record['scheduler']}, "
@@ -124,7 +123,7 @@ def _generate(folder: Path, _settings: GrowSettings) -> Section:
     return section("Images", paragraph(how), shown)
 
 
-def _filter(folder: Path, _settings: GrowSettings) -> Section:
+def _filter(folder: Path) -> Section:
     record = _read(folder / FILTER_FILE)
     results, reference = record["results"], record["reference"]
     told = {"Kept": f"{number(results['num_kept'])} of {number(results['num_images'])} images"}
@@ -137,7 +136,7 @@ def _filter(folder: Path, _settings: GrowSettings) -> Section:
     return section("Filter", facts(told), _own_page(folder, "filter"))
 
 
-def _merge(folder: Path, settings: GrowSettings) -> Section:
+def _merge(folder: Path) -> Section:
     record = _read(folder / "prepare.json")
     synthetic = record["synthetic"]
     told = {
@@ -147,10 +146,5 @@ def _merge(folder: Path, settings: GrowSettings) -> Section:
         "Model": f"{synthetic['model']}, {synthetic['revision']}",
         "Licence": synthetic["license"] or "not known: fill it in before you publish",
     }
-    publish = f"semseg-diffusers push --dataset {settings.output / folder.name} --repo_id USER/NAME"
+    publish = f"semseg-diffusers push --dataset {folder} --repo_id USER/NAME"
     return section("The data set", facts(told), commands([publish]))
-
-
-def _commands(stages: Sequence[Stage], progress: Progress) -> Section:
-    """The commands of what is done, as they were given."""
-    return section("Commands", commands([stage.command for stage in stages if progress.is_done(stage.name)]))

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from semseg_diffusers.growth.stages import STAGES
+from semseg_diffusers.growth.settings import STAGES
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -29,7 +29,7 @@ from semseg_diffusers.generation.plan import Inputs
 from semseg_diffusers.generation.settings import EditSettings, GenerationSettings
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.utils.distributed import Processes, check_device_available, join_processes
+from semseg_diffusers.utils.distributed import Processes, _check_own_device, join_processes
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -208,7 +208,7 @@ def test_processes_that_cannot_find_each_other_are_refused(monkeypatch):
     monkeypatch.setattr(torch.distributed, "init_process_group", lambda **_: None)  # the other one is not there
     PartialState._reset_state()
     try:
-        with pytest.raises(ValueError, match="2 processes were launched, but .* give --device cpu"):
+        with pytest.raises(ValueError, match="2 processes were launched, but .* use --device cpu"):
             join_processes()
     finally:
         PartialState._reset_state()
@@ -219,10 +219,10 @@ def test_processes_that_cannot_find_each_other_are_refused(monkeypatch):
 )
 def test_each_of_several_processes_has_a_device_of_its_own(asked, fits):
     if fits:
-        check_device_available(asked, torch.device("cuda:1"), 2)
+        _check_own_device(asked, torch.device("cuda:1"), 2)
         return
-    with pytest.raises(ValueError, match=f"'{asked}' cannot be had by each of 2 processes: this one has 'cuda:1'"):
-        check_device_available(asked, torch.device("cuda:1"), 2)
+    with pytest.raises(ValueError, match=f"'{asked}' cannot be used by each of 2 processes: this one has 'cuda:1'"):
+        _check_own_device(asked, torch.device("cuda:1"), 2)
 
 
 def test_two_processes_make_what_one_makes(new_place):

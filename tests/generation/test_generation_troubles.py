@@ -238,7 +238,7 @@ def test_the_command_closes_with_the_near_copies(pipeline, tmp_path, capsys):
     assert cli.main([*options, str(tmp_path / "data"), "--near_copy_threshold", "0"]) == 2
     assert "--near_copy_threshold must be more than 0; got 0.0" in capsys.readouterr().err
     assert cli.main([*options, str(tmp_path / "data"), "--edit", "--photos", str(masks)]) == 2
-    assert "an edited photo is a near-copy of its own" in capsys.readouterr().err
+    assert "an edited image is a near-copy of its original" in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
 
 

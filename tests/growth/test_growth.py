@@ -19,8 +19,8 @@ from PIL import Image
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, cli
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
-from semseg_diffusers.growth.settings import GrowSettings, make_stage
-from semseg_diffusers.growth.stages import STAGES, read_changes
+from semseg_diffusers.growth.settings import STAGES, GrowSettings
+from semseg_diffusers.growth.stages import make_stage
 from semseg_diffusers.hub.folders import check_dataset_folder, dataset_card
 
 
@@ -88,8 +88,8 @@ def test_masks_in_which_nothing_can_be_placed_are_asked_for(model, tmp_path, cap
 
 
 def test_changes_reach_their_stage():
-    changes = read_changes(["study.jobs=2", "generate.skip_errors=true", "generate.guidance_scale=2"])
-    settings = GrowSettings(dataset="d", output=Path("o"), changes=changes)
+    changes = ("study.jobs=2", "generate.skip_errors=true", "generate.guidance_scale=2")
+    settings = GrowSettings(dataset="d", output=Path("o"), set=changes)
     generate = make_stage(settings, "generate", [], 3)
     assert generate.arguments[-3:] == ["--skip_errors", "--guidance_scale", "2"]
     generate.check()
@@ -108,15 +108,15 @@ def test_the_network_that_filters_has_no_seed_of_the_study():
         (("--num_masks", 0), "--num_masks must be 1 or more"),
         (("--num_images_per_mask", 0), "--num_images_per_mask must be 1 or more"),
         (("--seed", -1), "--seed must be 0 or more"),
-        (("--set", "jobs=2"), "wanted STAGE.OPTION=VALUE"),
-        (("--set", "study.jobs="), "wanted STAGE.OPTION=VALUE"),
+        (("--set", "jobs=2"), "expected STAGE.OPTION=VALUE"),
+        (("--set", "study.jobs="), "expected STAGE.OPTION=VALUE"),
         (("--set", "paint.jobs=2"), "there is no stage 'paint'"),
         (("--set", "study.no_such_option=2"), "stage study: unrecognized arguments"),
         (("--set", "study.jobs=many"), "stage study: argument --jobs"),
         (("--set", "filter.generated=elsewhere"), "grow sets it itself"),
-        (("--model", "run", "--set", "train.max_train_steps=3"), "so no such stage"),
+        (("--model", "run", "--set", "train.max_train_steps=3"), "there is no such stage"),
         (("--model", "run", "--until", "train"), "no such stage"),
-        (("--masks", "new", "--wish", "car=2"), "--masks gives them"),
+        (("--masks", "new", "--wish", "car=2"), "with --masks none are made"),
         (("--config_file", "no.yaml"), "there is no file 'no.yaml'"),
     ],
 )
@@ -152,7 +152,7 @@ def test_weak_classes_are_wished_for_and_other_options_are_refused(toy, model, t
 def test_a_stage_that_fails_ends_the_way(toy, model, tmp_path, capfd):
     words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--until", "generate", "--model", model)
     assert command(*words, "--masks", tmp_path / "none") == 2
-    assert "stage generate ended with 2" in capfd.readouterr().err
+    assert "stage generate ended with exit code 2" in capfd.readouterr().err
     stages = json.loads((tmp_path / "grown/grow.json").read_text())["stages"]
     assert {name: stage["done"] for name, stage in stages.items()} == {"statistics": True, "generate": False}
 
