@@ -100,11 +100,7 @@ class Scene:
         self.fill("vegetation", drawing.stroke(self.ids.shape, trunk, max(0.6, 0.16 * FOCAL / ahead * self.size)))
         for _ in range(110):
             angle, reach = self.random.uniform(0, 2 * np.pi), np.sqrt(self.random.uniform(0, 1))
-            place = (
-                side + 0.5 * width * reach * np.cos(angle),
-                ahead,
-                height * (0.66 + 0.32 * reach * np.sin(angle)),
-            )
+            place = (side + 0.5 * width * reach * np.cos(angle), ahead, height * (0.66 + 0.32 * reach * np.sin(angle)))
             clump = self.radii(*(self.random.uniform(0.025, 0.085) * width for _ in range(2)), ahead)
             self.fill("vegetation", drawing.ellipse(self.ids.shape, self.seen(*place), clump))
 

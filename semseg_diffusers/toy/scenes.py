@@ -24,136 +24,25 @@ from semseg_diffusers.utils.progress import progress_bar
 
 
 # (share, look): light and weather of the scenes.
+# Look: weather, timeofday, light, sky_top, sky_bottom, haze, visibility, sun, clouds, lamps, wet
 LOOKS = (
-    (
-        0.28,
-        Look(
-            "clear",
-            "daytime",
-            light=(1.0, 0.98, 0.94),
-            sky_top=(0.3, 0.5, 0.8),
-            sky_bottom=(0.72, 0.83, 0.93),
-            haze=(0.74, 0.82, 0.9),
-            visibility=420,
-            sun=0.9,
-            clouds=0.25,
-            lamps=False,
-            wet=0.0,
-        ),
-    ),
-    (
-        0.1,
-        Look(
-            "partly cloudy",
-            "daytime",
-            light=(0.94, 0.93, 0.92),
-            sky_top=(0.36, 0.53, 0.77),
-            sky_bottom=(0.77, 0.84, 0.9),
-            haze=(0.76, 0.82, 0.87),
-            visibility=380,
-            sun=0.6,
-            clouds=0.9,
-            lamps=False,
-            wet=0.0,
-        ),
-    ),
-    (
-        0.14,
-        Look(
-            "overcast",
-            "daytime",
-            light=(0.76, 0.78, 0.8),
-            sky_top=(0.66, 0.69, 0.72),
-            sky_bottom=(0.8, 0.82, 0.83),
-            haze=(0.76, 0.78, 0.8),
-            visibility=300,
-            sun=0.1,
-            clouds=0.35,
-            lamps=False,
-            wet=0.0,
-        ),
-    ),
-    (
-        0.14,
-        Look(
-            "clear",
-            "dawn/dusk",
-            light=(0.68, 0.54, 0.46),
-            sky_top=(0.27, 0.29, 0.48),
-            sky_bottom=(0.96, 0.62, 0.36),
-            haze=(0.8, 0.56, 0.44),
-            visibility=300,
-            sun=0.5,
-            clouds=0.55,
-            lamps=True,
-            wet=0.0,
-        ),
-    ),
-    (
-        0.12,
-        Look(
-            "clear",
-            "night",
-            light=(0.33, 0.33, 0.39),
-            sky_top=(0.02, 0.03, 0.08),
-            sky_bottom=(0.12, 0.12, 0.19),
-            haze=(0.08, 0.08, 0.13),
-            visibility=190,
-            sun=0.0,
-            clouds=0.0,
-            lamps=True,
-            wet=0.1,
-        ),
-    ),
-    (
-        0.1,
-        Look(
-            "rainy",
-            "daytime",
-            light=(0.6, 0.63, 0.68),
-            sky_top=(0.46, 0.5, 0.55),
-            sky_bottom=(0.63, 0.66, 0.7),
-            haze=(0.6, 0.63, 0.67),
-            visibility=130,
-            sun=0.0,
-            clouds=0.4,
-            lamps=False,
-            wet=0.85,
-        ),
-    ),
-    (
-        0.04,
-        Look(
-            "rainy",
-            "night",
-            light=(0.31, 0.32, 0.37),
-            sky_top=(0.04, 0.04, 0.08),
-            sky_bottom=(0.14, 0.14, 0.19),
-            haze=(0.11, 0.11, 0.15),
-            visibility=110,
-            sun=0.0,
-            clouds=0.0,
-            lamps=True,
-            wet=1.0,
-        ),
-    ),
-    (
-        0.08,
-        Look(
-            "foggy",
-            "daytime",
-            light=(0.8, 0.81, 0.82),
-            sky_top=(0.74, 0.76, 0.78),
-            sky_bottom=(0.8, 0.81, 0.82),
-            haze=(0.8, 0.81, 0.82),
-            visibility=38,
-            sun=0.0,
-            clouds=0.0,
-            lamps=False,
-            wet=0.2,
-        ),
-    ),
-)
+    (0.28, Look("clear", "daytime", (1.0, 0.98, 0.94), (0.3, 0.5, 0.8), (0.72, 0.83, 0.93), (0.74, 0.82, 0.9),
+           420, 0.9, 0.25, False, 0.0)),
+    (0.1, Look("partly cloudy", "daytime", (0.94, 0.93, 0.92), (0.36, 0.53, 0.77), (0.77, 0.84, 0.9),
+           (0.76, 0.82, 0.87), 380, 0.6, 0.9, False, 0.0)),
+    (0.14, Look("overcast", "daytime", (0.76, 0.78, 0.8), (0.66, 0.69, 0.72), (0.8, 0.82, 0.83), (0.76, 0.78, 0.8),
+           300, 0.1, 0.35, False, 0.0)),
+    (0.14, Look("clear", "dawn/dusk", (0.68, 0.54, 0.46), (0.27, 0.29, 0.48), (0.96, 0.62, 0.36), (0.8, 0.56, 0.44),
+           300, 0.5, 0.55, True, 0.0)),
+    (0.12, Look("clear", "night", (0.33, 0.33, 0.39), (0.02, 0.03, 0.08), (0.12, 0.12, 0.19), (0.08, 0.08, 0.13),
+           190, 0.0, 0.0, True, 0.1)),
+    (0.1, Look("rainy", "daytime", (0.6, 0.63, 0.68), (0.46, 0.5, 0.55), (0.63, 0.66, 0.7), (0.6, 0.63, 0.67),
+           130, 0.0, 0.4, False, 0.85)),
+    (0.04, Look("rainy", "night", (0.31, 0.32, 0.37), (0.04, 0.04, 0.08), (0.14, 0.14, 0.19), (0.11, 0.11, 0.15),
+           110, 0.0, 0.0, True, 1.0)),
+    (0.08, Look("foggy", "daytime", (0.8, 0.81, 0.82), (0.74, 0.76, 0.78), (0.8, 0.81, 0.82), (0.8, 0.81, 0.82),
+           38, 0.0, 0.0, False, 0.2)),
+)  # fmt: skip
 
 # Amplitude of fine and coarse noise per class, as a share of brightness: leaves and grass are rough, sky is smooth.
 FINE_TEXTURE = np.array([3, 3, 2, 4, 3, 1, 1, 1, 10, 9, 0, 3, 3, 1, 1, 1, 1, 2, 2], np.float32) / 50
@@ -166,8 +55,8 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     """Draw one street scene; the same seed gives the same street at every size.
 
     Args:
-        seed (`int`): what is drawn; any integer.
-        size (`tuple[int, int]`, defaults to `(128, 128)`): height and width in pixels, at least 16 each.
+        seed: any integer.
+        size: height and width in pixels, at least 16 each.
 
     Returns:
         RGB image, class ids as uint8 of shape (H, W) in 0..18, and the attributes weather, scene and timeofday in
@@ -180,7 +69,7 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     """
     height, width = size
     if height < 16 or width < 16:
-        raise ValueError(f"a toy scene needs at least 16 x 16 pixels, got {height} x {width}.")
+        raise ValueError(f"expected at least 16 x 16 pixels for a toy scene; got {height} x {width}.")
     rng = random.Random(seed)
     scale = min(max(round(DRAWING_HEIGHT / height), 2), 4)
     look = _choose_look(rng)
@@ -245,9 +134,7 @@ def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator
     fine = noise.standard_normal((p.height // 2, p.width // 2), dtype=np.float32).repeat(2, 0).repeat(2, 1)
     fine = np.pad(fine, ((0, p.height - fine.shape[0]), (0, p.width - fine.shape[1])), mode="edge")
     texture = FINE_TEXTURE[mask] * fine + COARSE_TEXTURE[mask] * _smooth_noise(noise, p.height, p.width, 3 * scale)
-    far = np.abs(np.arange(p.height, dtype=np.float32) - p.horizon) / (
-        0.25 * p.height
-    )  # distant objects are near the horizon
+    far = np.abs(np.arange(p.height, dtype=np.float32) - p.horizon) / (0.25 * p.height)  # 0 at the horizon
     texture *= (np.clip(far, 0.25, 1) * min(look.visibility / 150, 1))[:, None]
     image = image * (1 + texture)[..., None]
     np.clip(image, 0, 255, out=image)
@@ -255,9 +142,8 @@ def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator
     image = np.asarray(Image.fromarray(image.astype(np.uint8)).reduce(scale)).astype(np.float32) / 255  # (H, W, 3)
     # 3. Clouds.
     if look.clouds:
-        cloud = _smooth_noise(noise, height, width, max(height // 6, 2)) + 0.5 * _smooth_noise(
-            noise, height, width, max(height // 14, 2)
-        )
+        cloud = _smooth_noise(noise, height, width, max(height // 6, 2))
+        cloud = cloud + 0.5 * _smooth_noise(noise, height, width, max(height // 14, 2))
         cloud = (np.clip(cloud * 0.9 + 0.1, 0, 1) * look.clouds * (ids == things.SKY) * 0.75)[..., None]
         image += cloud * (np.array(look.light, np.float32) * 0.98 - image)
     # 4. Headlights on the ground ahead, and the glow of every lamp.
@@ -275,16 +161,10 @@ def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator
     if look.wet:
         horizon = p.horizon / scale
         above = np.clip(np.round(2 * horizon - y).astype(int), 0, height - 1)
-        mirror = np.asarray(
-            Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8)).reduce((1, 2)).resize((width, height))
-        )
-        mirror = mirror[above].astype(np.float32) / 255
-        share = (
-            0.38
-            * look.wet
-            * (ids == things.ROAD)
-            * (1 + 0.3 * _smooth_noise(noise, height, width, max(height // 10, 2)))
-        )
+        mirror = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8)).reduce((1, 2)).resize((width, height))
+        mirror = np.asarray(mirror)[above].astype(np.float32) / 255
+        puddles = 1 + 0.3 * _smooth_noise(noise, height, width, max(height // 10, 2))
+        share = 0.38 * look.wet * (ids == things.ROAD) * puddles
         image += np.clip(share, 0, 0.7)[..., None] * (mirror - 0.55 * image)
     if look.weather == "rainy":
         streaks = noise.random((height, width), dtype=np.float32) > 0.985

@@ -99,7 +99,7 @@ def test_classes_can_be_told_from_colour_and_place(scenes):
 
 
 def test_too_small_a_scene_is_refused():
-    with pytest.raises(ValueError, match="at least 16 x 16 pixels, got 8 x 64"):
+    with pytest.raises(ValueError, match="at least 16 x 16 pixels for a toy scene; got 8 x 64"):
         draw_scene(0, (8, 64))
 
 

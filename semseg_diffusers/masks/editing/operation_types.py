@@ -221,9 +221,7 @@ OPERATION_TYPES: dict[str, OperationType] = {
     "relabel": OperationType(_relabel, {"to": _text}, {"at": _point, "class": _text}, ("at", "class")),
     "polygon": OperationType(_draw_shape(lambda size, v: shapes.polygon(size, v["points"])), SHAPE, {}),
     "stroke": OperationType(
-        _draw_shape(lambda size, v: shapes.stroke(size, v["points"], v["radius"])),
-        {**SHAPE, "radius": _positive},
-        {},
+        _draw_shape(lambda size, v: shapes.stroke(size, v["points"], v["radius"])), {**SHAPE, "radius": _positive}, {}
     ),
     "rectangle": OperationType(
         _draw_shape(lambda size, v: shapes.rectangle(size, v["first"], v["last"])),

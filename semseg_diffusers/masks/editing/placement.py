@@ -72,11 +72,7 @@ class Placement:
 
 
 def find_place(
-    scene: Scene,
-    prior: ScenePrior,
-    class_id: int,
-    generator: np.random.Generator,
-    rules: PlacementRules | None = None,
+    scene: Scene, prior: ScenePrior, class_id: int, generator: np.random.Generator, rules: PlacementRules | None = None
 ) -> tuple[Placement | None, Counter]:
     """Sample an object of a class and a position for it.
 
@@ -133,11 +129,7 @@ def check_placeable(prior: ScenePrior, class_id: int) -> None:
 
 
 def _try_place(
-    scene: Scene,
-    prior: ScenePrior,
-    class_id: int,
-    generator: np.random.Generator,
-    rules: PlacementRules,
+    scene: Scene, prior: ScenePrior, class_id: int, generator: np.random.Generator, rules: PlacementRules
 ) -> Placement | str:
     """Try one object at one position; return the placement, or the rule that refused it."""
     street, model, thing = prior.street, prior.height_models[class_id], prior.street.things[class_id]
