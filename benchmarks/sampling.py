@@ -26,7 +26,7 @@ from diffusers import DDPMScheduler
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, PaperUNet2DModel
-from semseg_diffusers.evaluation.inputs import code_commit, versions
+from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.toy.scenes import draw_scene

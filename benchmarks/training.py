@@ -44,7 +44,7 @@ from semseg_diffusers import LabelSet, PaperUNet2DModel
 from semseg_diffusers.data.labels import PAPER
 from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.settings import PrepareSettings
-from semseg_diffusers.evaluation.inputs import code_commit, versions
+from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.toy.scenes import draw_scene

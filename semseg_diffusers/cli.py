@@ -80,14 +80,24 @@ COMMANDS = {
         "generate labelled images from masks",
     ),
     "app": ("semseg_diffusers.app.app", "paint masks in the browser and generate images from them"),
-    "segmenter": ("semseg_diffusers.evaluation.segmentation.segmenter", "train a segmentation network"),
-    "filter": (
-        "semseg_diffusers.evaluation.filtering.filter",
+    "segmenter": Command(
+        "semseg_diffusers.evaluation.segmentation.settings:SegmenterSettings",
+        "semseg_diffusers.evaluation.segmentation.segmenter:run",
+        "train a segmentation network",
+    ),
+    "filter": Command(
+        "semseg_diffusers.evaluation.filtering.settings:FilterCommandSettings",
+        "semseg_diffusers.evaluation.filtering.filter:run",
         "remove labels and images that do not show their masks",
     ),
-    "evaluate": ("semseg_diffusers.evaluation.evaluate", "evaluate generated images against masks and real images"),
-    "study": (
-        "semseg_diffusers.evaluation.study.study",
+    "evaluate": Command(
+        "semseg_diffusers.evaluation.settings:EvaluationSettings",
+        "semseg_diffusers.evaluation.evaluate:run",
+        "evaluate generated images against masks and real images",
+    ),
+    "study": Command(
+        "semseg_diffusers.evaluation.study.settings:StudyCommandSettings",
+        "semseg_diffusers.evaluation.study.study:run",
         "measure whether synthetic images improve a segmentation network",
     ),
     "merge": Command(

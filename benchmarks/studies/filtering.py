@@ -24,7 +24,7 @@ from semseg_diffusers.evaluation.filtering.losses import (
 )
 from semseg_diffusers.evaluation.filtering.rules import filter_ids
 from semseg_diffusers.evaluation.filtering.settings import FilterSettings
-from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
+from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
 from semseg_diffusers.evaluation.metrics import derangement
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.pipelines.portable import write_text
@@ -68,7 +68,7 @@ def main() -> None:
     generated = generated_images(args.generated, val)
     first = {stem: place for place, stem in reversed([*enumerate(generated.stems)])}
     generated = generated.subset(sorted(first.values()))
-    for kind, images in (("real photos", photos(val)), ("generated images", generated)):
+    for kind, images in (("real photos", real_images(val)), ("generated images", generated)):
         for whose, masks in (("own", range(len(images))), ("others'", derangement(len(images), SEED))):
             shares = shares_of(images, masks, segmenter, thresholds)
             below = {str(floor): sum(share < floor for share in shares) for floor in FLOORS}

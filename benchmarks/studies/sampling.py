@@ -22,12 +22,13 @@ from sampling_page import write_sampling_page, write_sheets
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.evaluation.evaluate import choose_stems, write_masks
 from semseg_diffusers.evaluation.features import extract, load_extractor
 from semseg_diffusers.evaluation.fidelity import fid, kid
-from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
 from semseg_diffusers.evaluation.inference import cached_inference
-from semseg_diffusers.evaluation.inputs import choose_stems, code_commit, versions, write_masks
+from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
 from semseg_diffusers.evaluation.metrics import new_confusion_matrix, update_confusion_matrix
+from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_guide, load_model, new_scheduler, speed_up
@@ -326,9 +327,9 @@ def distance(images: torch.Tensor, others: torch.Tensor) -> float:
 def collect(args: argparse.Namespace, sampling: Sampling, reader: Reader) -> dict[str, Any]:
     """All that is done so far."""
     pairs = sampling.pairs
-    real = reader.read(photos(pairs))
+    real = reader.read(real_images(pairs))
     train = load_pairs(args.dataset, "train")
-    others = photos(train).subset([place * len(train) // args.num_masks for place in range(args.num_masks)])
+    others = real_images(train).subset([place * len(train) // args.num_masks for place in range(args.num_masks)])
     features = extract(reader.extractor, (others.image(index) for index in range(len(others))))
     read, arms = {}, {}
     for name in ARMS:

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 
 from semseg_diffusers.evaluation.feature_networks import FeatureNetwork, load_encoder, load_inception, load_script
+from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES
 
 
-# FD-DINOv2 as published is of facebook/dinov2-large: take that for figures that are to be compared with papers.
-DEFAULT_FEATURES = "facebook/dinov2-small"
 PAPER_FEATURES = "inception-64"  # behind the paper's FID: edges and colours, no objects
 STANDARD_INCEPTION = re.compile(r"inception(-64)?(?::(.+))?")  # names of it; the second group is a file of weights
 SCRIPT_SUFFIXES = (".pt", ".torchscript")

@@ -12,13 +12,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from semseg_diffusers.evaluation.image_sets import ImageSet
+from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.utils.distributed import Processes
 from semseg_diffusers.utils.images import written_beside
 from semseg_diffusers.utils.progress import progress_bar
 
 
-PIECE = 64  # images in a piece: what is lost when a run is killed
+CHUNK = 64  # images in a piece: what is lost when a run is killed
 LISTING_PATIENCE = 60  # seconds until a network file system shows what another machine has written
 
 
@@ -48,13 +48,13 @@ def cached_inference(
     """
     processes = processes or Processes()
     folder.mkdir(parents=True, exist_ok=True)
-    starts = list(range(0, len(images), PIECE))
+    starts = list(range(0, len(images), CHUNK))
     share = processes.share(starts)
     files: dict[int, str] = {}
-    total = sum(len(range(start, min(start + PIECE, len(images)))) for start in share)
+    total = sum(len(range(start, min(start + CHUNK, len(images)))) for start in share)
     with progress_bar(total=total, desc=title, unit="image", disable=title is None or not processes.is_main) as bar:
         for start in share:
-            pixels = torch.stack([images.image(index) for index in range(start, min(start + PIECE, len(images)))])
+            pixels = torch.stack([images.image(index) for index in range(start, min(start + CHUNK, len(images)))])
             path = folder / f"{_digest(identity, pixels)}.safetensors"
             if _load(path) is None:
                 results = []

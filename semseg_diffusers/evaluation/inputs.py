@@ -1,64 +1,229 @@
-"""What an evaluation works on, loaded and checked before any image is made: photos, networks, model, output folder."""
+"""The images of an evaluation, loaded and checked before any work.
 
-import importlib
-import json
-import subprocess
-from collections.abc import Iterable, Sequence
+They come from a split of a dataset, a folder written by `generate`, or a folder of another program.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
+from semseg_diffusers.data.dataset_format import LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_files import MASK_SUFFIXES
 from semseg_diffusers.data.options import SPLITS
-from semseg_diffusers.evaluation.features import (
-    NETWORK_ERRORS,
-    PAPER_FEATURES,
-    STANDARD_INCEPTION,
-    FeatureExtractor,
-    is_paper_features,
-    load_extractor,
-    reason_of,
-)
-from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
-from semseg_diffusers.evaluation.results import fidelity_comparisons
-from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
-from semseg_diffusers.generation.model import DTYPES, load_model
-from semseg_diffusers.generation.plan import target_size
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.utils.distributed import LOCK_FILE, Processes
-from semseg_diffusers.utils.files import package_version
-from semseg_diffusers.utils.images import save_png
+from semseg_diffusers.generation.output_folder import read_metadata
+from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.utils.distributed import Processes
 
 
-RESULTS_FILE = "results.json"
-PAGE_FILE = "report.html"
-OURS = (RESULTS_FILE, PAGE_FILE, "masks", "generated", "cache")  # what an evaluation leaves in its output folder
-MEMORY_LIMIT = 2 * 2**30  # bytes of decoded photos that are kept, of each split and process
-NOT_COMPARED = ("output", "batch_size")  # settings that change no figure
+MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images kept in memory, per split and process
+ReadMask = Callable[[int], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Data:
-    """Real photos, and the images that are held against them."""
+class ImageSet:
+    """Images with masks, loaded on access, sorted by name: the order of a directory listing changes no result.
+
+    Args:
+        labels: the classes of the masks.
+        names: one per image, all different: "scene_0".
+        stems: the scene of each image; samples of the same mask share it.
+        image: index -> uint8 (3, H, W).
+        mask: index -> uint8 ids (H, W).
+    """
+
+    labels: LabelSet
+    names: tuple[str, ...]
+    stems: tuple[str, ...]
+    image: Callable[[int], torch.Tensor]
+    mask: ReadMask
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def subset(self, indices: list[int]) -> "ImageSet":
+        """Return the images at these indices, in this order."""
+        return ImageSet(
+            self.labels,
+            tuple(self.names[index] for index in indices),
+            tuple(self.stems[index] for index in indices),
+            lambda position: self.image(indices[position]),
+            lambda position: self.mask(indices[position]),
+        )
+
+    def sorted(self) -> "ImageSet":
+        """Return the images in the order of their stems, then names."""
+        return self.subset(sorted(range(len(self)), key=lambda index: (self.stems[index], self.names[index])))
+
+
+def real_images(pairs: PairDataset) -> ImageSet:
+    """Return the real images of a split with their masks.
+
+    Raises:
+        ValueError: images of different sizes, or two with the same stem.
+    """
+    _ = pairs.resolution  # raises for different sizes
+    repeated = [stem for stem, count in Counter(pairs.stems).items() if count > 1]
+    if repeated:
+        raise ValueError(f"expected distinct stems; {len(repeated)} occur more than once, such as '{repeated[0]}'.")
+    stems = tuple(pairs.stems)
+    return ImageSet(
+        pairs.labels,
+        stems,
+        stems,
+        lambda index: pairs[index]["image"],
+        lambda index: torch.from_numpy(pairs.mask(index)),
+    ).sorted()
+
+
+def generated_images(folder: str | os.PathLike, real: PairDataset) -> ImageSet:
+    """Return generated images with the masks they were generated from.
+
+    Args:
+        folder: written by `generate` (or any folder with `metadata.jsonl` as `prepare` writes it), with its own masks;
+            or a folder of images, or with images in `images/`, named `<stem>.png` or `<stem>_<number>.png` after the
+            masks of the split, as other programs write them.
+        real: the split.
+
+    Returns:
+        the images, sorted by mask.
+
+    Raises:
+        ValueError: no images; different classes; a size other than that of the real images; names that match no mask
+            of the split, or two.
+        FileNotFoundError: no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder '{folder}'; --generated takes one written by `generate`.")
+    if (folder / LABELS_FILE).is_file():
+        labels = LabelSet.from_json(folder / LABELS_FILE)
+        if labels != real.labels:
+            raise ValueError(
+                f"'{folder}' and the dataset have different label sets ({', '.join(labels.names)} / "
+                f"{', '.join(real.labels.names)}): evaluate with the dataset that the model was trained on."
+            )
+    source = _from_metadata if (folder / METADATA_FILE).is_file() else _from_names
+    files, stems, read_mask = source(folder, real)
+    _check_files(files, real.resolution)
+    names = tuple(path.stem for path in files)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"'{folder}' holds two images called '{repeated[0]}'; expected distinct names.")
+
+    def read_image(index: int) -> torch.Tensor:
+        pixels = np.asarray(open_image(files[index], "image").convert("RGB"))  # (H, W, 3)
+        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # (3, H, W)
+
+    return ImageSet(real.labels, names, stems, read_image, read_mask).sorted()
+
+
+def _from_metadata(folder: Path, real: PairDataset) -> tuple[list[Path], tuple[str, ...], ReadMask]:
+    """Return images, stems and masks listed in `metadata.jsonl`."""
+    rows = read_metadata(folder)
+    keys = ("image_file_name", "mask_file_name")
+    if not rows or any(key not in row for row in rows for key in keys):
+        raise ValueError(
+            f"'{folder / METADATA_FILE}' lists no images with masks; expected rows with {' and '.join(keys)}."
+        )
+    files, masks = ([folder / row[key] for row in rows] for key in keys)
+    missing = [path for path in (*files, *masks) if not path.is_file()]
+    if missing:
+        raise ValueError(f"{len(missing)} files of '{folder / METADATA_FILE}' are missing, such as '{missing[0]}'.")
+    stems = tuple(str(row.get("stem", path.stem)) for row, path in zip(rows, files, strict=True))
+
+    def read_mask(index: int) -> torch.Tensor:
+        ids = real.labels.encode(masks[index])  # (H, W)
+        height, width = real.resolution  # of every image, see `_check_files`
+        if ids.shape != (height, width):
+            raise ValueError(
+                f"expected one size; mask '{masks[index]}' is {ids.shape[0]} x {ids.shape[1]}, its image {height} x "
+                f"{width} (height x width)."
+            )
+        return torch.from_numpy(ids)
+
+    return files, stems, read_mask
+
+
+def _from_names(folder: Path, real: PairDataset) -> tuple[list[Path], tuple[str, ...], ReadMask]:
+    """Return images, with stems and masks matched by file name."""
+    folder = folder / "images" if (folder / "images").is_dir() else folder
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in MASK_SUFFIXES and path.is_file())
+    if not files:
+        raise ValueError(f"'{folder}' holds no image ({', '.join(MASK_SUFFIXES)}).")
+    index_of = {stem: index for index, stem in enumerate(real.stems)}
+    stems = _match_stems([path.stem for path in files], index_of.keys(), folder)
+    unknown = [path.name for path, stem in zip(files, stems, strict=True) if stem not in index_of]
+    if unknown:
+        raise ValueError(
+            f"{len(unknown)} of {len(files)} images in '{folder}' are named after no mask of the split, such as "
+            f"'{unknown[0]}'. Expected STEM.png or STEM_NUMBER.png with stems such as '{real.stems[0]}'."
+        )
+    return files, stems, lambda index: torch.from_numpy(real.mask(index_of[stems[index]]))
+
+
+def _match_stems(names: list[str], known: Set[str], folder: Path) -> tuple[str, ...]:
+    """Return the stem of each name: all are stems, or all are STEM_NUMBER, or each is unambiguously one of the two."""
+    numbered = [re.sub(r"_\d+$", "", name) for name in names]
+    if known >= set(names):
+        return tuple(names)
+    if known >= set(numbered) and all(name != stem for name, stem in zip(names, numbered, strict=True)):
+        return tuple(numbered)
+    for name, stem in zip(names, numbered, strict=True):
+        if name != stem and {name, stem} <= known:
+            raise ValueError(
+                f"'{name}' in '{folder}' may belong to the mask '{name}', or be a sample of '{stem}'. Name all images "
+                "STEM_NUMBER, or use the folder written by `generate`, with its metadata.jsonl."
+            )
+    return tuple(name if name in known else stem for name, stem in zip(names, numbered, strict=True))
+
+
+def _check_files(files: list[Path], resolution: tuple[int, int]) -> None:
+    """Raise for images of another size than the real ones: every metric would measure the resizing."""
+    for path in files:
+        try:
+            with Image.open(path) as image:
+                (width, height), mode = image.size, image.mode
+        except OSError as err:
+            raise ValueError(f"image '{path}' cannot be read ({err}). Is it truncated or not an image?") from err
+        if mode.startswith(("I", "F")):  # Pillow would clip at 255: a white image
+            raise ValueError(f"image '{path}' has 16 or more bits per pixel ({mode}); expected 8. Save it as RGB.")
+        if (height, width) != resolution:
+            raise ValueError(
+                f"image '{path}' is {height} x {width}, the real images are {resolution[0]} x {resolution[1]} (height "
+                f"x width); expected one size. Prepare the dataset again with --resolution {height}x{width}."
+            )
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Real images, and the generated images that are compared with them."""
 
     real: ImageSet
     train: ImageSet | None
-    why_no_train: str | None
+    train_missing: str | None  # reason
     generated: ImageSet
-    filtered_by: str | None = None  # hash of the network that filtered the images, where one has
+    filtered_by: str | None = None  # hash of the network that filtered the images, if any
 
 
-def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairDataset, ImageSet | None, str | None]:
-    """The split, the training photos, and why there are none."""
+def load_real_data(
+    settings: EvaluationSettings, processes: Processes
+) -> tuple[PairDataset, ImageSet | None, str | None]:
+    """Return the split, the training images, and the reason if there are none."""
 
     def load() -> tuple[PairDataset, ImageSet | None, str | None]:
         columns = column_options(settings)
         pairs = load_pairs(settings.dataset, settings.split, **columns)
-        _ = photos(pairs)  # refuses sizes that differ
+        _ = real_images(pairs)  # raises for different sizes
         pairs.keep_decoded(MEMORY_LIMIT)  # each network reads them all
         split, train_split = (SPLITS.get(name, name) for name in (settings.split, settings.train_split))
         if split == train_split:
@@ -69,178 +234,12 @@ def load_data(settings: EvaluationSettings, processes: Processes) -> tuple[PairD
             return pairs, None, str(err)
         if train.resolution != pairs.resolution:
             raise ValueError(
-                f"the photos of '{settings.split}' are {pairs.resolution}, those of '{settings.train_split}' "
-                f"{train.resolution} (height, width); wanted one size. Prepare the data set again."
+                f"expected images of one size; '{settings.split}' has {pairs.resolution}, '{settings.train_split}' "
+                f"{train.resolution} (height, width). Prepare the dataset again."
             )
         train.keep_decoded(MEMORY_LIMIT)
-        return pairs, photos(train), None
+        return pairs, real_images(train), None
 
     # one process builds the table of `datasets`, then the others find it
     mine = processes.run_in_main(load)
     return processes.run_on_all_ranks(lambda: mine or load())
-
-
-def load_networks(
-    settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
-) -> tuple[Judge, list[FeatureExtractor]]:
-    """The segmenter and the feature networks, each tried on an image of the photos' size."""
-    dtype = DTYPES[settings.dtype]
-    judge = load_judge(
-        settings.segmenter,
-        pairs.labels,
-        revision=settings.segmenter_revision,
-        input_size=settings.segmenter_size,
-        device=device,
-        dtype=dtype,
-    )
-    extractors = [load_extractor(name, device=device, dtype=dtype) for name in with_paper_features(settings.features)]
-    height, width = pairs.resolution
-    noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    named = [(f"--segmenter '{settings.segmenter}'", judge.read)]
-    named += [(f"--features '{extractor.name}'", extractor) for extractor in extractors]
-    for name, network in named:
-        try:
-            network(noise)
-        except NETWORK_ERRORS as err:
-            raise ValueError(
-                f"{name} cannot read images of {height} x {width} (height x width), the size of the photos: "
-                f"{reason_of(err)}"
-            ) from err
-    return judge, extractors
-
-
-def with_paper_features(names: Sequence[str]) -> list[str]:
-    """The names, and beside the standard Inception its first 64 features: the paper's figure comes with it.
-
-    Example:
-        >>> with_paper_features(["inception:/folder/weights.pth", "inception-2015-12-05.pt"])
-        ['inception:/folder/weights.pth', 'inception-2015-12-05.pt', 'inception-64:/folder/weights.pth']
-    """
-    standard = [match for name in names if (match := STANDARD_INCEPTION.fullmatch(name))]
-    if not standard or any(is_paper_features(name) for name in names):
-        return list(names)
-    return [*names, PAPER_FEATURES + standard[0][0].removeprefix("inception")]
-
-
-def load_generator(
-    settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
-) -> MaskGuidedDDPMPipeline:
-    """The pipeline, if it draws the classes of the data set at the size of its photos."""
-    dtype, variant = DTYPES[settings.dtype], settings.sampling.variant
-    pipeline = load_model(settings.model, settings.revision, settings.scheduler, dtype, device, variant=variant)
-    labels = LabelSet.from_config(pipeline.unet.config)
-    if labels != pairs.labels:
-        raise ValueError(
-            f"'{settings.model}' draws other classes ({', '.join(labels.names)}) than '{settings.dataset}' has "
-            f"({', '.join(pairs.labels.names)}): evaluate a model on the data set it was trained on, or on this one "
-            "prepared again with --map_to and the model's label set (a preset, or its unet/config.json)."
-        )
-    size = target_size(pipeline, settings.sampling)
-    if size != pairs.resolution:
-        raise ValueError(
-            f"'{settings.model}' draws {size[0]} x {size[1]} pixels, the photos of '{settings.dataset}' are "
-            f"{pairs.resolution[0]} x {pairs.resolution[1]} (height x width); wanted one size. Prepare the data set "
-            f"again with --resolution {size[0]}x{size[1]}."
-        )
-    return pipeline
-
-
-def check_counts(
-    settings: EvaluationSettings, num_real: int, num_train: int, num_masks: int, num_generated: int
-) -> None:
-    """Refuse what there are too few images for, before any is made."""
-    if num_masks < 2:
-        raise ValueError(
-            f"an evaluation needs two masks at least, to score images against the masks of others; got {num_masks}."
-        )
-    if settings.features:
-        fidelity_comparisons(settings, num_real, num_train, num_generated)
-
-
-def check_masks(masks: Iterable[np.ndarray], labels: LabelSet, not_judged: Sequence[str]) -> None:
-    """Refuse masks (H, W) that are not to be read, or of which no pixel could be scored."""
-    counted = [index for index, name in enumerate(labels.names) if name not in not_judged]
-    if not any([np.isin(mask, counted).any() for mask in masks]):  # a list: each one is read
-        unknown = f" of a class that the segmenter knows (not: {', '.join(not_judged)})" if not_judged else ""
-        raise ValueError(f"the masks hold no labelled pixel{unknown}, only unknown ones: there is nothing to score.")
-
-
-def choose_stems(stems: list[str], count: int | None) -> list[str]:
-    """So many stems at even distances."""
-    if count is None or count >= len(stems):
-        return stems
-    return [stems[place * len(stems) // count] for place in range(count)]
-
-
-def check_output(output: Path, settings: EvaluationSettings) -> None:
-    """Refuse a folder with results of other settings, or with anything that is no evaluation's."""
-    if not output.exists():
-        return
-    file = output / RESULTS_FILE
-    if not file.is_file():
-        names = {path.name for path in output.iterdir()}
-        # without the lock no evaluation began here: a folder called "masks" is the user's, and ours would replace it
-        ours = OURS if LOCK_FILE in names else ()
-        foreign = sorted(name for name in names if name not in ours and not name.startswith("."))
-        if foreign:
-            raise ValueError(
-                f"--output '{output}' is not empty and was not made by evaluate (it holds {foreign[0]}); name another."
-            )
-        return
-    try:
-        there = dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
-    except (ValueError, KeyError, TypeError) as err:
-        raise ValueError(f"'{file}' holds no results of evaluate ({err}); name another --output.") from err
-    now = settings.record()
-    different = [
-        f"{name}: {there.get(name)} there, {now.get(name)} now"
-        for name in sorted({*there, *now} - set(NOT_COMPARED))
-        if there.get(name) != now.get(name)
-    ]
-    if different:
-        raise ValueError(
-            f"--output '{output}' holds an evaluation with other settings ({'; '.join(different)}). Name another "
-            "folder."
-        )
-
-
-def write_masks(folder: Path, pairs: PairDataset, stems: list[str]) -> None:
-    """Lay out the masks that images are made from, and no others."""
-    index_of = {stem: index for index, stem in enumerate(pairs.stems)}
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob("*.png"):
-        if path.stem not in stems:
-            path.unlink()
-    for stem in stems:
-        save_png(folder / f"{stem}.png", pairs.labels.decode(pairs[index_of[stem]]["mask"]))
-
-
-def made_images(folder: Path, pairs: PairDataset, stems: list[str], settings: EvaluationSettings) -> ImageSet:
-    """The images that this evaluation asked for; an earlier one may have made more of the same."""
-    images = generated_images(folder, pairs)
-    wanted = {f"{stem}_{index}" for stem in stems for index in range(settings.num_images_per_mask)}
-    return images.subset([place for place, name in enumerate(images.names) if name in wanted])
-
-
-def code_commit() -> str | None:
-    """Return the git commit of this code, where it runs from a checkout."""
-    folder = Path(__file__).parent
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
-        return None
-    return found.stdout.strip()
-
-
-def versions(*libraries: str) -> dict[str, str]:
-    """Return the versions of this package and of libraries, by name.
-
-    Example:
-        >>> sorted(versions("torch", "transformers"))
-        ['semseg_diffusers', 'torch', 'transformers']
-    """
-    return {"semseg_diffusers": package_version()} | {
-        name: importlib.import_module(name).__version__ for name in libraries
-    }

@@ -131,7 +131,7 @@ def scores_from_confusion_matrix(
 
 
 @dataclass(frozen=True)
-class ReadImages:
+class PredictedImages:
     """What the network read from a set of images.
 
     Args:
@@ -159,7 +159,7 @@ class Agreement:
 
 
 def score_agreement(
-    real: ReadImages, generated: ReadImages, labels: LabelSet, seed: int, not_judged: Sequence[str] = ()
+    real: PredictedImages, generated: PredictedImages, labels: LabelSet, seed: int, not_judged: Sequence[str] = ()
 ) -> Agreement:
     """Score what was read from real photos and from generated images.
 

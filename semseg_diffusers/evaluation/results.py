@@ -1,36 +1,42 @@
-"""From what networks say of the images to the parts of `results.json`: each figure beside ceiling and floor."""
+"""Assembles the parts of `results.json` from features and predictions: each value with its ceiling and floor."""
 
+import importlib
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from semseg_diffusers.evaluation.diversity import diversity, why_no_diversity
+from semseg_diffusers.evaluation.features import is_paper_features
 from semseg_diffusers.evaluation.fidelity import SSIM_KERNEL, fid, kid, paired_ssim, small_set_note
-from semseg_diffusers.evaluation.image_sets import ImageSet
+from semseg_diffusers.evaluation.inputs import EvaluationData, ImageSet
 from semseg_diffusers.evaluation.memorization import Neighbours, nearest, nearest_by_pixels
-from semseg_diffusers.evaluation.metrics import Agreement, derangement, spread_choice
+from semseg_diffusers.evaluation.metrics import Agreement, PredictedImages, derangement, score_agreement, spread_choice
+from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.utils.files import package_version
 
 
 NUM_EXAMPLES = 4  # best and worst, each
 NUM_CLOSEST = 8  # pairs of a generated image and a training photo
 OWN_FEATURES_NOTE = (
-    "These features are of the segmentation network itself: they tell classes apart and know little of how photos "
-    "look, so distances come out small. Take DINOv2 or Inception (--features) to judge likeness."
+    "These features are of the segmentation network itself: they separate classes and say little about appearance: "
+    "distances are small. Use DINOv2 or Inception (--features) to measure fidelity."
 )
-EXAMPLES_RULE = "mean IoU of an image over the classes that its mask holds; of each mask its first sample"
+EXAMPLES_RULE = "mean IoU of an image over the classes in its mask; the first sample of each mask"
 
 
 @dataclass(frozen=True)
 class Features:
-    """What one network makes of the images, (N, D) each.
+    """Features of all images by one network, (N, D) each.
 
     Args:
         network: `describe()` of the extractor.
-        real, generated: of the split's photos and of the images.
-        train: of the training photos, where there are any.
+        real, generated: of the split's real images and of the generated ones.
+        train: of the training images, if any.
     """
 
     network: dict[str, Any]
@@ -40,7 +46,7 @@ class Features:
 
 
 def agreement_figures(agreement: Agreement) -> dict[str, Any]:
-    """The rows of agreement, ceiling and floor among them."""
+    """Return the scores of agreement, with ceiling and floor."""
     rows = {name: getattr(agreement, name) for name in ("real", "generated", "shuffled", "paper")}
     figures = {name: None if row is None else asdict(row) for name, row in rows.items()}
     figures["generated"]["pixel_share"] = agreement.pixel_share
@@ -49,26 +55,25 @@ def agreement_figures(agreement: Agreement) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets that are held against the same photos: the generated images, and as many other photos (the floor)."""
+    """Two sets compared with the same reference: generated images, and as many other real images (the floor)."""
 
-    reference: str  # name of the photos
+    reference: str  # name of the reference images
     num_reference: int
-    others: str  # name of the floor's photos
-    n: int  # images of each set
+    others: str  # name of the floor's images
+    n: int  # images in each set
 
 
 def fidelity_comparisons(
     settings: EvaluationSettings, num_real: int, num_train: int, num_generated: int
 ) -> list[Comparison]:
-    """What is held against what.
+    """Return the comparisons of fidelity.
 
-    FID and KID depend on how many images there are, so the generated ones and the floor's are equally many. Against
-    the photos of the split, the floor are training photos, and the other way round; without training photos, the two
-    halves of the split. Images that are the split's own photos get 0 against it, and the floor against the training
-    photos.
+    FID and KID depend on the number of images, so the generated set and the floor have the same size. With the split
+    as reference, training images are the floor, and vice versa; without training images, two halves of the split.
+    Generated images that equal the split's get 0 against it, and the value of the floor against the training images.
 
     Raises:
-        ValueError: fewer than two images in a set; KID's subsets are larger than a set.
+        ValueError: fewer than two images in a set; KID subsets larger than a set.
     """
     split, train_split = settings.split, settings.train_split
     if num_train > 0:
@@ -84,19 +89,19 @@ def fidelity_comparisons(
         smallest = min(comparison.num_reference, comparison.n)
         if smallest < 2:
             raise ValueError(
-                f"fidelity compares sets of two images at least; against {comparison.reference} there would be "
-                f"{smallest}. Evaluate more masks, or leave it away: --features none."
+                f"fidelity needs sets of two or more images; got {smallest} for the comparison with "
+                f"{comparison.reference}. Evaluate more masks, or skip fidelity: --features none."
             )
         if settings.kid_subset_size is not None and settings.kid_subset_size > smallest:
             raise ValueError(
-                f"--kid_subset_size {settings.kid_subset_size} is more than the {smallest} images of a set (against "
-                f"{comparison.reference}). Make it smaller, or leave it away: half the smaller set, at most 1000."
+                f"--kid_subset_size {settings.kid_subset_size} is more than the {smallest} images of a set (compared "
+                f"with {comparison.reference}). Lower or omit it (default: half the smaller set, at most 1000)."
             )
     return found
 
 
 def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationSettings) -> dict[str, Any]:
-    """FID and KID of generated images against real photos, beside those of other real photos against the same.
+    """Return FID and KID of generated images against real images, with the floor.
 
     Args:
         features: of all sets.
@@ -123,7 +128,7 @@ def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationS
 def _compared(
     features: Features, images: ImageSet, settings: EvaluationSettings
 ) -> Iterator[tuple[Comparison, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Each comparison with the features of its reference, its generated images and its floor."""
+    """Yield each comparison with the features of its reference, generated images and floor."""
     real, train = features.real, features.train
     if train is None:
         order = _order(len(real), settings.seed)
@@ -157,20 +162,20 @@ def _distances(reference: torch.Tensor, images: torch.Tensor, settings: Evaluati
 def paper_figures(
     settings: EvaluationSettings, real: ImageSet, images: ImageSet, features: Features | None
 ) -> dict[str, Any]:
-    """The paper's FID of 64 features and its SSIM between an image and the photo of its mask, under those names.
+    """Return the paper's FID of 64 features, and its SSIM between an image and the real image of its mask.
 
     Args:
         settings: seed and names of the splits.
-        real: photos of the split.
+        real: real images of the split.
         images: the generated ones.
-        features: of `inception-64`; None where it is not asked for.
+        features: of `inception-64`; None if not requested.
     """
-    place_of = {stem: place for place, stem in enumerate(real.stems)}
-    pairs = [(place, place_of[stem]) for place, stem in enumerate(images.stems) if stem in place_of]
+    index_of = {stem: index for index, stem in enumerate(real.stems)}
+    pairs = [(index, index_of[stem]) for index, stem in enumerate(images.stems) if stem in index_of]
     figures: dict[str, Any] = {"fid_64": None, "fid_64_floor": None, "fid_64_missing": None}
     if features is None:
         figures["fid_64_missing"] = (
-            "it is of the standard Inception's first 64 features: add inception to --features (extra fid)"
+            "it needs the standard Inception's first 64 features: add inception to --features (extra fid)"
         )
     else:
         _, reference, chosen, floor = next(_compared(features, images, settings))
@@ -178,18 +183,18 @@ def paper_figures(
     figures |= {"ssim_paired": None, "ssim_unrelated": None}
     if pairs and min(real.image(0).shape[1:]) >= SSIM_KERNEL:
         figures["ssim_paired"] = paired_ssim(
-            (images.image(place) for place, _ in pairs), (real.image(place) for _, place in pairs)
+            (images.image(index) for index, _ in pairs), (real.image(index) for _, index in pairs)
         )
-        photos = sorted({place for _, place in pairs})  # once each, however many samples its mask has
-        if len(photos) > 1:
-            # shuffled: the next photo may be the next frame of its video
-            others = [photos[place] for place in derangement(len(photos), settings.seed)]
-            figures["ssim_unrelated"] = paired_ssim(map(real.image, photos), map(real.image, others))
+        targets = sorted({index for _, index in pairs})  # once each, however many samples its mask has
+        if len(targets) > 1:
+            # shuffled: the next image may be the next frame of its video
+            others = [targets[index] for index in derangement(len(targets), settings.seed)]
+            figures["ssim_unrelated"] = paired_ssim(map(real.image, targets), map(real.image, others))
     return figures
 
 
 def diversity_figures(features: Sequence[Features], images: ImageSet) -> list[dict[str, Any]] | None:
-    """How far samples of one mask are apart, by each network; None where each mask has one."""
+    """Return how much samples of one mask differ, by each network; None if each mask has only one."""
     if why_no_diversity(images.stems):
         return None
     return [
@@ -201,7 +206,7 @@ def diversity_figures(features: Sequence[Features], images: ImageSet) -> list[di
 def neighbour_figures(
     images: ImageSet, train: ImageSet, thumbnails: Features, features: Features | None, settings: EvaluationSettings
 ) -> list[dict[str, Any]]:
-    """The training photos that generated images are closest to, by features of one network and by pixels."""
+    """Return the training images closest to generated ones, by features of one network and by pixels."""
     names, stems = images.names, train.stems
     found = []
     if features is not None:
@@ -218,24 +223,98 @@ def _neighbours(found: Neighbours, features: str, settings: EvaluationSettings) 
         "features": features,
         "reference": settings.train_split,
         **values,
-        "threshold_is": f"1st percentile of the distances that photos of {settings.split} have to training photos",
+        "threshold_is": f"1st percentile of the distances from images of {settings.split} to training images",
         "distances": distances,
     }
 
 
 def example_figures(images: ImageSet, mean_iou: Sequence[float | None]) -> dict[str, Any]:
-    """The images that agree best and worst with their masks, by a rule and not by taste."""
+    """Return the images that agree best and worst with their masks, by a fixed rule."""
     first: dict[str, int] = {}
-    for place, stem in enumerate(images.stems):
-        if mean_iou[place] is not None:
-            first.setdefault(stem, place)
-    order = sorted(first.values(), key=lambda place: (mean_iou[place], images.names[place]))
+    for index, stem in enumerate(images.stems):
+        if mean_iou[index] is not None:
+            first.setdefault(stem, index)
+    order = sorted(first.values(), key=lambda index: (mean_iou[index], images.names[index]))
     count = min(NUM_EXAMPLES, len(order) // 2)
 
-    def entries(places: Sequence[int]) -> list[dict[str, Any]]:
+    def entries(indices: Sequence[int]) -> list[dict[str, Any]]:
         return [
-            {"image": images.names[place], "stem": images.stems[place], "mean_iou": mean_iou[place]}
-            for place in places
+            {"image": images.names[index], "stem": images.stems[index], "mean_iou": mean_iou[index]}
+            for index in indices
         ]
 
     return {"rule": EXAMPLES_RULE, "best": entries(order[::-1][:count]), "worst": entries(order[:count])}
+
+
+def all_figures(
+    settings: EvaluationSettings,
+    data: EvaluationData,
+    judge: Judge,
+    of_real: PredictedImages,
+    of_generated: PredictedImages,
+    features: list[Features],
+) -> dict[str, Any]:
+    """Return all parts of `results.json` that follow from images and predictions."""
+    *networks, thumbnails = features
+    paper = next((entry for entry in networks if is_paper_features(entry.network["name"])), None)
+    networks = [entry for entry in networks if entry is not paper]
+    agreement = score_agreement(of_real, of_generated, data.generated.labels, settings.seed, judge.not_judged)
+    judged = zip(data.generated.stems, agreement.image_mean_iou, strict=True)
+    unlabelled = list(dict.fromkeys(stem for stem, mean_iou in judged if mean_iou is None))
+    notes = []
+    if data.train is None:
+        notes.append(
+            f"Without training images there is no search for copies, and no floor from them: {data.train_missing}"
+        )
+    if not networks:
+        notes.append("Fidelity and diversity were not measured: --features names no network for them.")
+    elif (why := why_no_diversity(data.generated.stems)) is not None:
+        notes.append(f"Diversity was not measured: {why}")
+    if data.filtered_by == judge.weights_sha256:
+        notes.append(
+            "The images were filtered by the network that segments them here: it selected what it agrees with, so its "
+            "agreement is no evidence. Evaluate with another --segmenter."
+        )
+    if unlabelled:
+        notes.append(
+            f"{len(unlabelled)} masks hold no labelled pixel that is scored, such as that of {unlabelled[0]}."
+        )
+    return {
+        "data": {
+            "num_real": len(data.real),
+            "num_train": 0 if data.train is None else len(data.train),
+            "num_generated": len(data.generated),
+            "num_masks": len(set(data.generated.stems)),
+            "masks_without_labels": unlabelled,
+        },
+        "agreement": agreement_figures(agreement),
+        "fidelity": [fidelity_figures(entry, data.generated, settings) for entry in networks],
+        "paper_metrics": paper_figures(settings, data.real, data.generated, paper),
+        "diversity": diversity_figures(networks, data.generated) if networks else None,
+        "neighbours": None
+        if data.train is None
+        else neighbour_figures(data.generated, data.train, thumbnails, next(iter(networks), None), settings),
+        "examples": example_figures(data.generated, agreement.image_mean_iou),
+        "notes": notes,
+    }
+
+
+def code_commit() -> str | None:
+    """Return the git commit of this code, if it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
+        return None
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """Return the versions of this package and of libraries, by name.
+
+    Example:
+        >>> sorted(versions("torch", "transformers"))
+        ['semseg_diffusers', 'torch', 'transformers']
+    """
+    return {"semseg_diffusers": package_version()} | {
+        name: importlib.import_module(name).__version__ for name in libraries
+    }

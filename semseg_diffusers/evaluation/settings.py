@@ -1,83 +1,95 @@
-"""What an evaluation depends on; `results.json` holds all of it."""
+"""Settings of `semseg-diffusers evaluate`; `results.json` records all that results depend on."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
-from semseg_diffusers.evaluation.features import DEFAULT_FEATURES
-from semseg_diffusers.evaluation.segmentation.judge import DEFAULT_JUDGE
-from semseg_diffusers.generation.settings import GenerationSettings
+from semseg_diffusers.data.options import ColumnOptions, parse_resolution
+from semseg_diffusers.generation.settings import GenerationSettings, SamplingOptions
+from semseg_diffusers.utils.settings import option
 
 
-# What the command has no options for: images are as large as the photos, and made from their masks alone.
-NOT_EVALUATED = ("height", "width", "attributes", "attribute_guidance_scale", "strength", "edit", "variations")
-FOR_MODEL = ("revision", "num_masks", "num_images_per_mask", "scheduler")  # beside `sampling`, but for its seed
+DEFAULT_SEGMENTER = "facebook/mask2former-swin-tiny-cityscapes-semantic"  # for driving scenes
+# FD-DINOv2 as published uses facebook/dinov2-large: choose that to compare with papers.
+DEFAULT_FEATURES = "facebook/dinov2-small"
+_SAMPLING = tuple(field.name for field in fields(SamplingOptions))
+_MODEL_OPTIONS = ("revision", "num_masks", "num_images_per_mask", *_SAMPLING)
 
 
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """One evaluation: images of a model or of a folder, against a split of real photos.
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(SamplingOptions, ColumnOptions):
+    """Evaluate a model, or a folder of generated images, against the real images of a dataset.
 
-    Raises:
-        ValueError: both a model and a folder, or neither; numbers below 1; options of a model with a folder.
+    Agreement with the masks is compared with a ceiling (real images) and a floor (masks of other images); fidelity has
+    its own floor. Samples of the same mask are compared, and training images are searched for copies. results.json
+    holds all numbers, report.html shows them with images. The same command resumes an interrupted run.
+
+    Several processes, GPUs or machines share the work:
+      accelerate launch [--config_file FILE] -m semseg_diffusers.evaluation --dataset ... (the options below)
     """
 
-    dataset: str  # prepared folder or Hub id
-    output: str  # folder for results, page, generated images and what a later run need not do again
-    model: str | None = None  # run folder or Hub id; its images are generated from the split's masks
-    revision: str | None = None  # branch, tag or commit of `model`
-    generated: str | None = None  # folder of images, in place of `model`
-    split: str = "val"  # masks and photos
-    train_split: str = "train"  # photos that the model may have seen: reference of fidelity, search for copies
-    image_column: str = "image"  # of the photos
-    mask_column: str = "mask"
-    labels: str | None = None  # preset or JSON file, where the data set carries no label set
-    segmenter: str = DEFAULT_JUDGE  # folder or Hub id of the network that reads images
-    segmenter_revision: str | None = None
-    segmenter_size: tuple[int, int] | None = None  # (height, width) it reads images at; None: its own
-    features: tuple[str, ...] = (DEFAULT_FEATURES,)  # networks that fidelity is measured with; () leaves it away
-    num_masks: int | None = None  # of the split, at even distances; None: all. For `model` only
-    num_images_per_mask: int = 1  # for `model` only; two and more show diversity
-    sampling: GenerationSettings = field(default_factory=GenerationSettings)  # for `model` only, but for the seed
-    scheduler: str | None = None  # class name of a diffusers scheduler, with options; None: the model's
-    kid_subsets: int = 100
-    kid_subset_size: int | None = None  # None: 1000, or half the images where they are fewer than 2000
-    dtype: str = "float32"  # of all networks
-    batch_size: int = 8  # images a forward; changes figures by float rounding only
+    model: str | None = option(None, help="run folder or Hub repo id: images are generated from the split's masks")
+    generated: str | None = option(
+        None,
+        metavar="DIR",
+        help="evaluate these images instead: folder written by `generate`, or images named after the split's masks "
+        "(STEM.png, STEM_NUMBER.png)",
+    )
+    revision: str | None = option(None, help="branch, tag or commit of a model on the Hub")
+    dataset: str = option(help="real images: prepared folder or Hub dataset id")
+    split: str = option("val", help="masks and real images to evaluate with")
+    train_split: str = option("train", help="real images the model may have been trained on")
+    output: str = option(metavar="DIR", help="folder to create or resume")
+    segmenter: str = option(
+        DEFAULT_SEGMENTER, help="network that segments the images: folder written by `segmenter`, or Hub id"
+    )
+    segmenter_revision: str | None = option(None, help="branch, tag or commit of a segmenter on the Hub")
+    segmenter_size: tuple[int, int] | None = option(
+        None,
+        metavar="HxW",
+        help="input size of the segmenter (default: its own)",
+        parse=lambda words: parse_resolution(words[0]),
+    )
+    features: tuple[str, ...] = option(
+        (DEFAULT_FEATURES,),
+        help="networks for fidelity: folder or Hub id of an image network, inception, a TorchScript file, or none",
+    )
+    num_masks: int | None = option(None, at_least=1, help="masks of the split to use, evenly spaced (default: all)")
+    num_images_per_mask: int = option(1, at_least=1, help="two or more measure diversity")
+    kid_subsets: int = option(100, at_least=1, help="subsets for KID")
+    kid_subset_size: int | None = option(
+        None, at_least=2, help="images per KID subset (default: half of the smaller set, at most 1000)"
+    )
+    batch_size: int = option(8, at_least=1, help="images per forward pass and process")
+    seed: int = option(0, at_least=0, below=2**63, help="of images, shuffled masks and subsets")
+    device: str | None = option(None, help="torch device (default: GPU if available; each process takes its own)")
+    dtype: str = option("float32", choices=("float32", "float16", "bfloat16"), help="of all networks")
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.model is None) == (self.generated is None):
             raise ValueError("give --model, to generate images from the split's masks, or --generated, not both.")
-        for name in ("num_masks", "num_images_per_mask", "kid_subsets", "kid_subset_size", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} must be at least 1; got {value}.")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"--seed must be 0 or more, below 2^63; got {self.seed}.")
-        if self.kid_subset_size == 1:
-            raise ValueError("--kid_subset_size must be at least 2: KID compares the images of a subset; got 1.")
-        if self.generated is not None:
-            given = [name for name in FOR_MODEL if getattr(self, name) != self.__dataclass_fields__[name].default]
-            usual = asdict(GenerationSettings(seed=self.seed))
-            given += [name for name, value in asdict(self.sampling).items() if value != usual[name]]
-            if given:
-                raise ValueError(
-                    f"{', '.join(f'--{name}' for name in given)} only with --model, whose images are made here: those "
-                    "of --generated are evaluated as they are, all of them. Leave it away."
-                )
+        if "none" in self.features:
+            if len(self.features) > 1:
+                raise ValueError(f"--features: none excludes other networks; got {' '.join(self.features)}.")
+            object.__setattr__(self, "features", ())
+        given = self.given(_MODEL_OPTIONS)
+        if self.generated is not None and given:
+            raise ValueError(
+                f"{', '.join(given)} only with --model, which generates images; all images of --generated are "
+                "evaluated as they are. Omit it."
+            )
 
     @property
-    def seed(self) -> int:
-        """Of images, shuffle, choices and KID's subsets."""
-        return self.sampling.seed
+    def sampling(self) -> GenerationSettings:
+        """How the model's images are generated."""
+        return self.generation_settings(seed=self.seed)
 
     def record(self) -> dict[str, Any]:
-        """JSON of all settings under the names of the command's options; those of sampling only where it samples."""
-        values = asdict(self)
-        sampling = values.pop("sampling")
+        """Return the settings that results depend on, as JSON under the names of the options."""
+        names = [field.name for field in fields(self) if field.name != "device"]
         if self.model is None:
-            values = {name: value for name, value in values.items() if name not in FOR_MODEL}
-            sampling = {"seed": self.seed}
-        sampling = {name: value for name, value in sampling.items() if name not in NOT_EVALUATED}
-        values["features"] = list(self.features)
-        values["segmenter_size"] = None if self.segmenter_size is None else list(self.segmenter_size)
-        return {**values, **sampling}
+            names = [name for name in names if name not in _MODEL_OPTIONS]
+        values = {name: getattr(self, name) for name in names}
+        if self.model is not None:
+            values["conditioning_scale"] = None  # of `generate`: evaluations use that of the training
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -28,11 +28,11 @@ class Finding(NamedTuple):
     text: str
 
 
-def way_to_ceiling(floor: float | None, value: float | None, ceiling: float | None) -> float | None:
+def fraction_of_ceiling(floor: float | None, value: float | None, ceiling: float | None) -> float | None:
     """Share of the way from floor (0) to ceiling (1); None where the two are too close to tell anything.
 
     Example:
-        >>> way_to_ceiling(0.1, 0.4, 0.5), way_to_ceiling(0.3, 0.4, 0.31)
+        >>> fraction_of_ceiling(0.1, 0.4, 0.5), fraction_of_ceiling(0.3, 0.4, 0.31)
         (0.75, None)
     """
     if not (is_finite(floor) and is_finite(value) and is_finite(ceiling)) or ceiling - floor < MIN_RANGE:
@@ -72,7 +72,7 @@ def _agreement(agreement: Mapping[str, Any]) -> Finding | None:
         return Finding(topic, f"Mean IoU {number(value)}; without floor and ceiling this says little.")
     ends = f"real photos reach {number(ceiling)} (ceiling), wrong masks {number(floor)} (floor)"
     measured = f"Mean IoU {number(value)}; {ends}."
-    way = way_to_ceiling(floor, value, ceiling)
+    way = fraction_of_ceiling(floor, value, ceiling)
     if way is None:
         return Finding(topic, f"{measured} Floor and ceiling are too close to tell anything: take a better segmenter.")
     if way > 1:

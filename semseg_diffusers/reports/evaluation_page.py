@@ -12,9 +12,9 @@ from markupsafe import Markup
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.image_sets import ImageSet
+from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.metrics import without_classes
-from semseg_diffusers.evaluation.verdict import findings, ratio, references_of, way_to_ceiling
+from semseg_diffusers.evaluation.verdict import findings, fraction_of_ceiling, ratio, references_of
 from semseg_diffusers.reports.charts import Bars, bar_table, scale_mark, series_name, strip_table
 from semseg_diffusers.reports.evaluation_text import results_commands
 from semseg_diffusers.reports.figures import color_list, named_color, picture_cards, picture_table
@@ -167,7 +167,7 @@ def agreement_section(results: Mapping[str, Any], pictures: ReportPictures) -> S
     measured = []
     for key, name in MEASURES.items():
         values = [(rows.get(each) or {}).get(key) for each in SETS]
-        way = way_to_ceiling(*values)
+        way = fraction_of_ceiling(*values)
         measured.append([name, scale_mark(*values), *values, None if way is None else 100 * way])
     keys = [series_name(name, color) for name, color in (("floor", 2), ("generated", 1), ("ceiling", 0))]
     headers = ["measure", "0 to 1", *keys, "of the way, %"]

@@ -14,7 +14,7 @@ from PIL import Image
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.losses import LEGEND, ClassLosses, loss_map, read_batch
 from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, REASONS, Scored, filter_ids
-from semseg_diffusers.evaluation.image_sets import ImageSet
+from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.reports.charts import Bars, bar_table
 from semseg_diffusers.reports.figures import color_list, named_color, picture_table

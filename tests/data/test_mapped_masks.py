@@ -18,7 +18,7 @@ from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.settings import PrepareSettings
-from semseg_diffusers.evaluation.inputs import load_generator
+from semseg_diffusers.evaluation.evaluate import load_generator
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.settings import GenerationSettings
@@ -348,10 +348,14 @@ def test_a_model_of_another_set_is_evaluated_on_the_data_mapped_to_its_own(tmp_p
     )
 
     def load(dataset: Path) -> MaskGuidedDDPMPipeline:
-        settings = EvaluationSettings(str(dataset), str(tmp_path / "out"), model=str(tmp_path / "model"))
+        settings = EvaluationSettings(
+            dataset=str(dataset), output=str(tmp_path / "out"), model=str(tmp_path / "model")
+        )
         return load_generator(settings, load_pairs(dataset, cache_dir=tmp_path / "cache"), "cpu")
 
-    with pytest.raises(ValueError, match=r"draws other classes .* prepared again with --map_to and the model's label"):
+    with pytest.raises(
+        ValueError, match=r"generates other classes .* prepared again with --map_to and the model's label"
+    ):
         load(plain)
     assert LabelSet.from_config(load(mapped).unet.config) == BDD
 

@@ -12,12 +12,11 @@ from PIL import Image, ImageFilter
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.evaluate import evaluate
-from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images
-from semseg_diffusers.evaluation.image_sets import photos as photo_set
-from semseg_diffusers.evaluation.metrics import ReadImages, score_agreement
+from semseg_diffusers.evaluation.inputs import ImageSet, generated_images
+from semseg_diffusers.evaluation.inputs import real_images as photo_set
+from semseg_diffusers.evaluation.metrics import PredictedImages, score_agreement
 from semseg_diffusers.evaluation.results import paper_figures
 from semseg_diffusers.evaluation.settings import EvaluationSettings
-from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.reports.evaluation_page import RIGHT, UNKNOWN, collect_pictures
 
 
@@ -190,8 +189,8 @@ def test_masks_that_cannot_be_read_are_refused_before_networks_read(place, tmp_p
 
 def test_the_papers_variant_is_left_out_where_nothing_is_read_in_the_photos():
     masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
-    real = ReadImages(("a", "b"), torch.full_like(masks, LABELS.ignore_index), masks)
-    agreement = score_agreement(real, ReadImages(("a", "b"), masks, masks), LABELS, seed=0)
+    real = PredictedImages(("a", "b"), torch.full_like(masks, LABELS.ignore_index), masks)
+    agreement = score_agreement(real, PredictedImages(("a", "b"), masks, masks), LABELS, seed=0)
     assert agreement.paper is None
     assert agreement.generated.mean_iou == 1
     assert agreement.real.mean_iou == 0
@@ -350,7 +349,7 @@ def test_a_model_of_another_size_or_other_classes_is_refused(place, tmp_path):
         picture = Image.open(path)
         picture.resize((16, 16), Image.Resampling.NEAREST).save(path)
     error = place.evaluate(tmp_path / "out", model=place.model, dataset=small, expect=2)
-    assert "draws 32 x 32 pixels, the photos of" in error
+    assert "generates 32 x 32, '" in error
     assert "--resolution 32x32" in error
     (small / "labels.json").unlink()
     LabelSet = type(LABELS)  # noqa: N806
@@ -393,13 +392,13 @@ def test_settings_that_do_not_go_together_are_refused():
     for name, options in {
         "--num_images_per_mask": {"num_images_per_mask": 2},
         "--revision, --num_masks, --scheduler": {"revision": "main", "num_masks": 2, "scheduler": "DDIMScheduler"},
-        "--num_inference_steps, --guidance_scale": {"sampling": GenerationSettings(9, guidance_scale=1.0, seed=4)},
-        "--variant": {"sampling": GenerationSettings(variant="raw")},
+        "--num_inference_steps, --guidance_scale": {"num_inference_steps": 9, "guidance_scale": 1.0, "seed": 4},
+        "--variant": {"variant": "raw"},
     }.items():
         with pytest.raises(ValueError, match=f"^{name} only with --model"):
             EvaluationSettings(dataset="d", output="o", generated="b", **options)
-    EvaluationSettings(dataset="d", output="o", generated="b", sampling=GenerationSettings(seed=4))
-    with pytest.raises(ValueError, match="--kid_subset_size must be at least 2"):
+    EvaluationSettings(dataset="d", output="o", generated="b", seed=4)
+    with pytest.raises(ValueError, match="--kid_subset_size must be 2 or more"):
         EvaluationSettings(dataset="d", output="o", generated="b", kid_subset_size=1)
 
 

@@ -27,7 +27,7 @@ from semseg_diffusers.data.dataset_format import finish_dataset, make_split, sav
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.filter import Real, filter_dataset
 from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, NOTHING_LABELLED, TOO_LITTLE_KEPT
-from semseg_diffusers.evaluation.image_sets import generated_images
+from semseg_diffusers.evaluation.inputs import generated_images
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.generation.output_folder import check_output
 from semseg_diffusers.hub.cards import dataset_content
@@ -441,9 +441,9 @@ def test_outputs_that_are_something_else_are_refused(place, generated, tmp_path)
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (("--judge_revision", "main"), "--judge_revision and --allow_same_network: only with --judge"),
-        (("--allow_same_network",), "--judge_revision and --allow_same_network: only with --judge"),
-        (("--batch_size", 0), "--batch_size must be at least 1; got 0"),
+        (("--judge_revision", "main"), "--judge_revision and --allow_same_network need --judge"),
+        (("--allow_same_network",), "--judge_revision and --allow_same_network need --judge"),
+        (("--batch_size", 0), "--batch_size must be 1 or more; got 0"),
         (("--reference_split", "test"), "has no split 'test'"),
         (("--judge", "no/folder/here"), "--judge"),
     ],

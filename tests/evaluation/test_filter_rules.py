@@ -200,12 +200,12 @@ def test_examples_are_chosen_by_rule_and_seed():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("tolerance_margin", 0.0, "--tolerance_margin 0.0; wanted a number above 0"),
-        ("tolerance_margin", float("nan"), "--tolerance_margin nan"),
-        ("tolerance_margin", float("inf"), "--tolerance_margin inf"),
-        ("minimum_kept", -0.1, "--minimum_kept -0.1; wanted a share from 0 to 1"),
-        ("minimum_kept", 1.5, "--minimum_kept 1.5"),
-        ("minimum_kept", float("nan"), "--minimum_kept nan"),
+        ("tolerance_margin", 0.0, "--tolerance_margin must be more than 0; got 0.0"),
+        ("tolerance_margin", float("nan"), "--tolerance_margin .* got nan"),
+        ("tolerance_margin", float("inf"), "--tolerance_margin .* got inf"),
+        ("minimum_kept", -0.1, "--minimum_kept must be between 0 and 1; got -0.1"),
+        ("minimum_kept", 1.5, "--minimum_kept .* got 1.5"),
+        ("minimum_kept", float("nan"), "--minimum_kept .* got nan"),
     ],
 )
 def test_settings_out_of_range_are_refused(field, value, message):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.image_sets import generated_images, photos
+from semseg_diffusers.evaluation.inputs import generated_images, real_images
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
 
@@ -41,7 +41,7 @@ def named(folder, val, names):
 
 
 def test_images_with_metadata_bring_their_masks(listed, val):
-    images, real = generated_images(listed, val), photos(val)
+    images, real = generated_images(listed, val), real_images(val)
     assert images.names == images.stems == real.stems
     for index in range(3):
         assert torch.equal(images.image(index), real.image(index))
@@ -73,7 +73,7 @@ def test_a_name_that_may_be_a_mask_or_a_sample_of_another_is_read_by_its_neighbo
     assert images.stems == ("x", "x", "x_0", "x_0", "x_1", "x_1")
     for place, index in enumerate((0, 0, 1, 1, 2, 2)):
         assert torch.equal(images.mask(place), val[index]["mask"])
-    with pytest.raises(ValueError, match=r"'x_1' in .* may be of the mask 'x_1', or a sample of 'x'"):
+    with pytest.raises(ValueError, match=r"'x_1' in .* may belong to the mask 'x_1', or be a sample of 'x'"):
         generated_images(named(tmp_path / "mixed", val, {"x.png": 0, "x_1.png": 2, "x_0_0.png": 1}), val)
 
 
@@ -97,12 +97,10 @@ def test_a_subset_keeps_images_and_masks_together(listed, val):
 def test_what_does_not_fit_is_refused(listed, val, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         generated_images(tmp_path / "none", val)
-    with pytest.raises(
-        ValueError, match=r"1 of 1 pictures .* named after no mask of the split, such as 'other_0.png'"
-    ):
+    with pytest.raises(ValueError, match=r"1 of 1 images .* named after no mask of the split, such as 'other_0.png'"):
         generated_images(named(tmp_path / "other", val, {"other_0.png": 0}), val)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no picture"):
+    with pytest.raises(ValueError, match="holds no image"):
         generated_images(tmp_path / "empty", val)
     twice = named(tmp_path / "twice", val, {f"{val.stems[0]}.png": 0, f"{val.stems[0]}.bmp": 0})
     with pytest.raises(ValueError, match=f"two images called '{val.stems[0]}'"):
@@ -110,12 +108,12 @@ def test_what_does_not_fit_is_refused(listed, val, tmp_path):
 
     deep = named(tmp_path / "deep", val, {})
     Image.fromarray(np.full((32, 48), 40_000, np.uint16)).save(deep / f"{val.stems[0]}.png")
-    with pytest.raises(ValueError, match=r"has 16 bits a pixel or more \(I;16\); wanted 8"):
+    with pytest.raises(ValueError, match=r"has 16 or more bits per pixel \(I;16\); expected 8"):
         generated_images(deep, val)
 
     stem = val.stems[0]
     Image.new("RGB", (16, 16)).save(listed / "images" / f"{stem}.png")
-    with pytest.raises(ValueError, match=r"is 16 x 16, the photos are 32 x 48.*--resolution 16x16"):
+    with pytest.raises(ValueError, match=r"is 16 x 16, the real images are 32 x 48.*--resolution 16x16"):
         generated_images(listed, val)
     (listed / "images" / f"{stem}.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="cannot be read"):
@@ -124,11 +122,11 @@ def test_what_does_not_fit_is_refused(listed, val, tmp_path):
     with pytest.raises(ValueError, match=f"1 files of .* are missing, such as .*{stem}"):
         generated_images(listed, val)
     (listed / "metadata.jsonl").write_text(json.dumps({"file_name": "a.png"}) + "\n")
-    with pytest.raises(ValueError, match="names no images with masks"):
+    with pytest.raises(ValueError, match="lists no images with masks"):
         generated_images(listed, val)
     labels = LabelSet.from_json(listed / "labels.json")
     LabelSet(("street", *labels.names[1:]), labels.colors).save_json(listed / "labels.json")
-    with pytest.raises(ValueError, match="other label sets"):
+    with pytest.raises(ValueError, match="different label sets"):
         generated_images(listed, val)
 
 

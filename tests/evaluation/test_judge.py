@@ -28,7 +28,8 @@ from semseg_diffusers.evaluation.metrics import (
     without_classes,
 )
 from semseg_diffusers.evaluation.segmentation.architectures import MOBILEVIT_PROCESSOR, SEGFORMER_PROCESSOR
-from semseg_diffusers.evaluation.segmentation.judge import DEFAULT_JUDGE, load_judge
+from semseg_diffusers.evaluation.segmentation.judge import load_judge
+from semseg_diffusers.evaluation.settings import DEFAULT_SEGMENTER
 
 
 CAMVID = LabelSet.from_preset("camvid")
@@ -204,9 +205,9 @@ def test_a_judge_says_what_it_is(folders):
 
 def test_what_cannot_judge_is_refused_with_what_to_bring(folders, tmp_path):
     with pytest.raises(
-        OSError, match=f"--segmenter: loading config.json of '{DEFAULT_JUDGE}'.*cache.*model.safetensors"
+        OSError, match=f"--segmenter: loading config.json of '{DEFAULT_SEGMENTER}'.*cache.*model.safetensors"
     ):
-        load_judge(DEFAULT_JUDGE, CITYSCAPES)
+        load_judge(DEFAULT_SEGMENTER, CITYSCAPES)
     with pytest.raises(ValueError, match="--segmenter: there is no folder './nothing'"):
         load_judge("./nothing", CITYSCAPES)
     with pytest.raises(ValueError, match="is a local folder and has no revision 'main'"):

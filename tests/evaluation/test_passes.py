@@ -5,8 +5,8 @@ import torch
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation import inference as passes
-from semseg_diffusers.evaluation.image_sets import ImageSet
 from semseg_diffusers.evaluation.inference import cached_inference
+from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.utils.distributed import Processes
 
 
@@ -31,7 +31,7 @@ class Network:
 
 @pytest.fixture(autouse=True)
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(passes, "PIECE", 4)
+    monkeypatch.setattr(passes, "CHUNK", 4)
 
 
 def run(network, folder, images=None, **changes):

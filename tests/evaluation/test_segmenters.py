@@ -21,11 +21,7 @@ from semseg_diffusers import cli
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.segmentation import training as batches
-from semseg_diffusers.evaluation.segmentation.architectures import (
-    ARCHITECTURES,
-    MOBILEVIT_PROCESSOR,
-    SEGFORMER_PROCESSOR,
-)
+from semseg_diffusers.evaluation.segmentation.architectures import MOBILEVIT_PROCESSOR, NETWORKS, SEGFORMER_PROCESSOR
 from semseg_diffusers.evaluation.segmentation.initialization import load_pretrained, new_network
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, PretrainedSource
@@ -74,7 +70,7 @@ def unknown_pairs(known_photos: int) -> ColourPairs:
 # Architectures -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "deeplabv3-resnet50"])
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "deeplabv3-resnet50"])
 def test_a_network_knows_its_classes_and_reads_images_of_any_shape(name):
     network = new_network(name, LABELS).eval()
     with torch.no_grad():
@@ -500,7 +496,7 @@ def test_what_cannot_be_done_is_refused_before_training(toy, segmenter, tmp_path
     for option in ("--train_split", "--validation_split"):
         assert "has no split 'no'; it has train, val" in refusal(*options(toy, new, option, "no"))
     assert "resolution 'big' is not understood" in refusal(*options(toy, new, *MINI_OPTIONS, "--input_size", "big"))
-    assert "--train_batch_size must be at least 2" in refusal(
+    assert "--train_batch_size must be 2 or more" in refusal(
         *options(toy, new, *MINI_OPTIONS, "--train_batch_size", 1)
     )
     assert "--device nowhere cannot be used here" in refusal(*options(toy, new, "--device", "nowhere"))

@@ -192,7 +192,7 @@ def test_folders_of_something_else_are_left_alone(place, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert "was not made by study (it holds notes.txt)" in study(*options(place, tmp_path / "mine"), expect=2)
     assert "is a file; wanted a folder" in study(*options(place, tmp_path / "mine" / "notes.txt"), expect=2)
-    assert "--jobs must be at least 1; got 0" in study(*options(place, tmp_path / "new"), "--jobs", 0, expect=2)
+    assert "--jobs must be 1 or more; got 0" in study(*options(place, tmp_path / "new"), "--jobs", 0, expect=2)
     assert "there is no architecture" not in study(*options(place, tmp_path / "new"), "--amounts", 9, expect=2)
     assert not (tmp_path / "new").exists()
 

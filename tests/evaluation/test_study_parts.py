@@ -63,18 +63,21 @@ def settings_of(place, **changes) -> StudySettings:
     ("changes", "message"),
     [
         ({"generated": None}, "give --generated, --filtered, or both"),
-        ({"arms": ("real", "fake")}, "there is no 'fake'; there are real, real_duplicated, "),
+        ({"arms": ("real", "fake")}, "--arms must be one of real, real_duplicated, .*got 'fake'"),
         ({"arms": ("real", "filtered")}, "--arms filtered needs --filtered, which is missing"),
-        ({"arms": ("real", "filtered"), "filtered": "f"}, "--generated is of the arms real_synthetic and synthetic"),
+        (
+            {"arms": ("real", "filtered"), "filtered": "f"},
+            "--generated is used by the arms real_synthetic and",
+        ),
         ({"arms": ("synthetic",)}, "--arms lacks real"),
-        ({"arms": ("real", "real", "synthetic")}, "--arms wants one value or more, each once"),
-        ({"seeds": ()}, "--seeds wants one value or more"),
-        ({"seeds": (0, 0)}, "--seeds wants one value or more, each once; got 0 0"),
+        ({"arms": ("real", "real", "synthetic")}, "--arms: expected one or more distinct values"),
+        ({"seeds": ()}, "--seeds: expected one or more"),
+        ({"seeds": (0, 0)}, "--seeds: expected one or more distinct values; got 0 0"),
         ({"seeds": (-1,)}, "--seeds must be 0 or more"),
-        ({"amounts": (1.0, 0.0)}, "--amounts must be more than 0; got 1.0 0.0"),
+        ({"amounts": (1.0, 0.0)}, "--amounts must be more than 0; got 0.0"),
         ({"amounts": (float("nan"),)}, "--amounts must be more than 0"),
-        ({"max_train_steps": 0}, "--max_train_steps must be at least 1"),
-        ({"train_batch_size": 1}, "--train_batch_size must be at least 2"),
+        ({"max_train_steps": 0}, "--max_train_steps must be 1 or more; got 0"),
+        ({"train_batch_size": 1}, "--train_batch_size must be 2 or more; got 1"),
         ({"learning_rate": -1.0}, "--learning_rate must be more than 0"),
         ({"validation_split": "training"}, "are both 'train'"),
     ],
@@ -85,13 +88,13 @@ def test_settings_that_make_no_study_are_refused(changes, message):
 
 
 def test_arms_are_all_that_there_is_data_for():
-    assert StudySettings("d", generated="g").arms == ("real", "real_duplicated", "real_synthetic", "synthetic")
-    assert StudySettings("d", filtered="f").arms == ("real", "real_duplicated", "real_filtered", "filtered")
-    assert len(StudySettings("d", generated="g", filtered="f").arms) == 6
+    assert StudySettings(dataset="d", generated="g").arms == ("real", "real_duplicated", "real_synthetic", "synthetic")
+    assert StudySettings(dataset="d", filtered="f").arms == ("real", "real_duplicated", "real_filtered", "filtered")
+    assert len(StudySettings(dataset="d", generated="g", filtered="f").arms) == 6
 
 
 def test_every_arm_is_trained_with_every_seed_and_amount_real_photos_once_a_seed():
-    settings = StudySettings("d", generated="g", seeds=(3, 5), amounts=(2.0, 0.5))
+    settings = StudySettings(dataset="d", generated="g", seeds=(3, 5), amounts=(2.0, 0.5))
     assert variants(settings)[:3] == [("real", None), ("real_duplicated", 0.5), ("real_duplicated", 2.0)]
     names = [training.name for training in trainings(settings)]
     assert len(names) == len(set(names)) == 2 * (1 + 3 * 2)
@@ -163,7 +166,7 @@ def test_photos_of_two_sizes_are_refused(place, tmp_path):
     ):
         load_data(settings_of(place, dataset=str(dataset)))
     generated = write_scenes_as_generated(tmp_path / "generated", 6, 2 * SIZE)
-    with pytest.raises(ValueError, match="is 64 x 64, the photos are 32 x 32"):
+    with pytest.raises(ValueError, match="is 64 x 64, the real images are 32 x 32"):
         load_data(settings_of(place, generated=str(generated)))
 
 
@@ -257,7 +260,7 @@ def test_one_seed_and_two_are_called_too_few():
 
 
 def test_what_is_held_against_what():
-    settings = StudySettings("d", generated="g", filtered="f")
+    settings = StudySettings(dataset="d", generated="g", filtered="f")
     pairs = [(ours[0], other[0]) for ours, other in compared(settings)]
     assert pairs == [
         ("real_duplicated", "real"),

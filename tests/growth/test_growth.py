@@ -112,7 +112,7 @@ def test_the_network_that_filters_has_no_seed_of_the_study():
         (("--set", "study.jobs="), "expected STAGE.OPTION=VALUE"),
         (("--set", "paint.jobs=2"), "there is no stage 'paint'"),
         (("--set", "study.no_such_option=2"), "stage study: unrecognized arguments"),
-        (("--set", "study.jobs=many"), "stage study: argument --jobs"),
+        (("--set", "study.jobs=many"), "stage study: command line: --jobs: expected a whole number"),
         (("--set", "filter.generated=elsewhere"), "grow sets it itself"),
         (("--model", "run", "--set", "train.max_train_steps=3"), "there is no such stage"),
         (("--model", "run", "--until", "train"), "no such stage"),

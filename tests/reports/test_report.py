@@ -10,7 +10,7 @@ from helpers.page_reading import PageReader, assert_self_contained, drawings, nu
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.verdict import findings, way_to_ceiling
+from semseg_diffusers.evaluation.verdict import findings, fraction_of_ceiling
 from semseg_diffusers.reports.evaluation_page import (
     NO_CLASS,
     RIGHT,
@@ -413,7 +413,7 @@ def test_few_masks_are_said():
 
 def test_nothing_measured_says_nothing():
     assert findings(MISSING) == []
-    assert way_to_ceiling(None, 0.5, 1.0) is None
+    assert fraction_of_ceiling(None, 0.5, 1.0) is None
 
 
 # Table, command, error map -------------------------------------------------------------------------------------------

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, cli
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.evaluation.inputs import load_generator
+from semseg_diffusers.evaluation.evaluate import load_generator
 from semseg_diffusers.evaluation.settings import EvaluationSettings
-from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.toy.scenes import write_toy_dataset
@@ -240,9 +239,7 @@ def test_weights_of_a_folder_that_has_its_own_only_are_refused(run, tmp_path):
 
 
 def test_evaluation_draws_with_a_variant_and_records_it(run, toy):
-    settings = EvaluationSettings(
-        dataset=str(toy), output="o", model=str(run), sampling=GenerationSettings(variant="raw")
-    )
+    settings = EvaluationSettings(dataset=str(toy), output="o", model=str(run), variant="raw")
     pipe = load_generator(settings, load_pairs(toy, "val"), "cpu")
     assert same(pipe.unet.state_dict(), variant(run, "raw"))
     assert settings.record()["variant"] == "raw"

@@ -172,7 +172,7 @@ def borrowed_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses:
     return found
 
 
-def kept_of_real(
+def kept_share_on_real(
     segmenter: Judge, pairs: PairDataset, thresholds: np.ndarray, batch_size: int, show_progress: bool = False
 ) -> dict[str, Any]:
     """What the rule keeps of real labels, on at most `MOST_REFERENCES` photos at even distances.

@@ -1,8 +1,6 @@
 """The networks that `semseg-diffusers segmenter` trains from random weights, by name, and their image processors.
 All load with `AutoModelForSemanticSegmentation`, so a saved folder works with transformers alone."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -90,18 +88,6 @@ def register_torchvision() -> None:
     AutoModelForSemanticSegmentation.register(TorchvisionDeepLabV3Config, TorchvisionDeepLabV3, exist_ok=True)
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A network and its settings for training from random weights."""
-
-    config: Callable[..., PreTrainedConfig]  # called with the entries of `class_config`
-    processor: dict[str, Any]
-    enlargement: int  # input side / side of the images
-    least_side: int  # pixels of the input's shorter side, at least: the lowest feature maps need some
-    learning_rate: float
-    summary: str
-
-
 def _segformer_mini(**classes: Any) -> SegformerConfig:
     return SegformerConfig(
         hidden_sizes=[32, 64, 96, 128],
@@ -141,25 +127,11 @@ def _mobilevit_xxs(**classes: Any) -> MobileViTConfig:
     )
 
 
-ARCHITECTURES = {
-    "segformer-mini": Architecture(
-        _segformer_mini, SEGFORMER_PROCESSOR, 1, 16, 3e-3, "SegFormer of 0.6 M parameters, minutes on a laptop"
-    ),
-    "segformer-b0": Architecture(
-        _segformer_b0, SEGFORMER_PROCESSOR, 2, 256, 5e-4, "SegFormer-B0 (Xie et al. 2021), 3.7 M"
-    ),
-    "mobilevit-deeplabv3": Architecture(
-        _mobilevit_small, MOBILEVIT_PROCESSOR, 2, 256, 1e-3, "MobileViT-small with DeepLabV3's head, 6.4 M"
-    ),
-    "mobilevit-deeplabv3-xxs": Architecture(
-        _mobilevit_xxs, MOBILEVIT_PROCESSOR, 2, 256, 1e-3, "MobileViT-XXS with DeepLabV3's head, 1.9 M"
-    ),
-    "deeplabv3-resnet50": Architecture(
-        TorchvisionDeepLabV3Config,
-        SEGFORMER_PROCESSOR,
-        2,
-        256,
-        5e-4,
-        "torchvision's DeepLabV3, as the paper evaluates with, 40 M",
-    ),
+# name -> config, called with the entries of `class_config`, and settings of the image processor
+NETWORKS = {
+    "segformer-mini": (_segformer_mini, SEGFORMER_PROCESSOR),
+    "segformer-b0": (_segformer_b0, SEGFORMER_PROCESSOR),
+    "mobilevit-deeplabv3": (_mobilevit_small, MOBILEVIT_PROCESSOR),
+    "mobilevit-deeplabv3-xxs": (_mobilevit_xxs, MOBILEVIT_PROCESSOR),
+    "deeplabv3-resnet50": (TorchvisionDeepLabV3Config, SEGFORMER_PROCESSOR),
 }

@@ -15,13 +15,14 @@ from transformers import (
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import parse_resolution
-from semseg_diffusers.evaluation.segmentation.architectures import ARCHITECTURES, register_torchvision
+from semseg_diffusers.evaluation.segmentation.architectures import NETWORKS, register_torchvision
 from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, PretrainedSource, scaled_size
-
-
-DEFAULT_ARCHITECTURE = "segformer-b0"
-FINE_TUNING_RATE = 1e-4  # learning rate of a pretrained network
-FINE_TUNING_SIDE = 256  # pixels of the input's shorter side, at least
+from semseg_diffusers.evaluation.segmentation.settings import (
+    ARCHITECTURES,
+    DEFAULT_ARCHITECTURE,
+    FINE_TUNING,
+    SegmenterTrainingOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -36,56 +37,38 @@ class InitialSegmenter:
 
 
 def build_segmenter(
-    labels: LabelSet,
-    resolution: tuple[int, int],
-    *,
-    architecture: str | None = None,
-    base_model: str | None = None,
-    revision: str | None = None,
-    input_size: str | None = None,
-    learning_rate: float | None = None,
-    seed: int = 0,
+    options: SegmenterTrainingOptions, labels: LabelSet, resolution: tuple[int, int], seed: int
 ) -> InitialSegmenter:
     """Build a network with random weights, or load one to fine-tune.
 
     Args:
+        options: architecture or base model, input size and learning rate.
         labels: the classes of the data.
         resolution: height and width of its images.
-        architecture: one of `ARCHITECTURES`; `DEFAULT_ARCHITECTURE` if neither this nor `base_model` is given.
-        base_model: folder or Hub id of a network to fine-tune.
-        revision: branch, tag or commit of `base_model` on the Hub.
-        input_size: a number for the shorter side, "HxW" or "native"; by default that of the architecture.
-        learning_rate: peak rate; by default that of the architecture.
         seed: of new weights.
 
     Raises:
-        ValueError: both an architecture and a base model, a revision without one, no such network, an invalid size.
+        ValueError: no such network, or an invalid size.
         HubError: the Hub or the connection failed.
     """
-    if architecture and base_model:
-        raise ValueError("--architecture and --base_model exclude each other: random or pretrained weights.")
-    if revision and not base_model:
-        raise ValueError("--revision belongs to --base_model, which is missing.")
-    if base_model:
-        source = PretrainedSource.of(base_model, revision, "--base_model")
+    if options.base_model:
+        source = PretrainedSource.of(options.base_model, options.revision, "--base_model")
         network, processor = load_pretrained(source, labels, seed)
-        enlargement, least_side, rate = 2, FINE_TUNING_SIDE, FINE_TUNING_RATE
+        defaults = FINE_TUNING
     else:
-        name = architecture or DEFAULT_ARCHITECTURE
-        network, chosen = new_network(name, labels, seed), ARCHITECTURES[name]
-        processor, rate = chosen.processor, chosen.learning_rate
-        enlargement, least_side = chosen.enlargement, chosen.least_side
-    size = resolution if input_size is None else parse_resolution(input_size)
-    if input_size is None:
-        size = scaled_size(*resolution, max(enlargement * min(resolution), least_side))
-    elif size is None:  # native
-        size = resolution
-    elif "x" not in input_size.lower():
-        size = scaled_size(*resolution, size[0])
+        name = options.architecture or DEFAULT_ARCHITECTURE
+        network, processor, defaults = new_network(name, labels, seed), NETWORKS[name][1], ARCHITECTURES[name]
+    if options.input_size is None:
+        size = scaled_size(*resolution, max(defaults.enlargement * min(resolution), defaults.least_side))
+    else:
+        size = parse_resolution(options.input_size) or resolution  # None: native
+        if options.input_size.isdecimal():
+            size = scaled_size(*resolution, size[0])
     processor = {**processor, "size": {"height": size[0], "width": size[1]}}
     processor |= {"do_resize": True, "do_center_crop": False, "do_reduce_labels": False}
     preprocessing = Preprocessing.from_processor(processor)
-    return InitialSegmenter(network, processor, preprocessing, size, rate if learning_rate is None else learning_rate)
+    rate = defaults.learning_rate if options.learning_rate is None else options.learning_rate
+    return InitialSegmenter(network, processor, preprocessing, size, rate)
 
 
 def class_config(labels: LabelSet) -> dict[str, Any]:
@@ -102,19 +85,19 @@ def new_network(name: str, labels: LabelSet, seed: int = 0) -> PreTrainedModel:
     """Build a network with random weights.
 
     Args:
-        name: one of `ARCHITECTURES`.
+        name: one of `NETWORKS`.
         labels: saved in the config as `id2label` and `label2id`, and in full as `label_set`.
         seed: of the weights; the global random state stays as it was.
 
     Raises:
         ValueError: unknown name, or a library it needs is not installed.
     """
-    if name not in ARCHITECTURES:
-        raise ValueError(f"--architecture '{name}': expected one of {', '.join(ARCHITECTURES)}.")
+    if name not in NETWORKS:
+        raise ValueError(f"--architecture '{name}': expected one of {', '.join(NETWORKS)}.")
     register_torchvision()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = AutoModelForSemanticSegmentation.from_config(ARCHITECTURES[name].config(**class_config(labels)))
+        network = AutoModelForSemanticSegmentation.from_config(NETWORKS[name][0](**class_config(labels)))
         # transformers initializes the scales of MobileViT's batch norms around 0, which silences every layer
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):

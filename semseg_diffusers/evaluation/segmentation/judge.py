@@ -22,7 +22,6 @@ from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, Pre
 from semseg_diffusers.hub.folders import weights_hash
 
 
-DEFAULT_JUDGE = "facebook/mask2former-swin-tiny-cityscapes-semantic"  # for driving scenes
 RECORD_FILE = "segmenter.json"
 MASK_CLASSIFIERS = ("mask2former", "maskformer")  # universal segmentation networks that need only pixels
 OPTION = "--segmenter"

@@ -14,7 +14,7 @@ from semseg_diffusers.data.dataset import column_options, load_pairs
 from semseg_diffusers.data.decode_cache import DecodedPairs
 from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.evaluation.filtering.rules import read_filter
-from semseg_diffusers.evaluation.image_sets import ImageSet, generated_images, photos
+from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
 from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages
 from semseg_diffusers.evaluation.study.settings import OF_FILTERED, OF_GENERATED, StudySettings, Training
@@ -87,8 +87,8 @@ def load_data(settings: StudySettings) -> StudyData:
         for name, folder in (("generated", settings.generated), ("filtered", settings.filtered))
     }
     return StudyData(
-        real=CachedPairs(photos(train), train.resolution),
-        validation=CachedPairs(photos(validation), train.resolution),
+        real=CachedPairs(real_images(train), train.resolution),
+        validation=CachedPairs(real_images(validation), train.resolution),
         **synthetic,
     )
 

@@ -1,14 +1,15 @@
-"""What a study depends on: data, arms, seeds, amounts, and how each network is trained.
-Every arm is the same training from the same first weights; only the pool of pairs that it draws from differs."""
+"""Settings of `semseg-diffusers study`: data, arms, seeds, amounts and training.
+All arms share the training and the initial weights; only the pool of training pairs differs."""
 
-import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from semseg_diffusers.data.options import SPLITS
+from semseg_diffusers.data.options import SPLITS, ColumnOptions
+from semseg_diffusers.evaluation.segmentation.settings import SegmenterTrainingOptions
+from semseg_diffusers.utils.settings import option
 
 
-# name -> what the pool holds; the order is that of tables and pages
+# name -> content of the pool; in the order of tables and pages
 ARMS = {
     "real": "real photos",
     "real_duplicated": "duplicated real photos",
@@ -19,53 +20,45 @@ ARMS = {
 }
 OF_GENERATED = ("real_synthetic", "synthetic")
 OF_FILTERED = ("real_filtered", "filtered")
-# settings that all trainings in one folder share, beside data and network, which are told apart by what they hold
+# settings that all trainings of a folder share, besides data and network, which are compared by content
+MAX_JOBS = 8  # by default: each process keeps its own copy of the data
 SHARED = ("max_train_steps", "train_batch_size", "mixed_precision")
 
 
-@dataclass(frozen=True)
-class StudySettings:
-    """One study.
+@dataclass(frozen=True, kw_only=True)
+class StudySettings(ColumnOptions, SegmenterTrainingOptions):
+    """A study: the same network trained on several pools of real and synthetic pairs."""
 
-    Raises:
-        ValueError: arms without their data, repeated or unknown values, numbers out of range.
-    """
-
-    dataset: str  # prepared folder or Hub id: the real photos
-    generated: str | None = None  # folder that `generate` wrote
-    filtered: str | None = None  # the same, filtered
-    arms: tuple[str, ...] = ()  # of `ARMS`; empty: all that the data allows
-    seeds: tuple[int, ...] = (0, 1, 2)  # of first weights, order, augmentation, and choice of synthetic images
-    amounts: tuple[float, ...] = (1.0,)  # synthetic pairs, as multiples of the number of real pairs
-    train_split: str = "train"
-    validation_split: str = "val"
-    image_column: str = "image"
-    mask_column: str = "mask"
-    labels: str | None = None  # preset or JSON file, where the data set carries no label set
-    architecture: str | None = None  # None: segformer-b0, or that of `base_model`
-    base_model: str | None = None  # folder or Hub id that all networks begin with, in place of random weights
-    revision: str | None = None  # branch, tag or commit of `base_model`
-    max_train_steps: int = 2000  # optimizer steps, of every arm
-    train_batch_size: int = 8  # pairs a step
-    learning_rate: float | None = None  # highest one; None: that of the architecture
-    input_size: str | None = None  # pixels that photos are resized to; None: that of the architecture
-    mixed_precision: str = "no"
-    force: bool = False  # go on where the data leaks
+    dataset: str = option(help="real images: prepared folder or Hub dataset id")
+    generated: str | None = option(None, metavar="DIR", help="synthetic images: folder written by `generate`")
+    filtered: str | None = option(None, metavar="DIR", help="filtered synthetic images: folder written by `filter`")
+    arms: tuple[str, ...] = option(
+        (), choices=tuple(ARMS),
+        help=f"pools to train on (default: all with data). {'; '.join(f'{k}: {v}' for k, v in ARMS.items())}",
+    )  # fmt: skip
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2), at_least=0, below=2**63,
+        help="of initial weights, order, augmentation and selection of images; more seeds narrow the intervals",
+    )  # fmt: skip
+    amounts: tuple[float, ...] = option(
+        (1.0,), above=0, help="synthetic pairs, as multiples of the number of real pairs"
+    )
+    train_split: str = option("train", help="real images to train on")
+    validation_split: str = option("val", help="real images that all networks are scored on")
+    force: bool = option(False, help="continue although validation images or the filter's network leak into the study")
 
     def __post_init__(self):
+        super().__post_init__()
         if self.generated is None and self.filtered is None:
             raise ValueError("a study needs synthetic images: give --generated, --filtered, or both.")
-        unknown = [arm for arm in self.arms if arm not in ARMS]
-        if unknown:
-            raise ValueError(f"--arms: there is no '{unknown[0]}'; there are {', '.join(ARMS)}.")
         options = (("generated", OF_GENERATED), ("filtered", OF_FILTERED))
-        for option, arms in options:
+        for name, arms in options:
             without = [arm for arm in self.arms if arm in arms]
-            if getattr(self, option) is None and without:
-                raise ValueError(f"--arms {without[0]} needs --{option}, which is missing.")
-        for option, arms in options:
-            if getattr(self, option) is not None and self.arms and not set(arms) & set(self.arms):
-                raise ValueError(f"--{option} is of the arms {' and '.join(arms)}, and --arms names neither.")
+            if getattr(self, name) is None and without:
+                raise ValueError(f"--arms {without[0]} needs --{name}, which is missing.")
+        for name, arms in options:
+            if getattr(self, name) is not None and self.arms and not set(arms) & set(self.arms):
+                raise ValueError(f"--{name} is used by the arms {' and '.join(arms)}; --arms names neither.")
         if not self.arms:
             object.__setattr__(self, "arms", tuple(arm for arm in ARMS if self._has_data(arm)))
         if "real" not in self.arms:
@@ -73,43 +66,50 @@ class StudySettings:
         for name in ("arms", "seeds", "amounts"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
-                raise ValueError(f"--{name} wants one value or more, each once; got {' '.join(map(str, values))}.")
-        if not all(0 <= seed < 2**63 for seed in self.seeds):
-            raise ValueError(f"--seeds must be 0 or more, below 2^63; got {' '.join(map(str, self.seeds))}.")
-        if not all(amount > 0 and math.isfinite(amount) for amount in self.amounts):
-            raise ValueError(f"--amounts must be more than 0; got {' '.join(map(str, self.amounts))}.")
-        if self.max_train_steps < 1:
-            raise ValueError(f"--max_train_steps must be at least 1; got {self.max_train_steps}.")
-        if self.train_batch_size < 2:
-            raise ValueError(
-                f"--train_batch_size must be at least 2, for BatchNorm's sake; got {self.train_batch_size}."
-            )
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"--learning_rate must be more than 0; got {self.learning_rate}.")
+                raise ValueError(f"--{name}: expected one or more distinct values; got {' '.join(map(str, values))}.")
         splits = [SPLITS.get(name, name) for name in (self.train_split, self.validation_split)]
         if splits[0] == splits[1]:
-            raise ValueError(f"--train_split and --validation_split are both '{splits[0]}': scores would say nothing.")
+            raise ValueError(f"--train_split and --validation_split are both '{splits[0]}'; expected two splits.")
 
     def _has_data(self, arm: str) -> bool:
         needs = self.generated if arm in OF_GENERATED else self.filtered if arm in OF_FILTERED else self.dataset
         return needs is not None
 
     def record(self) -> dict[str, Any]:
-        """JSON of all settings under the names of the command's options."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        """Return the settings that results depend on, as JSON under the names of the options."""
+        values = {field.name: getattr(self, field.name) for field in fields(StudySettings)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommandSettings(StudySettings):
+    """Measure whether synthetic images improve a segmentation network, beyond chance.
+
+    The same network is trained on real images; on duplicates of them; on real plus (filtered) synthetic images; and on
+    synthetic ones alone: with equal steps, several seeds and amounts. results.json holds all scores with paired
+    differences and their confidence intervals, report.html explains them. The same command resumes an interrupted
+    study; more arms, seeds and amounts extend it.
+    """
+
+    output: str = option(metavar="DIR", help="folder to create or resume")
+    jobs: int | None = option(
+        None, at_least=1,
+        help=f"parallel trainings, each on one thread (default: one per GPU or CPU core, at most {MAX_JOBS})",
+    )  # fmt: skip
+    device: str | None = option(None, help="torch device (default: GPUs if available)")
 
 
 @dataclass(frozen=True)
 class Training:
-    """One network to be trained."""
+    """One network to train."""
 
     arm: str
-    amount: float | None  # None for real photos alone, whose pool is the same at every amount
+    amount: float | None  # None for real images alone, whose pool is the same at every amount
     seed: int
 
     @property
     def name(self) -> str:
-        """What its file is called.
+        """Name of its file.
 
         Example:
             >>> Training("real_synthetic", 0.5, 2).name, Training("real", None, 0).name
@@ -119,7 +119,7 @@ class Training:
 
 
 def variant_name(arm: str, amount: float | None, between: str = ", x") -> str:
-    """An arm with its amount, for people and for files.
+    """Return the name of an arm with its amount.
 
     Example:
         >>> variant_name("synthetic", 2.0), variant_name("real", None)
@@ -129,7 +129,7 @@ def variant_name(arm: str, amount: float | None, between: str = ", x") -> str:
 
 
 def variants(settings: StudySettings) -> list[tuple[str, float | None]]:
-    """Every arm at every amount, in the order of tables and pages."""
+    """Return every arm at every amount, in the order of tables and pages."""
     return [
         (arm, amount)
         for arm in ARMS
@@ -139,5 +139,5 @@ def variants(settings: StudySettings) -> list[tuple[str, float | None]]:
 
 
 def trainings(settings: StudySettings) -> list[Training]:
-    """Every network to be trained: seed by seed, so that all arms of the first seeds are done first."""
+    """Return all networks to train, seed by seed, so that all arms of the first seeds finish first."""
     return [Training(arm, amount, seed) for seed in settings.seeds for arm, amount in variants(settings)]

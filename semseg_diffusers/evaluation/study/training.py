@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from semseg_diffusers.evaluation.segmentation.initialization import InitialSegmenter, build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
 from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, members
-from semseg_diffusers.evaluation.study.settings import StudySettings, Training
+from semseg_diffusers.evaluation.study.settings import MAX_JOBS, StudySettings, Training
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.files import terminate_as_exception
 from semseg_diffusers.utils.progress import progress_bar
@@ -36,16 +36,7 @@ class StoppedError(RuntimeError):
 
 def initial_network(settings: StudySettings, data: StudyData, seed: int) -> InitialSegmenter:
     """The network of a seed before its first step: the same for every arm."""
-    return build_segmenter(
-        data.real.labels,
-        data.real.resolution,
-        architecture=settings.architecture,
-        base_model=settings.base_model,
-        revision=settings.revision,
-        input_size=settings.input_size,
-        learning_rate=settings.learning_rate,
-        seed=seed,
-    )
+    return build_segmenter(settings, data.real.labels, data.real.resolution, seed)
 
 
 def train_one(
@@ -144,7 +135,6 @@ def read_result(output: Path, training: Training) -> dict[str, Any] | None:
     return result
 
 
-MOST_JOBS = 8  # at once, unless more are asked for: each keeps its own copy of the data
 PAUSE = 0.2  # seconds between looks at the processes
 
 
@@ -153,7 +143,7 @@ def default_jobs(device: str) -> int:
     if torch.device(device).type != "cpu":
         return max(1, torch.cuda.device_count()) if device == "cuda" else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, MOST_JOBS)
+    return min(cores, MAX_JOBS)
 
 
 def run_trainings(
