@@ -1,5 +1,5 @@
-"""How much samples of one mask differ, beside how much samples of different masks and different real photos do.
-Distances are cosine distances of features: within a mask a generator that ignores its noise comes down to 0."""
+"""Diversity of samples of the same mask, compared with samples of different masks and with real images.
+Measured by cosine distances of features; a generator that ignores its noise gets 0 within a mask."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -12,37 +12,37 @@ import torch
 class Diversity:
     """Mean cosine distances between features, in [0, 2]; 0 for equal images."""
 
-    within_masks: float  # pairs of samples of one mask, averaged over masks
+    within_masks: float  # pairs of samples of the same mask, averaged over masks
     between_masks: float | None  # pairs of samples of different masks; None for one mask
-    real_between: float | None  # pairs of real photos; None for fewer than two
-    ratio: float | None  # within / between; 1: the mask decides nothing, 0: it decides everything
-    num_masks: int  # with two samples or more
-    samples_per_mask: int  # the fewest among these
+    real_between: float | None  # pairs of real images; None for fewer than two
+    ratio: float | None  # within / between; 1: the mask determines nothing, 0: everything
+    num_masks: int  # with two or more samples
+    samples_per_mask: int  # the minimum of these masks
 
 
 def why_no_diversity(masks: Sequence[str]) -> str | None:
-    """What stands in the way of `diversity` for images of these masks (one name an image); None where nothing does."""
+    """Return why `diversity` cannot be measured for images of these masks (one name per image); None if it can."""
     if any(count > 1 for count in Counter(masks).values()):
         return None
     return (
-        f"diversity compares samples of one mask; {len(masks)} images are of {len(set(masks))} masks, one each. "
-        "Generate two or more of each: --num_images_per_mask 2."
+        f"diversity compares samples of the same mask; {len(masks)} images are of {len(set(masks))} masks, one each. "
+        "Generate two or more per mask: --num_images_per_mask 2."
     )
 
 
 def diversity(features: torch.Tensor, masks: Sequence[str], real: torch.Tensor | None = None) -> Diversity:
-    """Compare samples of one mask with samples of others.
+    """Compare samples of the same mask with samples of other masks.
 
-    Cosine, not Euclidean: DINOv2's features are compared by it in retrieval, and it has the same range for every
-    network. The numbers of two networks still differ, so read `within_masks` beside the other two and by the ratio.
+    The cosine distance has the same range for every network and is the usual one for DINOv2's features. Values still
+    differ between networks, so compare `within_masks` with the other two, or use the ratio.
 
     Args:
         features: (N, D) of the generated images.
-        masks: name of each image's mask, N of them; masks of one sample count for `between_masks` only.
-        real: (R, D) of real photos, each of another scene.
+        masks: N names of the images' masks; masks with a single sample count for `between_masks` only.
+        real: (R, D) of real images, each of another scene.
 
     Raises:
-        ValueError: where no mask has two samples, or the numbers or widths do not match.
+        ValueError: no mask has two samples, or the numbers or widths do not match.
 
     Example:
         >>> features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
@@ -51,14 +51,14 @@ def diversity(features: torch.Tensor, masks: Sequence[str], real: torch.Tensor |
         (0.0, 1.0, 0.0)
     """
     if len(features) != len(masks):
-        raise ValueError(f"{len(features)} images and {len(masks)} names of masks; wanted one name an image")
+        raise ValueError(f"expected one mask name per image; got {len(features)} images and {len(masks)} names")
     reason = why_no_diversity(masks)
     if reason is not None:
         raise ValueError(reason)
     if real is not None and real.shape[1] != features.shape[1]:
         raise ValueError(
-            f"{features.shape[1]} features of the generated and {real.shape[1]} of the real images: extract both with "
-            "one network"
+            f"expected features of one network; got {features.shape[1]} of the generated and {real.shape[1]} of the "
+            "real images"
         )
     rows: dict[str, list[int]] = {}
     for index, mask in enumerate(masks):
@@ -85,7 +85,7 @@ def diversity(features: torch.Tensor, masks: Sequence[str], real: torch.Tensor |
 
 
 def unit(features: torch.Tensor) -> torch.Tensor:
-    """Rows of features (N, D) at length 1, float64 on CPU; cosine distance is then half the squared distance."""
+    """Normalize rows (N, D) to length 1, float64 on the CPU: the cosine distance is half the squared distance."""
     return torch.nn.functional.normalize(features.detach().cpu().double(), dim=1)
 
 
@@ -94,7 +94,7 @@ def _num_pairs(count: int) -> int:
 
 
 def _mean_distance(directions: torch.Tensor) -> float:
-    """Mean cosine distance over all pairs of unit rows (n, D): |sum|^2 = n + 2 * sum of the pairs' cosines."""
+    """Return the mean cosine distance over all pairs of unit rows (n, D): |sum|^2 = n + 2 * sum of cosines."""
     count = len(directions)
     cosines = (directions.sum(0).square().sum().item() - directions.square().sum().item()) / 2
-    return max(0.0, 1 - cosines / _num_pairs(count))  # rounding can come out below 0
+    return max(0.0, 1 - cosines / _num_pairs(count))  # rounding can give values below 0

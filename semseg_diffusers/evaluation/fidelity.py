@@ -1,5 +1,5 @@
 """Distances between sets of features, Fréchet (FID, Heusel et al. 2017) and kernel (KID, Binkowski et al. 2018); SSIM.
-The mathematics are torchmetrics', in float64; networks are run before, by `passes.cached_inference`."""
+Computed by torchmetrics in float64, from features that `cached_inference` extracted."""
 
 import importlib
 import warnings
@@ -11,35 +11,35 @@ import torch
 
 
 MAX_KID_SUBSET = 1000  # torchmetrics' default; smaller sets take half of the smaller one
-SSIM_KERNEL = 11  # pixels a side of torchmetrics' default window, a Gaussian of sigma 1.5
-ALONE = {"sync_on_compute": False}  # one process has all features; torchmetrics would wait for the others
+SSIM_KERNEL = 11  # side of torchmetrics' default window in pixels, a Gaussian of sigma 1.5
+NO_SYNC = {"sync_on_compute": False}  # one process has all features; torchmetrics would wait for the others
 
 
 @dataclass(frozen=True)
 class Kid:
-    """Kernel distance over random subsets: 0 on average for sets of one distribution, so that it may be negative."""
+    """Kernel distance over random subsets; 0 on average for sets of the same distribution, so it can be negative."""
 
     mean: float
     std: float  # between subsets
     subset_size: int
 
 
-class _Given(torch.nn.Module):
-    """Stands where torchmetrics wants a network: what comes in are features already."""
+class _PrecomputedFeatures(torch.nn.Module):
+    """Takes the place of the network in torchmetrics: its inputs are features already."""
 
     def __init__(self, num_features: int):
         super().__init__()
-        self.num_features = num_features  # read by torchmetrics, which would try a forward with an image otherwise
+        self.num_features = num_features  # torchmetrics would try a forward pass with an image otherwise
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         return features
 
 
 def fid(real: torch.Tensor, generated: torch.Tensor) -> float:
-    """Fréchet distance between Gaussians fitted to two sets of features.
+    """Compute the Fréchet distance between Gaussians fitted to two sets of features.
 
-    Biased upwards for small sets, the more the smaller they are (see `small_set_note`): compare figures of the same
-    numbers of images only, and with the distance between two sets of real photos of these numbers.
+    Biased upwards for small sets (see `small_set_note`): compare only values of equal numbers of images, and with the
+    distance between two sets of real images of these sizes.
 
     Args:
         real: (N, D), N at least 2.
@@ -49,7 +49,7 @@ def fid(real: torch.Tensor, generated: torch.Tensor) -> float:
         distance, at least 0, in squared units of the features.
 
     Raises:
-        ValueError: for sets that are too small, of different width, or not finite; torchmetrics cannot be loaded.
+        ValueError: sets that are too small, of different width, or not finite; torchmetrics cannot be loaded.
 
     Example:
         >>> square = torch.tensor([[0.0, 0.0], [0.0, 2.0], [2.0, 0.0], [2.0, 2.0]])
@@ -57,28 +57,30 @@ def fid(real: torch.Tensor, generated: torch.Tensor) -> float:
         9.0
     """
     real, generated = _check(real, generated)
-    metric = _torchmetrics("image.fid").FrechetInceptionDistance(feature=_Given(real.shape[1]), **ALONE)
+    metric = _torchmetrics("image.fid").FrechetInceptionDistance(
+        feature=_PrecomputedFeatures(real.shape[1]), **NO_SYNC
+    )
     metric.update(real, real=True)
     metric.update(generated, real=False)
-    return max(0.0, metric.compute().item())  # rounding of a rank-deficient covariance can come out below 0
+    return max(0.0, metric.compute().item())  # rounding of a rank-deficient covariance can give values below 0
 
 
 def kid(
     real: torch.Tensor, generated: torch.Tensor, seed: int, subsets: int = 100, subset_size: int | None = None
 ) -> Kid:
-    """Squared maximum mean discrepancy with a cubic kernel, unbiased: the figure for sets too small for FID.
+    """Compute the unbiased squared maximum mean discrepancy with a cubic kernel, for sets too small for FID.
 
-    The order of the images does not matter, the seed decides the subsets, and the global random state stays as it was.
+    The order of the images does not matter, and the global random state stays as it was.
 
     Args:
         real: (N, D), N at least 2.
         generated: (M, D), M at least 2.
         seed: of the subsets.
-        subsets: how many subsets are drawn.
+        subsets: number of subsets.
         subset_size: images of each set in a subset, at least 2; by default half of the smaller set, at most 1000.
 
     Raises:
-        ValueError: for a subset larger than a set, and as `fid`.
+        ValueError: a subset larger than a set, and as `fid`.
 
     Example:
         >>> points = torch.tensor([[0.0], [1.0], [2.0], [3.0]])
@@ -90,41 +92,41 @@ def kid(
     size = min(MAX_KID_SUBSET, max(2, smaller // 2)) if subset_size is None else subset_size
     if not 2 <= size <= smaller:
         raise ValueError(
-            f"a KID subset takes from 2 to {smaller} images here ({len(real)} real, {len(generated)} generated); got "
-            f"{size}. Make it smaller, or leave it to the default of half the smaller set."
+            f"expected a KID subset of 2 to {smaller} images ({len(real)} real, {len(generated)} generated); got "
+            f"{size}. Lower it, or omit it for half the smaller set."
         )
     if subsets < 1:
         raise ValueError(f"KID needs at least 1 subset; got {subsets}")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all", UserWarning)
         metric = _torchmetrics("image.kid").KernelInceptionDistance(
-            feature=_Given(real.shape[1]), subsets=subsets, subset_size=size, **ALONE
+            feature=_PrecomputedFeatures(real.shape[1]), subsets=subsets, subset_size=size, **NO_SYNC
         )
-    metric.update(_in_own_order(real), real=True)
-    metric.update(_in_own_order(generated), real=False)
+    metric.update(_canonical_order(real), real=True)
+    metric.update(_canonical_order(generated), real=False)
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # torchmetrics draws from it; torch.manual_seed would seed GPUs too
+        torch.default_generator.manual_seed(seed)  # used by torchmetrics; torch.manual_seed would seed GPUs too
         mean, std = metric.compute()
     return Kid(mean.item(), std.item(), size)
 
 
 def small_set_note(num_real: int, num_generated: int, num_features: int) -> str | None:
-    """What must be said beside an FID of fewer images than features; None where there are enough."""
+    """Return the caveat for an FID of fewer images than features; None if there are enough."""
     smaller = min(num_real, num_generated)
     if smaller > num_features:
         return None
     return (
         f"FID of {smaller} images with {num_features} features: the covariance of fewer images than features has no "
-        "full rank, and the bias of small sets (Chong and Forsyth 2020) can be larger than what is to be measured. "
-        "Read it beside the real photos' own value at the same numbers only, and KID first."
+        "full rank, and the bias of small sets (Chong and Forsyth 2020) can exceed the measured difference. Compare "
+        "it only with the value of real images at the same numbers, and prefer KID."
     )
 
 
 def paired_ssim(images: Iterable[torch.Tensor], references: Iterable[torch.Tensor]) -> float:
-    """Mean structural similarity of pairs (Wang et al. 2004): torchmetrics' with its default window, range 0 to 255.
+    """Compute the mean structural similarity of pairs (Wang et al. 2004) by torchmetrics with its default window.
 
-    The paper reports it between a generated image and the photo of its mask. A mask fits many photos, so a good
-    generator does not maximise it: for continuity only.
+    The paper reports it between a generated image and the real image of its mask. A mask fits many images, so a good
+    generator does not maximize it: for continuity only.
 
     Args:
         images: uint8 (3, H, W) each, at least 11 pixels a side.
@@ -134,7 +136,7 @@ def paired_ssim(images: Iterable[torch.Tensor], references: Iterable[torch.Tenso
         mean over pairs, in [-1, 1]; 1 for equal images.
 
     Raises:
-        ValueError: no pairs, another number of references, sizes that differ or are too small, another type.
+        ValueError: no pairs, different numbers, sizes that differ or are too small, another type.
 
     Example:
         >>> image = torch.arange(3 * 16 * 16, dtype=torch.uint8).view(3, 16, 16)
@@ -144,58 +146,58 @@ def paired_ssim(images: Iterable[torch.Tensor], references: Iterable[torch.Tenso
     structural_similarity = _torchmetrics("functional.image").structural_similarity_index_measure
     values = []
     for image, reference in zip(images, references, strict=True):
-        for picture in (image, reference):
-            if picture.dtype != torch.uint8 or picture.ndim != 3 or picture.shape[0] != 3:
-                raise ValueError(f"SSIM is of uint8 images (3, H, W); got {picture.dtype} {tuple(picture.shape)}")
+        for each in (image, reference):
+            if each.dtype != torch.uint8 or each.ndim != 3 or each.shape[0] != 3:
+                raise ValueError(f"SSIM: expected uint8 images (3, H, W); got {each.dtype} {tuple(each.shape)}")
         if image.shape != reference.shape:
             raise ValueError(
-                f"SSIM is of images of one size; pair {len(values)} has {tuple(image.shape[1:])} and "
+                f"SSIM: expected images of one size; pair {len(values)} has {tuple(image.shape[1:])} and "
                 f"{tuple(reference.shape[1:])} (height, width). Prepare both at one resolution."
             )
         if min(image.shape[1:]) < SSIM_KERNEL:
             raise ValueError(
-                f"SSIM needs images of at least {SSIM_KERNEL} pixels a side, the size of its window; pair "
+                f"SSIM: expected images of at least {SSIM_KERNEL} pixels a side, the size of its window; pair "
                 f"{len(values)} has {tuple(image.shape[1:])} (height, width)."
             )
         pair = torch.stack([image, reference]).float()  # (2, 3, H, W)
         values.append(structural_similarity(pair[:1], pair[1:], data_range=255.0).item())
     if not values:
-        raise ValueError("SSIM needs at least one pair of images; got none")
+        raise ValueError("SSIM: expected at least one pair of images; got none")
     return sum(values) / len(values)
 
 
 def _check(real: torch.Tensor, generated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two sets as float64 on CPU, where they can be compared."""
+    """Return both sets as float64 on the CPU; raise if they cannot be compared."""
     for what, features in (("real", real), ("generated", generated)):
         if features.ndim != 2:
-            raise ValueError(f"features are (N, D); got {tuple(features.shape)} for the {what} images")
+            raise ValueError(f"expected features (N, D); got {tuple(features.shape)} for the {what} images")
         if len(features) < 2:
-            raise ValueError(f"a distance between sets needs at least 2 images each; got {len(features)} {what}")
+            raise ValueError(f"expected at least 2 images in each set; got {len(features)} {what}")
         if not features.isfinite().all():
             raise ValueError(f"features of the {what} images are not all finite")
     if real.shape[1] != generated.shape[1]:
         raise ValueError(
-            f"{real.shape[1]} features of the real and {generated.shape[1]} of the generated images: extract both "
-            "with one network"
+            f"expected features of one network; got {real.shape[1]} of the real and {generated.shape[1]} of the "
+            "generated images"
         )
     return real.detach().cpu().double(), generated.detach().cpu().double()
 
 
-def _in_own_order(features: torch.Tensor) -> torch.Tensor:
-    """Rows (N, D) in an order that they give themselves, so that subsets do not hang on the order of files."""
+def _canonical_order(features: torch.Tensor) -> torch.Tensor:
+    """Sort rows (N, D) by their values, so that subsets do not depend on the order of files."""
     key = features @ torch.linspace(1, 2, features.shape[1], dtype=features.dtype)  # any fixed direction
     return features[key.argsort(stable=True)]
 
 
 def _torchmetrics(module: str) -> Any:
-    """A module of torchmetrics, imported when it is needed: that fails where torch-fidelity finds no torchvision."""
+    """Import a module of torchmetrics when it is needed: it fails if torch-fidelity finds no torchvision."""
     try:
         return importlib.import_module(f"torchmetrics.{module}")
-    except (ImportError, RuntimeError) as err:  # RuntimeError: a torchvision that does not fit torch
+    except (ImportError, RuntimeError) as err:  # RuntimeError: a torchvision for another torch
         if str(getattr(err, "name", None)).startswith("torchmetrics"):
-            raise  # it is missing itself: the command names the extra that brings it
+            raise  # missing itself: the command names the extra that installs it
         raise ValueError(
-            f"torchmetrics cannot be loaded: torch-fidelity is installed and imports a torchvision that is not there "
-            f"or does not fit torch ({err}). Install the torchvision of this torch (pip install "
+            f"torchmetrics cannot be loaded: torch-fidelity is installed and imports a torchvision that is missing or "
+            f"does not match torch ({err}). Install the torchvision of this torch (pip install "
             "'semseg-diffusers[fid]'), or do without the standard Inception: pip uninstall torch-fidelity."
         ) from err

@@ -1,5 +1,5 @@
-"""One pass of a network over many images, shared between processes, in pieces that a later run need not do again.
-A piece is filed under the hash of what it depends on, network and pixels: whatever changes, it is never mistaken."""
+"""Runs a network on many images, shared between processes, with results cached in chunks.
+A chunk's file name is a hash of everything it depends on, network and pixels, so a stale result is never used."""
 
 import hashlib
 import json
@@ -18,8 +18,8 @@ from semseg_diffusers.utils.images import written_beside
 from semseg_diffusers.utils.progress import progress_bar
 
 
-CHUNK = 64  # images in a piece: what is lost when a run is killed
-LISTING_PATIENCE = 60  # seconds until a network file system shows what another machine has written
+CHUNK = 64  # images per file: at most this many are recomputed after an interruption
+LISTING_PATIENCE = 60  # seconds until a network file system shows files of another machine
 
 
 def cached_inference(
@@ -32,15 +32,15 @@ def cached_inference(
     processes: Processes | None = None,
     title: str | None = None,
 ) -> torch.Tensor | None:
-    """Give all images to a network. Called by every process.
+    """Run a network on all images. Called by every process.
 
     Args:
         network: uint8 (B, 3, H, W) -> tensor (B, ...).
         images: all of one size.
-        identity: JSON of what the network is (its weights' hash, its input size, ...).
-        folder: where the pieces lie; all processes see it.
-        batch_size: images a forward.
-        processes: those that share the work; by default this one alone.
+        identity: JSON that identifies the network (hash of its weights, input size, ...).
+        folder: of the cache, shared by all processes.
+        batch_size: images per forward pass.
+        processes: that share the work; by default this one alone.
         title: of the progress bar; None shows none.
 
     Returns:
@@ -66,10 +66,10 @@ def cached_inference(
             else:
                 bar.update(len(pixels))
             files[start] = path.name
-    everyone = {start: name for part in processes.gather(files) for start, name in part.items()}
+    all_files = {start: name for part in processes.gather(files) for start, name in part.items()}
     if not processes.is_main:
         return None
-    return torch.cat([_load_patiently(folder / everyone[start]) for start in starts])  # (N, ...)
+    return torch.cat([_load_patiently(folder / all_files[start]) for start in starts])  # (N, ...)
 
 
 def _digest(identity: dict[str, Any], pixels: torch.Tensor) -> str:
@@ -83,12 +83,12 @@ def _save(path: Path, results: torch.Tensor) -> None:
     try:
         with written_beside(path) as temporary:
             save_file({"results": results.contiguous()}, temporary)
-    except SafetensorError as err:  # its own for a full disk, too
+    except SafetensorError as err:  # also raised for a full disk
         raise OSError(f"'{path}' cannot be written: {err}") from err
 
 
 def _load(path: Path) -> torch.Tensor | None:
-    """The results of a piece; None where it is not there, or damaged."""
+    """Return the results of a chunk; None if the file is missing or damaged."""
     try:
         return load_file(path)["results"]
     except (FileNotFoundError, SafetensorError, KeyError):
@@ -96,17 +96,17 @@ def _load(path: Path) -> torch.Tensor | None:
 
 
 def _load_patiently(path: Path) -> torch.Tensor:
-    """The results of a piece that another machine may have written just now.
+    """Return the results of a chunk that another machine may have written just now.
 
     Raises:
-        OSError: it is not to be seen from here.
+        OSError: the file does not appear.
     """
     deadline = time.monotonic() + LISTING_PATIENCE
     while (results := _load(path)) is None:
         if time.monotonic() > deadline:
             raise OSError(
-                f"'{path}', which another process wrote, is not to be seen here. Machines that evaluate together need "
-                "one file system: give an --output that all of them share."
+                f"'{path}', written by another process, is not visible here. Machines that evaluate together need "
+                "one file system: use an --output that all of them share."
             )
         time.sleep(1)
     return results

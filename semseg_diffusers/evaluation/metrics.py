@@ -1,5 +1,5 @@
-"""Segmentation scores of a whole set from one confusion matrix: IoU per class, its mean, and pixel accuracy.
-One matrix over the set, not a mean over images; averaged over classes the masks hold, as BDD100K does."""
+"""Agreement with masks: IoU per class, mean IoU and pixel accuracy, with floor and ceiling.
+One confusion matrix over a set, not a mean over images; the mean is over classes in the masks, as BDD100K does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class SegmentationScores:
     mean_iou: float  # over the classes in `iou`
     pixel_accuracy: float  # share of labelled pixels
     iou: dict[str, float]  # by class name, for the classes present in the masks
-    absent: tuple[str, ...]  # classes that no mask holds: not in the mean
+    absent: tuple[str, ...]  # classes in no mask: not in the mean
     num_images: int
     num_pixels: int  # labelled ones
 
@@ -26,9 +26,9 @@ def new_confusion_matrix(num_classes: int, ignore_index: int = 255) -> classific
     """Return torchmetrics' matrix, (num_classes + 1, num_classes + 1): rows ground truth, columns predictions.
 
     The last column counts predictions of `ignore_index` on labelled pixels, which are wrong like any other; the last
-    row stays empty. Fed by `update_confusion_matrix`.
+    row stays empty. Use `update_confusion_matrix` to count.
     """
-    # sync_on_compute: one process counts; torchmetrics would wait for the others of the launch
+    # sync_on_compute: only one process counts; torchmetrics would wait for the others
     return classification.MulticlassConfusionMatrix(
         num_classes + 1, ignore_index=ignore_index, validate_args=False, sync_on_compute=False
     )
@@ -38,7 +38,7 @@ def update_confusion_matrix(
     matrix: classification.MulticlassConfusionMatrix, predictions: torch.Tensor, masks: torch.Tensor
 ) -> None:
     """Count predicted ids (B, H, W) against masks (B, H, W) of any integer dtype."""
-    # 64 bits: torchmetrics forms target * num_classes + prediction, which wraps around in uint8.
+    # 64 bits: torchmetrics computes target * num_classes + prediction, which overflows in uint8.
     predictions = predictions.long().to(matrix.device)
     predictions = torch.where(predictions == matrix.ignore_index, matrix.num_classes - 1, predictions)
     matrix.update(predictions, masks.long().to(matrix.device))
@@ -47,16 +47,16 @@ def update_confusion_matrix(
 def without_classes(
     masks: torch.Tensor, class_names: Sequence[str], not_judged: Sequence[str], ignore_index: int = 255
 ) -> torch.Tensor:
-    """Return masks in which the pixels of some classes are unknown, so that these classes are not scored.
+    """Return a copy of masks with some classes set to unknown, so that they are not scored.
 
     Args:
-        masks: integer ids of any shape; left as they are.
+        masks: integer ids of any shape.
         class_names: one per class.
-        not_judged: names of the classes to leave out.
+        not_judged: names of the classes to exclude.
         ignore_index: the id of unknown pixels.
 
     Raises:
-        ValueError: a name is no class.
+        ValueError: a name that is not a class.
 
     Example:
         >>> without_classes(torch.tensor([0, 1, 2]), ["sky", "road", "car"], ["road"])
@@ -64,7 +64,7 @@ def without_classes(
     """
     unknown = [name for name in not_judged if name not in class_names]
     if unknown:
-        raise ValueError(f"no class is called {', '.join(unknown)}; there are {', '.join(class_names)}.")
+        raise ValueError(f"no class is called {', '.join(unknown)}; expected {', '.join(class_names)}.")
     ids = torch.tensor([list(class_names).index(name) for name in not_judged], dtype=masks.dtype, device=masks.device)
     return masks.masked_fill(torch.isin(masks, ids), ignore_index)
 
@@ -72,16 +72,16 @@ def without_classes(
 def image_scores(
     predictions: torch.Tensor, masks: torch.Tensor, class_names: Sequence[str], ignore_index: int = 255
 ) -> list[SegmentationScores | None]:
-    """Score each image by itself: mean IoU over the classes that its own mask holds.
+    """Score each image separately: mean IoU over the classes in its own mask.
 
     Args:
-        predictions: (B, H, W) ids; `ignore_index` is a wrong answer.
+        predictions: (B, H, W) ids; `ignore_index` counts as wrong.
         masks: (B, H, W) ids of any integer dtype.
         class_names: one per class.
         ignore_index: the id of unknown pixels.
 
     Returns:
-        one entry an image; None where its mask holds unknown pixels only.
+        one entry per image; None if its mask holds only unknown pixels.
     """
     results = []
     for prediction, mask in zip(predictions, masks, strict=True):
@@ -95,16 +95,16 @@ def image_scores(
 def scores_from_confusion_matrix(
     counts: torch.Tensor, class_names: Sequence[str], num_images: int
 ) -> SegmentationScores:
-    """Turn counts into scores.
+    """Compute scores from counts.
 
     Args:
-        counts: (num_classes, num_classes) integers, rows ground truth, columns predictions; or one row and column
-            more, as `new_confusion_matrix` counts, for predictions of no class.
+        counts: (num_classes, num_classes) integers, rows ground truth, columns predictions; or with one more row and
+            column, as in `new_confusion_matrix`, for predictions of no class.
         class_names: one per class.
-        num_images: how many images were counted, kept beside the scores.
+        num_images: number of counted images, stored with the scores.
 
     Raises:
-        ValueError: where the masks hold no labelled pixel at all.
+        ValueError: the masks hold no labelled pixel.
 
     Example:
         >>> scores = scores_from_confusion_matrix(torch.tensor([[3, 1, 0], [0, 4, 0], [0, 0, 0]]), ["a", "b", "c"], 1)
@@ -132,11 +132,11 @@ def scores_from_confusion_matrix(
 
 @dataclass(frozen=True)
 class PredictedImages:
-    """What the network read from a set of images.
+    """A set of images with predictions and masks.
 
     Args:
         stems: the scene of each image.
-        predictions: (N, H, W) uint8 ids; the ignore id where the network says nothing that has a class.
+        predictions: (N, H, W) uint8 ids; the ignore id where the network predicts no class of the data.
         masks: (N, H, W) uint8 ids; the ignore id is unknown.
     """
 
@@ -147,31 +147,31 @@ class PredictedImages:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Scores of the sets, and of each generated image alone."""
+    """Scores of the sets, and of each generated image."""
 
     real: SegmentationScores  # the ceiling
     generated: SegmentationScores
     shuffled: SegmentationScores  # the floor
-    # reading of the photo against reading of the image: PAPER, section IV-A; None: no photo that a class is read in
+    # prediction on the real image against prediction on the generated one: PAPER, section IV-A; None: no predictions
     paper: SegmentationScores | None
-    image_mean_iou: list[float | None]  # over the classes that an image's mask holds; None: no labelled pixel
+    image_mean_iou: list[float | None]  # over the classes in an image's mask; None: no labelled pixel
     pixel_share: dict[str, float]  # of the labelled pixels of the generated images' masks, by class
 
 
 def score_agreement(
     real: PredictedImages, generated: PredictedImages, labels: LabelSet, seed: int, not_judged: Sequence[str] = ()
 ) -> Agreement:
-    """Score what was read from real photos and from generated images.
+    """Score the predictions on real and on generated images against their masks.
 
-    The real photos are narrowed to the scenes that were generated, where all of them are there: so the rows speak of
-    the same scenes. The paper's variant takes the images whose mask is that of a photo, pixel by pixel.
+    If all generated scenes are among the real images, the ceiling is restricted to them. The paper's variant uses the
+    generated images whose mask equals that of a real image, pixel by pixel.
 
     Args:
-        real: photos of a split.
-        generated: images made from masks, of two scenes at least.
+        real: real images of a split.
+        generated: images generated from masks of at least two scenes.
         labels: the classes.
-        seed: of the shuffle.
-        not_judged: classes that the network does not know: their pixels count as unknown.
+        seed: of the shuffled masks.
+        not_judged: classes unknown to the network: their pixels count as unknown.
 
     Raises:
         ValueError: fewer than two masks; no labelled pixel in any mask.
@@ -187,69 +187,66 @@ def score_agreement(
         return without_classes(masks, labels.names, not_judged, labels.ignore_index)
 
     real_masks, masks = judged(real.masks), judged(generated.masks)
-    place_of = {stem: place for place, stem in enumerate(real.stems)}
+    index_of = {stem: index for index, stem in enumerate(real.stems)}
     scenes = set(generated.stems)
-    chosen = [place for stem, place in place_of.items() if stem in scenes]
+    chosen = [index for stem, index in index_of.items() if stem in scenes]
     if len(chosen) < len(scenes):
-        chosen = list(place_of.values())
+        chosen = list(index_of.values())
     others = shuffled_indices(list(generated.stems), seed)
     pairs = [
-        (place_of[stem], place)
-        for place, stem in enumerate(generated.stems)
-        if stem in place_of and torch.equal(real.masks[place_of[stem]], generated.masks[place])
+        (index_of[stem], index)
+        for index, stem in enumerate(generated.stems)
+        if stem in index_of and torch.equal(real.masks[index_of[stem]], generated.masks[index])
     ]
-    read = any((real.predictions[photo] != labels.ignore_index).any() for photo, _ in pairs)
+    has_predictions = any((real.predictions[index] != labels.ignore_index).any() for index, _ in pairs)
     by_image = image_scores(generated.predictions, masks, labels.names, labels.ignore_index)
     counts = torch.bincount(masks[masks != labels.ignore_index].long(), minlength=labels.num_classes)
     return Agreement(
-        real=score([(real.predictions[place], real_masks[place]) for place in chosen]),
+        real=score([(real.predictions[index], real_masks[index]) for index in chosen]),
         generated=score(list(zip(generated.predictions, masks, strict=True))),
         shuffled=score([(generated.predictions[i], masks[j]) for i, j in enumerate(others)]),
-        paper=score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if read else None,
+        paper=score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if has_predictions else None,
         image_mean_iou=[None if scores is None else scores.mean_iou for scores in by_image],
         pixel_share=dict(zip(labels.names, (counts / counts.sum().clamp(min=1).double()).tolist(), strict=True)),
     )
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """Return a seeded order in which nothing stays at its place.
+    """Return a seeded permutation without fixed points.
 
     Raises:
-        ValueError: for fewer than two things.
+        ValueError: for fewer than two items.
 
     Example:
         >>> order = derangement(5, seed=0)
-        >>> sorted(order), any(place == index for index, place in enumerate(order))
+        >>> sorted(order), any(position == index for index, position in enumerate(order))
         ([0, 1, 2, 3, 4], False)
     """
     if count < 2:
-        raise ValueError(f"masks can be shuffled from two on; got {count}. Generate from more masks.")
+        raise ValueError(f"expected two or more masks to shuffle; got {count}. Generate from more masks.")
     cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     successor = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))  # one cycle through all
     return [successor[index] for index in range(count)]
 
 
 def shuffled_indices(stems: list[str], seed: int) -> list[int]:
-    """For each image return the index of an image of another mask.
-
-    Images of one mask share a stem and get the same other mask, so a stem is never scored against its own.
-    """
+    """Return, for each image, the index of an image of another mask; images of the same mask get the same one."""
     first = {stem: index for index, stem in reversed(list(enumerate(stems)))}
     unique = sorted(first)
-    other = {unique[index]: unique[place] for index, place in enumerate(derangement(len(unique), seed))}
+    other = {unique[index]: unique[target] for index, target in enumerate(derangement(len(unique), seed))}
     return [first[other[stem]] for stem in stems]
 
 
 def spread_choice(stems: list[str], count: int, seed: int) -> list[int]:
-    """Choose images so that as many masks as possible are among them: second samples only where masks run out.
+    """Choose images that cover as many masks as possible: second samples only after all masks have one.
 
     Args:
         stems: the scene of each image.
-        count: how many to choose, at most as many as there are.
-        seed: which ones, where not all of a round are taken.
+        count: how many to choose, at most all.
+        seed: of the choice.
 
     Returns:
-        places, in rising order.
+        indices, ascending.
 
     Example:
         >>> spread_choice(["a", "a", "b", "b", "c", "c"], 3, seed=0)

@@ -19,7 +19,7 @@ def test_shuffled_images_never_meet_their_own_mask():
     others = [stems[index] for index in shuffled_indices(stems, seed=0)]
     assert all(other != stem for stem, other in zip(stems, others, strict=True))
     assert set(others) == {"a", "b", "c"}
-    with pytest.raises(ValueError, match="from two on; got 1"):
+    with pytest.raises(ValueError, match="two or more masks to shuffle; got 1"):
         shuffled_indices(["a", "a"], seed=0)
 
 

@@ -74,8 +74,8 @@ def test_one_sample_a_mask_gives_the_reason():
     assert why_no_diversity(["a", "b", "a"]) is None
     reason = why_no_diversity(["a", "b", "c"])
     assert reason == (
-        "diversity compares samples of one mask; 3 images are of 3 masks, one each. Generate two or more of each: "
-        "--num_images_per_mask 2."
+        "diversity compares samples of the same mask; 3 images are of 3 masks, one each. Generate two or more per "
+        "mask: --num_images_per_mask 2."
     )
     with pytest.raises(ValueError, match="one each"):
         diversity(random_features(3, 0), ["a", "b", "c"])
@@ -84,5 +84,5 @@ def test_one_sample_a_mask_gives_the_reason():
 def test_numbers_and_widths_that_do_not_match_are_refused():
     with pytest.raises(ValueError, match="3 images and 2 names"):
         diversity(random_features(3, 0), ["a", "a"])
-    with pytest.raises(ValueError, match="5 features of the generated and 4 of the real"):
+    with pytest.raises(ValueError, match="got 5 of the generated and 4 of the real"):
         diversity(random_features(2, 0), ["a", "a"], real=torch.ones(3, 4))

@@ -304,9 +304,9 @@ class NotFinite(torch.nn.Module):
     [
         ({"segmenter": None}, r"--segmenter.*mask2former"),
         ({"features": "facebook/dinov2-small"}, r"--features.*dinov2-small"),
-        ({"kid_subset_size": 9}, r"--kid_subset_size 9 is more than the 8 images of a set \(against val\)"),
-        ({"num_masks": 1}, "needs two masks at least.*got 1"),
-        ({"num_images_per_mask": 0}, "--num_images_per_mask must be at least 1; got 0"),
+        ({"kid_subset_size": 9}, r"--kid_subset_size 9 is more than the 8 images of a set \(compared with val\)"),
+        ({"num_masks": 1}, "expected two or more masks.*got 1"),
+        ({"num_images_per_mask": 0}, "--num_images_per_mask must be 1 or more; got 0"),
         ({"split": "test"}, "has no split 'test'"),
         ({"device": "toaster"}, "--device toaster cannot be used here"),
         ({"num_inference_steps": 0}, "num_inference_steps"),

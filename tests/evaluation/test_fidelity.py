@@ -198,7 +198,7 @@ def test_kid_warns_of_nothing():
 
 @pytest.mark.parametrize("size", [1, 26])
 def test_kid_subset_that_does_not_fit_is_refused(size):
-    with pytest.raises(ValueError, match=rf"from 2 to 25 images here \(30 real, 25 generated\); got {size}"):
+    with pytest.raises(ValueError, match=rf"of 2 to 25 images \(30 real, 25 generated\); got {size}"):
         kid(random_features(30, 0), random_features(25, 1), seed=0, subset_size=size)
 
 
@@ -214,9 +214,9 @@ def test_kid_without_subsets_is_refused():
 @pytest.mark.parametrize(
     ("real", "generated", "message"),
     [
-        (torch.zeros(1, 6), torch.zeros(5, 6), "at least 2 images each; got 1 real"),
-        (torch.zeros(5, 6), torch.zeros(0, 6), "at least 2 images each; got 0 generated"),
-        (torch.zeros(5, 6), torch.zeros(5, 7), "6 features of the real and 7 of the generated"),
+        (torch.zeros(1, 6), torch.zeros(5, 6), "at least 2 images in each set; got 1 real"),
+        (torch.zeros(5, 6), torch.zeros(0, 6), "at least 2 images in each set; got 0 generated"),
+        (torch.zeros(5, 6), torch.zeros(5, 7), "got 6 of the real and 7 of the generated"),
         (torch.zeros(5, 6), torch.zeros(5), r"\(N, D\); got \(5,\) for the generated"),
         (torch.full((5, 6), torch.inf), torch.zeros(5, 6), "real images are not all finite"),
     ],

@@ -204,7 +204,7 @@ def test_one_seed_says_nothing_of_noise():
 def results_of(scores: dict[str, list[float]], **changes) -> dict:
     """What `results.json` says of made-up mean IoUs, by arm; two classes follow the mean, a third is never found."""
     settings = StudySettings(
-        "d", generated="g", arms=tuple(scores), seeds=tuple(range(len(scores["real"]))), **changes
+        dataset="d", generated="g", arms=tuple(scores), seeds=tuple(range(len(scores["real"]))), **changes
     )
 
     def result_of(training: Training) -> dict:
