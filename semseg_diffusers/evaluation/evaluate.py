@@ -41,7 +41,7 @@ from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.generation.plan import target_size
-from semseg_diffusers.hub.card_results import results_table
+from semseg_diffusers.hub.cards import results_table
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.evaluation_page import collect_pictures, write_report

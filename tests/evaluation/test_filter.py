@@ -417,7 +417,7 @@ def gone(folder):
         (with_columns, "have columns called kept_share, which the filter writes itself"),
         (without_stem, "lacks one of image_file_name, mask_file_name, stem, index"),
         (other_names, "wanted images/NAME.png with masks/NAME.png"),
-        (other_size, "is 16 x 16, the photos are 32 x 32"),
+        (other_size, "is 16 x 16, the real images are 32 x 32"),
         (other_labels, "have other label sets"),
     ],
 )
