@@ -18,10 +18,10 @@ from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
+from semseg_diffusers.masks.enrich_page import Reached, both_statistics, compare_targets, contact_sheet, enrich_page
 from semseg_diffusers.masks.settings import EnrichSettings
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
 from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.reports.enrich_page import Reached, both_statistics, compare_wishes, contact_sheet, wishes_page
 from semseg_diffusers.reports.html import percent, write_page
 from semseg_diffusers.utils.files import package_version
 from semseg_diffusers.utils.images import save_png
@@ -180,7 +180,7 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
     # 3. the results
     paths = [folder / row["mask_file_name"] for row in rows]
     after = collect_statistics(lambda i: labels.encode(paths[i]), len(paths), labels)
-    reached = compare_wishes(factors, before, after, rows)
+    reached = compare_targets(factors, before, after, rows)
     labels.save_json(folder / LABELS_FILE)
     write_text(folder / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     record = {
@@ -196,7 +196,7 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
     write_text(folder / "enrich.json", json.dumps(record, indent=2) + "\n")
     save_png(folder / "contact_sheet.png", contact_sheet([masks for _, masks in sheet]))
     save_png(folder / "statistics.png", both_statistics(before, after, Path(settings.dataset).name))
-    write_page(folder / "statistics.html", wishes_page(record, reached, before, after, sheet))
+    write_page(folder / "statistics.html", enrich_page(record, reached, before, after, sheet))
     return reached
 
 

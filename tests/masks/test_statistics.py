@@ -23,8 +23,8 @@ from semseg_diffusers.masks.statistics.counts import (
     unknown_share,
 )
 from semseg_diffusers.masks.statistics.figure import draw_statistics
+from semseg_diffusers.masks.statistics.page import statistics_page
 from semseg_diffusers.masks.statistics.underrepresented import RULES, underrepresented_classes
-from semseg_diffusers.reports.statistics_page import statistics_page
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
 

@@ -1,5 +1,6 @@
-"""The page of `semseg-diffusers stats`: the weak classes with their reasons, then the figures these come from.
-Self-contained HTML made of the pieces of `data/pages`; the bars show what figure 9 of the paper shows.
+"""The page of `semseg-diffusers stats`: underrepresented classes with their reasons, then all statistics.
+
+Self-contained HTML; the bars correspond to figure 9 of the paper.
 """
 
 from markupsafe import Markup
@@ -32,16 +33,16 @@ from semseg_diffusers.reports.html import (
 from semseg_diffusers.utils.files import package_version
 
 
-TICKS = (LOWEST, 0.01, 1.0)  # shares written above the bars
+TICKS = (LOWEST, 0.01, 1.0)  # shares labelled above the bars
 
 
 def statistics_page(statistics: MaskStatistics, weak: list[UnderrepresentedClass], name: str) -> str:
-    """The whole page.
+    """Return the page.
 
     Args:
-        statistics (`MaskStatistics`)
-        weak (`list[UnderrepresentedClass]`): what `underrepresented_classes` says of them.
-        name (`str`): data set and split, for the title.
+        statistics: from `collect_statistics`.
+        weak: from `underrepresented_classes`.
+        name: dataset and split, for the title.
     """
     labels = statistics.labels
     figures = class_figures(statistics)
@@ -60,7 +61,7 @@ def statistics_page(statistics: MaskStatistics, weak: list[UnderrepresentedClass
     if statistics.attributes:
         sections.append(_attributes_section(statistics, order))
     sections.append(_counted_section(statistics))
-    return page(f"What the masks of {name} hold", sections, lead, f"semseg-diffusers {package_version()}")
+    return page(f"Masks of {name}", sections, lead, f"semseg-diffusers {package_version()}")
 
 
 def _named(labels: LabelSet, index: int) -> Markup:
@@ -83,11 +84,11 @@ def _weak_section(labels: LabelSet, weak: list[UnderrepresentedClass]) -> Sectio
         bullets([Markup("<b>{}</b>: {}").format(rule, text) for rule, text in RULES.items()]),
         paragraph(
             "They are rules of thumb, not measurements of a model. More images that show such a class help most. "
-            "Training with --class_balanced_sampling shows those that are there more often. At a higher resolution "
-            "small things have more pixels."
+            "Training with --class_balanced_sampling shows existing ones more often. At a higher resolution small "
+            "objects have more pixels."
         ),
     ]
-    return section("Weak classes", *blocks)
+    return section("Underrepresented classes", *blocks)
 
 
 def _shares_section(labels: LabelSet, figures: list[ClassFigures], order: list[int]) -> Section:
@@ -98,15 +99,15 @@ def _shares_section(labels: LabelSet, figures: list[ClassFigures], order: list[i
         rows.append([_named(labels, index), _bar(row.pixel_share, labels.colors[index]), *shares])
     axis = pieces().axis([(100 * log_place(tick), f"{100 * tick:g} %") for tick in TICKS])
     caption = (
-        "Share of the labelled pixels. The scale is logarithmic, so that rare classes show: a bar grows by the same "
-        f"length for each tenfold share. Classes that end left of the dashed line ({RARE_SHARE:.1%}) are rare."
+        "Share of the labelled pixels. The scale is logarithmic, so that rare classes are visible: each tenfold share "
+        f"adds the same length. Classes that end left of the dashed line ({RARE_SHARE:.1%}) are rare."
     )
     headers = ["class", axis, "pixels, %", "images", "images, %"]
-    return section("How much of each class", table(headers, rows, caption, drawing=1))
+    return section("Pixels of each class", table(headers, rows, caption, drawing=1))
 
 
 def _bar(share: float, color: tuple[int, int, int]) -> Markup:
-    """A bar on the logarithmic scale, in the colour of its class."""
+    """Return a bar on the logarithmic scale, in the colour of its class."""
     return Markup(
         '<svg height="16" aria-hidden="true" focusable="false">'
         '<rect x="0" y="1" width="{:.2f}%" height="14" style="fill:#{:02x}{:02x}{:02x};stroke:var(--soft)"/>'
@@ -131,9 +132,9 @@ def _objects_section(labels: LabelSet, figures: list[ClassFigures], order: list[
         )
     caption = (
         "An object is a region of one class whose pixels touch, corners included; so two cars side by side are one. "
-        "Typical object: half of the pixels of the class lie in objects at least this large; specks move the median, "
-        "not this. On an edge: pixels beside another class; near 100 % the class is a pixel or two wide. Spread: how "
-        "much of the frame the class fills in the course of the set, 100 % if it is everywhere alike."
+        "Typical object: half of the pixels of the class are in objects at least this large; unlike the median, it is "
+        "robust to specks. On an edge: pixels next to another class; near 100 % the class is a pixel or two wide. "
+        "Spread: how much of the frame the class covers over all masks, 100 % if uniformly."
     )
     headers = [
         "class",
@@ -155,14 +156,14 @@ def _places_section(statistics: MaskStatistics, figures: list[ClassFigures], ord
         if not figures[index].pixels:
             continue
         name, most = statistics.labels.names[index], percent(float(heat[index].max()))
-        alt = f"where in the frame {name} lies, at most {most} at one place"
+        alt = f"positions of {name} in the frame, at most {most} in one cell"
         cards.append(
             (
                 Markup("{}, up to {}").format(_named(statistics.labels, index), most),
                 [picture(heat_picture(heat[index]), alt)],
             )
         )
-    text = "The chance that a labelled pixel is of the class, place by place; below, that of the darkest cell."
+    text = "The share of the class among the labelled pixels, cell by cell; below, that of the darkest cell."
     return section("Where in the frame", paragraph(text), pieces().cards(cards))
 
 
@@ -194,12 +195,12 @@ def _counted_section(statistics: MaskStatistics) -> Section:
     rows, columns = statistics.cells[None].shape[1:]
     shown = sizes if len(sizes) <= 5 else [*sizes[:5], f"and {len(sizes) - 5} more"]
     return section(
-        "What was counted",
+        "Counts",
         facts(
             {
                 "masks": f"{len(statistics.pixels)}",
                 "sizes": f"{', '.join(shown)}, height x width",
-                "unknown pixels": f"{percent(unknown_share(statistics))} of all; they are in no other figure",
+                "unknown pixels": f"{percent(unknown_share(statistics))} of all; excluded from all other numbers",
                 "cells of a heat map": f"{rows} x {columns}",
             }
         ),

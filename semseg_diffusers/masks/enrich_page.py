@@ -1,4 +1,4 @@
-"""What came of wishes: figures of the data set beside those of the new masks, as numbers, pictures and a page."""
+"""The report of `enrich`: statistics of the dataset next to those of the new masks, as numbers, images and a page."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,32 +20,32 @@ SHEET_COLUMNS = 4  # pairs in a row of the contact sheet
 
 @dataclass(frozen=True)
 class Reached:
-    """What became of a wish."""
+    """A target and what was reached."""
 
     name: str
-    wished: float  # times the share in the data set
+    wished: float  # factor of the share in the dataset
     reached: float  # the same, of the new masks
     share_before: float  # of the labelled pixels
     share_after: float
-    objects_before: float  # connected regions in a mask
+    objects_before: float  # connected regions per mask
     objects_after: float
-    added: int  # things put in
-    refused: dict[str, int]  # why no place was found, attempts by rule
+    added: int  # objects added
+    refused: dict[str, int]  # attempts refused by each rule
 
 
-def compare_wishes(
-    wishes: Mapping[int, float], before: MaskStatistics, after: MaskStatistics, rows: Sequence[dict]
+def compare_targets(
+    factors: Mapping[int, float], before: MaskStatistics, after: MaskStatistics, rows: Sequence[dict]
 ) -> list[Reached]:
-    """What became of each wish.
+    """Return what was reached of each target.
 
     Args:
-        wishes (`Mapping`): class id -> how many times its share of the pixels was wished.
-        before, after (`MaskStatistics`): of the data set and of the new masks.
-        rows (sequence of `dict`): the lines of the manifest.
+        factors: class id -> target factor of its share of the pixels.
+        before, after: statistics of the dataset and of the new masks.
+        rows: lines of the manifest.
     """
     old, new = class_figures(before), class_figures(after)
     found = []
-    for class_id, times in wishes.items():
+    for class_id, factor in factors.items():
         name = before.labels.names[class_id]
         refused: Counter = Counter()
         for row in rows:
@@ -53,7 +53,7 @@ def compare_wishes(
         found.append(
             Reached(
                 name=name,
-                wished=times,
+                wished=factor,
                 reached=new[class_id].pixel_share / old[class_id].pixel_share,
                 share_before=old[class_id].pixel_share,
                 share_after=new[class_id].pixel_share,
@@ -71,16 +71,16 @@ def _objects(figures: ClassFigures, statistics: MaskStatistics) -> float:
 
 
 def contact_sheet(sheet: list[list[Image.Image]]) -> Image.Image:
-    """Pairs of base and new mask, side by side."""
+    """Return pairs of base and new mask, side by side."""
     starts = range(0, len(sheet), SHEET_COLUMNS)
-    rows = [[picture for pair in sheet[start : start + SHEET_COLUMNS] for picture in pair] for start in starts]
+    rows = [[image for pair in sheet[start : start + SHEET_COLUMNS] for image in pair] for start in starts]
     if not rows:
         return Image.new("RGB", (8, 8), "white")
     return image_grid(rows, headers=["before", "after"] * (len(rows[0]) // 2), cell_size=160)
 
 
 def both_statistics(before: MaskStatistics, after: MaskStatistics, name: str) -> Image.Image:
-    """The statistics of the data set above those of the new masks."""
+    """Return the statistics of the dataset above those of the new masks."""
     parts = [draw_statistics(before, f"before: {name}"), draw_statistics(after, "after: the new masks")]
     whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
     whole.paste(parts[0], (0, 0))
@@ -88,15 +88,15 @@ def both_statistics(before: MaskStatistics, after: MaskStatistics, name: str) ->
     return whole
 
 
-def wishes_page(
+def enrich_page(
     record: dict,
     reached: list[Reached],
     before: MaskStatistics,
     after: MaskStatistics,
     pairs: list[tuple[dict, list[Image.Image]]],
 ) -> str:
-    """The page `statistics.html`: wishes, all classes, pairs of masks with their lines of the manifest, refusals."""
-    headers = ["class", "wished, times", "reached, times", "share before, %", "share after, %"]
+    """Return the page `statistics.html`: targets, all classes, pairs of masks, refusals."""
+    headers = ["class", "target factor", "reached factor", "share before, %", "share after, %"]
     headers += ["objects before", "objects after", "added"]
     cells = [
         [w.name, w.wished, w.reached, 100 * w.share_before, 100 * w.share_after, w.objects_before, w.objects_after]
@@ -120,27 +120,27 @@ def wishes_page(
     examples = [_example(row, *masks) for row, masks in pairs[:EXAMPLES]]
     refusals = [f"{w.name}: {reason}, {count} times" for w in reached for reason, count in w.refused.items()]
     sections = [
-        section("Wishes", table(headers, cells, "Shares are of the labelled pixels, objects are regions in a mask")),
+        section("Targets", table(headers, cells, "Shares are of the labelled pixels, objects are regions per mask")),
         section("All classes", shares),
         section("Masks before and after", picture_cards(examples) if examples else paragraph("none was changed")),
         section(
             "Where in the frame",
-            paragraph("The share of a class at each place before and after, from 0 (light) to its most (dark)."),
+            paragraph("The share of a class at each position before and after, from 0 (light) to its maximum (dark)."),
             picture_cards(heat_cards),
         ),
         section(
-            "Places that were refused",
-            paragraph("How often a rule said no to a place that was tried, in masks that had no more place."),
-            bullets(refusals or ["none: every wish found its places"]),
+            "Refused positions",
+            paragraph("How often a rule refused a position, in masks without further room."),
+            bullets(refusals or ["none"]),
         ),
         section("Settings", settings_table({key: record[key] for key in record if key not in ("wishes", "sizes")})),
     ]
-    lead = f"{record['num_masks']} new masks, made from the masks of {record['dataset']} ({record['split']})."
+    lead = f"{record['num_masks']} new masks, made from masks of {record['dataset']} ({record['split']})."
     return page("Enriched masks", sections, lead)
 
 
 def _example(row: dict, before: Image.Image, after: Image.Image) -> tuple[str, dict[str, Image.Image]]:
-    """A pair of masks for the page, with what was put in."""
+    """Return a pair of masks for the page, captioned with what was added."""
     counts = Counter(entry["class"] for entry in row["added"])
     text = f"{row['base']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
     return text, {"before": before, "after": after}
