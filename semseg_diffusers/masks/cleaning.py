@@ -222,9 +222,9 @@ def run(settings: CleanSettings) -> None:
         write_text(folder / "clean.json", json.dumps(record, indent=2) + "\n")
     exact, guessed = (np.mean([note[f"{what}_share"] for note in notes]) for what in ("exact", "guessed"))
     sys.stdout.write(
-        f"{len(notes)} mask(s): {exact:.1%} of the pixels have exactly a class's colour, {guessed:.1%} were told by "
-        f"those around them; look at {Path(settings.output) / 'guessed.png'}. Next: semseg-diffusers generate --masks "
-        f"{Path(settings.output) / 'masks'}\n"
+        f"{len(notes)} mask(s): {exact:.1%} of the pixels have exactly a class's colour, {guessed:.1%} were guessed "
+        f"from their surroundings; look at {Path(settings.output) / 'guessed.png'}. "
+        f"Next: semseg-diffusers generate --masks {Path(settings.output) / 'masks'}\n"
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from semseg_diffusers.masks.statistics.counts import ClassFigures, MaskStatistics, class_figures, heat_maps
-from semseg_diffusers.masks.statistics.figure import draw_statistics, heat_picture
+from semseg_diffusers.masks.statistics.figure import draw_statistics, heat_image
 from semseg_diffusers.reports.charts import Bars, bar_table
 from semseg_diffusers.reports.figures import picture_cards
 from semseg_diffusers.reports.html import bullets, page, paragraph, section, settings_table, table
@@ -114,7 +114,7 @@ def enrich_page(
     old, new = heat_maps(before), heat_maps(after)
     heat = [{"before": old[i], "after": new[i]} for i in ids]
     heat_cards = [
-        (w.name, {when: heat_picture(values) for when, values in both.items()})
+        (w.name, {when: heat_image(values) for when, values in both.items()})
         for w, both in zip(reached, heat, strict=True)
     ]
     examples = [_example(row, *masks) for row, masks in pairs[:EXAMPLES]]

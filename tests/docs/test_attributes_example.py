@@ -1,4 +1,4 @@
-"""Attributes do what they say: a network trained for a minute on toy scenes draws night dark and rain grey."""
+"""Attributes take effect: a network trained for a minute on toy scenes generates dark nights and grey rain."""
 
 import json
 import os
@@ -33,10 +33,11 @@ def test_night_comes_out_dark_and_rain_grey_from_the_same_noise(tmp_path):
     results = json.loads((tmp_path / "attributes" / "results.json").read_text())
     for question in ("night is darker", "rain is greyer"):
         found = results[question]
-        assert found["real_separated"] > 0.98  # the measure tells real photos of the two looks apart
+        assert found["real_separated"] > 0.98  # the measure separates real images of the two looks
         assert found["share"] > 0.25
         assert found["streets_separated"] >= 0.75
-    assert Image.open(tmp_path / "attributes" / "attributes.png").width > 4 * 128
+    with Image.open(tmp_path / "attributes" / "attributes.png") as image:
+        assert image.width > 4 * 128
 
 
 @pytest.mark.slow
@@ -44,7 +45,10 @@ def test_an_untrained_network_shows_nothing_and_a_foreign_folder_is_left_alone(t
     small = ("--resolution", "32", "--num_train", "40", "--num_val", "2", "--max_train_steps", "1")
     result = run_example(tmp_path / "attributes", *small, "--num_inference_steps", "2")
     assert result.returncode == 1
-    assert "error: not shown: night is darker, rain is greyer. Train the network for longer." in result.stderr
+    assert (
+        "error: too small a difference: night is darker, rain is greyer. Train the network for longer."
+        in result.stderr
+    )
     again = run_example(tmp_path / "attributes", *small)
     assert again.returncode == 1
-    assert "attributes' holds something; give another --output, or remove it" in again.stderr
+    assert "attributes' is not empty; give another --output, or remove it" in again.stderr

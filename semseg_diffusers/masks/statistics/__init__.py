@@ -1,1 +1,1 @@
-"""What masks hold: counted, drawn, and read for the classes that a model will draw badly."""
+"""Class statistics of masks, their figure and page, and rules for underrepresented classes."""

@@ -1,6 +1,6 @@
-"""Draws the statistics of a data set as one picture: bars of each class, and where in the frame it lies.
+"""The figure of `stats`: bars and a heat map of positions for each class.
 
-The bars show what figure 9 of the paper shows, on a logarithmic scale, so that rare classes can be read too.
+The bars correspond to figure 9 of the paper, on a logarithmic scale, so that rare classes are visible.
 """
 
 import math
@@ -20,19 +20,19 @@ NAME_WIDTH, PIXELS_WIDTH, IMAGES_WIDTH, FIGURE_WIDTH = 160, 430, 250, 84  # of t
 WIDTH = 2 * MARGIN + NAME_WIDTH + PIXELS_WIDTH + IMAGES_WIDTH + 5 * FIGURE_WIDTH
 LOWEST = 1e-5  # left end of the logarithmic scale: a share of the labelled pixels
 HEAT_COLUMNS, HEAT_GAP = 6, 18
-# From little to much, light to dark in one hue, so that it also reads in grey.
+# Light to dark in one hue, so that it also reads in grey.
 HEAT_COLORS = ((247, 249, 252), (190, 212, 238), (107, 163, 214), (37, 101, 170), (8, 40, 90))
 
 
 def draw_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
-    """Draw bars of pixel share and image share, objects in figures, and a heat map of each class.
+    """Draw bars of pixel and image shares, numbers of objects, and a heat map of each class.
 
     Args:
-        statistics (`MaskStatistics`)
-        title (`str`): stands on top.
+        statistics: from `collect_statistics`.
+        title: headline.
 
     Returns:
-        `PIL.Image.Image`: RGB, `WIDTH` pixels wide.
+        RGB image, `WIDTH` pixels wide.
     """
     labels = statistics.labels
     figures = class_figures(statistics)
@@ -42,38 +42,38 @@ def draw_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
     bars_top = MARGIN + 100
     heat_top = bars_top + ROW * len(order) + 84
     height = heat_top + rows * (tiles[0].height + HEAT_GAP) + MARGIN - HEAT_GAP
-    picture = Image.new("RGB", (WIDTH, height), "white")
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (WIDTH, height), "white")
+    draw = ImageDraw.Draw(image)
     draw.text((MARGIN, MARGIN), title, fill=INK, font=_font(24), anchor="la")
     _draw_bars(draw, labels, [figures[index] for index in order], order, bars_top)
     draw.text((MARGIN, heat_top - 44), "Where in the frame", fill=INK, font=_font(18), anchor="la")
-    note = "chance of the class at each place, from 0 (light) to the figure above the map (dark)"
+    note = "share of the class in each cell, from 0 (light) to the number above the map (dark)"
     draw.text((MARGIN + 190, heat_top - 40), note, fill=GREY, font=_font(13), anchor="la")
-    for place, index in enumerate(order):
-        across, down = place % HEAT_COLUMNS, place // HEAT_COLUMNS
+    for position, index in enumerate(order):
+        down, across = divmod(position, HEAT_COLUMNS)
         at = (MARGIN + across * (tiles[0].width + HEAT_GAP), heat_top + down * (tiles[0].height + HEAT_GAP))
-        picture.paste(tiles[index], at)
-    return picture
+        image.paste(tiles[index], at)
+    return image
 
 
-def log_place(share: float) -> float:
-    """Where a share lies on the logarithmic scale of the bars: 0 for `LOWEST` and what is less, 1 for all.
+def log_position(share: float) -> float:
+    """Return the position of a share on the logarithmic scale of the bars: 0 up to `LOWEST`, 1 for all.
 
     Example:
-        >>> log_place(1.0), log_place(1e-5), log_place(0.0), round(log_place(0.1), 3)
+        >>> log_position(1.0), log_position(1e-5), log_position(0.0), round(log_position(0.1), 3)
         (1.0, 0.0, 0.0, 0.8)
     """
     return 1 - math.log(max(share, LOWEST)) / math.log(LOWEST)
 
 
-def heat_picture(heat: np.ndarray) -> Image.Image:
-    """Colour a heat map (rows, columns), its largest value the darkest: a P-mode picture of one pixel a cell."""
+def heat_image(heat: np.ndarray) -> Image.Image:
+    """Return a heat map (rows, columns) as a P-mode image, one pixel per cell, the largest value the darkest."""
     stops = np.linspace(0, 255, len(HEAT_COLORS))
     table = np.array(HEAT_COLORS)
     palette = np.stack([np.interp(np.arange(256), stops, table[:, channel]) for channel in range(3)], axis=-1)
-    picture = Image.fromarray((255 * heat / max(heat.max(), 1e-12)).round().astype(np.uint8))
-    picture.putpalette(palette.round().astype(np.uint8).tobytes())
-    return picture
+    image = Image.fromarray((255 * heat / max(heat.max(), 1e-12)).round().astype(np.uint8))
+    image.putpalette(palette.round().astype(np.uint8).tobytes())
+    return image
 
 
 def _draw_bars(
@@ -85,8 +85,8 @@ def _draw_bars(
     bottom = top + ROW * len(figures)
 
     def across(share: float) -> float:
-        """Where a share of pixels lies on the logarithmic scale; the figures stand right of its end."""
-        return pixels_left + log_place(share) * (PIXELS_WIDTH - 84)
+        """Return the x position of a share of pixels; the numbers are right of it."""
+        return pixels_left + log_position(share) * (PIXELS_WIDTH - 84)
 
     small, normal = _font(13), _font(14)
     draw.text((pixels_left, top - 48), "share of the labelled pixels", fill=INK, font=normal, anchor="la")
@@ -129,12 +129,12 @@ def _draw_bars(
         for column, text in enumerate(values):
             right = figures_left + (column + 1) * FIGURE_WIDTH
             draw.text((right, middle), text, fill=INK, font=small, anchor="rm")
-    text = "typical object: half of the pixels of the class lie in objects at least this large"
+    text = "typical object: half of the pixels of the class are in objects at least this large"
     draw.text((WIDTH - MARGIN, bottom + 4), text, fill=GREY, font=_font(12), anchor="ra")
 
 
 def _heat_tile(labels: LabelSet, index: int, figures: list[ClassFigures], heat: np.ndarray) -> Image.Image:
-    """The map of one class under its name and its largest value."""
+    """Return the heat map of one class under its name and its largest value."""
     width = (WIDTH - 2 * MARGIN - (HEAT_COLUMNS - 1) * HEAT_GAP) // HEAT_COLUMNS
     size = (width, round(width * heat.shape[0] / heat.shape[1]))
     tile = Image.new("RGB", (width, size[1] + 24), "white")
@@ -144,13 +144,13 @@ def _heat_tile(labels: LabelSet, index: int, figures: list[ClassFigures], heat: 
     draw.text((width - 1, 10), largest, fill=GREY, font=_font(13), anchor="rm")
     room = width - 26 - _font(13).getlength(largest)
     draw.text((20, 10), _shortened(labels.names[index], room, _font(14)), fill=INK, font=_font(14), anchor="lm")
-    tile.paste(heat_picture(heat).resize(size, Image.Resampling.NEAREST), (0, 24))
+    tile.paste(heat_image(heat).resize(size, Image.Resampling.NEAREST), (0, 24))
     draw.rectangle((0, 24, width - 1, size[1] + 23), outline=RULE)
     return tile
 
 
 def _shortened(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The text, or as much of it as fits into `width` pixels."""
+    """Return the text, or as much of it as fits into `width` pixels."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(text + "...") > width:

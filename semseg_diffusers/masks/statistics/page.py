@@ -14,7 +14,7 @@ from semseg_diffusers.masks.statistics.counts import (
     heat_maps,
     unknown_share,
 )
-from semseg_diffusers.masks.statistics.figure import LOWEST, heat_picture, log_place
+from semseg_diffusers.masks.statistics.figure import LOWEST, heat_image, log_position
 from semseg_diffusers.masks.statistics.underrepresented import RARE_SHARE, RULES, UnderrepresentedClass
 from semseg_diffusers.reports.figures import named_color, picture
 from semseg_diffusers.reports.html import (
@@ -97,7 +97,7 @@ def _shares_section(labels: LabelSet, figures: list[ClassFigures], order: list[i
         row = figures[index]
         shares = (100 * row.pixel_share, row.images, 100 * row.image_share)
         rows.append([_named(labels, index), _bar(row.pixel_share, labels.colors[index]), *shares])
-    axis = pieces().axis([(100 * log_place(tick), f"{100 * tick:g} %") for tick in TICKS])
+    axis = pieces().axis([(100 * log_position(tick), f"{100 * tick:g} %") for tick in TICKS])
     caption = (
         "Share of the labelled pixels. The scale is logarithmic, so that rare classes are visible: each tenfold share "
         f"adds the same length. Classes that end left of the dashed line ({RARE_SHARE:.1%}) are rare."
@@ -112,7 +112,7 @@ def _bar(share: float, color: tuple[int, int, int]) -> Markup:
         '<svg height="16" aria-hidden="true" focusable="false">'
         '<rect x="0" y="1" width="{:.2f}%" height="14" style="fill:#{:02x}{:02x}{:02x};stroke:var(--soft)"/>'
         '<line class="mark" x1="{:.2f}%" x2="{:.2f}%" y1="-4" y2="20"/></svg>'
-    ).format(100 * log_place(share), *color, *[100 * log_place(RARE_SHARE)] * 2)
+    ).format(100 * log_position(share), *color, *[100 * log_position(RARE_SHARE)] * 2)
 
 
 def _objects_section(labels: LabelSet, figures: list[ClassFigures], order: list[int]) -> Section:
@@ -160,7 +160,7 @@ def _places_section(statistics: MaskStatistics, figures: list[ClassFigures], ord
         cards.append(
             (
                 Markup("{}, up to {}").format(_named(statistics.labels, index), most),
-                [picture(heat_picture(heat[index]), alt)],
+                [picture(heat_image(heat[index]), alt)],
             )
         )
     text = "The share of the class among the labelled pixels, cell by cell; below, that of the darkest cell."
