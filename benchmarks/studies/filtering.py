@@ -15,12 +15,12 @@ import torch
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.filtering.losses import (
-    borrowed_class_losses,
     compute_class_losses,
     count_pixels,
     kept_shares,
     losses_key,
     read_batch,
+    reuse_class_losses,
 )
 from semseg_diffusers.evaluation.filtering.rules import filter_ids
 from semseg_diffusers.evaluation.filtering.settings import FilterSettings
@@ -57,7 +57,7 @@ def main() -> None:
     segmenter = load_judge(args.segmenter, train.labels)
     key = losses_key(segmenter, torch.float32, train)
     if args.class_losses is not None:
-        losses = borrowed_class_losses(args.class_losses, key)
+        losses = reuse_class_losses(args.class_losses, key)
     else:
         losses = compute_class_losses(segmenter, train, key, batch_size=8, show_progress=True)
     margin = FilterSettings().tolerance_margin

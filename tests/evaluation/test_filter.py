@@ -190,7 +190,7 @@ def test_generate_refuses_to_add_to_a_filtered_folder(filtered):
 def test_evaluate_notes_that_the_filter_is_the_judge(filtered, place, tmp_path):
     place.evaluate(tmp_path / "evaluation", generated=filtered[0], features="none")
     notes = json.loads((tmp_path / "evaluation" / "results.json").read_text())["notes"]
-    assert any("filtered by the very network that reads them here" in note for note in notes)
+    assert any("filtered by the network that segments them here" in note for note in notes)
 
 
 # Going on ------------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_class_losses_are_taken_from_another_folder(place, generated, filtered, 
     Image.new("RGB", (SIZE, SIZE)).save(next((data / "train" / "images").iterdir()))
     other = [word if word != place.dataset else data for word in options(place, generated, tmp_path / "other")]
     error = place.command(*other, "--class_losses", filtered[0], expect=2)
-    assert "holds no filter.json with the class losses of this segmenter on these photos" in error
+    assert "holds no filter.json with the class losses of this segmenter on these images" in error
 
 
 # Choices -------------------------------------------------------------------------------------------------------------
@@ -411,14 +411,14 @@ def gone(folder):
     ("change", "message"),
     [
         (gone, "there is no folder '.*nowhere'; --generated takes one that `generate` wrote"),
-        (no_record, "holds no generation.json; wanted a folder that `generate` wrote"),
-        (damaged_record, "is no record of generate"),
-        (filtered_before, "is filtered already .filter.json.. Filter the folder that it was made from"),
+        (no_record, "holds no generation.json; expected a folder written by `generate`"),
+        (damaged_record, "is not a record of generate"),
+        (filtered_before, "is filtered already .filter.json.. Filter the folder it was made from"),
         (with_columns, "have columns called kept_share, which the filter writes itself"),
         (without_stem, "lacks one of image_file_name, mask_file_name, stem, index"),
-        (other_names, "wanted images/NAME.png with masks/NAME.png"),
+        (other_names, "expected images/NAME.png with masks/NAME.png"),
         (other_size, "is 16 x 16, the real images are 32 x 32"),
-        (other_labels, "have other label sets"),
+        (other_labels, "have different label sets"),
     ],
 )
 def test_generated_folders_that_cannot_be_filtered_are_refused(place, generated, tmp_path, change, message):
@@ -431,7 +431,7 @@ def test_generated_folders_that_cannot_be_filtered_are_refused(place, generated,
 def test_outputs_that_are_something_else_are_refused(place, generated, tmp_path):
     copy = shutil.copytree(generated, tmp_path / "new")
     for output in (copy, copy / "filtered", tmp_path):
-        assert "lie in each other; wanted a folder of its own" in run(place, copy, output, expect=2)
+        assert "contain each other; expected separate folders" in run(place, copy, output, expect=2)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("mine")
     assert "is not empty and was not made by filter" in run(place, copy, tmp_path / "notes", expect=2)
@@ -463,7 +463,7 @@ def test_photos_to_compare_with_are_optional_and_of_one_size(place, generated, t
     finish_dataset(data, {**rows, "test": [row]}, LABELS, {"format": "test"})
     words = [word if word != place.dataset else data for word in options(place, generated, tmp_path / "more")]
     error = place.command(*words, "--reference_split", "test", expect=2)
-    assert "the photos of 'test' are (16, 16), those of 'train' (32, 32) (height, width); wanted one size" in error
+    assert "expected images of one size; 'test' has (16, 16), 'train' (32, 32) (height, width)" in error
 
 
 # What it is for ------------------------------------------------------------------------------------------------------

@@ -230,5 +230,5 @@ def test_a_judge_of_the_same_weights_is_refused_wherever_it_lies(segmenter, tmp_
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
 def test_a_damaged_record_is_named(tmp_path, text):
     (tmp_path / "filter.json").write_text(text)
-    with pytest.raises(ValueError, match="is no record of `semseg-diffusers filter`"):
+    with pytest.raises(ValueError, match="is not a record of `semseg-diffusers filter`"):
         read_filter(tmp_path)

@@ -341,5 +341,5 @@ def test_the_network_that_filtered_may_not_be_the_one_to_begin_with(place, tmp_p
     assert refused(settings_of(place, **settings)) == []
     assert refused(settings_of(place, filtered=str(filtered))) == []
     (filtered / "filter.json").write_text("{")
-    with pytest.raises(ValueError, match="is no record of `semseg-diffusers filter`"):
+    with pytest.raises(ValueError, match="is not a record of `semseg-diffusers filter`"):
         filter_weights(str(filtered))

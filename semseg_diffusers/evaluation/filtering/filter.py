@@ -21,7 +21,6 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import SPLITS, parse_resolution
 from semseg_diffusers.evaluation.features import NETWORK_ERRORS, reason_of
 from semseg_diffusers.evaluation.filtering.losses import (
-    borrowed_class_losses,
     compute_class_losses,
     count_pixels,
     find_class_losses,
@@ -29,15 +28,16 @@ from semseg_diffusers.evaluation.filtering.losses import (
     kept_shares,
     losses_key,
     read_batch,
+    reuse_class_losses,
 )
 from semseg_diffusers.evaluation.filtering.output import (
     PAGE_FILE,
     check_output,
+    exclusive_filter,
     generation_hash,
     image_digest,
     publish,
     read_generated,
-    sole_filter,
     store_mask,
     stored_note,
     write_record,
@@ -64,13 +64,13 @@ from semseg_diffusers.utils.progress import progress_bar
 
 @dataclass(frozen=True)
 class Real:
-    """The real photos that losses are measured on.
+    """The real images that losses are measured on.
 
     Args:
-        pairs: those that the generator was trained on, whose class means are the measure.
-        name: data set and split, for the record.
-        reference: photos that neither network was trained on, which the rule is tried on; None leaves that away.
-        reference_name: the same of these.
+        pairs: images the generator was trained on; their mean class losses set the thresholds.
+        name: dataset and split, for the record.
+        reference: images that neither network was trained on, to measure what the rule keeps of them; None skips it.
+        reference_name: dataset and split of these.
     """
 
     pairs: PairDataset
@@ -93,59 +93,58 @@ def filter_dataset(
     seed: int = 0,
     show_progress: bool = False,
 ) -> dict[str, Any]:
-    """Write a copy of a generated data set in which labels that a network does not find are unknown.
+    """Write a copy of a generated dataset in which labels that a network does not confirm are unknown.
 
-    A run that was interrupted is continued by the same call, and one to whose images some were added is brought up to
-    date. The generated folder is only read.
+    The same call resumes an interrupted run, and updates the output after images were added. The generated folder is
+    not modified.
 
     Args:
-        generated: folder that `generate` wrote.
-        real: photos with their masks, of the same size and classes.
-        segmenter: the network that filters, as `load_judge` gives it.
-        output: folder to make or to continue.
-        settings: how strictly.
-        judged_by: name and hash of the network that measures later, for the record.
-        class_losses: another folder that was filtered with this network and these photos; their losses are taken
-            from there.
-        dtype: that the network was loaded in.
-        batch_size: images a forward; changes losses by float rounding only.
-        seed: of the choice of pictures on the page.
-        show_progress: show bars on stderr.
+        generated: folder written by `generate`.
+        real: real images with masks, of the same size and classes.
+        segmenter: the network that filters, from `load_judge`.
+        output: folder to create or resume.
+        settings: how strictly to filter.
+        judged_by: name and hash of the network that evaluates later, for the record.
+        class_losses: another folder filtered with this network and these real images, whose losses are reused.
+        dtype: of the network.
+        batch_size: images per forward pass; changes losses only by rounding.
+        seed: of the example images on the page.
+        show_progress: show progress bars on stderr.
 
     Returns:
-        what `filter.json` holds.
+        the content of `filter.json`.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: folders, sizes, classes or network do not go together; an output of other settings.
+        ValueError: folders, sizes, classes or network do not match; an output with other settings.
     """
     settings, generated, output = settings or FilterSettings(), Path(generated), Path(output)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
-    # 1. All that can be refused
+    # 1. Check all inputs
     if batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1; got {batch_size}.")
     rows, generation = read_generated(generated)
     images = generated_images(generated, real.pairs)
-    _try(segmenter, real.pairs)
+    _check_segmenter(segmenter, real.pairs)
     key = losses_key(segmenter, dtype, real.pairs)
-    told = {
+    recorded = {
         **{field.name: getattr(settings, field.name) for field in fields(FilterSettings)},
         "segmenter_sha256": segmenter.weights_sha256,
-        "class_losses": key,  # of the segmenter, its input size and the real photos
+        "class_losses": key,  # of the segmenter, its input size and the real images
         "images": generation_hash(generation),
     }
-    check_output(output, generated, told)
-    borrowed = None if class_losses is None else borrowed_class_losses(class_losses, key)
+    check_output(output, generated, recorded)
+    reused = None if class_losses is None else reuse_class_losses(class_losses, key)
 
-    with sole_filter(output):
-        # 2. What the network loses on real photos
-        losses = borrowed or find_class_losses(output / FILTER_FILE, key)
+    with exclusive_filter(output):
+        # 2. Losses on real images
+        losses = reused or find_class_losses(output / FILTER_FILE, key)
         losses = losses or compute_class_losses(segmenter, real.pairs, key, batch_size, show_progress)
         thresholds = losses.thresholds(settings.tolerance_margin, settings.keep_unchecked)
         record = {
             "kind": "filter",
-            "settings": told,
+            "settings": recorded,
             "segmenter_sha256": segmenter.weights_sha256,
             "segmenter": segmenter.describe(real.pairs.resolution),
             "judge": None if judged_by is None else dict(judged_by),
@@ -159,13 +158,13 @@ def filter_dataset(
             found = kept_share_on_real(segmenter, real.reference, thresholds, batch_size, show_progress)
             reference = {"name": real.reference_name, **found}
 
-        # 3. The images
-        scored = _read_images(segmenter, images, generated, rows, output, thresholds, batch_size, show_progress)
+        # 3. Filter the masks of the images
+        scored = _filter_masks(segmenter, images, generated, rows, output, thresholds, batch_size, show_progress)
         hardness = {image.stem: mask_hardness(np.array(image.pixels), losses.array()) for image in scored}
         ranks = ranks_of(hardness)
         reasons = reasons_to_drop(scored, settings.minimum_kept, ranks if settings.resample else None)
 
-        # 4. The data set, its page and record
+        # 4. Write dataset, page and record
         kept, dropped = _rows(rows, scored, hardness, ranks, reasons, images.labels)
         results = _results(scored, reasons, images.labels)
         summary = {
@@ -189,8 +188,8 @@ def filter_dataset(
     return record
 
 
-def _try(segmenter: Judge, pairs: PairDataset) -> None:
-    """Refuse a network that cannot read images of this size, or gives no losses."""
+def _check_segmenter(segmenter: Judge, pairs: PairDataset) -> None:
+    """Raise for a network that cannot read images of this size, or gives no losses."""
     height, width = pairs.resolution
     noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
@@ -198,12 +197,12 @@ def _try(segmenter: Judge, pairs: PairDataset) -> None:
     except NETWORK_ERRORS as err:
         name = segmenter.describe(pairs.resolution)["name"]
         raise ValueError(
-            f"--segmenter '{name}' cannot read images of {height} x {width} (height x width), the size of the photos: "
-            f"{reason_of(err)}"
+            f"--segmenter '{name}' cannot read images of {height} x {width} (height x width), the size of the real "
+            f"images: {reason_of(err)}"
         ) from err
 
 
-def _read_images(
+def _filter_masks(
     segmenter: Judge,
     images: ImageSet,
     generated: Path,
@@ -213,43 +212,37 @@ def _read_images(
     batch_size: int,
     show_progress: bool,
 ) -> list[Scored]:
-    """Filter the mask of each image, those aside that an earlier run has done."""
+    """Filter the mask of each image, except those that an earlier run finished."""
     labels, row_of = images.labels, {Path(row["image_file_name"]).stem: row for row in rows}
     notes: dict[int, dict[str, Any]] = {}
     digests: dict[int, str] = {}
     missing = []
-    for place, name in enumerate(images.names):
+    for index, name in enumerate(images.names):
         files = (generated / row_of[name][key] for key in ("image_file_name", "mask_file_name"))
-        digests[place] = image_digest(*files, thresholds)
-        note = stored_note(output, name, digests[place])
+        digests[index] = image_digest(*files, thresholds)
+        note = stored_note(output, name, digests[index])
         if note is None:
-            missing.append(place)
+            missing.append(index)
         else:
-            notes[place] = note
+            notes[index] = note
     with progress_bar(total=len(missing), desc="filtering", unit="image", disable=not show_progress) as bar:
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
-            read = read_batch(segmenter, map(images.image, batch), map(images.mask, batch))
-            for place, (ids, losses) in zip(batch, read, strict=True):
+            results = read_batch(segmenter, map(images.image, batch), map(images.mask, batch))
+            for index, (ids, losses) in zip(batch, results, strict=True):
                 filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
                 known = np.isfinite(losses)
-                notes[place] = {
-                    "digest": digests[place],
+                notes[index] = {
+                    "digest": digests[index],
                     "pixels": count_pixels(ids, labels).tolist(),
                     "kept": count_pixels(filtered, labels).tolist(),
                     "loss": round(float(losses[known].mean()), 6) if known.any() else None,
                 }
-                store_mask(output, images.names[place], labels, filtered, notes[place])
+                store_mask(output, images.names[index], labels, filtered, notes[index])
             bar.update(len(batch))
     return [
-        Scored(
-            name,
-            images.stems[place],
-            tuple(notes[place]["pixels"]),
-            tuple(notes[place]["kept"]),
-            notes[place]["loss"],
-        )
-        for place, name in enumerate(images.names)
+        Scored(name, stem, tuple(notes[i]["pixels"]), tuple(notes[i]["kept"]), notes[i]["loss"])
+        for i, (name, stem) in enumerate(zip(images.names, images.stems, strict=True))
     ]
 
 
@@ -261,54 +254,54 @@ def _rows(
     reasons: Mapping[str, str],
     labels: LabelSet,
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of kept and of dropped images, with what was found of them."""
+    """Return the metadata rows of kept and of dropped images, with their scores."""
     row_of = {Path(row["image_file_name"]).stem: row for row in rows}
 
-    def with_findings(images: list[Scored]) -> list[dict[str, Any]]:
-        there = [name for label, name in enumerate(labels.names) if any(image.pixels[label] for image in images)]
-        found = []
+    def with_scores(images: list[Scored]) -> list[dict[str, Any]]:
+        present = [name for label, name in enumerate(labels.names) if any(image.pixels[label] for image in images)]
+        result = []
         for image in images:
             shares = kept_shares(np.array(image.pixels), np.array(image.kept), labels)
             hard = hardness[image.stem]
-            found.append(
+            result.append(
                 {
                     **row_of[image.name],
                     "segmenter_loss": image.loss,
                     "kept_share": shares["kept_share"],
-                    "kept_share_by_class": {name: shares["kept_share_by_class"].get(name) for name in there},
+                    "kept_share_by_class": {name: shares["kept_share_by_class"].get(name) for name in present},
                     "mask_hardness": None if hard is None else round(hard, 6),
                     "mask_rank": ranks[image.stem],
                     **({"reason": reasons[image.name]} if image.name in reasons else {}),
                 }
             )
-        return found
+        return result
 
-    kept = with_findings([image for image in scored if image.name not in reasons])
-    return kept, with_findings([image for image in scored if image.name in reasons])
+    kept = with_scores([image for image in scored if image.name not in reasons])
+    return kept, with_scores([image for image in scored if image.name in reasons])
 
 
 def _results(scored: Sequence[Scored], reasons: Mapping[str, str], labels: LabelSet) -> dict[str, Any]:
-    """What came of it, counted."""
+    """Return the counts of kept and dropped images, pixels and labels."""
     before = np.array([image.pixels for image in scored])  # (N, num_classes)
     after = np.array([image.kept for image in scored])
-    stays = np.array([image.name not in reasons for image in scored])
+    is_kept = np.array([image.name not in reasons for image in scored])
     shares = [image.kept_share for image in scored if image.kept_share is not None]
     return {
         "num_images": len(scored),
-        "num_kept": int(stays.sum()),
+        "num_kept": int(is_kept.sum()),
         "num_masks": len({image.stem for image in scored}),
         "num_masks_kept": len({image.stem for image in scored if image.name not in reasons}),
         "num_dropped": {reason: list(reasons.values()).count(reason) for reason in REASONS},
         **kept_shares(before.sum(0), after.sum(0), labels),  # of all images, dropped ones too
         "least_kept_share": None if not shares else round(min(shares), 6),
-        "kept_share_of_kept_images": kept_shares(before[stays].sum(0), after[stays].sum(0), labels)["kept_share"],
+        "kept_share_of_kept_images": kept_shares(before[is_kept].sum(0), after[is_kept].sum(0), labels)["kept_share"],
         "pixels": dict(zip(labels.names, before.sum(0).tolist(), strict=True)),
-        "pixels_left": dict(zip(labels.names, after[stays].sum(0).tolist(), strict=True)),
+        "pixels_left": dict(zip(labels.names, after[is_kept].sum(0).tolist(), strict=True)),
     }
 
 
 def run(settings: FilterCommandSettings) -> int:
-    """Filter, and print what came of it; ends with code 1 if no image is kept."""
+    """Filter and print a summary; returns 1 if no image is kept, else 0."""
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device_available(device)
     columns = column_options(settings)
@@ -353,7 +346,7 @@ def run(settings: FilterCommandSettings) -> int:
 
 
 def _reference(settings: FilterCommandSettings, pairs: PairDataset, columns: dict[str, Any]) -> PairDataset | None:
-    """The photos that the rule is tried on."""
+    """Return the real images that the rule is measured on, if any."""
     asked = settings.reference_split
     if asked == "none" or (not asked and SPLITS.get(settings.split, settings.split) == REFERENCE_SPLIT):
         return None
@@ -365,14 +358,14 @@ def _reference(settings: FilterCommandSettings, pairs: PairDataset, columns: dic
         return None
     if reference.resolution != pairs.resolution:
         raise ValueError(
-            f"the photos of '{asked or REFERENCE_SPLIT}' are {reference.resolution}, those of '{settings.split}' "
-            f"{pairs.resolution} (height, width); wanted one size. Prepare the data set again."
+            f"expected images of one size; '{asked or REFERENCE_SPLIT}' has {reference.resolution}, "
+            f"'{settings.split}' {pairs.resolution} (height, width). Prepare the dataset again."
         )
     return reference
 
 
 def _summary(record: dict[str, Any], output: str) -> str:
-    """What came of it, and where it lies."""
+    """Return what was kept, and the paths of the output."""
     results, reference = record["results"], record["reference"]
     text = f"{results['num_kept']} of {results['num_images']} images kept"
     dropped = [f"{count} {reason}" for reason, count in results["num_dropped"].items() if count]
@@ -380,5 +373,5 @@ def _summary(record: dict[str, Any], output: str) -> str:
     if results["kept_share"] is not None:
         text += f"; {100 * results['kept_share']:.1f} % of the labelled pixels keep their label"
     if reference is not None and reference["kept_share"] is not None:
-        text += f", of real photos {100 * reference['kept_share']:.1f} %"
+        text += f", of real images {100 * reference['kept_share']:.1f} %"
     return f"{text}\n{output}, page: {output}/{PAGE_FILE}\n"

@@ -1,5 +1,4 @@
-"""The picture of where a network disagrees with a mask: the loss of each pixel, in steps of what its class may lose.
-No equation stands behind it."""
+"""Losses of a segmentation network: their class means on real images, what the rule keeps, and maps of the losses."""
 
 import hashlib
 import json
@@ -21,7 +20,7 @@ from semseg_diffusers.reports.evaluation_page import STRIPE, UNKNOWN
 from semseg_diffusers.utils.progress import progress_bar
 
 
-STEPS = {  # loss over the tolerance of its class, below -> colour and what the page says of it
+STEPS = {  # loss / tolerance of its class, upper bound -> color and description on the page
     0.5: ((240, 240, 240), "below half of the tolerance"),
     1.0: ((250, 222, 150), "half of it to all of it"),
     2.0: ((244, 140, 60), "above it, to twice: unknown"),
@@ -33,7 +32,7 @@ LEGEND = {text: color for color, text in STEPS.values()} | {NOT_CHECKED: UNKNOWN
 
 
 def loss_map(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray) -> Image.Image:
-    """Show how each pixel's loss lies to the tolerance of its class, in the colours of `LEGEND`; stripes: not checked.
+    """Show each pixel's loss relative to the tolerance of its class, in the colors of `LEGEND`; stripes: not checked.
 
     Args:
         ids: class ids (H, W); those without a threshold are unknown.
@@ -41,11 +40,11 @@ def loss_map(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray) -> Ima
         thresholds: of each class (num_classes,); NaN or infinite where there is none.
 
     Returns:
-        P-mode picture, hard edges kept wherever it is resized.
+        P-mode image, so that resizing keeps hard edges.
 
     Example:
-        >>> picture = loss_map(np.array([[0, 0, 255]]), np.array([[0.1, 1.5, np.nan]]), np.array([1.0]))
-        >>> [picture.convert("RGB").getpixel((x, 0)) for x in range(3)]
+        >>> image = loss_map(np.array([[0, 0, 255]]), np.array([[0.1, 1.5, np.nan]]), np.array([1.0]))
+        >>> [image.convert("RGB").getpixel((x, 0)) for x in range(3)]
         [(240, 240, 240), (244, 140, 60), (200, 200, 200)]
     """
     limit = np.full(256, np.nan)
@@ -54,63 +53,63 @@ def loss_map(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray) -> Ima
     steps = np.searchsorted(list(STEPS), ratio, side="left").clip(max=len(STEPS) - 1)
     rows, columns = np.indices(ids.shape)
     stripes = len(STEPS) + (rows + columns) // STRIPE % 2
-    picture = Image.fromarray(np.where(np.isfinite(ratio), steps, stripes).astype(np.uint8), mode="P")
-    picture.putpalette([level for color in (*(color for color, _ in STEPS.values()), *UNKNOWN) for level in color])
-    return picture
+    image = Image.fromarray(np.where(np.isfinite(ratio), steps, stripes).astype(np.uint8), mode="P")
+    image.putpalette([level for color in (*(color for color, _ in STEPS.values()), *UNKNOWN) for level in color])
+    return image
 
 
-MOST_REFERENCES = 200  # real photos that the rule is tried on, at even distances
+MAX_REFERENCES = 200  # real images that the rule is measured on, evenly spaced
 
 
 @dataclass(frozen=True)
 class ClassLosses:
-    """What a network loses on real photos, class by class."""
+    """Mean loss of a network on real images, by class."""
 
-    key: str  # hash of network, its preparation and the photos: who has the same need not compute it again
+    key: str  # hash of network, preprocessing and images; equal keys need no new computation
     names: tuple[str, ...]
-    mean: tuple[float | None, ...]  # nats a pixel; None: no pixel of this class, or the network does not know it
-    pixels: tuple[int, ...]  # that the mean is over
+    mean: tuple[float | None, ...]  # nats per pixel; None: no pixel of this class, or unknown to the network
+    pixels: tuple[int, ...]  # in the mean
     num_photos: int
 
     def array(self) -> np.ndarray:
-        """The means (num_classes,); NaN where there is none."""
+        """Return the means (num_classes,); NaN where there is none."""
         return np.array([np.nan if value is None else value for value in self.mean])
 
     @property
     def unchecked(self) -> tuple[str, ...]:
-        """Classes without a mean: their pixels cannot be checked."""
+        """Classes without a mean, whose pixels cannot be checked."""
         return tuple(name for name, value in zip(self.names, self.mean, strict=True) if value is None)
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Classes that the network reads no better than chance: nearly any pixel of theirs is within the tolerance."""
+        """Classes predicted no better than chance: nearly all of their pixels are within the tolerance."""
         chance = np.log(len(self.names))
         return tuple(
             name for name, value in zip(self.names, self.mean, strict=True) if value is not None and value >= chance
         )
 
     def thresholds(self, margin: float, keep_unchecked: bool) -> np.ndarray:
-        """The loss above which a pixel becomes unknown (num_classes,), as `filter_ids` takes it."""
+        """Return the loss above which a pixel becomes unknown (num_classes,), for `filter_ids`."""
         means = self.array()
         return np.where(np.isnan(means), np.inf if keep_unchecked else np.nan, margin * means)
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """Return JSON values."""
         return asdict(self)
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> "ClassLosses":
-        """Read what `record` gave."""
+        """Read the JSON values of `record`."""
         lists = {name: tuple(record[name]) for name in ("names", "mean", "pixels")}
         return cls(key=record["key"], num_photos=record["num_photos"], **lists)
 
 
 def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
-    """Hash all that class losses depend on: weights, preparation, classes; photos as stored, and their masks."""
+    """Hash everything class losses depend on: weights, preprocessing, classes, image files and masks."""
     identity = segmenter.identity(pairs.resolution)
     of_network = {name: identity[name] for name in ("preprocessing", "mapping", "ignore_index")}
-    told = {**of_network, "weights": segmenter.weights_sha256, "dtype": str(dtype), "classes": pairs.labels.names}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    values = {**of_network, "weights": segmenter.weights_sha256, "dtype": str(dtype), "classes": pairs.labels.names}
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
     for index, stem in enumerate(pairs.stems):
         digest.update(stem.encode())
         digest.update(hashlib.sha256(pairs.photo_file(index)).digest())
@@ -121,34 +120,34 @@ def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
 def compute_class_losses(
     segmenter: Judge, pairs: PairDataset, key: str, batch_size: int, show_progress: bool = False
 ) -> ClassLosses:
-    """Give all photos of a split to the network.
+    """Compute the mean class losses on all images of a split.
 
     Args:
         segmenter: the network.
-        pairs: photos with their masks, all of one size.
-        key: what `losses_key` returns.
-        batch_size: photos a forward.
-        show_progress: show a bar on stderr.
+        pairs: images with masks, all of one size.
+        key: from `losses_key`.
+        batch_size: images per forward pass.
+        show_progress: show a progress bar on stderr.
 
     Raises:
         ValueError: no pixel has a class that the network knows.
     """
     num_classes = pairs.labels.num_classes
     total, count = np.zeros(num_classes), np.zeros(num_classes, np.int64)
-    for ids, losses in read_pairs(segmenter, pairs, range(len(pairs)), batch_size, "real photos", show_progress):
+    for ids, losses in read_pairs(segmenter, pairs, range(len(pairs)), batch_size, "real images", show_progress):
         known = np.isfinite(losses)
         total += np.bincount(ids[known], weights=losses[known], minlength=num_classes)
         count += np.bincount(ids[known], minlength=num_classes)
     if not count.any():
         raise ValueError(
-            f"no pixel of {pairs.name} is of a class that the segmenter knows: there is nothing to compare with."
+            f"no pixel of {pairs.name} is of a class that the segmenter knows: expected some, to compare with."
         )
     means = tuple(float(t / n) if n else None for t, n in zip(total, count, strict=True))
     return ClassLosses(key, pairs.labels.names, means, tuple(map(int, count)), len(pairs))
 
 
 def find_class_losses(file: str | os.PathLike, key: str) -> ClassLosses | None:
-    """Return the class losses in a `filter.json` if they are of this very network and data; else None."""
+    """Return the class losses in a `filter.json` if they have this key; else None."""
     try:
         found = ClassLosses.from_record(json.loads(Path(file).read_text(encoding="utf-8"))["class_losses"])
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
@@ -156,18 +155,17 @@ def find_class_losses(file: str | os.PathLike, key: str) -> ClassLosses | None:
     return found if found.key == key else None
 
 
-def borrowed_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses:
-    """Take class losses from another folder of the filter.
+def reuse_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses:
+    """Return the class losses of another filtered folder.
 
     Raises:
-        ValueError: it has none, or those of another network or other photos.
+        ValueError: it has none, or those of another network or other images.
     """
     found = find_class_losses(Path(folder) / FILTER_FILE, key)
     if found is None:
         raise ValueError(
             f"--class_losses '{os.fspath(folder)}' holds no {FILTER_FILE} with the class losses of this segmenter on "
-            "these photos. Name a folder that was filtered with both, or leave the option away to compute "
-            "them."
+            "these images. Give a folder that was filtered with both, or omit the option to compute them."
         )
     return found
 
@@ -175,27 +173,27 @@ def borrowed_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses:
 def kept_share_on_real(
     segmenter: Judge, pairs: PairDataset, thresholds: np.ndarray, batch_size: int, show_progress: bool = False
 ) -> dict[str, Any]:
-    """What the rule keeps of real labels, on at most `MOST_REFERENCES` photos at even distances.
+    """Measure what the rule keeps of real labels, on at most `MAX_REFERENCES` evenly spaced images.
 
     Returns:
-        `num_photos`, `kept_share`, `kept_share_by_class` of the classes that are there, and `least_kept_share` of a
-        photo; shares are None where there is no labelled pixel.
+        `num_photos`, `kept_share`, `kept_share_by_class` of the classes present, and the `least_kept_share` of an
+        image; shares are None without labelled pixels.
     """
-    labels, count = pairs.labels, min(len(pairs), MOST_REFERENCES)
-    places = [place * len(pairs) // count for place in range(count)]
+    labels, count = pairs.labels, min(len(pairs), MAX_REFERENCES)
+    indices = [index * len(pairs) // count for index in range(count)]
     before, after = (np.zeros(labels.num_classes, np.int64) for _ in range(2))
-    of_photos = []
-    for ids, losses in read_pairs(segmenter, pairs, places, batch_size, "photos to compare with", show_progress):
+    of_images = []
+    for ids, losses in read_pairs(segmenter, pairs, indices, batch_size, "reference images", show_progress):
         pixels = count_pixels(ids, labels)
         kept = count_pixels(filter_ids(ids, losses, thresholds, labels.ignore_index), labels)
         before, after = before + pixels, after + kept
-        of_photos.append(kept_shares(pixels, kept, labels)["kept_share"])
-    least = min((share for share in of_photos if share is not None), default=None)
+        of_images.append(kept_shares(pixels, kept, labels)["kept_share"])
+    least = min((share for share in of_images if share is not None), default=None)
     return {"num_photos": count, **kept_shares(before, after, labels), "least_kept_share": least}
 
 
 def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict[str, Any]:
-    """`kept_share` of all labelled pixels (None without any), and `kept_share_by_class` of those that are there.
+    """Return `kept_share` of all labelled pixels (None without any), and `kept_share_by_class` of classes present.
 
     Args:
         before, after: labelled pixels of each class (num_classes,).
@@ -212,17 +210,17 @@ def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict
 
 
 def count_pixels(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
-    """Pixels of each class (num_classes,), int64; unknown ones are not counted."""
+    """Return the number of pixels of each class (num_classes,), int64, without unknown ones."""
     return np.bincount(ids[ids != labels.ignore_index].ravel(), minlength=labels.num_classes)
 
 
 def read_pairs(
-    segmenter: Judge, pairs: PairDataset, places: Sequence[int], batch_size: int, title: str, show_progress: bool
+    segmenter: Judge, pairs: PairDataset, indices: Sequence[int], batch_size: int, title: str, show_progress: bool
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield ids (H, W) and losses (H, W) of each of these pairs."""
-    with progress_bar(total=len(places), desc=title, unit="photo", disable=not show_progress) as bar:
-        for start in range(0, len(places), batch_size):
-            batch = [pairs[place] for place in places[start : start + batch_size]]
+    """Yield ids (H, W) and losses (H, W) of these pairs."""
+    with progress_bar(total=len(indices), desc=title, unit="image", disable=not show_progress) as bar:
+        for start in range(0, len(indices), batch_size):
+            batch = [pairs[index] for index in indices[start : start + batch_size]]
             yield from read_batch(segmenter, [pair["image"] for pair in batch], [pair["mask"] for pair in batch])
             bar.update(len(batch))
 

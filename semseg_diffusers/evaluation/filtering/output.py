@@ -1,7 +1,7 @@
-"""The folder that the filter writes: a generated data set with filtered masks, and a record of what was thrown away.
+"""The output folder of the filter: a generated dataset with filtered masks, and a record of what was removed.
 
 `images/`, `masks/`, `metadata.jsonl`, `labels.json` and `generation.json` as `generate` writes them; `dropped.jsonl`,
-`filter.json`, `filter.html`. Each filtered mask carries what was found, so a run that was killed goes on from there.
+`filter.json`, `filter.html`. Each filtered mask stores its scores, from which an interrupted run resumes.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +28,31 @@ from semseg_diffusers.utils.images import save_png, written_beside
 
 DROPPED_FILE = "dropped.jsonl"
 PAGE_FILE = "filter.html"
-READ = ".read"  # filtered masks of images that are not, or not yet, part of the data set; `datasets` passes it over
-NOTE_KEY = "semseg_diffusers_filter"  # the text in a filtered mask's PNG that says what was found
+READ = ".read"  # filtered masks of images that are not, or not yet, in the dataset; ignored by `datasets`
+NOTE_KEY = "semseg_diffusers_filter"  # text in a filtered mask's PNG with its scores
 CARD = "README.md"
 COLUMNS = ("segmenter_loss", "kept_share", "kept_share_by_class", "mask_hardness", "mask_rank")  # ours in the metadata
 MOVES = ("model", "guide_model", "versions", "skipped", "near_copies")  # of generation.json: no image depends on it
 
 
 def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows and the record of a folder that `generate` wrote.
+    """Return the rows and the record of a folder written by `generate`.
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it is no such folder, or was filtered.
+        ValueError: another kind of folder, or a filtered one.
     """
     if not generated.is_dir():
-        raise FileNotFoundError(f"there is no folder '{generated}'; --generated takes one that `generate` wrote.")
+        raise FileNotFoundError(f"there is no folder '{generated}'; --generated takes one written by `generate`.")
     missing = [name for name in (GENERATION_FILE, METADATA_FILE, LABELS_FILE) if not (generated / name).is_file()]
     if missing:
         raise ValueError(
-            f"--generated '{generated}' holds no {' and no '.join(missing)}; wanted a folder that `generate` wrote."
+            f"--generated '{generated}' holds no {' and no '.join(missing)}; expected a folder written by `generate`."
         )
     if (generated / FILTER_FILE).is_file():
         raise ValueError(
-            f"--generated '{generated}' is filtered already ({FILTER_FILE}). Filter the folder that it was made from: "
-            "there the labels are whole."
+            f"--generated '{generated}' is filtered already ({FILTER_FILE}). Filter the folder it was made from: "
+            "there the labels are complete."
         )
     rows = read_metadata(generated)
     taken = sorted({column for row in rows for column in row} & {*COLUMNS, "reason"})
@@ -61,50 +61,50 @@ def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any
             f"the metadata of '{generated}' have columns called {', '.join(taken)}, which the filter writes itself. "
             "Rename them in the data set that the model was trained on."
         )
-    wanted = ("image_file_name", "mask_file_name", "stem", "index")
-    bad = next((row for row in rows if any(name not in row for name in wanted)), None)
+    keys = ("image_file_name", "mask_file_name", "stem", "index")
+    bad = next((row for row in rows if any(name not in row for name in keys)), None)
     if bad is not None:
-        raise ValueError(f"a row of '{generated / METADATA_FILE}' lacks one of {', '.join(wanted)}: {bad!s:.80}.")
-    other = next((row for row in rows if (row[wanted[0]], row[wanted[1]]) != _files(row)), None)
+        raise ValueError(f"a row of '{generated / METADATA_FILE}' lacks one of {', '.join(keys)}: {bad!s:.80}.")
+    other = next((row for row in rows if (row[keys[0]], row[keys[1]]) != _files(row)), None)
     if other is not None:
         raise ValueError(
-            f"'{generated / METADATA_FILE}' names {other[wanted[0]]} with {other[wanted[1]]}; wanted images/NAME.png "
+            f"'{generated / METADATA_FILE}' lists {other[keys[0]]} with {other[keys[1]]}; expected images/NAME.png "
             "with masks/NAME.png, as `generate` writes them."
         )
     try:
         return rows, dict(json.loads((generated / GENERATION_FILE).read_text(encoding="utf-8")))
     except (json.JSONDecodeError, TypeError, ValueError) as err:
-        raise ValueError(f"'{generated / GENERATION_FILE}' is no record of generate ({err}).") from err
+        raise ValueError(f"'{generated / GENERATION_FILE}' is not a record of generate ({err}).") from err
 
 
 def _files(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The names that a row's files have in our layout."""
+    """Return the file names of a row in our layout."""
     name = Path(row["image_file_name"]).stem
     return f"images/{name}.png", f"masks/{name}.png"
 
 
 def generation_hash(record: Mapping[str, Any]) -> str:
-    """Tells whether images were made with the same settings, wherever their model lies."""
-    told = {name: value for name, value in record.items() if name not in MOVES}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    """Hash the settings that images were generated with, independently of the model's location."""
+    values = {name: value for name, value in record.items() if name not in MOVES}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse an output folder that holds anything but images filtered with these very settings.
+    """Raise for an output folder with anything but images filtered with these settings.
 
     Args:
         output: the folder.
-        generated: which is filtered; the output may lie beside it only.
-        settings: JSON of all that the filtered masks and the choice of images depend on.
+        generated: the folder to filter; neither may contain the other.
+        settings: JSON of everything that the output depends on.
 
     Raises:
-        ValueError: naming the settings that differ, or the folder that is not ours.
+        ValueError: naming the settings that differ, or the foreign folder.
     """
     ours, theirs = (Path(os.path.realpath(path)) for path in (output, generated))
     if ours == theirs or theirs in ours.parents or ours in theirs.parents:
         raise ValueError(
-            f"--output '{output}' and --generated '{generated}' lie in each other; wanted a folder of its own, since "
-            "the generated images stay as they are."
+            f"--output '{output}' and --generated '{generated}' contain each other; expected separate folders, since "
+            "the generated images are not modified."
         )
     if not output.exists():
         return
@@ -114,17 +114,19 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> 
             return
         raise ValueError(f"--output '{output}' is not empty and was not made by filter (no {FILTER_FILE} in it).")
     if not any((*output.glob("masks/*.png"), *output.glob(f"{READ}/*.png"))):
-        return  # ended before the first image: other settings may take it
-    there, now = record.get("settings") or {}, json.loads(json.dumps(settings))
-    different = [name for name in sorted({*there, *now}) if there.get(name) != now.get(name)]
+        return  # ended before the first image: other settings may use it
+    saved, current = record.get("settings") or {}, json.loads(json.dumps(settings))
+    different = [name for name in sorted({*saved, *current}) if saved.get(name) != current.get(name)]
     if different:
-        shown = "; ".join(f"{name}: {there.get(name)!s:.60} there, {now.get(name)!s:.60} now" for name in different)
+        shown = "; ".join(
+            f"{name}: {saved.get(name)!s:.60} there, {current.get(name)!s:.60} now" for name in different
+        )
         raise ValueError(f"--output '{output}' was filtered with other settings ({shown}). Choose another folder.")
 
 
 @contextlib.contextmanager
-def sole_filter(output: Path) -> Iterator[None]:
-    """Keep a folder to the run of this process, and remove what an earlier one had not finished writing.
+def exclusive_filter(output: Path) -> Iterator[None]:
+    """Lock a folder for this process, and remove unfinished files of an earlier run.
 
     Raises:
         ValueError: another run writes to this folder.
@@ -137,7 +139,7 @@ def sole_filter(output: Path) -> Iterator[None]:
 
 
 def write_record(output: Path, record: Mapping[str, Any]) -> None:
-    """Write filter.json, which marks the folder as the filter's, and make room for what is read."""
+    """Write filter.json, which marks the folder as the filter's, and create the folder of filtered masks."""
     (output / READ).mkdir(exist_ok=True)
     write_text(output / FILTER_FILE, json.dumps(record, indent=2) + "\n")
 
@@ -146,7 +148,7 @@ def write_record(output: Path, record: Mapping[str, Any]) -> None:
 
 
 def image_digest(image: Path, mask: Path, thresholds: np.ndarray) -> str:
-    """Hash what a filtered mask depends on beside the network: the files, and the thresholds."""
+    """Hash what a filtered mask depends on besides the network: files and thresholds."""
     digest = hashlib.sha256(thresholds.tobytes())
     for path in (image, mask):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -154,13 +156,13 @@ def image_digest(image: Path, mask: Path, thresholds: np.ndarray) -> str:
 
 
 def stored_note(output: Path, name: str, digest: str) -> dict[str, Any] | None:
-    """What was found of an image, where its filtered mask is there, whole, and of this digest; else None."""
-    for place in (output / "masks", output / READ):
-        path = place / f"{name}.png"
+    """Return the scores of an image, if its filtered mask exists, is intact and has this digest; else None."""
+    for folder in (output / "masks", output / READ):
+        path = folder / f"{name}.png"
         if path.is_file():
             try:
                 note = json.loads(open_image(path).info.get(NOTE_KEY, "{}"))
-            except ValueError:  # cut off
+            except ValueError:  # truncated
                 continue
             if note.get("digest") == digest:
                 return note
@@ -168,7 +170,7 @@ def stored_note(output: Path, name: str, digest: str) -> dict[str, Any] | None:
 
 
 def store_mask(output: Path, name: str, labels: LabelSet, ids: np.ndarray, note: Mapping[str, Any]) -> None:
-    """Write a filtered mask with what was found; an older one of its name goes once all are chosen."""
+    """Write a filtered mask with its scores; `publish` later replaces an older one of the same name."""
     text = PngInfo()
     text.add_text(NOTE_KEY, json.dumps(note))
     save_png(output / READ / f"{name}.png", labels.decode(ids), pnginfo=text)
@@ -185,13 +187,13 @@ def publish(
     kept: list[dict[str, Any]],
     dropped: list[dict[str, Any]],
 ) -> None:
-    """Bring the folder into line with what was chosen; at each moment its metadata name files that are there.
+    """Write the dataset; its metadata list existing files only, at any moment.
 
     Args:
-        output: the folder, which holds all filtered masks.
-        generated: where the images are copied from.
+        output: folder with all filtered masks.
+        generated: folder of the images to copy.
         labels: the classes.
-        generation: what generation.json is to hold.
+        generation: content of generation.json.
         kept, dropped: rows of the metadata.
     """
     for row in kept:
@@ -203,13 +205,13 @@ def publish(
             os.replace(read, output / row["mask_file_name"])
     labels.save_json(output / LABELS_FILE)
     write_text(output / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
-    if (generated / CARD).is_file():  # which may name a licence
+    if (generated / CARD).is_file():  # may name a license
         _copy(generated / CARD, output / CARD)
     write_text(output / DROPPED_FILE, "".join(json.dumps(row) + "\n" for row in in_order(dropped)))
     write_metadata(output, kept)
-    stay = {row[key] for row in kept for key in ("image_file_name", "mask_file_name")}
-    for path in _pictures(output):
-        if path.relative_to(output).as_posix() not in stay:
+    listed = {row[key] for row in kept for key in ("image_file_name", "mask_file_name")}
+    for path in [*output.glob("images/*.png"), *output.glob("masks/*.png")]:
+        if path.relative_to(output).as_posix() not in listed:
             if path.parent.name == "masks":
                 os.replace(path, output / READ / path.name)
             else:
@@ -220,7 +222,3 @@ def _copy(source: Path, target: Path) -> None:
     if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
         with written_beside(target) as temporary:
             shutil.copyfile(source, temporary)
-
-
-def _pictures(output: Path) -> Iterable[Path]:
-    return [*output.glob("images/*.png"), *output.glob("masks/*.png")]

@@ -1,5 +1,5 @@
-"""The rules of the filter, as pure functions: which pixels become unknown, how hard a mask is, which images stay.
-They follow FreeMask (Yang et al. 2023); ours beyond it is the floor below which an image is dropped.
+"""The rules of the filter as pure functions: which pixels become unknown, how hard a mask is, which images are kept.
+They follow FreeMask (Yang et al. 2023); the minimum share that an image must keep is ours.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 TOO_LITTLE_KEPT = "too little kept"
 EASY_MASK = "easier mask"
 NOTHING_LABELLED = "nothing labelled"
-REASONS = {  # of dropped images -> what the page says of it
+REASONS = {  # why images are dropped -> description on the page
     TOO_LITTLE_KEPT: "they keep a smaller share of their labelled pixels than --minimum_kept",
     EASY_MASK: "their masks are easier ones, of which --resample keeps the best images only",
     NOTHING_LABELLED: "their masks hold no labelled pixel",
@@ -23,11 +23,11 @@ REASONS = {  # of dropped images -> what the page says of it
 
 
 def filter_ids(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray, ignore_index: int) -> np.ndarray:
-    """Let pixels become unknown whose loss is above the threshold of their class (FreeMask: margin times class mean).
+    """Set pixels to unknown whose loss exceeds the threshold of their class (FreeMask: margin times class mean).
 
     Args:
         ids: class ids (H, W), uint8.
-        losses: cross-entropy of each pixel (H, W); NaN where there is none.
+        losses: cross-entropy of each pixel (H, W), or NaN.
         thresholds: of each class (num_classes,); infinity keeps all pixels of a class, NaN none.
         ignore_index: the id of unknown pixels.
 
@@ -41,16 +41,16 @@ def filter_ids(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray, igno
     limit = np.full(256, np.nan)
     limit[: len(thresholds)] = thresholds
     limit = limit[ids]  # (H, W)
-    kept = (losses <= limit) | (limit == np.inf)  # a comparison with NaN is false
+    kept = (losses <= limit) | (limit == np.inf)  # comparisons with NaN are false
     return np.where(kept, ids, ignore_index).astype(np.uint8)
 
 
 def mask_hardness(pixels: np.ndarray, class_losses: np.ndarray) -> float | None:
-    """The mean of the class losses over the pixels of a mask (FreeMask); None where no pixel's class has one.
+    """Return the mean class loss over the pixels of a mask (FreeMask); None if no pixel's class has one.
 
     Args:
         pixels: of each class in the mask (num_classes,).
-        class_losses: mean loss of each class on real photos (num_classes,); NaN where there is none.
+        class_losses: mean loss of each class on real images (num_classes,), or NaN.
 
     Example:
         >>> mask_hardness(np.array([30, 10, 7]), np.array([0.1, 0.5, np.nan]))
@@ -62,7 +62,7 @@ def mask_hardness(pixels: np.ndarray, class_losses: np.ndarray) -> float | None:
 
 
 def ranks_of(hardness: Mapping[str, float | None]) -> dict[str, int]:
-    """The rank of each mask by hardness, 0 for the easiest; what has none comes first, equals go by name.
+    """Return the rank of each mask by hardness, 0 for the easiest; masks without one come first, ties go by name.
 
     Example:
         >>> ranks_of({"a": 0.7, "b": 0.2, "c": None})
@@ -73,12 +73,12 @@ def ranks_of(hardness: Mapping[str, float | None]) -> dict[str, int]:
 
 
 def images_to_keep(rank: int, num_masks: int, num_images: int) -> int:
-    """How many of the images of a mask stay: n = min(1 + round(rank / M * N), N) (FreeMask).
+    """Return how many images of a mask are kept: n = min(1 + round(rank / M * N), N) (FreeMask).
 
     Args:
         rank: of the mask, 0 for the easiest.
         num_masks: M.
-        num_images: N, the images that there are of this mask.
+        num_images: N, of this mask.
 
     Example:
         >>> [images_to_keep(rank, 5, 4) for rank in range(5)]
@@ -89,30 +89,30 @@ def images_to_keep(rank: int, num_masks: int, num_images: int) -> int:
 
 @dataclass(frozen=True)
 class Scored:
-    """What is known of one image once its pixels were read."""
+    """Scores of one image."""
 
     name: str  # of its file, without suffix
-    stem: str  # of its mask; the images of one mask share it
-    pixels: tuple[int, ...]  # labelled ones of each class, before
-    kept: tuple[int, ...]  # and after
-    loss: float | None  # mean over the labelled pixels whose class the network knows
+    stem: str  # of its mask, shared by all images of the mask
+    pixels: tuple[int, ...]  # labelled pixels of each class, before
+    kept: tuple[int, ...]  # and after filtering
+    loss: float | None  # mean over the labelled pixels of classes known to the network
 
     @property
     def kept_share(self) -> float | None:
-        """The share of the labelled pixels that kept its label; None where there was none."""
+        """Share of the labelled pixels that kept their labels; None without labelled pixels."""
         return sum(self.kept) / sum(self.pixels) if any(self.pixels) else None
 
 
 def reasons_to_drop(
     images: Sequence[Scored], minimum_kept: float, ranks: Mapping[str, int] | None = None
 ) -> dict[str, str]:
-    """Choose the images that are dropped.
+    """Choose the images to drop.
 
     Args:
         images: all of them.
         minimum_kept: share of the labelled pixels that an image must keep.
-        ranks: of the masks by hardness, to keep more images of the harder ones; None keeps as many of each. The
-            best of a mask are those that keep most, then those of the least loss, then the first by name.
+        ranks: of the masks by hardness, to keep more images of harder ones; None keeps all. The best images of a mask
+            keep the largest share, then have the lowest loss, then come first by name.
 
     Returns:
         name -> one of `REASONS`.
@@ -137,10 +137,10 @@ FILTER_FILE = "filter.json"
 
 
 def read_filter(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """Return what `semseg-diffusers filter` wrote down of a folder; None where that was not filtered.
+    """Return the record of `semseg-diffusers filter`; None for a folder that was not filtered.
 
     Raises:
-        ValueError: its file is damaged.
+        ValueError: a damaged file.
     """
     path = Path(folder) / FILTER_FILE
     if not path.is_file():
@@ -149,22 +149,22 @@ def read_filter(folder: str | os.PathLike) -> dict[str, Any] | None:
         record = json.loads(path.read_text(encoding="utf-8"))
         return {**record, "segmenter_sha256": str(record["segmenter_sha256"])}
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as err:
-        raise ValueError(f"'{path}' is no record of `semseg-diffusers filter` ({err!r}). Filter anew.") from err
+        raise ValueError(f"'{path}' is not a record of `semseg-diffusers filter` ({err!r}). Filter again.") from err
 
 
 def refuse_same_network(
     filtered_by: str | os.PathLike, judge_sha256: str | None, judge: str, *, option: str = "--judge"
 ) -> None:
-    """Refuse a judge that is the very network that images were filtered by.
+    """Raise for a judge that is the network that filtered the images.
 
     Args:
-        filtered_by: hash of the filter's network; or a folder, which passes where it was not filtered.
+        filtered_by: hash of the filter's network, or a folder, filtered or not.
         judge_sha256: hash of the judge's weights, `Judge.weights_sha256`.
-        judge: what messages call it.
-        option: which named it.
+        judge: its name in messages.
+        option: that named it.
 
     Raises:
-        ValueError: they are the same.
+        ValueError: the networks are the same.
     """
     own = os.fspath(filtered_by)
     if Path(own).is_dir():
@@ -172,7 +172,7 @@ def refuse_same_network(
         own = None if record is None else record["segmenter_sha256"]
     if own is not None and own == judge_sha256:
         raise ValueError(
-            f"{option} '{judge}' is the network that filters the images ({own}): it has chosen what it likes, so what "
-            "it measures on them, or on a network trained with them, is no evidence. Train another one "
-            "(`semseg-diffusers segmenter` with another --architecture), or say --allow_same_network."
+            f"{option} '{judge}' is the network that filters the images ({own}): it selected what it agrees with, so "
+            "its scores of them, or of a network trained on them, are no evidence. Train another one "
+            "(`semseg-diffusers segmenter` with another --architecture), or give --allow_same_network."
         )
