@@ -79,7 +79,11 @@ COMMANDS = {
         "semseg_diffusers.generation.generate:run",
         "generate labelled images from masks",
     ),
-    "app": ("semseg_diffusers.app.app", "paint masks in the browser and generate images from them"),
+    "app": Command(
+        "semseg_diffusers.app.settings:AppSettings",
+        "semseg_diffusers.app.app:run",
+        "paint masks in the browser and generate images from them",
+    ),
     "segmenter": Command(
         "semseg_diffusers.evaluation.segmentation.settings:SegmenterSettings",
         "semseg_diffusers.evaluation.segmentation.segmenter:run",

@@ -99,7 +99,7 @@ def paint(hand: Hand, how: str, what: str, points: list[tuple[int, int]]) -> Non
     if tool == "undo":
         hand.page.keyboard.press("Control+z")
     elif tool == "place":
-        things = hand.page.get_by_role("radiogroup", name="Things")
+        things = hand.page.get_by_role("radiogroup", name="Objects")
         things.get_by_role("radio", name=what, exact=True).click()
         hand.slide(".shape-size", int(size))
         hand.click(*points[0])
@@ -144,7 +144,7 @@ def paint_and_take_away(address: str, chromium: str, output: Path, steps: Steps)
             page.get_by_role("button", name="Generate").click()
             samples.first.wait_for()
         with steps.step("three more"):
-            page.locator("#told", has_text="4 drawn.").wait_for()
+            page.locator("#told", has_text="4 generated.").wait_for()
         with steps.step("the download"), page.expect_download() as download:
             page.locator("#download").click()
         download.value.save_as(output / "painted.zip")

@@ -1,1 +1,1 @@
-"""The painter (`semseg-diffusers app`): masks painted in the browser, photos drawn from them, a growing data set."""
+"""The painter (`semseg-diffusers app`): masks painted in the browser, images generated from them, and kept."""

@@ -1,5 +1,5 @@
-"""The canvas as a component of the page: an exact one, since gradio's own blends edges and names no colours. Page,
-style and script lie in `canvas/`; its value is the mask as `mask_runs` packs it."""
+"""The page of the painter. Its canvas is our own component, since gradio's blends edges and has no named colours:
+template, style and script are in `canvas/`, and its value is the mask as `mask_rle` packs it."""
 
 import html
 from importlib import resources
@@ -9,24 +9,32 @@ import numpy as np
 from gradio_client.utils import is_http_url_like
 
 from semseg_diffusers.app.collection import Collection
-from semseg_diffusers.app.handlers import ANY, OWN_SCHEDULER, TOLD, Handlers
+from semseg_diffusers.app.handlers import ANY, OWN_SCHEDULER, TOAST_SECONDS, Handlers
 from semseg_diffusers.app.mask_rle import pack_mask
-from semseg_diffusers.app.sampler import NOISE, REDRAW, WAYS, Painter
+from semseg_diffusers.app.sampler import MODES, NOISE, REDRAW, Sampler
+from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
 from semseg_diffusers.app.shapes import Shape
-from semseg_diffusers.app.uploads import MOST_GUIDANCE, MOST_SEED
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.settings import GenerationSettings
 
 
-def mask_canvas(mask: np.ndarray, labels: LabelSet, shapes: list[Shape], examples: dict[str, np.ndarray]) -> gr.HTML:
-    """A canvas to paint masks on; its property `photo` is the address of a picture to show beneath, or empty.
+CSS = """
+.gradio-container { max-width: min(1360px, 100%) !important; margin: 0 auto; }
+#samples .grid-wrap { height: auto !important; max-height: none !important; }
+#samples .caption-label { max-width: 100%; font-size: 11px; }
+footer { opacity: 0.6; }
+"""
 
-    No class of its own: gradio writes a file beside the module of each component that is derived from one of its.
+
+def mask_canvas(mask: np.ndarray, labels: LabelSet, shapes: list[Shape], examples: dict[str, np.ndarray]) -> gr.HTML:
+    """Return a canvas to paint masks on; its property `photo` is the URL of an image to show below, or empty.
+
+    It is not a subclass: gradio writes a file beside the module of each class derived from its components.
 
     Args:
-        mask (`np.ndarray`): what it shows first, class ids (H, W).
+        mask (`np.ndarray`): initial class ids (H, W).
         labels (`LabelSet`): the palette, "unknown" last.
-        shapes (`list[Shape]`): things to place.
+        shapes (`list[Shape]`): objects to place.
         examples (`dict[str, np.ndarray]`): masks to start from, (H, W), by name.
     """
     names = {**labels.id2label, labels.ignore_index: "unknown"}
@@ -53,25 +61,27 @@ def _file(name: str) -> str:
 
 
 DOWNLOAD = "Download images, masks, metadata"
-KEPT = 24 * 3600  # seconds that files are kept; what a visitor has is forgotten an hour after the page was closed
-WITHDRAW = "withdraw"  # id of a button that nobody sees
-FILE_ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]  # a hint to the browser; the content decides
+KEPT = 24 * 3600  # seconds that files are kept; the state of a visitor is deleted an hour after the page was closed
+WITHDRAW = "withdraw"  # id of a hidden button
+FILE_ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]  # a hint for the browser; the content counts
 
 
 def _take_uploads_only(button: gr.UploadButton) -> None:
-    """Refuse what is no uploaded file: gradio would fetch an address that a caller names in place of one."""
+    """Refuse anything but uploaded files: gradio would fetch a URL given instead of one."""
     keep = button.async_move_resource_to_block_cache
 
     async def keep_upload(path: str) -> str | None:
         if is_http_url_like(path):
-            raise gr.Error("a file is uploaded here, not fetched from elsewhere.", TOLD, print_exception=False)
+            raise gr.Error(
+                "files are uploaded here, not fetched from elsewhere.", TOAST_SECONDS, print_exception=False
+            )
         return await keep(path)
 
     button.async_move_resource_to_block_cache = keep_upload
 
 
 def build_page(
-    painter: Painter,
+    sampler: Sampler,
     collection: Collection | None,
     examples: dict[str, np.ndarray],
     shapes: list[Shape],
@@ -81,26 +91,26 @@ def build_page(
     """Build the page.
 
     Args:
-        painter (`Painter`): draws.
-        collection (`Collection`, *optional*): takes pairs; without it the page offers none.
+        sampler (`Sampler`): generates.
+        collection (`Collection`, *optional*): stores pairs; without it, none can be kept.
         examples (`dict[str, np.ndarray]`): masks to start from, (H, W), by name; the first is shown.
-        shapes (`list[Shape]`): things to place.
-        title (`str`): what model it is.
-        seed (`int`, defaults to 0): what the field of the seed holds first.
+        shapes (`list[Shape]`): objects to place.
+        title (`str`): name of the model.
+        seed (`int`, defaults to 0): initial seed.
 
     Returns:
         `gr.Blocks`: not launched; `queue` is set.
     """
-    limits, defaults = painter.limits, GenerationSettings()
-    unknown = np.full(painter.size, painter.labels.ignore_index, dtype=np.uint8)
-    size = f"{painter.size[0]} × {painter.size[1]}"
+    limits, defaults = sampler.limits, GenerationSettings()
+    unknown = np.full(sampler.size, sampler.labels.ignore_index, dtype=np.uint8)
+    size = f"{sampler.size[0]} × {sampler.size[1]}"
     with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
         photo = gr.State(None)
-        drawn = gr.State(None)
-        gr.Markdown(f"## Paint a mask, get photos\n{html.escape(title)} · {size} pixels")
+        samples = gr.State(None)
+        gr.Markdown(f"## Paint a mask, generate images\n{html.escape(title)} · {size} pixels")
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
-                canvas = mask_canvas(next(iter(examples.values()), unknown), painter.labels, shapes, examples)
+                canvas = mask_canvas(next(iter(examples.values()), unknown), sampler.labels, shapes, examples)
                 with gr.Accordion("Load a mask or a photo", open=False):
                     with gr.Row():
                         mask_file = gr.UploadButton("Mask …", type="binary", file_types=FILE_ENDINGS, size="sm")
@@ -108,46 +118,46 @@ def build_page(
                         photo_mask_file = gr.UploadButton(
                             "The photo's mask …", type="binary", file_types=FILE_ENDINGS, size="sm"
                         )
-                        drop = gr.Button("Drop the photo", size="sm")
+                        drop = gr.Button("Remove the photo", size="sm")
                     clean = gr.Checkbox(False, label="Clean soft edges and JPEG noise of masks")
                     gr.Markdown(
-                        f"PNG, JPEG, WebP or BMP, {limits.max_upload_mb:g} MB and {limits.max_size} pixels a side at "
-                        f"most; cropped around the centre and brought to {size}. Masks are class ids, a palette or "
-                        "the colours above."
+                        f"PNG, JPEG, WebP or BMP, {limits.max_upload_mb:g} MB and {limits.max_size} pixels per "
+                        f"side at most; center-cropped and resized to {size}. Masks are class ids, palette images "
+                        "or in the colours above."
                     )
             with gr.Column(scale=4, min_width=320):
-                way = gr.Radio(WAYS, value=NOISE, label="What is drawn")
-                strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength: 0 is the photo, 1 leaves nothing of it")
+                mode = gr.Radio(MODES, value=NOISE, label="What to generate")
+                strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength: 0 keeps the photo, 1 keeps nothing of it")
                 attributes = [
-                    gr.Dropdown([ANY, *values], value=ANY, label=name) for name, values in painter.attributes.items()
+                    gr.Dropdown([ANY, *values], value=ANY, label=name) for name, values in sampler.attributes.items()
                 ]
                 with gr.Row():
                     num_images = gr.Slider(1, limits.max_images, min(4, limits.max_images), step=1, label="Samples")
-                    seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MOST_SEED)
+                    seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
                 with gr.Accordion("Steps, guidance, scheduler", open=False):
                     steps = gr.Slider(
                         1, limits.max_steps, min(defaults.num_inference_steps, limits.max_steps), step=1, label="Steps"
                     )
                     guidance = gr.Slider(
                         0,
-                        MOST_GUIDANCE,
+                        MAX_GUIDANCE,
                         defaults.guidance_scale,
                         step=0.25,
                         label="Guidance",
-                        info="how strongly the mask is followed; 1 is none, at half the cost",
+                        info="how strongly the mask is followed; 1 is no guidance, at half the cost",
                     )
                     attribute_guidance = gr.Number(
                         None,
-                        label="Guidance of the attributes alone (empty: as the mask)",
+                        label="Separate guidance of the attributes (empty: as the mask)",
                         minimum=0,
-                        maximum=MOST_GUIDANCE,
+                        maximum=MAX_GUIDANCE,
                         visible=bool(attributes),
                     )
                     scheduler = gr.Dropdown(
-                        [OWN_SCHEDULER, *painter.schedulers],
+                        [OWN_SCHEDULER, *sampler.schedulers],
                         value=OWN_SCHEDULER,
                         label="Scheduler",
-                        info="of diffusers; options behind a colon: CLASS:OPTION=VALUE",
+                        info="of diffusers; options after a colon: CLASS:OPTION=VALUE",
                         allow_custom_value=True,
                     )
                 with gr.Row():
@@ -155,7 +165,7 @@ def build_page(
                     stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
                 withdraw = gr.Button("Withdraw", visible="hidden", elem_id=WITHDRAW)
                 is_idle = gr.Checkbox(visible="hidden")
-                told = gr.Markdown("", elem_id="told", min_height=76, container=True)
+                message = gr.Markdown("", elem_id="told", min_height=76, container=True)
                 gallery = gr.Gallery(
                     label="Samples, with their seeds",
                     columns=2,
@@ -168,45 +178,92 @@ def build_page(
                 )
                 download = gr.DownloadButton(DOWNLOAD, interactive=False, size="md", elem_id="download")
                 keep = gr.CheckboxGroup([], label="Keep the samples", visible=False, elem_id="keep")
-                add = gr.Button("Add to the data set", visible=collection is not None, size="md", elem_id="add")
+                add = gr.Button("Add to the dataset", visible=collection is not None, size="md", elem_id="add")
 
         for button in (mask_file, photo_file, photo_mask_file):
             _take_uploads_only(button)
-        handlers = Handlers(painter, collection, download.GRADIO_CACHE)
+        handlers = Handlers(sampler, collection, download.GRADIO_CACHE)
         mask_file.upload(handlers.load_mask, [mask_file, clean], canvas, api_name="load_mask")
-        photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, way, told], api_name="load_photo")
+        photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, mode, message], api_name="load_photo")
         photo_mask_file.upload(
             handlers.load_photo_mask,
             [photo_mask_file, clean, photo],
-            [canvas, photo, told],
+            [canvas, photo, message],
             api_name="load_photo_mask",
         )
-        drop.click(handlers.drop_photo, None, [canvas, photo, way, told], api_name="drop_photo")
-        wishes = [way, scheduler, steps, guidance, seed_field, num_images, strength, attribute_guidance, *attributes]
+        drop.click(handlers.drop_photo, None, [canvas, photo, mode, message], api_name="drop_photo")
+        options = [mode, scheduler, steps, guidance, seed_field, num_images, strength, attribute_guidance, *attributes]
         generating = start.click(
             handlers.generate,
-            [canvas, photo, *wishes],
-            [gallery, drawn, download, keep, told],
+            [canvas, photo, *options],
+            [gallery, samples, download, keep, message],
             api_name="generate",
             show_progress="full",
-            show_progress_on=told,
+            show_progress_on=message,
             concurrency_limit=1,
             trigger_mode="once",
         )
-        # What is drawn ends between two steps, by its handler, so that samples before it can be kept; what waits is
-        # taken from the queue by gradio, which its page asks for by a button of its own.
+        # A running request ends between two steps, by its handler, so that earlier samples can be kept; a waiting one
+        # is removed from the queue by gradio, which a hidden button of the page asks for.
         stopped = stop.click(
-            handlers.cancel, None, [told, is_idle], api_name="cancel", queue=False, show_progress="hidden"
+            handlers.cancel, None, [message, is_idle], api_name="cancel", queue=False, show_progress="hidden"
         )
         stopped.then(
             None, is_idle, None, js=f"(idle) => {{ if (idle) document.querySelector('#{WITHDRAW}').click(); }}"
         )
         withdraw.click(None, cancels=[generating])
         if collection is not None:
-            add.click(handlers.add, [drawn, keep], told, api_name="add")
-        way.change(
-            lambda chosen: gr.Slider(visible=chosen == REDRAW), way, strength, api_visibility="private", queue=False
+            add.click(handlers.add, [samples, keep], message, api_name="add")
+        mode.change(
+            lambda chosen: gr.Slider(visible=chosen == REDRAW), mode, strength, api_visibility="private", queue=False
         )
         page.unload(handlers.leave)
         page.load(lambda: gr.Slider(visible=False), None, strength, api_visibility="private", queue=False)
     return page.queue(max_size=limits.queue_size, default_concurrency_limit=4)
+
+
+def serve(
+    page: gr.Blocks,
+    limits: Limits,
+    host: str = "127.0.0.1",
+    port: int | None = 7860,
+    in_browser: bool = False,
+    in_background: bool = False,
+) -> str:
+    """Serve a page of `build_page`.
+
+    Args:
+        page: the page.
+        limits: of an upload.
+        host: address to listen on.
+        port: port to listen on; None takes a free one.
+        in_browser: open the page in a browser of this machine.
+        in_background: return at once; `page.close()` ends it. Otherwise this call lasts until Ctrl-C.
+
+    Returns:
+        the address.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    # fonts that every system has: those of gradio's own themes would be downloaded
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    _, address, _ = page.launch(
+        server_name=host,
+        server_port=port,
+        inbrowser=in_browser,
+        prevent_thread_lock=in_background,
+        quiet=in_background,
+        share=False,
+        show_error=False,  # internal errors are not for visitors; invalid input is reported all the same
+        max_file_size=int(limits.max_upload_mb * 1e6),
+        allowed_paths=[],
+        enable_monitoring=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        footer_links=["api"],
+        theme=theme,
+        css=CSS,
+    )
+    return address

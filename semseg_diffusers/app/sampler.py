@@ -1,5 +1,5 @@
-"""Draws what the page asks for: one sample after the other, each from its own seed, with the plan, the rows and the
-pipelines of `generate`, so that what comes out is what that command makes."""
+"""Generate samples for the page, one after the other and each from its own seed, with the plan, metadata and pipelines
+of `generate`, so that the results are those of that command."""
 
 import copy
 import functools
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from semseg_diffusers.app.uploads import MOST_GUIDANCE, MOST_SEED, Limits, check_real, check_scheduler, check_whole
+from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
+from semseg_diffusers.app.uploads import check_integer, check_real, check_scheduler
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
-from semseg_diffusers.generation.inputs import Source
+from semseg_diffusers.generation.inputs import GenerationInput
 from semseg_diffusers.generation.jobs import Job
 from semseg_diffusers.generation.model import known_attributes, new_scheduler
 from semseg_diffusers.generation.plan import Inputs, Plan, plan_generation, target_size
@@ -29,8 +30,8 @@ from semseg_diffusers.utils.images import save_png
 
 
 NOISE, EDIT, REDRAW = "from noise", "edit where the mask changed", "redraw the photo"
-WAYS = (NOISE, EDIT, REDRAW)
-STEM = "painted"  # the mask's name while it is drawn: seeds depend on it, and not on what is painted
+MODES = (NOISE, EDIT, REDRAW)
+STEM = "painted"  # name of every mask during sampling: seeds depend on it, and not on what is painted
 SCHEDULERS = (
     "DDIMScheduler",
     "DDPMScheduler",
@@ -42,35 +43,35 @@ SCHEDULERS = (
     "EulerDiscreteScheduler",
     "HeunDiscreteScheduler",
     "LMSDiscreteScheduler",
-    "PNDMScheduler:skip_prk_steps=true",  # its Runge-Kutta steps can start from noise alone
+    "PNDMScheduler:skip_prk_steps=true",  # Runge-Kutta steps can start from pure noise only
     "UniPCMultistepScheduler",
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Photo:
-    """A photo that is to be changed, as the canvas shows it, and the mask that it has."""
+    """A real image to change, as the canvas shows it, and its mask."""
 
-    picture: Image.Image  # RGB, at the size of the model
-    ids: np.ndarray  # (H, W) uint8; unknown everywhere where its mask is not known
-    key: str = ""  # what the canvas says with a mask that was painted over this photo
+    image: Image.Image  # RGB, at the size of the model
+    ids: np.ndarray  # (H, W) uint8; all unknown if its mask is not known
+    key: str = ""  # sent by the canvas with each mask painted over this photo
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What is to be drawn of a mask.
+class SamplingRequest:
+    """What to generate from a mask.
 
     Args:
-        way: one of `WAYS`.
+        mode: one of `MODES`.
         scheduler: as `generate --scheduler`; None is the model's own.
-        num_inference_steps, guidance_scale, seed: as there.
-        num_images: samples.
-        attributes: name -> value; what is left out is the model's choice.
-        attribute_guidance_scale: None guides mask and attributes as one.
-        strength: for `REDRAW`: the share of noise, 0 to 1.
+        num_inference_steps, guidance_scale, seed: as for `generate`.
+        num_images: number of samples.
+        attributes: name -> value; the model chooses the others.
+        attribute_guidance_scale: None guides mask and attributes together.
+        strength: for `REDRAW`, the share of noise, 0 to 1.
     """
 
-    way: str = NOISE
+    mode: str = NOISE
     scheduler: str | None = None
     num_inference_steps: int = 20
     guidance_scale: float = 2.0
@@ -80,42 +81,42 @@ class Wish:
     attribute_guidance_scale: float | None = None
     strength: float = 0.5
 
-    def checked(self, limits: Limits) -> "Wish":
-        """The same with every number in its range.
+    def checked(self, limits: Limits) -> "SamplingRequest":
+        """Return this request with checked numbers.
 
         Raises:
-            ValueError: naming the first that is not.
+            ValueError: naming the first that is out of range.
         """
-        if self.way not in WAYS:
-            raise ValueError(f"the way is {self.way!r:.40}; wanted one of {', '.join(WAYS)}.")
+        if self.mode not in MODES:
+            raise ValueError(f"the mode is {self.mode!r:.40}; expected one of {', '.join(MODES)}.")
         scale = self.attribute_guidance_scale
         return replace(
             self,
             scheduler=check_scheduler(self.scheduler),
-            num_inference_steps=check_whole("number of steps", self.num_inference_steps, 1, limits.max_steps),
-            guidance_scale=check_real("guidance", self.guidance_scale, 0, MOST_GUIDANCE),
-            seed=check_whole("seed", self.seed, 0, MOST_SEED),
-            num_images=check_whole("number of samples", self.num_images, 1, limits.max_images),
-            attribute_guidance_scale=None if scale is None else check_real("guidance", scale, 0, MOST_GUIDANCE),
+            num_inference_steps=check_integer("number of steps", self.num_inference_steps, 1, limits.max_steps),
+            guidance_scale=check_real("guidance", self.guidance_scale, 0, MAX_GUIDANCE),
+            seed=check_integer("seed", self.seed, 0, MAX_SEED),
+            num_images=check_integer("number of samples", self.num_images, 1, limits.max_images),
+            attribute_guidance_scale=None if scale is None else check_real("guidance", scale, 0, MAX_GUIDANCE),
             strength=check_real("strength", self.strength, 0, 1),
         )
 
     def settings(self) -> GenerationSettings:
-        """As `generate` has them."""
+        """Return the settings that `generate` would use."""
         return GenerationSettings(
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
             seed=self.seed,
             attributes=self.attributes or None,
             attribute_guidance_scale=self.attribute_guidance_scale,
-            strength=self.strength if self.way == REDRAW else None,
-            edit=EditSettings() if self.way == EDIT else None,
+            strength=self.strength if self.mode == REDRAW else None,
+            edit=EditSettings() if self.mode == EDIT else None,
         )
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """One sample with all that is known of it, as `generate` would write it."""
+class Sample:
+    """A sample with the metadata that `generate` would write."""
 
     image: Image.Image
     ids: np.ndarray  # (H, W) uint8
@@ -124,19 +125,19 @@ class Drawn:
 
     @property
     def job(self) -> Job:
-        """Its name in a data set: the same for the same mask, photo and settings."""
+        """The name in a dataset: the same for the same mask, photo and settings."""
         return Job(Path(f"{self.row['stem']}.png"), self.row["index"])
 
 
-class Painter:
-    """A model that draws for the page, one visitor at a time.
+class Sampler:
+    """A model that generates for the page, one visitor at a time.
 
     Args:
         pipeline (`MaskGuidedDDPMPipeline`): its device and dtype are used.
-        limits (`Limits`): how much may be asked for.
+        limits (`Limits`): of a request.
 
     Raises:
-        ValueError: the model carries no label set, or has no size of its own.
+        ValueError: the model has no label set, or no size of its own.
     """
 
     def __init__(self, pipeline: MaskGuidedDDPMPipeline, limits: Limits):
@@ -150,95 +151,97 @@ class Painter:
     def _takes(self, scheduler: str) -> bool:
         try:
             new_scheduler(scheduler, self.pipeline.scheduler.config)
-        except (ValueError, ImportError):  # some want scipy
+        except (ValueError, ImportError):  # some need scipy
             return False
         return True
 
-    def draw(
+    def generate(
         self,
         ids: np.ndarray,
-        wish: Wish,
+        request: SamplingRequest,
         photo: Photo | None = None,
         on_step: Callable[[int, int, int], None] = lambda *_: None,
-    ) -> Iterator[Drawn]:
-        """Draw the samples of a mask, one after the other.
+    ) -> Iterator[Sample]:
+        """Generate the samples of a mask, one after the other.
 
         Args:
             ids (`np.ndarray`): class ids, (H, W) of the model's size.
-            wish (`Wish`)
-            photo (`Photo`, *optional*): for the ways that change one.
-            on_step: called after each step with the sample's number, the steps done of it, and the steps of each; it
-                may raise to end the drawing.
+            request (`SamplingRequest`): what to generate.
+            photo (`Photo`, *optional*): for the modes that change one.
+            on_step: called after each step with the index of the sample, its finished steps, and the steps of each;
+                it may raise to end sampling.
 
         Raises:
-            ValueError: what is wished for is out of range, or the model or its scheduler cannot do it.
+            ValueError: the request is out of range, or not possible with the model or the scheduler.
         """
-        wish = wish.checked(self.limits)
-        if wish.way != NOISE and photo is None:
-            raise ValueError(f"'{wish.way}' changes a photo: load one first.")
+        request = request.checked(self.limits)
+        if request.mode != NOISE and photo is None:
+            raise ValueError(f"'{request.mode}' changes a photo: load one first.")
         check_attributes(
-            {name: [value] for name, value in (wish.attributes or {}).items()}, self.attributes, "attributes"
+            {name: [value] for name, value in (request.attributes or {}).items()}, self.attributes, "attributes"
         )
         pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler is its own
         own = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        pipeline.scheduler = own if wish.scheduler is None else new_scheduler(wish.scheduler, own.config)
+        pipeline.scheduler = own if request.scheduler is None else new_scheduler(request.scheduler, own.config)
         with tempfile.TemporaryDirectory(prefix="semseg-painter-") as folder:
-            mask_file, inputs = self._lay_out(Path(folder), ids, photo if wish.way != NOISE else None, wish.way)
-            plan = plan_generation(pipeline, mask_file, wish.settings(), inputs, mask_labels=self.labels)
+            mask_file, inputs = self._lay_out(
+                Path(folder), ids, photo if request.mode != NOISE else None, request.mode
+            )
+            plan = plan_generation(pipeline, mask_file, request.settings(), inputs, mask_labels=self.labels)
             source = plan.reader.read(mask_file)
         if source.is_unchanged:
-            raise ValueError("the mask is the one that the photo has, so there is nothing to edit: change it.")
-        old_ids = photo.ids if wish.way == EDIT else None
+            raise ValueError("the mask equals that of the photo, so there is nothing to edit: change it.")
+        old_ids = photo.ids if request.mode == EDIT else None
         stem = f"{STEM}_{self._digest(ids, old_ids, plan.record, source.columns)}"
-        for index in range(wish.num_images):
+        for index in range(request.num_images):
             job = Job(mask_file, index)
-            image = self._draw_one(pipeline, plan, job, source, functools.partial(on_step, index))
+            image = self._generate_one(pipeline, plan, job, source, functools.partial(on_step, index))
             row = {**plan.row(job, source.columns), **_names(stem, index), "source_mask": f"{stem}.png"}
             if "source_photo" in row:
-                row["source_photo"] = None  # it lay here for a moment; its hash says which it was
-            yield Drawn(image, ids, row, plan.record)
+                row["source_photo"] = None  # a temporary file; the hash identifies it
+            yield Sample(image, ids, row, plan.record)
 
-    def _draw_one(
+    def _generate_one(
         self,
         pipeline: MaskGuidedDDPMPipeline,
         plan: Plan,
         job: Job,
-        source: Source,
+        source: GenerationInput,
         on_step: Callable[[int, int], None],
     ) -> Image.Image:
         counter = itertools.count(1)
 
         def at_each_step() -> None:
-            on_step(next(counter), drawer.pipeline.num_timesteps)
+            on_step(next(counter), generator.pipeline.num_timesteps)
 
-        drawer = BatchGenerator(pipeline, plan, None, at_each_step)
-        with self._lock, drawer.quiet():
-            return drawer.draw([job], [source])[0]
+        generator = BatchGenerator(pipeline, plan, None, at_each_step)
+        with self._lock, generator.quiet():
+            return generator.generate([job], [source])[0]
 
-    def _lay_out(self, folder: Path, ids: np.ndarray, photo: Photo | None, way: str) -> tuple[Path, Inputs]:
-        """Write mask and photo as `generate` reads them."""
+    def _lay_out(self, folder: Path, ids: np.ndarray, photo: Photo | None, mode: str) -> tuple[Path, Inputs]:
+        """Write mask and photo in the layout that `generate` reads."""
         mask_file = folder / "new" / f"{STEM}.png"
         mask_file.parent.mkdir()
         save_png(mask_file, self.labels.decode(ids))
         if photo is None:
             return mask_file, Inputs()
-        for name, picture in (("images", photo.picture), ("masks", self.labels.decode(photo.ids))):
+        for name, picture in (("images", photo.image), ("masks", self.labels.decode(photo.ids))):
             (folder / "photos" / name).mkdir(parents=True)
             save_png(folder / "photos" / name / f"{STEM}.png", picture)
-        old = folder / "photos" / "masks" if way == EDIT else None
+        old = folder / "photos" / "masks" if mode == EDIT else None
         return mask_file, Inputs(photos=folder / "photos", old_masks=old)
 
     def _digest(
         self, ids: np.ndarray, old_ids: np.ndarray | None, record: dict[str, Any], columns: dict[str, Any]
     ) -> str:
-        """Tells images of other masks, settings, photos, or masks that these had, apart."""
-        told = {**record, "photo": columns.get("source_photo_hash")}
-        text = json.dumps(told, sort_keys=True, default=str)
+        """Return a hash of mask, settings, photo, and the mask that it had."""
+        content = {**record, "photo": columns.get("source_photo_hash")}
+        text = json.dumps(content, sort_keys=True, default=str)
         before = b"" if old_ids is None else old_ids.tobytes()
         return hashlib.sha256(ids.tobytes() + before + text.encode()).hexdigest()[:10]
 
 
 def _names(stem: str, index: int) -> dict[str, str]:
-    """What a row says of its files."""
+    """Return the names in a metadata row."""
     name = Job(Path(f"{stem}.png"), index).file_name
     return {"image_file_name": f"images/{name}", "mask_file_name": f"masks/{name}", "stem": stem}

@@ -1,5 +1,5 @@
-"""Things to put into a mask by a click: the silhouettes of the toy scenes' cars, people and trees, in the classes of a
-model, and whole things cut from masks that one has."""
+"""Objects to place in a mask by a click: silhouettes of the toy scenes' cars, people and trees in the classes of a
+model, and complete objects cut from given masks; and masks to start from."""
 
 import os
 import random
@@ -22,11 +22,11 @@ from semseg_diffusers.toy.painter import SKY, Look, Painter
 from semseg_diffusers.toy.scenes import draw_scene
 
 
-HOLE = -1  # in a shape: what is there stays
+HOLE = -1  # in a shape: leaves the mask as it is
 DRAWN = 1280  # pixels; silhouettes are drawn this large,
 KEPT = 96  # and kept with this many pixels of height at most
-LEAST_AREA = 60  # pixels; a thing in a mask that is smaller shows no form
-CUT_OUT = 3  # things of each class that are cut from masks
+LEAST_AREA = 60  # pixels; smaller objects of a mask have no recognisable shape
+CUT_OUT = 3  # objects of each class that are cut from masks
 LOOK = Look("clear", "daytime", (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 100.0, 0.0, 0.0, False, 0.0)
 
 Draw = Callable[[Painter, random.Random], Any]
@@ -56,29 +56,29 @@ SILHOUETTES: dict[str, tuple[int, Draw, float]] = {
 
 @dataclass(frozen=True, eq=False)
 class Shape:
-    """A thing to place."""
+    """An object to place."""
 
     name: str
     ids: np.ndarray  # (h, w) int16: class ids, or HOLE
     share: float  # its usual height, as a share of the mask's
 
     def packed(self) -> dict[str, Any]:
-        """As the canvas takes it."""
+        """Return the shape in the format of the canvas."""
         height, width = self.ids.shape
         return {"name": self.name, "height": height, "width": width, "runs": pack_runs(self.ids), "share": self.share}
 
 
 def drawn_shapes(labels: LabelSet) -> list[Shape]:
-    """The silhouettes whose own class a label set has, by name or by another name of the same.
+    """Return the silhouettes whose class a label set has, by name or synonym.
 
-    Parts of a class that it lacks (the bicycle under a rider) are of the thing's own class.
+    Parts of a class that it lacks (the bicycle under a rider) get the class of the object.
     """
     source = LabelSet.from_preset("bdd100k")
     known, back = match_classes(source.names, labels), match_classes(labels.names, source)
     found = []
     for name, (own, draw, share) in SILHOUETTES.items():
         if known[own] is None or back[known[own]] != own:
-            continue  # the label set lacks it, or has it in a wider class: where buses are cars, none is offered
+            continue  # the label set lacks it, or has only a superclass: where buses are cars, none is offered
         painter = Painter((DRAWN, DRAWN), LOOK, horizon=0.5, focal=0.55, eye=1.6, bend=0.0, line=9.0)
         draw(painter, random.Random(5))
         drawn = np.asarray(painter.mask)
@@ -90,7 +90,7 @@ def drawn_shapes(labels: LabelSet) -> list[Shape]:
 
 
 def cut_shapes(masks: Sequence[np.ndarray], labels: LabelSet) -> list[Shape]:
-    """Whole things of masks (H, W): of each class the largest that the frame does not cut, at their own size."""
+    """Return objects of masks (H, W): the largest of each class that the frame does not cut, at their own size."""
     street = Street.of(labels)
     found = []
     for class_id in street.things:
@@ -112,17 +112,17 @@ def cut_shapes(masks: Sequence[np.ndarray], labels: LabelSet) -> list[Shape]:
 
 
 def _trimmed(ids: np.ndarray) -> np.ndarray:
-    """The part of a drawing that is not empty, reduced to `KEPT` pixels of height: every n-th pixel."""
+    """Return the bounding box of a shape, reduced to a height of at most `KEPT` pixels: every n-th pixel."""
     rows, columns = np.nonzero(ids != HOLE)
     ids = ids[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     step = -(-ids.shape[0] // KEPT)
     return ids[step // 2 :: step, step // 2 :: step]
 
 
-MOST = 12  # masks of a folder that are offered, at even distances
+MAX_EXAMPLES = 12  # masks of a folder that are offered, evenly spaced
 TOY_SEEDS = (3, 8, 21, 34)  # scenes with cars and people in them
-SMALLEST_SCENE = 16  # pixels of a side
-MOST_UNKNOWN = 0.1  # share of a toy scene that a label set may have no class for
+MIN_SCENE_SIZE = 16  # pixels per side
+MAX_UNKNOWN = 0.1  # share of a toy scene that a label set may have no class for
 # The plain street from back to front: class, corners in percent of width and height.
 STREET = (
     ("sky", ((-1, -1), (101, -1), (101, 60), (-1, 60))),
@@ -136,7 +136,7 @@ STREET = (
 
 
 def plain_street(labels: LabelSet, size: tuple[int, int]) -> np.ndarray:
-    """A street without things, (H, W) uint8; what a label set has no class for is unknown."""
+    """Return a street without objects, (H, W) uint8; classes that the label set lacks are unknown."""
     height, width = size
     known = match_classes([name for name, _ in STREET], labels)
     ids = np.full(size, labels.ignore_index, dtype=np.uint8)
@@ -147,23 +147,23 @@ def plain_street(labels: LabelSet, size: tuple[int, int]) -> np.ndarray:
 
 
 def toy_masks(labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Masks of toy scenes by name, where the label set has the classes of all but a small part of them."""
+    """Return masks of toy scenes by name, if the label set has the classes of almost all their pixels."""
     source = LabelSet.from_preset("bdd100k")
     known = match_classes(source.names, labels)
     found = {}
-    for number, seed in enumerate(TOY_SEEDS if min(size) >= SMALLEST_SCENE else (), start=1):
+    for number, seed in enumerate(TOY_SEEDS if min(size) >= MIN_SCENE_SIZE else (), start=1):
         ids = map_ids(draw_scene(seed, size)[1], known, labels.ignore_index)
-        if (ids == labels.ignore_index).mean() <= MOST_UNKNOWN:
+        if (ids == labels.ignore_index).mean() <= MAX_UNKNOWN:
             found[f"drawn {number}"] = ids
     return found
 
 
 def folder_masks(folder: str | os.PathLike, labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Masks of a folder by name, at a size.
+    """Return masks of a folder by name, resized.
 
     Raises:
-        FileNotFoundError, ValueError: there are none, or one does not fit the label set.
+        FileNotFoundError, ValueError: no masks, or one that does not fit the label set.
     """
     paths = find_masks(folder)
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(MOST, len(paths))).round().astype(int)]
+    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(MAX_EXAMPLES, len(paths))).round().astype(int)]
     return {path.stem: resize_ids(labels.encode(path), *size) for path in chosen}

@@ -1,16 +1,15 @@
-"""What the painter takes from outside, by its page or over HTTP: numbers in range, pictures of known formats and
-sizes, and of schedulers only options that cannot fill the memory."""
+"""Check input from the page or over HTTP: numbers in range, images of known formats and sizes, and only scheduler
+options that cannot exhaust the memory."""
 
 import base64
 import io
 import json
-import math
-from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from semseg_diffusers.app.settings import Limits
 from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.cleaning import MIN_PLAIN_SHARE, clean_painting
@@ -18,12 +17,10 @@ from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.utils.images import DECODER_ERRORS, naming
 
 
-# Told by the content of a file, whatever its name says. No decoder of Pillow's but these is asked.
+# Detected from the content of a file, not its name. No other decoder of Pillow is tried.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-MOST_SEED = 2**31 - 1
-MOST_GUIDANCE = 20.0
-# Options of diffusers' schedulers that a visitor may set -> the values that they take. Others (the number of training
-# steps, lists of betas) could ask for any amount of memory.
+# Options of diffusers' schedulers that a visitor may set -> allowed values. Others (the number of training steps,
+# lists of betas) could allocate any amount of memory.
 FLAGS = (False, True)
 SCHEDULER_OPTIONS: dict[str, tuple] = {
     "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"),
@@ -42,68 +39,40 @@ SCHEDULER_OPTIONS: dict[str, tuple] = {
 }
 
 
-@dataclass(frozen=True)
-class Limits:
-    """How much one visitor may ask for.
-
-    Args:
-        max_size (`int`): the longer side of an uploaded picture, in pixels; told from its head, before decoding.
-        max_upload_mb (`float`): its file, in MB.
-        max_steps (`int`): sampling steps of an image.
-        max_images (`int`): images at a time.
-        queue_size (`int`): requests that may wait.
+def check_integer(name: str, value: Any, least: int, most: int) -> int:
+    """Return a whole number in a range; 3.0 is one, as in the JSON of a page.
 
     Raises:
-        ValueError: one is not above 0.
-    """
-
-    max_size: int = 4096
-    max_upload_mb: float = 10.0
-    max_steps: int = 100
-    max_images: int = 8
-    queue_size: int = 16
-
-    def __post_init__(self):
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"--{field.name} {value}; wanted a number above 0.")
-
-
-def check_whole(name: str, value: Any, least: int, most: int) -> int:
-    """A whole number in a range; 3.0 is one, as JSON of a page has it.
-
-    Raises:
-        ValueError: it is none.
+        ValueError: it is not one.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not least <= value <= most or value != int(value):  # nan is in no range
-        raise ValueError(f"{name} is {value!r:.40}; wanted a whole number from {least} to {most}.")
+        raise ValueError(f"{name} is {value!r:.40}; expected a whole number from {least} to {most}.")
     return int(value)
 
 
 def check_real(name: str, value: Any, least: float, most: float) -> float:
-    """A number in a range.
+    """Return a number in a range.
 
     Raises:
-        ValueError: it is none, or not finite.
+        ValueError: it is not one, or not finite.
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not least <= value <= most:
-        raise ValueError(f"{name} is {value!r:.40}; wanted a number from {least:g} to {most:g}.")
+        raise ValueError(f"{name} is {value!r:.40}; expected a number from {least:g} to {most:g}.")
     return float(value)
 
 
 def check_scheduler(text: Any) -> str | None:
-    """A scheduler as `generate --scheduler` takes it, with harmless options alone; None for the model's own.
+    """Return a scheduler in the form of `generate --scheduler`, with harmless options only; None for the model's own.
 
     Raises:
-        ValueError: naming the option, and those that are taken.
+        ValueError: naming the option, and those that are allowed.
     """
     if text is None or text == "":
         return None
     if not isinstance(text, str) or len(text) > 200:
-        raise ValueError(f"the scheduler is {text!r:.40}; wanted the name of one of diffusers' classes.")
+        raise ValueError(f"the scheduler is {text!r:.40}; expected the name of a class of diffusers.")
     for part in filter(None, text.partition(":")[2].split(",")):
         name, _, given = part.partition("=")
         try:
@@ -113,75 +82,75 @@ def check_scheduler(text: Any) -> str | None:
         known = SCHEDULER_OPTIONS.get(name)
         if known is None:
             raise ValueError(
-                f"scheduler option '{name:.40}' cannot be set here; wanted {', '.join(SCHEDULER_OPTIONS)}."
+                f"scheduler option '{name:.40}' cannot be set here; expected {', '.join(SCHEDULER_OPTIONS)}."
             )
         if not any(type(value) is type(entry) and value == entry for entry in known):
             values = ", ".join(json.dumps(entry).strip('"') for entry in known)
-            raise ValueError(f"scheduler option {part:.60}: wanted one of {values}.")
+            raise ValueError(f"scheduler option {part:.60}: expected one of {values}.")
     return text
 
 
 def read_upload(data: Any, what: str, limits: Limits) -> Image.Image:
-    """Decode an uploaded picture, upright as its EXIF says.
+    """Decode an uploaded image, rotated as its EXIF data say.
 
     Args:
-        data (`bytes`): the whole file.
-        what (`str`): what messages call it: "mask", "photo".
-        limits (`Limits`)
+        data (`bytes`): content of the file.
+        what (`str`): its name in messages: "mask", "photo".
+        limits (`Limits`): of uploads.
 
     Raises:
-        ValueError: it is too large, of another format than `FORMATS`, of too many pixels, or damaged.
+        ValueError: too large a file, a format not in `FORMATS`, too many pixels, or damaged.
     """
     if not isinstance(data, bytes) or not data:
-        raise ValueError(f"the {what} is empty. Choose a file with a picture.")
+        raise ValueError(f"the {what} is empty. Choose an image file.")
     if len(data) > limits.max_upload_mb * 1e6:
-        raise ValueError(f"the {what} has {len(data) / 1e6:.1f} MB; wanted {limits.max_upload_mb:g} at most.")
+        raise ValueError(f"the {what} has {len(data) / 1e6:.1f} MB; expected at most {limits.max_upload_mb:g}.")
     try:
-        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except DECODER_ERRORS as err:
         raise ValueError(
-            f"the {what} is no picture of a format that is read here ({', '.join(FORMATS)}), whatever its name says."
+            f"the {what} is not an image in a supported format ({', '.join(FORMATS)}), whatever its name says."
         ) from err
-    if max(picture.size) > limits.max_size:
+    if max(image.size) > limits.max_size:
         raise ValueError(
-            f"the {what} is {picture.height} x {picture.width} pixels (height x width); wanted {limits.max_size} at "
-            "most a side. Make it smaller first."
+            f"the {what} is {image.height} x {image.width} pixels (height x width); expected at most "
+            f"{limits.max_size} per side. Make it smaller first."
         )
     with naming(what, "upload"):
-        picture.load()
-        return ImageOps.exif_transpose(picture)
+        image.load()
+        return ImageOps.exif_transpose(image)
 
 
-MOST_STRANGE = 0.05  # share of pixels of no class from which on a picture is no painting, as `clean` has it
-LARGEST_CLEANED = 1024  # pixels of a side: cleaning looks at the surroundings of every pixel
+MAX_UNKNOWN_COLORS = 0.05  # share of pixels far from every class colour; above it, an image is not a painting
+MAX_CLEANED_SIZE = 1024  # pixels per side: cleaning looks at the neighbourhood of every pixel
 
 
 def read_mask_upload(data: bytes, labels: LabelSet, size: tuple[int, int], limits: Limits, clean: bool) -> np.ndarray:
-    """A mask file as class ids, cropped around the centre and resized by nearest neighbour.
+    """Return a mask file as class ids, center-cropped and resized by nearest neighbour.
 
     Args:
         data (`bytes`): the file: ids, a palette, or the label set's colours.
         labels (`LabelSet`): of the model.
-        size (`tuple[int, int]`): height and width that are wanted.
-        limits (`Limits`)
-        clean (`bool`): decide soft edges and JPEG's colours, as `semseg-diffusers clean` does.
+        size (`tuple[int, int]`): height and width of the result.
+        limits (`Limits`): of uploads.
+        clean (`bool`): clean soft edges and JPEG noise, as `semseg-diffusers clean` does.
 
     Returns:
         `np.ndarray`: (H, W) uint8.
 
     Raises:
-        ValueError: it is no picture, too large, or no mask of these classes.
+        ValueError: not an image, too large, or not a mask of these classes.
     """
-    picture = read_upload(data, "mask", limits)
+    image = read_upload(data, "mask", limits)
     if not clean:
-        return resize_ids(labels.encode(picture), *size)
-    if max(picture.size) > LARGEST_CLEANED:
+        return resize_ids(labels.encode(image), *size)
+    if max(image.size) > MAX_CLEANED_SIZE:
         raise ValueError(
-            f"the mask is {picture.height} x {picture.width} pixels (height x width); cleaning takes "
-            f"{LARGEST_CLEANED} at most a side. Make it smaller first."
+            f"the mask is {image.height} x {image.width} pixels (height x width); cleaning takes "
+            f"at most {MAX_CLEANED_SIZE} per side. Make it smaller first."
         )
-    cleaned = clean_painting(picture, labels)
-    if cleaned.plain_share < MIN_PLAIN_SHARE or cleaned.strange.mean() > MOST_STRANGE:
+    cleaned = clean_painting(image, labels)
+    if cleaned.plain_share < MIN_PLAIN_SHARE or cleaned.strange.mean() > MAX_UNKNOWN_COLORS:
         raise ValueError(
             f"only {cleaned.plain_share:.0%} of the mask's pixels are near the colour of a class, and "
             f"{cleaned.strange.mean():.0%} are near none. Is it a photo, or painted in other colours?"
@@ -190,17 +159,17 @@ def read_mask_upload(data: bytes, labels: LabelSet, size: tuple[int, int], limit
 
 
 def read_photo_upload(data: bytes, size: tuple[int, int], limits: Limits) -> Image.Image:
-    """A photo, RGB, cropped around the centre and resized as `prepare` does.
+    """Return an RGB image, center-cropped and resized as `prepare` does.
 
     Raises:
-        ValueError: it is no picture, or too large.
+        ValueError: not an image, or too large.
     """
     photo = read_upload(data, "photo", limits).convert("RGB")
     return place_frame(photo.height, photo.width, size).place_photo(photo)
 
 
-def data_url(picture: Image.Image) -> str:
-    """A picture as the canvas shows it, to the last bit."""
+def data_url(image: Image.Image) -> str:
+    """Return an image losslessly as a data URL."""
     buffer = io.BytesIO()
-    picture.save(buffer, format="png")
+    image.save(buffer, format="png")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -9,7 +9,7 @@ import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
 
-from semseg_diffusers.generation.inputs import Source
+from semseg_diffusers.generation.inputs import GenerationInput
 from semseg_diffusers.generation.jobs import Job, image_seed
 from semseg_diffusers.generation.model import pipeline_for
 from semseg_diffusers.generation.plan import Plan
@@ -34,8 +34,8 @@ class BatchGenerator:
         self.pipeline, self.plan, self.guide = pipeline_for(pipeline, plan.settings), plan, guide
         self.at_each_step = at_each_step
 
-    def draw(self, jobs: list[Job], sources: list[Source]) -> list[Image.Image]:
-        """Draw images of one group of the plan.
+    def generate(self, jobs: list[Job], sources: list[GenerationInput]) -> list[Image.Image]:
+        """Generate images of one group of the plan.
 
         Raises:
             ValueError: numbers are no longer finite after a step, so that the images would be of nothing.

@@ -1,8 +1,6 @@
 """Generate labelled images from masks: `generate_dataset`, and the command `generate`."""
 
-import argparse
 import contextlib
-import dataclasses
 import os
 import re
 import sys
@@ -34,10 +32,9 @@ from semseg_diffusers.generation.output_folder import (
     wait_for_images,
 )
 from semseg_diffusers.generation.plan import Inputs, Plan, plan_generation
-from semseg_diffusers.generation.settings import GenerateOptions, GenerationSettings, SamplingOptions
+from semseg_diffusers.generation.settings import GenerateOptions, GenerationSettings
 from semseg_diffusers.utils.distributed import Processes, run_distributed
 from semseg_diffusers.utils.progress import progress_bar
-from semseg_diffusers.utils.settings import value_type
 
 
 MOST_NAMED = 10  # bad masks that a refusal names
@@ -57,7 +54,7 @@ class GenerationReport:
 
 
 @dataclass
-class Found:
+class ScanResult:
     """What a process finds when it reads its share of the masks."""
 
     missing: list[Job] = field(default_factory=list)  # images to make
@@ -66,7 +63,7 @@ class Found:
     num_unchanged: int = 0
     lost: int | np.ndarray = 0  # pixels by class, where masks are mapped
 
-    def add(self, other: "Found") -> None:
+    def add(self, other: "ScanResult") -> None:
         self.missing += other.missing
         self.columns |= other.columns
         self.bad |= other.bad
@@ -127,7 +124,7 @@ def generate_dataset(
     hide_progress = not (show_progress and processes.is_main)
 
     # 1. What is to be done, all of it checked before any work is lost; each process reads its share of the masks
-    def make_plan() -> tuple[Plan, Found]:
+    def make_plan() -> tuple[Plan, ScanResult]:
         if num_images_per_mask < 1 or batch_size < 1:
             raise ValueError(
                 f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}"
@@ -136,7 +133,7 @@ def generate_dataset(
             raise ValueError(f"contact_sheet and tolerance must be 0 or more; got {contact_sheet_rows}, {tolerance}")
         plan = plan_generation(pipeline, masks, settings, inputs, tolerance, mask_labels)
         check_output(output, plan.record, plan.labels)
-        found = Found()
+        found = ScanResult()
         for path in progress_bar(
             processes.share(plan.mask_paths), desc="reading masks", unit="mask", disable=hide_progress
         ):
@@ -157,7 +154,7 @@ def generate_dataset(
         return plan, found
 
     plan, share = processes.run_on_all_ranks(make_plan)
-    found = Found()
+    found = ScanResult()
     for part in processes.gather(share):
         found.add(part)
     skipped = {_short(path, masks): reason for path, reason in sorted(found.bad.items())}
@@ -196,12 +193,12 @@ def generate_dataset(
         # 3. Images
         wanted = [job for path in paths for job in plan.jobs(path, num_images_per_mask)]
         rows = {job: plan.row(job, found.columns[job.mask_path]) for job in wanted}
-        drawer = BatchGenerator(pipeline, plan, inputs.guide, processes.end_with_launcher)
+        generator = BatchGenerator(pipeline, plan, inputs.guide, processes.end_with_launcher)
 
         def draw(batch: list[Job]) -> tuple[list[np.ndarray], list[Image.Image]]:
             read = {path: plan.reader.read(path) for path in dict.fromkeys(job.mask_path for job in batch)}
             sources = [read[job.mask_path] for job in batch]
-            return [source.ids for source in sources], drawer.draw(batch, sources)
+            return [source.ids for source in sources], generator.generate(batch, sources)
 
         def on_halved(before: int, now: int) -> None:
             which = f"process {processes.index + 1} of {processes.count}: " if processes.count > 1 else ""
@@ -212,7 +209,10 @@ def generate_dataset(
             jobs = processes.share(missing)
             make_folders(output)
             title = "generating" if processes.count == 1 else f"generating, process 1 of {processes.count}"
-            with drawer.quiet(), progress_bar(total=len(jobs), desc=title, unit="image", disable=hide_progress) as bar:
+            with (
+                generator.quiet(),
+                progress_bar(total=len(jobs), desc=title, unit="image", disable=hide_progress) as bar,
+            ):
                 for batch, (ids, images) in in_batches_that_fit(jobs, batch_size, plan.group, draw, on_halved):
                     for job, mask, image in zip(batch, ids, images, strict=True):
                         save_pair(output, job, plan.labels.decode(mask), image, rows[job])
@@ -245,7 +245,7 @@ def _short(path: Path, masks: str | os.PathLike) -> str:
     return path.relative_to(masks).as_posix() if Path(masks).is_dir() else path.name
 
 
-def _check_found(found: Found, skipped: dict[str, str], skip_errors: bool) -> None:
+def _check_found(found: ScanResult, skipped: dict[str, str], skip_errors: bool) -> None:
     """Refuse masks that cannot be used, all of them at once, unless they are to be skipped; and nothing but such."""
     reasons = [reason.rstrip(".") for reason in skipped.values()]
     named = "; ".join(reasons[:MOST_NAMED]) + (f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED))
@@ -269,19 +269,6 @@ def _titles(plan: Plan, num_images: int) -> list[str]:
         sample = f"sample {job.index}" if num_images > 1 or not changes else ""
         titles.append(" ".join(part for part in (changes, sample) if part))
     return titles
-
-
-def add_sampling_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `SamplingOptions` to a parser of a command that has no settings class yet."""
-    for entry in dataclasses.fields(SamplingOptions):
-        kind, _, _ = value_type(entry)
-        parser.add_argument(f"--{entry.name}", type=kind, default=entry.default, help=entry.metadata["help"])
-
-
-def sampling_settings(args: argparse.Namespace, **more: Any) -> GenerationSettings:
-    """Return what `add_sampling_arguments` and `--seed` set."""
-    given = {entry.name: getattr(args, entry.name) for entry in dataclasses.fields(SamplingOptions)}
-    return SamplingOptions(**given).generation_settings(seed=args.seed, **more)
 
 
 def run(options: GenerateOptions) -> int:

@@ -159,7 +159,7 @@ def photo_hash(photo: Image.Image) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class GenerationInput:
     """What the images of one mask are made from."""
 
     ids: np.ndarray  # (H, W) class ids of the model: what is drawn, and the label
@@ -175,7 +175,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class SourceReader:
+class InputReader:
     """Reads masks with what belongs to them.
 
     Args:
@@ -202,7 +202,7 @@ class SourceReader:
     photos: Photos | None = None
     edit_margin: int | None = None
 
-    def read(self, path: Path) -> Source:
+    def read(self, path: Path) -> GenerationInput:
         """Read a mask and what belongs to it.
 
         Raises:
@@ -214,7 +214,7 @@ class SourceReader:
         try:
             columns = {} if self.table is None else self._attributes(path)
             if self.photos is None:
-                return Source(ids, columns, lost=lost)
+                return GenerationInput(ids, columns, lost=lost)
             file = self.names.find(path.stem, self.photos.photo_files, "photo", self.photos.photos)
             photo = ImageOps.exif_transpose(open_image(file, "photo")).convert("RGB")
             sizes = {"the mask is": own_size, "its photo": photo.size[::-1]}
@@ -233,7 +233,7 @@ class SourceReader:
         if self.edit_margin is not None:
             region = changed_region(old_ids, own_ids, self.edit_margin)
             columns["edited_share"] = round(float(region.mean()), 6)
-        return Source(ids, columns, photo, region, lost)
+        return GenerationInput(ids, columns, photo, region, lost)
 
     def _own_ids(self, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
         """A mask in its own classes at the size of the images (H, W), and its own size."""

@@ -16,7 +16,7 @@ from semseg_diffusers.data.dataset_format import label_file_near
 from semseg_diffusers.data.label_mapping import LabelMapping, some_names
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_files import find_masks
-from semseg_diffusers.generation.inputs import Names, Photos, SourceReader, read_table
+from semseg_diffusers.generation.inputs import InputReader, Names, Photos, read_table
 from semseg_diffusers.generation.jobs import Job, image_seed
 from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for
 from semseg_diffusers.generation.settings import SWEEPABLE, UNKNOWN_VALUE, GenerationSettings, check_attributes, grid
@@ -61,7 +61,7 @@ class Plan:
     labels: LabelSet
     size: tuple[int, int]  # (height, width) that is drawn
     mask_paths: list[Path]
-    reader: SourceReader
+    reader: InputReader
 
     @functools.cached_property
     def variations(self) -> dict[str, dict[str, Any]]:
@@ -265,7 +265,7 @@ def plan_generation(
         photos = Photos(Path(inputs.photos), None if inputs.old_masks is None else Path(inputs.old_masks))
         _ = photos.photo_files, settings.edit and photos.old_mask_files  # there, or refused here
     own_sizes = settings.edit is not None and settings.edit.padding_mask_crop is not None
-    reader = SourceReader(
+    reader = InputReader(
         labels,
         mapping,
         tolerance,

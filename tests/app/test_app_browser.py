@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from app.test_app import HOSTILE, file_of, photo_of
-from helpers.app_place import LABELS, SIZE, STREET, served, tiny_painter
+from helpers.app_place import LABELS, SIZE, STREET, served, tiny_sampler
 from helpers.generation_places import draw_ids
 from PIL import Image
 
@@ -47,9 +47,9 @@ def browser() -> Iterator:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("app")
-    painter = tiny_painter()
-    with served(folder, painter) as address:
-        yield address, folder, painter
+    sampler = tiny_sampler()
+    with served(folder, sampler) as address:
+        yield address, folder, sampler
 
 
 class Visitor(Hand):
@@ -66,12 +66,12 @@ class Visitor(Hand):
         self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(address)
-        self.page.locator(".painter .palette button").first.wait_for()
+        self.page.locator(".sampler .palette button").first.wait_for()
 
     def ids(self) -> np.ndarray:
         """What the canvas shows, as class ids (H, W)."""
         pixels = self.page.evaluate(
-            "() => { const c = document.querySelector('.painter .mask');"
+            "() => { const c = document.querySelector('.sampler .mask');"
             " return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }"
         )
         return LABELS.encode(np.array(pixels, dtype=np.uint8).reshape(*SIZE, 4)[..., :3].copy())
@@ -87,7 +87,7 @@ class Visitor(Hand):
     def generate(self, samples: int) -> None:
         self.page.locator("#told").evaluate("told => told.querySelectorAll('p').forEach(p => p.dataset.old = true)")
         self.page.get_by_role("button", name="Generate").click()
-        self.page.locator("#told p:not([data-old])", has_text=f"{samples} drawn.").wait_for()
+        self.page.locator("#told p:not([data-old])", has_text=f"{samples} generated.").wait_for()
 
     def told(self, text: str) -> None:
         sync_api.expect(self.page.locator("#told")).to_contain_text(text, timeout=PATIENCE)
@@ -167,9 +167,9 @@ def test_tools_paint_what_they_say_and_everything_can_be_undone(visitor):
         assert np.array_equal(visitor.ids(), later)
     visitor.tool("Pick")
     visitor.click(3, 12)
-    assert visitor.page.locator(".painter .palette [aria-checked=true]").text_content() == "car"
+    assert visitor.page.locator(".sampler .palette [aria-checked=true]").text_content() == "car"
     visitor.page.mouse.move(*visitor.point(3, 12))
-    assert visitor.page.locator(".painter .status").text_content() == "car · x 3, y 12"
+    assert visitor.page.locator(".sampler .status").text_content() == "car · x 3, y 12"
 
 
 def test_shapes_of_the_page_are_those_of_the_package(visitor):
@@ -222,7 +222,7 @@ def test_a_visitor_paints_places_generates_takes_away_and_adds(visitor, place, t
         assert np.array_equal(np.asarray(Image.open(tmp_path / "drawn" / row["image_file_name"])), sample)
 
     visitor.page.locator("#keep label", has_text="2").click()
-    visitor.page.get_by_role("button", name="Add to the data set").click()
+    visitor.page.get_by_role("button", name="Add to the dataset").click()
     visitor.told("3 added to painted")
     folder = place[1] / "painted"
     assert not (folder / rows[2]["image_file_name"]).exists()
@@ -249,13 +249,13 @@ def test_a_photo_is_edited_where_it_is_painted_and_redrawn_by_strength(visitor):
         assert not different[7:].any()
         assert not different[:, 7:].any()
     visitor.page.get_by_label("redraw the photo").click()
-    visitor.page.get_by_label("number input for Strength: 0 is the photo, 1 leaves nothing of it").fill("0")
+    visitor.page.get_by_label("number input for Strength: 0 keeps the photo, 1 keeps nothing of it").fill("0")
     visitor.page.keyboard.press("Tab")
     visitor.generate(4)
     assert all(np.array_equal(sample, np.asarray(photo)) for sample in visitor.samples())
-    visitor.page.get_by_role("button", name="Drop the photo").click()
+    visitor.page.get_by_role("button", name="Remove the photo").click()
     sync_api.expect(visitor.page.get_by_label("from noise")).to_be_checked()
-    sync_api.expect(visitor.page.locator(".painter .photo")).to_be_hidden()
+    sync_api.expect(visitor.page.locator(".sampler .photo")).to_be_hidden()
 
 
 def test_a_mask_is_loaded_and_hostile_files_are_refused_in_words(visitor, place):
@@ -299,7 +299,7 @@ def test_a_drawing_that_waits_is_cancelled_and_the_next_wish_is_drawn_in_its_pla
         visitor.page.locator("#told", has_text="queue").wait_for()
         assert sum("queue/join" in url for url in visitor.asked) == 1
         visitor.page.get_by_role("button", name="Cancel").click()
-        visitor.told("Cancelled: nothing is being drawn.")
+        visitor.told("Cancelled: nothing is being generated.")
         visitor.tool("Fill")
         visitor.choose("car")
         visitor.click(8, 0)
@@ -308,10 +308,10 @@ def test_a_drawing_that_waits_is_cancelled_and_the_next_wish_is_drawn_in_its_pla
         visitor.page.locator("#told", has_text="queue").wait_for()
         other.page.get_by_role("button", name="Cancel").click()
         other.told("Cancelling …")
-    other.told("Cancelled; 0 of 4 drawn.")
+    other.told("Cancelled; 0 of 4 generated.")
     other.leave()
 
-    visitor.told("4 drawn.")
+    visitor.told("4 generated.")
     with visitor.page.expect_download() as download:
         visitor.page.locator("#download").click()
     download.value.save_as(tmp_path / "drawn.zip")
@@ -324,7 +324,7 @@ def test_a_drawing_that_waits_is_cancelled_and_the_next_wish_is_drawn_in_its_pla
 def test_fingers_paint_on_a_narrow_screen(browser, place, tmp_path):
     visitor = Visitor(browser, place[0], 390, 844, touch=True)
     visitor.page.locator("[data-tool=fill]").tap()
-    visitor.page.locator(".painter .palette button", has_text="person").tap()
+    visitor.page.locator(".sampler .palette button", has_text="person").tap()
     visitor.page.touchscreen.tap(*visitor.point(8, 0))
     assert (visitor.ids()[STREET[0, 8] == STREET][:3] == PERSON).all()
     wide = visitor.page.evaluate("document.documentElement.scrollWidth")

@@ -9,14 +9,13 @@ import httpx
 import pytest
 
 from helpers.generation_places import LABELS, tiny_pipeline
-from semseg_diffusers.app.app import serve
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.handlers import OWN_SCHEDULER
 from semseg_diffusers.app.mask_rle import pack_mask
-from semseg_diffusers.app.page import build_page
-from semseg_diffusers.app.sampler import NOISE, Painter
+from semseg_diffusers.app.page import build_page, serve
+from semseg_diffusers.app.sampler import NOISE, Sampler
+from semseg_diffusers.app.settings import Limits
 from semseg_diffusers.app.shapes import drawn_shapes, plain_street
-from semseg_diffusers.app.uploads import Limits
 
 
 SIZE = (16, 16)  # height, width of the tiny model
@@ -24,18 +23,18 @@ LIMITS = Limits(max_size=512, max_upload_mb=1.0, max_steps=50, max_images=4)
 STREET = plain_street(LABELS, SIZE)
 
 
-def tiny_painter(**options) -> Painter:
-    return Painter(tiny_pipeline(**options), LIMITS)
+def tiny_sampler(**options) -> Sampler:
+    return Sampler(tiny_pipeline(**options), LIMITS)
 
 
 @contextlib.contextmanager
-def served(folder: Path, painter: Painter | None = None) -> Iterator[str]:
+def served(folder: Path, sampler: Sampler | None = None) -> Iterator[str]:
     """The address of a page that adds to `folder/painted`; its files lie in `folder/files`."""
-    painter = painter or tiny_painter()
+    sampler = sampler or tiny_sampler()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "files"))
-        collection = Collection(folder / "painted", painter.labels, painter.size)
-        page = build_page(painter, collection, {"plain street": STREET}, drawn_shapes(LABELS), "tiny")
+        collection = Collection(folder / "painted", sampler.labels, sampler.size)
+        page = build_page(sampler, collection, {"plain street": STREET}, drawn_shapes(LABELS), "tiny")
         try:
             yield serve(page, LIMITS, port=None, in_background=True)
         finally:
@@ -59,14 +58,14 @@ def call(address: str, name: str, *data, session: str | None = None) -> tuple[st
     return last
 
 
-def wish(
-    mask: object = None, way: object = NOISE, scheduler: object = OWN_SCHEDULER, steps: object = 2,
+def arguments(
+    mask: object = None, mode: object = NOISE, scheduler: object = OWN_SCHEDULER, steps: object = 2,
     guidance: object = 1, seed: object = 0, images: object = 1, strength: object = 0.5,
     attribute_guidance: object = None, photo: object = None,
 ) -> list:  # fmt: skip
-    """What `generate` takes, in its order."""
+    """Return the arguments of `generate` in their order."""
     mask = pack_mask(STREET) if mask is None else mask
-    return [mask, photo, way, scheduler, steps, guidance, seed, images, strength, attribute_guidance]
+    return [mask, photo, mode, scheduler, steps, guidance, seed, images, strength, attribute_guidance]
 
 
 def upload(address: str, name: str, data: bytes) -> dict:

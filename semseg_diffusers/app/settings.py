@@ -1,0 +1,49 @@
+"""Options of `app`. Imports nothing heavy, so that `--help` is instant."""
+
+from dataclasses import dataclass
+
+from semseg_diffusers.generation.settings import DTYPE_NAMES
+from semseg_diffusers.utils.settings import Settings, option
+
+
+NO_OUTPUT = "off"
+MAX_SEED = 2**31 - 1
+MAX_GUIDANCE = 20.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits(Settings):
+    """How much one visitor may ask for."""
+
+    _group = "limits for visitors"
+    max_size: int = option(4096, above=0, help="longer side of an uploaded image, in pixels")
+    max_upload_mb: float = option(10.0, above=0, help="size of an uploaded file, in MB")
+    max_steps: int = option(100, above=0, help="sampling steps")
+    max_images: int = option(8, above=0, help="samples per request")
+    queue_size: int = option(16, above=0, help="requests that may wait")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings(Limits):
+    """Paint masks in the browser, and generate images from them.
+
+      semseg-diffusers app --model runs/camvid128                     # http://127.0.0.1:7860
+      semseg-diffusers app --model runs/camvid128 --masks data/camvid128/val/masks --output painted
+
+    Pairs that are kept go to --output in the format of `generate`: `check`, `filter`, `merge` and `train` read it. The
+    page is reachable from this machine only, unless --host says otherwise.
+    """
+
+    model: str = option(help="folder of a training run, or a Hub repo id")
+    revision: str | None = option(None, help="branch, tag or commit of a Hub repo")
+    variant: str | None = option(None, help="weights saved beside the model's own, as diffusers calls them")
+    output: str = option(
+        "painted", metavar=f"DIR|{NO_OUTPUT}", help=f"dataset that the page may add to; {NO_OUTPUT} for none"
+    )
+    masks: str | None = option(None, metavar="DIR", help="masks to start from, and to cut objects from")
+    host: str = option("127.0.0.1", help="address to listen on")
+    port: int = option(7860, help="port to listen on")
+    open: bool = option(False, help="open the page in a browser")
+    seed: int = option(0, at_least=0, at_most=MAX_SEED, help="seed that the page shows first")
+    device: str | None = option(None, help="default: GPU if any")
+    dtype: str = option("float32", choices=DTYPE_NAMES, help="of the weights")
