@@ -26,7 +26,7 @@ def run_example(output: Path, *options: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_night_comes_out_dark_and_rain_grey_from_the_same_noise(tmp_path):
+def test_night_is_dark_and_rain_grey_from_the_same_noise(tmp_path):
     small = ("--resolution", "32", "--num_train", "800", "--num_val", "8", "--max_train_steps", "600")
     result = run_example(tmp_path / "attributes", *small, "--num_inference_steps", "10", "--share", "0.25")
     assert result.returncode == 0, result.stdout + result.stderr
@@ -41,7 +41,7 @@ def test_night_comes_out_dark_and_rain_grey_from_the_same_noise(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_untrained_network_shows_nothing_and_a_foreign_folder_is_left_alone(tmp_path):
+def test_an_untrained_network_fails_and_a_folder_with_files_is_refused(tmp_path):
     small = ("--resolution", "32", "--num_train", "40", "--num_val", "2", "--max_train_steps", "1")
     result = run_example(tmp_path / "attributes", *small, "--num_inference_steps", "2")
     assert result.returncode == 1

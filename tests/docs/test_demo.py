@@ -79,7 +79,7 @@ def test_snow_covers_the_ground_by_the_mask_and_leaves_the_rest(tmp_path, is_nig
 
 
 @pytest.mark.slow
-def test_the_demo_leaves_a_foreign_folder_alone(tmp_path):
+def test_the_demo_refuses_a_folder_with_other_files(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     result = run_demo(tmp_path)
     assert result.returncode == 1
@@ -88,7 +88,7 @@ def test_the_demo_leaves_a_foreign_folder_alone(tmp_path):
 
 
 @pytest.mark.parametrize(("labels", "size"), [(CAMVID, 128), (BDD, 64)], ids=["camvid128", "toy"])
-def test_the_masks_of_the_first_pictures_are_streets_in_the_model_classes(labels, size):
+def test_the_masks_of_the_first_images_are_streets_in_the_model_classes(labels, size):
     masks = first_pictures.make_masks(labels, size)
     assert len(masks) == 5
     for title, ids in masks.items():
@@ -108,7 +108,7 @@ def test_the_painted_mask_is_read_by_its_palette_as_camvid_classes():
     assert np.array_equal(CAMVID.encode(picture), np.asarray(picture))
 
 
-def test_the_first_checkpoint_that_is_there_draws_and_another_is_named(tmp_path, monkeypatch, capsys):
+def test_the_best_existing_checkpoint_is_used_and_a_fallback_named(tmp_path, monkeypatch, capsys):
     best, toy = tmp_path / "camvid128", tmp_path / "toy"
     monkeypatch.setattr(first_pictures, "CHECKPOINTS", (best, toy))
     with pytest.raises(SystemExit, match="do not exist; restore them from git"):

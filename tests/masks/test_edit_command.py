@@ -1,4 +1,4 @@
-"""`semseg-diffusers edit`: operations from the command line and from files, what they leave, what they refuse."""
+"""`semseg-diffusers edit`: operations from the command line and from files, their effects, refusals."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def edited(output, name="a"):
     return LABELS.encode(picture)
 
 
-def test_every_operation_does_what_it_says(masks, tmp_path, capsys):
+def test_each_operation_changes_the_mask_as_described(masks, tmp_path, capsys):
     one = masks / "a.png"
     cases = {
         "remove class=car": lambda ids: (ids != ID["car"]).all() and (ids[20:26, 10:22] == ID["road"]).all(),
@@ -81,7 +81,7 @@ def test_every_operation_does_what_it_says(masks, tmp_path, capsys):
         assert LabelSet.from_json(output / "labels.json") == LABELS
 
 
-def test_a_folder_is_edited_as_a_whole_and_files_come_before_options(masks, tmp_path):
+def test_all_masks_of_a_folder_are_edited_and_files_precede_options(masks, tmp_path):
     (tmp_path / "ops").mkdir()
     LABELS.decode(scene()).save(tmp_path / "ops" / "other.png")
     (tmp_path / "ops" / "ops.yaml").write_text(
@@ -101,14 +101,14 @@ def test_a_folder_is_edited_as_a_whole_and_files_come_before_options(masks, tmp_
     assert notes[0]["operations"][1]["put"] == {"class": "car", "box": [25, 28, 36, 35]}
 
 
-def test_json_is_read_as_yaml_is(tmp_path):
+def test_json_files_are_read_like_yaml(tmp_path):
     (tmp_path / "ops.json").write_text('[{"paste": {"from": "x.png", "at": [1, 2], "flip": true}}]')
     (operation,) = read_operations(tmp_path / "ops.json")
     assert operation.values == {"from": str(tmp_path / "x.png"), "at": (1, 2), "flip": True}
     assert parse_operation("paste from=x.png at=1,2 flip").values == {"from": "x.png", "at": (1, 2), "flip": True}
 
 
-def test_place_takes_things_and_sizes_from_a_data_set(masks, tmp_path, capsys):
+def test_place_copies_objects_and_sizes_from_a_dataset(masks, tmp_path, capsys):
     write_toy_dataset(tmp_path / "toy", num_train=30, num_val=1, size=(96, 144), seed=3)
     street = np.full((96, 144), ID["sky"], dtype=np.uint8)
     street[45:] = ID["road"]
@@ -185,13 +185,13 @@ def test_a_wrong_file_is_refused(tmp_path, content, message):
         ("rectangle class=car first=100,0 last=120,3", "the shape has no pixel inside the mask"),
     ],
 )
-def test_an_operation_that_cannot_be_done_leaves_nothing(masks, tmp_path, capsys, text, message):
+def test_an_impossible_operation_leaves_no_output(masks, tmp_path, capsys, text, message):
     assert edit(masks / "a.png", tmp_path / "out", text) == 2
     assert re.search(message, capsys.readouterr().err)
     assert {path.name for path in tmp_path.iterdir()} == {"masks"}
 
 
-def test_command_refuses_what_it_cannot_start_from(masks, tmp_path, capsys):
+def test_command_refuses_wrong_inputs(masks, tmp_path, capsys):
     assert edit(masks, tmp_path / "out") == 2
     assert "expected --operation or --operations" in capsys.readouterr().err
     assert edit(masks, tmp_path / "out", "remove class=car", more=["--seed", "-1"]) == 2

@@ -1,4 +1,4 @@
-"""Objects, drawing and changes of masks: what goes in comes out, nothing else moves, and what is removed is filled."""
+"""Objects, shapes and edits of masks: only the intended pixels change, and gaps are filled."""
 
 import numpy as np
 import pytest
@@ -58,7 +58,7 @@ def named(ids, name, number=0):
 # Objects -----------------------------------------------------------------------------------------------------------
 
 
-def test_objects_carry_place_size_and_contact_row():
+def test_objects_have_position_size_and_contact_row():
     left, right = objects_of(street_scene(), STREET, [ID["car"]])
     assert left.box == (2, 5, 5, 7)
     assert right.box == (8, 5, 11, 7)
@@ -68,7 +68,7 @@ def test_objects_carry_place_size_and_contact_row():
     assert list(columns) == [2, 3, 4, 5]
 
 
-def test_a_rider_and_what_he_rides_are_one_object():
+def test_a_rider_and_the_bicycle_are_one_object():
     ids = np.zeros((10, 12), dtype=np.uint8)
     ids[2:5, 3] = ID["rider"]
     ids[5:8, 2:5] = ID["bicycle"]
@@ -91,7 +91,7 @@ def test_things_are_found_under_the_names_of_other_label_sets():
 
 @given(SMALL_MASKS)
 @settings(max_examples=60, deadline=None)
-def test_objects_split_a_mask_without_rest_or_overlap(ids):
+def test_objects_partition_a_mask(ids):
     covered = np.zeros(ids.shape, dtype=int)
     for entry in objects_of(ids, STREET, range(LABELS.num_classes)):
         covered += pixels_in_frame(entry, ids.shape)
@@ -100,7 +100,7 @@ def test_objects_split_a_mask_without_rest_or_overlap(ids):
 
 @given(SMALL_MASKS)
 @settings(max_examples=60, deadline=None)
-def test_an_object_put_back_where_it_was_changes_nothing(ids):
+def test_pasting_an_object_back_changes_nothing(ids):
     for entry in objects_of(ids, STREET):
         assert (paste(ids, entry) == ids).all()
         twice = entry.flipped().flipped()
@@ -173,7 +173,7 @@ def test_unknown_pixels_do_not_spread_and_a_gap_without_surroundings_stays_unkno
 
 @given(SMALL_MASKS, arrays.arrays(bool, (12, 12)))
 @settings(max_examples=60, deadline=None)
-def test_filling_changes_the_gap_alone_and_brings_no_new_class(ids, gap):
+def test_filling_changes_only_the_gap_and_adds_no_class(ids, gap):
     gap = gap[: ids.shape[0], : ids.shape[1]]
     before = ids.copy()
     result = fill(ids, gap, STREET)
@@ -182,7 +182,7 @@ def test_filling_changes_the_gap_alone_and_brings_no_new_class(ids, gap):
     assert set(result[gap]) <= set(ids[~gap]) | {255}
 
 
-def test_what_stands_nearer_hides_what_is_pasted():
+def test_nearer_objects_occlude_pasted_ones():
     ids = street_scene()
     car = named(ids, "car").at(bottom=8, left=11)  # behind the pole, whose foot is in row 9
     front = standing_in_front(ids, STREET, car.bottom)
@@ -202,7 +202,7 @@ def test_a_moved_car_leaves_road_behind():
     assert (result == ID["car"]).sum() == (ids == ID["car"]).sum()
 
 
-def test_all_things_of_drawn_scenes_can_be_removed():
+def test_all_objects_of_toy_scenes_can_be_removed():
     for seed in range(4):
         _, ids, _ = draw_scene(seed, (48, 64))
         result = fill(ids, np.isin(ids, list(STREET.things)), STREET)
@@ -232,7 +232,7 @@ def inside_polygon(x, y, points):
 
 @given(st.lists(st.tuples(st.integers(-3, 14), st.integers(-3, 14)), min_size=3, max_size=3))
 @settings(max_examples=80, deadline=None)
-def test_polygon_holds_the_pixels_inside_and_on_its_edge(points):
+def test_polygon_contains_the_pixels_inside_and_on_its_edge(points):
     shape = drawing.polygon((12, 11), points)
     for y in range(12):
         for x in range(11):
@@ -242,7 +242,7 @@ def test_polygon_holds_the_pixels_inside_and_on_its_edge(points):
 
 @given(st.lists(st.tuples(st.floats(-2, 12), st.floats(-2, 12)), min_size=1, max_size=4), st.floats(0.3, 5).map(float))
 @settings(max_examples=60, deadline=None)
-def test_stroke_holds_the_pixels_near_its_line(points, radius):
+def test_stroke_contains_the_pixels_near_its_line(points, radius):
     shape = drawing.stroke((10, 10), points, radius)
     line = np.array([*points, points[-1]])
     steps = np.linspace(0, 1, 400)[:, None]
@@ -253,7 +253,7 @@ def test_stroke_holds_the_pixels_near_its_line(points, radius):
     assert not (shape[distance > radius + 0.05]).any()
 
 
-def test_rectangle_and_ellipse_have_the_pixels_they_say():
+def test_rectangle_and_ellipse_contain_the_right_pixels():
     assert drawing.rectangle((5, 6), (4, 3), (2, 1)).sum() == 9
     circle = drawing.ellipse((9, 9), (4, 4), (2, 3))
     assert circle[:, 4].sum() == 7

@@ -53,7 +53,7 @@ def test_shares_approach_the_targets(masks, prior):
     assert share([mask.ids for mask in new], "rider") / share(masks, "rider") == pytest.approx(3, rel=0.15)
 
 
-def test_each_mask_is_a_mask_of_the_set_with_what_the_notes_say(masks, prior):
+def test_each_mask_is_a_dataset_mask_with_the_recorded_objects(masks, prior):
     new = make(masks, prior, {"person": 3}, num_masks=50)
     assert sorted(mask.base for mask in new[:40]) == list(range(40))  # each once before one comes again
     for mask in new:
@@ -70,7 +70,7 @@ def test_each_mask_is_a_mask_of_the_set_with_what_the_notes_say(masks, prior):
         assert set(np.unique(mask.ids[changed])) <= {ID["person"]}
 
 
-def test_same_seed_same_masks_and_another_seed_others(masks, prior):
+def test_the_seed_determines_the_masks(masks, prior):
     def run(seed):
         return np.stack([mask.ids for mask in make(masks, prior, {"person": 3}, num_masks=8, seed=seed)])
 
@@ -78,13 +78,13 @@ def test_same_seed_same_masks_and_another_seed_others(masks, prior):
     assert (run(1) != run(2)).any()
 
 
-def test_no_mask_gets_more_things_than_allowed_and_the_reason_is_kept(masks, prior):
+def test_max_added_holds_and_the_reason_is_recorded(masks, prior):
     new = make(masks, prior, {"person": 30}, num_masks=6, max_added=2)
     assert {len(mask.added) for mask in new} == {2}
     assert all(mask.refused["person"] == {ENOUGH_ADDED: 1} for mask in new)
 
 
-def test_a_set_that_has_what_is_wished_stays_as_it_is(masks, prior):
+def test_targets_that_are_met_already_change_nothing(masks, prior):
     new = list(enrich_masks(lambda i: masks[i], len(masks), prior, {ID["car"]: 1e-6}, 5))
     assert all(
         (mask.ids == masks[mask.base]).all() and not mask.added for mask in new if (mask.ids == ID["car"]).any()
@@ -94,21 +94,9 @@ def test_a_set_that_has_what_is_wished_stays_as_it_is(masks, prior):
 # The command -------------------------------------------------------------------------------------------------------
 
 
-def enrich(dataset, output, *targets, more=()):
-    return cli.main(
-        [
-            "enrich",
-            "--dataset",
-            str(dataset),
-            "--output",
-            str(output),
-            "--num_masks",
-            "20",
-            *more,
-            "--target",
-            *targets,
-        ]
-    )
+def enrich(dataset, output, *targets, more=(), option="--target"):
+    words = ("--dataset", str(dataset), "--output", str(output), "--num_masks", "20", *more, option, *targets)
+    return cli.main(["enrich", *words])
 
 
 def test_command_writes_masks_manifest_and_pages(dataset, tmp_path, capsys):
@@ -136,9 +124,9 @@ def test_command_writes_masks_manifest_and_pages(dataset, tmp_path, capsys):
         Image.open(folder / name).verify()
 
 
-def test_command_gives_the_same_files_again(dataset, tmp_path):
-    for name in ("a", "b"):
-        assert enrich(dataset, tmp_path / name, "person=2", more=["--seed", "3"]) == 0
+def test_command_is_deterministic_and_accepts_the_old_option_name(dataset, tmp_path):
+    for name, option in (("a", "--target"), ("b", "--wish")):
+        assert enrich(dataset, tmp_path / name, "person=2", more=["--seed", "3"], option=option) == 0
     for path in sorted((tmp_path / "a").rglob("*.*")):
         assert path.read_bytes() == (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes(), path.name
 
@@ -172,7 +160,7 @@ def test_a_class_that_is_never_seen_is_refused(masks):
         next(enrich_masks(lambda i: masks[i], len(masks), prior, {19: 0.1}, 2))
 
 
-def test_a_folder_that_holds_something_is_left_alone(dataset, tmp_path, capsys):
+def test_a_folder_that_is_not_empty_is_refused(dataset, tmp_path, capsys):
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "mine.txt").write_text("mine")
     assert enrich(dataset, tmp_path / "new", "person=2") == 2

@@ -1,4 +1,4 @@
-"""Painted masks come back: exact ones unchanged, soft and compressed ones nearly so; other pictures are refused."""
+"""Painted masks are recovered: exact ones unchanged, soft and compressed ones nearly so; other images are refused."""
 
 import io
 import json
@@ -49,7 +49,7 @@ PHASES = (Phase.explicit, Phase.reuse, Phase.generate)
 
 @given(painted(), st.sampled_from([(4, False), (4, True), (2, False), (2, True)]))
 @settings(max_examples=20, deadline=None, phases=PHASES)
-def test_a_soft_or_jpeg_painting_comes_back_to_98_percent(case, how):
+def test_a_soft_or_jpeg_painting_is_recovered_to_98_percent(case, how):
     """Painted four times as large with soft edges, reduced to twice or not, saved as JPEG at quality 85 or not."""
     (labels, ids), (scale, compressed) = case, how
     picture = labels.decode(ids).convert("RGB").resize((512, 384), Image.Resampling.BICUBIC)
@@ -61,7 +61,7 @@ def test_a_soft_or_jpeg_painting_comes_back_to_98_percent(case, how):
 
 
 @pytest.mark.parametrize("preset", PRESET_NAMES)
-def test_a_drawn_street_as_jpeg_comes_back_to_98_percent(preset):
+def test_a_toy_street_as_jpeg_is_recovered_to_98_percent(preset):
     labels = LabelSet.from_preset(preset)
     for seed in range(2):
         ids = draw_scene(seed, (96, 128))[1] % labels.num_classes
@@ -75,7 +75,7 @@ def test_a_drawn_street_as_jpeg_comes_back_to_98_percent(preset):
     arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.sampled_from([0, 5, 18, 255]))
 )
 @settings(max_examples=50, deadline=None)
-def test_an_exact_mask_comes_back_unchanged_whatever_its_specks(ids):
+def test_an_exact_mask_is_unchanged_whatever_its_specks(ids):
     palette = LABELS.decode(ids)
     for picture in (palette, palette.convert("RGB"), palette.convert("RGBA"), Image.fromarray(ids)):
         cleaned = clean_painting(picture, LABELS, min_area=50)
@@ -140,7 +140,7 @@ def test_transparent_pixels_are_unknown():
     assert (ids[:, 10:] == ID["road"]).all()
 
 
-def test_a_palette_that_is_not_the_label_sets_is_read_by_its_colours():
+def test_an_unknown_palette_is_read_by_its_colours():
     ids = draw_scene(1, (32, 48))[1]
     quantised = LABELS.decode(ids).convert("RGB").quantize(32)
     assert (clean_painting(quantised, LABELS).ids == ids).all()
@@ -165,7 +165,7 @@ def clean(masks, output, *more):
     return cli.main(["clean", "--masks", str(masks), "--output", str(output), *map(str, more)])
 
 
-def test_command_writes_masks_that_generate_reads_and_says_what_was_guessed(tmp_path, capsys):
+def test_command_writes_masks_for_generate_and_reports_guesses(tmp_path, capsys):
     folder = tmp_path / "painted"
     folder.mkdir()
     ids = draw_scene(2, (64, 96))[1]
@@ -205,7 +205,7 @@ def test_command_writes_masks_that_generate_reads_and_says_what_was_guessed(tmp_
         ("text", "cannot be read as an image"),
     ],
 )
-def test_what_is_no_painted_mask_is_refused_and_leaves_nothing(tmp_path, capsys, content, message):
+def test_other_images_are_refused_and_leave_no_output(tmp_path, capsys, content, message):
     path = tmp_path / "a.png"
     if content == "photo":
         draw_scene(0, (64, 64))[0].save(path)

@@ -1,4 +1,4 @@
-"""Things are put where they make sense: 1,000 placements in drawn streets, judged by rules written down here again."""
+"""Sensible placement: 1,000 placements in toy streets, judged by an independent implementation of the rules."""
 
 from collections import deque
 
@@ -126,11 +126,11 @@ def misplaced(masks, prior, names, count) -> tuple[int, list]:
     return placed, faults
 
 
-def test_no_thing_is_misplaced_in_1000_placements(masks, prior):
+def test_no_object_is_misplaced_in_1000_placements(masks, prior):
     assert misplaced(masks, prior, PLACED, 1000) == (1000, [])
 
 
-def test_no_thing_is_misplaced_on_camvid(data_root):
+def test_no_object_is_misplaced_on_camvid(data_root):
     labels = LabelSet.from_preset("camvid")
     masks = []
     for path in sorted((data_root / "camvid" / "labels" / "train").glob("*.png"))[::5]:
@@ -140,7 +140,7 @@ def test_no_thing_is_misplaced_on_camvid(data_root):
     assert misplaced(masks, prior, ("person", "rider", "car"), 200) == (200, [])
 
 
-def test_same_seed_same_places(masks, prior):
+def test_the_seed_determines_the_placements(masks, prior):
     def run(seed):
         generator = np.random.default_rng(seed)
         scene = Scene(masks[3][1], STREET)
@@ -154,7 +154,7 @@ def test_same_seed_same_places(masks, prior):
     assert (run(1) != run(2)).any()
 
 
-def test_objects_put_in_after_another_are_hidden_by_the_nearer_one():
+def test_nearer_objects_occlude_those_placed_later():
     ids = np.full((20, 20), ID["road"], dtype=np.uint8)
     ids[12:16, 4:8] = ID["car"]
     car = objects_of(ids, STREET)[0]
@@ -168,7 +168,7 @@ def test_objects_put_in_after_another_are_hidden_by_the_nearer_one():
     assert scene.covered(scene.visible(in_front)) == pytest.approx(4 / 16)
 
 
-def test_stricter_rules_are_kept(masks, prior):
+def test_stricter_rules_hold(masks, prior):
     generator = np.random.default_rng(5)
     rules = PlacementRules(max_covered=0.0, min_inside=1.0, min_seen=1.0, max_scale=1.0)
     found = 0
@@ -184,7 +184,7 @@ def test_stricter_rules_are_kept(masks, prior):
     assert found > 10
 
 
-def test_size_law_is_the_line_through_the_objects_and_not_bent_by_wrong_ones():
+def test_height_model_is_robust_to_outliers():
     rng = np.random.default_rng(0)
     rows = rng.uniform(0.5, 0.95, 200)
     heights = 1.1 * (rows - 0.45) * rng.uniform(0.9, 1.1, 200)
@@ -216,13 +216,13 @@ def test_size_law_is_the_line_through_the_objects_and_not_bent_by_wrong_ones():
         ("car", (4, 3, 16, 6), False),  # a slice of one
     ],
 )
-def test_whole_objects_are_told_from_pieces(name, box, whole):
+def test_complete_objects_are_separated_from_pieces(name, box, whole):
     ids = np.full((20, 20), ID["road"], dtype=np.uint8)
     ids[box[0] : box[2] + 1, box[1] : box[3] + 1] = ID[name]
     assert is_whole(objects_of(ids, STREET)[0], ids, STREET) == whole
 
 
-def test_a_car_cut_up_by_a_pole_is_not_whole():
+def test_a_car_behind_a_pole_is_not_complete():
     ids = np.full((20, 30), ID["road"], dtype=np.uint8)
     ids[6:14, 3:18] = ID["car"]
     ids[2:12, 9:11] = ID["pole"]
@@ -247,7 +247,7 @@ def test_classes_that_cannot_be_placed_are_refused_with_the_reason(name, message
         find_place(Scene(ids, STREET), prior, ID[name], np.random.default_rng(0))
 
 
-def test_a_class_that_is_never_seen_whole_is_refused(masks):
+def test_a_class_without_complete_objects_is_refused(masks):
     corner = np.full((20, 20), ID["road"], dtype=np.uint8)
     corner[:4, :4] = ID["bus"]
     without = [(name, np.where(ids == ID["bus"], np.uint8(ID["building"]), ids)) for name, ids in masks]

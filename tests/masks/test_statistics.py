@@ -1,4 +1,4 @@
-"""Statistics of masks: objects as a flood fill finds them, figures that can be counted by hand, rules, the command."""
+"""Statistics of masks against a flood fill and counts by hand, the rules, the command."""
 
 import dataclasses
 import json
@@ -93,7 +93,7 @@ def test_ends_of_rows_do_not_touch_the_next_row():
 MASKS = [[[0, 0, 0, 1], [0, 0, 0, 1]], [[0, 0, 0, 0], [1, 255, 1, 0]]]
 
 
-def test_figures_are_those_counted_by_hand():
+def test_statistics_match_a_count_by_hand():
     statistics = collect(MASKS)
     road, pole, train = class_figures(statistics)
     assert (road.pixels, road.pixel_share, road.images, road.image_share) == (11, 11 / 15, 2, 1)
@@ -104,7 +104,7 @@ def test_figures_are_those_counted_by_hand():
     assert statistics.frames == {(2, 4): 2}
 
 
-def test_typical_object_is_not_moved_by_specks():
+def test_typical_object_is_robust_to_specks():
     ids = np.zeros((20, 20), dtype=np.uint8)
     ids[5:15, 5:15] = 1
     ids[0, ::2] = 1
@@ -140,7 +140,7 @@ def test_heat_grid_never_has_more_cells_than_pixels(size):
     assert all(1 <= cells <= side for cells, side in zip(grid, size, strict=True))
 
 
-def test_figures_of_a_group_are_those_of_its_masks_alone():
+def test_group_statistics_are_those_of_its_masks():
     weather = ["rainy", "clear", None, "clear"]
     masks = [MASKS[0], MASKS[1], MASKS[0], MASKS[1]]
     statistics = collect(masks, attributes={"weather": weather, "camera": ["a"] * 4})
@@ -197,7 +197,7 @@ def test_each_rule_finds_the_class_made_for_it():
     assert set().union(*rules.values()) == set(RULES)
 
 
-def test_a_set_without_weak_classes_names_none():
+def test_a_balanced_dataset_has_no_underrepresented_class():
     masks = np.zeros((100, 32, 32), dtype=np.uint8)
     masks[:, 8:24], masks[:, 24:] = 1, 2
     assert underrepresented_classes(collect(masks)) == []
@@ -218,7 +218,7 @@ def written(toy, tmp_path_factory):
     return output
 
 
-def test_json_holds_what_the_library_counts(toy, written):
+def test_json_matches_the_library(toy, written):
     pairs = load_pairs(toy)
     record = json.loads((written / "stats.json").read_text())
     statistics = collect_statistics(pairs.mask, len(pairs), pairs.labels, pairs.attributes)
@@ -240,13 +240,13 @@ def test_arrays_are_the_heat_maps_and_the_pixels_of_each_mask(toy, written):
     assert set(arrays.files) == {"stems", "pixels", "heat", *names}
 
 
-def test_nothing_else_is_left_in_the_folder_and_the_picture_opens(written):
+def test_the_folder_contains_only_the_four_files(written):
     assert sorted(path.name for path in written.iterdir()) == ["index.html", "stats.json", "stats.npz", "stats.png"]
     with Image.open(written / "stats.png") as image:
         assert image.width > 1000
 
 
-def test_another_split_and_what_is_weak_are_printed(toy, tmp_path, capsys):
+def test_split_and_underrepresented_classes_are_printed(toy, tmp_path, capsys):
     assert cli.main(["stats", "--dataset", str(toy), "--split", "val", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "toy (val): 3 masks of 24 x 40, 0.0% unknown" in printed
@@ -261,14 +261,14 @@ def test_bad_input_is_refused(toy, tmp_path, capsys):
     assert "has no split 'dusk'" in errors
 
 
-def test_picture_of_the_statistics_stands_whatever_the_classes(tmp_path):
+def test_figure_is_drawn_for_any_classes(tmp_path):
     labels = LabelSet(("a name that is far too long for the column of names", "b"), ((250, 250, 250), (9, 9, 9)))
     picture = draw_statistics(collect([np.full((9, 31), 255)], labels), "nothing known")
     assert picture.getpixel((2, 2)) == (255, 255, 255)
     assert picture.height > 250
 
 
-def test_page_names_weak_classes_with_reasons_rules_and_conditions(written):
+def test_page_lists_underrepresented_classes_with_reasons_rules_and_conditions(written):
     html = (written / "index.html").read_text()
     record = json.loads((written / "stats.json").read_text())
     for entry in record["weak_classes"]:
@@ -279,7 +279,7 @@ def test_page_names_weak_classes_with_reasons_rules_and_conditions(written):
     assert "://" not in html  # nothing is loaded from anywhere
 
 
-def test_page_escapes_names_and_stands_without_weak_classes_or_conditions():
+def test_page_escapes_names_and_works_without_findings():
     labels = LabelSet(("<b>", "pole", "train"), THREE.colors)
     masks = np.zeros((100, 32, 32), dtype=np.uint8)
     masks[:, 8:24], masks[:, 24:] = 1, 2

@@ -1,4 +1,4 @@
-"""Toy scenes: the same from a seed, exact masks in BDD100K's classes, and something a learner can learn."""
+"""Toy scenes: pure functions of a seed, exact masks in BDD100K's classes, learnable."""
 
 import json
 
@@ -64,12 +64,12 @@ def test_all_classes_and_looks_occur(scenes):
     assert looks == {(look.weather, look.timeofday) for _, look in toy.LOOKS}
 
 
-def test_masks_hold_no_class_that_the_drawing_lacks():
+def test_masks_contain_only_drawn_classes():
     drawing = np.array([[3, 3, 3, 8], [3, 3, 8, 8], [0, 5, 9, 9], [5, 5, 9, 9]], np.uint8)
     assert toy._majority(Image.fromarray(drawing), 2).tolist() == [[3, 8], [5, 9]]
 
 
-def test_edges_of_photo_and_mask_fall_together(scenes):
+def test_edges_of_image_and_mask_coincide(scenes):
     """Across a class boundary the photo changes several times as much as within a class."""
     across, within = [], []
     for photo, ids, _ in scenes:
@@ -80,7 +80,7 @@ def test_edges_of_photo_and_mask_fall_together(scenes):
     assert np.mean(across) > 3 * np.mean(within)
 
 
-def test_classes_can_be_told_from_colour_and_place(scenes):
+def test_classes_are_learnable_from_colour_and_position(scenes):
     """A nearest-mean classifier, fitted on 60 scenes, beats the commonest class by far on 20 others."""
 
     def features(photo):
@@ -98,7 +98,7 @@ def test_classes_can_be_told_from_colour_and_place(scenes):
     assert np.mean(recalls) > 0.25  # the commonest class everywhere: 1 / 19
 
 
-def test_too_small_a_scene_is_refused():
+def test_a_scene_that_is_too_small_is_refused():
     with pytest.raises(ValueError, match="at least 16 x 16 pixels for a toy scene; got 8 x 64"):
         draw_scene(0, (8, 64))
 
@@ -118,7 +118,7 @@ def test_dataset_of_toy_scenes_has_the_prepared_layout(tmp_path):
     assert LabelSet.from_json(folder / "labels.json") == LabelSet.from_preset("bdd100k")
 
 
-def test_a_larger_dataset_begins_with_the_same_scenes(tmp_path):
+def test_a_larger_dataset_starts_with_the_same_scenes(tmp_path):
     small = write_toy_dataset(tmp_path / "small", num_train=2, num_val=1, size=(32, 32))
     large = write_toy_dataset(tmp_path / "large", num_train=4, num_val=2, size=(32, 32))
     for path in small.rglob("*.png"):
@@ -126,7 +126,7 @@ def test_a_larger_dataset_begins_with_the_same_scenes(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"num_train": 0}, {"num_val": -1}, {"seed": -1}, {"size": (8, 8)}])
-def test_wrong_counts_leave_nothing_behind(tmp_path, wrong):
+def test_wrong_counts_leave_no_output(tmp_path, wrong):
     with pytest.raises(ValueError, match="expected|needs"):
         write_toy_dataset(tmp_path / "toy", **{"num_train": 1, "num_val": 0, "size": (32, 32), **wrong})
     assert list(tmp_path.iterdir()) == []
