@@ -114,7 +114,11 @@ COMMANDS = {
         "semseg_diffusers.growth.grow:run",
         "run every stage from a dataset to a better segmentation network",
     ),
-    "convert": ("semseg_diffusers.converters.convert", "convert a published checkpoint into a pipeline folder"),
+    "convert": Command(
+        "semseg_diffusers.converters.settings:ConvertSettings",
+        "semseg_diffusers.converters.convert:convert",
+        "convert a published checkpoint into a pipeline folder",
+    ),
     "export": Command(
         "semseg_diffusers.hub.settings:ExportSettings",
         "semseg_diffusers.hub.export:export",

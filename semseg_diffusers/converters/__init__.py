@@ -1,1 +1,1 @@
-"""Checkpoints of published codebases become pipelines of this package."""
+"""Converts checkpoints of published codebases into pipelines of this package."""

@@ -1,6 +1,6 @@
-"""Reads checkpoints of others without running anything of theirs, and checks that they fit a network to the last key.
+"""Reads checkpoint files without running code from them, and checks that they fit a network key by key.
 
-A pickle can hold code that runs as it is opened; here pickles are opened with `weights_only=True` and in no other way.
+A pickle can hold code that runs when it is opened; here pickles are opened with `weights_only=True` only.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 
-SHOWN = 5  # keys that a message names; it counts the rest
-# What torch's restricted unpickler raises for files that are no pickles, cut off, or torn.
+SHOWN = 5  # keys that a message names; the rest are counted
+# What torch's restricted unpickler raises for files that are no pickles, truncated, or damaged.
 BROKEN = (
     pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError, struct.error,
 )  # fmt: skip
@@ -29,18 +29,18 @@ def read_checkpoint(path: str | os.PathLike, other_file: str = "") -> Any:
 
     Args:
         path: a file of `torch.save`, or a .safetensors file.
-        other_file: a sentence on what to take instead, where the file holds code.
+        other_file: a sentence on what to use instead, where the file holds code.
 
     Returns:
         what was saved: tensors, and containers, numbers and text around them.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: no such file.
         ValueError: it is a folder, holds code, or is no checkpoint.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"'{path}' is a folder; wanted the checkpoint file itself.")
+        raise ValueError(f"'{path}' is a folder; expected the checkpoint file itself.")
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint '{path}'.")
     try:
@@ -51,44 +51,46 @@ def read_checkpoint(path: str | os.PathLike, other_file: str = "") -> Any:
         code = _code_in(path, str(err))
         if code:
             raise ValueError(
-                f"'{path}' holds more than weights: {code}. Opening that can run code of whoever wrote it, so it was "
-                f"not opened. {other_file}Where you trust it, take the weights out with the code that made it: "
+                f"'{path}' holds more than weights: {code}. Opening that can run code of its author, so it was not "
+                f"opened. {other_file}If you trust it, extract the weights with the code that made it: "
                 "`torch.save(torch.load(PATH, weights_only=False)['state_dict'], 'weights.pt')`, and convert that."
             ) from err
-        # Before these words torch advises to load it with code and all.
+        # Before these words torch advises to load it with weights_only=False.
         reason = str(err).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0][:200]
         raise ValueError(
-            f"'{path}' cannot be read as a checkpoint ({type(err).__name__}: {reason}). Is it cut off, or no file of "
-            "torch.save? Copy it again."
+            f"'{path}' cannot be read as a checkpoint ({type(err).__name__}: {reason}). Is it truncated, or no file "
+            "of torch.save? Copy it again."
         ) from err
 
 
 def _code_in(path: Path, message: str) -> str:
-    """Name what the restricted unpickler refused in a file; empty where the file is merely broken."""
+    """Return what the restricted unpickler refused in a file; empty where the file is merely damaged."""
     if "TorchScript" in message:
         return "a TorchScript program"
     try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # reads the opcodes, builds nothing
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # reads the opcodes only
     except BROKEN:
-        names = []  # a file of the time before torch 1.6: the message has the first name
+        names = []  # a file from before torch 1.6: the message has the first name
     return shorten(sorted(names) or re.findall(r"(?:GLOBAL|unrecognized function) ([\w.]+)", message))
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The first few of some names, and how many more there are."""
+    """Join the first few names, and count the rest."""
     names = list(dict.fromkeys(names))
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return ", ".join(names[:SHOWN]) + more
 
 
 def state_dict_of(content: Any, path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Check that what a checkpoint holds is a state dict of weights.
+    """Return the content of a checkpoint, if it is a state dict of weights.
 
     Raises:
         ValueError: it is something else; the message says what.
     """
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"'{path}' holds a {type(content).__name__}; wanted a state dict, names with their tensors.")
+        raise ValueError(
+            f"'{path}' holds a {type(content).__name__}; expected a state dict, names with their tensors."
+        )
     others = [f"{name} ({type(value).__name__})" for name, value in content.items() if not _is_weight(value)]
     if others:
         raise ValueError(f"'{path}' is no state dict of weights: {shorten(others)}.")
@@ -100,21 +102,21 @@ def _is_weight(value: Any) -> bool:
 
 
 def shape_of(weights: Mapping[str, torch.Tensor], key: str, num_dims: int, source: str, path) -> tuple[int, ...]:
-    """Shape of a weight that the settings of a network are read from.
+    """Return the shape of a weight that settings of the network are read from.
 
     Args:
         weights: the state dict.
-        key: its name.
-        num_dims: how many dimensions it must have.
-        source: whose layout was expected, as `--from` names it.
+        key: name of the weight.
+        num_dims: number of dimensions that it must have.
+        source: expected layout, as in `--from`.
         path: of the checkpoint, for the message.
 
     Raises:
-        ValueError: it is missing, or of another number of dimensions.
+        ValueError: it is missing, or has another number of dimensions.
     """
     if key not in weights:
-        beginnings = {"inc.": "paper", "ema_model.": "paper", "model.": "paper", "input_blocks.": "sdm"}
-        others = (name for start, name in beginnings.items() if any(found.startswith(start) for found in weights))
+        prefixes = {"inc.": "paper", "ema_model.": "paper", "model.": "paper", "input_blocks.": "sdm"}
+        others = (name for start, name in prefixes.items() if any(found.startswith(start) for found in weights))
         other = next((name for name in others if name != source), None)
         if any(found.startswith("down_blocks.") for found in weights):
             hint = " It looks like a network of diffusers: --from segmentation-guided-diffusion takes its folder."
@@ -125,43 +127,38 @@ def shape_of(weights: Mapping[str, torch.Tensor], key: str, num_dims: int, sourc
         )
     shape = tuple(weights[key].shape)
     if len(shape) != num_dims or 0 in shape:
-        raise ValueError(f"'{path}': {key} has the shape {shape}; wanted {num_dims} dimensions for --from {source}.")
+        raise ValueError(f"'{path}': {key} has the shape {shape}; expected {num_dims} dimensions for --from {source}.")
     return shape
 
 
 def load_weights(unet: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """Put weights into a network built on the meta device; every key must be there, and none beside them.
+    """Load weights into a network built on the meta device; its keys and theirs must be the same.
 
     Raises:
-        ValueError: keys are missing or too many, shapes differ, or a weight is not finite; all are named, shortly.
+        ValueError: keys are missing or unexpected, shapes differ, or a weight is not finite.
     """
-    wanted = unet.state_dict()
-    name = type(unet).__name__
-    problems = []
-    missing = [key for key in wanted if key not in weights]
-    if missing:
-        problems.append(f"{len(missing)} keys are missing ({shorten(missing)})")
-    extra = [key for key in weights if key not in wanted]
-    if extra:
-        problems.append(f"{len(extra)} keys are too many ({shorten(extra)})")
-    shapes = [
-        f"{key} {tuple(weights[key].shape)}, wanted {tuple(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in weights and weights[key].shape != tensor.shape
-    ]
-    if shapes:
-        problems.append(f"{len(shapes)} shapes differ ({shorten(shapes)})")
+    expected = unet.state_dict()
+    found = {
+        "keys are missing": [key for key in expected if key not in weights],
+        "keys are unexpected": [key for key in weights if key not in expected],
+        "shapes differ": [
+            f"{key} {tuple(weights[key].shape)}, expected {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in weights and weights[key].shape != tensor.shape
+        ],
+    }
+    problems = [f"{len(keys)} {what} ({shorten(keys)})" for what, keys in found.items() if keys]
     if problems:
-        raise ValueError(f"'{path}' does not fit a {name}: {'; '.join(problems)}.")
+        raise ValueError(f"'{path}' does not fit a {type(unet).__name__}: {'; '.join(problems)}.")
     broken = [key for key, tensor in weights.items() if not tensor.isfinite().all()]
     if broken:
-        raise ValueError(f"'{path}' holds weights that are not finite: {shorten(broken)}. Take an earlier checkpoint.")
+        raise ValueError(f"'{path}' holds weights that are not finite: {shorten(broken)}. Use an earlier checkpoint.")
     unet.load_state_dict({key: tensor.float().contiguous() for key, tensor in weights.items()}, assign=True)
     unet.requires_grad_(True).eval()
 
 
 def file_hash(path: str | os.PathLike) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):

@@ -1,88 +1,99 @@
-"""Turn a published checkpoint into a pipeline folder that loads, generates and can be pushed like any other.
+"""Converts a published checkpoint into a pipeline folder, complete or not at all."""
 
-Pickles are opened with weights_only=True alone: one that holds code is refused.
-"""
-
-import argparse
+import json
+import os
 import sys
+from pathlib import Path
 
-from semseg_diffusers.converters import id_channel, paper, sdm
-from semseg_diffusers.converters.conversion import CONVERSION_FILE, KIND, save_conversion
-from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+import diffusers
+import torch
+
+from semseg_diffusers.converters.checkpoints import file_hash
+from semseg_diffusers.converters.settings import ConvertSettings
+from semseg_diffusers.converters.sources import Conversion, convert_id_channel, convert_paper, convert_sdm
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import parse_resolution
-from semseg_diffusers.utils.files import check_output
+from semseg_diffusers.hub.cards import render_model_card
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.utils.files import check_output, new_folder, package_version
 
 
-# --from -> (what reads it, the options of it that not every source has)
-SOURCES = {
-    paper.SOURCE: (paper.convert_paper, ("weights", "sample_size", "num_train_timesteps")),
-    sdm.SOURCE: (sdm.convert_sdm, ("instance_edges", "num_head_channels", "sample_size", "num_train_timesteps")),
-    id_channel.SOURCE: (id_channel.convert_id_channel, ("num_classes",)),
-}
+CONVERSION_FILE = "conversion.json"  # marks a folder that `convert` made, and may replace
+KIND = "converted pipeline"
+CONVERTERS = {"paper": convert_paper, "sdm": convert_sdm, "segmentation-guided-diffusion": convert_id_channel}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `semseg-diffusers convert`."""
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="the file; of segmentation-guided-diffusion the folder"
+def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite: bool = False) -> Path:
+    """Write a pipeline folder with its card and `conversion.json`; after an error nothing of it remains.
+
+    Args:
+        conversion: network, scheduler and label set.
+        output: the folder; it must not exist, or be empty.
+        overwrite: replace a folder that `convert` made, and no other.
+
+    Returns:
+        the folder.
+
+    Raises:
+        ValueError: something else is there, or the network cannot generate images of its sample size.
+    """
+    output, unet = Path(os.path.abspath(output)), conversion.unet
+    size = unet.config.sample_size
+    if any(side % unet.size_divisor for side in ((size,) if isinstance(size, int) else size or ())):
+        raise ValueError(f"sample_size is {size}; this network generates multiples of {unet.size_divisor} pixels.")
+    digest = file_hash(conversion.weights_file)
+    record = {
+        "from": conversion.source,
+        "checkpoint": conversion.weights_file.name,
+        "sha256": digest,
+        **conversion.details,
+        "versions": {
+            "semseg_diffusers": package_version(),
+            "torch": torch.__version__,
+            "diffusers": diffusers.__version__,
+        },
+    }
+    card = render_model_card(
+        conversion.labels,
+        title=output.name,
+        source=output.name,
+        license_name=None,
+        network=type(unet).__name__,
+        parameters=sum(weight.numel() for weight in unet.parameters()),
+        scheduler_config=dict(conversion.scheduler.config),
+        origin=(
+            f"Converted by `semseg-diffusers convert --from {conversion.source}` from "
+            f"`{conversion.weights_file.name}` (SHA-256 {digest}): {conversion.work} Nothing was trained here. "
+            f"{conversion.sampling}"
+        ),
     )
-    parser.add_argument("--from", dest="source", required=True, choices=list(SOURCES), help="the code that made it")
-    parser.add_argument("--output", required=True, metavar="DIR", help="pipeline folder to make")
-    parser.add_argument(
-        "--colormap",
-        metavar="FILE",
-        help=f"the classes: colormap.json or labels.json of its training data, or {', '.join(PRESET_NAMES)} "
-        "(default: numbers for names)",
-    )
-    parser.add_argument("--weights", choices=list(paper.PREFIXES), help="paper: which of two sets (default: ema)")
-    parser.add_argument(
-        "--instance_edges", action="store_const", const=True, help="sdm: the last mask channel is that of the edges"
-    )
-    parser.add_argument("--num_head_channels", type=int, metavar="N", help="sdm: width of an attention head [64]")
-    parser.add_argument("--sample_size", metavar="HxW", help="paper, sdm: size of its images, e.g. 256x512")
-    parser.add_argument("--num_train_timesteps", type=int, metavar="N", help="paper, sdm: diffusion steps [1000]")
-    parser.add_argument("--num_classes", type=int, metavar="N", help="segmentation-guided-diffusion: with background")
-    parser.add_argument("--overwrite", action="store_true", help="replace a folder that this command made")
+    with new_folder(output, CONVERSION_FILE, KIND, overwrite) as folder:
+        MaskGuidedDDPMPipeline(unet=unet, scheduler=conversion.scheduler).save_pretrained(folder)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return output
 
 
-def run(args: argparse.Namespace) -> None:
-    """Convert, and say what it is."""
-    convert, own = SOURCES[args.source]
-    options = {}
-    for name in sorted({name for _, names in SOURCES.values() for name in names}):
-        value = getattr(args, name)
-        if value is None:
-            continue
-        if name not in own:
-            raise ValueError(f"--{name} is no option of --from {args.source}.")
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"--{name} must be 1 or more; got {value}.")
-        options[name] = value
+def convert(settings: ConvertSettings) -> None:
+    """Run the command `convert`: write the pipeline folder and print what it holds."""
+    options = settings.source_options()
     if "sample_size" in options:
-        options["sample_size"] = _sample_size(options["sample_size"])
-    labels = None if args.colormap is None else LabelSet.from_name(args.colormap)
-    check_output(args.output, args.overwrite, CONVERSION_FILE, KIND)  # before gigabytes are read
+        size = parse_resolution(options["sample_size"])
+        if size is None:
+            raise ValueError("--sample_size: expected a number (256) or HxW (256x512); got native.")
+        options["sample_size"] = size[0] if size[0] == size[1] else size
+    labels = None if settings.colormap is None else LabelSet.from_name(settings.colormap)
+    check_output(settings.output, settings.overwrite, CONVERSION_FILE, KIND)  # before gigabytes are read
 
-    conversion = convert(args.checkpoint, labels=labels, **options)
-    folder = save_conversion(conversion, args.output, args.overwrite)
+    conversion = CONVERTERS[settings.source](settings.checkpoint, labels=labels, **options)
+    folder = save_conversion(conversion, settings.output, settings.overwrite)
     unet = conversion.unet
     lines = [
         f"{type(unet).__name__}, {unet.num_parameters():,} parameters, {conversion.labels.num_classes} classes, "
         f"sample_size {unet.config.sample_size}",
         *([f"weights taken: {conversion.details['weights']}"] if "weights" in conversion.details else []),
-        *(
-            []
-            if labels
-            else ["the classes have numbers for names: give --colormap, so that masks in colours are read"]
-        ),
+        *([] if labels else ["the classes have numbers as names: use --colormap, so that masks in colours are read"]),
         f"written: {folder}",
-        "its licence is not known here: find it out and fill it in at the head of README.md before you publish",
+        "its licence is not known here: find it out and set it at the head of README.md before you publish",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-def _sample_size(text: str) -> int | tuple[int, int]:
-    size = parse_resolution(text)
-    if size is None:
-        raise ValueError("--sample_size native is no size; wanted a number (256) or HxW (256x512).")
-    return size[0] if size[0] == size[1] else size

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from semseg_diffusers.data.options import LABEL_PRESETS
 from semseg_diffusers.utils.settings import Settings, option
 
 
@@ -39,7 +40,9 @@ class SheetOptions:
 
     masks: str | None = option(None, metavar="DIR", help="masks to choose from (default: no image)")
     mask_labels: str | None = option(
-        None, metavar="PRESET|FILE", help="label set of the masks, if it is not the model's: a preset or a JSON file"
+        None,
+        metavar="PRESET|FILE",
+        help=f"label set of the masks, if it is not the model's: {', '.join(LABEL_PRESETS)}, or a JSON file",
     )
     num_masks: int = option(16, at_least=1, help="masks on the image")
     samples: int = option(4, at_least=1, help="samples of each mask")

@@ -53,7 +53,7 @@ def check_output(output: str | os.PathLike, overwrite: bool, marker: str, kind: 
             raise ValueError(f"--output '{output}' is not empty. Choose another folder, or use --overwrite.")
         if not (output / marker).is_file():
             raise ValueError(
-                f"--output '{output}' has no {marker}, so it is not a {kind} and --overwrite does not replace it. "
+                f"--output '{output}' has no {marker}, so it is no {kind} and --overwrite does not replace it. "
                 "Choose another folder."
             )
     return output

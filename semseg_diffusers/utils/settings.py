@@ -34,6 +34,7 @@ def option(
     at_most: float | None = None,
     below: float | None = None,
     metavar: str | None = None,
+    name: str | None = None,
     old_names: Sequence[str] = (),
     positional: bool = False,
     repeated: bool = False,
@@ -47,6 +48,7 @@ def option(
         choices: allowed values.
         at_least, above, at_most, below: range of a number, or of each number in a tuple.
         metavar: placeholder of the value in `--help`.
+        name: spelling of the option, where it is no name of a field, such as `from`.
         old_names: earlier spellings, accepted but not listed.
         positional: without `--`.
         repeated: the option may be given several times, one value each.
@@ -54,7 +56,7 @@ def option(
     """
     metadata = {
         "help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "at_most": at_most,
-        "below": below, "metavar": metavar, "old_names": tuple(old_names), "positional": positional,
+        "below": below, "metavar": metavar, "name": name, "old_names": tuple(old_names), "positional": positional,
         "repeated": repeated, "parse": parse,
     }  # fmt: skip
     return dataclasses.field(default=default, metadata=metadata)
@@ -98,9 +100,9 @@ class Settings:
             if meta.get("positional"):
                 words += texts
             elif meta.get("repeated"):
-                words += [word for text in texts for word in (f"--{field.name}", text)]
+                words += [word for text in texts for word in (f"--{_option_name(field)}", text)]
             else:
-                words += [f"--{field.name}", *texts]
+                words += [f"--{_option_name(field)}", *texts]
         return words
 
     def to_command(self, name: str) -> str:
@@ -113,12 +115,16 @@ class Settings:
         return [f"--{name}" for name in names if getattr(self, name) != fields[name].default]
 
 
+def _option_name(field: dataclasses.Field) -> str:
+    return field.metadata.get("name") or field.name
+
+
 def _to_text(value: Any) -> str:
     return "none" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 def _check_value(field: dataclasses.Field, value: Any) -> None:
-    meta, name = field.metadata, f"--{field.name}"
+    meta, name = field.metadata, f"--{_option_name(field)}"
     if meta.get("choices") and value not in meta["choices"]:
         raise ValueError(f"{name} must be one of {', '.join(map(str, meta['choices']))}; got {value!r}.")
     bounds = {key: meta.get(key) for key in ("at_least", "above", "at_most", "below")}
@@ -194,6 +200,7 @@ def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]]) ->
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
     new_names = {old: name for name, field in fields.items() for old in field.metadata.get("old_names", ())}
+    new_names |= {_option_name(field): name for name, field in fields.items()}
     values: dict[str, Any] = {}
     for source, layer in layers:
         unknown = sorted(name for name in layer if new_names.get(name, name) not in fields)
@@ -204,10 +211,10 @@ def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]]) ->
             try:
                 values[name] = parse_value(fields[name], text)
             except ValueError as err:
-                raise ValueError(f"{source}: --{name}: {err}.") from err
-    missing = [name for name, field in fields.items() if field.default is dataclasses.MISSING and name not in values]
+                raise ValueError(f"{source}: --{_option_name(fields[name])}: {err}.") from err
+    missing = [field for field in fields.values() if field.default is dataclasses.MISSING and field.name not in values]
     if missing:
-        described = ", ".join(f"--{name} ({fields[name].metadata.get('help', '')})" for name in missing)
+        described = ", ".join(f"--{_option_name(field)} ({field.metadata.get('help', '')})" for field in missing)
         raise ValueError(f"missing options: {described}.")
     return settings(**values)
 
@@ -278,7 +285,7 @@ class SettingsParser(argparse.ArgumentParser):
         if meta.get("positional"):
             group.add_argument(field.name, **keywords)
             return
-        group.add_argument(f"--{field.name}", **keywords)
+        group.add_argument(f"--{_option_name(field)}", dest=field.name, **keywords)
         for old in meta.get("old_names", ()):
             group.add_argument(f"--{old}", dest=field.name, **{**keywords, "help": argparse.SUPPRESS})
 

@@ -207,7 +207,7 @@ def test_folder_is_whole_and_its_card_says_where_it_came_from(converted, name):
     record = json.loads((folder / "conversion.json").read_text())
     card = (folder / "README.md").read_text()
     assert f"convert --from {record['from']}` from `{record['checkpoint']}` (SHA-256 {record['sha256']})" in card
-    assert "Whoever publishes\nthem finds that out" in card
+    assert "are not recorded in them: find out, say it here, and set the\nlicence" in card
     assert f"# {name}\n" in card
     assert "license:" not in card.split("---")[1]
     assert str(folder.parent) not in card
@@ -261,7 +261,7 @@ def test_converting_again_needs_overwrite_and_never_replaces_anything_else(files
     assert convert(*words, "--output", output, "--overwrite") == 0
     capsys.readouterr()
     (output / "conversion.json").unlink()
-    assert "holds no conversion.json" in refused(capsys, output, *words, "--overwrite")
+    assert "has no conversion.json" in refused(capsys, output, *words, "--overwrite")
 
 
 # What is refused
@@ -284,7 +284,7 @@ def test_pickle_with_code_is_refused_by_name_and_does_not_run(form, tmp_path, mo
     for source in ("paper", "sdm"):
         line = refused(capsys, tmp_path / "out", "--from", source, "evil.ckpt")
         assert f"'evil.ckpt' holds more than weights: {os.system.__module__}.system. " in line
-        assert "take the weights out" in line
+        assert "extract the weights" in line
         assert ("`ema_model_epoch_N.ckpt`" in line) == (source == "paper")
     assert not Path("ran.txt").exists()
 
@@ -340,19 +340,19 @@ PAPER_REFUSALS = {
         lambda w: {key: value for key, value in w.items() if not key.startswith("sa")},
         r"does not fit a PaperUNet2DModel: 24 keys are missing \(sa3.mha.in_proj_weight, .* and 19 more\)\.$",
     ),
-    "extra": (lambda w: changed(w, head__bias=torch.zeros(1)), r"1 keys are too many \(head.bias\)"),
+    "extra": (lambda w: changed(w, head__bias=torch.zeros(1)), r"1 keys are unexpected \(head.bias\)"),
     "shape": (
         lambda w: changed(w, bot1__double_conv__1__bias=torch.zeros(3)),
-        r"1 shapes differ \(bot1.double_conv.1.bias \(3,\), wanted \(64,\)\)",
+        r"1 shapes differ \(bot1.double_conv.1.bias \(3,\), expected \(64,\)\)",
     ),
-    "dimensions": (lambda w: changed(w, outc__weight=torch.zeros(3)), r"outc.weight has the shape \(3,\); wanted 4"),
+    "dimensions": (lambda w: changed(w, outc__weight=torch.zeros(3)), r"outc.weight has the shape \(3,\); expected 4"),
     "not finite": (
         lambda w: changed(w, outc__bias=torch.full((3,), float("nan"))),
         "weights that are not finite: outc.bias",
     ),
     "integers": (lambda w: changed(w, outc__bias=torch.zeros(3, dtype=torch.long)), "no state dict of weights"),
     "numbers": (lambda w: {**w, "epoch": 3}, r"no state dict of weights: epoch \(int\)"),
-    "list": (lambda w: list(w.values()), "holds a list; wanted a state dict"),
+    "list": (lambda w: list(w.values()), "holds a list; expected a state dict"),
     "sdm": (lambda _: sdm_weights(), "inc.double_conv.0.weight is missing.*It looks like --from sdm"),
     "diffusers": (
         lambda _: {"down_blocks.0.x": torch.zeros(1)},
@@ -382,8 +382,12 @@ def without_scale_shift(weights: dict) -> dict:
 SDM_REFUSALS = {
     "paper": (lambda _: paper_weights(), (), "input_blocks.0.0.weight is missing.*It looks like --from paper"),
     "missing": (lambda w: changed(w, out__0__bias=None), (), r"1 keys are missing \(out.0.bias\)"),
-    "extra": (lambda w: changed(w, label_emb__weight=torch.zeros(1)), (), r"1 keys are too many \(label_emb.weight\)"),
-    "shape": (lambda w: changed(w, out__0__bias=torch.zeros(4)), (), r"out.0.bias \(4,\), wanted \(32,\)"),
+    "extra": (
+        lambda w: changed(w, label_emb__weight=torch.zeros(1)),
+        (),
+        r"1 keys are unexpected \(label_emb.weight\)",
+    ),
+    "shape": (lambda w: changed(w, out__0__bias=torch.zeros(4)), (), r"out.0.bias \(4,\), expected \(32,\)"),
     "levels": (
         lambda w: {key: value for key, value in w.items() if not key.startswith("input_blocks.5.")},
         (),
@@ -392,7 +396,7 @@ SDM_REFUSALS = {
     "scale shift": (without_scale_shift, (), "--use_scale_shift_norm False"),
     "updown": (lambda w: changed(w, input_blocks__2__0__op__weight=torch.zeros(1)), (), "--resblock_updown False"),
     "heads": (lambda w: w, ("--num_head_channels", 48), r"`num_head_channels` must divide .*\[64, 64, 64\]; got 48"),
-    "labels": (lambda w: w, ("--colormap", "camvid"), "names 11 classes .*weights read 12.*give --instance_edges"),
+    "labels": (lambda w: w, ("--colormap", "camvid"), "names 11 classes .*weights read 12.*set --instance_edges"),
 }
 
 
@@ -407,7 +411,7 @@ def test_wrong_sdm_checkpoint_is_refused_by_name(case, tmp_path, capsys):
 def test_size_of_sdms_images_is_asked_for_where_the_widths_do_not_tell(files, tmp_path, capsys):
     line = refused(capsys, tmp_path / "out", "--from", "sdm", files / "sdm.pt", "--num_head_channels", 16)
     assert "(1, 2, 2) x 32" in line
-    assert "give --sample_size" in line
+    assert "set --sample_size" in line
 
 
 def edited(folder: Path, name: str, **changes) -> None:
@@ -416,16 +420,19 @@ def edited(folder: Path, name: str, **changes) -> None:
 
 
 KONZ_REFUSALS = {
-    "no mask channel": (lambda f: edited(f, "unet/config.json", in_channels=3), "takes 3 channels and gives 3"),
+    "no mask channel": (
+        lambda f: edited(f, "unet/config.json", in_channels=3),
+        "has 3 input channels and 3 output channels",
+    ),
     "class": (
         lambda f: edited(f, "unet/config.json", _class_name="UNet2DConditionModel"),
-        "UNet2DConditionModel; wan",
+        "UNet2DConditionModel; expected a UNet2DModel",
     ),
     "scheduler": (
         lambda f: edited(f, "scheduler/scheduler_config.json", _class_name="PNDMScheduler"),
-        "names a PNDMScheduler; wanted DDPMScheduler or DDIMScheduler",
+        "names a PNDMScheduler; expected DDPMScheduler or DDIMScheduler",
     ),
-    "no weights": (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(), "holds no weights: wanted"),
+    "no weights": (lambda f: (f / "unet/diffusion_pytorch_model.safetensors").unlink(), "holds no weights: expected"),
     "no config": (lambda f: (f / "unet/config.json").unlink(), "holds no config.json"),
     "wrong shapes": (lambda f: edited(f, "unet/config.json", block_out_channels=[8, 32]), "shapes differ"),
 }
@@ -444,25 +451,25 @@ def test_wrong_konz_folder_is_refused_by_name(case, tmp_path, capsys):
     ("words", "message"),
     [
         (("--from", "paper", "none.pt"), "there is no checkpoint 'none.pt'"),
-        (("--from", "paper", "."), "'.' is a folder; wanted the checkpoint file"),
-        (("--from", KONZ, "none", "--num_classes", 4), "'none' is not there; wanted the folder"),
-        (("--from", KONZ, "{konz}"), "give --num_classes or --colormap"),
+        (("--from", "paper", "."), "'.' is a folder; expected the checkpoint file"),
+        (("--from", KONZ, "none", "--num_classes", 4), "'none' does not exist; expected the folder"),
+        (("--from", KONZ, "{konz}"), "set --num_classes or --colormap"),
         (("--from", KONZ, "{konz}", "--num_classes", 4, "--colormap", "camvid"), "--num_classes is 4, and --colormap"),
         (("--from", KONZ, "{konz}", "--num_classes", 256), "1 to 255 classes; the weights read 256"),
         (("--from", KONZ, "{konz}", "--num_classes", 4, "--weights", "raw"), "--weights is no option of --from segm"),
         (("--from", "sdm", "{sdm}", "--weights", "raw"), "--weights is no option of --from sdm"),
         (("--from", "paper", "{paper}", "--instance_edges"), "--instance_edges is no option of --from paper"),
-        (("--from", "paper", "{paper}", "--weights", "raw"), "one set of weights, .*leave --weights out"),
+        (("--from", "paper", "{paper}", "--weights", "raw"), "one set of weights, .*omit --weights"),
         (("--from", "paper", "{paper}", "--colormap", "camvid"), "names 11 classes .*the weights read 19"),
         (("--from", "paper", "{paper}", "--colormap", "none.json"), "label set 'none.json' is no file"),
-        (("--from", "paper", "{paper}", "--sample_size", "native"), "native is no size"),
+        (("--from", "paper", "{paper}", "--sample_size", "native"), "expected a number .*; got native"),
         (
             ("--from", "paper", "{paper}", "--sample_size", "15"),
-            "sample_size is 15; this network draws multiples of 8",
+            "sample_size is 15; this network generates multiples of 8",
         ),
         (
             ("--from", "paper", "{paper}", "--sample_size", "16x20"),
-            r"is \(16, 20\); this network draws multiples of 8",
+            r"is \(16, 20\); this network generates multiples of 8",
         ),
         (("--from", "paper", "{paper}", "--num_train_timesteps", 0), "--num_train_timesteps must be 1 or more"),
         (("--from", "paper", "{paper}", "--num_train_timesteps", 1), "must be 2 or more"),

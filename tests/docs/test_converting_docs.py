@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from semseg_diffusers.converters.convert import SOURCES
+from semseg_diffusers.converters.settings import SOURCES
 
 
 ROOT = Path(__file__).resolve().parents[2]

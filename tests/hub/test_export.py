@@ -243,7 +243,7 @@ def test_what_stands_there_is_left_alone_unless_this_command_made_it(run, shippe
     assert "weights in bfloat16" in capsys.readouterr().out
     assert load_file(there / WEIGHTS).popitem()[1].dtype == torch.bfloat16
     (there / "export.json").unlink()
-    assert "so it is no exported model and --overwrite leaves it alone" in refused(capsys, *words, "--overwrite")
+    assert "so it is no exported model and --overwrite does not replace it" in refused(capsys, *words, "--overwrite")
 
 
 def test_weights_too_large_for_half_precision_are_refused_and_nothing_is_left(tmp_path, masks):
