@@ -1,7 +1,7 @@
-"""Street scenes as masks, drawn by code for the demo: what stands where is said in metres, and a camera looks at it.
+"""Street scenes as masks, drawn by code for the demo: positions are in metres, seen by a camera.
 
-A point is (metres to the right of the camera, metres ahead, metres above the road); things nearer hide those behind,
-so they are drawn from far to near. `draw_masks` needs a label set with CamVid's names, which BDD100K's has too.
+A point is (metres to the right of the camera, metres ahead, metres above the road). Objects are drawn from far to
+near, so that nearer ones occlude others. `draw_masks` needs a label set with CamVid's names, such as BDD100K's.
 """
 
 import numpy as np
@@ -10,20 +10,20 @@ from semseg_diffusers import LabelSet
 from semseg_diffusers.masks.editing import shapes as drawing
 
 
-EYE = 1.5  # metres of the camera above the road
-FOCAL = 0.95  # share of the frame's side that a metre fills, a metre ahead
+EYE = 1.5  # height of the camera in metres
+FOCAL = 0.95  # size of a metre, a metre ahead, as a share of the frame's side
 HORIZON = 0.5  # share of the frame's height
-FAR = 120.0  # metres; where the street ends
+FAR = 120.0  # metres; end of the street
 
 
 class Scene:
-    """A mask in the making.
+    """A mask that objects are drawn into.
 
     Args:
-        labels: has the classes' names.
+        labels: label set with CamVid's names.
         size: side in pixels; the frame is square.
-        middle: where the street vanishes, as a share of the width.
-        seed: of the leaves.
+        middle: vanishing point of the street, as a share of the width.
+        seed: seed of the leaves.
     """
 
     def __init__(self, labels: LabelSet, size: int, middle: float, seed: int):
@@ -32,7 +32,7 @@ class Scene:
         self.ids = np.full((size, size), labels.label2id["sky"], dtype=np.uint8)
 
     def seen(self, side: float, ahead: float, above: float = 0.0) -> tuple[float, float]:
-        """Where a point is seen: (x, y) in pixels."""
+        """Project a point: (x, y) in pixels."""
         metre = FOCAL / ahead
         return (self.middle + side * metre) * self.size, (HORIZON + (EYE - above) * metre) * self.size
 
@@ -40,19 +40,19 @@ class Scene:
         self.ids[shape] = self.labels.label2id[name]
 
     def area(self, name: str, *points: tuple[float, ...]) -> None:
-        """A polygon between points in metres."""
+        """Draw a polygon between points in metres."""
         self.fill(name, drawing.polygon(self.ids.shape, [self.seen(*point) for point in points]))
 
     def ground(self, name: str, left: float, right: float, near: float = 1.0, far: float = FAR) -> None:
-        """A strip along the street."""
+        """Draw a strip along the street."""
         self.area(name, (left, near), (right, near), (right, far), (left, far))
 
     def front(self, name: str, side: float, near: float, far: float, height: float) -> None:
-        """A wall along the street: a facade, a fence."""
+        """Draw a wall along the street: a facade, a fence."""
         self.area(name, (side, near), (side, near, height), (side, far, height), (side, far))
 
     def facades(self, side: float, near: float, *houses: tuple[float, float]) -> None:
-        """Houses in a row, each (metres along the street, metres high), and the gable that each turns to us."""
+        """Draw houses in a row, each (metres along the street, metres high), with the end walls facing the camera."""
         ends = np.cumsum([near, *(length for length, _ in houses)])
         for begin, end, (_, height) in reversed([*zip(ends, ends[1:], houses, strict=False)]):
             outside = side + np.sign(side) * 12
@@ -60,12 +60,12 @@ class Scene:
             self.front("building", side, begin, end, height)
 
     def box(self, name: str, side: float, ahead: float, width: float, low: float, high: float) -> None:
-        """An upright rectangle that faces us."""
+        """Draw an upright rectangle that faces the camera."""
         left, right = side - width / 2, side + width / 2
         self.area(name, (left, ahead, low), (left, ahead, high), (right, ahead, high), (right, ahead, low))
 
     def car(self, side: float, ahead: float, length: float = 4.0) -> None:
-        """A car that stands along the street, seen from behind: its body, and above it the cabin, which is shorter."""
+        """Draw a car along the street, seen from behind: its body and, above it, the shorter cabin."""
         for distance in np.linspace(ahead + length, ahead, 9):
             self.box("car", side, distance, 1.75, 0.0, 0.85)
         for distance in np.linspace(ahead + 0.7 * length, ahead + 0.1 * length, 6):
@@ -75,7 +75,7 @@ class Scene:
             )
 
     def person(self, side: float, ahead: float, name: str = "person") -> None:
-        """Somebody who stands or walks; as a "rider" with a bicycle below."""
+        """Draw a person, standing or walking; a "rider" is raised by the bicycle."""
         lift = 0.25 if name == "rider" else 0.0
         head = drawing.ellipse(self.ids.shape, self.seen(side, ahead, 1.62 + lift), self.radii(0.13, 0.16, ahead))
         self.fill(name, head)
@@ -84,18 +84,18 @@ class Scene:
         self.box(name, side + 0.12, ahead, 0.2, 0.0, 0.9 + lift)
 
     def radii(self, across: float, up: float, ahead: float) -> tuple[float, float]:
-        """Half axes of an ellipse in pixels; half a pixel at least."""
+        """Return the half axes of an ellipse in pixels; at least half a pixel."""
         return tuple(max(0.5, metres * FOCAL / ahead * self.size) for metres in (across, up))
 
     def pole(self, side: float, ahead: float, height: float, sign: bool = False) -> None:
-        """A lamp post, a pixel wide at least, or one with a sign."""
+        """Draw a lamp post, at least a pixel wide, or a post with a sign."""
         line = [self.seen(side, ahead), self.seen(side, ahead, height)]
         self.fill("pole", drawing.stroke(self.ids.shape, line, max(0.5, 0.06 * FOCAL / ahead * self.size)))
         if sign:
             self.box("traffic sign", side, ahead, 0.7, height - 1.0, height)
 
     def tree(self, side: float, ahead: float, height: float, width: float) -> None:
-        """A trunk, and leaves in clumps, between which the sky is seen."""
+        """Draw a trunk and clumps of leaves, with the sky between them."""
         trunk = [self.seen(side, ahead), self.seen(side, ahead, 0.6 * height)]
         self.fill("vegetation", drawing.stroke(self.ids.shape, trunk, max(0.6, 0.16 * FOCAL / ahead * self.size)))
         for _ in range(110):
@@ -173,5 +173,5 @@ SCENES = {"a high street": high_street, "an avenue": avenue, "a crossroads": cro
 
 
 def draw_masks(labels: LabelSet, size: int) -> dict[str, np.ndarray]:
-    """The scenes by title: class ids (size, size) uint8."""
+    """Return the scenes by title: class ids (size, size) uint8."""
     return {title: draw(labels, size) for title, draw in SCENES.items()}

@@ -1,4 +1,4 @@
-"""Paint a street the way one does by hand: few large strokes in a label set's colours, soft edges, saved as JPEG.
+"""Paint a street as if by hand: a few large strokes in a label set's colours, soft edges, saved as JPEG.
 
 python examples/sketch.py painted            # painted/street.jpg, in CamVid's colours
 """
@@ -12,8 +12,8 @@ from semseg_diffusers import LabelSet
 
 
 SIZE = 512  # pixels
-SOFT = 3  # drawn so many times as large and reduced, which blends the colours along edges
-# What is painted, from back to front: class, kind of stroke, corners or ends in percent of the side.
+SOFT = 3  # factor by which it is drawn larger and reduced, which blends the colours at edges
+# From back to front: class, kind of stroke, corners or ends in percent of the side.
 STROKES = (
     ("sky", "area", (-1, -1, 101, -1, 101, 60, -1, 60)),
     ("vegetation", "blob", (36, 26, 66, 52)),
@@ -35,7 +35,7 @@ STROKES = (
 
 
 def paint_street(labels: LabelSet) -> Image.Image:
-    """The street in the colours of a label set that has CamVid's classes: RGB, soft edges."""
+    """Return the street in the colours of a label set with CamVid's classes: RGB, soft edges."""
     canvas = Image.new("RGB", (SIZE * SOFT, SIZE * SOFT))
     draw = ImageDraw.Draw(canvas)
     for name, kind, percents in STROKES:
