@@ -36,6 +36,7 @@ BASELINE = "2bcd8dd"
 VOLATILE = {
     "versions", "version", "commit", "time", "seconds", "begun", "started", "date", "trained_seconds", "pid",
     "images_per_second", "data_wait_share", "train_seconds", "evaluation_seconds", "command", "commands", "identity",
+    "note", "notes", "rule", "threshold_is", "fid_64_missing", "findings",  # sentences
 }  # fmt: skip
 TINY = "--block_out_channels 16 32 --attention_levels 1 --norm_num_groups 8 --stem_channels 8 --train_batch_size 4"
 RUN = f"{TINY} --max_train_steps 30 --checkpointing_steps 15 --logging_steps 5 --preview_steps 0 --lr_warmup_steps 5"

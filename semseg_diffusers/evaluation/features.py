@@ -1,5 +1,5 @@
-"""Turns images into feature vectors by a network that is named: the ground on which sets of images are compared.
-DINOv2 by default, whose distances agree with people better than Inception's (Stein et al. 2023, arXiv:2306.04675)."""
+"""Extracts features from images, by which sets of images are compared.
+DINOv2 by default: its distances match human judgment better than Inception's (Stein et al. 2023, arXiv:2306.04675)."""
 
 import re
 from collections.abc import Iterable
@@ -12,34 +12,34 @@ from semseg_diffusers.evaluation.feature_networks import FeatureNetwork, load_en
 from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES
 
 
-PAPER_FEATURES = "inception-64"  # behind the paper's FID: edges and colours, no objects
-STANDARD_INCEPTION = re.compile(r"inception(-64)?(?::(.+))?")  # names of it; the second group is a file of weights
+PAPER_FEATURES = "inception-64"  # of the paper's FID: edges and colors, no objects
+STANDARD_INCEPTION = re.compile(r"inception(-64)?(?::(.+))?")  # its names; the second group is a file of weights
 SCRIPT_SUFFIXES = (".pt", ".torchscript")
 NETWORK_ERRORS = (
     RuntimeError,
     ValueError,
     TypeError,
     torch.jit.Error,
-)  # what a forward raises; the last is no other's
-PROBE_SIZE = (224, 224)  # of the first forward, where the network takes any size
+)  # raised by forward passes; the last is no subclass of the others
+PROBE_SIZE = (224, 224)  # of the first forward pass, if the network takes any size
 
 
 def reason_of(err: Exception) -> str:
-    """The line of an error that says what happened; TorchScript's own code stands above it."""
+    """Return the line of an error with the cause; TorchScript puts its own code above it."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(err).__name__)
 
 
 class FeatureExtractor:
-    """A network that turns images into features; made by `load_extractor`.
+    """A network that extracts features; created by `load_extractor`.
 
     Args:
-        name: what it was asked for by.
-        network: the module and what is known of it.
-        device: where it runs.
+        name: as requested.
+        network: the module and its description.
+        device: of the module.
 
     Raises:
-        ValueError: where two black images do not come out as (2, D).
+        ValueError: two black images do not give features (2, D).
     """
 
     def __init__(self, name: str, network: FeatureNetwork, device: str | torch.device = "cpu"):
@@ -56,7 +56,7 @@ class FeatureExtractor:
         self.num_features = found.shape[1]
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Turn images into features.
+        """Extract features.
 
         Args:
             images: uint8 (B, 3, H, W), of any size that the network takes.
@@ -65,7 +65,7 @@ class FeatureExtractor:
             float32 (B, D), on the extractor's device.
 
         Raises:
-            ValueError: for images of another shape or type, or features that are not finite.
+            ValueError: images of another shape or type, or features that are not finite.
         """
         features = self._forward(images)
         if not features.isfinite().all():
@@ -77,18 +77,16 @@ class FeatureExtractor:
 
     def _forward(self, images: torch.Tensor) -> torch.Tensor:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"features are made from uint8 images (B, 3, H, W); got {images.dtype} {tuple(images.shape)}"
-            )
+            raise ValueError(f"expected uint8 images (B, 3, H, W); got {images.dtype} {tuple(images.shape)}")
         with torch.no_grad():
             features = self.module(images.to(self.device))
         if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(images):
             shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-            raise ValueError(f"wanted features of shape ({len(images)}, D) from the network; got {shape}")
+            raise ValueError(f"expected features of shape ({len(images)}, D) from the network; got {shape}")
         return features.float()
 
     def describe(self) -> dict[str, Any]:
-        """Name, revision, architecture, output, number of features and input size, for JSON."""
+        """Return name, revision, architecture, output, number of features and input size, for JSON."""
         size = self.network.input_size
         return {
             "name": self.name,
@@ -101,7 +99,7 @@ class FeatureExtractor:
 
 
 def is_paper_features(name: str) -> bool:
-    """Whether a name asks for the features behind the paper's FID; "inception-64.pt" is a file of its own."""
+    """Return whether a name requests the features of the paper's FID; "inception-64.pt" is another file."""
     match = STANDARD_INCEPTION.fullmatch(name)
     return match is not None and match[1] is not None
 
@@ -114,7 +112,7 @@ def load_extractor(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> FeatureExtractor:
-    """Load a network and try it on two black images, so that what is wrong shows before any image is read.
+    """Load a network and try it on two black images, so that errors appear before any image is read.
 
     Args:
         name: one of
@@ -128,20 +126,20 @@ def load_extractor(
               the extra `fid`. "inception:FILE.pth", "inception-64:FILE.pth" take torch-fidelity's weights from a file.
             - a TorchScript file, *.pt or *.torchscript. Its module takes uint8 images (B, 3, H, W), resizes and scales
               them itself, and returns (B, D); where its `forward` has an argument `return_features`, it is called with
-              `return_features=True`, as NVIDIA's inception-2015-12-05.pt wants it. It keeps its own dtype.
+              `return_features=True`, as NVIDIA's inception-2015-12-05.pt requires. It keeps its own dtype.
         revision: branch, tag or commit of a Hub id.
         input_size: height and width to resize images to instead, for a network that takes any.
-        device: where it runs.
-        dtype: of weights and computation; features are float32 all the same.
+        device: of the network.
+        dtype: of weights and computation; features are always float32.
 
     Raises:
-        ValueError: the name, the files, the installed libraries or the input size do not give features.
-        OSError: the weights are not at hand and cannot be downloaded.
+        ValueError: an unsuitable name, file, library or input size.
+        OSError: weights that are not available and cannot be downloaded.
     """
     standard = STANDARD_INCEPTION.fullmatch(name)
     is_script = name.endswith(SCRIPT_SUFFIXES)
     if revision is not None and (standard or is_script):
-        raise ValueError(f"--features: only networks of the Hub have a revision; '{name}' has none. Leave it away.")
+        raise ValueError(f"--features: only networks of the Hub have a revision; '{name}' has none. Omit it.")
     if standard and input_size is not None:
         raise ValueError(f"--features: Inception reads images at 299 x 299; got an input size of {input_size}.")
     if standard:
@@ -150,8 +148,8 @@ def load_extractor(
         network = load_script(name, input_size)
     elif Path(name).is_file():
         raise ValueError(
-            f"--features: '{name}' is a file; wanted a folder of a network, a Hub id, or a TorchScript file "
-            f"({', '.join(SCRIPT_SUFFIXES)}). Name the folder that holds it."
+            f"--features: '{name}' is a file; expected a folder of a network, a Hub id, or a TorchScript file "
+            f"({', '.join(SCRIPT_SUFFIXES)}). Give the folder that holds it."
         )
     else:
         network = load_encoder(name, revision, input_size, dtype)
@@ -159,13 +157,13 @@ def load_extractor(
 
 
 def extract(extractor: FeatureExtractor, images: Iterable[torch.Tensor], batch_size: int = 32) -> torch.Tensor:
-    """Turn images into features, in their order.
+    """Extract features of images, in their order.
 
     Args:
-        extractor: network of `load_extractor`.
-        images: uint8 (3, H, W) each; a (N, 3, H, W) tensor is one such iterable. Consecutive ones of one size share a
-            forward, so sizes may differ.
-        batch_size: images a forward; changes features by float rounding only.
+        extractor: from `load_extractor`.
+        images: uint8 (3, H, W) each; a (N, 3, H, W) tensor works too. Consecutive images of one size share a forward
+            pass, so sizes may differ.
+        batch_size: images per forward pass; changes features only by rounding.
 
     Returns:
         float32 (N, D), on CPU.
@@ -189,5 +187,5 @@ def extract(extractor: FeatureExtractor, images: Iterable[torch.Tensor], batch_s
         batch.append(image)
     flush()
     if not found:
-        raise ValueError("features need at least one image; got none")
+        raise ValueError("expected at least one image; got none")
     return torch.cat(found)  # (N, D)

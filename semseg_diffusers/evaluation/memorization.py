@@ -1,7 +1,6 @@
-"""The nearest training photo of every generated image: does the generator repeat what it was trained on?
-What counts is the comparison with real photos it has not seen. Data sets of driving are cut from video, where a
-held-out photo can be a few frames from a training photo: a small distance alone proves nothing, a smaller one than
-held-out photos have does (as in the memorisation checks of Stein et al. 2023, arXiv:2306.04675)."""
+"""Memorization: distances of generated images to their nearest training images, compared with held-out real images.
+Driving datasets are cut from video, so a held-out image can be a few frames from a training image: only distances
+smaller than those of held-out images are evidence (as in the checks of Stein et al. 2023, arXiv:2306.04675)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,31 +12,31 @@ from semseg_diffusers.data.thumbnails import THUMBNAIL, nearest_rows, thumbnails
 from semseg_diffusers.evaluation.diversity import unit
 
 
-PERCENTILE = 1  # of held-out photos' distances: about this share of images of an honest generator is closer, too
+PERCENTILE = 1  # of held-out images' distances; without memorization about this share of images is closer
 
 
 @dataclass(frozen=True)
 class Match:
-    """A generated image and the training photo nearest to it."""
+    """A generated image and its nearest training image."""
 
     image: str
     train_stem: str
     distance: float
-    mirrored: bool  # the photo is nearest as its mirror image, as training shows it too
+    mirrored: bool  # nearest as its mirror image, which training uses too
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Distances to the nearest training photo, of generated images and of held-out real photos."""
+    """Distances to the nearest training image, of generated and of held-out real images."""
 
     generated_median: float
     real_median: float
-    threshold: float  # the 1st percentile of the real photos' distances
+    threshold: float  # the 1st percentile of the real images' distances
     num_closer: int  # generated images closer than the threshold
     share_closer: float
     closest: tuple[Match, ...]  # by distance, then by name
-    generated_distances: tuple[float, ...]  # of all generated images, rising
-    real_distances: tuple[float, ...]  # of all held-out photos, rising
+    generated_distances: tuple[float, ...]  # of all generated images, ascending
+    real_distances: tuple[float, ...]  # of all held-out images, ascending
 
 
 def nearest(
@@ -48,21 +47,21 @@ def nearest(
     held_out: torch.Tensor,
     num_closest: int = 16,
 ) -> Neighbours:
-    """Find nearest training photos by features: cosine distance, as in `diversity`.
+    """Find nearest training images by features: cosine distance, as in `diversity`.
 
     Args:
         generated: (N, D) features of generated images.
-        names: N names of theirs.
-        train: (M, D) features of the photos that the generator was trained on.
-        train_stems: M names of theirs.
-        held_out: (R, D) features of real photos it was not trained on, at the same resolution.
-        num_closest: how many of the closest pairs to return.
+        names: N names.
+        train: (M, D) features of the training images.
+        train_stems: M names.
+        held_out: (R, D) features of other real images, at the same resolution.
+        num_closest: number of closest pairs to return.
 
     Returns:
         distances in [0, 2].
 
     Raises:
-        ValueError: for an empty set, another number of names, or features of different width.
+        ValueError: an empty set, another number of names, or features of different width.
     """
     sets = [unit(features) for features in (generated, train, held_out)]
     return _compare(*sets, names, train_stems, num_closest, scale=0.5, squared=True)
@@ -76,21 +75,21 @@ def nearest_by_pixels(
     held_out: torch.Tensor,
     num_closest: int = 16,
 ) -> Neighbours:
-    """Find nearest training photos by grey thumbnails, as they are and mirrored, since training mirrors them.
+    """Find nearest training images by grey thumbnails, plain and mirrored, since training mirrors images.
 
-    Features may be blind to what makes two photos the same; a copy has a distance near 0 here whatever they are.
+    Features may ignore what makes two images equal; a copy always has a distance near 0 here.
 
     Args:
-        generated: (N, 1024) of `thumbnails`.
-        names: of the generated images, N.
-        train: (M, 1024), of the training photos.
-        train_stems: their stems, M.
-        held_out: (R, 1024), of photos that were not trained on.
-        num_closest: pairs to name.
+        generated: (N, 1024) `thumbnails`.
+        names: N names.
+        train: (M, 1024), of the training images.
+        train_stems: M names.
+        held_out: (R, 1024), of other real images.
+        num_closest: number of closest pairs to return.
 
     Returns:
-        distances in grey levels, root mean square, in [0, 255]. Storing a photo of CamVid at 128 x 128 as JPEG of
-        quality 75 moves it by 0.6.
+        distances in grey levels, root mean square, in [0, 255]. Saving a 128 x 128 image of CamVid as JPEG of quality
+        75 gives 0.6.
 
     Raises:
         ValueError: as `nearest`.
@@ -102,16 +101,16 @@ def nearest_by_pixels(
 
 
 class Thumbnails:
-    """`thumbnails` in the form of a feature network: images come in batches."""
+    """`thumbnails` with the interface of a feature network."""
 
     name = "thumbnails"
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, H, W) -> (B, 1024)."""
+        """Return (B, 1024) of uint8 images (B, 3, H, W)."""
         return thumbnails(images)
 
     def describe(self) -> dict[str, Any]:
-        """What they are, for JSON."""
+        """Return a description, for JSON."""
         return {"name": self.name, "architecture": "grey, mean of each area", "num_features": THUMBNAIL**2}
 
 
@@ -126,23 +125,23 @@ def _compare(
     scale: float,
     squared: bool,
 ) -> Neighbours:
-    """Compare distances scale * |a - b|, or scale * |a - b|^2; `train` may hold every photo twice, then mirrored."""
+    """Compare distances scale * |a - b|, or scale * |a - b|^2; `train` may also hold the mirrored images."""
     for what, rows in (
         ("generated images", generated),
-        ("training photos", train),
-        ("held-out real photos", held_out),
+        ("training images", train),
+        ("held-out real images", held_out),
     ):
         if len(rows) == 0:
-            raise ValueError(f"nearest training photos: got no {what}; wanted at least one of each set")
+            raise ValueError(f"expected at least one image in each set; got no {what}")
     if not generated.shape[1] == train.shape[1] == held_out.shape[1]:
         raise ValueError(
-            f"{generated.shape[1]}, {train.shape[1]} and {held_out.shape[1]} features of generated, training and "
-            "held-out images: extract all with one network"
+            f"expected features of one network; got {generated.shape[1]}, {train.shape[1]} and {held_out.shape[1]} "
+            "features of generated, training and held-out images"
         )
     if len(names) != len(generated) or len(train) not in (len(train_stems), 2 * len(train_stems)):
         raise ValueError(
-            f"{len(names)} names of {len(generated)} generated images, {len(train_stems)} stems of training photos: "
-            "wanted one name an image"
+            f"expected one name per image; got {len(names)} names of {len(generated)} generated images and "
+            f"{len(train_stems)} stems of training images"
         )
     found, indices = nearest_rows(generated, train)
     real, _ = nearest_rows(held_out, train)

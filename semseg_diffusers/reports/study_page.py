@@ -11,7 +11,7 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import read_record
 from semseg_diffusers.data.dataset_format import data_license
-from semseg_diffusers.evaluation.study.pools import StudyData, members
+from semseg_diffusers.evaluation.study.pools import StudyData, pool_members
 from semseg_diffusers.evaluation.study.results import BETTER, UNKNOWN, WITHIN, WORSE, title
 from semseg_diffusers.evaluation.study.settings import ARMS, StudySettings, Training
 from semseg_diffusers.reports.charts import Bars, axis_header, bar_table, line_chart, spread_mark, ticks
@@ -223,7 +223,7 @@ def _pools(settings: StudySettings, data: StudyData) -> Section:
     for arm, name in SETS.items():
         if name not in data.sets:
             continue
-        places = [place for _, place in members(Training(arm, None if arm == "real" else most, seed), data)]
+        places = [place for _, place in pool_members(Training(arm, None if arm == "real" else most, seed), data)]
         count = min(PICTURES, len(places))
         chosen = [places[index * len(places) // count] for index in range(count)]
         pictures = [picture for place in chosen for picture in _pair(data.sets[name], place)]

@@ -328,7 +328,7 @@ def test_names_that_are_no_network_are_refused(folder_of, tmp_path):
     with pytest.raises(ValueError, match="--features: there is no folder './nowhere'"):
         load_extractor("./nowhere")
     (tmp_path / "weights.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"'.*weights.bin' is a file; wanted a folder"):
+    with pytest.raises(ValueError, match=r"'.*weights.bin' is a file; expected a folder"):
         load_extractor(str(tmp_path / "weights.bin"))
     pipeline = copy_of(folder_of("dinov2"), tmp_path / "pipeline")
     (pipeline / "model_index.json").write_text("{}")
@@ -424,7 +424,7 @@ def test_torchscript_files_that_give_no_features_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'.*state.pt' is no TorchScript file"):
         load_extractor(str(tmp_path / "state.pt"))
     pair = save_script(Pair(), tmp_path / "pair.pt")
-    with pytest.raises(ValueError, match=r"\(Pair\) does not turn .* wanted features of shape \(2, D\).*got tuple"):
+    with pytest.raises(ValueError, match=r"\(Pair\) does not turn .* expected features of shape \(2, D\).*got tuple"):
         load_extractor(pair)
     with pytest.raises(ValueError, match="only networks of the Hub have a revision"):
         load_extractor(pair, revision="main")

@@ -410,7 +410,7 @@ def gone(folder):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (gone, "there is no folder '.*nowhere'; --generated takes one that `generate` wrote"),
+        (gone, "there is no folder '.*nowhere'; --generated takes one written by `generate`"),
         (no_record, "holds no generation.json; expected a folder written by `generate`"),
         (damaged_record, "is not a record of generate"),
         (filtered_before, "is filtered already .filter.json.. Filter the folder it was made from"),

@@ -103,13 +103,13 @@ def test_thumbnail_of_the_mirrored_image_is_the_mirrored_thumbnail(size):
 
 def test_sets_that_cannot_be_compared_are_refused():
     features = random_features(3, 0)
-    with pytest.raises(ValueError, match="got no held-out real photos"):
+    with pytest.raises(ValueError, match="got no held-out real images"):
         nearest(features, names(3), features, names(3), features[:0])
     with pytest.raises(ValueError, match="8, 4 and 8 features"):
         nearest(features, names(3), features[:, :4], names(3), features)
     with pytest.raises(ValueError, match="2 names of 3 generated images"):
         nearest(features, names(2), features, names(3), features)
-    with pytest.raises(ValueError, match="4 stems of training photos"):
+    with pytest.raises(ValueError, match="4 stems of training images"):
         nearest(features, names(3), features, names(4), features)
     with pytest.raises(ValueError, match="uint8 images .*got torch.float32"):
         thumbnails([torch.rand(3, 8, 8)])

@@ -58,7 +58,7 @@ def test_results_hold_settings_and_every_figure(place):
         assert set(arm["iou"]) | set(results["absent"]) == set(results["arms"][0]["iou"]) | set(results["absent"])
     assert len(results["comparisons"]) == 9 * 2
     assert "sha256:0123456789abcdef" in " ".join(results["notes"])
-    assert "The networks of this study are trained anew, from random weights" in " ".join(results["notes"])
+    assert "The networks of this study are trained from random weights" in " ".join(results["notes"])
     files = sorted(path.name for path in (place / "out" / "trainings").iterdir())
     assert len(files) == 2 * (1 + 5 * 2)
     assert sorted(path.name for path in (place / "out").iterdir() if path.name != ".lock") == [
@@ -156,8 +156,8 @@ def test_a_process_that_fails_ends_the_study_with_a_reason(place, tmp_path, noth
     process = start("-m", "semseg_diffusers.cli", "study", *words)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 2, said
-    assert "diverged: its loss is nan at the end. Lower --learning_rate (it is 1e+30)" in said
-    assert "a training process ended with 2; what it said stands above." in said
+    assert "diverged: its final loss is nan. Lower --learning_rate (it is 1e+30)" in said
+    assert "a training process ended with 2; its message is above." in said
 
 
 # Refusals -----------------------------------------------------------------------------------------------
@@ -191,7 +191,7 @@ def test_folders_of_something_else_are_left_alone(place, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert "was not made by study (it holds notes.txt)" in study(*options(place, tmp_path / "mine"), expect=2)
-    assert "is a file; wanted a folder" in study(*options(place, tmp_path / "mine" / "notes.txt"), expect=2)
+    assert "is a file; expected a folder" in study(*options(place, tmp_path / "mine" / "notes.txt"), expect=2)
     assert "--jobs must be 1 or more; got 0" in study(*options(place, tmp_path / "new"), "--jobs", 0, expect=2)
     assert "there is no architecture" not in study(*options(place, tmp_path / "new"), "--amounts", 9, expect=2)
     assert not (tmp_path / "new").exists()
@@ -205,24 +205,24 @@ def test_damaged_files_are_named(place, tmp_path):
     file.write_text("{")
     assert "real-seed0.json' holds no result of a training" in study(*options(place, out), *more, expect=2)
     file.write_text(other)
-    assert "real-seed0.json' is of real-seed1. Delete it" in study(*options(place, out), *more, expect=2)
+    assert "real-seed0.json' belongs to real-seed1. Delete it" in study(*options(place, out), *more, expect=2)
     (out / "study.json").write_text("[")
-    assert "is no record of a study" in study(*options(place, out), *more, expect=2)
+    assert "is not a record of a study" in study(*options(place, out), *more, expect=2)
 
 
 def test_a_leak_is_refused_unless_forced_and_then_stands_on_the_page(place, tmp_path):
     generated = change_rows(shutil.copytree(place / "generated", tmp_path / "generated"), stem="toy_0_5000000")
     words = (*options(place, tmp_path / "out", generated=generated), "--arms", "real", "synthetic", "--seeds", 0)
     said = study(*words, expect=2)
-    assert "made from masks or photos of the validation split" in said
+    assert "generated from masks or images of the validation split" in said
     assert "have the page say so: --force" in said
     assert not (tmp_path / "out").exists()
     study(*words, "--force")
     html = (tmp_path / "out" / "report.html").read_text()
     assert 'class="warning"' in html
-    assert "made from masks or photos of the validation split" in PageReader(html).text
+    assert "generated from masks or images of the validation split" in PageReader(html).text
 
 
 def test_a_training_that_diverges_is_refused(place, tmp_path):
     words = (*options(place, tmp_path / "out"), "--arms", "real", "synthetic", "--seeds", 0, "--learning_rate", 1e30)
-    assert "'real-seed0' diverged: its loss is nan at the end" in study(*words, expect=2)
+    assert "'real-seed0' diverged: its final loss is nan" in study(*words, expect=2)

@@ -19,10 +19,10 @@ from semseg_diffusers.evaluation.study.pools import (
     filter_weights,
     find_filter_as_judge,
     find_leaks,
+    image_digests,
     load_data,
-    members,
-    order_of,
-    photo_digests,
+    pool_members,
+    shuffled_order,
 )
 from semseg_diffusers.evaluation.study.results import (
     arms_and_comparisons,
@@ -108,7 +108,7 @@ def test_pools_hold_what_their_arms_say(place):
     data = load_data(settings_of(place, filtered=str(place / "filtered")))
     sizes = {}
     for arm in ("real", "real_duplicated", "real_synthetic", "real_filtered", "synthetic", "filtered"):
-        pool = members(Training(arm, None if arm == "real" else 1.5, 0), data)
+        pool = pool_members(Training(arm, None if arm == "real" else 1.5, 0), data)
         sizes[arm] = {name: sum(entry[0] == name for entry in pool) for name in {entry[0] for entry in pool}}
     assert sizes == {
         "real": {"real": 6},
@@ -118,23 +118,23 @@ def test_pools_hold_what_their_arms_say(place):
         "synthetic": {"generated": 9},
         "filtered": {"filtered": 9},
     }
-    duplicated = members(Training("real_duplicated", 2.0, 0), data)
+    duplicated = pool_members(Training("real_duplicated", 2.0, 0), data)
     assert [duplicated.count(("real", index)) for index in range(6)] == [3] * 6
 
 
 def test_a_larger_amount_holds_the_smaller_one_and_seeds_choose_others(place):
     data = load_data(settings_of(place))
-    small, large = (members(Training("synthetic", amount, 0), data) for amount in (0.5, 1.5))
+    small, large = (pool_members(Training("synthetic", amount, 0), data) for amount in (0.5, 1.5))
     assert (len(small), len(large)) == (3, 9)
     assert large[:3] == small
-    assert members(Training("synthetic", 0.5, 1), data) != small
+    assert pool_members(Training("synthetic", 0.5, 1), data) != small
 
 
 def test_a_filtered_set_is_taken_in_the_order_of_the_whole_one():
     names = tuple(f"scene{index}" for index in range(20))
-    order = [names[index] for index in order_of(names, 3)]
+    order = [names[index] for index in shuffled_order(names, 3)]
     kept = names[::3]
-    assert [kept[index] for index in order_of(kept, 3)] == [name for name in order if name in kept]
+    assert [kept[index] for index in shuffled_order(kept, 3)] == [name for name in order if name in kept]
 
 
 def test_the_loss_weighs_classes_alike_in_all_arms(place):
@@ -143,7 +143,7 @@ def test_the_loss_weighs_classes_alike_in_all_arms(place):
     real, synthetic = (Pool(Training(*variant, 0), data, pixels) for variant in (("real", None), ("synthetic", 2.0)))
     assert torch.equal(real.class_weights(), synthetic.class_weights())
     assert len(synthetic) == 12
-    item = data.generated[order_of(data.generated.names, 0)[0]]
+    item = data.generated[shuffled_order(data.generated.names, 0)[0]]
     image, mask = synthetic.batch([0])
     assert torch.equal(image[0], item["image"])
     assert torch.equal(mask[0], item["mask"].long())
@@ -151,7 +151,7 @@ def test_the_loss_weighs_classes_alike_in_all_arms(place):
 
 def test_more_synthetic_images_than_there_are_is_refused_with_their_number(place):
     settings = settings_of(place, filtered=str(place / "filtered"), amounts=(1.0, 2.0))
-    message = "--amounts 2 is 12 images beside 6 real photos, and --filtered holds 9. .*take at most 1.5"
+    message = "--amounts 2 needs 12 images for 6 real ones, and --filtered holds 9. .*use at most 1.5"
     with pytest.raises(ValueError, match=message):
         check_amounts(settings, load_data(settings))
 
@@ -162,7 +162,7 @@ def test_photos_of_two_sizes_are_refused(place, tmp_path):
     shutil.rmtree(dataset / "val")
     shutil.move(tmp_path / "other" / "val", dataset / "val")
     with pytest.raises(
-        ValueError, match=r"are \(32, 32\) in train and \(32, 64\) in val \(height, width\); wanted one"
+        ValueError, match=r"one size; .* has \(32, 32\) in train and \(32, 64\) in val \(height, width\)"
     ):
         load_data(settings_of(place, dataset=str(dataset)))
     generated = write_scenes_as_generated(tmp_path / "generated", 6, 2 * SIZE)
@@ -244,7 +244,7 @@ def test_what_chance_among_many_comparisons_could_bring_is_said():
     against_real = next(each for each in results["comparisons"] if each["arm"] == "real_synthetic")
     assert against_real["mean_iou"]["reading"] == "better"
     assert against_real["mean_iou"]["all_counted"] == "within noise"
-    assert difference_text(against_real).endswith("With all comparisons of this study counted together, no longer so.")
+    assert difference_text(against_real).endswith("Not so after correction for all comparisons of this study.")
     found = dict(findings(results))
     assert found["Comparisons"].startswith("4 of mean IoU")
     assert num_beyond(results["comparisons"]) == (4, 4)  # equal ones and trains, which are never found, are none
@@ -253,10 +253,10 @@ def test_what_chance_among_many_comparisons_could_bring_is_said():
 
 def test_one_seed_and_two_are_called_too_few():
     one, two = (dict(findings(results_of({"real": REAL[:n], "synthetic": REAL[:n]}))) for n in (1, 2))
-    assert "one seed, so nothing says how much of it is chance" in one["Synthetic only, 1x"]
-    assert "no difference here can be told from chance" in one["Seeds"]
+    assert "one seed, so chance cannot be estimated" in one["Synthetic only, 1x"]
+    assert "differences cannot be distinguished from chance" in one["Seeds"]
     assert "By class" not in one["Comparisons"]
-    assert "give three at least" in two["Seeds"]
+    assert "use at least three" in two["Seeds"]
 
 
 def test_what_is_held_against_what():
@@ -280,7 +280,7 @@ def test_what_is_held_against_what():
 
 def leaks(settings: StudySettings) -> list[str]:
     data = load_data(settings)
-    return find_leaks(settings, data, {name: photo_digests(pairs) for name, pairs in data.sets.items()})
+    return find_leaks(settings, data, {name: image_digests(pairs) for name, pairs in data.sets.items()})
 
 
 def test_a_clean_study_leaks_nothing(place):
@@ -300,7 +300,7 @@ def test_images_of_validation_masks_are_found_by_their_names(place, tmp_path, co
     else:
         change_rows(generated, **{column: stem if column == "stem" else f"somewhere/{stem}.png"})
     (found,) = leaks(settings_of(place, generated=str(generated)))
-    assert f"from masks or photos of the validation split (1 of them, such as '{stem}')" in found
+    assert f"from masks or images of the validation split (1 of them, such as '{stem}')" in found
 
 
 def test_photos_of_both_splits_are_found_by_their_pixels(place, tmp_path):
@@ -308,7 +308,7 @@ def test_photos_of_both_splits_are_found_by_their_pixels(place, tmp_path):
     photo = (place / "toy" / "val" / "images" / "toy_0_5000000.png").read_bytes()
     sorted((generated / "images").iterdir())[0].write_bytes(photo)
     (found,) = leaks(settings_of(place, generated=str(generated)))
-    assert found.startswith("a photo of the validation split is also among those of --generated, pixel by pixel")
+    assert found.startswith("1 validation image(s) are also in --generated, pixel by pixel")
 
 
 @pytest.mark.parametrize(("split", "number"), [("validation", 1), ("train", 0)])

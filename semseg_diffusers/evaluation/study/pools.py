@@ -1,5 +1,5 @@
-"""The pairs of a study, and the pool that each arm draws from: a larger amount holds all of the smaller one.
-Which synthetic images come first is a pure function of the seed and their names."""
+"""The pairs of a study, the training pool of each arm, and checks for leaks between training and validation.
+A larger amount contains the smaller one: the order of synthetic images is a pure function of seed and names."""
 
 import hashlib
 import json
@@ -23,11 +23,12 @@ from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.hub.folders import weights_hash
 
 
-MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs that a process keeps, of each set
+MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs kept in memory, per process and set
+RUN_SETTINGS = "settings.json"  # of a training run: the data it was trained on
 
 
 class CachedPairs:
-    """The pairs of an image set, decoded once where there is room.
+    """The pairs of an image set, kept in memory after decoding, up to a limit.
 
     Args:
         images: the set.
@@ -43,17 +44,17 @@ class CachedPairs:
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """One pair: `image` uint8 (3, H, W), `mask` uint8 ids (H, W)."""
-        kept = self._decoded.get(index)
-        if kept is None:
-            kept = self.images.image(index).numpy(), self.images.mask(index).numpy()
-            self._decoded.put(index, *kept)
-        return {"image": torch.from_numpy(kept[0]), "mask": torch.from_numpy(kept[1])}
+        """Return `image` uint8 (3, H, W) and `mask` uint8 ids (H, W)."""
+        pair = self._decoded.get(index)
+        if pair is None:
+            pair = self.images.image(index).numpy(), self.images.mask(index).numpy()
+            self._decoded.put(index, *pair)
+        return {"image": torch.from_numpy(pair[0]), "mask": torch.from_numpy(pair[1])}
 
 
 @dataclass(frozen=True)
 class StudyData:
-    """All that the trainings of a study read."""
+    """The sets of pairs that the trainings of a study use."""
 
     real: CachedPairs
     validation: CachedPairs
@@ -62,15 +63,15 @@ class StudyData:
 
     @property
     def sets(self) -> dict[str, CachedPairs]:
-        """Those that there are, by name."""
+        """Available sets, by name."""
         return {name: pairs for name, pairs in vars(self).items() if pairs is not None}
 
 
 def load_data(settings: StudySettings) -> StudyData:
-    """Find the pairs; they are read when asked for.
+    """Find the pairs, which are loaded on access.
 
     Raises:
-        ValueError: a split, a folder or a label set is not what it should be, or sizes differ.
+        ValueError: an invalid split, folder or label set, or sizes that differ.
     """
     columns = column_options(settings)
     train, validation = (
@@ -78,9 +79,9 @@ def load_data(settings: StudySettings) -> StudyData:
     )
     if train.resolution != validation.resolution:
         raise ValueError(
-            f"the photos of '{settings.dataset}' are {train.resolution} in {settings.train_split} and "
-            f"{validation.resolution} in {settings.validation_split} (height, width); wanted one size. Prepare them "
-            "at one --resolution."
+            f"expected images of one size; '{settings.dataset}' has {train.resolution} in {settings.train_split} and "
+            f"{validation.resolution} in {settings.validation_split} (height, width). Prepare them at one "
+            "--resolution."
         )
     synthetic = {
         name: None if folder is None else CachedPairs(generated_images(folder, train), train.resolution)
@@ -93,109 +94,110 @@ def load_data(settings: StudySettings) -> StudyData:
     )
 
 
-def order_of(names: tuple[str, ...], seed: int) -> list[int]:
-    """The places of names, shuffled by a seed; what else there is does not change which of two comes first.
+def shuffled_order(names: tuple[str, ...], seed: int) -> list[int]:
+    """Return the indices of names, shuffled by a seed; the order of two names does not depend on the others.
 
-    So a filtered set, where images are missing, is taken in the order of the whole one.
+    A filtered set, where images are missing, therefore has the order of the full one.
 
     Example:
-        >>> order_of(("a", "b", "c", "d"), 0), order_of(("a", "b", "d"), 0)
+        >>> shuffled_order(("a", "b", "c", "d"), 0), shuffled_order(("a", "b", "d"), 0)
         ([2, 1, 3, 0], [1, 2, 0])
     """
     return sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed}/{names[i]}".encode()).digest())
 
 
 def num_synthetic(amount: float, num_real: int) -> int:
-    """How many pairs a multiple of the real ones is, at least one."""
+    """Return the number of synthetic pairs for an amount, at least one."""
     return max(1, round(amount * num_real))
 
 
 def check_amounts(settings: StudySettings, data: StudyData) -> None:
-    """Refuse amounts that there are not enough images for.
+    """Raise for amounts that exceed the available images.
 
     Raises:
-        ValueError: naming the images that there are, and the largest amount.
+        ValueError: naming the number of images, and the largest amount.
     """
     for name, arms in (("generated", OF_GENERATED), ("filtered", OF_FILTERED)):
-        wanted = num_synthetic(max(settings.amounts), len(data.real))
-        if set(arms) & set(settings.arms) and wanted > len(data.sets[name]):
-            there, most = len(data.sets[name]), int(1000 * len(data.sets[name]) / len(data.real)) / 1000
+        needed = num_synthetic(max(settings.amounts), len(data.real))
+        if set(arms) & set(settings.arms) and needed > len(data.sets[name]):
+            available = len(data.sets[name])
             raise ValueError(
-                f"--amounts {max(settings.amounts):g} is {wanted} images beside {len(data.real)} real photos, and "
-                f"--{name} holds {there}. Generate more, or take at most {most:g}."
+                f"--amounts {max(settings.amounts):g} needs {needed} images for {len(data.real)} real ones, and "
+                f"--{name} holds {available}. Generate more, or use at most "
+                f"{int(1000 * available / len(data.real)) / 1000:g}."
             )
 
 
-def members(training: Training, data: StudyData) -> list[tuple[str, int]]:
-    """The pool of a training: name of the set and place in it, for every pair."""
+def pool_members(training: Training, data: StudyData) -> list[tuple[str, int]]:
+    """Return the pool of a training: name of the set and index in it, for every pair."""
     real = [("real", index) for index in range(len(data.real))]
     if training.arm == "real":
         return real
     count = num_synthetic(training.amount, len(real))
     if training.arm == "real_duplicated":
-        again = order_of(data.real.names, training.seed)
-        return real + [("real", again[place % len(again)]) for place in range(count)]
+        order = shuffled_order(data.real.names, training.seed)
+        return real + [("real", order[index % len(order)]) for index in range(count)]
     name = "generated" if training.arm in OF_GENERATED else "filtered"
-    synthetic = [(name, index) for index in order_of(data.sets[name].names, training.seed)[:count]]
+    synthetic = [(name, index) for index in shuffled_order(data.sets[name].names, training.seed)[:count]]
     return synthetic if training.arm in ("synthetic", "filtered") else real + synthetic
 
 
 class Pool(LabelledImages):
-    """The pairs that a training draws from.
+    """The training pairs of an arm.
 
-    Classes are weighted by their pixels in the real photos, whatever the arm: the loss does not differ between arms.
-    A class that no real training mask holds has no weight.
+    Classes are weighted by their pixels in the real images, so that all arms share the loss. A class in no real
+    training mask has no weight.
 
     Args:
         training: the arm.
-        data: where its pairs come from.
+        data: source of its pairs.
         real_pixels: of each class, over all real training masks.
     """
 
     def __init__(self, training: Training, data: StudyData, real_pixels: torch.Tensor):
-        super().__init__(_Members(members(training, data), data))
+        super().__init__(_Members(pool_members(training, data), data))
         self.pixels = real_pixels
 
 
 class _Members:
-    """Pairs of several sets as one data set."""
+    """Pairs of several sets as one dataset."""
 
-    def __init__(self, places: list[tuple[str, int]], data: StudyData):
+    def __init__(self, members: list[tuple[str, int]], data: StudyData):
         self.labels, self.resolution = data.real.labels, data.real.resolution
-        self._places, self._sets = places, data.sets
+        self._members, self._sets = members, data.sets
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._members)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        name, place = self._places[index]
-        return self._sets[name][place]
+        name, index_in_set = self._members[index]
+        return self._sets[name][index_in_set]
 
 
-RUN_SETTINGS = "settings.json"  # of a training run: what a model was trained on
+# Leaks ---------------------------------------------------------------------------------------------------------------
 
 
-def photo_digests(pairs: CachedPairs) -> list[bytes]:
-    """A hash of the pixels of each photo."""
+def image_digests(pairs: CachedPairs) -> list[bytes]:
+    """Hash the pixels of each image."""
     return [hashlib.sha256(pairs[index]["image"].numpy()).digest() for index in range(len(pairs))]
 
 
 def data_hash(pairs: CachedPairs, digests: Iterable[bytes]) -> str:
-    """A hash of a set by names, pixels, masks and classes, whatever files they lie in."""
-    whole = hashlib.sha256(repr((pairs.resolution, pairs.labels.names, pairs.labels.ignore_index)).encode())
+    """Hash names, pixels, masks and classes of a set, independently of its files."""
+    result = hashlib.sha256(repr((pairs.resolution, pairs.labels.names, pairs.labels.ignore_index)).encode())
     for index, digest in enumerate(digests):
-        whole.update(pairs.names[index].encode() + b"\0" + digest)
-        whole.update(pairs[index]["mask"].numpy())
-    return f"sha256:{whole.hexdigest()[:16]}"
+        result.update(pairs.names[index].encode() + b"\0" + digest)
+        result.update(pairs[index]["mask"].numpy())
+    return f"sha256:{result.hexdigest()[:16]}"
 
 
 def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list[bytes]]) -> list[str]:
-    """Return what is wrong, a sentence each; nothing where all is well.
+    """Return leaks of validation images into the training sets, one sentence each.
 
     Args:
         settings: folders of the synthetic images.
         data: the sets.
-        digests: `photo_digests` of each.
+        digests: `image_digests` of each set.
     """
     found = []
     of_validation = dict(zip(digests["validation"], data.validation.names, strict=True))
@@ -203,8 +205,8 @@ def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list
         same = [of_validation[digest] for digest in digests[name] if digest in of_validation]
         if same:
             where = "the training split" if name == "real" else f"--{name}"
-            found.append(f"{_photos(len(same))} also among those of {where}, pixel by pixel, such as '{same[0]}'.")
-    # a name that both splits use says nothing
+            found.append(f"{len(same)} validation image(s) are also in {where}, pixel by pixel, such as '{same[0]}'.")
+    # a name in both splits means nothing
     only_validation = set(data.validation.names) - set(data.real.names)
     for name in ("generated", "filtered"):
         folder = getattr(settings, name)
@@ -214,34 +216,30 @@ def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list
         leaked = sorted(only_validation & _made_from(rows))
         if leaked:
             found.append(
-                f"--{name} '{folder}' holds images that were made from masks or photos of the validation split "
+                f"--{name} '{folder}' holds images generated from masks or images of the validation split "
                 f"({len(leaked)} of them, such as '{leaked[0]}'). Generate from masks of the training split."
             )
         for model in sorted({str(row["model"]) for row in rows if row.get("model")}):
             if _was_trained_on_validation(model, settings):
                 found.append(
-                    f"--{name} '{folder}' was drawn by '{model}', which was trained on the validation split. Train a "
-                    "model on the training split."
+                    f"--{name} '{folder}' was generated by '{model}', which was trained on the validation split. "
+                    "Train a model on the training split."
                 )
     return found
 
 
-def _photos(count: int) -> str:
-    return f"{count} photos of the validation split are" if count > 1 else "a photo of the validation split is"
-
-
 def _made_from(rows: list[dict[str, Any]]) -> set[str]:
-    """The names of all masks and photos that stand behind images."""
+    """Return the names of all masks and real images that generated images come from."""
     stems = {str(row["stem"]) for row in rows if row.get("stem")}
     stems |= {Path(row["source_photo"]).stem for row in rows if row.get("source_photo")}
     masks = [Path(row["source_mask"]) for row in rows if row.get("source_mask")]
     names = {folder: Names(folder) for folder in {mask.parent for mask in masks}}
-    # of masks that `enrich` made, those that they began with
+    # for masks of `enrich`: the masks they were made from
     return stems | {stem for mask in masks for stem in names[mask.parent].of(mask.stem)}
 
 
 def _was_trained_on_validation(model: str, settings: StudySettings) -> bool:
-    """Whether a run that is here says that it learned the split that is to judge."""
+    """Return whether a local run was trained on the validation split, by its settings."""
     path = Path(model) / RUN_SETTINGS
     if not path.is_file():
         return False
@@ -252,13 +250,13 @@ def _was_trained_on_validation(model: str, settings: StudySettings) -> bool:
 
 
 def filter_weights(folder: str | None) -> str | None:
-    """The hash of the network that filtered a folder; None where it was not filtered."""
+    """Return the hash of the network that filtered a folder; None if it was not filtered."""
     record = None if folder is None else read_filter(folder)
     return None if record is None else record["segmenter_sha256"]
 
 
 def base_weights(settings: StudySettings) -> str | None:
-    """The hash of the weights that all networks begin with; None for random ones."""
+    """Return the hash of the pretrained weights of all networks; None for random ones."""
     if settings.base_model is None:
         return None
     source = PretrainedSource.of(settings.base_model, settings.revision, "--base_model")
@@ -266,15 +264,15 @@ def base_weights(settings: StudySettings) -> str | None:
 
 
 def find_filter_as_judge(settings: StudySettings, weights: str | None) -> list[str]:
-    """Return a sentence where the networks would begin with the one that filtered the images.
+    """Return a sentence for each folder that was filtered by the base model.
 
     Args:
         settings: folders of the synthetic images.
-        weights: what `base_weights` returns.
+        weights: from `base_weights`.
     """
     return [
-        f"--base_model '{settings.base_model}' is the network that filtered --{name} '{folder}' ({weights}): what it "
-        "took for right it has learned already. Begin with another, or with random weights."
+        f"--base_model '{settings.base_model}' is the network that filtered --{name} '{folder}' ({weights}): it has "
+        "already learned what it kept. Use another one, or random weights."
         for name, folder in (("generated", settings.generated), ("filtered", settings.filtered))
         if weights is not None and filter_weights(folder) == weights
     ]

@@ -1,5 +1,5 @@
-"""Means, paired differences and their intervals over seeds: Student's t, as in any textbook on paired samples.
-An interval over n seeds speaks of first weights, order of data and choice of images, and of nothing else."""
+"""Means, paired differences and confidence intervals over seeds (Student's t), and the findings of a study.
+An interval over n seeds covers initial weights, data order and choice of images, and nothing else."""
 
 import math
 import statistics
@@ -18,7 +18,7 @@ BETTER, WITHIN, WORSE, UNKNOWN = "better", "within noise", "worse", "unknown"
 
 @dataclass(frozen=True)
 class Spread:
-    """What one figure came to over seeds."""
+    """A score over seeds."""
 
     mean: float
     std: float | None  # of the sample (n - 1); None for one seed
@@ -27,7 +27,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much one figure differs between two variants, seed by seed."""
+    """The difference of a score between two variants, paired by seed."""
 
     mean: float
     low: float | None  # ends of the interval; None for one seed
@@ -37,7 +37,7 @@ class Difference:
 
 
 def spread(values: Sequence[float]) -> Spread:
-    """Summarize a figure over seeds.
+    """Summarize a score over seeds.
 
     Example:
         >>> spread([0.5, 0.25]).mean
@@ -50,8 +50,8 @@ def paired_difference(values: Sequence[float], others: Sequence[float], confiden
     """Compare two variants that share their seeds.
 
     Args:
-        values: a figure of the first, one for each seed; higher is better.
-        others: the same figure of the second, seeds in the same order.
+        values: scores of the first, one per seed; higher is better.
+        others: scores of the second, in the same order of seeds.
         confidence: of the interval.
 
     Example:
@@ -74,21 +74,21 @@ READINGS = {
     BETTER: "beyond the noise between seeds",
     WITHIN: "within the noise between seeds",
     WORSE: "worse, beyond the noise between seeds",
-    UNKNOWN: "one seed, so nothing says how much of it is chance",
+    UNKNOWN: "one seed, so chance cannot be estimated",
 }
-FEW_SEEDS = 3  # below this an interval is wider than what it could show
+FEW_SEEDS = 3  # below this an interval is wider than any realistic difference
 MORE_SEEDS = 5
 
 
 class Finding(NamedTuple):
-    """A sentence or two, and what they are about."""
+    """One or two sentences, and their topic."""
 
     topic: str
     text: str
 
 
 def difference_text(comparison: Mapping[str, Any]) -> str:
-    """One comparison of mean IoU as a sentence.
+    """Describe one comparison of mean IoU.
 
     Example:
         >>> found = {"mean": 0.021, "low": 0.004, "high": 0.038, "reading": "better", "all_counted": "better"}
@@ -99,12 +99,12 @@ def difference_text(comparison: Mapping[str, Any]) -> str:
     interval = "" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})"
     text = f"{found['mean']:+.3f} mIoU{interval} over {other}: {READINGS[found['reading']]}."
     if found["reading"] in (BETTER, WORSE) and found["all_counted"] != found["reading"]:
-        text += " With all comparisons of this study counted together, no longer so."
+        text += " Not so after correction for all comparisons of this study."
     return text
 
 
 def findings(results: Mapping[str, Any]) -> list[Finding]:
-    """What `results.json` says: each arm at each amount, then how far all of it can be trusted."""
+    """Return the findings of a study: each arm at each amount, then how reliable they are."""
     comparisons = results["comparisons"]
     found = []
     order = dict.fromkeys((each["arm"], each["amount"]) for each in comparisons)
@@ -116,42 +116,39 @@ def findings(results: Mapping[str, Any]) -> list[Finding]:
 
 
 def _number_of_comparisons(comparisons: list[Mapping[str, Any]]) -> Finding:
-    """How much of what lies beyond noise would do so without any reason."""
+    """Describe how many comparisons would be beyond noise by chance."""
     number, chance = len(comparisons), 1 - CONFIDENCE
-    text = f"{number} of mean IoU, each with an interval of {100 * CONFIDENCE:g} %"
-    text += f": without any true difference, about {number * chance:.1f} of them would lie beyond noise by chance."
+    text = f"{number} of mean IoU, each with a {100 * CONFIDENCE:g} % interval"
+    text += f": without any true difference, about {number * chance:.1f} of them would be beyond noise by chance."
     beyond, classes = num_beyond(comparisons)
     if classes:
-        text += (
-            f" By class, {beyond} of {classes} lie beyond noise, where chance alone gives about "
-            f"{classes * chance:.0f}."
-        )
+        text += f" By class, {beyond} of {classes} are beyond noise; chance alone gives about {classes * chance:.0f}."
     return Finding("Comparisons", text)
 
 
 def _seeds(results: Mapping[str, Any]) -> Finding:
     number = len(results["seeds"])
     if number == 1:
-        return Finding("Seeds", "One seed: no difference here can be told from chance. Give three at least.")
+        return Finding("Seeds", "One seed: differences cannot be distinguished from chance. Use at least three.")
     text = (
-        f"n = {number}. What lies within the noise tells neither a gain nor a loss. Intervals are Student's t of the "
-        "differences seed by seed. They cover first weights, order of the data, augmentation and choice of synthetic "
-        "images; not another choice of photos to train on or to validate by, nor a generator that is trained again."
+        f"n = {number}. A difference within the noise shows neither a gain nor a loss. Intervals are Student's t of "
+        "the paired differences. They cover initial weights, order of the data, augmentation and choice of synthetic "
+        "images; not other training or validation images, nor a retrained generator."
     )
     if number < FEW_SEEDS:
-        text += " Two seeds make intervals so wide that hardly anything can lie beyond them: give three at least."
+        text += " Two seeds give such wide intervals that hardly any difference exceeds them: use at least three."
     elif number < MORE_SEEDS:
-        text += " So few seeds find large differences only: more --seeds make the intervals narrower."
+        text += " So few seeds detect only large differences: more --seeds narrow the intervals."
     return Finding("Seeds", text)
 
 
 Variant = tuple[str, float | None]  # arm and amount
 AS_MANY = ("real_synthetic", "real_filtered")  # arms that have as many pairs as `real_duplicated`
-UNFILTERED = {"real_filtered": "real_synthetic", "filtered": "synthetic"}  # what filtering is to be better than
+UNFILTERED = {"real_filtered": "real_synthetic", "filtered": "synthetic"}  # baseline of each filtered arm
 
 
 def title(arm: str, amount: float | None) -> str:
-    """An arm with its amount, as people read it.
+    """Return the readable title of an arm with its amount.
 
     Example:
         >>> title("real_synthetic", 0.5), title("real", None)
@@ -161,8 +158,8 @@ def title(arm: str, amount: float | None) -> str:
 
 
 def compared(settings: StudySettings) -> list[tuple[Variant, Variant]]:
-    """What is held against what: each variant against real photos, against as many duplicates, and if it is filtered
-    against its like that is not."""
+    """Return the comparisons: each variant with real images, with as many duplicates, and, if it is filtered, with
+    its unfiltered counterpart."""
     pairs = []
     for arm, amount in variants(settings):
         others = [] if arm == "real" else [("real", None)]
@@ -181,7 +178,7 @@ def arms_and_comparisons(
 
     Args:
         settings: of the study.
-        result_of: what came of a training, see `train_one`.
+        result_of: returns the result of a training, see `train_one`.
 
     Returns:
         the entries `arms` and `comparisons` of `results.json`.
@@ -191,7 +188,7 @@ def arms_and_comparisons(
     }
     arms = [_arm(settings, variant, results) for variant, results in runs.items()]
     pairs = compared(settings)
-    # Bonferroni: the level that lets all comparisons together err as seldom as one should
+    # Bonferroni correction for all comparisons
     strict = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
     comparisons = [
         {
@@ -223,7 +220,7 @@ def _arm(settings: StudySettings, variant: Variant, results: Sequence[dict[str, 
 
 
 def _compare(results: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], strict: float) -> dict[str, Any]:
-    """The differences of mean IoU and of each class; `all_counted` reads the first with all comparisons in mind."""
+    """Return the differences of mean IoU and of each class; `all_counted` is corrected for all comparisons."""
     (ours, theirs) = ([result["scores"] for result in runs] for runs in (results, others))
     values, baseline = ([each["mean_iou"] for each in scores] for scores in (ours, theirs))
     return {
@@ -241,9 +238,9 @@ def _compare(results: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]
 
 
 def num_beyond(comparisons: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """How many comparisons of single classes lie beyond noise, and how many there are.
+    """Return how many comparisons of single classes are beyond noise, and their total number.
 
-    Classes that neither network ever finds, and those of one seed, are none.
+    Classes that neither network ever predicts, and those with one seed, do not count.
     """
     found = [entry for comparison in comparisons for entry in comparison["iou"].values() if any(entry["values"])]
     readings = [entry["reading"] for entry in found if entry["reading"] != UNKNOWN]

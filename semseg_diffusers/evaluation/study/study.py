@@ -19,8 +19,8 @@ from semseg_diffusers.evaluation.study.pools import (
     filter_weights,
     find_filter_as_judge,
     find_leaks,
+    image_digests,
     load_data,
-    photo_digests,
 )
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
 from semseg_diffusers.evaluation.study.settings import SHARED, StudyCommandSettings, StudySettings, trainings
@@ -48,28 +48,28 @@ def run_study(
 
     Args:
         settings: of the study.
-        output: folder to make, or to go on in.
-        device: where networks are trained; "cuda" gives each process a GPU in turn.
-        jobs: processes at once, at least 1.
-        show_progress: show a bar on stderr.
+        output: folder to create or resume.
+        device: of the trainings; "cuda" distributes processes over the GPUs.
+        jobs: parallel processes, at least 1.
+        show_progress: show a progress bar on stderr.
 
     Returns:
-        what `results.json` holds.
+        the content of `results.json`.
 
     Raises:
-        ValueError: data or settings are refused, or the folder holds trainings with others.
+        ValueError: invalid data or settings, or a folder with trainings of other settings.
         ChildProcessError: a training process failed.
     """
     if jobs < 1:
-        raise ValueError(f"--jobs must be at least 1; got {jobs}.")
+        raise ValueError(f"--jobs must be 1 or more; got {jobs}.")
     check_output(output)
     data = load_data(settings)
     check_amounts(settings, data)
     weights = base_weights(settings)
-    digests = {name: photo_digests(pairs) for name, pairs in data.sets.items()}
+    digests = {name: image_digests(pairs) for name, pairs in data.sets.items()}
     forced = find_leaks(settings, data, digests) + find_filter_as_judge(settings, weights)
     if forced and not settings.force:
-        raise ValueError(f"{' '.join(forced)} To go on all the same, and have the page say so: --force.")
+        raise ValueError(f"{' '.join(forced)} To continue nevertheless, with a warning on the page: --force.")
     initial = initial_network(settings, data, settings.seeds[0])
     record = {
         "settings": {name: getattr(settings, name) for name in SHARED},
@@ -94,51 +94,51 @@ def run_study(
 
 
 def check_output(output: Path) -> None:
-    """Refuse a folder that holds anything but a study.
+    """Raise for a folder with anything but a study.
 
     Raises:
-        ValueError: naming what it holds.
+        ValueError: naming the foreign file.
     """
     if output.is_file():
-        raise ValueError(f"--output '{output}' is a file; wanted a folder.")
+        raise ValueError(f"--output '{output}' is a file; expected a folder.")
     if output.is_dir() and not (output / STUDY_FILE).is_file():
         foreign = sorted(path.name for path in output.iterdir() if path.name != LOCK_FILE and ".tmp-" not in path.name)
         if foreign:
             raise ValueError(
-                f"--output '{output}' is not empty and was not made by study (it holds {foreign[0]}); name another."
+                f"--output '{output}' is not empty and was not made by study (it holds {foreign[0]}). Choose another."
             )
 
 
 def _open_output(output: Path, record: Mapping[str, Any]) -> None:
-    """Write what the trainings share, or refuse a folder whose trainings share something else.
+    """Write what the trainings share; raise if the folder's trainings share something else.
 
     Raises:
         ValueError: naming what differs.
     """
     file = output / STUDY_FILE
     for path in [*output.glob("*.tmp-*"), *(output / TRAININGS).glob("*.tmp-*")]:
-        path.unlink()  # of a run that was killed; nobody else writes here
+        path.unlink()  # of an interrupted run; the folder is locked
     if file.is_file() and any((output / TRAININGS).glob("*.json")):
         try:
-            there = json.loads(file.read_text(encoding="utf-8"))
-            different = _differences(there, record)
+            saved = json.loads(file.read_text(encoding="utf-8"))
+            different = _differences(saved, record)
         except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as err:
-            raise ValueError(f"'{file}' is no record of a study ({err}); name another --output.") from err
+            raise ValueError(f"'{file}' is not a record of a study ({err}). Choose another --output.") from err
         if different:
             raise ValueError(
-                f"--output '{output}' holds trainings with other settings ({'; '.join(different)}). Name another "
-                "folder; arms, seeds and amounts alone may be added to."
+                f"--output '{output}' holds trainings with other settings ({'; '.join(different)}). Choose another "
+                "folder; only arms, seeds and amounts can be added."
             )
-        record = {**record, "data": {**there["data"], **record["data"]}}
+        record = {**record, "data": {**saved["data"], **record["data"]}}
     write_text(file, json.dumps(record, indent=2) + "\n")
     (output / TRAININGS).mkdir(exist_ok=True)
 
 
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What two records say differently; a set of images that only one of them has changes nothing of the others."""
+def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
+    """Return how two records differ; a set of images in only one of them is no difference."""
     different = []
     for group in ("settings", "network", "recipe", "data"):
-        old, new = there[group], now[group]
+        old, new = saved[group], current[group]
         for name in sorted(set(old) & set(new) if group == "data" else {*old, *new}):
             if old.get(name) != new.get(name):
                 what = f"{name} images" if group == "data" else name
@@ -181,29 +181,25 @@ def _results(
 
 
 def _notes(settings: StudySettings, data: StudyData, results: Mapping[str, Any]) -> list[str]:
-    """What a reader should know of how the figures came to be."""
-    notes = [
-        "The weights of the last step are scored, on the whole validation split at once; nothing was chosen by it."
-    ]
+    """Return notes on how the results were obtained."""
+    notes = ["The weights of the last step are scored on the full validation split; no selection was made with it."]
     absent = results["absent"]
     if absent:
         notes.append(f"No validation mask holds {', '.join(absent)}: not in the mean.")
     pixels = LabelledImages(data.real).pixels
     unseen = [name for name, count in zip(data.real.labels.names, pixels, strict=True) if count == 0]
     notes.append(
-        "Classes are weighted by their share of the real training pixels, in every arm alike."
+        "Classes are weighted by their share of the real training pixels, equally in all arms."
         + (f" {', '.join(unseen)}: in no real training mask, so without weight." if unseen else "")
     )
     if settings.filtered is not None:
         known = results["filters"]["filtered"]
-        by = f"by a network with weights {known}" if known else "by a network that it does not name"
-        begin = f"'{settings.base_model}'" if settings.base_model else "random weights"
-        notes.append(
-            f"'{settings.filtered}' was filtered {by}. The networks of this study are trained anew, from {begin}."
-        )
+        by = f"by a network with weights {known}" if known else "by an unknown network"
+        start = f"'{settings.base_model}'" if settings.base_model else "random weights"
+        notes.append(f"'{settings.filtered}' was filtered {by}. The networks of this study are trained from {start}.")
     least = min(arm["passes"] for arm in results["arms"])
     if least < 1:
-        notes.append(f"The largest pool was not seen whole: {least:.2f} passes. Give more --max_train_steps.")
+        notes.append(f"The largest pool was not seen in full: {least:.2f} passes. Increase --max_train_steps.")
     return notes
 
 

@@ -1,5 +1,5 @@
-"""Trains and scores one network of a study, and keeps what came of it in a file of its own.
-The last weights are scored, not the best of several: choosing by the validation split would flatter what varies more.
+"""Trains and scores the networks of a study, in parallel processes, with one result file per network.
+The last weights are scored, not the best ones: selection by the validation split would favor noisier trainings.
 """
 
 import contextlib
@@ -20,22 +20,23 @@ from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.evaluation.segmentation.initialization import InitialSegmenter, build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
-from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, members
+from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, pool_members
 from semseg_diffusers.evaluation.study.settings import MAX_JOBS, StudySettings, Training
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.files import terminate_as_exception
 from semseg_diffusers.utils.progress import progress_bar
 
 
-TRAININGS = "trainings"  # folder of one file for each network
+TRAININGS = "trainings"  # folder of the result files
+POLL_SECONDS = 0.2  # between checks of the processes
 
 
 class StoppedError(RuntimeError):
-    """A training was told to end before its last step; nothing of it is kept."""
+    """A training was stopped before its last step; no result is kept."""
 
 
 def initial_network(settings: StudySettings, data: StudyData, seed: int) -> InitialSegmenter:
-    """The network of a seed before its first step: the same for every arm."""
+    """Return the network of a seed before its first step, the same for every arm."""
     return build_segmenter(settings, data.real.labels, data.real.resolution, seed)
 
 
@@ -53,23 +54,23 @@ def train_one(
         training: arm, amount and seed.
         settings: of the study.
         data: of the study.
-        device: where the network is.
-        on_steps: told now and then how many optimizer steps were done since it was last told.
-        should_stop: asked after each step.
+        device: of the network.
+        on_steps: called from time to time with the number of optimizer steps since the last call.
+        should_stop: called after each step; True ends the training.
 
     Returns:
-        JSON: what it was trained on, its scores, last loss, and seconds.
+        JSON: training set, scores, last loss and seconds.
 
     Raises:
-        StoppedError: `should_stop` said so.
-        ValueError: it diverged.
+        StoppedError: `should_stop` returned True.
+        ValueError: the training diverged.
     """
-    started, told = time.monotonic(), 0
+    started, reported = time.monotonic(), 0
 
     def on_log(line: dict[str, Any]) -> None:
-        nonlocal told
-        on_steps(line["step"] - told)
-        told = line["step"]
+        nonlocal reported
+        on_steps(line["step"] - reported)
+        reported = line["step"]
 
     initial = initial_network(settings, data, training.seed)
     network = initial.network.to(device)
@@ -90,11 +91,11 @@ def train_one(
     loss = history.log[-1]["loss"]
     if not math.isfinite(loss):
         raise ValueError(
-            f"'{training.name}' diverged: its loss is {loss} at the end. Lower --learning_rate (it is "
-            f"{initial.learning_rate:g}) or leave --mixed_precision."
+            f"'{training.name}' diverged: its final loss is {loss}. Lower --learning_rate (it is "
+            f"{initial.learning_rate:g}) or omit --mixed_precision."
         )
     scores = score_network(network, initial.preprocessing, LabelledImages(data.validation), settings.mixed_precision)
-    pool = members(training, data)
+    pool = pool_members(training, data)
     return {
         **dataclasses.asdict(training),
         "num_pairs": len(pool),
@@ -107,39 +108,36 @@ def train_one(
 
 
 def result_file(output: Path, training: Training) -> Path:
-    """Where a training's result stands once it is done."""
+    """Return the path of a training's result."""
     return output / TRAININGS / f"{training.name}.json"
 
 
 def save_result(output: Path, training: Training, result: dict[str, Any]) -> None:
-    """Write a result whole."""
+    """Write a result atomically."""
     write_text(result_file(output, training), json.dumps(result, indent=2) + "\n")
 
 
 def read_result(output: Path, training: Training) -> dict[str, Any] | None:
-    """What came of a training; None where it is not done.
+    """Return the result of a training; None if it is not finished.
 
     Raises:
-        ValueError: the file is of something else.
+        ValueError: a file with other content.
     """
     path = result_file(output, training)
     if not path.is_file():
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        there = Training(result["arm"], result["amount"], result["seed"])
+        saved = Training(result["arm"], result["amount"], result["seed"])
     except (ValueError, KeyError, TypeError) as err:
-        raise ValueError(f"'{path}' holds no result of a training ({err}). Delete it: it is trained again.") from err
-    if there != training:
-        raise ValueError(f"'{path}' is of {there.name}. Delete it: {training.name} is trained again.")
+        raise ValueError(f"'{path}' holds no result of a training ({err}). Delete it to train again.") from err
+    if saved != training:
+        raise ValueError(f"'{path}' belongs to {saved.name}. Delete it to train {training.name} again.")
     return result
 
 
-PAUSE = 0.2  # seconds between looks at the processes
-
-
 def default_jobs(device: str) -> int:
-    """One for each GPU, or for each CPU core that may be used."""
+    """Return the number of GPUs, or of available CPU cores up to `MAX_JOBS`."""
     if torch.device(device).type != "cpu":
         return max(1, torch.cuda.device_count()) if device == "cuda" else 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -155,19 +153,19 @@ def run_trainings(
     jobs: int,
     show_progress: bool = False,
 ) -> None:
-    """Train what is missing; each result is written as soon as it is there.
+    """Train missing networks; each result is written when it is complete.
 
     Args:
-        missing: what to train, in this order.
+        missing: trainings, in this order.
         settings: of the study.
-        data: of the study, for trainings in this process; others read it for themselves.
+        data: of the study, for trainings in this process; other processes load their own.
         output: folder of the study.
-        device: "cuda" gives each process a GPU in turn; other devices are shared.
-        jobs: processes at once, at least 1; one works here.
+        device: "cuda" distributes processes over the GPUs; other devices are shared.
+        jobs: parallel processes, at least 1; a single one runs here.
         show_progress: show a bar of optimizer steps on stderr.
 
     Raises:
-        ChildProcessError: a process ended before its work was done.
+        ChildProcessError: a process ended early.
         ValueError: a training diverged.
     """
     total = len(missing) * settings.max_train_steps
@@ -177,7 +175,7 @@ def run_trainings(
         progress_bar(total=total, desc=f"{len(missing)} trainings", unit="step", disable=not show_progress) as bar,
     ):
         if jobs > 1:
-            _run_apart(missing, settings, output, device, jobs, bar)
+            _run_processes(missing, settings, output, device, jobs, bar)
         elif missing:
             with _one_thread():
                 for training in missing:
@@ -186,7 +184,7 @@ def run_trainings(
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Compute on one CPU thread, as each of several processes does: sums are then the same to the last bit."""
+    """Use one CPU thread, like parallel processes do, so that results are bit-identical."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -195,30 +193,30 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _run_apart(
+def _run_processes(
     missing: list[Training], settings: StudySettings, output: Path, device: str, jobs: int, bar: Any
 ) -> None:
     context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-    following, steps = context.Value("q", 0), context.Value("q", 0)
+    counter, steps = context.Value("q", 0), context.Value("q", 0)
     gpus = torch.cuda.device_count() if device == "cuda" else 0
     processes = []
     try:
         for number in range(jobs):
             own = f"cuda:{number % gpus}" if gpus else device
-            arguments = (missing, settings, output, own, following, steps, os.getpid())
+            arguments = (missing, settings, output, own, counter, steps, os.getpid())
             process = context.Process(target=_work, args=arguments, name=f"study-{number}")
             process.start()
             processes.append(process)
         while any(process.is_alive() for process in processes) and not _failed(processes):
-            time.sleep(PAUSE)
+            time.sleep(POLL_SECONDS)
             bar.update(steps.value - bar.n)
         bar.update(steps.value - bar.n)
         failed = _failed(processes)
         if failed:
-            killed = " A process that was killed (-9) mostly lacked memory: give fewer --jobs." if -9 in failed else ""
+            killed = " A killed process (-9) usually ran out of memory: use fewer --jobs." if -9 in failed else ""
             raise ChildProcessError(
-                f"a training process ended with {failed[0]}; what it said stands above.{killed} What is done stays: "
-                "the same command goes on."
+                f"a training process ended with {failed[0]}; its message is above.{killed} Finished trainings are "
+                "kept: the same command resumes."
             )
     finally:
         for process in processes:
@@ -236,12 +234,12 @@ def _work(
     settings: StudySettings,
     output: Path,
     device: str,
-    following: Any,
+    counter: Any,
     steps: Any,
     parent: int,
 ) -> None:
-    """Take the next training until there is none: what each of several processes does. It ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent ends this one
+    """Run the next training until none is left; the process ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
     data = load_data(settings)
@@ -249,26 +247,20 @@ def _work(
     def is_orphan() -> bool:
         return os.getppid() != parent
 
+    def take_next() -> Training | None:
+        with counter.get_lock():
+            index, counter.value = counter.value, counter.value + 1
+        return missing[index] if index < len(missing) else None
+
+    def add_steps(count: int) -> None:
+        with steps.get_lock():
+            steps.value += count
+
     try:
-        while (training := _next(missing, following)) is not None:
-            on_steps = _adder(steps)
-            save_result(output, training, train_one(training, settings, data, device, on_steps, is_orphan))
+        while (training := take_next()) is not None:
+            save_result(output, training, train_one(training, settings, data, device, add_steps, is_orphan))
     except StoppedError:
         return
     except (ValueError, OSError) as err:
         sys.stderr.write(f"error: {err}\n")
         sys.exit(2)
-
-
-def _next(missing: list[Training], following: Any) -> Training | None:
-    with following.get_lock():
-        place, following.value = following.value, following.value + 1
-    return missing[place] if place < len(missing) else None
-
-
-def _adder(steps: Any) -> Callable[[int], None]:
-    def add(count: int) -> None:
-        with steps.get_lock():
-            steps.value += count
-
-    return add
