@@ -1,5 +1,5 @@
-"""Loads the networks behind features: an encoder of transformers, the standard Inception, a TorchScript file.
-Each becomes a module from uint8 images (B, 3, H, W) to features (B, D), with its own preparation inside."""
+"""Loads feature networks: an encoder of transformers, the standard Inception, a TorchScript file.
+Each is a module from uint8 images (B, 3, H, W) to features (B, D), preprocessing included."""
 
 import contextlib
 import hashlib
@@ -16,29 +16,29 @@ from safetensors import SafetensorError
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
 
 
-BRING = "bring a folder with config.json, preprocessor_config.json and model.safetensors, and name it: --features DIR"
+HINT = "provide a folder with config.json, preprocessor_config.json and model.safetensors: --features DIR"
 INCEPTION_WEIGHTS = (
     "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's copy of the network of the FID paper
 )
-INCEPTION_SIZE = 299  # pixels a side, to which torchmetrics resizes inside
+INCEPTION_SIZE = 299  # pixels a side, to which torchmetrics resizes
 
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A network as `load_extractor` takes it."""
+    """A network for `load_extractor`."""
 
     module: torch.nn.Module  # uint8 (B, 3, H, W) -> (B, D), in evaluation mode
-    revision: str  # commit of the Hub, or hash of the weights and of what is read with them
+    revision: str  # Hub commit, or hash of weights and settings
     architecture: str
-    output: str | None  # which of the network's outputs the features are; None: `module.output` says after a forward
-    input_size: tuple[int, int] | None  # height, width; None where images go in at their own size
+    output: str | None  # output that the features are taken from; None: `module.output`, set by a forward pass
+    input_size: tuple[int, int] | None  # height, width; None: that of the images
 
 
 def resize(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
-    """Resize uint8 images (B, 3, H, W) to float ones in [0, 255]: bicubic, antialiased, not cropped; None keeps them.
+    """Resize uint8 images (B, 3, H, W) to float in [0, 255]: bicubic, antialiased, not cropped; None keeps the size.
 
-    The whole image is stretched to the size, as FD-DINOv2 of EDM2 does it (Karras et al. 2024): the sides of a street
-    scene count as much as its middle. Values are neither rounded nor cut off.
+    The full image is stretched to the size, as in FD-DINOv2 of EDM2 (Karras et al. 2024): the sides of a street scene
+    count as much as its center. Values are neither rounded nor clipped.
     """
     images = images.float()
     if size is None or tuple(images.shape[-2:]) == size:
@@ -47,7 +47,7 @@ def resize(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
 
 
 def hash_of(paths: Sequence[Path]) -> str:
-    """Return "sha256:..." over the content of files, in the order of their names."""
+    """Return "sha256:..." of the content of files, in the order of their names."""
     digest = hashlib.sha256()
     for path in sorted(paths):
         with path.open("rb") as file:
@@ -60,15 +60,15 @@ def hash_of(paths: Sequence[Path]) -> str:
 
 
 class _Encoder(torch.nn.Module):
-    """An image encoder of transformers, with the preparation that its saved image processor asks for."""
+    """An image encoder of transformers, with the preprocessing of its saved image processor."""
 
     def __init__(self, encoder: torch.nn.Module, processor: Any, size: tuple[int, int] | None, use_pooler: bool):
         super().__init__()
         self.encoder, self.size, self.use_pooler = encoder, size, use_pooler
-        self.output: str | None = None  # known after the first forward
+        self.output: str | None = None  # set by the first forward pass
         self.has_class_token = any(name.endswith(("cls_token", "class_embedding")) for name in encoder.state_dict())
         self.scale = getattr(processor, "rescale_factor", 1 / 255) if processor.do_rescale else 1.0
-        self.flip = bool(getattr(processor, "do_flip_channel_order", False))  # MobileViT reads BGR
+        self.flip = bool(getattr(processor, "do_flip_channel_order", False))  # MobileViT expects BGR
         normalize = bool(processor.do_normalize)
         for name, values in (
             ("mean", processor.image_mean if normalize else (0.0,) * 3),
@@ -77,7 +77,7 @@ class _Encoder(torch.nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, 3, H, W) -> float32 pixel values (B, 3, h, w)."""
+        """Return float32 pixel values (B, 3, h, w) of uint8 images (B, 3, H, W)."""
         pixels = resize(images, self.size) * self.scale
         if self.flip:
             pixels = pixels.flip(1)
@@ -89,14 +89,14 @@ class _Encoder(torch.nn.Module):
         return features  # (B, D)
 
     def choose(self, outputs: Any) -> tuple[str, torch.Tensor]:
-        """Name and value of the features among the outputs of the encoder."""
+        """Return name and value of the output to use as features."""
         pooled = outputs.get("pooler_output") if self.use_pooler else None
         if pooled is not None:
             return "pooler_output", pooled.flatten(1)
         names = ("last_hidden_state", "encoder_last_hidden_state")  # the second is Mask2Former's
         name = next((name for name in names if outputs.get(name) is not None), None)
         if name is None:
-            raise ValueError(f"wanted an output {' or '.join(names)}; the network gives {', '.join(outputs)}")
+            raise ValueError(f"expected an output {' or '.join(names)}; got {', '.join(outputs)}")
         hidden = outputs[name]  # tokens (B, N, D) or a map (B, D, h, w)
         if hidden.ndim == 4:
             return f"mean over space of {name}", hidden.float().mean((2, 3))
@@ -109,13 +109,13 @@ def load_encoder(
     name: str, revision: str | None, input_size: tuple[int, int] | None, dtype: torch.dtype
 ) -> FeatureNetwork:
     """Load the encoder of a folder or Hub id; see `load_extractor`."""
-    import transformers  # here: the other ways need nothing of it
+    import transformers  # not needed by the other kinds
 
     folder, revision = _fetch(name, revision)
     processor = _read(transformers.AutoImageProcessor, folder, name)
     config = _read(transformers.AutoConfig, folder, name)
-    # The network as it was saved, then its encoder: AutoModel would give MobileViT's encoder a last layer that a
-    # segmentation network does not have, with random weights.
+    # Load the network as it was saved, then take its encoder: AutoModel would add a last layer to MobileViT's encoder
+    # that a segmentation network does not have, with random weights.
     saved_as = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
     try:
         model, loading = saved_as.from_pretrained(
@@ -123,38 +123,38 @@ def load_encoder(
             use_safetensors=True,
             local_files_only=True,
             dtype=dtype,
-            ignore_mismatched_sizes=True,  # counted below
+            ignore_mismatched_sizes=True,  # checked below
             output_loading_info=True,
         )
     except ImportError as err:  # such as scipy for Mask2Former
         raise ValueError(f"--features: '{name}' needs a library that is not installed: {_first_line(err)}.") from err
     except (OSError, SafetensorError) as err:
-        raise ValueError(f"--features: the weights of '{name}' cannot be read ({_first_line(err)}); {BRING}.") from err
+        raise ValueError(f"--features: the weights of '{name}' cannot be read ({_first_line(err)}); {HINT}.") from err
     missing = loading["missing_keys"] | {key for key, *_ in loading["mismatched_keys"]}
-    missing_pooler = {key for key in missing if "pooler" in key}  # DINO's ViTs are saved without, and do not need it
+    missing_pooler = {key for key in missing if "pooler" in key}  # DINO's ViTs are saved without and do not need it
     if missing - missing_pooler:
         raise ValueError(
-            f"--features: {len(missing)} tensors of {type(model).__name__} are not in the weights of '{name}', or of "
-            f"another shape there, such as '{min(missing - missing_pooler)}'; its features would be random. Does its "
-            f"config.json belong to them? If not, {BRING}."
+            f"--features: {len(missing)} tensors of {type(model).__name__} are missing in the weights of '{name}', or "
+            f"have another shape, such as '{min(missing - missing_pooler)}'; its features would be random. Does its "
+            f"config.json match the weights? If not, {HINT}."
         )
     encoder = model if type(model).__name__.endswith("Model") else model.base_model  # transformers' name for headless
-    encoder = getattr(encoder, "vision_model", encoder)  # CLIP and SigLIP have a text half beside it
+    encoder = getattr(encoder, "vision_model", encoder)  # CLIP and SigLIP also have a text encoder
     size = input_size or _size_of(processor)
     module = _Encoder(encoder, processor, size, use_pooler=not missing_pooler).eval()
     return FeatureNetwork(module, revision, type(encoder).__name__, None, size)
 
 
 def _fetch(name: str, revision: str | None) -> tuple[Path, str]:
-    """The folder with a network's files, and what names its weights."""
+    """Return the folder of a network's files, and its revision."""
     try:
         check_name(name)
     except ValueError as err:
-        raise ValueError(f"--features: {err} Check the path, or {BRING}.") from err
+        raise ValueError(f"--features: {err} Check the path, or {HINT}.") from err
     folder = Path(name)
     is_local = folder.is_dir()
     if is_local and revision is not None:
-        raise ValueError(f"--features: '{name}' is a folder here and has no revision '{revision}'; leave it away.")
+        raise ValueError(f"--features: '{name}' is a local folder and has no revision '{revision}'; omit it.")
     if not is_local:
         from huggingface_hub import snapshot_download
 
@@ -165,36 +165,36 @@ def _fetch(name: str, revision: str | None) -> tuple[Path, str]:
             ):
                 folder = Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
         except HubError as err:
-            raise HubError(f"{err} Without the Hub: {BRING}.") from err
+            raise HubError(f"{err} Without the Hub: {HINT}.") from err
     if (folder / "model_index.json").is_file():
-        raise ValueError(f"--features: '{name}' is a diffusion pipeline; wanted an image encoder. Name one.")
+        raise ValueError(f"--features: '{name}' is a diffusion pipeline; expected an image encoder.")
     weights = list(folder.glob("*.safetensors"))
     for found, what in (
         (weights, "no *.safetensors (pickled weights are not read)"),
         ((folder / "config.json").is_file(), "no config.json"),
         (
             (folder / "preprocessor_config.json").is_file(),
-            "no preprocessor_config.json, which says how it sees images",
+            "no preprocessor_config.json, which defines its preprocessing",
         ),
     ):
         if not found:
-            raise ValueError(f"--features: '{name}' holds {what}; {BRING}.")
-    settings = [folder / "config.json", folder / "preprocessor_config.json"]  # features hang on these as well
+            raise ValueError(f"--features: '{name}' holds {what}; {HINT}.")
+    settings = [folder / "config.json", folder / "preprocessor_config.json"]  # features depend on these as well
     return folder, hash_of([*weights, *settings]) if is_local else folder.name
 
 
 def _read(loader: Any, folder: Path, name: str) -> Any:
-    """A config or an image processor from a folder."""
+    """Load a config or an image processor from a folder."""
     try:
         return loader.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as err:
         raise ValueError(
-            f"--features: '{name}' is no image network that transformers knows ({_first_line(err)}); {BRING}."
+            f"--features: '{name}' is not an image network that transformers supports ({_first_line(err)}); {HINT}."
         ) from err
 
 
 def _size_of(processor: Any) -> tuple[int, int] | None:
-    """Height and width that an image processor ends at, as a square where it names one edge only."""
+    """Return the output height and width of an image processor, a square if it names only one edge."""
     if getattr(processor, "do_center_crop", False):
         size = processor.crop_size
     elif processor.do_resize:
@@ -221,24 +221,24 @@ def load_inception(num_features: int, weights: str | None, dtype: torch.dtype) -
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3  # noqa: F401
         from torchmetrics.image.fid import NoTrainInceptionV3
-    except (ImportError, RuntimeError) as err:  # RuntimeError: a torchvision that does not fit torch
+    except (ImportError, RuntimeError) as err:  # RuntimeError: a torchvision for another torch
         raise ValueError(
-            f"--features inception needs torch-fidelity and a torchvision that fits torch ({_first_line(err)}): pip "
-            "install 'semseg-diffusers[fid]'. Or give a TorchScript file of the network (--features FILE.pt), or "
+            f"--features inception needs torch-fidelity and a torchvision that matches torch ({_first_line(err)}): "
+            "pip install 'semseg-diffusers[fid]'. Or give a TorchScript file of the network (--features FILE.pt), or "
             "another network (--features facebook/dinov2-small, --features DIR)."
         ) from err
     if weights is not None and not Path(weights).is_file():
-        raise ValueError(f"--features: there is no file '{weights}'; wanted {INCEPTION_WEIGHTS} of torch-fidelity.")
+        raise ValueError(f"--features: there is no file '{weights}'; expected {INCEPTION_WEIGHTS} of torch-fidelity.")
     if weights is not None:
         with _state_dict_errors(weights):
-            torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity itself would run any pickle
+            torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity would run any pickle
     try:
         with _state_dict_errors(weights or INCEPTION_WEIGHTS):
             module = NoTrainInceptionV3("inception-v3-compat", [str(num_features)], weights)
     except OSError as err:
         raise OSError(
-            f"--features inception: {INCEPTION_WEIGHTS} is not at hand and cannot be downloaded ({_first_line(err)}). "
-            "Bring it from https://github.com/toshas/torch-fidelity/releases and name it: --features "
+            f"--features inception: {INCEPTION_WEIGHTS} is missing and cannot be downloaded ({_first_line(err)}). "
+            "Download it from https://github.com/toshas/torch-fidelity/releases and give its path: --features "
             f"inception{'-64' if num_features == 64 else ''}:/folder/{INCEPTION_WEIGHTS}"
         ) from err
     module._dtype = dtype  # what torchmetrics casts images to
@@ -253,9 +253,9 @@ def _state_dict_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, pickle.UnpicklingError, EOFError) as err:
-        reason = "not only tensors in it" if isinstance(err, pickle.UnpicklingError) else _first_line(err)
+        reason = "it holds more than tensors" if isinstance(err, pickle.UnpicklingError) else _first_line(err)
         raise ValueError(
-            f"--features: '{path}' is no state dict of Inception ({reason}); wanted {INCEPTION_WEIGHTS} of "
+            f"--features: '{path}' is not a state dict of Inception ({reason}); expected {INCEPTION_WEIGHTS} of "
             "torch-fidelity."
         ) from err
 
@@ -264,7 +264,7 @@ def _state_dict_errors(path: str) -> Iterator[None]:
 
 
 class _Script(torch.nn.Module):
-    """A TorchScript module that takes uint8 images; `return_features=True` is passed where its forward has it."""
+    """A TorchScript module for uint8 images; `return_features=True` is passed if its forward accepts it."""
 
     def __init__(self, script: torch.jit.ScriptModule, size: tuple[int, int] | None):
         super().__init__()
@@ -282,15 +282,15 @@ def load_script(path: str, input_size: tuple[int, int] | None) -> FeatureNetwork
     file = Path(path)
     if not file.is_file():
         raise ValueError(
-            f"--features: there is no file '{path}'; wanted a TorchScript module such as inception-2015-12-05.pt. "
+            f"--features: there is no file '{path}'; expected a TorchScript module such as inception-2015-12-05.pt. "
             "Check the path."
         )
     try:
         script = torch.jit.load(path, map_location="cpu")
     except RuntimeError as err:
         raise ValueError(
-            f"--features: '{path}' is no TorchScript file ({_first_line(err)}). Save the network with "
-            "torch.jit.script(network).save(path); a state dict does not say what network it is of."
+            f"--features: '{path}' is not a TorchScript file ({_first_line(err)}). Save the network with "
+            "torch.jit.script(network).save(path); a state dict does not contain the network."
         ) from err
     module = _Script(script, input_size).eval()
     output = "return_features=True" if module.options else "output"

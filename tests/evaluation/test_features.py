@@ -291,24 +291,27 @@ def test_offline_without_weights_names_the_option_and_what_to_bring():
         OSError, match=r"--features: 'facebook/dinov2-small' is no folder here.*HF_HUB_OFFLINE"
     ) as caught:
         load_extractor()
-    assert "bring a folder with config.json, preprocessor_config.json and model.safetensors" in str(caught.value)
+    assert "provide a folder with config.json, preprocessor_config.json and model.safetensors" in str(caught.value)
     assert "--features DIR" in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": None}, r"holds no \*.safetensors \(pickled weights are not read\); bring a folder"),
-        ({"config": None}, r"holds no config.json; bring a folder"),
-        ({"preprocessor_config": None}, r"holds no preprocessor_config.json, which says how it sees images"),
+        ({"model": None}, r"holds no \*.safetensors \(pickled weights are not read\); provide a folder"),
+        ({"config": None}, r"holds no config.json; provide a folder"),
+        ({"preprocessor_config": None}, r"holds no preprocessor_config.json, which defines its preprocessing"),
         (
             {"config": {"hidden_size": 32}},
-            r"\d+ tensors of Dinov2Model are not in the weights .*, or of another shape",
+            r"\d+ tensors of Dinov2Model are missing in the weights .*, or have another shape",
         ),
-        ({"config": {"num_hidden_layers": 2}}, r"18 tensors of .*, such as 'encoder.layer.1.* bring a folder"),
-        ({"config": {"architectures": ["BertModel"]}}, r"\d+ tensors of BertModel are not in the weights"),
-        ({"config": {"model_type": "martian"}}, r"is no image network that transformers knows"),
-        ({"preprocessor_config": {"image_processor_type": "Martian"}}, r"is no image network that transformers knows"),
+        ({"config": {"num_hidden_layers": 2}}, r"18 tensors of .*, such as 'encoder.layer.1.* provide a folder"),
+        ({"config": {"architectures": ["BertModel"]}}, r"\d+ tensors of BertModel are missing in the weights"),
+        ({"config": {"model_type": "martian"}}, r"is not an image network that transformers"),
+        (
+            {"preprocessor_config": {"image_processor_type": "Martian"}},
+            r"is not an image network that transformers",
+        ),
     ],
 )
 def test_folder_that_lacks_something_is_refused_with_what_to_bring(changes, message, folder_of, tmp_path):
@@ -320,7 +323,7 @@ def test_folder_that_lacks_something_is_refused_with_what_to_bring(changes, mess
 def test_damaged_weights_are_refused(folder_of, tmp_path):
     folder = copy_of(folder_of("dinov2"), tmp_path / "damaged")
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:1000])
-    with pytest.raises(ValueError, match=r"--features: the weights of '.*damaged' cannot be read .*; bring a folder"):
+    with pytest.raises(ValueError, match=r"--features: the weights of '.*damaged' cannot be read .*; provide a"):
         load_extractor(str(folder))
 
 
@@ -332,9 +335,9 @@ def test_names_that_are_no_network_are_refused(folder_of, tmp_path):
         load_extractor(str(tmp_path / "weights.bin"))
     pipeline = copy_of(folder_of("dinov2"), tmp_path / "pipeline")
     (pipeline / "model_index.json").write_text("{}")
-    with pytest.raises(ValueError, match="is a diffusion pipeline; wanted an image encoder"):
+    with pytest.raises(ValueError, match="is a diffusion pipeline; expected an image encoder"):
         load_extractor(str(pipeline))
-    with pytest.raises(ValueError, match="is a folder here and has no revision 'main'"):
+    with pytest.raises(ValueError, match="is a local folder and has no revision 'main'"):
         load_extractor(str(folder_of("dinov2")), revision="main")
 
 
@@ -418,10 +421,10 @@ def test_torchscript_module_gets_images_of_the_given_size_as_uint8(scenes, tmp_p
 
 
 def test_torchscript_files_that_give_no_features_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="there is no file 'nowhere.pt'; wanted a TorchScript module"):
+    with pytest.raises(ValueError, match="there is no file 'nowhere.pt'; expected a TorchScript module"):
         load_extractor("nowhere.pt")
     torch.save(Plain().state_dict(), tmp_path / "state.pt")
-    with pytest.raises(ValueError, match=r"'.*state.pt' is no TorchScript file"):
+    with pytest.raises(ValueError, match=r"'.*state.pt' is not a TorchScript file"):
         load_extractor(str(tmp_path / "state.pt"))
     pair = save_script(Pair(), tmp_path / "pair.pt")
     with pytest.raises(ValueError, match=r"\(Pair\) does not turn .* expected features of shape \(2, D\).*got tuple"):

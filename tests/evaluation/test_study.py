@@ -168,7 +168,7 @@ def test_other_settings_are_refused_in_a_folder_by_name(place, tmp_path):
     more = ("--filtered", place / "filtered", "--seeds", 0, "--amounts", 0.5)
     before = report(out)
     said = study(*options(place, out), *more, "--max_train_steps", 5, expect=2)
-    assert "holds trainings with other settings (max_train_steps: 4 there, 5 now). Name another folder" in said
+    assert "holds trainings with other settings (max_train_steps: 4 there, 5 now). Choose another folder" in said
     assert "learning_rate: 0.003 there, 0.5 now" in study(
         *options(place, out), *more, "--learning_rate", 0.5, expect=2
     )
@@ -215,7 +215,7 @@ def test_a_leak_is_refused_unless_forced_and_then_stands_on_the_page(place, tmp_
     words = (*options(place, tmp_path / "out", generated=generated), "--arms", "real", "synthetic", "--seeds", 0)
     said = study(*words, expect=2)
     assert "generated from masks or images of the validation split" in said
-    assert "have the page say so: --force" in said
+    assert "with a warning on the page: --force" in said
     assert not (tmp_path / "out").exists()
     study(*words, "--force")
     html = (tmp_path / "out" / "report.html").read_text()
