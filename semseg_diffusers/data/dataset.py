@@ -1,6 +1,7 @@
-"""Loads pairs of photo and mask through `datasets`: from a prepared folder, or from any data set of the Hub.
+"""Load image-mask pairs through `datasets`, from a prepared folder or from any dataset of the Hub.
 
-Whatever form a mask column has (ids, palette, colours), what comes out are class ids, checked against the label set.
+Whatever form a mask column has (ids, palette, colours), masks are returned as class ids, checked against the label
+set.
 """
 
 import argparse
@@ -26,18 +27,18 @@ from semseg_diffusers.utils.images import decode_picture, naming
 
 
 class MissingSplitError(ValueError):
-    """The data set has no split of that name."""
+    """The dataset has no split of that name."""
 
 
 class PairDataset(torch.utils.data.Dataset):
-    """Photos and masks of one split, read when asked for.
+    """Images and masks of one split, read on access.
 
     Args:
-        table (`datasets.Dataset`): its image and mask columns hold encoded files, not decoded.
-        labels (`LabelSet`): the classes of the masks.
-        image_column (`str`): name of the column of photos.
-        mask_column (`str`): name of the column of masks.
-        name (`str`): what messages call the data set.
+        table (`datasets.Dataset`): its image and mask columns hold encoded files.
+        labels (`LabelSet`): classes of the masks.
+        image_column (`str`): name of the image column.
+        mask_column (`str`): name of the mask column.
+        name (`str`): name of the dataset in messages.
     """
 
     def __init__(self, table, labels: LabelSet, image_column: str, mask_column: str, name: str):
@@ -55,10 +56,10 @@ class PairDataset(torch.utils.data.Dataset):
         return len(self._table)
 
     def __getitem__(self, index: int) -> dict:
-        """One pair: `image` uint8 (3, H, W), `mask` uint8 ids (H, W), `stem`.
+        """Return one pair: `image` uint8 (3, H, W), `mask` uint8 ids (H, W), `stem`.
 
         Raises:
-            ValueError: a file cannot be read, the mask does not fit the label set or the photo's size.
+            ValueError: a file cannot be read, or the mask does not match the label set or the image's size.
         """
         index = range(len(self))[index]  # an IndexError past the end, negative numbers from the end
         kept = None if self._decoded is None else self._decoded.get(index)
@@ -70,7 +71,7 @@ class PairDataset(torch.utils.data.Dataset):
         return {"image": image, "mask": ids, "stem": self.stems[index]}
 
     def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode a pair: photo (3, H, W) and ids (H, W), uint8."""
+        """Decode a pair: image (3, H, W) and ids (H, W), uint8."""
         row, stem = self._table[index], self.stems[index]
         photo = np.asarray(self._photo(row, index))  # (H, W, 3)
         ids = self._ids(row, index)  # (H, W)
@@ -82,47 +83,47 @@ class PairDataset(torch.utils.data.Dataset):
         return photo.transpose(2, 0, 1).copy(), ids
 
     def keep_decoded(self, most_bytes: int) -> int:
-        """Keep pairs decoded from now on, in memory that processes forked from this one share.
+        """Keep decoded pairs from now on, in memory shared with processes forked from this one.
 
         Args:
-            most_bytes (`int`): How much memory to take, at most; 0 keeps none.
+            most_bytes (`int`): Largest memory to use; 0 keeps none.
 
         Returns:
-            `int`: How many pairs there is room for.
+            `int`: How many pairs fit.
         """
         self._decoded = DecodedPairs(self.sizes, most_bytes)
         return self._decoded.count
 
     def __getstate__(self) -> dict:
-        """What another process gets that is not forked: it decodes for itself."""
+        """Return the state for a process that is not forked, which decodes for itself."""
         return {**self.__dict__, "_decoded": None}
 
     def mask(self, index: int) -> np.ndarray:
-        """The class ids of one mask, (H, W) uint8; its photo is not read.
+        """Return the class ids of one mask, (H, W) uint8, without reading its image.
 
         Raises:
-            ValueError: the mask cannot be read, or does not fit the label set.
+            ValueError: the mask cannot be read, or does not match the label set.
         """
         index = range(len(self))[index]
         return self._ids(self._masks[index], index)
 
     def photo_file(self, index: int) -> bytes:
-        """The bytes of a photo's file, as they are stored."""
+        """Return the bytes of an image file as they are stored."""
         entry = self._table[range(len(self))[index]][self._columns[0]]
         return entry["bytes"] or Path(entry["path"]).read_bytes()
 
     def photo(self, index: int) -> Image.Image:
-        """One photo, upright, RGB; its mask is not read.
+        """Return one image, in its EXIF orientation, RGB, without reading its mask.
 
         Raises:
-            ValueError: the photo cannot be read.
+            ValueError: the image cannot be read.
         """
         index = range(len(self))[index]
         return self._photo(self._table[index], index)
 
     @functools.cached_property
     def attributes(self) -> dict[str, list[str | None]]:
-        """The columns of text beside photo, mask and stem, such as weather: by name, one value a pair."""
+        """Return the text columns beside image, mask and stem, such as weather: by name, one value per pair."""
         return {name: list(self._table[name]) for name in _text_columns(self._table)}
 
     def _photo(self, row: dict, index: int) -> Image.Image:
@@ -134,7 +135,7 @@ class PairDataset(torch.utils.data.Dataset):
         return self.labels.encode(mask, source=source)
 
     def _picture(self, row: dict, index: int, what: str) -> tuple[Image.Image, str]:
-        """Photo or mask of a row, and the name that messages give it."""
+        """Return image or mask of a row, and its name in messages."""
         column = self._columns[("photo", "mask").index(what)]
         if row[column] is None:
             raise ValueError(f"pair '{self.stems[index]}' of {self.name} has no {what} in column '{column}'.")
@@ -143,7 +144,7 @@ class PairDataset(torch.utils.data.Dataset):
 
     @functools.cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each photo, read from the files' headers."""
+        """Return height and width of each image, read from the files' headers."""
         sizes, column = [], self._columns[0]
         rows = self._table.select_columns([column])  # without the masks' bytes
         for row, stem in zip(rows, self.stems, strict=True):
@@ -159,10 +160,10 @@ class PairDataset(torch.utils.data.Dataset):
 
     @property
     def resolution(self) -> tuple[int, int]:
-        """Height and width of every photo.
+        """Return the common height and width of the images.
 
         Raises:
-            ValueError: the photos differ in size, or there are none.
+            ValueError: the images differ in size, or there are none.
         """
         if not self.sizes:
             raise ValueError(f"{self.name} holds no pairs.")
@@ -177,7 +178,7 @@ class PairDataset(torch.utils.data.Dataset):
         return first
 
     def check_holds(self, height: int, width: int) -> None:
-        """Refuse photos that are too small for a part of a size to be cut out of each.
+        """Refuse images that are too small for a crop.
 
         Raises:
             ValueError: naming the first.
@@ -194,13 +195,13 @@ class PairDataset(torch.utils.data.Dataset):
 
 
 def _text_columns(table) -> list[str]:
-    """The columns of a table that hold text, the stem aside."""
+    """Return the text columns of a table, except the stem."""
     of_text = [name for name, feature in table.features.items() if getattr(feature, "dtype", None) == "string"]
     return [name for name in of_text if name != "stem"]
 
 
 def _decode(entry: dict, what: str, source: str) -> Image.Image:
-    """Picture of an undecoded image column: bytes inside the table, or a path beside it."""
+    """Decode an entry of an image column: bytes in the table, or a path beside it."""
     if entry["bytes"] is None:
         return open_image(entry["path"], what)
     return decode_picture(entry["bytes"], what, source)
@@ -218,7 +219,7 @@ def add_column_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def column_options(given: Any) -> dict[str, Any]:
-    """What `add_column_arguments` read, or settings with these three names, as options of `load_pairs`."""
+    """Return `ColumnOptions` as arguments of `load_pairs`."""
     labels = None if given.labels is None else LabelSet.from_name(given.labels)
     return {"image_column": given.image_column, "mask_column": given.mask_column, "labels": labels}
 
@@ -233,15 +234,15 @@ def load_pairs(
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
 ) -> PairDataset:
-    """Load one split of a prepared folder, or of a data set on the Hub.
+    """Load one split of a prepared folder, or of a dataset on the Hub.
 
     Args:
         dataset (`str` or `os.PathLike`): folder or Hub id.
         split (`str`, defaults to `"train"`): "val" and "validation" mean the same.
-        image_column (`str`, defaults to `"image"`): name of the column of photos.
-        mask_column (`str`, defaults to `"mask"`): name of the column of masks.
-        labels (`LabelSet`, *optional*): the classes of the masks; by default those in the data set's `labels.json`.
-        revision (`str`, *optional*): branch, tag or commit of a data set on the Hub.
+        image_column (`str`, defaults to `"image"`): name of the image column.
+        mask_column (`str`, defaults to `"mask"`): name of the mask column.
+        labels (`LabelSet`, *optional*): classes of the masks; by default those in the dataset's `labels.json`.
+        revision (`str`, *optional*): branch, tag or commit of a dataset on the Hub.
         cache_dir (`str` or `os.PathLike`, *optional*): where `datasets` keeps its tables.
 
     Returns:
@@ -249,7 +250,7 @@ def load_pairs(
 
     Raises:
         ValueError: no such folder, split or column, or no label set.
-        HubError: the Hub has no such data set or revision, or does not let one in.
+        HubError: the Hub has no such dataset or revision, or denies access.
     """
     import datasets  # here: importing it takes longer than everything else in this file
 
@@ -285,11 +286,11 @@ def load_pairs(
 
 
 def split_names(dataset: str | os.PathLike) -> list[str]:
-    """The splits of a prepared folder, or of a data set on the Hub, by the names that our folders have.
+    """Return the splits of a prepared folder, or of a dataset on the Hub, by the names of our folders.
 
     Raises:
-        ValueError: no such folder, or it holds no data set.
-        HubError: the Hub has no such data set, or does not let one in.
+        ValueError: no such folder, or it is not a dataset.
+        HubError: the Hub has no such dataset, or denies access.
     """
     import datasets
 
@@ -303,7 +304,7 @@ def split_names(dataset: str | os.PathLike) -> list[str]:
 
 
 def _read_labels(folder: str) -> LabelSet:
-    """The label set in the folder of a data set."""
+    """Return the label set in the folder of a dataset."""
     path = Path(folder) / LABELS_FILE
     if not path.is_file():
         raise ValueError(
@@ -314,16 +315,16 @@ def _read_labels(folder: str) -> LabelSet:
 
 
 def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
-    """The label set of a data set on the Hub, and the commit it is from, so that the pairs are of the same one.
+    """Return the label set of a dataset on the Hub, and its commit, so that the pairs come from the same one.
 
     Args:
         name (`str`): Hub id.
-        labels (`LabelSet`, *optional*): the classes, where they are given; the set's own `labels.json` else.
+        labels (`LabelSet`, *optional*): the classes, if given; else the dataset's `labels.json`.
         revision (`str`, *optional*): branch, tag or commit.
 
     Raises:
-        ValueError: it carries no `labels.json`, or the Hub cannot be reached, and no classes are given.
-        HubError: the Hub has no such data set or revision, or does not let one in.
+        ValueError: it has no `labels.json`, or the Hub cannot be reached, and no classes are given.
+        HubError: the Hub has no such dataset or revision, or denies access.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
@@ -343,7 +344,7 @@ def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tup
 
 
 def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict:
-    """What `prepare` wrote down of a data set (`prepare.json`), in its folder or on the Hub; else nothing."""
+    """Return the `prepare.json` of a dataset, from its folder or the Hub; an empty dict if there is none."""
     name = os.fspath(dataset)
     path = Path(name) / SETTINGS_FILE
     if not Path(name).is_dir():
@@ -358,12 +359,12 @@ def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-UNKNOWN = (None, "", "undefined")  # what data sets write where nobody said; BDD100K says "undefined"
-MOST_VALUES = 256  # a column with more different values than this names pairs rather than conditions
+UNKNOWN = (None, "", "undefined")  # what datasets write for unknown; BDD100K uses "undefined"
+MOST_VALUES = 256  # a column with more distinct values identifies pairs rather than conditions
 
 
 def attribute_values(pairs: PairDataset, names: Iterable[str]) -> dict[str, list[str]]:
-    """The values that a split knows of each attribute.
+    """Return the values of each attribute in a split.
 
     Args:
         pairs (`PairDataset`): the split, usually that of training.
@@ -373,7 +374,7 @@ def attribute_values(pairs: PairDataset, names: Iterable[str]) -> dict[str, list
         `dict[str, list[str]]`: names and values sorted, unknown ones left out.
 
     Raises:
-        ValueError: there is no such column, it says nothing, or it has a value of its own for nearly every pair.
+        ValueError: there is no such column, it is unknown throughout, or it has too many distinct values.
     """
     found = {}
     for name in sorted(set(names)):
@@ -398,14 +399,14 @@ def attribute_values(pairs: PairDataset, names: Iterable[str]) -> dict[str, list
 
 
 def attribute_numbers(pairs: PairDataset, values: Mapping[str, Sequence[str]]) -> torch.Tensor:
-    """The number of each pair's value in the list of each attribute.
+    """Return the index of each pair's value in the list of each attribute.
 
     Args:
-        pairs (`PairDataset`): a split; a column that it lacks is unknown throughout.
-        values (`Mapping`): attribute -> its values in order, as `attribute_values` or a network's config gives them.
+        pairs (`PairDataset`): a split; a missing column is unknown throughout.
+        values (`Mapping`): attribute -> its values in order, as in `attribute_values` or a network's config.
 
     Returns:
-        `torch.Tensor`: (N, A) int64, -1 where the value is unknown or not in the list.
+        `torch.Tensor`: (N, A) int64, -1 if the value is unknown or not in the list.
     """
     numbers = torch.full((len(pairs), len(values)), -1)
     for column, (name, known) in enumerate(values.items()):
