@@ -1,4 +1,4 @@
-"""What preparing a data set and reading it in training cost: the way of the paper's authors against this package's.
+"""What preparing a dataset and reading it in training cost: the way of the paper's authors against this package's.
 
 Both work on the same files, in one run and one process, item by item in turns; what counts is the time of the
 processor. Street scenes are drawn and saved as JPEGs of 1280 x 720, their masks traced into polygons as BDD100K has

@@ -1,6 +1,6 @@
 """How far training photos lie from themselves, changed a little, and from each other: what a near-copy is judged by.
 
-Distances of thumbnails, as `generate --training_set` measures them (`data/thumbnails.py`), on a prepared data set of
+Distances of thumbnails, as `generate --training_set` measures them (`data/thumbnails.py`), on a prepared dataset of
 real photos. Prints the table of docs/how_to/generating.md and writes JSON.
 """
 

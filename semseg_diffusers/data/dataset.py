@@ -78,7 +78,7 @@ class PairDataset(torch.utils.data.Dataset):
         if photo.shape[:2] != ids.shape:
             raise ValueError(
                 f"pair '{stem}' of {self.name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
-                f"{ids.shape[0]} x {ids.shape[1]} (height x width); wanted one size. Prepare the data set again."
+                f"{ids.shape[0]} x {ids.shape[1]} (height x width); wanted one size. Prepare the dataset again."
             )
         return photo.transpose(2, 0, 1).copy(), ids
 
@@ -208,13 +208,13 @@ def _decode(entry: dict, what: str, source: str) -> Image.Image:
 
 
 def add_column_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a data set that is not ours has photos, masks and classes."""
+    """Add the options that say where a dataset that is not ours has photos, masks and classes."""
     parser.add_argument("--image_column", default="image", help="column of the photos (default %(default)s)")
     parser.add_argument("--mask_column", default="mask", help="column of the masks (default %(default)s)")
     parser.add_argument(
         "--labels",
         metavar="PRESET|FILE",
-        help=f"label set, where the data set carries none: {', '.join(PRESET_NAMES)}, or a JSON file",
+        help=f"label set, where the dataset carries none: {', '.join(PRESET_NAMES)}, or a JSON file",
     )
 
 
@@ -259,12 +259,12 @@ def load_pairs(
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(
-                f"'{name}' is a folder here and has no revision '{revision}'; only data sets of the Hub do."
+                f"'{name}' is a folder here and has no revision '{revision}'; only datasets of the Hub do."
             )
         labels = labels or _read_labels(name)
     else:
         labels, revision = find_on_hub(name, labels, revision)
-    with hub_errors(f"loading the data set '{name}'", name, "dataset", revision=revision):
+    with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
         tables = datasets.load_dataset(
             name, revision=revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir)
         )
@@ -298,7 +298,7 @@ def split_names(dataset: str | os.PathLike) -> list[str]:
     check_name(name, "dataset")
     known = read_record(name).get("splits")
     if known is None:
-        with hub_errors(f"loading the data set '{name}'", name, "dataset"):
+        with hub_errors(f"loading the dataset '{name}'", name, "dataset"):
             known = datasets.get_dataset_split_names(name)
     return [SPLITS.get(split, split) for split in known]
 
@@ -308,7 +308,7 @@ def _read_labels(folder: str) -> LabelSet:
     path = Path(folder) / LABELS_FILE
     if not path.is_file():
         raise ValueError(
-            f"'{folder}' holds no {LABELS_FILE}. Make the data set with `semseg-diffusers prepare`, or give its "
+            f"'{folder}' holds no {LABELS_FILE}. Make the dataset with `semseg-diffusers prepare`, or give its "
             "label set."
         )
     return LabelSet.from_json(path)
@@ -329,7 +329,7 @@ def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tup
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
-    with hub_errors(f"loading the data set '{name}'", name, "dataset", revision=revision):
+    with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
         try:
             path = Path(hf_hub_download(name, LABELS_FILE, repo_type="dataset", revision=revision))
         except LocalEntryNotFoundError as err:
@@ -338,7 +338,7 @@ def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tup
             return labels, revision  # `datasets` may still have the pairs in its cache
         except EntryNotFoundError as err:
             if labels is None:
-                raise ValueError(f"data set '{name}' carries no {LABELS_FILE}: give its label set.") from err
+                raise ValueError(f"dataset '{name}' carries no {LABELS_FILE}: give its label set.") from err
             return labels, err.response.headers.get("X-Repo-Commit", revision)
     return labels or LabelSet.from_json(path), path.parent.name
 
@@ -351,7 +351,7 @@ def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
-        with hub_errors(f"reading {SETTINGS_FILE} of the data set '{name}'", name, "dataset", revision=revision):
+        with hub_errors(f"reading {SETTINGS_FILE} of the dataset '{name}'", name, "dataset", revision=revision):
             try:
                 path = Path(hf_hub_download(name, SETTINGS_FILE, repo_type="dataset", revision=revision))
             except EntryNotFoundError:  # not there, or neither in the cache

@@ -1,4 +1,4 @@
-"""What a prepared data set looks like on disk, and how one comes to be: whole, or not at all.
+"""What a prepared dataset looks like on disk, and how one comes to be: whole, or not at all.
 
 `DIR/labels.json`, `DIR/prepare.json`, and for each split `images/<stem>.png`, `masks/<stem>.png`, `metadata.jsonl`.
 """

@@ -9,7 +9,7 @@ import numpy as np
 
 
 class DecodedPairs:
-    """Room for the photos and masks of the first pairs of a data set, as many as fit; filled as they are read.
+    """Room for the photos and masks of the first pairs of a dataset, as many as fit; filled as they are read.
 
     The memory belongs to no file, and its pages are taken when they are first written. Processes that are forked
     share it: what one has decoded, all have. Two that decode the same pair write the same bytes.

@@ -15,6 +15,7 @@ import torch
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.dataset_format import GENERATION_FILE
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.evaluation_page import collect_pictures, write_report
 from semseg_diffusers.evaluation.features import (
     NETWORK_ERRORS,
     PAPER_FEATURES,
@@ -43,7 +44,6 @@ from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.generation.plan import target_size
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.reports.evaluation_page import collect_pictures, write_report
 from semseg_diffusers.reports.evaluation_text import results_table
 from semseg_diffusers.utils.distributed import LOCK_FILE, Processes, exclusive_folder, run_distributed
 from semseg_diffusers.utils.images import save_png

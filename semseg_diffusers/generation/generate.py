@@ -87,7 +87,7 @@ def generate_dataset(
     show_progress: bool = False,
     processes: Processes | None = None,
 ) -> GenerationReport:
-    """Generate images for every mask of a folder and write a data set that `load_dataset("imagefolder")` reads.
+    """Generate images for every mask of a folder and write a dataset that `load_dataset("imagefolder")` reads.
 
     Every mask is read and checked before the first image is made. An output of the same settings is continued:
     complete images stay, missing ones are made, so more masks or more images per mask can be asked for later. A run

@@ -81,7 +81,7 @@ def read_table(path: str | os.PathLike, known: Mapping[str, list[str]]) -> dict[
 
     Args:
         path: CSV with a column `stem`; JSON lines with `stem` or `mask_file_name`; or a folder with such a
-            `metadata.jsonl`, as a split of a prepared data set is.
+            `metadata.jsonl`, as a split of a prepared dataset is.
         known: the network's attributes; other columns are not read.
 
     Raises:
@@ -127,7 +127,7 @@ class Photos:
     """Photos to be changed, and the masks that they have.
 
     Args:
-        photos: folder of photos, or one that holds `images/` and `masks/`, as a split of a prepared data set does.
+        photos: folder of photos, or one that holds `images/` and `masks/`, as a split of a prepared dataset does.
         old_masks: folder of the masks that the photos have; None: `masks/` beside `images/`.
     """
 

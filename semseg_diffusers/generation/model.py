@@ -149,7 +149,7 @@ def load_guide(
     if theirs.names != ours.names:
         raise ValueError(
             f"--guide_model '{name}' draws other classes ({some_names(theirs)}) than the model "
-            f"({some_names(ours)}): a guide is a smaller or less trained model of the same data set."
+            f"({some_names(ours)}): a guide is a smaller or less trained model of the same dataset."
         )
     try:
         return pipeline.prepare_guide(guide, None)

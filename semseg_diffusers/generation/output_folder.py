@@ -181,7 +181,7 @@ def save_pair(output: Path, job: Job, mask: Image.Image, image: Image.Image, row
 
 
 def read_metadata(output: str | os.PathLike) -> list[dict[str, Any]]:
-    """Return the rows of a generated data set's `metadata.jsonl`; an empty list where there is none."""
+    """Return the rows of a generated dataset's `metadata.jsonl`; an empty list where there is none."""
     path = Path(output) / METADATA_FILE
     if not path.is_file():
         return []

@@ -243,7 +243,7 @@ def plan_generation(
     if taken:
         raise ValueError(
             f"the model was trained with attributes called {', '.join(taken)}; the metadata of its images would have "
-            "such columns twice. Rename the columns in its data set, and train it by their new names."
+            "such columns twice. Rename the columns in its dataset, and train it by their new names."
         )
     check_option_combinations(settings, inputs)
     check_attributes({name: [value] for name, value in (settings.attributes or {}).items()}, known, "--attributes")

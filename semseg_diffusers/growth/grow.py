@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 from semseg_diffusers.data.dataset import column_options, load_pairs
+from semseg_diffusers.growth.growth_page import write_growth_page
 from semseg_diffusers.growth.merge import read_real_record
 from semseg_diffusers.growth.settings import GrowSettings
 from semseg_diffusers.growth.stages import Progress, Stage, default_target, make_stage
-from semseg_diffusers.reports.growth_page import write_growth_page
 from semseg_diffusers.utils.distributed import exclusive_folder, route_signals
 
 

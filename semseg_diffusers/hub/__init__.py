@@ -1,1 +1,1 @@
-"""Publishes models and data sets on the Hugging Face Hub, with their cards."""
+"""Publishes models and datasets on the Hugging Face Hub, with their cards."""

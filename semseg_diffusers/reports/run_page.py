@@ -1,7 +1,7 @@
 """Write the page of a training run: run.html in its folder, whether the run goes on, has ended, or was killed.
 
 A run writes its page itself at each preview and checkpoint; this makes it anew in between and afterwards. Only the
-run folder is read: neither the data set nor the network is needed.
+run folder is read: neither the dataset nor the network is needed.
 """
 
 import contextlib
@@ -293,7 +293,7 @@ def curves_section(folder: RunFolder) -> Section | None:
 def data_section(folder: RunFolder) -> Section:
     """What the run is trained on."""
     settings, record = folder.settings, folder.record
-    about = {"Data set": exact(settings.get("dataset")), "Split": exact(settings.get("train_split"))}
+    about = {"Dataset": exact(settings.get("dataset")), "Split": exact(settings.get("train_split"))}
     if not record:
         return section("Data", facts(about), paragraph("The run began before pairs and classes were recorded."))
     counted, pairs = record["masks_counted"], record["num_pairs"]

@@ -1,4 +1,4 @@
-"""Pairs come out as ids and uint8 tensors, whatever form the data set has; what is wrong is named with its file."""
+"""Pairs come out as ids and uint8 tensors, whatever form the dataset has; what is wrong is named with its file."""
 
 import pickle
 import shutil
@@ -25,7 +25,7 @@ def toy_folder(tmp_path_factory):
 
 @pytest.fixture
 def changed_folder(toy_folder, tmp_path):
-    """A copy of the toy data set that a test may spoil."""
+    """A copy of the toy dataset that a test may spoil."""
     return shutil.copytree(toy_folder, tmp_path / "toy")
 
 
@@ -97,7 +97,7 @@ def test_a_table_of_the_hub_with_masks_of_any_form_gives_the_same_ids(tmp_path, 
     features = datasets.Features({"photo": datasets.Image(), "label": datasets.Image()})
     table = datasets.Dataset.from_dict({"photo": [photo], "label": [mask]}, features=features)
     (tmp_path / "hub").mkdir()
-    table.to_parquet(tmp_path / "hub" / "train.parquet")  # pictures as bytes, as a pushed data set holds them
+    table.to_parquet(tmp_path / "hub" / "train.parquet")  # pictures as bytes, as a pushed dataset holds them
     pairs = load(tmp_path / "hub", image_column="photo", mask_column="label", labels=BDD)
     assert torch.equal(pairs[0]["mask"], torch.from_numpy(ids))
     assert pairs.resolution == (32, 32)
@@ -113,7 +113,7 @@ def test_columns_that_are_missing_or_no_pictures_are_named(toy_folder, load):
 
 def test_a_folder_without_labels_says_how_to_get_them(changed_folder, load):
     (changed_folder / "labels.json").unlink()
-    with pytest.raises(ValueError, match=r"holds no labels.json. Make the data set with `semseg-diffusers prepare`"):
+    with pytest.raises(ValueError, match=r"holds no labels.json. Make the dataset with `semseg-diffusers prepare`"):
         load(changed_folder)
     assert len(load(changed_folder, labels=BDD)) == 3
 

@@ -1,4 +1,4 @@
-"""Masks of one label set are drawn by a model of another, and data sets are prepared in another set than their own."""
+"""Masks of one label set are drawn by a model of another, and datasets are prepared in another set than their own."""
 
 import json
 import re

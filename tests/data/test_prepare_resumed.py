@@ -167,7 +167,7 @@ def test_an_error_in_a_file_leaves_nothing_even_after_a_stop(source, tmp_path, s
 
 
 def test_a_full_disk_is_an_error_and_leaves_no_data_set(source, tmp_path):
-    """The system refuses to write more than some bytes, as a full disk does; the data set that was there stays."""
+    """The system refuses to write more than some bytes, as a full disk does; the dataset that was there stays."""
     prepare_dataset(settings_of(source, tmp_path / "out"))
     before = all_bytes(tmp_path / "out")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

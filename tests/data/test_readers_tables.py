@@ -27,7 +27,7 @@ def table(first: int, count: int) -> datasets.Dataset:
 
 @pytest.fixture
 def parquet(tmp_path, monkeypatch):
-    """A local data set as the Hub holds it: parquet files by split."""
+    """A local dataset as the Hub holds it: parquet files by split."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "source"
     for split, first, count in (("train", 0, 3), ("validation", 3, 2)):

@@ -21,7 +21,7 @@ SIZE = (32, 32)
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A small data set, a finished run on it, and its evaluation."""
+    """A small dataset, a finished run on it, and its evaluation."""
     folder = tmp_path_factory.mktemp("publishing")
     write_camvid(folder / "camvid")
     data, run = folder / "data" / "camvid128", folder / "runs" / "camvid128"
@@ -57,7 +57,7 @@ def test_blocks_of_the_page_run_as_printed(prepared, hub, tmp_path, monkeypatch)
     assert model.private
     card = model.files()["README.md"].data.decode()
     assert f"{TRAIN} pairs of `alice/camvid128-pairs`" in card
-    assert "license: cc-by-nc-4.0" in card  # as the data set's own record says
+    assert "license: cc-by-nc-4.0" in card  # as the dataset's own record says
 
 
 def test_training_that_is_to_be_pushed_asks_the_hub_first(prepared, hub, tmp_path, monkeypatch):

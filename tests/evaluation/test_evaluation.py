@@ -12,12 +12,12 @@ from PIL import Image, ImageFilter
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.evaluate import evaluate
+from semseg_diffusers.evaluation.evaluation_page import RIGHT, UNKNOWN, collect_pictures
 from semseg_diffusers.evaluation.inputs import ImageSet, generated_images
 from semseg_diffusers.evaluation.inputs import real_images as photo_set
 from semseg_diffusers.evaluation.metrics import PredictedImages, score_agreement
 from semseg_diffusers.evaluation.results import paper_figures
 from semseg_diffusers.evaluation.settings import EvaluationSettings
-from semseg_diffusers.reports.evaluation_page import RIGHT, UNKNOWN, collect_pictures
 
 
 @pytest.fixture(scope="module")

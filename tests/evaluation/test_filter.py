@@ -1,4 +1,4 @@
-"""`semseg-diffusers filter`: what is drawn wrong goes, what is right stays, and the result is a data set."""
+"""`semseg-diffusers filter`: what is drawn wrong goes, what is right stays, and the result is a dataset."""
 
 import json
 import re
@@ -110,7 +110,7 @@ def test_the_generated_folder_stays_as_it_was(filtered, generated):
     assert hashes(generated) == filtered[2]
 
 
-# The result is a data set --------------------------------------------------------------------------------------------
+# The result is a dataset --------------------------------------------------------------------------------------------
 
 
 def test_the_output_loads_as_a_generated_folder_does(filtered, generated, place):

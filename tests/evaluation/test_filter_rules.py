@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.filtering.filter_page import choose_examples
 from semseg_diffusers.evaluation.filtering.losses import LEGEND, NOT_CHECKED, ClassLosses, loss_map
 from semseg_diffusers.evaluation.filtering.rules import (
     EASY_MASK,
@@ -27,7 +28,6 @@ from semseg_diffusers.evaluation.filtering.settings import FilterSettings
 from semseg_diffusers.evaluation.segmentation.architectures import SEGFORMER_PROCESSOR
 from semseg_diffusers.evaluation.segmentation.initialization import new_network
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
-from semseg_diffusers.reports.filter_page import choose_examples
 
 
 LABELS = LabelSet(("sky", "car", "lion"), ((70, 130, 180), (0, 0, 142), (9, 9, 9)))

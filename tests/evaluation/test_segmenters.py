@@ -488,14 +488,14 @@ def test_what_cannot_be_done_is_refused_before_training(toy, segmenter, tmp_path
 
     new = tmp_path / "new"
     assert "is not empty" in refusal(*options(toy, segmenter, *MINI_OPTIONS))
-    assert "holds no segmenter.json, so it is no segmenter" in refusal(*options(toy, toy, "--overwrite"))
+    assert "has no segmenter.json, so it is no segmenter" in refusal(*options(toy, toy, "--overwrite"))
     assert "exclude each other" in refusal(*options(toy, new, *MINI_OPTIONS, "--base_model", segmenter))
     assert "--revision belongs to --base_model" in refusal(*options(toy, new, "--revision", "main"))
     assert "--base_model: there is no folder './no'" in refusal(*options(toy, new, "--base_model", "./no"))
     assert "are both 'val'" in refusal(*options(toy, new, "--train_split", "val", "--validation_split", "validation"))
     for option in ("--train_split", "--validation_split"):
         assert "has no split 'no'; it has train, val" in refusal(*options(toy, new, option, "no"))
-    assert "resolution 'big' is not understood" in refusal(*options(toy, new, *MINI_OPTIONS, "--input_size", "big"))
+    assert "resolution 'big': expected a number" in refusal(*options(toy, new, *MINI_OPTIONS, "--input_size", "big"))
     assert "--train_batch_size must be 2 or more" in refusal(
         *options(toy, new, *MINI_OPTIONS, "--train_batch_size", 1)
     )

@@ -31,7 +31,7 @@ def pipeline():
 
 @pytest.fixture
 def split(tmp_path):
-    """Photos with their masks, as a split of a prepared data set lies."""
+    """Photos with their masks, as a split of a prepared dataset lies."""
     save_masks(tmp_path / "val" / "masks")
     save_photos(tmp_path / "val" / "images")
     return tmp_path / "val"

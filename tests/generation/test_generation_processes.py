@@ -322,8 +322,8 @@ def test_a_refusal_ends_both_processes_and_is_said_once(new_place):
     Image.fromarray(np.full((16, 16), 7, np.uint8)).save(place.folder / "masks" / "01.png")  # in the second's share
     launch = place.launch()
     assert launch.end() != 0
-    assert launch.said.count("error: ") == 1
-    assert re.search(r"error: mask '.*01\.png' holds class 7", launch.said)
+    assert launch.said.count("error in process 0: ") == 1
+    assert re.search(r"error in process 0: mask '.*01\.png' holds class 7", launch.said)
     assert re.search(r"exitcode +: 2 ", launch.said)
     assert not place.output.exists()
 
@@ -361,7 +361,7 @@ def test_a_process_that_fails_ends_the_other_and_what_is_done_stays(new_place):
     content = lost.read_bytes()
     lost.unlink()
     assert launch.end() != 0
-    assert launch.said.count("error: ") == 1
+    assert launch.said.count("error in process 0: ") == 1
     assert re.search(r"error: .*19\.png", launch.said)
     place.verify()
     assert sorted(place.made()) == [Path(row["image_file_name"]).name for row in read_metadata(place.output)]

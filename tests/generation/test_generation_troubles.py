@@ -188,7 +188,7 @@ def scene(seed: int) -> Image.Image:
 
 
 def write_training_set(folder) -> None:
-    """A prepared data set of four toy scenes."""
+    """A prepared dataset of four toy scenes."""
     split = make_split(folder, "train")
     rows = []
     for number in range(4):

@@ -1,4 +1,4 @@
-"""Growing a data set: the stages and their commands, what comes of them, and how a loop that was killed goes on."""
+"""Growing a dataset: the stages and their commands, what comes of them, and how a loop that was killed goes on."""
 
 import json
 import os
@@ -157,7 +157,7 @@ def test_a_stage_that_fails_ends_the_way(toy, model, tmp_path, capfd):
     assert {name: stage["done"] for name, stage in stages.items()} == {"statistics": True, "generate": False}
 
 
-# The merged data set -----------------------------------------------------------------------------------------------
+# The merged dataset -----------------------------------------------------------------------------------------------
 
 
 def small_dataset(folder: Path, size: int = 16) -> Path:

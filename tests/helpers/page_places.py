@@ -70,7 +70,7 @@ def save_model(folder: Path, labels: LabelSet, size: int = SIZE[0], attributes=N
 
 
 def make_stock(folder: Path) -> Path:
-    """All that pages take for granted: a source, two prepared data sets, models."""
+    """All that pages take for granted: a source, two prepared datasets, models."""
     write_camvid(folder / "camvid")
     prepare_dataset(
         PrepareSettings(

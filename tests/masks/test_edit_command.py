@@ -122,7 +122,7 @@ def test_place_copies_objects_and_sizes_from_a_dataset(masks, tmp_path, capsys):
     note = json.loads((tmp_path / "one" / "edits.json").read_text())["masks"][0]["operations"][0]
     assert len(note["put"]) == 2
     assert note["put"][0]["ground"] == "road"
-    # where there is no ground there is no place, and where there is no data set nothing to take
+    # where there is no ground there is no place, and where there is no dataset nothing to take
     LABELS.decode(np.full((96, 144), ID["sky"], dtype=np.uint8)).save(tmp_path / "sky.png")
     assert edit(tmp_path / "sky.png", tmp_path / "none", "place class=person", more=more) == 2
     assert "no place for number 1 of 'person': no " in capsys.readouterr().err

@@ -467,7 +467,7 @@ def test_networks_stored_in_eight_bits_give_finite_images(dtype):
 def test_each_component_may_have_a_dtype_of_its_own(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     dtypes = {"unet": torch.bfloat16, "default": torch.float16}
-    loaded = MaskGuidedDDPMPipeline.from_pretrained(tmp_path, torch_dtype=dtypes)
+    loaded = MaskGuidedDDPMPipeline.from_pretrained(tmp_path, dtype=dtypes)
     assert loaded.unet.dtype == torch.bfloat16
 
 

@@ -10,8 +10,7 @@ from helpers.page_reading import PageReader, assert_self_contained, drawings, nu
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.verdict import findings, fraction_of_ceiling
-from semseg_diffusers.reports.evaluation_page import (
+from semseg_diffusers.evaluation.evaluation_page import (
     NO_CLASS,
     RIGHT,
     UNKNOWN,
@@ -22,6 +21,7 @@ from semseg_diffusers.reports.evaluation_page import (
     error_map,
     write_report,
 )
+from semseg_diffusers.evaluation.verdict import findings, fraction_of_ceiling
 from semseg_diffusers.reports.evaluation_text import results_commands, results_table
 from semseg_diffusers.reports.html import exact, flatten, number, percent
 

@@ -228,13 +228,13 @@ def test_pipeline_without_a_variant_is_the_first_average(run):
 
 @pytest.mark.parametrize("name", ["fp16", "ema_0_9", "ema", "safetensors"])
 def test_weights_that_are_not_there_are_refused_with_those_that_are(run, name):
-    with pytest.raises(ValueError, match=f"holds no weights `{name}`; there are ema_0_2, ema_0_99, raw"):
+    with pytest.raises(ValueError, match=f"holds no weights `{name}`; it holds ema_0_2, ema_0_99, raw"):
         load_pipeline(run, variant=name)
 
 
 def test_weights_of_a_folder_that_has_its_own_only_are_refused(run, tmp_path):
     MaskGuidedDDPMPipeline.from_pretrained(run).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="holds no weights `raw`; there are only its own, without --variant"):
+    with pytest.raises(ValueError, match="holds no weights `raw`; it holds only its own, without --variant"):
         load_pipeline(tmp_path, variant="raw")
 
 

@@ -118,7 +118,7 @@ def test_the_papers_network_takes_what_changes_the_data_alone():
     assert (given.network, given.mask_ablation, given.augment_scale) == ("paper", 0.1, 0.2)
 
 
-# Attributes of a data set
+# Attributes of a dataset
 
 
 def with_columns(pairs, **columns):

@@ -1,5 +1,6 @@
 """Progress bars in log files."""
 
+import sys
 import time
 
 from semseg_diffusers.utils import progress
@@ -7,6 +8,7 @@ from semseg_diffusers.utils import progress
 
 def test_a_bar_in_a_log_file_prints_few_lines_without_carriage_returns(capsys, monkeypatch):
     monkeypatch.setattr(progress, "LOG_INTERVAL", 0.1)
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)  # another test may have imported it
     for _ in progress.progress_bar(range(300), desc="steps"):
         time.sleep(0.001)
     lines = capsys.readouterr().err.splitlines(keepends=True)

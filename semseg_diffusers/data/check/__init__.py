@@ -1,1 +1,1 @@
-"""What is wrong with a source or a prepared data set, all findings at once."""
+"""What is wrong with a source or a prepared dataset, all findings at once."""

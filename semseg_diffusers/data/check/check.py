@@ -1,4 +1,4 @@
-"""`semseg-diffusers check`: what is wrong with a source or a prepared data set, all findings at once.
+"""`semseg-diffusers check`: what is wrong with a source or a prepared dataset, all findings at once.
 
 Ends with code 1 if there are errors (prepare or training would stop, or results would be wrong), 0 with warnings only.
 """
@@ -109,10 +109,10 @@ def _takes_unmatched(sources: list, data_format: str | None) -> bool:
 
 
 def check_prepared(folder: str | Path, num_workers: int = 1, progress: bool = False) -> Report:
-    """Check a data set that `prepare`, `toy` or `generate` made, or one in their layout.
+    """Check a dataset that `prepare`, `toy` or `generate` made, or one in their layout.
 
     Args:
-        folder (`str` or `Path`): the data set.
+        folder (`str` or `Path`): the dataset.
         num_workers (`int`, defaults to 1): threads; decoding runs outside Python's lock.
         progress (`bool`, defaults to `False`): show a progress bar on stderr.
 
@@ -121,7 +121,7 @@ def check_prepared(folder: str | Path, num_workers: int = 1, progress: bool = Fa
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ValueError(f"--dataset '{root}' is no folder here; wanted a prepared data set.")
+        raise ValueError(f"--dataset '{root}' is no folder here; wanted a prepared dataset.")
     found: list[Finding] = []
     labels = None
     try:

@@ -1,6 +1,6 @@
 """Readers of the ways in which driving labels are published: one file for each family, and the list of them here.
 
-`read_source` finds the pairs of photo and mask in a folder, in zip archives, or in a data set of `datasets`.
+`read_source` finds the pairs of photo and mask in a folder, in zip archives, or in a dataset of `datasets`.
 """
 
 from collections.abc import Callable, Sequence
@@ -144,7 +144,7 @@ def _open_source(source: str | Path | Sequence[str | Path], data_format: str | N
         return paths[0] if paths[0].is_dir() else sources[0]
     for path in paths:
         if not path.exists():
-            hint = " A data set of the Hub is read with --format datasets." if data_format is None else ""
+            hint = " A dataset of the Hub is read with --format datasets." if data_format is None else ""
             raise ValueError(f"--source '{path}' is not there; wanted a folder, or zip archives.{hint}")
         if path.is_file() and path.suffix.lower() != ".zip":
             raise ValueError(f"--source '{path}' is a file; wanted a folder, or zip archives (*.zip).")

@@ -1,4 +1,4 @@
-"""Any data set that `datasets` loads and that has a column of photos and one of masks: from the Hub, or local."""
+"""Any dataset that `datasets` loads and that has a column of photos and one of masks: from the Hub, or local."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ TABLE_ENDINGS = (".parquet", ".arrow")
 
 
 def read_table(root: Path | str, options: ReadOptions) -> Source:
-    """Any data set of `datasets`, a folder or a Hub id, with --image_column, --mask_column and --labels."""
+    """Any dataset of `datasets`, a folder or a Hub id, with --image_column, --mask_column and --labels."""
     name = str(root)
     check_name(name, "dataset")
     labels, revision = _labels(name, options.labels)
@@ -97,7 +97,7 @@ def _load(name: str, revision: str | None, streaming: bool) -> dict:
         if streaming:
             raise ValueError(f"'{name}' was saved with save_to_disk and lies here whole; leave out --streaming.")
     else:
-        with hub_errors(f"loading the data set '{name}'", name, "dataset"):
+        with hub_errors(f"loading the dataset '{name}'", name, "dataset"):
             loaded = datasets.load_dataset(name, revision=revision, streaming=streaming)
     tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     strange = [split for split in tables if split not in SPLITS]
@@ -140,7 +140,7 @@ def _columns(name: str, table, options: ReadOptions) -> tuple[str, str]:
 
 
 def _labels(name: str, labels: str | None) -> tuple[LabelSet, str | None]:
-    """The classes of the masks; and, of a data set on the Hub, the commit that they are of."""
+    """The classes of the masks; and, of a dataset on the Hub, the commit that they are of."""
     given = None if labels is None else LabelSet.from_name(labels)
     if not Path(name).is_dir():
         return find_on_hub(name, given, None)

@@ -20,6 +20,7 @@ from semseg_diffusers.data.dataset import (
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import SPLITS, parse_resolution
 from semseg_diffusers.evaluation.features import NETWORK_ERRORS, reason_of
+from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, example_pictures, write_filter_page
 from semseg_diffusers.evaluation.filtering.losses import (
     compute_class_losses,
     count_pixels,
@@ -57,7 +58,6 @@ from semseg_diffusers.evaluation.inputs import ImageSet, generated_images
 from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.model import DTYPES
-from semseg_diffusers.reports.filter_page import choose_examples, example_pictures, write_filter_page
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.progress import progress_bar
 

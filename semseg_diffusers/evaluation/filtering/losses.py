@@ -14,9 +14,9 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.evaluation_page import STRIPE, UNKNOWN
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, filter_ids
 from semseg_diffusers.evaluation.segmentation.judge import Judge
-from semseg_diffusers.reports.evaluation_page import STRIPE, UNKNOWN
 from semseg_diffusers.utils.progress import progress_bar
 
 

@@ -59,7 +59,7 @@ def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any
     if taken:
         raise ValueError(
             f"the metadata of '{generated}' have columns called {', '.join(taken)}, which the filter writes itself. "
-            "Rename them in the data set that the model was trained on."
+            "Rename them in the dataset that the model was trained on."
         )
     keys = ("image_file_name", "mask_file_name", "stem", "index")
     bad = next((row for row in rows if any(name not in row for name in keys)), None)
@@ -176,7 +176,7 @@ def store_mask(output: Path, name: str, labels: LabelSet, ids: np.ndarray, note:
     save_png(output / READ / f"{name}.png", labels.decode(ids), pnginfo=text)
 
 
-# The data set --------------------------------------------------------------------------------------------------------
+# The dataset --------------------------------------------------------------------------------------------------------
 
 
 def publish(

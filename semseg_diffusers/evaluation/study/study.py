@@ -24,6 +24,7 @@ from semseg_diffusers.evaluation.study.pools import (
 )
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
 from semseg_diffusers.evaluation.study.settings import SHARED, StudyCommandSettings, StudySettings, trainings
+from semseg_diffusers.evaluation.study.study_page import write_study_page
 from semseg_diffusers.evaluation.study.training import (
     TRAININGS,
     default_jobs,
@@ -32,7 +33,6 @@ from semseg_diffusers.evaluation.study.training import (
     run_trainings,
 )
 from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.reports.study_page import write_study_page
 from semseg_diffusers.utils.distributed import LOCK_FILE, check_device_available, exclusive_folder
 
 

@@ -1,4 +1,4 @@
-"""The page of a grown data set: what each stage found, and the commands that did it, in one self-contained file."""
+"""The page of a grown dataset: what each stage found, and the commands that did it, in one self-contained file."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -60,7 +60,7 @@ def write_growth_page(
     lead = f"Grown from {dataset}, with {model or 'a model trained for it'}."
     if remaining:
         lead += f" Still to be done: {', '.join(remaining)}."
-    write_page(path, page("A data set grown", sections, lead=lead))
+    write_page(path, page("A dataset grown", sections, lead=lead))
     return path
 
 
@@ -106,7 +106,7 @@ def _enrich(folder: Path) -> Section:
     ]
     return section(
         "New masks",
-        paragraph(f"{record['num_masks']} masks of the data set with more things in them."),
+        paragraph(f"{record['num_masks']} masks of the dataset with more things in them."),
         table(["class", "wished", "reached", "share of the pixels"], rows),
         _own_page(folder, "enrich"),
     )
@@ -147,4 +147,4 @@ def _merge(folder: Path) -> Section:
         "Licence": synthetic["license"] or "not known: fill it in before you publish",
     }
     publish = f"semseg-diffusers push --dataset {folder} --repo_id USER/NAME"
-    return section("The data set", facts(told), commands([publish]))
+    return section("The dataset", facts(told), commands([publish]))

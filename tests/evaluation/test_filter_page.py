@@ -8,8 +8,8 @@ from helpers.page_reading import PageReader, assert_self_contained, drawings, nu
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.filtering.filter_page import ExamplePictures, choose_examples, write_filter_page
 from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, NOTHING_LABELLED, TOO_LITTLE_KEPT, Scored
-from semseg_diffusers.reports.filter_page import ExamplePictures, choose_examples, write_filter_page
 from semseg_diffusers.reports.html import number, percent
 
 
