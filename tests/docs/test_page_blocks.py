@@ -203,7 +203,7 @@ def run_in_place(name: str, folder: Path, stock: Path | None) -> None:
     if stock is not None:
         lay_out(stock, folder, *place.stock)
     place.prepare(folder)
-    (page,) = [page for page in PAGES if page.name == name]
+    page = next(page for page in PAGES if page.name == name and page.parent.name != "results")
     place.check(folder, run_page(page, {**SHORTER, **place.options}))
 
 

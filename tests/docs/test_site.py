@@ -1,5 +1,6 @@
 """The docs as a site: built without a warning, complete, no link leads nowhere, nothing comes from other hosts."""
 
+import argparse
 import os
 import re
 import subprocess
@@ -97,16 +98,17 @@ def test_every_public_name_of_the_package_is_on_a_page_of_the_api(site, pages):
 def test_every_option_of_a_command_is_on_its_page(site, name):
     parser = command_parser(name)
     text = (site / "commands" / f"{name}.html").read_text(encoding="utf-8")
-    options = [option for action in parser._actions for option in action.option_strings if action.dest != "help"]
+    actions = [action for action in parser._actions if action.dest != "help" and action.help != argparse.SUPPRESS]
+    options = [option for action in actions for option in action.option_strings]
     assert [option for option in options if f"<code>{option}" not in text] == []
     assert f'href="{name}.html"' in (site / "commands" / "index.html").read_text(encoding="utf-8")
 
 
 def test_fields_of_settings_say_what_they_are(site):
     text = (site / "reference" / "training.html").read_text(encoding="utf-8")
-    assert "images per process and forward pass" in text  # of a `metadata`
+    assert "images per process and forward pass" in text
     text = (site / "reference" / "growth.html").read_text(encoding="utf-8")
-    assert "diffusion model, folder or Hub id; None trains one first" in text  # of a comment
+    assert "diffusion model (default: one is trained first)" in text
 
 
 def test_search_finds_an_option_without_a_server(site):
