@@ -48,10 +48,11 @@ from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.toy.scenes import draw_scene
-from semseg_diffusers.training import loop
+from semseg_diffusers.training import loop, run
 from semseg_diffusers.training.monitor import DataTimer
 from semseg_diffusers.training.networks import build_network
-from semseg_diffusers.training.settings import PRESETS, TrainingSettings
+from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.settings import build_settings
 
 
 SIZE = 128
@@ -153,15 +154,13 @@ def arm_settings(arm: str, work: Path, device: str, batch_size: int, precision: 
         fast |= {"torch_compile": "inductor", "allow_tf32": torch.cuda.get_device_capability() >= (8, 0)}
         fast |= {"dataloader_num_workers": authors_workers()}
     changes = {
-        "same_network": {**PRESETS["paper"], "train_batch_size": batch_size, **fast},
+        "same_network": {**TrainingSettings.PRESETS["paper"], "train_batch_size": batch_size, **fast},
         "default": {"mixed_precision": "no"},
         "default_fast": fast,
     }[arm]
     output = str(work / f"{arm}-{device}")
-    return TrainingSettings(
-        dataset=str(work / "prepared"), output_dir=output, device="cpu" if device == "cpu" else None,
-        **{**changes, **ENDLESS},
-    )  # fmt: skip
+    place = {"dataset": str(work / "prepared"), "output_dir": output, "device": "cpu" if device == "cpu" else None}
+    return build_settings(TrainingSettings, (f"arm {arm}", {**place, **changes, **ENDLESS}))
 
 
 def run_arm(args: argparse.Namespace) -> None:
@@ -169,7 +168,7 @@ def run_arm(args: argparse.Namespace) -> None:
     if args.arm == "authors":
         run_authors(args.work, args.device, args.batch)
     else:
-        loop.DataTimer = Turns  # our loop as it is; only its batches wait for their turn
+        run.DataTimer = Turns  # our loop as it is; only its batches wait for their turn
         loop.train(arm_settings(args.arm, args.work, args.device, args.batch, args.precision))
 
 
