@@ -374,6 +374,7 @@ def test_of_two_processes_one_writes_the_page_and_says_the_warnings(toy, tmp_pat
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
     warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
-    assert warnings and len(warnings) == len(set(warnings))
+    assert warnings
+    assert len(warnings) == len(set(warnings))
     assert "accelerate launch --num_processes 2 -m semseg_diffusers.training --config" in text_of(run)
     assert "Finished after step 4 of 4." in text_of(run)
