@@ -22,7 +22,7 @@ class Command(NamedTuple):
     help: str
 
 
-# In the order of use. A command that is not converted yet is (module with add_arguments and run, help).
+# In the order of use.
 COMMANDS = {
     "prepare": Command(
         "semseg_diffusers.data.settings:PrepareSettings",
@@ -144,7 +144,7 @@ def load(path: str):
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the script itself; options of a command are read by `command_parser`."""
     width = max(len(name) for name in COMMANDS)
-    listing = "\n".join(f"  {name:<{width}}  {command[-1]}" for name, command in COMMANDS.items())
+    listing = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="semseg-diffusers",
         description="Grow a labelled driving dataset with mask-guided diffusion.",
@@ -159,17 +159,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def command_parser(name: str, prog: str | None = None) -> argparse.ArgumentParser:
+def command_parser(name: str, prog: str | None = None) -> SettingsParser:
     """Return the parser of a command's options."""
-    prog, command = prog or f"semseg-diffusers {name}", COMMANDS[name]
-    if isinstance(command, Command):
-        return SettingsParser(load(command.settings), prog=prog)
-    module = importlib.import_module(command[0])
-    parser = argparse.ArgumentParser(
-        prog=prog, description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    module.add_arguments(parser)
-    return parser
+    return SettingsParser(load(COMMANDS[name].settings), prog=prog or f"semseg-diffusers {name}")
 
 
 def run_command(name: str, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
@@ -184,13 +176,10 @@ def run_command(name: str, arguments: Sequence[str] | None = None, prog: str | N
         exit code: that of the command, 2 after invalid input, 130 after Ctrl-C (one line on stderr; a traceback with
         SEMSEG_DEBUG=1).
     """
-    command, debug = COMMANDS[name], os.environ.get("SEMSEG_DEBUG") == "1"
+    debug = os.environ.get("SEMSEG_DEBUG") == "1"
     try:
-        parser = command_parser(name, prog)
-        if isinstance(command, Command):
-            settings = parser.parse_settings(arguments)
-            return load(command.run)(settings) or 0
-        return importlib.import_module(command[0]).run(parser.parse_args(arguments)) or 0
+        settings = command_parser(name, prog).parse_settings(arguments)
+        return load(COMMANDS[name].run)(settings) or 0
     except ModuleNotFoundError as err:
         if err.name not in EXTRAS:
             raise

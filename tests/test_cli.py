@@ -2,6 +2,8 @@
 
 import dataclasses
 import re
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -9,18 +11,25 @@ from pathlib import Path
 import pytest
 
 from semseg_diffusers import cli
+from semseg_diffusers.utils.settings import Settings, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrySettings(Settings):
+    """A command for this test."""
+
+    number: int = option(1, help="a number")
 
 
 @pytest.fixture
 def command(monkeypatch):
-    """Install a command `try` whose `run` is given; returns a function that sets it."""
+    """Install a command `try`; returns a function that sets what it runs."""
 
     def install(run):
-        module = types.ModuleType("semseg_try", "A command for this test.")
-        module.add_arguments = lambda parser: parser.add_argument("--number", type=int, default=1)
-        module.run = run
+        module = types.ModuleType("semseg_try")
+        module.TrySettings, module.run = TrySettings, run
         monkeypatch.setitem(sys.modules, "semseg_try", module)
-        monkeypatch.setitem(cli.COMMANDS, "try", ("semseg_try", "tried"))
+        monkeypatch.setitem(cli.COMMANDS, "try", cli.Command("semseg_try:TrySettings", "semseg_try:run", "tried"))
 
     return install
 
@@ -117,17 +126,14 @@ def test_every_option_of_ours_can_be_read_back():
     assert [name for name in names if not re.search(rf"(self|options)\.{name}\b", source)] == []
 
 
-def test_help_and_the_list_of_commands_load_nothing_heavy(clean_process):
-    """The package's own `__init__` is stood in for: what `cli.py` itself needs is the standard library."""
-    result = clean_process(
-        "import sys, types\n"
-        "package = types.ModuleType('semseg_diffusers')\n"
-        "package.__path__, package.__version__ = [sys.argv[1]], '0'\n"
-        "sys.modules['semseg_diffusers'] = package\n"
-        "from semseg_diffusers import cli\n"
-        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print(sorted({'torch', 'diffusers', 'numpy', 'datasets'} & set(sys.modules)))",
-        str(Path(cli.__file__).parent),
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS)])
+def test_the_console_script_answers_without_loading_torch(arguments):
+    """The real script in its own process; `-X importtime` writes a line for each module that is loaded."""
+    script = shutil.which("semseg-diffusers", path=Path(sys.executable).parent)
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", script, *arguments], capture_output=True, text=True, check=True
     )
-    assert "generate" in result.stdout
-    assert result.stdout.strip().endswith("[]")
+    loaded = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert "semseg_diffusers.cli" in loaded
+    assert not {"torch", "diffusers", "numpy", "datasets", "transformers"} & loaded
+    assert "semseg-diffusers" in result.stdout

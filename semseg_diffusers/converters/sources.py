@@ -22,10 +22,10 @@ from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 
 from semseg_diffusers.converters.checkpoints import load_weights, read_checkpoint, shape_of, shorten, state_dict_of
 from semseg_diffusers.data.labels import LabelSet, free_color
-from semseg_diffusers.hub.folders import read_json
 from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DModel
 from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel, paper_betas
 from semseg_diffusers.models.published.unet_sdm import SDMUNet2DModel
+from semseg_diffusers.utils.files import read_json
 
 
 PAPER_PREFIXES = {"ema": "ema_model.", "raw": "model."}

@@ -4,7 +4,6 @@ Whatever form a mask column has (ids, palette, colours), masks are returned as c
 set.
 """
 
-import argparse
 import functools
 import io
 import json
@@ -19,7 +18,7 @@ from PIL import Image, ImageOps
 
 from semseg_diffusers.data.dataset_format import LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.data.decode_cache import DecodedPairs
-from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
@@ -205,17 +204,6 @@ def _decode(entry: dict, what: str, source: str) -> Image.Image:
     if entry["bytes"] is None:
         return open_image(entry["path"], what)
     return decode_picture(entry["bytes"], what, source)
-
-
-def add_column_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where a dataset that is not ours has photos, masks and classes."""
-    parser.add_argument("--image_column", default="image", help="column of the photos (default %(default)s)")
-    parser.add_argument("--mask_column", default="mask", help="column of the masks (default %(default)s)")
-    parser.add_argument(
-        "--labels",
-        metavar="PRESET|FILE",
-        help=f"label set, where the dataset carries none: {', '.join(PRESET_NAMES)}, or a JSON file",
-    )
 
 
 def column_options(given: Any) -> dict[str, Any]:

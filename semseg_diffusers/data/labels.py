@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from semseg_diffusers.data.options import LABEL_PRESETS as PRESET_NAMES  # noqa: F401
 from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, read_mask
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_text
 
 
 # The 19 training classes of Cityscapes, which BDD100K shares, in train id order and in Cityscapes' colours.

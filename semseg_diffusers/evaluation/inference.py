@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.utils.distributed import Processes
-from semseg_diffusers.utils.images import written_beside
+from semseg_diffusers.utils.files import written_beside
 from semseg_diffusers.utils.progress import progress_bar
 
 

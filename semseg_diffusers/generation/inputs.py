@@ -4,7 +4,6 @@ the like. All are found by name: the mask's own, or in what `enrich` made, that 
 import csv
 import functools
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.generation.settings import check_attributes
 from semseg_diffusers.pipelines.image_inputs import changed_region
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids
+from semseg_diffusers.utils.files import read_json_lines
 
 
 MANIFEST_FILE = "manifest.jsonl"  # `enrich` says there which mask each of its own began with
@@ -60,17 +60,6 @@ class Names:
         if name is None:
             raise ValueError(f"there is no {what} called '{names[-1]}' in '{os.fspath(where)}'")
         return among[name]
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise ValueError(f"'{path}' is not valid JSON lines: {err}.") from err
-    other = next((row for row in rows if not isinstance(row, dict)), None)
-    if other is not None:
-        raise ValueError(f"'{path}' holds the line {other!s:.80}; wanted an object on each, names with their values.")
-    return rows
 
 
 # Attributes --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from semseg_diffusers.growth.settings import MergeSettings
 from semseg_diffusers.hub.cards import metadata
 from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 

@@ -18,7 +18,7 @@ from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
 from semseg_diffusers.masks.statistics.underrepresented import underrepresented_classes
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_text
 
 
 # Stage -> a file that its folder holds only when the stage is complete, for commands that are slow to find out.

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE, data_license
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub import cards
+from semseg_diffusers.utils.files import read_json
 
 
 logger = logging.getLogger(__name__)
@@ -30,15 +31,6 @@ LOADED_FROM = "_name_or_path"  # in the config of a network that was loaded and 
 EXPORT_FILE = "export.json"  # marks a folder that `export` made, and may replace
 SHEET_FILE = "samples.jpg"  # masks and samples of them, in such a folder
 RESULTS_FOLDER = "results"  # beside the card: what `evaluate` wrote
-
-
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON file; anything but an object becomes an empty dict."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise ValueError(f"'{path}' is not valid JSON: {err}.") from err
-    return content if isinstance(content, dict) else {}
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:

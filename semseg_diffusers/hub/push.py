@@ -31,12 +31,11 @@ from semseg_diffusers.hub.folders import (
     merge_cards,
     model_card,
     model_files,
-    read_json,
     read_scores,
 )
 from semseg_diffusers.hub.settings import PushSettings
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import read_json, write_text
 from semseg_diffusers.utils.hub_errors import KINDS, LOG_IN, HubError, check_name, hub_errors
 
 

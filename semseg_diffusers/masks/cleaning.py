@@ -14,7 +14,7 @@ from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_ou
 from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.masks.settings import CleanSettings
 from semseg_diffusers.pipelines.mask_inputs import open_image, pack_colors, palette_agrees, unpack_colors
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_text
 from semseg_diffusers.utils.images import image_grid, save_png
 
 

@@ -21,9 +21,8 @@ from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.enrich_page import Reached, both_statistics, compare_targets, contact_sheet, enrich_page
 from semseg_diffusers.masks.settings import EnrichSettings
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.html import percent, write_page
-from semseg_diffusers.utils.files import package_version
+from semseg_diffusers.utils.files import package_version, write_text
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 

@@ -13,7 +13,7 @@ from typing import Any
 from jinja2 import Environment
 from markupsafe import Markup
 
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_text
 
 
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -9,9 +9,9 @@ import torch
 from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.cards import BY_VARIANT, render_model_card, without_machine_paths
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.training.ema import RAW, variant_name
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import write_text
 
 
 def save_model_card(

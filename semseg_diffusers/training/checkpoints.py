@@ -5,7 +5,6 @@ the run recorded.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -20,29 +19,18 @@ from safetensors import SafetensorError
 
 from semseg_diffusers.reports.run_folder import CHECKPOINT_NAME, list_checkpoints
 from semseg_diffusers.training.ema import EMA
+from semseg_diffusers.utils.files import hash_file
 
 
 logger = get_logger(__name__)
 
 HASHES, STATE = "hashes.json", "state.json"
 LEFTOVERS = (
-    ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/.*.tmp",
+    ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/*.tmp-*",
     "settings.json.tmp-*", "status.json.tmp-*", "log.jsonl.tmp-*", "README.md.tmp-*",
     "run.json.tmp-*", "run.html.tmp-*",
 )  # fmt: skip
 LISTING_TIMEOUT = 60  # seconds
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
-
-
-def _digest(file) -> str:  # Python 3.10 has no hashlib.file_digest
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -105,7 +93,7 @@ def save_checkpoint(
                 state = {**state, **ema.save(staging)}
             (staging / STATE).write_text(json.dumps({"step": step, **state}, indent=2))
             files = sorted(path for path in staging.rglob("*") if path.is_file())
-            hashes = {path.relative_to(staging).as_posix(): _hash(path) for path in files}
+            hashes = {path.relative_to(staging).as_posix(): hash_file(path) for path in files}
             (staging / HASHES).write_text(json.dumps(hashes, indent=2))
             _remove(target)
             os.replace(staging, target)
@@ -167,7 +155,7 @@ def verify(checkpoint: Path) -> None:
     for name in sorted(present ^ set(hashes)):
         raise ValueError(f"{checkpoint / name} is {'not in ' + HASHES if name in present else 'missing'}.")
     for name, digest in hashes.items():
-        if _hash(checkpoint / name) != digest:
+        if hash_file(checkpoint / name) != digest:
             raise ValueError(f"{checkpoint / name} is not what the run wrote (its hash differs); it is not resumed.")
 
 

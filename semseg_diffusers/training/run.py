@@ -32,7 +32,6 @@ from semseg_diffusers.data.dataset import PairDataset, attribute_values, column_
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.run_folder import RECORD_FILE, STATUS_FILE, list_checkpoints, read_log
 from semseg_diffusers.reports.run_page import page_at_end, update_run_page, write_run_page
 from semseg_diffusers.training.base_model import BaseModel, load_base, load_first_weights
@@ -64,7 +63,7 @@ from semseg_diffusers.training.preflight import collect_warnings
 from semseg_diffusers.training.previews import remove_later_previews, save_preview, start_tracking
 from semseg_diffusers.training.settings import ReportSettings, TrainingSettings
 from semseg_diffusers.utils.distributed import exclusive_folder, run_on_all_ranks, run_on_main_rank
-from semseg_diffusers.utils.files import package_version
+from semseg_diffusers.utils.files import package_version, write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 

@@ -1,4 +1,4 @@
-"""Folders that appear completely or not at all, and can be resumed after an interruption.
+"""Files and folders that appear completely or not at all; JSON files; content hashes.
 
 `new_folder` fills a temporary folder and renames it. `resumable_folder` does so in `.NAME.preparing` beside the
 output, with a record of its recipe and of each finished item, so that the same call resumes after a stop or a kill.
@@ -6,6 +6,7 @@ output, with a record of its recipe and of each finished item, so that the same 
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -31,6 +33,75 @@ def package_version() -> str:
         return metadata.version("semseg-diffusers")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+@contextlib.contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside a file, which is renamed to the file at the end."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text file as UTF-8, completely or not at all."""
+    with written_beside(Path(path)) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write a value as indented JSON, completely or not at all."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not JSON, or not an object.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as err:  # not JSON, or not UTF-8
+        raise ValueError(f"'{path}' is not valid JSON: {err}.") from err
+    if not isinstance(content, dict):
+        raise ValueError(f"'{path}' must hold a JSON object; got a {type(content).__name__}.")
+    return content
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """Read a file with a JSON object on each line; empty lines are skipped.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a line is not JSON, or not an object.
+    """
+    try:
+        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except ValueError as err:
+        raise ValueError(f"'{path}' is not valid JSON lines: {err}.") from err
+    other = next((row for row in rows if not isinstance(row, dict)), None)
+    if other is not None:
+        raise ValueError(f"'{path}' holds the line {other!s:.80}; expected an object on each line.")
+    return rows
+
+
+def hash_json(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON with sorted keys, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hash_file(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def check_output(output: str | os.PathLike, overwrite: bool, marker: str, kind: str) -> Path:

@@ -4,7 +4,6 @@ images."""
 import contextlib
 import io
 import json
-import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+
+from semseg_diffusers.utils.files import written_beside
 
 
 GAP = 4  # pixels between two cells
@@ -158,17 +159,6 @@ def grid_cells(sheet: Image.Image) -> list[list[Image.Image]] | None:
     left, top, width, height, columns, rows = json.loads(sheet.info[GRID_NOTE])
     corners = [[(left + i * (width + GAP), top + j * (height + GAP)) for i in range(columns)] for j in range(rows)]
     return [[sheet.crop((x, y, x + width, y + height)) for x, y in row] for row in corners]
-
-
-@contextlib.contextmanager
-def written_beside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside a file, which is renamed to the file at the end."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save_png(path: Path, image: Image.Image, **options: Any) -> None:

@@ -373,8 +373,6 @@ def test_of_two_processes_one_writes_the_page_and_says_the_warnings(toy, tmp_pat
     process = launch_two(SCRIPT, tiny_settings(toy, run, **PREVIEWS))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output[-3000:]
-    warnings = [line for line in output.splitlines() if line.startswith("warning: ")]
-    assert warnings
-    assert len(warnings) == len(set(warnings))
+    assert output.count("warning: No pixel in") == 1
     assert "accelerate launch --num_processes 2 -m semseg_diffusers.training --config" in text_of(run)
     assert "Finished after step 4 of 4." in text_of(run)

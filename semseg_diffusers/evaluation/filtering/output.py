@@ -22,8 +22,8 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, read_filter
 from semseg_diffusers.generation.output_folder import in_order, is_passing, read_metadata, sole_run, write_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.utils.images import save_png, written_beside
+from semseg_diffusers.utils.files import write_text, written_beside
+from semseg_diffusers.utils.images import save_png
 
 
 DROPPED_FILE = "dropped.jsonl"

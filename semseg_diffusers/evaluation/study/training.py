@@ -22,8 +22,7 @@ from semseg_diffusers.evaluation.segmentation.initialization import InitialSegme
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
 from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, pool_members
 from semseg_diffusers.evaluation.study.settings import MAX_JOBS, StudySettings, Training
-from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.utils.files import terminate_as_exception
+from semseg_diffusers.utils.files import terminate_as_exception, write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 

@@ -20,7 +20,7 @@ from semseg_diffusers.masks.editing.operation_types import OPERATION_TYPES, Cont
 from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.settings import EditSettings
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_text
 from semseg_diffusers.utils.images import image_grid, save_png
 
 

@@ -19,10 +19,9 @@ from semseg_diffusers.masks.statistics.counts import (
 from semseg_diffusers.masks.statistics.figure import draw_statistics
 from semseg_diffusers.masks.statistics.page import statistics_page
 from semseg_diffusers.masks.statistics.underrepresented import RULES, UnderrepresentedClass, underrepresented_classes
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.html import write_page
-from semseg_diffusers.utils.files import package_version
-from semseg_diffusers.utils.images import save_png, written_beside
+from semseg_diffusers.utils.files import package_version, write_text, written_beside
+from semseg_diffusers.utils.images import save_png
 
 
 def statistics_record(
