@@ -46,7 +46,7 @@ COMMANDS = {
     ),
     "labels": Command(
         "semseg_diffusers.data.settings:LabelsSettings",
-        "semseg_diffusers.data.labels_command:run",
+        "semseg_diffusers.data.labels:run",
         "export a label set: legend image, palette file, JSON",
     ),
     "clean": Command(

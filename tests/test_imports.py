@@ -28,7 +28,7 @@ ALLOWED["evaluation"] -= {"training"}
 def layer_of(module: str) -> str:
     """Return the layer of a dotted module name: "semseg_diffusers.data.labels" -> "labels"."""
     parts = module.split(".")[1:]
-    if parts[:2] in (["data", "labels"], ["data", "options"]):
+    if parts[:2] in (["data", "labels"], ["data", "settings"]):
         return "labels"
     if parts[:2] == ["hub", "export"]:
         return "export"

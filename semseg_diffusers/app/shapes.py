@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from semseg_diffusers.app.mask_rle import pack_runs
+from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.label_mapping import map_ids, match_classes
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.masks.editing.objects import objects_of
 from semseg_diffusers.masks.editing.shapes import polygon
 from semseg_diffusers.masks.editing.street import Street

@@ -12,7 +12,7 @@ from semseg_diffusers.converters.checkpoints import file_hash
 from semseg_diffusers.converters.settings import ConvertSettings
 from semseg_diffusers.converters.sources import Conversion, convert_id_channel, convert_paper, convert_sdm
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import parse_resolution
+from semseg_diffusers.data.settings import parse_resolution
 from semseg_diffusers.hub.cards import render_model_card
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import check_output, new_folder, package_version

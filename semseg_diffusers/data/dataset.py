@@ -7,6 +7,7 @@ set.
 import functools
 import io
 import json
+import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -17,9 +18,8 @@ import torch
 from PIL import Image, ImageOps
 
 from semseg_diffusers.data.dataset_format import LABELS_FILE, SETTINGS_FILE
-from semseg_diffusers.data.decode_cache import DecodedPairs
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import SPLITS
+from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 from semseg_diffusers.utils.images import decode_picture, naming
@@ -27,6 +27,48 @@ from semseg_diffusers.utils.images import decode_picture, naming
 
 class MissingSplitError(ValueError):
     """The dataset has no split of that name."""
+
+
+class DecodedPairs:
+    """Room for the photos and masks of the first pairs of a dataset, as many as fit; filled as they are read.
+
+    The memory belongs to no file, and its pages are taken when they are first written. Processes that are forked
+    share it: what one has decoded, all have. Two that decode the same pair write the same bytes.
+
+    Args:
+        sizes (`list[tuple[int, int]]`): Height and width of each pair, pixels.
+        most_bytes (`int`): How much memory to take, at most.
+    """
+
+    def __init__(self, sizes: list[tuple[int, int]], most_bytes: int):
+        pixels = np.array([height * width for height, width in sizes], dtype=np.int64)
+        ends = np.cumsum(4 * pixels + 1)  # three channels, the id, and whether it is there
+        self.count = int(np.searchsorted(ends, most_bytes, side="right"))
+        self._sizes, self._ends = sizes, ends
+        self._memory = None
+        if self.count:
+            self._memory = np.frombuffer(mmap.mmap(-1, int(ends[self.count - 1])), dtype=np.uint8)
+
+    def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Copies of a photo (3, H, W) and its mask (H, W), uint8; None where they are not there."""
+        if index >= self.count or not self._memory[self._ends[index] - 1]:
+            return None
+        photo, mask = self._views(index)
+        return photo.copy(), mask.copy()
+
+    def put(self, index: int, photo: np.ndarray, mask: np.ndarray) -> None:
+        """Keep a photo (3, H, W) and its mask (H, W), where there is room."""
+        if index >= self.count:
+            return
+        own_photo, own_mask = self._views(index)
+        own_photo[:], own_mask[:] = photo, mask
+        self._memory[self._ends[index] - 1] = 1  # last, when all is there
+
+    def _views(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        height, width = self._sizes[index]
+        start, pixels = self._ends[index] - 1 - 4 * height * width, height * width
+        photo = self._memory[start : start + 3 * pixels].reshape(3, height, width)
+        return photo, self._memory[start + 3 * pixels : start + 4 * pixels].reshape(height, width)
 
 
 class PairDataset(torch.utils.data.Dataset):

@@ -3,6 +3,7 @@ Masks are read and coloured by the pure functions of the pipeline's Hub file; `L
 """
 
 import json
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from semseg_diffusers.data.options import LABEL_PRESETS as PRESET_NAMES  # noqa: F401
+from semseg_diffusers.data.settings import LabelsSettings
 from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, read_mask
 from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.images import save_png
 
 
 # The 19 training classes of Cityscapes, which BDD100K shares, in train id order and in Cityscapes' colours.
@@ -56,6 +58,7 @@ CAMVID = {
 PAPER_NAMES = ("background", *list(CITYSCAPES)[1:])
 PAPER = {name: ((123 * i + 7) % 256, (456 * i + 8) % 256, (789 * i + 9) % 256) for i, name in enumerate(PAPER_NAMES)}
 PRESETS = {"bdd100k": CITYSCAPES, "cityscapes": CITYSCAPES, "camvid": CAMVID, "paper": PAPER}
+PRESET_NAMES = tuple(PRESETS)
 
 
 def free_color(colors) -> tuple[int, int, int]:
@@ -305,3 +308,15 @@ class LabelSet:
         lines += ["{:3d} {:3d} {:3d}\t{}".format(*c, name) for name, c in zip(self.names, self.colors, strict=True)]
         lines.append("{:3d} {:3d} {:3d}\t{}".format(*self.ignore_color, "unknown"))
         write_text(path, "\n".join(lines) + "\n")
+
+
+def run(settings: LabelsSettings) -> None:
+    """Write the three files and print their names."""
+    labels = LabelSet.from_preset(settings.preset) if settings.preset else LabelSet.from_json(settings.labels)
+    name, output = settings.preset or Path(settings.labels).stem, Path(settings.output)
+    legend = labels.legend(columns=settings.columns)
+    output.mkdir(parents=True, exist_ok=True)
+    save_png(output / "legend.png", legend)
+    labels.save_palette(output / f"{name}.gpl")
+    labels.save_json(output / "labels.json")
+    sys.stdout.write(f"{labels.num_classes} classes: {output}/legend.png, {name}.gpl, labels.json\n")

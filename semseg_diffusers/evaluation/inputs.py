@@ -15,10 +15,9 @@ import torch
 from PIL import Image
 
 from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
-from semseg_diffusers.data.dataset_format import LABELS_FILE, METADATA_FILE
+from semseg_diffusers.data.dataset_format import LABELS_FILE, MASK_SUFFIXES, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import MASK_SUFFIXES
-from semseg_diffusers.data.options import SPLITS
+from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image

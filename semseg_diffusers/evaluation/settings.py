@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
-from semseg_diffusers.data.options import ColumnOptions, parse_resolution
+from semseg_diffusers.data.settings import ColumnOptions, parse_resolution
 from semseg_diffusers.generation.settings import GenerationSettings, SamplingOptions
 from semseg_diffusers.utils.settings import option
 

@@ -14,10 +14,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from semseg_diffusers.data.crop_resize import place_frame
-from semseg_diffusers.data.dataset_format import METADATA_FILE
+from semseg_diffusers.data.dataset_format import METADATA_FILE, find_masks
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.generation.settings import check_attributes
 from semseg_diffusers.pipelines.image_inputs import changed_region
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids

@@ -12,10 +12,9 @@ from typing import Any
 import diffusers
 import torch
 
-from semseg_diffusers.data.dataset_format import label_file_near
+from semseg_diffusers.data.dataset_format import find_masks, label_file_near
 from semseg_diffusers.data.label_mapping import LabelMapping, some_names
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.generation.inputs import InputReader, Names, Photos, read_table
 from semseg_diffusers.generation.jobs import Job, image_seed
 from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for

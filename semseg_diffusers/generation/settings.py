@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from semseg_diffusers.data.options import LABEL_PRESETS
+from semseg_diffusers.data.settings import LABEL_PRESETS
 from semseg_diffusers.utils.settings import Settings, option
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from semseg_diffusers.data.options import ColumnOptions
+from semseg_diffusers.data.settings import ColumnOptions
 from semseg_diffusers.utils.settings import Settings, option
 
 

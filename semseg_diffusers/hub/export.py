@@ -16,9 +16,8 @@ import diffusers
 import torch
 from PIL import Image
 
-from semseg_diffusers.data.dataset_format import LABELS_FILE, label_file_near
+from semseg_diffusers.data.dataset_format import LABELS_FILE, find_masks, label_file_near
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.hub import cards

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from semseg_diffusers.data.options import LABEL_PRESETS
+from semseg_diffusers.data.settings import LABEL_PRESETS
 from semseg_diffusers.utils.settings import Settings, option
 
 

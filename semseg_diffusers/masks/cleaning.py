@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from semseg_diffusers.data.dataset_format import LABELS_FILE
+from semseg_diffusers.data.dataset_format import LABELS_FILE, find_masks, labels_of_masks, new_output
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_output
 from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.masks.settings import CleanSettings
 from semseg_diffusers.pipelines.mask_inputs import open_image, pack_colors, palette_agrees, unpack_colors

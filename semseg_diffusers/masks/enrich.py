@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
-from semseg_diffusers.data.dataset_format import LABELS_FILE
+from semseg_diffusers.data.dataset_format import LABELS_FILE, new_output
 from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import new_output
 from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from semseg_diffusers.data.options import LABEL_PRESETS, ColumnOptions
+from semseg_diffusers.data.settings import LABEL_PRESETS, ColumnOptions
 from semseg_diffusers.utils.settings import Settings, option
 
 

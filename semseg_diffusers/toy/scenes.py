@@ -15,7 +15,7 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, new_dataset, save_pair
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import parse_resolution
+from semseg_diffusers.data.settings import parse_resolution
 from semseg_diffusers.toy import objects as things
 from semseg_diffusers.toy.painter import Look, Painter, between, jitter, tint
 from semseg_diffusers.toy.settings import ToySettings

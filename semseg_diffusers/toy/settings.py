@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from semseg_diffusers.data.options import parse_resolution
+from semseg_diffusers.data.settings import parse_resolution
 from semseg_diffusers.utils.settings import Settings, option
 
 

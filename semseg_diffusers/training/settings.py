@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semseg_diffusers.data.options import ColumnOptions, parse_resolution
+from semseg_diffusers.data.settings import ColumnOptions, parse_resolution
 from semseg_diffusers.utils.settings import Settings, option, read_yaml
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.data.decode_cache import DecodedPairs
+from semseg_diffusers.data.dataset import DecodedPairs, load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 

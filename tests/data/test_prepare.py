@@ -18,9 +18,8 @@ from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import new_dataset
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import parse_resolution
 from semseg_diffusers.data.prepare import prepare_dataset, read_photo
-from semseg_diffusers.data.settings import PrepareSettings
+from semseg_diffusers.data.settings import PrepareSettings, parse_resolution
 from semseg_diffusers.utils import files as layout
 
 

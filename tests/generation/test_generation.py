@@ -15,8 +15,8 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMEulerSchedu
 from PIL import Image
 
 from semseg_diffusers import cli
+from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.generation import output_folder
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.jobs import Job, image_seed

@@ -11,8 +11,8 @@ from hypothesis.extra import numpy as arrays
 from PIL import Image, ImageDraw
 
 from semseg_diffusers import cli
+from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.data.mask_files import find_masks
 from semseg_diffusers.masks.cleaning import clean_painting
 from semseg_diffusers.masks.editing import shapes as drawing
 from semseg_diffusers.toy.scenes import draw_scene

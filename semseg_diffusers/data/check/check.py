@@ -30,9 +30,8 @@ from semseg_diffusers.data.dataset_format import (
     SETTINGS_FILE,
 )
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, read_source
-from semseg_diffusers.data.settings import CheckSettings
+from semseg_diffusers.data.settings import SPLITS, CheckSettings
 from semseg_diffusers.utils.archives import close_archives
 from semseg_diffusers.utils.files import package_version, write_text
 from semseg_diffusers.utils.progress import progress_bar

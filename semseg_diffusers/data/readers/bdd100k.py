@@ -10,7 +10,6 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import ANNOTATIONS, SPLITS
 from semseg_diffusers.data.readers.pairs import (
     AnyPath,
     Drawing,
@@ -24,6 +23,7 @@ from semseg_diffusers.data.readers.pairs import (
     split_folders,
 )
 from semseg_diffusers.data.readers.scalabel import read_attributes, read_regions
+from semseg_diffusers.data.settings import ANNOTATIONS, SPLITS
 
 
 IMAGES = "images/10k"

@@ -15,8 +15,8 @@ import numpy as np
 
 from semseg_diffusers.data.dataset_format import LABELS_FILE
 from semseg_diffusers.data.labels import PAPER_NAMES, PRESET_NAMES, LabelSet
-from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.data.polygons import Polygon, RunLengths, draw_polygons, draw_runs
+from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.utils.archives import ArchivePath
 
 

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 from semseg_diffusers.data.dataset import find_on_hub
 from semseg_diffusers.data.dataset_format import LABELS_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import SPLITS
 from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source
+from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 

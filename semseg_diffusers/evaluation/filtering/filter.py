@@ -18,7 +18,7 @@ from semseg_diffusers.data.dataset import (
     load_pairs,
 )
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import SPLITS, parse_resolution
+from semseg_diffusers.data.settings import SPLITS, parse_resolution
 from semseg_diffusers.evaluation.features import NETWORK_ERRORS, reason_of
 from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, example_pictures, write_filter_page
 from semseg_diffusers.evaluation.filtering.losses import (

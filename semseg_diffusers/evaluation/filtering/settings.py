@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from semseg_diffusers.data.options import ColumnOptions
+from semseg_diffusers.data.settings import ColumnOptions
 from semseg_diffusers.utils.settings import Settings, option
 
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.options import parse_resolution
+from semseg_diffusers.data.settings import parse_resolution
 from semseg_diffusers.evaluation.segmentation.architectures import NETWORKS, register_torchvision
 from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, PretrainedSource, scaled_size
 from semseg_diffusers.evaluation.segmentation.settings import (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from semseg_diffusers.data.options import SPLITS, ColumnOptions
+from semseg_diffusers.data.settings import SPLITS, ColumnOptions
 from semseg_diffusers.utils.settings import Settings, option
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 
-from semseg_diffusers.data.dataset import column_options, load_pairs
-from semseg_diffusers.data.decode_cache import DecodedPairs
-from semseg_diffusers.data.options import SPLITS
+from semseg_diffusers.data.dataset import DecodedPairs, column_options, load_pairs
+from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.evaluation.filtering.rules import read_filter
 from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
 from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource

@@ -4,7 +4,7 @@ All arms share the training and the initial weights; only the pool of training p
 from dataclasses import dataclass, fields
 from typing import Any
 
-from semseg_diffusers.data.options import SPLITS, ColumnOptions
+from semseg_diffusers.data.settings import SPLITS, ColumnOptions
 from semseg_diffusers.evaluation.segmentation.settings import SegmenterTrainingOptions
 from semseg_diffusers.utils.settings import option
 

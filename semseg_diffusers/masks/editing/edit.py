@@ -13,9 +13,8 @@ import yaml
 from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.data.dataset_format import LABELS_FILE
+from semseg_diffusers.data.dataset_format import LABELS_FILE, find_masks, labels_of_masks, new_output
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_files import find_masks, labels_of_masks, new_output
 from semseg_diffusers.masks.editing.operation_types import OPERATION_TYPES, Context, is_number, is_numbers
 from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
