@@ -3,10 +3,12 @@
     python benchmarks/equivalence.py [--baseline DIR] [--only train generate ...] [--output equivalence.json]
 
 Each case runs the same commands with both checkouts, each in one process and one folder, on toy scenes and tiny
-networks, and compares hashes: of every tensor, every pixel, every number. Versions, times and paths are left out.
-`--baseline` is a checkout of the earlier commit; without it, a worktree of 2bcd8dd is made and removed again.
-Results of the baseline are kept in `--cache`, so that the next comparison runs this checkout only. `--speed` compares
-the speed of training and sampling instead, in alternating turns.
+networks, and compares hashes: of every tensor, every pixel, every number. Versions, times, paths and sentences are
+left out. Where a case reads folders of another one, both checkouts read what the baseline wrote: so what it saved is
+loaded, resumed, exported and pushed as before. `--baseline` is a checkout of the earlier commit; without it, a
+worktree of 2bcd8dd is made and removed again. Results of the baseline are kept in `--cache`, so that the next
+comparison runs this checkout only. `--speed` compares the speed of training and sampling instead, in alternating
+turns.
 """
 
 import argparse
@@ -51,8 +53,7 @@ class Case:
 
     commands: str
     compare: tuple[str, ...]
-    needs: tuple[str, ...] = ()  # other cases whose folders the commands read
-    from_baseline: bool = False  # start from the folder of the baseline, to see that what it saved still works
+    needs: tuple[str, ...] = ()  # other cases; the commands read their folders, as the baseline wrote them
 
 
 PREPARED = ("**/*.png", "**/*.jpg", "**/*.jsonl", "**/labels.json")
@@ -114,13 +115,22 @@ CASES = {
     ),
     "train-resumed": Case(
         f"train {RUN.replace('max_train_steps 30', 'max_train_steps 15')} --lr_scheduler constant --output_dir run\n"
-        f"train {RUN} --lr_scheduler constant --output_dir run --resume_from_checkpoint latest",
+        f"train {RUN} --lr_scheduler constant --output_dir run --resume_from_checkpoint latest\n"
+        f"train {RUN} --lr_scheduler constant --output_dir straight\n"
+        "!same run straight",
         ("run/**/*.safetensors", "run/log.jsonl"), ("toy",),
     ),
+    "launchers": Case(
+        f"$ accelerate launch --cpu --num_processes 2 --num_machines 1 --mixed_precision no --dynamo_backend no "
+        f"-m semseg_diffusers.training {RUN.replace('train_batch_size 4', 'train_batch_size 2')} --output_dir two\n"
+        f"$ python -m semseg_diffusers.training {RUN.replace('steps 30', 'steps 10')} --output_dir one\n"
+        f"$ python -m semseg_diffusers.generation --model one --masks scenes/val/masks --output new {SAMPLE}",
+        ("two/**/*.safetensors", "one/**/*.safetensors", "new/images/*.png"), ("toy",),
+    ),
     "resume-of-baseline": Case(
-        f"train {RUN.replace('max_train_steps 30', 'max_train_steps 40')} --lr_scheduler constant --output_dir run "
-        "--resume_from_checkpoint latest",
-        ("run/**/*.safetensors", "run/log.jsonl"), ("toy", "train-resumed"), from_baseline=True,
+        f"!copy ../train-resumed/run run\ntrain {RUN.replace('max_train_steps 30', 'max_train_steps 40')} "
+        "--lr_scheduler constant --output_dir run --resume_from_checkpoint latest",
+        ("run/**/*.safetensors", "run/log.jsonl"), ("toy", "train-resumed"),
     ),
     "generate": Case(
         f"{GENERATE} default {SAMPLE} --num_images_per_mask 2\n"
@@ -149,7 +159,7 @@ CASES = {
         f"generate --model ../train/run --masks ../toy/scenes/val/masks --output guided {SAMPLE} "
         "--guide_model ../train/run --guide_variant raw",
         ("*/images/*.png", "*/masks/*.png"),
-        ("toy", "train", "train-sdm", "train-control", "train-spade", "train-attributes"), from_baseline=True,
+        ("toy", "train", "train-sdm", "train-control", "train-spade", "train-attributes"),
     ),
     "segmenter": Case(
         "segmenter --dataset scenes --output judge --architecture segformer-mini --max_train_steps 12 "
@@ -178,15 +188,28 @@ CASES = {
     "model": Case("toy --output big --resolution 64 --num_train 12 --num_val 6\n!model", ("big/**/*.png",)),
     "export": Case(
         "export --model ../train/run --output exported --masks ../toy/scenes/val/masks --num_masks 1 --samples 1",
-        ("exported/unet/*.safetensors",), ("toy", "train"), from_baseline=True,
+        ("exported/unet/*.safetensors",), ("toy", "train"),
     ),
-    "loading": Case("!loading", ("*.png",), ("toy", "train", "train-control", "export", "model"), from_baseline=True),
+    "push": Case(
+        "!copy ../train/run run\n!copy ../train-control/run control\n"
+        "!push --model run --repo_id alice/run\n!push --model control --repo_id alice/control\n"
+        "!push --model ../export/exported --repo_id alice/exported\n!push --dataset scenes --repo_id alice/scenes",
+        ("pushed/**/*.safetensors", "pushed/**/*.json", "pushed/**/*.parquet"),
+        ("toy", "train", "train-control", "export"),
+    ),
+    "loading": Case("!loading", ("*.png",), ("toy", "train", "train-control", "export", "model")),
 }  # fmt: skip
 
 # What runs in a process: commands of the console script, and steps that are no command.
 PROCESS = r"""
-import json, shlex, sys
+import json, os, shlex, shutil, subprocess, sys
 from pathlib import Path
+lines, root, baseline = json.loads(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+if any(line.startswith("!push") for line in lines):  # before anything imports huggingface_hub
+    sys.path.insert(0, str(root / "tests" / "helpers"))
+    from hub_server import HubServer
+    server = HubServer().__enter__()
+    os.environ |= server.environment(Path("hub_home").resolve())
 import torch
 torch.use_deterministic_algorithms(True, warn_only=True)
 from semseg_diffusers import cli
@@ -200,8 +223,25 @@ def base():
     unet.save_pretrained("base/unet"); DDPMScheduler().save_pretrained("base/scheduler")
 
 def model():
-    import shutil
-    shutil.copytree(Path(sys.argv[2]) / "checkpoints" / "toy", "model")
+    shutil.copytree(baseline / "checkpoints" / "toy", "model")
+
+def copy(source, target):
+    shutil.copytree(source, target)
+
+def push(*options):
+    from semseg_diffusers import cli
+    if cli.main(["push", *options]):
+        sys.exit(f"push {options} failed")
+    repo = options[-1]
+    for path, blob in server.repos["dataset" if "--dataset" in options else "model", repo].files().items():
+        file = Path("pushed", repo, path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(blob.data)
+
+def same(first, second):
+    for path in Path(first, "unet").glob("*.safetensors"):
+        if path.read_bytes() != Path(second, "unet", path.name).read_bytes():
+            sys.exit(f"{path} is not that of {second}")
 
 def loading():
     import semseg_diffusers
@@ -218,9 +258,15 @@ def loading():
         draw(f"{name}-diffusers", DiffusionPipeline.from_pretrained(folder))
         MaskGuidedImg2ImgPipeline.from_pretrained(folder), MaskGuidedInpaintPipeline.from_pretrained(folder)
 
-for line in json.loads(sys.argv[1]):
+for line in lines:
     if line.startswith("!"):
-        {"!base": base, "!model": model, "!loading": loading}[line]()
+        name, *words = shlex.split(line[1:])
+        {each.__name__: each for each in (base, model, copy, push, same, loading)}[name](*words)
+        continue
+    if line.startswith("$"):
+        program, *words = shlex.split(line[1:])
+        program = sys.executable if program == "python" else str(Path(sys.executable).with_name(program))
+        subprocess.run([program, *words], check=True)
         continue
     from accelerate.state import AcceleratorState
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -236,8 +282,8 @@ def run(checkout: Path, case: Case, folder: Path, baseline: Path) -> None:
         **os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
         "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder.parent / ".hf"), "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
-    lines = [line for line in case.commands.splitlines() if "/shared/" not in line or DATA.is_dir()]
-    arguments = [sys.executable, "-c", PROCESS, json.dumps(lines), str(baseline)]
+    lines = [line for line in case.commands.splitlines() if str(DATA) not in line or DATA.is_dir()]
+    arguments = [sys.executable, "-c", PROCESS, json.dumps(lines), str(ROOT), str(baseline)]
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{folder.name} with {checkout}:\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
@@ -280,43 +326,44 @@ class Comparison:
     def __init__(self, baseline: Path, cache: Path, work: Path):
         self.baseline, self.cache, self.work = baseline, cache, work
 
+    def of_baseline(self, name: str) -> dict[str, str]:
+        """Return the hashes of a case with the baseline, run in the cache unless that is done."""
+        case = CASES[name]
+        needed = [self.of_baseline(other) for other in case.needs]
+        recipe = json.dumps([case.commands, case.compare, needed, PROCESS, sorted(VOLATILE)])
+        record = self.cache / f"{name}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.json"
+        if not record.is_file():
+            found = self.result(name, self.baseline, self.cache)
+            record.write_text(json.dumps(found, indent=1))
+        return json.loads(record.read_text())
+
+    def of_candidate(self, name: str) -> dict[str, str]:
+        """Return the hashes of a case with this checkout, beside copies of what the baseline made of its needs."""
+        root = self.work / f"of-{name}"
+        for other in CASES[name].needs:
+            shutil.copytree(self.cache / other, root / other, symlinks=True)
+        return self.result(name, ROOT, root)
+
     def result(self, name: str, checkout: Path, root: Path) -> dict[str, str]:
-        """Return the hashes of a case, run in `root/name` unless that is done."""
-        record, folder, case = root / f"{name}.json", root / name, CASES[name]
-        if record.is_file():
-            return json.loads(record.read_text())
+        """Run a case in `root/name`; returns its hashes."""
+        folder, case = root / name, CASES[name]
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        for needed in case.needs:
-            self.result(needed, self.baseline, self.cache)
-            if root != self.cache and not (root / needed).exists():
-                self.copy(needed, root)
-            self.link(needed, root, folder)
-        if case.from_baseline and name == "resume-of-baseline":
-            shutil.copytree(self.cache / "train-resumed" / "run", folder / "run")
+        for other in case.needs:
+            for path in (root / other).iterdir():
+                if path.name in ("scenes", "wide", "big", "model") and not (folder / path.name).exists():
+                    (folder / path.name).symlink_to(Path("..") / other / path.name)
         run(checkout, case, folder, self.baseline)
         found = digests(folder, case.compare)
         if not found:
             raise RuntimeError(f"{name}: the commands wrote none of {', '.join(case.compare)}")
-        record.write_text(json.dumps(found, indent=1))
         return found
-
-    def copy(self, needed: str, root: Path) -> None:
-        """Put what the baseline made of a needed case beside the folders of the candidate."""
-        shutil.copytree(self.cache / needed, root / needed, symlinks=True)
-
-    @staticmethod
-    def link(needed: str, root: Path, folder: Path) -> None:
-        """Make the data of a needed case available in the folder of a case."""
-        for path in (root / needed).iterdir():
-            if path.name in ("scenes", "wide", "big", "model") and not (folder / path.name).exists():
-                (folder / path.name).symlink_to(Path("..") / needed / path.name)
 
     def compare(self, name: str) -> dict[str, object]:
         """Compare one case; returns its record."""
         start = time.monotonic()
         try:
-            old, new = self.result(name, self.baseline, self.cache), self.result(name, ROOT, self.work)
+            old, new = self.of_baseline(name), self.of_candidate(name)
         except RuntimeError as err:
             return {"case": name, "equal": False, "why": str(err)}
         differing = sorted(file for file in {*old, *new} if old.get(file) != new.get(file))

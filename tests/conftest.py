@@ -30,6 +30,15 @@ def data_root() -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared dataset of toy scenes, 16 x 32: six to train on, two to validate by."""
+    from semseg_diffusers.toy.scenes import write_toy_dataset
+
+    folder = tmp_path_factory.mktemp("data") / "toy"
+    return write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
+
+
 @pytest.fixture
 def nothing_stays_running() -> Iterator[None]:
     """Kill the processes of `training_runs.start` that a failed test left."""

@@ -25,7 +25,6 @@ from semseg_diffusers.reports import run_page as run_pages
 from semseg_diffusers.reports.html import number
 from semseg_diffusers.reports.run_folder import list_previews, previews_over_time
 from semseg_diffusers.reports.run_page import duration, read_run, write_run_page
-from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training import loop
 from semseg_diffusers.training import run as run_module
 from semseg_diffusers.training.run import default_settings
@@ -35,12 +34,6 @@ from semseg_diffusers.utils.images import grid_cells, image_grid, save_png
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 PREVIEWS = {"preview_steps": 2, "preview_masks": 2, "preview_samples": 2, "preview_inference_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    return write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
 
 
 @pytest.fixture(scope="module")

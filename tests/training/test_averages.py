@@ -16,7 +16,6 @@ from semseg_diffusers.evaluation.evaluate import load_generator
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
-from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.ema import EMA, variant_name
 from semseg_diffusers.training.settings import TrainingSettings
@@ -24,13 +23,6 @@ from semseg_diffusers.training.settings import TrainingSettings
 
 DECAYS = (0.5, 0.2, 0.99)  # the warm-up has reached 0.65 after four steps
 VARIANTS = ("raw", "ema_0_2", "ema_0_99")
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
-    return folder
 
 
 @pytest.fixture(scope="module")

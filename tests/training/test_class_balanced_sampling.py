@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from PIL import Image
 from semseg_diffusers import LabelSet
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.masks.statistics.counts import class_pixels_of_each
-from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.class_balance import ClassBalance
 from semseg_diffusers.training.dataset import ResumableBatchSampler
 
@@ -22,12 +20,6 @@ from semseg_diffusers.training.dataset import ResumableBatchSampler
 pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 # Pixels of three classes and of "unknown" in five masks: the first class is everywhere, the last in one mask.
 COUNTS = np.array([[90, 10, 0, 0], [100, 0, 0, 0], [60, 20, 20, 0], [80, 0, 0, 20], [98, 2, 0, 0]])
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    return write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
 
 
 def order(balance, **changes):

@@ -9,7 +9,6 @@ from helpers.training_runs import losses, tiny_settings, train_here, weights
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
 from semseg_diffusers.generation.model import new_scheduler
-from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.objective import (
     ClassWeighting,
     build_noise_scheduler,
@@ -34,13 +33,6 @@ def _repeatable():
 
 def settings(**changes):
     return TrainingSettings(**{"dataset": "d", "output_dir": "o", **changes})
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
-    return folder
 
 
 # Schedules

@@ -9,18 +9,11 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker, on_main_pr
 from helpers.training_runs import log_lines, tiny_settings, train_here
 from PIL import Image
 
-from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.previews import parse_trackers
 
 
 PREVIEWS = {"preview_steps": 2, "preview_masks": 1, "preview_samples": 1, "preview_inference_steps": 1}
 VALUES = ("loss", "learning_rate", "images_per_second", "data_wait_share")
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    return write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
 
 
 class Notebook(GeneralTracker):

@@ -24,7 +24,6 @@ from safetensors.torch import load_file
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.dataset import ResumableBatchSampler, TrainingDataset
 from semseg_diffusers.training.networks import build_network
@@ -33,13 +32,6 @@ from semseg_diffusers.training.settings import TrainingSettings
 
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,6 @@ from helpers.training_runs import (
 from safetensors.torch import load_file
 
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training import run as run_module
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.dataset import ResumableBatchSampler
@@ -38,13 +37,6 @@ from semseg_diffusers.utils.distributed import exclusive_folder
 
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_running")
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
-    return folder
 
 
 @pytest.fixture

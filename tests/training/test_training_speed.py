@@ -21,7 +21,6 @@ from helpers.training_runs import (
 from safetensors.torch import load_file
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
-from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training import monitor as waiting
 from semseg_diffusers.training.hardware import to_device
 from semseg_diffusers.training.monitor import DataTimer
@@ -29,13 +28,6 @@ from semseg_diffusers.training.monitor import DataTimer
 
 FAST = {"channels_last": True, "fused_optimizer": True}
 PREVIEWS = {"preview_steps": 2, "preview_masks": 1, "preview_samples": 1, "preview_inference_steps": 1}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data") / "toy"
-    write_toy_dataset(folder, num_train=6, num_val=2, size=(16, 32), seed=0)
-    return folder
 
 
 def settings(toy, run, **changes):
