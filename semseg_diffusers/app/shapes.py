@@ -2,7 +2,6 @@
 model, and complete objects cut from given masks; and masks to start from."""
 
 import os
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from semseg_diffusers.masks.editing.shapes import polygon
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.toy import objects as toy
-from semseg_diffusers.toy.painter import SKY, Look, Painter
+from semseg_diffusers.toy.painter import SKY, Look, Painter, Rng
 from semseg_diffusers.toy.scenes import draw_scene
 
 
@@ -29,7 +28,7 @@ LEAST_AREA = 60  # pixels; smaller objects of a mask have no recognisable shape
 CUT_OUT = 3  # objects of each class that are cut from masks
 LOOK = Look("clear", "daytime", (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 100.0, 0.0, 0.0, False, 0.0)
 
-Draw = Callable[[Painter, random.Random], Any]
+Draw = Callable[[Painter, Rng], Any]
 # name -> its class in the toy scenes, how it is drawn, and its usual height as a share of the mask's
 SILHOUETTES: dict[str, tuple[int, Draw, float]] = {
     "car": (toy.CAR, lambda p, rng: toy.draw_car(p, rng, 0.0, 6.0, oncoming=True), 0.16),
@@ -80,7 +79,7 @@ def drawn_shapes(labels: LabelSet) -> list[Shape]:
         if known[own] is None or back[known[own]] != own:
             continue  # the label set lacks it, or has only a superclass: where buses are cars, none is offered
         painter = Painter((DRAWN, DRAWN), LOOK, horizon=0.5, focal=0.55, eye=1.6, bend=0.0, line=9.0)
-        draw(painter, random.Random(5))
+        draw(painter, Rng(5))
         drawn = np.asarray(painter.mask)
         table = np.full(256, HOLE, dtype=np.int16)
         for part in np.unique(drawn[drawn != SKY]):

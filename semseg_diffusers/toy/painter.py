@@ -3,9 +3,12 @@
 The camera is on the road: x metres to the right, y up, z ahead; objects are positioned in metres and projected.
 """
 
+import copy
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image, ImageDraw
 
@@ -14,8 +17,9 @@ SKY = 10  # class id of the background, as in the BDD100K label set
 NEAR = 0.9  # metres; nothing nearer to the camera is drawn
 FAR = 160.0  # metres; the road ends here
 
-Colour = tuple[float, float, float]  # red, green, blue in 0..1
-Point = tuple[float, float]  # x, y in pixels of the drawing
+Color = tuple[float, float, float]  # red, green, blue in 0..1
+Point = tuple[float, ...]  # x, y and optionally z, in metres
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,10 @@ class Look:
 
     weather: str
     timeofday: str
-    light: Colour  # multiplies the colour of everything that is not a light source
-    sky_top: Colour
-    sky_bottom: Colour
-    haze: Colour  # colour that distant objects fade to
+    light: Color  # multiplies the colour of everything that is not a light source
+    sky_top: Color
+    sky_bottom: Color
+    haze: Color  # colour that distant objects fade to
     visibility: float  # metres over which a colour fades to 1/e
     sun: float  # 0..1, strength of shadows and of the difference between sunny and shaded sides
     clouds: float  # 0..1
@@ -37,6 +41,9 @@ class Look:
 
 class Painter:
     """Image and mask under one camera; colours get the light, the shade and the haze of the look.
+
+    Points are relative to the origin of `at`, which also gives the class. Each shape takes the haze of its `depth`, by
+    default that of the origin. A `detail` (a window, a lane marking) does not change the mask.
 
     Args:
         size: height and width of the drawing in pixels.
@@ -48,7 +55,9 @@ class Painter:
         line: the thinnest line in pixels of the drawing.
     """
 
-    def __init__(self, size, look: Look, *, horizon: float, focal: float, eye: float, bend: float, line: float):
+    def __init__(
+        self, size: tuple[int, int], look: Look, *, horizon: float, focal: float, eye: float, bend: float, line: float
+    ):
         self.height, self.width = size
         self.look, self.eye, self.bend, self.line_width = look, eye, bend, line
         self.horizon = horizon * self.height
@@ -57,103 +66,129 @@ class Painter:
         self.mask = Image.new("L", (self.width, self.height), SKY)
         self._image_draw = ImageDraw.Draw(self.image, "RGBA")  # RGBA: fills with an alpha blend
         self._mask_draw = ImageDraw.Draw(self.mask)
-        self.lamps: list[tuple[float, float, float, Colour]] = []  # x, y, radius, colour of light sources
+        self.lamps: list[
+            tuple[float, float, float, tuple[int, int, int]]
+        ] = []  # x, y, radius, colour of light sources
+        self.x, self.z, self.label = 0.0, 0.0, SKY
 
-    def project(self, x: float, y: float, z: float) -> Point:
-        """Return the pixel of the point x metres right, y metres above the ground, z metres ahead."""
-        z = max(z, NEAR)
+    def at(self, x: float, z: float, label: int) -> "Painter":
+        """Return a painter of the same image and mask with the origin x metres right, z ahead, for a class id."""
+        moved = copy.copy(self)
+        moved.x, moved.z, moved.label = self.x + x, self.z + z, label
+        return moved
+
+    def project(self, x: float, y: float, z: float = 0.0) -> tuple[float, float]:
+        """Return the pixel of the point x metres right of the origin, y above the ground, z ahead of the origin."""
+        x, z = self.x + x, max(self.z + z, NEAR)
         scale = self.focal / z
         return self.width / 2 + (x + self.bend * z * z) * scale, self.horizon + (self.eye - y) * scale
 
     def metre(self, z: float) -> float:
-        """Return the pixels of one metre at the distance z."""
+        """Return the pixels of one metre at the distance z from the camera."""
         return self.focal / max(z, NEAR)
 
-    def sees(self, x: float, z: float, margin: float) -> bool:
-        """Return whether an object at (x, z) that extends `margin` metres to the sides can be in the image."""
-        centre = self.project(x, 0, z)[0]
-        return z > NEAR and -margin * self.metre(z) < centre < self.width + margin * self.metre(z)
+    def sees(self, z: float, margin: float) -> bool:
+        """Return whether an object that extends `margin` metres to both sides of the origin can be in the image."""
+        x, reach = self.project(0, 0, z)[0], margin * self.metre(self.z + z)
+        return self.z + z > NEAR and -reach < x < self.width + reach
 
-    def paint(self, colour: Colour, depth: float, shines: bool = False) -> tuple[int, int, int]:
-        """Return the colour as the camera sees it at that depth."""
-        fade = math.exp(-depth / (self.look.visibility * (3 if shines else 1)))
+    def paint(self, color: Color, depth: float | None = None, shines: bool = False) -> tuple[int, int, int]:
+        """Return the colour, in 0..255, as the camera sees it at that depth."""
+        fade = math.exp(-(self.z if depth is None else depth) / (self.look.visibility * (3 if shines else 1)))
         light = (1.0, 1.0, 1.0) if shines else self.look.light
-        return tuple(
+        red, green, blue = (
             int(255 * min(max(c * m * fade + h * (1 - fade), 0.0), 1.0))
-            for c, m, h in zip(colour, light, self.look.haze, strict=True)
+            for c, m, h in zip(color, light, self.look.haze, strict=True)
         )
+        return red, green, blue
 
-    def polygon(self, points: list[Point], colour: Colour, depth: float, label: int | None = None, shines=False):
-        """Draw a filled polygon; without a label the mask does not change (a window, a lane marking)."""
-        self._image_draw.polygon(points, fill=self.paint(colour, depth, shines))
-        if label is not None:
-            self._mask_draw.polygon(points, fill=label)
+    def polygon(
+        self, points: Sequence[Point], color: Color, depth: float | None = None, detail: bool = False, shines=False
+    ) -> None:
+        """Draw a filled polygon."""
+        corners = [self.project(*point) for point in points]
+        self._image_draw.polygon(corners, fill=self.paint(color, depth, shines))
+        if not detail:
+            self._mask_draw.polygon(corners, fill=self.label)
 
-    def ellipse(self, centre: Point, radius_x: float, radius_y: float, colour, depth, label=None, shines=False):
-        x, y = centre
-        box = (x - radius_x, y - radius_y, x + radius_x, y + radius_y)
-        self._image_draw.ellipse(box, fill=self.paint(colour, depth, shines))
-        if label is not None:
-            self._mask_draw.ellipse(box, fill=label)
+    def ellipse(self, center: Point, radius_x: float, radius_y: float, color: Color, detail: bool = False) -> None:
+        """Draw a filled ellipse; radii are in metres."""
+        box = self._box(center, radius_x, radius_y)
+        self._image_draw.ellipse(box, fill=self.paint(color))
+        if not detail:
+            self._mask_draw.ellipse(box, fill=self.label)
 
-    def line(self, points: list[Point], width: float, colour: Colour, depth: float, label: int | None = None):
-        """Draw a line of at least the thinnest width, so that a pole never vanishes from image or mask."""
-        width = max(round(max(width, self.line_width)), 1)
-        self._image_draw.line(points, fill=self.paint(colour, depth), width=width)
-        if label is not None:
-            self._mask_draw.line(points, fill=label, width=width)
-
-    def ring(self, centre: Point, radius_x: float, radius_y: float, width: float, colour, depth, label: int):
+    def ring(self, center: Point, radius_x: float, radius_y: float, width: float, color: Color) -> None:
         """Draw a spoked wheel: the image shows through, the mask is filled, as annotators do."""
-        x, y = centre
-        box = (x - radius_x, y - radius_y, x + radius_x, y + radius_y)
-        width = max(round(max(width, 0.6 * self.line_width)), 1)
-        self._image_draw.ellipse(box, outline=self.paint(colour, depth), width=width)
-        self._mask_draw.ellipse(box, fill=label)
+        box, width = self._box(center, radius_x, radius_y), max(width * self.metre(self.z), 0.6 * self.line_width)
+        self._image_draw.ellipse(box, outline=self.paint(color), width=max(round(width), 1))
+        self._mask_draw.ellipse(box, fill=self.label)
 
-    def shadow(self, x0: float, x1: float, z0: float, z1: float):
+    def _box(self, center: Point, radius_x: float, radius_y: float) -> tuple[float, float, float, float]:
+        (x, y), metre = self.project(*center), self.metre(self.z + (center[2] if len(center) > 2 else 0.0))
+        return x - radius_x * metre, y - radius_y * metre, x + radius_x * metre, y + radius_y * metre
+
+    def line(self, points: Sequence[Point], width: float, color: Color, depth: float | None = None) -> None:
+        """Draw a line of at least the thinnest width, so that a pole never vanishes from image or mask."""
+        pixels = max(round(max(width * self.metre(self.z if depth is None else depth), self.line_width)), 1)
+        corners = [self.project(*point) for point in points]
+        self._image_draw.line(corners, fill=self.paint(color, depth), width=pixels)
+        self._mask_draw.line(corners, fill=self.label, width=pixels)
+
+    def shadow(self, x0: float, x1: float, z0: float, z1: float) -> None:
         """Draw a dark patch on the ground under an object; the mask does not change."""
         points = [self.project(x, 0, z) for x, z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))]
-        alpha = int(70 + 90 * self.look.sun)
-        self._image_draw.polygon(points, fill=(0, 0, 0, alpha))
+        self._image_draw.polygon(points, fill=(0, 0, 0, int(70 + 90 * self.look.sun)))
 
-    def lamp(self, centre: Point, radius: float, colour: Colour, depth: float, label: int | None = None):
+    def lamp(self, center: Point, radius: float, color: Color) -> None:
         """Draw a light source; it glows afterwards unless something nearer covers it."""
-        radius = max(radius, 0.5 * self.line_width)
-        self.ellipse(centre, radius, radius, colour, depth, label, shines=True)
-        self.lamps.append((*centre, radius, self.paint(colour, depth, shines=True)))
-
-    def upright(self, x: float, z: float, outline: list[Point]) -> list[Point]:
-        """Return an outline (metres right of x, metres above the ground) that faces the camera at the distance z."""
-        return [self.project(x + dx, y, z) for dx, y in outline]
-
-    def ground(self, x0: float, x1: float, z0: float, z1: float) -> list[Point]:
-        """Return a strip of ground between two lines along the road, following its curve."""
-        steps = [z0 + (z1 - z0) * (i / 10) ** 2.2 for i in range(11)] if z1 - z0 > 12 else [z0, z1]
-        return [self.project(x0, 0, z) for z in steps] + [self.project(x1, 0, z) for z in reversed(steps)]
-
-    def side(self, x: float, z0: float, z1: float, y0: float, y1: float) -> list[Point]:
-        """Return an upright rectangle along the road."""
-        return [self.project(x, y0, z0), self.project(x, y1, z0), self.project(x, y1, z1), self.project(x, y0, z1)]
-
-    def face(self, x0: float, x1: float, y0: float, y1: float, z: float) -> list[Point]:
-        """Return an upright rectangle that faces the camera."""
-        return [self.project(x0, y0, z), self.project(x0, y1, z), self.project(x1, y1, z), self.project(x1, y0, z)]
+        x, y = self.project(*center)
+        radius = max(radius * self.metre(self.z), 0.5 * self.line_width)
+        seen = self.paint(color, shines=True)
+        box = (x - radius, y - radius, x + radius, y + radius)
+        self._image_draw.ellipse(box, fill=seen)
+        self._mask_draw.ellipse(box, fill=self.label)
+        self.lamps.append((x, y, radius, seen))
 
 
-def tint(colour: Colour, factor: float) -> Colour:
-    return colour[0] * factor, colour[1] * factor, colour[2] * factor
+def ground(x0: float, x1: float, z0: float, z1: float) -> list[Point]:
+    """Return a strip of ground between two lines along the road, following its curve."""
+    steps = [z0 + (z1 - z0) * (i / 10) ** 2.2 for i in range(11)] if z1 - z0 > 12 else [z0, z1]
+    return [(x0, 0, z) for z in steps] + [(x1, 0, z) for z in reversed(steps)]
 
 
-def jitter(rng: random.Random, colour: Colour, amount: float) -> Colour:
-    """Return the colour with its brightness changed by up to `amount` and each channel by an eighth of it."""
-    factor = 1 + amount * (2 * rng.random() - 1)
-    return tuple(min(max(c * factor + amount / 8 * (2 * rng.random() - 1), 0.02), 0.98) for c in colour)
+def side(x: float, z0: float, z1: float, y0: float, y1: float) -> list[Point]:
+    """Return an upright rectangle along the road."""
+    return [(x, y0, z0), (x, y1, z0), (x, y1, z1), (x, y0, z1)]
 
 
-def pick(rng: random.Random, choices):
-    return choices[int(rng.random() * len(choices))]
+def face(x0: float, x1: float, y0: float, y1: float, z: float = 0.0) -> list[Point]:
+    """Return an upright rectangle that faces the camera."""
+    return [(x0, y0, z), (x0, y1, z), (x1, y1, z), (x1, y0, z)]
 
 
-def between(rng: random.Random, low: float, high: float) -> float:
-    return low + (high - low) * rng.random()
+def tint(color: Color, factor: float) -> Color:
+    """Return a colour with its brightness multiplied."""
+    return color[0] * factor, color[1] * factor, color[2] * factor
+
+
+class Rng(random.Random):
+    """Random numbers as scenes need them."""
+
+    def between(self, low: float, high: float) -> float:
+        """Return a number between two others."""
+        return low + (high - low) * self.random()
+
+    def chance(self, share: float) -> bool:
+        """Return True with a probability."""
+        return self.random() < share
+
+    def pick(self, choices: Sequence[T]) -> T:
+        """Return one of the choices."""
+        return choices[int(self.random() * len(choices))]
+
+    def jitter(self, color: Color, amount: float) -> Color:
+        """Return the colour with its brightness changed by up to `amount` and each channel by an eighth of it."""
+        factor = 1 + amount * (2 * self.random() - 1)
+        red, green, blue = (min(max(c * factor + amount / 8 * (2 * self.random() - 1), 0.02), 0.98) for c in color)
+        return red, green, blue

@@ -6,7 +6,6 @@
 import dataclasses
 import math
 import os
-import random
 import sys
 from pathlib import Path
 
@@ -15,9 +14,8 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, new_dataset, save_pair
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.settings import parse_resolution
 from semseg_diffusers.toy import objects as things
-from semseg_diffusers.toy.painter import Look, Painter, between, jitter, tint
+from semseg_diffusers.toy.painter import Look, Painter, Rng, tint
 from semseg_diffusers.toy.settings import ToySettings
 from semseg_diffusers.toy.street import draw_street
 from semseg_diffusers.utils.progress import progress_bar
@@ -70,16 +68,16 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     height, width = size
     if height < 16 or width < 16:
         raise ValueError(f"expected at least 16 x 16 pixels for a toy scene; got {height} x {width}.")
-    rng = random.Random(seed)
+    rng = Rng(seed)
     scale = min(max(round(DRAWING_HEIGHT / height), 2), 4)
     look = _choose_look(rng)
     painter = Painter(
         (height * scale, width * scale),
         look,
-        horizon=between(rng, 0.48, 0.60),
-        focal=between(rng, 0.68, 0.92),
-        eye=between(rng, 1.35, 1.95),
-        bend=0.0 if rng.random() < 0.45 else between(rng, -0.0019, 0.0019),
+        horizon=rng.between(0.48, 0.60),
+        focal=rng.between(0.68, 0.92),
+        eye=rng.between(1.35, 1.95),
+        bend=0.0 if rng.chance(0.45) else rng.between(-0.0019, 0.0019),
         line=1.15 * scale,
     )
     _draw_sky(painter)
@@ -90,17 +88,20 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     return image, ids, {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
 
 
-def _choose_look(rng: random.Random) -> Look:
+def _choose_look(rng: Rng) -> Look:
     at = rng.random() * sum(share for share, _ in LOOKS)
     for share, look in LOOKS:  # noqa: B007
         at -= share
         if at < 0:
             break
-    exposure = between(rng, 0.90, 1.08)
-    changed = {"light": tint(look.light, exposure), "visibility": look.visibility * between(rng, 0.8, 1.25)}
-    for name in ("sky_top", "sky_bottom"):
-        changed[name] = jitter(rng, getattr(look, name), 0.07 * sum(look.sky_top))
-    return dataclasses.replace(look, **changed)
+    exposure, visibility, amount = rng.between(0.90, 1.08), rng.between(0.8, 1.25), 0.07 * sum(look.sky_top)
+    return dataclasses.replace(
+        look,
+        light=tint(look.light, exposure),
+        visibility=look.visibility * visibility,
+        sky_top=rng.jitter(look.sky_top, amount),
+        sky_bottom=rng.jitter(look.sky_bottom, amount),
+    )
 
 
 def _draw_sky(p: Painter) -> None:
@@ -224,6 +225,7 @@ def write_toy_dataset(
     labels = LabelSet.from_preset("bdd100k")
     numbers = {"train": range(num_train), "val": range(VALIDATION_START, VALIDATION_START + num_val)}
     rows: dict[str, list[dict]] = {split: [] for split, part in numbers.items() if part}
+    record = {"format": "toy", "resolution": list(size), "labels": "bdd100k", "seed": seed}
     with (
         new_dataset(output, overwrite) as folder,
         progress_bar(total=num_train + num_val, desc="drawing scenes", unit="scene", disable=not progress) as bar,
@@ -235,15 +237,12 @@ def write_toy_dataset(
                 row = save_pair(split_folder, f"toy_{seed}_{number:07}", image, ids, labels)
                 lines.append({**row, **attributes})
                 bar.update()
-        finish_dataset(
-            folder, rows, labels, {"format": "toy", "resolution": list(size), "labels": "bdd100k", "seed": seed}
-        )
+        finish_dataset(folder, rows, labels, record)
     return Path(output)
 
 
 def run(settings: ToySettings) -> None:
-    size = parse_resolution(settings.resolution)
-    write_toy_dataset(
-        settings.output, settings.num_train, settings.num_val, size, settings.seed, settings.overwrite, progress=True
-    )
+    """Run `semseg-diffusers toy`."""
+    counts = settings.num_train, settings.num_val
+    write_toy_dataset(settings.output, *counts, settings.size, settings.seed, settings.overwrite, progress=True)
     sys.stdout.write(f"{settings.num_train} training and {settings.num_val} validation scenes in {settings.output}\n")

@@ -22,5 +22,12 @@ class ToySettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        if parse_resolution(self.resolution) is None:
+        _ = self.size
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        size = parse_resolution(self.resolution)
+        if size is None:
             raise ValueError("toy scenes have no native resolution; expected a number (64) or HxW (96x160).")
+        return size
