@@ -14,7 +14,7 @@ from semseg_diffusers.app.settings import NO_OUTPUT, AppSettings
 from semseg_diffusers.app.shapes import cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.utils.distributed import check_device_available
-from semseg_diffusers.utils.files import terminate_as_exception
+from semseg_diffusers.utils.signals import exit_on_signals
 
 
 def run(settings: AppSettings) -> None:
@@ -34,7 +34,7 @@ def run(settings: AppSettings) -> None:
     examples = {"plain street": plain_street(sampler.labels, sampler.size)}
     examples |= masks or toy_masks(sampler.labels, sampler.size)
     shapes = drawn_shapes(sampler.labels) + cut_shapes(list(masks.values()), sampler.labels)
-    with terminate_as_exception(), tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
+    with exit_on_signals(), tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
         # Uploads and results of this app alone. gradio reads the variable when it is imported, so that comes after.
         os.environ["GRADIO_TEMP_DIR"] = folder
         from semseg_diffusers.app.page import build_page, serve

@@ -44,8 +44,8 @@ from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.generation.plan import target_size
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.reports.evaluation_text import results_table
-from semseg_diffusers.utils.distributed import LOCK_FILE, Processes, exclusive_folder, run_distributed
-from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.distributed import Processes, run_distributed
+from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, write_text
 from semseg_diffusers.utils.images import save_png
 
 

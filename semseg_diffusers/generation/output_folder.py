@@ -17,8 +17,7 @@ from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, M
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.jobs import Job
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.distributed import LOCK_FILE, exclusive_folder
-from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, write_text
 from semseg_diffusers.utils.images import image_grid, save_png
 
 

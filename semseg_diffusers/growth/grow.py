@@ -9,7 +9,8 @@ from semseg_diffusers.growth.growth_page import write_growth_page
 from semseg_diffusers.growth.merge import read_real_record
 from semseg_diffusers.growth.settings import GrowSettings
 from semseg_diffusers.growth.stages import Progress, Stage, default_target, make_stage
-from semseg_diffusers.utils.distributed import exclusive_folder, route_signals
+from semseg_diffusers.utils.files import exclusive_folder
+from semseg_diffusers.utils.signals import route_signals
 
 
 STATE_FILE, PAGE_FILE = "grow.json", "index.html"

@@ -50,7 +50,7 @@ from semseg_diffusers.reports.run_folder import (
     read_log,
     read_record_of,
 )
-from semseg_diffusers.utils.distributed import is_locked
+from semseg_diffusers.utils.files import is_locked
 from semseg_diffusers.utils.images import grid_cells, save_png
 
 

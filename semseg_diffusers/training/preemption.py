@@ -11,7 +11,8 @@ from types import FrameType
 import torch
 from accelerate import Accelerator
 
-from semseg_diffusers.utils.distributed import SIGNALS, Launcher, final_barrier, route_signals
+from semseg_diffusers.utils.distributed import Launcher, final_barrier
+from semseg_diffusers.utils.signals import SIGNALS, route_signals
 
 
 LAUNCHER_GONE = 1000  # beside the signals' numbers

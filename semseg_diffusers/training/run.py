@@ -62,8 +62,8 @@ from semseg_diffusers.training.preemption import StopRequest, TrainingStoppedErr
 from semseg_diffusers.training.preflight import collect_warnings
 from semseg_diffusers.training.previews import remove_later_previews, save_preview, start_tracking
 from semseg_diffusers.training.settings import ReportSettings, TrainingSettings
-from semseg_diffusers.utils.distributed import exclusive_folder, run_on_all_ranks, run_on_main_rank
-from semseg_diffusers.utils.files import package_version, write_text
+from semseg_diffusers.utils.distributed import run_on_all_ranks, run_on_main_rank
+from semseg_diffusers.utils.files import exclusive_folder, package_version, write_json, write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 
@@ -421,7 +421,7 @@ class Run:
     def _write_record(self, counts: ClassCounts) -> None:
         """Write `settings.json` and `run.json`, with the warnings, which are logged too."""
         settings, inputs, unet = self.settings, self.inputs, self.inputs.unet
-        write_text(self.folder / "settings.json", settings.to_json())
+        write_json(self.folder / "settings.json", settings.to_dict())
         warnings = collect_warnings(
             settings, inputs.pairs, counts, attributes=inputs.attributes, num_steps=self.num_steps,
             num_weights=sum(weight.numel() for weight in trained_weights(unet)),

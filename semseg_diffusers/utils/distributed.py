@@ -3,33 +3,25 @@
 Training and generation are started by `accelerate launch` or `torchrun`. If one process refuses something, all end.
 """
 
-import contextlib
 import datetime
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn, TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers.utils import logging as diffusers_logging
-from filelock import FileLock, Timeout
 
 from semseg_diffusers.utils.settings import Settings, SettingsParser
+from semseg_diffusers.utils.signals import exit_on_signals
 
 
 T = TypeVar("T")
-LOCK_FILE = ".lock"
 # How long a process may wait for the others: as long as their shares may take. Dead ones are noticed at once.
 TIMEOUT = datetime.timedelta(days=2)
-# SIGTERM comes from clusters and `kill`, SIGUSR1 mostly from Slurm's --signal option, SIGHUP from a lost terminal.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 class PeerError(RuntimeError):
@@ -57,6 +49,7 @@ class Launcher:
 
     @property
     def is_gone(self) -> bool:
+        """Return whether the launcher has ended before this process."""
         return self._pid is not None and os.getppid() != self._pid
 
 
@@ -81,84 +74,6 @@ def check_device_available(device: str | None) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as err:  # torch asserts that it was built for the device
         raise ValueError(f"--device {device} cannot be used here: {str(err).splitlines()[0]}") from err
-
-
-# Folders and signals -------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def exclusive_folder(folder: Path, work: str, patience: float = 15) -> Iterator[None]:
-    """Lock a folder for this process, and create it if necessary.
-
-    The kernel holds the lock: it ends with the process, however that ends.
-
-    Args:
-        folder: the folder; it is removed again if nothing was written to it.
-        work: what is done in it, for the message: "training into".
-        patience: seconds to wait; processes of a killed launch end after their current step.
-
-    Raises:
-        ValueError: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / LOCK_FILE
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=patience)
-    except Timeout as err:
-        raise ValueError(
-            f"another process is {work} '{folder}' (it holds {path}). Wait until it has ended, or end it; then run "
-            "the same command again."
-        ) from err
-    try:
-        yield
-    finally:
-        if not [entry for entry in folder.iterdir() if entry != path]:
-            path.unlink(missing_ok=True)
-            folder.rmdir()
-        lock.release()
-
-
-def is_locked(folder: Path) -> bool:
-    """Return whether a process holds a folder by `exclusive_folder`, as far as this machine can see."""
-    path = folder / LOCK_FILE
-    if not path.is_file():
-        return False
-    try:
-        FileLock(path).acquire(timeout=0).lock.release()
-    except Timeout:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def route_signals(
-    handler: Callable[[int, FrameType | None], None], numbers: tuple[int, ...] = SIGNALS
-) -> Iterator[None]:
-    """Send signals to `handler` inside the block. Ignored ones, as under nohup, stay ignored."""
-    before: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
-        for number in numbers:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, previous in before.items():
-            signal.signal(number, previous or signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def exit_on_signals() -> Iterator[None]:
-    """Raise SystemExit on a termination signal inside the block, so that finished work is recorded."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        for other in SIGNALS:
-            signal.signal(other, signal.SIG_IGN)  # a second one must not cut the record short
-        sys.exit(128 + number)  # as in shells
-
-    with route_signals(end):
-        yield
 
 
 # Agreement between processes -----------------------------------------------------------------------------------------
@@ -188,26 +103,26 @@ def run_on_all_ranks(task: Callable[[], T]) -> T:
     state = PartialState()
     if state.num_processes == 1:
         return task()
-    result = error = None
+    error: ValueError | OSError | None = None
     try:
         result = task()
     except (ValueError, OSError) as err:
         error = err
-    failed = [index for index, has_failed in enumerate(gather(error is not None)) if has_failed]
-    if not failed:
-        return result
-    if failed[0] == state.process_index:
-        raise error
-    # A launcher ends all processes as soon as one has ended, so the one that reports must be the first. It never
-    # answers this call, which therefore raises when it is gone.
-    gather(None)
-    raise AssertionError("a failed process continues")
+    has_failed = gather(error is not None)
+    if any(has_failed):
+        if error is not None and has_failed.index(True) == state.process_index:
+            raise error
+        # A launcher ends all processes as soon as one has ended, so the one that reports must be the first. It never
+        # answers this call, which therefore raises when it is gone.
+        gather(None)
+        raise AssertionError("a failed process continues")
+    return result
 
 
 def run_on_main_rank(task: Callable[[], T]) -> T:
     """Run a task in the main process only, and return its result in every process; errors as in `run_on_all_ranks`."""
-    is_main = PartialState().is_main_process
-    return gather(run_on_all_ranks(task if is_main else lambda: None))[0]
+    results: list[Any] = gather(run_on_all_ranks(task if PartialState().is_main_process else lambda: None))
+    return results[0]
 
 
 def final_barrier(group: torch.distributed.ProcessGroup | None = None) -> bool:
@@ -256,11 +171,11 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
+        """Return whether this is the main process, or the only one."""
         return self.index == 0
 
     def share(self, items: list[T]) -> list[T]:
-        """Return this process's share of a list that all have: every n-th item, so that shares differ by one at
-        most."""
+        """Return this process's share of a list that all have: every n-th item, from its own index on."""
         return items[self.index :: self.count]
 
     def gather(self, value: T) -> list[T]:
@@ -322,7 +237,7 @@ def join_processes(device: str | None = None) -> tuple[Processes, torch.device]:
 
 
 def _check_own_device(asked: str | None, own: torch.device, count: int) -> None:
-    """Refuse a device other than the one that this process of several has."""
+    """Refuse a device other than that of this process."""
     expected = own if asked is None else torch.device(asked)
     if expected.type != own.type or expected.index not in (None, own.index):
         raise ValueError(

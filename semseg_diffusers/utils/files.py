@@ -10,9 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -21,9 +19,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from semseg_diffusers.utils.signals import exit_on_signals
+
 
 RECORD_FILE = ".recipe.json"
 PROGRESS_FILE = ".progress.jsonl"
+LOCK_FILE = ".lock"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, the quota, the largest file allowed
 
 
@@ -104,6 +105,67 @@ def hash_file(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
+# Locks ---------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _locked(path: Path, message: str, patience: float = 0, remove: bool = False) -> Iterator[None]:
+    """Lock a file for this process; the kernel holds the lock, which ends with the process, however that ends."""
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=patience)
+    except Timeout as err:
+        raise ValueError(message) from err
+    try:
+        yield
+    finally:
+        if remove:
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+@contextlib.contextmanager
+def exclusive_folder(folder: Path, work: str, patience: float = 15) -> Iterator[None]:
+    """Lock a folder for this process, and create it if necessary; it is removed again if nothing was written to it.
+
+    Args:
+        folder: the folder.
+        work: what is done in it, for the message: "training into".
+        patience: seconds to wait; processes of a killed launch end after their current step.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK_FILE
+    message = (
+        f"another process is {work} '{folder}' (it holds {path}). Wait until it has ended, or end it; then run the "
+        "same command again."
+    )
+    with _locked(path, message, patience):
+        try:
+            yield
+        finally:
+            if not [entry for entry in folder.iterdir() if entry != path]:
+                path.unlink(missing_ok=True)
+                folder.rmdir()
+
+
+def is_locked(folder: Path) -> bool:
+    """Return whether a process holds a folder by `exclusive_folder`, as far as this machine can see."""
+    path = folder / LOCK_FILE
+    if not path.is_file():
+        return False
+    try:
+        FileLock(path).acquire(timeout=0).lock.release()
+    except Timeout:
+        return True
+    return False
+
+
+# Output folders ------------------------------------------------------------------------------------------------------
+
+
 def check_output(output: str | os.PathLike, overwrite: bool, marker: str, kind: str) -> Path:
     """Return the absolute path of a folder to be created.
 
@@ -145,7 +207,7 @@ def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: boo
     prefix = f".{output.name}.tmp-{socket.gethostname()}-"
     _remove_leftovers(output.parent, prefix)
     folder = output.parent / f"{prefix}{os.getpid()}"
-    with terminate_as_exception():
+    with exit_on_signals():
         try:
             folder.mkdir()
             yield folder
@@ -176,25 +238,8 @@ def _is_running(pid: int) -> bool:
     except ProcessLookupError:
         return False
     except PermissionError:
-        return True
+        pass  # another user's
     return True
-
-
-@contextlib.contextmanager
-def terminate_as_exception() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit inside the block, so that a terminated job cleans up."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum, _frame):
-        raise SystemExit(128 + signum)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @dataclass
@@ -256,16 +301,17 @@ def resumable_folder(
     folder = staging_folder(output)
     old, lock = (folder.with_name(folder.name + ending) for ending in (".old", ".lock"))
     output.parent.mkdir(parents=True, exist_ok=True)
-    with _exclusive(lock, output), terminate_as_exception():
+    message = f"another process prepares '{output}'. Wait until it has ended, or choose another --output."
+    with _locked(lock, message, remove=True), exit_on_signals():
         if old.exists() and not output.exists():  # killed between the two renames
             os.replace(old, output)
         shutil.rmtree(old, ignore_errors=True)
         check_output(output, overwrite, marker, kind)
-        text = json.dumps(recipe, sort_keys=True)
-        if not _has_recipe(folder, text):
+        text, record = json.dumps(recipe, sort_keys=True), folder / RECORD_FILE
+        if not record.is_file() or record.read_text(encoding="utf-8") != text:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
-            (folder / RECORD_FILE).write_text(text, encoding="utf-8")
+            record.write_text(text, encoding="utf-8")
         staging = Staging(folder)
         staging.read_progress()
         try:
@@ -282,25 +328,3 @@ def resumable_folder(
                     f"the disk is full: '{output}' could not be written, and nothing of it is left. Free disk space",
                 ) from err
             raise
-
-
-def _has_recipe(folder: Path, recipe: str) -> bool:
-    record = folder / RECORD_FILE
-    return record.is_file() and record.read_text(encoding="utf-8") == recipe
-
-
-@contextlib.contextmanager
-def _exclusive(path: Path, output: Path) -> Iterator[None]:
-    """Lock an output for this process; the kernel holds the lock, which ends with the process."""
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as err:
-        raise ValueError(
-            f"another process prepares '{output}'. Wait until it has ended, or choose another --output."
-        ) from err
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()

@@ -23,7 +23,8 @@ def progress_bar(iterable: Iterable | None = None, **kwargs: Any) -> tqdm:
     """
     if sys.stderr.isatty() or "ipykernel" in sys.modules:  # a notebook shows a widget
         return tqdm(iterable, **kwargs)
-    return tqdm(iterable, **{"mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "file": _LineStream()} | kwargs)
+    defaults: dict[str, Any] = {"mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "file": _LineStream()}
+    return tqdm(iterable, **defaults | kwargs)
 
 
 class _LineStream:

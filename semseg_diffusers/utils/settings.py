@@ -10,17 +10,24 @@ import dataclasses
 import inspect
 import json
 import math
+import operator
 import shlex
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
 
 S = TypeVar("S", bound="Settings")
+_BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "at_least": (operator.ge, "{:g} or more"),
+    "above": (operator.gt, "more than {:g}"),
+    "at_most": (operator.le, "at most {:g}"),
+    "below": (operator.lt, "less than {:g}"),
+}
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -70,6 +77,11 @@ class Settings:
         ValueError: naming the option, what was expected and what was given.
     """
 
+    # Complete recipes that `--preset` selects by name; a class without any has no such option.
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # Fields that the command line names, whatever their values.
+    _named: ClassVar[Collection[str]] = ()
+
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -81,9 +93,10 @@ class Settings:
         """Return all settings as JSON values under the names of the options."""
         return json.loads(json.dumps(dataclasses.asdict(self), default=str))
 
-    def to_json(self) -> str:
-        """Return `to_dict` as indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2, default=str) + "\n"
+    @classmethod
+    def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+        """Return values that the given options imply, where presets, files and the command line give no others."""
+        return {}
 
     def to_arguments(self) -> list[str]:
         """Return the command-line arguments that give these settings; options at their defaults are left out."""
@@ -110,9 +123,9 @@ class Settings:
         return shlex.join(["semseg-diffusers", name, *self.to_arguments()])
 
     def given(self, names: Iterable[str]) -> list[str]:
-        """Return those of `names` whose values are not the defaults, as options: `--name`."""
-        fields = {field.name: field for field in dataclasses.fields(self)}
-        return [f"--{name}" for name in names if getattr(self, name) != fields[name].default]
+        """Return those of `names` that the command line gives, or that differ from the defaults, as `--name`."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return [f"--{name}" for name in names if name in self._named or getattr(self, name) != defaults[name]]
 
 
 def _option_name(field: dataclasses.Field) -> str:
@@ -127,28 +140,20 @@ def _check_value(field: dataclasses.Field, value: Any) -> None:
     meta, name = field.metadata, f"--{_option_name(field)}"
     if meta.get("choices") and value not in meta["choices"]:
         raise ValueError(f"{name} must be one of {', '.join(map(str, meta['choices']))}; got {value!r}.")
-    bounds = {key: meta.get(key) for key in ("at_least", "above", "at_most", "below")}
-    if all(bound is None for bound in bounds.values()) or isinstance(value, (bool, str)):
+    bounds = {key: meta[key] for key in _BOUNDS if meta.get(key) is not None}
+    if not bounds or isinstance(value, (bool, str)):
         return
-    low, above, high, below = bounds.values()
-    inside = math.isfinite(value)
-    inside &= (low is None or value >= low) and (above is None or value > above)
-    inside &= (high is None or value <= high) and (below is None or value < below)
-    if not inside:
-        raise ValueError(f"{name} must be {_range_text(low, above, high, below)}; got {value}.")
-
-
-def _range_text(low: float | None, above: float | None, high: float | None, below: float | None) -> str:
-    if low is not None and high is not None:
-        return f"between {low:g} and {high:g}"
-    lower = f"{low:g} or more" if low is not None else f"more than {above:g}" if above is not None else ""
-    upper = f"at most {high:g}" if high is not None else f"less than {below:g}" if below is not None else ""
-    return " and ".join(part for part in (lower, upper) if part)
+    if not math.isfinite(value) or not all(_BOUNDS[key][0](value, bound) for key, bound in bounds.items()):
+        expected = " and ".join(_BOUNDS[key][1].format(bound) for key, bound in bounds.items())
+        if list(bounds) == ["at_least", "at_most"]:
+            expected = "between {at_least:g} and {at_most:g}".format(**bounds)
+        raise ValueError(f"{name} must be {expected}; got {value}.")
 
 
 def value_type(field: dataclasses.Field) -> tuple[type, bool, bool]:
     """Return a field's type without tuple and None: (type, is a tuple, may be None)."""
-    kind, optional = field.type, False
+    kind: Any = field.type
+    optional = False
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         members = [member for member in typing.get_args(kind) if member is not type(None)]
         optional, kind = len(members) < len(typing.get_args(kind)), members[0]
@@ -188,12 +193,13 @@ def _parse_item(kind: type, text: Any) -> Any:
         raise ValueError(f"expected {names.get(kind, kind.__name__)}; got {text!r}") from err
 
 
-def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]]) -> S:
+def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]], named: Collection[str] = ()) -> S:
     """Merge layers of options, later ones taking precedence, into checked settings.
 
     Args:
         settings: the dataclass.
         layers: (source for messages, option name -> text or value).
+        named: fields that the command line names; `Settings.given` lists them even at their default values.
 
     Raises:
         ValueError: an unknown option, a value of the wrong type or out of range, a required option that is missing.
@@ -216,7 +222,10 @@ def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]]) ->
     if missing:
         described = ", ".join(f"--{_option_name(field)} ({field.metadata.get('help', '')})" for field in missing)
         raise ValueError(f"missing options: {described}.")
-    return settings(**values)
+    result = object.__new__(settings)
+    object.__setattr__(result, "_named", named)  # before `__init__`, which checks the values
+    settings.__init__(result, **values)
+    return result
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -241,15 +250,15 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 class SettingsParser(argparse.ArgumentParser):
     """A parser with one option for each field of a settings dataclass, and `--config`.
 
-    Options are grouped by the class that defines them, under its `_group` title. A class with `presets(name)` gets
-    `--preset` as well, and one with `layers(given)` can add values that follow from the given ones.
+    Options are grouped by the class that defines them, under its `_group` title; a class with `PRESETS` gets
+    `--preset` as well.
 
     Args:
         settings: dataclass to read; its docstring is the description.
     """
 
     def __init__(self, settings: type[Settings], **kwargs: Any):
-        kwargs.setdefault("description", inspect.cleandoc(settings.__doc__))
+        kwargs.setdefault("description", inspect.cleandoc(settings.__doc__ or ""))
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(**kwargs)
         self.settings = settings
@@ -263,10 +272,11 @@ class SettingsParser(argparse.ArgumentParser):
                 groups[title] = self if title == "options" else self.add_argument_group(title)
             self._add_option(groups[title], field)
         self.add_argument("--config", metavar="FILE", help="YAML file of options; the command line takes precedence")
-        if hasattr(settings, "PRESETS"):
+        if settings.PRESETS:
             self.add_argument(
-                "--preset", choices=sorted(settings.PRESETS), help="a complete recipe; other options take precedence"
-            )
+                "--preset", choices=sorted(settings.PRESETS), default=argparse.SUPPRESS,
+                help="a complete recipe; other options take precedence",
+            )  # fmt: skip
 
     @staticmethod
     def _add_option(group: Any, field: dataclasses.Field) -> None:
@@ -298,19 +308,17 @@ class SettingsParser(argparse.ArgumentParser):
         given = vars(self.parse_args(arguments))
         config = given.pop("config", None)
         from_file = {} if config is None else read_yaml(config)
-        presets = getattr(self.settings, "PRESETS", None)
         preset = None
-        if presets is not None:
-            preset = given.pop("preset", None) or from_file.get("preset")
-            from_file.pop("preset", None)
-        layers = [(f"--config {config}", from_file), ("command line", given)]
+        if self.settings.PRESETS:
+            preset = {"preset": from_file.pop("preset", None), **given}["preset"]
+            given.pop("preset", None)
+        layers: list[tuple[str, Mapping[str, Any]]] = [(f"--config {config}", from_file), ("command line", given)]
         if preset is not None:
-            if preset not in presets:
-                raise ValueError(f"--preset {preset!r}: expected one of {', '.join(sorted(presets))}.")
-            layers.insert(0, (f"--preset {preset}", presets[preset]))
-        if hasattr(self.settings, "implied"):
-            layers.insert(0, ("base model", self.settings.implied({**from_file, **given})))
-        return build_settings(self.settings, *layers)
+            if preset not in self.settings.PRESETS:
+                raise ValueError(f"--preset {preset!r}: expected one of {', '.join(sorted(self.settings.PRESETS))}.")
+            layers.insert(0, (f"--preset {preset}", self.settings.PRESETS[preset]))
+        layers.insert(0, ("base model", self.settings.implied({**from_file, **given})))
+        return build_settings(self.settings, *layers, named=frozenset(given))
 
 
 def _help_text(field: dataclasses.Field) -> str:

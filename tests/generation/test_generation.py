@@ -25,8 +25,8 @@ from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.utils.distributed import SIGNALS, exclusive_folder
-from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.files import exclusive_folder, write_text
+from semseg_diffusers.utils.signals import SIGNALS
 
 
 LABELS = LabelSet(

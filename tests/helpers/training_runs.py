@@ -1,6 +1,5 @@
 """Whole tiny training runs for the tests: their settings, and the processes that train."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -58,15 +57,6 @@ def parse_training(*words: str) -> TrainingSettings:
     return SettingsParser(TrainingSettings).parse_settings([*map(str, words)])
 
 
-def command_line(settings: TrainingSettings) -> list[str]:
-    """The options that give these settings."""
-    words = []
-    for name, value in dataclasses.asdict(settings).items():
-        if value not in (None, ()):
-            words += [f"--{name}", *map(str, value if isinstance(value, tuple) else (value,))]
-    return words
-
-
 def start(*command, **environment) -> subprocess.Popen:
     """Start a process group of its own: Python with `command`, its output in one pipe of text."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
@@ -96,7 +86,7 @@ def kill_started() -> None:
 def launch_two(script, settings: TrainingSettings, **environment) -> subprocess.Popen:
     """Start `accelerate launch` with two processes on the CPU."""
     launcher = ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "--main_process_port", "0"]
-    return start(*launcher, script, *command_line(settings), **environment)
+    return start(*launcher, script, *settings.to_arguments(), **environment)
 
 
 def finished(process: subprocess.Popen, timeout: float = 300) -> str:

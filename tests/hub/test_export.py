@@ -24,6 +24,7 @@ from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import write_json
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -57,7 +58,7 @@ def run(tmp_path_factory):
         trained_seconds=7.0,
         loss=0.5,
     )
-    (run / "settings.json").write_text(settings.to_json())
+    write_json(run / "settings.json", settings.to_dict())
     (run / "log.jsonl").write_text('{"step": 4, "loss": 0.5}\n')
     for name in ("previews/step-0000004.png", "checkpoint-4/optimizer.bin", "run.html"):
         (run / name).parent.mkdir(exist_ok=True)

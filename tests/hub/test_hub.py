@@ -32,6 +32,7 @@ from semseg_diffusers.reports.evaluation_text import results_commands
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import write_json
 from semseg_diffusers.utils.hub_errors import HubError
 
 
@@ -142,7 +143,7 @@ def saved_run(pipeline, tmp_path_factory):
         trained_seconds=7.0,
         loss=0.5,
     )
-    (run / "settings.json").write_text(settings.to_json())
+    write_json(run / "settings.json", settings.to_dict())
     (run / "log.jsonl").write_text('{"step": 4, "loss": 0.5}\n')
     for step in (2, 4):
         Image.new("RGB", (8, 8), (step, 0, 0)).save(_parent(run / "previews" / f"step-{step:07d}.png"))

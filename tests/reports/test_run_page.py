@@ -28,7 +28,7 @@ from semseg_diffusers.reports.run_page import duration, read_run, write_run_page
 from semseg_diffusers.training import loop
 from semseg_diffusers.training import run as run_module
 from semseg_diffusers.training.run import default_settings
-from semseg_diffusers.utils.distributed import exclusive_folder
+from semseg_diffusers.utils.files import exclusive_folder
 from semseg_diffusers.utils.images import grid_cells, image_grid, save_png
 
 

@@ -19,6 +19,7 @@ from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.ema import EMA, variant_name
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import write_json
 
 
 DECAYS = (0.5, 0.2, 0.99)  # the warm-up has reached 0.65 after four steps
@@ -108,7 +109,7 @@ def test_lengths_come_from_ema_decays_else_from_ema_decay(tmp_path):
     several = parse("--ema_decays", "0.999", "0.9999")
     assert several.ema_lengths == (0.999, 0.9999)
     assert parse("--use_ema", "false").ema_lengths == ()
-    (tmp_path / "settings.json").write_text(several.to_json())
+    write_json(tmp_path / "settings.json", several.to_dict())
     assert parse("--config", str(tmp_path / "settings.json")) == several
 
 

@@ -13,7 +13,6 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from helpers.training_runs import (
     TINY,
-    command_line,
     parse_training,
     tiny_settings,
     train_here,
@@ -29,6 +28,7 @@ from semseg_diffusers.training.dataset import ResumableBatchSampler, TrainingDat
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, loss_weight, prediction_target
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import write_json
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,7 +68,7 @@ def test_command_line_wins_over_yaml_and_yaml_over_preset(tmp_path):
 @pytest.mark.parametrize("preset", TrainingSettings.PRESETS)
 def test_settings_file_of_a_run_is_a_config_that_gives_the_same_run(tmp_path, preset):
     first = parse("--preset", preset)
-    (tmp_path / "settings.json").write_text(first.to_json())
+    write_json(tmp_path / "settings.json", first.to_dict())
     assert parse("--config", str(tmp_path / "settings.json")) == first
 
 
@@ -264,7 +264,7 @@ def test_network_carries_the_label_set():
 def test_accelerate_launch_trains_and_its_folder_loads_and_samples(toy, tmp_path):
     options = {"max_train_steps": 2, "preview_steps": 2, "preview_masks": 1, "preview_samples": 1}
     options |= {"preview_inference_steps": 2, "report_to": "tensorboard"}
-    words = command_line(tiny_settings(toy, tmp_path / "run", **options))
+    words = tiny_settings(toy, tmp_path / "run", **options).to_arguments()
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines"]
     done = subprocess.run(
         [*launch, "1", "--mixed_precision", "no", "--dynamo_backend", "no", str(ROOT / "train_accelerate.py"), *words],

@@ -15,7 +15,6 @@ from accelerate.state import AcceleratorState
 from filelock import FileLock
 from helpers.training_runs import (
     SCRIPT,
-    command_line,
     finished,
     log_lines,
     losses,
@@ -33,7 +32,7 @@ from semseg_diffusers.training import run as run_module
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.dataset import ResumableBatchSampler
 from semseg_diffusers.training.monitor import LossMonitor, TrainingDivergedError
-from semseg_diffusers.utils.distributed import exclusive_folder
+from semseg_diffusers.utils.files import exclusive_folder
 
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_running")
@@ -64,7 +63,7 @@ def test_sigterm_saves_says_why_and_the_run_goes_on_bit_for_bit(toy, tmp_path):
     changes = {"checkpointing_steps": 100_000, "gradient_accumulation_steps": 2, "dataloader_num_workers": 1}
     changes |= {"lr_scheduler": "constant_with_warmup"}
     settings = tiny_settings(toy, tmp_path / "run", max_train_steps=100_000, **changes)
-    process = start(SCRIPT, *command_line(settings))
+    process = start(SCRIPT, *settings.to_arguments())
     wait_until(lambda: len(log_lines(tmp_path / "run")) > 3, process)
     for _ in range(2):  # as `timeout` and clusters do: to the reading process too, and more than once
         os.killpg(process.pid, signal.SIGTERM)
@@ -87,7 +86,7 @@ def test_terminated_accelerate_launch_of_one_process_saves_and_says_why(toy, tmp
     settings = tiny_settings(toy, tmp_path / "run", max_train_steps=100_000, checkpointing_steps=100_000)
     launcher = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
     options = ["--mixed_precision", "no", "--dynamo_backend", "no"]
-    process = start(*launcher, *options, SCRIPT, *command_line(settings))
+    process = start(*launcher, *options, SCRIPT, *settings.to_arguments())
     wait_until(lambda: len(log_lines(tmp_path / "run")) > 3, process)
     process.terminate()  # the launcher dies of it and hands nothing on
     process.communicate(timeout=120)
@@ -109,7 +108,7 @@ def test_ten_kills_at_random_moments_change_nothing(toy, tmp_path):
         "resume_from_checkpoint": "latest",
     }
     run = tmp_path / "run"
-    words = command_line(tiny_settings(toy, run, **changes))
+    words = tiny_settings(toy, run, **changes).to_arguments()
     moments = random.Random(0)
     killed_at = []
     for _ in range(10):

@@ -9,7 +9,6 @@ from helpers.training_runs import (
     ROOT,
     SCRIPT,
     TWO_PROCESSES,
-    command_line,
     finished,
     log_lines,
     losses,
@@ -164,7 +163,7 @@ def test_compiled_processes_of_a_launch_have_the_losses_of_the_plain_one(toy, pl
     # unwrapping a compiled network as accelerate does by default would part the processes
     run = tmp_path / "run"
     launcher = ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "--main_process_port", "0"]
-    options = command_line(settings(toy, run, train_batch_size=1, **FAST, **PREVIEWS))
+    options = settings(toy, run, train_batch_size=1, **FAST, **PREVIEWS).to_arguments()
     output = finished(start(*launcher, "--dynamo_backend", "eager", SCRIPT, *options), timeout=600)
     assert "2 process(es) on cpu, 2 samples a step" in output
     assert "torch_compile" not in (run / "settings.json").read_text().replace('"torch_compile": null', "")

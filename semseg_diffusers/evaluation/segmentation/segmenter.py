@@ -35,10 +35,11 @@ from semseg_diffusers.evaluation.segmentation.settings import (
 )
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, History, LabelledImages, train_segmenter
 from semseg_diffusers.reports.segmenter_page import draw_curve
-from semseg_diffusers.utils.distributed import SIGNALS, check_device_available, route_signals
+from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.files import new_folder
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
+from semseg_diffusers.utils.signals import SIGNALS, route_signals
 
 
 LOG_FILE = "log.jsonl"

@@ -32,8 +32,8 @@ from semseg_diffusers.evaluation.study.training import (
     read_result,
     run_trainings,
 )
-from semseg_diffusers.utils.distributed import LOCK_FILE, check_device_available, exclusive_folder
-from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, write_text
 
 
 STUDY_FILE = "study.json"  # what all trainings of a folder share

@@ -22,8 +22,9 @@ from semseg_diffusers.evaluation.segmentation.initialization import InitialSegme
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
 from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, pool_members
 from semseg_diffusers.evaluation.study.settings import MAX_JOBS, StudySettings, Training
-from semseg_diffusers.utils.files import terminate_as_exception, write_text
+from semseg_diffusers.utils.files import write_text
 from semseg_diffusers.utils.progress import progress_bar
+from semseg_diffusers.utils.signals import exit_on_signals
 
 
 TRAININGS = "trainings"  # folder of the result files
@@ -170,7 +171,7 @@ def run_trainings(
     total = len(missing) * settings.max_train_steps
     jobs = min(jobs, len(missing))
     with (
-        terminate_as_exception(),
+        exit_on_signals(),
         progress_bar(total=total, desc=f"{len(missing)} trainings", unit="step", disable=not show_progress) as bar,
     ):
         if jobs > 1:

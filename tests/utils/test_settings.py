@@ -1,0 +1,62 @@
+"""Settings of commands: what counts as given, and values out of range."""
+
+import dataclasses
+import json
+
+import pytest
+
+from semseg_diffusers.generation.settings import GenerateOptions
+from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.settings import Settings, SettingsParser, option
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranged(Settings):
+    """Try ranges."""
+
+    share: float = option(0.5, at_least=0, at_most=1, help="share")
+    rate: float = option(0.1, above=0, below=2, help="rate")
+
+
+def parse(settings: type[Settings], *words: str) -> Settings:
+    return SettingsParser(settings).parse_settings([*words])
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--share", "1.5"), "--share must be between 0 and 1; got 1.5."),
+        (("--share", "nan"), "--share must be between 0 and 1; got nan."),
+        (("--rate", "0"), "--rate must be more than 0 and less than 2; got 0.0."),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_its_range(words, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        parse(Ranged, *words)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words", "message"),
+    [
+        (
+            GenerateOptions,
+            ("--model", "m", "--masks", "d", "--output", "o", "--edit_margin", "4"),
+            "--edit_margin: only with --edit",
+        ),
+        (
+            TrainingSettings,
+            ("--dataset", "d", "--output_dir", "o", "--spade_channels", "32"),
+            "--spade_channels needs --mask_conditioning spade",
+        ),
+    ],
+)
+def test_an_option_without_the_one_it_belongs_to_is_refused_even_at_its_default(settings, words, message):
+    with pytest.raises(ValueError, match=message):
+        parse(settings, *words)
+    assert parse(settings, *words[:-2])
+
+
+def test_settings_of_a_file_may_name_every_option(tmp_path):
+    saved = parse(TrainingSettings, "--dataset", "d", "--output_dir", "o")
+    (tmp_path / "settings.json").write_text(json.dumps(saved.to_dict()))
+    assert parse(TrainingSettings, "--config", str(tmp_path / "settings.json")) == saved
