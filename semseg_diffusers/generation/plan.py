@@ -177,20 +177,13 @@ def check_settings(pipeline: Any, settings: GenerationSettings, size: tuple[int,
     pipeline.prepare_class_labels(None, num_masks=1)  # a network that needs them is refused
     for changes in grid(settings.variations).values():
         one = replace(settings, **{name: value for name, value in changes.items() if name in SWEEPABLE})
-        pipeline.check_inputs(
-            num_masks=1,
-            num_images_per_mask=1,
-            num_inference_steps=one.num_inference_steps,
-            guidance_scale=one.guidance_scale,
-            guidance_start=one.guidance_start,
-            guidance_stop=one.guidance_stop,
-            generator=None,
-            latents=None,
-            height=size[0],
-            width=size[1],
-            output_type="pil",
-            attribute_guidance_scale=one.attribute_guidance_scale,
-            conditioning_scale=one.conditioning_scale,
+        pipeline.check_inputs(1, 1, one.num_inference_steps, *size)
+        pipeline.prepare_guidance(
+            one.guidance_scale,
+            one.guidance_start,
+            one.guidance_stop,
+            one.attribute_guidance_scale,
+            one.conditioning_scale,
         )
         pipeline.prepare_guide(guide, one.attribute_guidance_scale)
         if one.strength is not None:

@@ -7,6 +7,7 @@ diffusers only): it is saved beside the weights and runs without this package.
 
 import copy
 import inspect
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +72,8 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
 def zero_convolution(in_channels: int, out_channels: int, kernel_size: int = 1) -> nn.Conv2d:
     """Return a convolution whose output is zero before training (Zhang et al. 2023, section 3.1)."""
     convolution = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-    nn.init.zeros_(convolution.weight)
-    nn.init.zeros_(convolution.bias)
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
     return convolution
 
 
@@ -84,17 +85,11 @@ class MaskBranch(nn.Module):
         self.conv_1 = nn.Conv2d(num_classes, out_channels, kernel_size=3, padding=1)
         self.conv_2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
         self.conv_out = zero_convolution(out_channels, out_channels, kernel_size=3)
-        self.gradient_checkpointing = False
-
-    def _branch(self, one_hot: torch.Tensor) -> torch.Tensor:
-        hidden_states = F.silu(self.conv_1(one_hot))  # (B, C, H, W)
-        return self.conv_out(F.silu(self.conv_2(hidden_states)))
 
     def forward(self, one_hot: torch.Tensor) -> torch.Tensor:
         """Map (B, num_classes, H, W) to (B, out_channels, H, W)."""
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(self._branch, one_hot)
-        return self._branch(one_hot)
+        hidden_states = F.silu(self.conv_1(one_hot))  # (B, C, H, W)
+        return self.conv_out(F.silu(self.conv_2(hidden_states)))
 
 
 class ControlBranch(nn.Module):
@@ -105,11 +100,17 @@ class ControlBranch(nn.Module):
         num_classes (`int`): Channels of the one-hot mask.
     """
 
+    conv_in: nn.Module
+    time_embedding: nn.Module
+    class_embedding: nn.Module | None
+    down_blocks: Any
+    mid_block: nn.Module | None
+
     def __init__(self, unet: UNet2DModel, num_classes: int):
         super().__init__()
         for name in COPIED:
             setattr(self, name, copy.deepcopy(getattr(unet, name)))
-        widths = unet.config.block_out_channels
+        widths = unet.config["block_out_channels"]
         self.mask_branch = MaskBranch(num_classes, widths[0])
         skips = [widths[0]]  # channels of each map that the encoder hands to the decoder
         for block, width in zip(self.down_blocks, widths, strict=True):
@@ -145,20 +146,10 @@ class ControlBranch(nn.Module):
 
 
 def encode(
-    down_blocks: nn.ModuleList, sample: torch.Tensor, emb: torch.Tensor, skip_sample: torch.Tensor
+    down_blocks: nn.ModuleList, sample: torch.Tensor, emb: torch.Tensor, skip_sample: torch.Tensor | None
 ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-    """Run an encoder as `UNet2DModel` does.
-
-    Args:
-        down_blocks (`nn.ModuleList`): Those of the base, or of the copy.
-        sample (`torch.Tensor`): Maps of the stem (B, C, H, W).
-        emb (`torch.Tensor`): Embedding of time and, where there is one, class (B, time_embed_dim).
-        skip_sample (`torch.Tensor`): The image, which skip blocks (NCSN++) carry beside the maps.
-
-    Returns:
-        `tuple`: The maps for the decoder, the stem's first; and the last of them, which the middle reads.
-    """
-    skips = (sample,)
+    """Run the encoder of the base or of the copy; returns the maps for the decoder, the stem's first, and the last."""
+    skips: tuple[torch.Tensor, ...] = (sample,)
     for block in down_blocks:
         if hasattr(block, "skip_conv"):
             sample, maps, skip_sample = block(hidden_states=sample, temb=emb, skip_sample=skip_sample)
@@ -207,6 +198,8 @@ class MaskControlNetModel(UNet2DModel):
     ```
     """
 
+    config: Any  # the arguments of `__init__`
+    up_blocks: Any
     takes_conditioning_scale = True
 
     @register_to_config
@@ -253,12 +246,13 @@ class MaskControlNetModel(UNet2DModel):
                 raise ValueError(
                     f"`base_class_label` is {base_class_label}, but the base has no class embedding by index: omit it."
                 )
-            if class_embed_type is None and not 0 <= base_class_label < num_class_embeds:
+            if class_embed_type is None and base_class_label not in range(num_labels := num_class_embeds or 0):
                 raise ValueError(
-                    f"`base_class_label` is {base_class_label}; the base has classes 0 to {num_class_embeds - 1}."
+                    f"`base_class_label` is {base_class_label}; the base has classes 0 to {num_labels - 1}."
                 )
         super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})
         self.control = ControlBranch(self, num_classes)
+        self.gradient_checkpointing = False
         self.requires_grad_(False)
         self.control.requires_grad_(True)
         self.train()  # puts the base into evaluation mode
@@ -299,7 +293,7 @@ class MaskControlNetModel(UNet2DModel):
                 f"`unet` is a {type(unet).__name__}; expected a `diffusers.UNet2DModel` itself. A network that reads "
                 "masks already can be trained further as it is."
             )
-        network = cls.from_config(
+        network: Any = cls.from_config(
             unet.config,
             num_classes=num_classes,
             id2label=id2label,
@@ -307,7 +301,7 @@ class MaskControlNetModel(UNet2DModel):
             ignore_index=ignore_index,
             ignore_color=ignore_color,
             base_class_label=base_class_label,
-            sample_size=unet.config.sample_size if sample_size is None else sample_size,
+            sample_size=unet.config["sample_size"] if sample_size is None else sample_size,
         )
         weights = unet.state_dict()
         copied = {f"control.{name}": value for name, value in weights.items() if name.split(".")[0] in COPIED}
@@ -344,14 +338,17 @@ class MaskControlNetModel(UNet2DModel):
         Raises:
             ValueError: See `mask_to_one_hot`.
         """
-        device = self.control.mask_branch.conv_1.weight.device
+        branch = self.control.mask_branch
+        device = branch.conv_1.weight.device
         if device.type != "meta":  # where offloaded layer by layer, weights have no device between calls
             mask = mask.to(device)
         one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)
         known = (one_hot != 0).flatten(1).any(dim=1).view(-1, 1, 1, 1)
-        return self.control.mask_branch(one_hot), known.to(one_hot.dtype)
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(branch, one_hot), known.to(one_hot.dtype)
+        return branch(one_hot), known.to(one_hot.dtype)
 
-    def forward(
+    def forward(  # type: ignore[override]  # further conditions before `return_dict`, as UNet2DConditionModel has them
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,

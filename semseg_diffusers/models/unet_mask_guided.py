@@ -8,7 +8,7 @@ without this package.
 
 import inspect
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -133,17 +133,10 @@ class MaskBranch(nn.Module):
         self.conv_1 = nn.Conv2d(num_classes, out_channels, kernel_size=3, padding=1)
         self.norm = nn.GroupNorm(norm_num_groups, out_channels, eps=norm_eps)
         self.conv_2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1)
-        self.gradient_checkpointing = False
-
-    def _branch(self, one_hot: torch.Tensor) -> torch.Tensor:
-        return self.conv_2(F.silu(self.norm(self.conv_1(one_hot))))
 
     def forward(self, one_hot: torch.Tensor) -> torch.Tensor:
         """Map (B, num_classes, H, W) to (B, out_channels, H, W); zeros for a sample that is unknown everywhere."""
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            features = self._gradient_checkpointing_func(self._branch, one_hot)
-        else:
-            features = self._branch(one_hot)
+        features = self.conv_2(F.silu(self.norm(self.conv_1(one_hot))))
         # Offloading hooks may bring the features, not the mask, to another device.
         return torch.where(known_samples(one_hot).to(features.device), features, torch.zeros_like(features))
 
@@ -161,26 +154,24 @@ class ModulatedResnetBlock2D(ResnetBlock2D):
     Its layers and weights are those of its parent; `modulate_norms` converts it.
     """
 
-    # For each norm: the index of its map, and of its first scale, and shift, in the map.
-    slots: tuple[tuple[int, int], tuple[int, int]]
+    slots: tuple[tuple[int, int], ...]  # of each norm: the index of its map, and of its first channel in the map
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | ModulatedEmbedding) -> torch.Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W), or twice H and W in an up-sampling block."""
         if not isinstance(temb, ModulatedEmbedding):
             return super().forward(input_tensor, temb)
-        temb, maps = temb
-        first, second = self.slots
+        maps, (first, second) = temb.maps, self.slots
         hidden_states = self.nonlinearity(modulate(self.norm1(input_tensor), maps, first))
         if self.upsample is not None:
             input_tensor, hidden_states = self.upsample(input_tensor), self.upsample(hidden_states)
         hidden_states = self.conv1(hidden_states)  # (B, out_channels, H, W)
 
-        temb = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None]
+        time = self.time_emb_proj(self.nonlinearity(temb.temb))[:, :, None, None]
         if self.time_embedding_norm == "scale_shift":
-            scale, shift = temb.chunk(2, dim=1)  # (B, out_channels, 1, 1) each
+            scale, shift = time.chunk(2, dim=1)  # (B, out_channels, 1, 1) each
             hidden_states = modulate(self.norm2(hidden_states), maps, second) * (1 + scale) + shift
         else:
-            hidden_states = modulate(self.norm2(hidden_states + temb), maps, second)
+            hidden_states = modulate(self.norm2(hidden_states + time), maps, second)
 
         hidden_states = self.conv2(self.dropout(self.nonlinearity(hidden_states)))
         if self.conv_shortcut is not None:
@@ -230,7 +221,7 @@ def modulate_norms(blocks: list[tuple[nn.Module, int]]) -> dict[int, int]:
             norm_channels[factor] += norm.num_channels
         # Layers, weights of the seed, and their names stay; only the class changes.
         resnet.__class__ = ModulatedResnetBlock2D
-        resnet.slots = tuple(slots)
+        resnet.slots = tuple(slots)  # type: ignore[assignment]
     return norm_channels
 
 
@@ -252,29 +243,24 @@ class MaskModulation(nn.Module):
             nn.Conv2d(hidden_channels, 2 * channels, kernel_size=1) for channels in self.channels
         )
         for projection in self.projections:
-            nn.init.zeros_(projection.weight)
-            nn.init.zeros_(projection.bias)
-        self.gradient_checkpointing = False
-
-    def _map(self, shares: torch.Tensor, number: int) -> torch.Tensor:
-        return self.projections[number](F.silu(self.convs[number](shares)))
+            for parameter in projection.parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, one_hot: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map (B, num_classes, H, W) to (B, 2C, H/factor, W/factor) for each factor: scales of all norms, then shifts.
 
         Where `known` (B, 1, 1, 1) is false, every scale is 1 and every shift 0.
         """
-        maps = ()
-        for number, (factor, channels) in enumerate(zip(self.factors, self.channels, strict=True)):
+        maps = []
+        for factor, channels, conv, projection in zip(
+            self.factors, self.channels, self.convs, self.projections, strict=True
+        ):
             shares = F.avg_pool2d(one_hot, factor) if factor > 1 else one_hot  # (B, num_classes, h, w)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                values = self._gradient_checkpointing_func(self._map, shares, number)
-            else:
-                values = self._map(shares, number)  # (B, 2C, h, w)
+            values = projection(F.silu(conv(shares)))  # (B, 2C, h, w)
             neutral = torch.cat([values.new_ones(channels), values.new_zeros(channels)]).view(1, -1, 1, 1)
             # Offloading hooks may bring the values, not the mask, to another device.
-            maps += (torch.where(known.to(values.device), values, torch.zeros_like(values)) + neutral,)
-        return maps
+            maps.append(torch.where(known.to(values.device), values, torch.zeros_like(values)) + neutral)
+        return tuple(maps)
 
 
 class PatchHead(nn.Module):
@@ -307,18 +293,12 @@ class PatchHead(nn.Module):
             dropout=dropout,
         )
         self.norm = nn.GroupNorm(norm_num_groups, stem_channels, eps=norm_eps)
-        self.gradient_checkpointing = False
-
-    def _head(self, hidden_states: torch.Tensor, stem: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
-        hidden_states = self.conv_unpatch(hidden_states)  # (B, S, H, W)
-        hidden_states = self.resnet(torch.cat([hidden_states, stem], dim=1), temb)  # (B, S, H, W)
-        return F.silu(self.norm(hidden_states))
 
     def forward(self, hidden_states: torch.Tensor, stem: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H/p, W/p) and the stem (B, S, H, W) to (B, S, H, W)."""
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(self._head, hidden_states, stem, temb)
-        return self._head(hidden_states, stem, temb)
+        hidden_states = self.conv_unpatch(hidden_states)  # (B, S, H, W)
+        hidden_states = self.resnet(torch.cat([hidden_states, stem], dim=1), temb)  # (B, S, H, W)
+        return F.silu(self.norm(hidden_states))
 
 
 class MaskGuidedUNet2DModel(UNet2DModel):
@@ -371,6 +351,9 @@ class MaskGuidedUNet2DModel(UNet2DModel):
     torch.Size([1, 3, 32, 32])
     ```
     """
+
+    config: Any  # the arguments of `__init__`
+    up_blocks: Any
 
     @register_to_config
     def __init__(
@@ -480,6 +463,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             self.mask_norms = MaskModulation(num_classes, spade_channels, modulate_norms(blocks))
 
         self._rarities: torch.Tensor | None = None  # no buffer: half precision would change them
+        self.gradient_checkpointing = False
         # Conditions beside the plain mask come last and start from zeros: a seed gives the same network with and
         # without them, and weights trained without them load.
         time_embed_dim = time_embedding_dim or base_channels * 4
@@ -490,8 +474,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             self.pyramid_convs = nn.ModuleList(
                 nn.Conv2d(num_classes, width, kernel_size=1, bias=False) for width in block_out_channels[:-1]
             )
-            for convolution in self.pyramid_convs:
-                nn.init.zeros_(convolution.weight)
+            for weight in self.pyramid_convs.parameters():
+                nn.init.zeros_(weight)
         if attributes:
             self.register_to_config(attributes={name: list(attributes[name]) for name in sorted(attributes)})
             num_values = sum(len(values) for values in attributes.values())
@@ -526,17 +510,17 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if device.type != "meta":  # where offloaded layer by layer, weights have no device between calls
             mask = mask.to(device)
         one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)
-        stem = one_hot if self.config.mask_conditioning == "concat" else self.mask_branch(one_hot)
-        features = (stem,)  # (B, num_classes, H, W) to concatenate, (B, S, H, W) to add
+        # (B, num_classes, H, W) to concatenate, (B, S, H, W) to add
+        features = [one_hot if self.config.mask_conditioning == "concat" else self._run(self.mask_branch, one_hot)]
         if self.config.mask_pyramid:
             # PLACE, Lv et al. 2024: the share of each class in a cell, not the id of one of its pixels
             shares = F.avg_pool2d(one_hot, self.config.patch_size) if self.config.patch_size > 1 else one_hot
             for convolution in self.pyramid_convs:
                 shares = F.avg_pool2d(shares, 2)  # (B, num_classes, h, w)
-                features += (convolution(shares),)  # (B, C_i, h, w)
+                features.append(convolution(shares))  # (B, C_i, h, w)
         if self.config.mask_conditioning == "spade":
-            features += self.mask_norms(one_hot, known_samples(one_hot))  # (B, 2C, h, w) each
-        return features
+            features += self._run(self.mask_norms, one_hot, known_samples(one_hot))  # (B, 2C, h, w) each
+        return tuple(features)
 
     def diffuse_mask(
         self, mask: torch.Tensor, timestep: torch.Tensor | float | int, noise: torch.Tensor
@@ -574,7 +558,12 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         ]
         return self.attribute_embedding(torch.cat(chosen, dim=1).to(self.dtype))
 
-    def forward(
+    def _run(self, module: nn.Module, *inputs: torch.Tensor) -> Any:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(module, *inputs)
+        return module(*inputs)
+
+    def forward(  # type: ignore[override]  # further conditions before `return_dict`, as UNet2DConditionModel has them
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,
@@ -656,7 +645,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             emb = emb + self.augment_embedding(augmentation.to(emb))
 
         # 2. stem: joins image and mask at full resolution
-        skip_sample = sample
+        skip_sample: torch.Tensor | None = sample
         if self.config.mask_conditioning == "concat":
             if mask_features is None:
                 one_hot = sample.new_zeros((batch_size, self.config.num_classes, height, width))
@@ -673,7 +662,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             sample = self.conv_patch(F.silu(sample))  # (B, C, H/p, W/p)
 
         # 3. down
-        down_block_res_samples = (sample,)
+        down_block_res_samples: tuple[torch.Tensor, ...] = (sample,)
         for level, downsample_block in enumerate(self.down_blocks, start=1):
             if hasattr(downsample_block, "skip_conv"):
                 sample, res_samples, skip_sample = downsample_block(
@@ -691,7 +680,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             sample = self.mid_block(sample, emb)
 
         # 5. up
-        temb = emb
+        temb: torch.Tensor | ModulatedEmbedding = emb
         if self.config.mask_conditioning == "spade" and mask_features is not None:
             maps = mask_features[-len(self.mask_norms.factors) :]
             temb = ModulatedEmbedding(emb, tuple(modulation.to(sample) for modulation in maps))
@@ -707,7 +696,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         # 6. head
         sample = self.conv_act(self.conv_norm_out(sample))
         if self.config.patch_size > 1:
-            sample = self.patch_head(sample, stem, emb)  # (B, S, H, W)
+            sample = self._run(self.patch_head, sample, stem, emb)  # (B, S, H, W)
         sample = self.conv_out(sample)  # (B, out_channels, H, W)
         if skip_sample is not None:
             sample = sample + skip_sample

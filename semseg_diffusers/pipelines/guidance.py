@@ -8,6 +8,7 @@ package: it imports the standard library and torch only.
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -77,7 +78,7 @@ def guide(predictions: Mapping[str, torch.Tensor], weights: Mapping[str, float],
 
 
 class Conditions:
-    """Mask, attributes and class labels of a run as one network takes them, encoded once for all steps and images.
+    """Mask, attributes and class labels of a run as the networks take them, encoded once for all steps and images.
 
     Args:
         unet (`torch.nn.Module`): The network.
@@ -90,31 +91,56 @@ class Conditions:
             encoded again.
         instances (`torch.Tensor`, *optional*): Instance ids (number of masks, H, W); a network with `instance_edges`
             reads them.
+        guide_unet (`torch.nn.Module`, *optional*): The guide network, which takes the same.
     """
 
     def __init__(
-        self, unet, ids, num_images_per_mask, class_labels=None, attributes=None, mask_noise=None, instances=None
+        self,
+        unet: Any,
+        ids: torch.Tensor,
+        num_images_per_mask: int,
+        class_labels: torch.Tensor | None = None,
+        attributes: torch.Tensor | None = None,
+        mask_noise: torch.Tensor | None = None,
+        instances: torch.Tensor | None = None,
+        guide_unet: torch.nn.Module | None = None,
     ):
         def for_each_image(tensor):
             return None if tensor is None else tensor.repeat_interleave(num_images_per_mask, dim=0)
 
-        mask_noise = mask_noise if getattr(unet.config, "label_diffusion", None) else None
-        instances = instances if getattr(unet.config, "instance_edges", False) else None
+        self.guide = None
+        if guide_unet is not None:
+            given = class_labels, attributes, mask_noise, instances
+            self.guide = Conditions(guide_unet, ids, num_images_per_mask, *given)
         self.unet = unet
         self.takes_ids = has_offload_hooks(unet)
         self.takes_scale = getattr(unet, "takes_conditioning_scale", False)
-        self.mask_noise = mask_noise
-        self.ids = None if mask_noise is None else for_each_image(ids)  # (B, H, W)
+        self.mask_noise = mask_noise if getattr(unet.config, "label_diffusion", None) else None
+        instances = instances if getattr(unet.config, "instance_edges", False) else None
+        self.ids = None if self.mask_noise is None else for_each_image(ids)  # (B, H, W)
         self.num_images = len(ids) * num_images_per_mask
         self.has_mask = bool((ids < unet.config.num_classes).any())
         self.has_attributes = attributes is not None and bool((attributes >= 0).any())
         self.has_instances = instances is not None
         self.unknown_ids = torch.full_like(ids[:1], UNKNOWN)
-        self.known = self._encode(ids, instances) if mask_noise is None else ()
-        self.known = tuple(for_each_image(part) for part in self.known)
+        self.known = () if self.ids is not None else tuple(map(for_each_image, self._encode(ids, instances)))
         self.class_labels, self.attributes = for_each_image(class_labels), for_each_image(attributes)
-        self._unknown: tuple[torch.Tensor, ...] | None = None
+        self._unknown: tuple[torch.Tensor, ...] = ()
         self._inputs: dict[tuple[str, ...], dict] = {}
+
+    def weights(self, scale: float, attribute_scale: float | None) -> dict[str, float]:
+        """Return the weight of each prediction in the guided one, see `guidance_weights`."""
+        return guidance_weights(scale, attribute_scale, self.has_mask, self.has_attributes, self.guide is not None)
+
+    def passes(
+        self, weights: Mapping[str, float], timestep, conditioning_scale: float | None
+    ) -> Iterator[tuple[torch.nn.Module, list[str], dict]]:
+        """Yield each forward pass of a step: the network, the levels of its batch, and its keyword arguments."""
+        if self.guide is not None and "guide" in weights:
+            yield self.guide.unet, ["guide"], self.guide.inputs(["full"], timestep, conditioning_scale)
+        levels = [level for level in weights if level != "guide"]
+        if levels:
+            yield self.unet, levels, self.inputs(levels, timestep, conditioning_scale)
 
     def inputs(self, levels: Sequence[str], timestep, conditioning_scale: float | None = None) -> dict:
         """Return the keyword arguments of the network's `forward` for a batch of all images at each level.
@@ -150,7 +176,7 @@ class Conditions:
         return inputs
 
     def _mask_inputs(self, levels: tuple[str, ...], known: tuple[torch.Tensor, ...]) -> dict:
-        if "none" in levels and self._unknown is None:
+        if "none" in levels and not self._unknown:
             parts = self._encode(self.unknown_ids, self.unknown_ids if self.has_instances else None)
             self._unknown = tuple(part.expand(self.num_images, *part.shape[1:]) for part in parts)
         masks = [self._unknown if level == "none" else known for level in levels]

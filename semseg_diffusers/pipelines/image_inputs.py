@@ -75,9 +75,9 @@ def read_image(image, source: str = "the image") -> np.ndarray:
             raise ValueError(f"{source} has an alpha channel (mode {image.mode}); save it as RGB first.")
         return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(np.float32) / 255
     if isinstance(image, torch.Tensor):
-        pixels = image.detach().cpu()
-        pixels = (pixels.float() if pixels.is_floating_point() else pixels).numpy()
-        pixels = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels  # (H, W, 3)
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+        pixels = image.transpose(1, 2, 0) if image.ndim == 3 else image  # (H, W, 3)
     elif isinstance(image, np.ndarray):
         pixels = image
     else:
@@ -87,7 +87,7 @@ def read_image(image, source: str = "the image") -> np.ndarray:
     is_float = np.issubdtype(pixels.dtype, np.floating)
     if pixels.ndim != 3 or pixels.shape[-1] != 3 or not (is_float or pixels.dtype == np.uint8):
         raise ValueError(
-            f"{source} has shape {tuple(image.shape)} and type {image.dtype}; expected an array (H, W, 3) or a tensor "
+            f"{source} has shape {image.shape} and type {image.dtype}; expected an array (H, W, 3) or a tensor "
             "(3, H, W), of type uint8 or floats in [0, 1]."
         )
     pixels = pixels.astype(np.float32) if is_float else pixels.astype(np.float32) / 255
@@ -164,6 +164,12 @@ def crop_resize_image(image: np.ndarray, box: Box, height: int, width: int) -> n
     return np.asarray(resized).astype(np.float32) / 255
 
 
+def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Centre-crop an image (H, W, 3) to the aspect ratio, then resize it to (height, width, 3)."""
+    box = center_crop_box(image.shape[0], image.shape[1], height, width)
+    return crop_resize_image(image, box, height, width)
+
+
 def crop_resize_region(region: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
     """Resize a box of a region (H, W) to (height, width): a pixel is in it where any pixel that it covers is."""
     left, top, right, bottom = box
@@ -191,14 +197,14 @@ def paste(image: np.ndarray, generated: np.ndarray, region: np.ndarray, box: Box
         window = F.interpolate(window, size, mode="bicubic", antialias=True).clamp(0, 1)
         generated = window[0].permute(1, 2, 0).numpy()
     inside = torch.from_numpy(region)[None, None].float()
-    share = inside
+    total = inside
     for _ in range(feather):  # the mean of the region and its erosions rises by 1 / (feather + 1) a pixel
         inside = -F.max_pool2d(-inside, 3, stride=1, padding=1)
-        share = share + inside
-    share = (share / (feather + 1))[0, 0].numpy()[top:bottom, left:right, None]
+        total = total + inside
+    share = (total / (feather + 1))[0, 0].numpy()[top:bottom, left:right, None]
     result = image.copy()
-    window = result[top:bottom, left:right]
-    window[:] = np.where(share > 0, window + share * (generated - window), window)
+    old = result[top:bottom, left:right]
+    old[:] = np.where(share > 0, old + share * (generated - old), old)
     return result
 
 

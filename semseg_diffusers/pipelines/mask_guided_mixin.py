@@ -7,7 +7,8 @@ diffusers only, and defines no `DiffusionPipeline`, of which diffusers allows on
 import inspect
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,12 +20,18 @@ from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_m
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+if TYPE_CHECKING:
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline as Base
+else:
+    Base = object
 
 
-class MaskGuidedMixin:
+class MaskGuidedMixin(Base):
     """Methods of a `DiffusionPipeline` with the components `unet` and `scheduler`."""
 
-    model_cpu_offload_seq = "unet"
+    unet: Any
+    scheduler: Any
+    model_cpu_offload_seq = "unet"  # type: ignore[assignment]
     _callback_tensor_inputs = ["latents"]
 
     @classmethod
@@ -81,23 +88,17 @@ class MaskGuidedMixin:
 
     def check_inputs(
         self,
-        *,
         num_masks: int,
         num_images_per_mask: int,
         num_inference_steps: int,
-        guidance_scale: float,
-        guidance_start: float,
-        guidance_stop: float,
-        attribute_guidance_scale: float | None,
-        conditioning_scale: float | None,
-        generator: torch.Generator | Sequence[torch.Generator] | None,
-        latents: torch.Tensor | None,
         height: int,
         width: int,
-        output_type: str,
-    ) -> None:
-        """Raise a `ValueError` for arguments of all pipelines that cannot work, before any work is done."""
-        config, num_images = self.unet.config, num_masks * num_images_per_mask
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+    ) -> tuple[int, int, int, int]:
+        """Return the shape of the latents; raise a `ValueError` for arguments of all pipelines that cannot work."""
+        config = self.unet.config
         check_whole_number("num_images_per_mask", num_images_per_mask, 1)
         check_whole_number("num_inference_steps", num_inference_steps, 1)
         if num_inference_steps < 4 and uses_prk_steps(self.scheduler):
@@ -105,6 +106,42 @@ class MaskGuidedMixin:
                 f"{type(self.scheduler).__name__} starts with Runge-Kutta steps, which need `num_inference_steps` of "
                 f"at least 4; got {num_inference_steps}. Use more, or set its skip_prk_steps=True."
             )
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}.")
+        channels = config.in_channels
+        if config.out_channels not in (channels, 2 * channels):
+            raise ValueError(
+                f"expected a network with {channels} output channels, or {2 * channels} with a learned variance; got "
+                f"{config.out_channels}."
+            )
+        divisor = getattr(self.unet, "size_divisor", 1)
+        if height % divisor or width % divisor:
+            nearest = " x ".join(str(max(divisor, round(side / divisor) * divisor)) for side in (height, width))
+            raise ValueError(
+                f"height and width must be multiples of {divisor} for this network; got {height} x {width}. The "
+                f"nearest is {nearest}."
+            )
+        shape = (num_masks * num_images_per_mask, channels, height, width)
+        if isinstance(generator, (list, tuple)) and len(generator) != shape[0]:
+            raise ValueError(
+                f"got {len(generator)} generators for {shape[0]} images ({num_masks} masks, {num_images_per_mask} "
+                "each); pass one for each image, or a single one."
+            )
+        if latents is not None and tuple(latents.shape) != shape:
+            raise ValueError(
+                f"`latents` have the shape {tuple(latents.shape)}; expected {shape} (images, channels, height, width)."
+            )
+        return shape
+
+    def prepare_guidance(
+        self,
+        guidance_scale: float,
+        guidance_start: float,
+        guidance_stop: float,
+        attribute_guidance_scale: float | None,
+        conditioning_scale: float | None,
+    ) -> None:
+        """Check the scales of a run and keep them, to be read at each step."""
         check_number("guidance_scale", guidance_scale, "1 is without guidance")
         if attribute_guidance_scale is not None:
             check_number("attribute_guidance_scale", attribute_guidance_scale, "None guides mask and attributes alike")
@@ -120,31 +157,8 @@ class MaskGuidedMixin:
                 f"expected fractions of the steps with 0 <= `guidance_start` <= `guidance_stop` <= 1; got "
                 f"{guidance_start} and {guidance_stop}."
             )
-        if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}.")
-        channels = config.in_channels
-        if config.out_channels not in (channels, 2 * channels):
-            raise ValueError(
-                f"expected a network with {channels} output channels, or {2 * channels} with a learned variance; got "
-                f"{config.out_channels}."
-            )
-        divisor = getattr(self.unet, "size_divisor", 1)
-        if height < 1 or width < 1 or height % divisor or width % divisor:
-            nearest = " x ".join(str(max(divisor, round(side / divisor) * divisor)) for side in (height, width))
-            raise ValueError(
-                f"height and width must be multiples of {divisor} for this network; got {height} x {width}. The "
-                f"nearest is {nearest}."
-            )
-        if isinstance(generator, (list, tuple)) and len(generator) != num_images:
-            raise ValueError(
-                f"got {len(generator)} generators for {num_images} images ({num_masks} masks, {num_images_per_mask} "
-                "each); pass one for each image, or a single one."
-            )
-        if latents is not None and tuple(latents.shape) != (num_images, channels, height, width):
-            raise ValueError(
-                f"`latents` have the shape {tuple(latents.shape)}; expected {(num_images, channels, height, width)} "
-                "(images, channels, height, width)."
-            )
+        self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
+        self._conditioning_scale = conditioning_scale
 
     def prepare_callback(self, callback, names: Sequence[str]) -> Sequence[str]:
         """Return the names of the tensors that a callback gets; diffusers' callback objects hold them themselves."""
@@ -275,31 +289,36 @@ class MaskGuidedMixin:
                     "checkpoint of the same data and settings, and `to(device, dtype)`."
                 )
         ours, theirs = (getattr(part, "alphas_cumprod", None) for part in (self.scheduler, scheduler))
-        known = ours is not None and theirs is not None
-        if known and (ours.shape != theirs.shape or not torch.allclose(ours.cpu(), theirs.cpu(), atol=1e-6)):
+        if ours is None or theirs is None:
+            return network
+        if ours.shape != theirs.shape or not torch.allclose(ours.cpu(), theirs.cpu(), atol=1e-6):
             raise ValueError("`guide_unet` was trained with another noise schedule than the network.")
         return network
 
     # A sampling run
 
-    def prepare_latents(self, shape, dtype, device, generator, latents: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the noise that sampling starts from, at the scheduler's scale."""
+    def prepare_noise(
+        self,
+        shape: tuple[int, int, int, int],
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None = None,
+        guide_unet: torch.nn.Module | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return unit noise (B, C, H, W), and where masks fade uniform noise in [0, 1) for them, (B, H, W), else None.
+
+        The second is sampled after the first, so that other networks give the same images as without it.
+        """
+        device, dtype = self._execution_device, self.latents_dtype
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        return latents.to(device=device, dtype=dtype) * self.scheduler.init_noise_sigma
-
-    def prepare_mask_noise(self, shape, device, generator, guide_unet) -> torch.Tensor | None:
-        """Return uniform noise in [0, 1) of each image, (B, H, W), by which its mask fades; None where none does.
-
-        It is sampled after the latents, so that other networks give the same images as without it.
-        """
-        networks = [self.unet] if guide_unet is None else [self.unet, guide_unet]
+        latents = latents.to(device=device, dtype=dtype)
+        networks = [unet for unet in (self.unet, guide_unet) if unet is not None]
         if not any(getattr(unet.config, "label_diffusion", None) for unet in networks):
-            return None
-        parts = generator if isinstance(generator, (list, tuple)) else [generator]
-        shape = (shape[0] // len(parts), *shape[1:])
-        noise = [torch.rand(shape, generator=part, device=device if part is None else part.device) for part in parts]
-        return torch.cat([part.to(device) for part in noise])  # (B, H, W)
+            return latents, None
+        parts = generator if isinstance(generator, list) else [generator]
+        size = shape[0] // len(parts), *shape[2:]
+        noise = [torch.rand(size, generator=part, device=device if part is None else part.device) for part in parts]
+        return latents, torch.cat([part.to(device) for part in noise])
 
     def prepare_extra_step_kwargs(self, generator) -> dict:
         """Return the arguments of the scheduler's `step`: only the stochastic ones take a generator."""
@@ -308,23 +327,32 @@ class MaskGuidedMixin:
 
     def prepare_conditions(
         self, guide_unet, ids, num_images_per_mask: int, class_labels, attributes, mask_noise, instances=None
-    ) -> tuple[Conditions, Conditions | None]:
-        """Encode what does not change from step to step: for the network, and for the guide if there is one."""
+    ) -> Conditions:
+        """Encode what does not change from step to step."""
         ids, attributes, instances = (
             None if value is None else value.to(self._execution_device) for value in (ids, attributes, instances)
         )
         given = ids, num_images_per_mask, class_labels, attributes, mask_noise, instances
-        return Conditions(self.unet, *given), None if guide_unet is None else Conditions(guide_unet, *given)
+        return Conditions(self.unet, *given, guide_unet=guide_unet)
 
-    def postprocess(self, latents: torch.Tensor, output_type: str):
+    def call_back(
+        self, callback: Callable | None, names: Sequence[str], step: int, timestep, latents: torch.Tensor
+    ) -> torch.Tensor:
+        """Call a callback after a step; returns its latents, or the given ones where it returns none."""
+        if callback is None:
+            return latents
+        tensors = {"latents": latents} if "latents" in names else {}
+        return (callback(self, step, timestep, tensors) or {}).get("latents", latents)
+
+    def postprocess(self, latents: torch.Tensor, output_type: str) -> Any:
         """Convert latents (B, C, H, W) in [-1, 1] to `output_type`."""
         if output_type == "latent":
             return latents
         images = (latents / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
-        images = images.float().cpu().permute(0, 2, 3, 1).numpy()  # (B, H, W, C)
-        return self.numpy_to_pil(images) if output_type == "pil" else images
+        pixels = images.float().cpu().permute(0, 2, 3, 1).numpy()  # (B, H, W, C)
+        return self.numpy_to_pil(pixels) if output_type == "pil" else pixels
 
 
 def stack_ids(ids: list[np.ndarray | None], height: int, width: int) -> torch.Tensor:

@@ -93,19 +93,16 @@ def colors_to_ids(
     Raises:
         ValueError: The image holds colours of no class.
     """
-    table = [tuple(color) for color in colors]
-    ids = list(range(len(table)))
-    if ignore_color is not None and tuple(ignore_color) not in table:  # a class wins over the ignore colour
-        table.append(tuple(ignore_color))
-        ids.append(ignore_index)
-    table, ids = np.asarray(table, dtype=np.int64), np.asarray(ids, dtype=np.uint8)
+    known_colors, known_ids = [tuple(color) for color in colors], list(range(len(colors)))
+    if ignore_color is not None and tuple(ignore_color) not in known_colors:  # a class wins over the ignore colour
+        known_colors.append(tuple(ignore_color))
+        known_ids.append(ignore_index)
+    table, ids = np.asarray(known_colors, dtype=np.int64), np.asarray(known_ids, dtype=np.uint8)
 
-    packed = pack_colors(image)  # (H, W)
-    known = pack_colors(table)
+    packed, known = pack_colors(image), pack_colors(table)  # (H, W), (colours known,)
     order = np.argsort(known, kind="stable")
-    position = np.searchsorted(known, packed, sorter=order)  # (H, W)
-    entry = order[np.minimum(position, len(known) - 1)]
-    result = ids[entry]
+    entry = order[np.minimum(np.searchsorted(known, packed, sorter=order), len(known) - 1)]  # (H, W)
+    result: np.ndarray = ids[entry]
     unknown = known[entry] != packed
     if not unknown.any():
         return result
@@ -343,7 +340,8 @@ def center_crop_box(height: int, width: int, target_height: int, target_width: i
 
 def resize_ids(ids: np.ndarray, height: int, width: int) -> np.ndarray:
     """Centre-crop ids (H, W) to the aspect ratio, then resize to (height, width) by nearest neighbour."""
-    return crop_resize_ids(ids, center_crop_box(*ids.shape, height, width), height, width)
+    box = center_crop_box(ids.shape[0], ids.shape[1], height, width)
+    return crop_resize_ids(ids, box, height, width)
 
 
 def crop_resize_ids(ids: np.ndarray, box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:

@@ -8,11 +8,11 @@ diffusers requires, and imports each shared file itself: diffusers copies no oth
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from .guidance import evaluation_mode, guidance_weights, guide
+from .guidance import evaluation_mode, guide
 from .mask_guided_mixin import MaskGuidedMixin
 from .mask_inputs import UNKNOWN  # noqa: F401  diffusers copies only files that are imported here
 from .portable import PortableFolderMixin
@@ -113,75 +113,51 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 its depth does not divide, counts that do not fit.
         """
         # 1. Read and check all inputs
-        device, dtype = self._execution_device, self.latents_dtype
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
         callback_inputs = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self.check_inputs(
-            num_masks=num_masks,
-            num_images_per_mask=num_images_per_mask,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_start=guidance_start,
-            guidance_stop=guidance_stop,
-            attribute_guidance_scale=attribute_guidance_scale,
-            conditioning_scale=conditioning_scale,
-            generator=generator,
-            latents=latents,
-            height=height,
-            width=width,
-            output_type=output_type,
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        shape = self.check_inputs(
+            num_masks, num_images_per_mask, num_inference_steps, height, width, generator, latents, output_type
         )
-        attributes = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
-        guide_unet = self.prepare_guide(guide_unet, attribute_guidance_scale)
+        self.prepare_guidance(
+            guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
+        )
+        attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
+        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
         instances = self.prepare_instances(instances, num_masks, height, width)  # (number of masks, H, W)
-        self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
-        self._conditioning_scale = conditioning_scale
 
         # 2. Prepare timesteps and noise
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         timesteps = self.scheduler.timesteps
         self._num_timesteps = len(timesteps)
         guided_steps = range(int(guidance_start * len(timesteps)), int(guidance_stop * len(timesteps)))
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        num_images = num_masks * num_images_per_mask
-        shape = (num_images, self.unet.config.in_channels, height, width)
-        latents = self.prepare_latents(shape, dtype, device, generator, latents)  # (B, C, H, W)
-        mask_noise = self.prepare_mask_noise((num_images, height, width), device, generator, guide_unet)
+        noise, mask_noise = self.prepare_noise(shape, generator, latents, guide_network)
+        latents = noise * self.scheduler.init_noise_sigma  # (B, C, H, W)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator)
 
-        with evaluation_mode(self.unet, guide_unet):
+        with evaluation_mode(self.unet, guide_network):
             # 3. Encode what does not change from step to step
-            conditions, guide_conditions = self.prepare_conditions(
-                guide_unet, ids, num_images_per_mask, class_labels, attributes, mask_noise, instances
+            conditions = self.prepare_conditions(
+                guide_network, ids, num_images_per_mask, class_labels, attribute_ids, mask_noise, instances
             )
 
             # 4. Denoise
             for step, t in enumerate(self.progress_bar(timesteps)):
-                # predict, guide, step: the other pipelines repeat these lines
                 scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
-                weights = guidance_weights(
-                    *scales, conditions.has_mask, conditions.has_attributes, has_guide=guide_unet is not None
-                )
+                weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
-                predictions = {}
-                if "guide" in weights:
-                    inputs = guide_conditions.inputs(["full"], t, self.conditioning_scale)
-                    predictions["guide"] = guide_unet(model_input, t, **inputs, return_dict=False)[0]
-                levels = [level for level in weights if level != "guide"]
-                if levels:  # in one forward pass
-                    inputs = conditions.inputs(levels, t, self.conditioning_scale)
+                predictions: dict[str, torch.Tensor] = {}
+                for network, levels, inputs in conditions.passes(weights, t, self.conditioning_scale):
                     batch = torch.cat([model_input] * len(levels)) if len(levels) > 1 else model_input
-                    outputs = self.unet(batch, t, **inputs, return_dict=False)[0].chunk(len(levels))
+                    outputs = network(batch, t, **inputs, return_dict=False)[0].chunk(len(levels))
                     predictions |= dict(zip(levels, outputs, strict=True))
                 prediction = guide(predictions, weights, latents.shape[1])[:, : self.prediction_channels]
                 prediction = prediction.to(latents.dtype)
                 stepped = self.scheduler.step(prediction, t, latents, **extra_step_kwargs, return_dict=False)[0]
                 latents = stepped.to(latents.dtype)  # some schedulers compute in another precision
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if "latents" in callback_inputs else {}
-                    latents = (callback_on_step_end(self, step, t, tensors) or {}).get("latents", latents)
+                latents = self.call_back(callback_on_step_end, callback_inputs, step, t, latents)
 
         # 5. Postprocess
         images = self.postprocess(latents, output_type)

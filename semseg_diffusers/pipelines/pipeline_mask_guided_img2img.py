@@ -10,15 +10,14 @@ folder.
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 
-from .guidance import evaluation_mode, guidance_weights, guide
-from .image_inputs import check_editing, crop_resize_image, read_images, to_output, to_tensor
+from .guidance import evaluation_mode, guide
+from .image_inputs import check_editing, read_images, resize_image, to_output, to_tensor
 from .mask_guided_mixin import MaskGuidedMixin, uses_prk_steps
-from .mask_inputs import center_crop_box
+from .mask_inputs import UNKNOWN  # noqa: F401  diffusers copies only files that are imported here
 from .portable import PortableFolderMixin
 
 
@@ -53,16 +52,6 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(first)
         return self.scheduler.timesteps[first:] if steps else self.scheduler.timesteps[:0], first
-
-    def prepare_noised_images(
-        self, images: torch.Tensor, timesteps: torch.Tensor, first_step: int, generator, latents: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Return images (B, 3, H, W) at the noise level of the first timestep; at the top, noise alone."""
-        if first_step == 0:
-            return self.prepare_latents(images.shape, images.dtype, images.device, generator, latents)
-        if latents is None:
-            latents = randn_tensor(images.shape, generator=generator, device=images.device, dtype=images.dtype)
-        return self.scheduler.add_noise(images, latents.to(images), timesteps[:1])
 
     @torch.no_grad()
     def __call__(
@@ -129,38 +118,28 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 all that `MaskGuidedDDPMPipeline` refuses.
         """
         # 1. Read and check all inputs
-        device, dtype = self._execution_device, self.latents_dtype
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
         callback_inputs = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self.check_inputs(
-            num_masks=num_masks,
-            num_images_per_mask=num_images_per_mask,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_start=guidance_start,
-            guidance_stop=guidance_stop,
-            attribute_guidance_scale=attribute_guidance_scale,
-            conditioning_scale=conditioning_scale,
-            generator=generator,
-            latents=latents,
-            height=height,
-            width=width,
-            output_type=output_type,
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        shape = self.check_inputs(
+            num_masks, num_images_per_mask, num_inference_steps, height, width, generator, latents, output_type
+        )
+        self.prepare_guidance(
+            guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
         )
         self.check_strength(strength)
-        attributes = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
-        guide_unet = self.prepare_guide(guide_unet, attribute_guidance_scale)
-        self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
-        self._conditioning_scale = conditioning_scale
+        attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
+        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
         sources = [
-            crop_resize_image(source, center_crop_box(*source.shape[:2], height, width), height, width)
+            resize_image(source, height, width)
             for source in read_images(image, num_masks)
             for _ in range(num_images_per_mask)
         ]  # B of (H, W, 3)
 
         # 2. Prepare timesteps and the noisy images
+        device, dtype = self._execution_device, self.latents_dtype
         timesteps, first_step = self.get_timesteps(num_inference_steps, strength, device)
         self._num_timesteps = len(timesteps)
         if len(timesteps) == 0:
@@ -168,16 +147,17 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             return ImagePipelineOutput(images=images) if return_dict else (images,)
         num_steps = len(self.scheduler.timesteps)  # of the full schedule
         guided_steps = range(int(guidance_start * num_steps), int(guidance_stop * num_steps))
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        sources = to_tensor(sources, dtype, device)  # (B, 3, H, W)
-        latents = self.prepare_noised_images(sources, timesteps, first_step, generator, latents)
-        mask_noise = self.prepare_mask_noise((len(sources), height, width), device, generator, guide_unet)
+        noise, mask_noise = self.prepare_noise(shape, generator, latents, guide_network)
+        if first_step == 0:
+            latents = noise * self.scheduler.init_noise_sigma  # (B, C, H, W)
+        else:
+            latents = self.scheduler.add_noise(to_tensor(sources, dtype, device), noise, timesteps[:1])
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator)
 
-        with evaluation_mode(self.unet, guide_unet):
+        with evaluation_mode(self.unet, guide_network):
             # 3. Encode what does not change from step to step
-            conditions, guide_conditions = self.prepare_conditions(
-                guide_unet, ids, num_images_per_mask, class_labels, attributes, mask_noise
+            conditions = self.prepare_conditions(
+                guide_network, ids, num_images_per_mask, class_labels, attribute_ids, mask_noise
             )
 
             # 4. Denoise
@@ -185,28 +165,19 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 step = first_step + i
                 # Copied from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm.MaskGuidedDDPMPipeline.__call__
                 scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
-                weights = guidance_weights(
-                    *scales, conditions.has_mask, conditions.has_attributes, has_guide=guide_unet is not None
-                )
+                weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
-                predictions = {}
-                if "guide" in weights:
-                    inputs = guide_conditions.inputs(["full"], t, self.conditioning_scale)
-                    predictions["guide"] = guide_unet(model_input, t, **inputs, return_dict=False)[0]
-                levels = [level for level in weights if level != "guide"]
-                if levels:  # in one forward pass
-                    inputs = conditions.inputs(levels, t, self.conditioning_scale)
+                predictions: dict[str, torch.Tensor] = {}
+                for network, levels, inputs in conditions.passes(weights, t, self.conditioning_scale):
                     batch = torch.cat([model_input] * len(levels)) if len(levels) > 1 else model_input
-                    outputs = self.unet(batch, t, **inputs, return_dict=False)[0].chunk(len(levels))
+                    outputs = network(batch, t, **inputs, return_dict=False)[0].chunk(len(levels))
                     predictions |= dict(zip(levels, outputs, strict=True))
                 prediction = guide(predictions, weights, latents.shape[1])[:, : self.prediction_channels]
                 prediction = prediction.to(latents.dtype)
                 stepped = self.scheduler.step(prediction, t, latents, **extra_step_kwargs, return_dict=False)[0]
                 latents = stepped.to(latents.dtype)  # some schedulers compute in another precision
                 # End of copy
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if "latents" in callback_inputs else {}
-                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                latents = self.call_back(callback_on_step_end, callback_inputs, i, t, latents)
 
         # 5. Postprocess
         images = self.postprocess(latents, output_type)

@@ -8,15 +8,16 @@ others from a folder.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 
-from .guidance import evaluation_mode, guidance_weights, guide
+from .guidance import evaluation_mode, guide
 from .image_inputs import (
     Box,
     changed_region,
@@ -76,16 +77,14 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     # Inputs
 
     def check_edit_inputs(
-        self, *, margin: int, padding_mask_crop: int | None, feather: int, jump_length: int, jump_n_sample: int
+        self, margin: int, padding_mask_crop: int | None, feather: int, jump_length: int, jump_n_sample: int
     ) -> None:
         """Raise a `ValueError` where network, scheduler or the arguments of this pipeline alone cannot work."""
         check_editing(self.unet, self.scheduler)
-        check_whole_number("margin", margin, 0)
-        check_whole_number("feather", feather, 0)
-        check_whole_number("jump_length", jump_length, 1)
-        check_whole_number("jump_n_sample", jump_n_sample, 1)
-        if padding_mask_crop is not None:
-            check_whole_number("padding_mask_crop", padding_mask_crop, 0)
+        crop = 0 if padding_mask_crop is None else padding_mask_crop
+        sizes = {"margin": margin, "feather": feather, "padding_mask_crop": crop}
+        for name, value in {**sizes, "jump_length": jump_length, "jump_n_sample": jump_n_sample}.items():
+            check_whole_number(name, value, 0 if name in sizes else 1)
         name = type(self.scheduler).__name__
         if jump_n_sample > 1 and name not in SCHEDULERS_WITHOUT_MEMORY:
             raise ValueError(
@@ -103,7 +102,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 f"{'neither' if edit_region is None else 'both'}."
             )
         if edit_region is not None:
-            what, given = "edit_region", [read_region(part) for part in split_batch(edit_region, item_ndim=2)]
+            what = "edit_region"
+            given: list = [read_region(part) for part in split_batch(edit_region, item_ndim=2)]
         else:
             what, given = "old_mask", self.read_masks(old_mask, "old_mask")
         given = one_for_each(what, given, len(ids))
@@ -133,26 +133,26 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         output_type,
     ) -> list[Box]:
         """Return what is generated of each image, at height x width: all of it, or a window around its region."""
-        windows = []
         if padding_mask_crop is not None and output_type == "latent":
             raise ValueError("`output_type='latent'` cannot hold what is around `padding_mask_crop`: omit one.")
+        windows = []
         for source, region in zip(sources, regions, strict=True):
-            box = (0, 0, source.shape[1], source.shape[0])
+            window: Box | None = (0, 0, source.shape[1], source.shape[0])
             if padding_mask_crop is not None:
-                box = crop_window(region, height, width, padding_mask_crop)
-                if box is None:
-                    rows, columns = (int(region.any(axis=axis).sum()) for axis in (1, 0))
-                    raise ValueError(
-                        f"the region spans {rows} x {columns} pixels of an image of {_size(source)}: no window inside "
-                        f"it with the aspect ratio of {height} x {width} holds it. Edit it in parts."
-                    )
+                window = crop_window(region, height, width, padding_mask_crop)
             elif source.shape[:2] != (height, width):
                 raise ValueError(
                     f"`image` is {_size(source)}, and {height} x {width} is generated. Pass `padding_mask_crop` to "
                     "generate a window around the region, the image's `height` and `width`, or image and masks of "
                     "that size (`semseg-diffusers prepare` makes them)."
                 )
-            windows.append(box)
+            if window is None:
+                rows, columns = (int(region.any(axis=axis).sum()) for axis in (1, 0))
+                raise ValueError(
+                    f"the region spans {rows} x {columns} pixels of an image of {_size(source)}: no window inside it "
+                    f"with the aspect ratio of {height} x {width} holds it. Edit it in parts."
+                )
+            windows.append(window)
         if output_type != "pil" and len({source.shape for source in sources}) > 1:
             raise ValueError(f"images of several sizes need output_type='pil'; got {output_type!r}.")
         return windows
@@ -245,53 +245,33 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 scheduler that cannot add noise to images, and all that `MaskGuidedDDPMPipeline` refuses.
         """
         # 1. Read and check all inputs
-        device, dtype = self._execution_device, self.latents_dtype
         ids = self.read_masks(mask)
         num_masks = len(ids)
         height, width = self.image_size(ids, height, width)
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
         callback_inputs = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        self.check_inputs(
-            num_masks=num_masks,
-            num_images_per_mask=num_images_per_mask,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            guidance_start=guidance_start,
-            guidance_stop=guidance_stop,
-            attribute_guidance_scale=attribute_guidance_scale,
-            conditioning_scale=conditioning_scale,
-            generator=generator,
-            latents=latents,
-            height=height,
-            width=width,
-            output_type=output_type,
+        generator = list(generator) if isinstance(generator, tuple) else generator
+        shape = self.check_inputs(
+            num_masks, num_images_per_mask, num_inference_steps, height, width, generator, latents, output_type
         )
-        self.check_edit_inputs(
-            margin=margin,
-            padding_mask_crop=padding_mask_crop,
-            feather=feather,
-            jump_length=jump_length,
-            jump_n_sample=jump_n_sample,
+        self.prepare_guidance(
+            guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
         )
-        attributes = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
-        guide_unet = self.prepare_guide(guide_unet, attribute_guidance_scale)
-        self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
-        self._conditioning_scale = conditioning_scale
+        self.check_edit_inputs(margin, padding_mask_crop, feather, jump_length, jump_n_sample)
+        attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
+        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
         sources = read_images(image, num_masks)
         regions = self.prepare_regions(sources, ids, edit_region, old_mask, margin)
         windows = self.prepare_windows(sources, regions, height, width, padding_mask_crop, output_type)
 
         # 2. Crop and resize each window to the generated size
-        size = height, width
-        window_ids, known, inside = [], [], []
-        for array, source, region, box in zip(ids, sources, regions, windows, strict=True):
-            window_ids.append(None if array is None else crop_resize_ids(array, box, *size))
-            known.append(crop_resize_image(source, box, *size))
-            inside.append(crop_resize_region(region, box, *size))
-        window_ids = stack_ids(window_ids, *size)  # (number of masks, H, W)
-        known = to_tensor(known, dtype, device)  # (number of masks, 3, H, W)
-        inside = torch.from_numpy(np.stack(inside)).to(device).unsqueeze(1)  # (number of masks, 1, H, W)
-        known, inside = (part.repeat_interleave(num_images_per_mask, dim=0) for part in (known, inside))  # (B, ...)
+        device, dtype, size = self._execution_device, self.latents_dtype, (height, width)
+        parts = list(zip(ids, sources, regions, windows, strict=True))
+        window_ids = [None if array is None else crop_resize_ids(array, box, *size) for array, _, _, box in parts]
+        known = to_tensor([crop_resize_image(source, box, *size) for _, source, _, box in parts], dtype, device)
+        inside = np.stack([crop_resize_region(region, box, *size) for _, _, region, box in parts])  # of the edit
+        known = known.repeat_interleave(num_images_per_mask, dim=0)  # (B, 3, H, W)
+        edited = torch.from_numpy(inside).to(device).unsqueeze(1).repeat_interleave(num_images_per_mask, dim=0)
 
         # 3. Prepare timesteps and noise
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -301,24 +281,21 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         order = resampling_order(len(timesteps), jump_length, jump_n_sample) if any(map(np.any, regions)) else []
         self._num_timesteps = len(order)
         guided_steps = range(int(guidance_start * len(timesteps)), int(guidance_stop * len(timesteps)))
-        generator = list(generator) if isinstance(generator, tuple) else generator
-        if latents is None:
-            latents = randn_tensor(known.shape, generator=generator, device=device, dtype=dtype)
-        noise = latents.to(known)  # (B, C, H, W)
-        latents = noise * self.scheduler.init_noise_sigma
-        mask_noise = self.prepare_mask_noise((len(noise), height, width), device, generator, guide_unet)
+        noise, mask_noise = self.prepare_noise(shape, generator, latents, guide_network)
+        latents = noise * self.scheduler.init_noise_sigma  # (B, C, H, W)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator)
 
         def keep_outside(latents: torch.Tensor, next_step: int) -> torch.Tensor:
             """RePaint, eq. 8c: outside, latents (B, C, H, W) are the image at the noise level of the next step."""
             level = timesteps[next_step : next_step + 1]  # (1,), or none after the last step
             noisy = self.scheduler.add_noise(known, noise, level).to(latents.dtype) if len(level) else known
-            return torch.where(inside, latents, noisy)
+            return torch.where(edited, latents, noisy)  # edited: (B, 1, H, W)
 
-        with evaluation_mode(self.unet, guide_unet):
+        with evaluation_mode(self.unet, guide_network):
             # 4. Encode what does not change from step to step
-            conditions, guide_conditions = self.prepare_conditions(
-                guide_unet, window_ids, num_images_per_mask, class_labels, attributes, mask_noise
+            masks = stack_ids(window_ids, *size)  # (number of masks, H, W)
+            conditions = self.prepare_conditions(
+                guide_network, masks, num_images_per_mask, class_labels, attribute_ids, mask_noise
             )
 
             # 5. Denoise inside, keep the image outside
@@ -330,19 +307,12 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                     latents = keep_outside(latents, step)
                 # Copied from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm.MaskGuidedDDPMPipeline.__call__
                 scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
-                weights = guidance_weights(
-                    *scales, conditions.has_mask, conditions.has_attributes, has_guide=guide_unet is not None
-                )
+                weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
-                predictions = {}
-                if "guide" in weights:
-                    inputs = guide_conditions.inputs(["full"], t, self.conditioning_scale)
-                    predictions["guide"] = guide_unet(model_input, t, **inputs, return_dict=False)[0]
-                levels = [level for level in weights if level != "guide"]
-                if levels:  # in one forward pass
-                    inputs = conditions.inputs(levels, t, self.conditioning_scale)
+                predictions: dict[str, torch.Tensor] = {}
+                for network, levels, inputs in conditions.passes(weights, t, self.conditioning_scale):
                     batch = torch.cat([model_input] * len(levels)) if len(levels) > 1 else model_input
-                    outputs = self.unet(batch, t, **inputs, return_dict=False)[0].chunk(len(levels))
+                    outputs = network(batch, t, **inputs, return_dict=False)[0].chunk(len(levels))
                     predictions |= dict(zip(levels, outputs, strict=True))
                 prediction = guide(predictions, weights, latents.shape[1])[:, : self.prediction_channels]
                 prediction = prediction.to(latents.dtype)
@@ -350,20 +320,17 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 latents = stepped.to(latents.dtype)  # some schedulers compute in another precision
                 # End of copy
                 latents = keep_outside(latents, step + 1)
-                if callback_on_step_end is not None:
-                    tensors = {"latents": latents} if "latents" in callback_inputs else {}
-                    latents = (callback_on_step_end(self, i, t, tensors) or {}).get("latents", latents)
+                latents = self.call_back(callback_on_step_end, callback_inputs, i, t, latents)
 
         # 6. Paste the windows into the images
-        if output_type == "latent":
-            images = latents
-        else:
+        images: Any = latents
+        if output_type != "latent":
             generated = self.postprocess(latents, "np").reshape(num_masks, num_images_per_mask, height, width, 3)
             edits = zip(sources, generated, regions, windows, strict=True)
-            images = [
+            pasted = [
                 paste(source, window, region, box, feather) for source, group, region, box in edits for window in group
             ]
-            images = to_output(images, output_type, dtype, device)
+            images = to_output(pasted, output_type, dtype, device)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

@@ -8,6 +8,7 @@ the weights and runs without this package.
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -218,12 +219,14 @@ class Stage(nn.Sequential):
         """Number of norms that the mask modulates."""
         return sum(getattr(layer, "num_modulations", 0) for layer in self)
 
-    def forward(self, x: torch.Tensor, emb: torch.Tensor, encoded: bool, *conditions: torch.Tensor) -> torch.Tensor:
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, emb: torch.Tensor, encoded: bool, *conditions: torch.Tensor
+    ) -> torch.Tensor:
         """Apply all layers to (B, C, H, W), with time (B, emb_dim) and a condition for each modulated norm."""
-        conditions = list(conditions)
+        rest = list(conditions)
         for layer in self:
             if isinstance(layer, ModulatedResBlock):
-                x = layer(x, emb, conditions.pop(0), conditions.pop(0), encoded)
+                x = layer(x, emb, rest.pop(0), rest.pop(0), encoded)
             elif isinstance(layer, ResBlock):
                 x = layer(x, emb)
             else:
@@ -231,7 +234,7 @@ class Stage(nn.Sequential):
         return x
 
 
-class SDMUNet2DModel(ModelMixin, ConfigMixin):
+class SDMUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own networks inherit
     r"""The Semantic Diffusion Model's network: the image enters the encoder, the mask every norm of the decoder.
 
     Args:
@@ -275,7 +278,8 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ["norm"]
+    _skip_layerwise_casting_patterns = ["norm"]  # type: ignore[assignment]
+    config: Any  # the arguments of `__init__`
 
     @register_to_config
     def __init__(
@@ -323,7 +327,7 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         skip_channels = [channels]
         for level, width in enumerate(widths):
             for _ in range(num_res_blocks):
-                layers = [ResBlock(channels, width, emb_dim, dropout)]
+                layers: list[nn.Module] = [ResBlock(channels, width, emb_dim, dropout)]
                 if 2**level in attention_resolutions:
                     layers.append(AttentionBlock(width, num_head_channels))
                 self.input_blocks.append(Stage(*layers))
@@ -352,21 +356,15 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
             nn.SiLU(),
             nn.Conv2d(channels, out_channels, kernel_size=3, padding=1),
         )
-        self._start_as_identity()
+        # The output of every residual branch starts as zero, as the authors train it.
+        last = [self.out[-1]]
+        last += [part.out_layers[-1] for part in self.modules() if isinstance(part, (ResBlock, ModulatedResBlock))]
+        last += [part.proj_out for part in self.modules() if isinstance(part, AttentionBlock)]
+        for layer in last:
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
         self.gradient_checkpointing = False
         self.modulation_cache = True
-
-    def _start_as_identity(self) -> None:
-        """Set the output of every residual branch to zero, as the authors train it."""
-        for module in self.modules():
-            if isinstance(module, (ResBlock, ModulatedResBlock)):
-                nn.init.zeros_(module.out_layers[-1].weight)
-                nn.init.zeros_(module.out_layers[-1].bias)
-            elif isinstance(module, AttentionBlock):
-                nn.init.zeros_(module.proj_out.weight)
-                nn.init.zeros_(module.proj_out.bias)
-        nn.init.zeros_(self.out[-1].weight)
-        nn.init.zeros_(self.out[-1].bias)
 
     @property
     def size_divisor(self) -> int:
@@ -508,8 +506,9 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
             mask = torch.full((batch_size, height, width), 255, device=sample.device)
         if mask is not None:  # not `encode_mask`: gradient checkpointing computes each norm's modulation again
             mask_features = (self._mask_map(mask.to(sample.device), sample.dtype),)
+        assert mask_features is not None
         encoded = len(mask_features) > 1
-        mask_features = [feature.to(sample.dtype) for feature in mask_features]
+        conditions = [feature.to(sample.dtype) for feature in mask_features]
 
         # 1. time
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch_size)  # (B,)
@@ -526,12 +525,10 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         for stage in (self.middle_block, *self.output_blocks):
             if stage is not self.middle_block:
                 sample = torch.cat([sample, skips.pop()], dim=1)
-            if encoded:
-                count = stage.num_modulations
-                conditions, mask_features = mask_features[:count], mask_features[count:]
-            else:
-                conditions = mask_features * stage.num_modulations
-            sample = self._run(stage, sample, emb, encoded, *conditions)
+            count = stage.num_modulations
+            own = conditions[:count] if encoded else conditions * count
+            conditions = conditions[count:] if encoded else conditions
+            sample = self._run(stage, sample, emb, encoded, *own)
 
         # 4. head
         sample = self.out(sample)  # (B, out_channels, H, W)
