@@ -32,8 +32,7 @@ from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_guide, load_model, new_scheduler, speed_up
-from semseg_diffusers.generation.plan import Inputs
-from semseg_diffusers.generation.settings import GenerationSettings
+from semseg_diffusers.generation.settings import GenerationSettings, Inputs
 from semseg_diffusers.pipelines.portable import write_text
 
 

@@ -13,7 +13,7 @@ from semseg_diffusers.app.sampler import Sample
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.output_folder import (
-    is_passing,
+    is_temporary,
     open_output,
     save_pair,
     sole_run,
@@ -50,7 +50,7 @@ class Collection:
         """Refuse a folder that these pairs cannot be added to."""
         if self.folder.is_file():
             raise ValueError(f"--output '{self.folder}' is a file; expected a folder.")
-        if not self.folder.is_dir() or all(is_passing(path) for path in self.folder.iterdir()):
+        if not self.folder.is_dir() or all(is_temporary(path) for path in self.folder.iterdir()):
             return
         file = self.folder / GENERATION_FILE
         try:

@@ -21,10 +21,9 @@ from semseg_diffusers.app.uploads import check_integer, check_real, check_schedu
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.inputs import GenerationInput
-from semseg_diffusers.generation.jobs import Job
 from semseg_diffusers.generation.model import known_attributes, new_scheduler
-from semseg_diffusers.generation.plan import Inputs, Plan, plan_generation, target_size
-from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, check_attributes
+from semseg_diffusers.generation.plan import Job, Plan, plan_generation, target_size
+from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, Inputs, check_attributes
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.images import save_png
 
@@ -216,7 +215,7 @@ class Sampler:
 
         generator = BatchGenerator(pipeline, plan, None, at_each_step)
         with self._lock, generator.quiet():
-            return generator.generate([job], [source])[0]
+            return generator.generate_batch([job], [source])[0]
 
     def _lay_out(self, folder: Path, ids: np.ndarray, photo: Photo | None, mode: str) -> tuple[Path, Inputs]:
         """Write mask and photo in the layout that `generate` reads."""

@@ -1,73 +1,115 @@
-"""Draws batches of images, each from its own seed, in as large batches as the memory takes: one that does not fit is
-halved, and the images stay the same."""
+"""Generates images in batches, each image from its own seed. A batch that does not fit in memory is halved, which
+leaves the images as they are."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from PIL import Image
+from tqdm.auto import tqdm
 
 from semseg_diffusers.generation.inputs import GenerationInput
-from semseg_diffusers.generation.jobs import Job, image_seed
 from semseg_diffusers.generation.model import pipeline_for
-from semseg_diffusers.generation.plan import Plan
+from semseg_diffusers.generation.plan import Job, Plan
 
 
-T = TypeVar("T")
-# What accelerate's list leaves out: Windows' allocator of the CPU, and the libraries of NVIDIA.
-NO_MEMORY = ("not enough memory", "STATUS_ALLOC_FAILED")
+# What accelerate's list leaves out: the CPU allocator of Windows, and NVIDIA's libraries.
+OUT_OF_MEMORY = ("not enough memory", "STATUS_ALLOC_FAILED")
 
 
 class BatchGenerator:
-    """Draws what a plan says.
+    """Generates the images of a plan.
 
     Args:
         pipeline: mask-guided pipeline; its device, dtype and scheduler are used.
-        plan: what is to be done.
+        plan: what to generate.
         guide: network that guidance leads away from.
-        at_each_step: called after each step; it may raise to end the run.
+        on_step: called after each step; it may raise to end the run.
     """
 
-    def __init__(self, pipeline: Any, plan: Plan, guide: Any, at_each_step: Callable[[], None]):
+    def __init__(self, pipeline: Any, plan: Plan, guide: Any, on_step: Callable[[], None]):
         self.pipeline, self.plan, self.guide = pipeline_for(pipeline, plan.settings), plan, guide
-        self.at_each_step = at_each_step
+        self.on_step = on_step
 
-    def generate(self, jobs: list[Job], sources: list[GenerationInput]) -> list[Image.Image]:
-        """Generate images of one group of the plan.
+    def generate(
+        self, jobs: list[Job], batch_size: int, prefix: str = ""
+    ) -> Iterator[tuple[Job, GenerationInput, Image.Image]]:
+        """Generate images in the order of their jobs; when the memory is full, continue with half the batch.
+
+        Args:
+            jobs: those of a group follow each other.
+            batch_size: images at a time, at most.
+            prefix: of messages, such as the name of this process.
+
+        Yields:
+            job, its input, its image.
 
         Raises:
-            ValueError: numbers are no longer finite after a step, so that the images would be of nothing.
+            ValueError: not even one image fits in memory, or the images are not finite.
         """
+        start = 0
+        while start < len(jobs):
+            group = self.plan.group(jobs[start])
+            batch = [job for job in jobs[start : start + batch_size] if self.plan.group(job) == group]
+            by_mask = {path: self.plan.reader.read(path) for path in dict.fromkeys(job.mask_path for job in batch)}
+            inputs = [by_mask[job.mask_path] for job in batch]
+            error, images = "", []
+            try:
+                images = self.generate_batch(batch, inputs)
+            except (RuntimeError, MemoryError) as err:
+                if not is_out_of_memory(err):
+                    raise
+                error = " ".join(str(err).split())[:200]  # the exception itself keeps tensors alive
+            if images:
+                yield from zip(batch, inputs, images, strict=True)
+                start += len(batch)
+                continue
+            if len(batch) == 1:
+                raise ValueError(
+                    f"one image does not fit in memory ({error}). Use a smaller --height and --width, --dtype "
+                    "bfloat16 or float16, or a --device with more memory."
+                )
+            clear_device_cache(garbage_collection=True)
+            batch_size = len(batch) // 2
+            text = f"{prefix}out of memory with {len(batch)} images at a time; continuing with {batch_size}"
+            tqdm.write(text, file=sys.stderr)
 
+    def generate_batch(self, jobs: list[Job], inputs: list[GenerationInput]) -> list[Image.Image]:
+        """Generate images of one group of the plan together.
+
+        Raises:
+            ValueError: values are no longer finite after a step.
+        """
         finite: list[torch.Tensor] = []  # after each step; read at the end, so that no step waits for the device
 
         def on_step_end(_pipeline, _step, _timestep, tensors: dict[str, torch.Tensor]) -> dict:
-            self.at_each_step()
+            self.on_step()
             finite.append(torch.isfinite(tensors["latents"]).all())
             return {}
 
         sampling, (height, width) = self.plan.sampling(jobs[0]), self.plan.size
         options: dict[str, Any] = {}
         if sampling.strength is not None:
-            options = {"image": [source.photo for source in sources], "strength": sampling.strength}
+            options = {"image": [each.image for each in inputs], "strength": sampling.strength}
         if sampling.edit is not None:
             edit = sampling.edit
             options = {
-                "image": [source.photo for source in sources],
-                "edit_region": [source.region for source in sources],
+                "image": [each.image for each in inputs],
+                "edit_region": [each.region for each in inputs],
                 "padding_mask_crop": edit.padding_mask_crop,
                 "feather": edit.feather,
                 "jump_length": edit.jump_length,
                 "jump_n_sample": edit.jump_n_sample,
             }
         if self.plan.reader.known:
-            pairs = zip(jobs, sources, strict=True)
-            options["attributes"] = [self.plan.attributes(job, source.columns) for job, source in pairs]
+            pairs = zip(jobs, inputs, strict=True)
+            options["attributes"] = [self.plan.attributes(job, each.columns) for job, each in pairs]
             options["attribute_guidance_scale"] = sampling.attribute_guidance_scale
         images = self.pipeline(
-            mask=[source.ids for source in sources],
+            mask=[each.ids for each in inputs],
             num_inference_steps=sampling.num_inference_steps,
             guidance_scale=sampling.guidance_scale,
             guidance_start=sampling.guidance_start,
@@ -76,7 +118,7 @@ class BatchGenerator:
             conditioning_scale=sampling.conditioning_scale,
             height=height,
             width=width,
-            generator=[torch.Generator().manual_seed(image_seed(sampling.seed, job.stem, job.index)) for job in jobs],
+            generator=[torch.Generator().manual_seed(self.plan.seed(job)) for job in jobs],
             callback_on_step_end=on_step_end,
             callback_on_step_end_tensor_inputs=["latents"],
             **options,
@@ -84,14 +126,14 @@ class BatchGenerator:
         flags = [flag.item() for flag in finite]
         if not all(flags):
             raise ValueError(
-                f"{type(self.pipeline.scheduler).__name__} left the finite numbers at step {flags.index(False) + 1} "
-                f"of {len(flags)}: give it other options, more steps or --dtype float32."
+                f"{type(self.pipeline.scheduler).__name__} gave values that are not finite at step "
+                f"{flags.index(False) + 1} of {len(flags)}: use other options of it, more steps or --dtype float32."
             )
         return images
 
     @contextlib.contextmanager
     def quiet(self) -> Iterator[None]:
-        """Switch off the pipeline's own progress bar, and put it back as it was."""
+        """Switch off the pipeline's own progress bar inside the block."""
         before = getattr(self.pipeline, "_progress_bar_config", {})
         self.pipeline.set_progress_bar_config(disable=True)
         try:
@@ -101,55 +143,7 @@ class BatchGenerator:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error of torch or Python says that the memory of the device, or of the machine, is full."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    """Return whether an error of torch or Python says that the memory of the device or the machine is full."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or should_reduce_batch_size(error):
         return True
-    return should_reduce_batch_size(error) or (
-        isinstance(error, RuntimeError) and any(text in str(error) for text in NO_MEMORY)
-    )
-
-
-def in_batches_that_fit(
-    jobs: list[Job],
-    batch_size: int,
-    group: Callable[[Job], int],
-    draw: Callable[[list[Job]], T],
-    on_halved: Callable[[int, int], None],
-) -> Iterator[tuple[list[Job], T]]:
-    """Draw all jobs, those of one group together; when the memory is full, go on with half the batch.
-
-    Args:
-        jobs: in order; those of a group follow each other.
-        batch_size: images at a time to begin with.
-        group: of a job.
-        draw: draws a batch.
-        on_halved: is told the batch that did not fit, and the one that comes now.
-
-    Yields:
-        batch and what `draw` made of it.
-
-    Raises:
-        ValueError: not even one image fits.
-    """
-    start = 0
-    while start < len(jobs):
-        batch = [job for job in jobs[start : start + batch_size] if group(job) == group(jobs[start])]
-        full = None
-        try:
-            drawn = draw(batch)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            full = " ".join(str(error).split())[:200]  # the error itself holds the tensors that it failed on
-        if full is None:
-            yield batch, drawn
-            start += len(batch)
-            continue
-        if len(batch) == 1:
-            raise ValueError(
-                f"the memory does not take one image ({full}). Give a smaller --height and --width, --dtype bfloat16 "
-                "or float16, or a --device with more of it."
-            )
-        clear_device_cache(garbage_collection=True)
-        batch_size = len(batch) // 2
-        on_halved(len(batch), batch_size)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY)

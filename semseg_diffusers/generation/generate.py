@@ -1,6 +1,7 @@
 """Generate labelled images from masks: `generate_dataset`, and the command `generate`."""
 
 import contextlib
+import json
 import os
 import re
 import sys
@@ -10,13 +11,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm.auto import tqdm
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.batches import BatchGenerator, in_batches_that_fit
-from semseg_diffusers.generation.jobs import Job
+from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.model import DTYPES, load_guide, load_model, speed_up
 from semseg_diffusers.generation.near_copies import flag_near_copies
 from semseg_diffusers.generation.output_folder import (
@@ -31,13 +30,13 @@ from semseg_diffusers.generation.output_folder import (
     update_skipped,
     wait_for_images,
 )
-from semseg_diffusers.generation.plan import Inputs, Plan, plan_generation
-from semseg_diffusers.generation.settings import GenerateOptions, GenerationSettings
+from semseg_diffusers.generation.plan import Job, Plan, plan_generation
+from semseg_diffusers.generation.settings import GenerateOptions, GenerationSettings, Inputs
 from semseg_diffusers.utils.distributed import Processes, run_distributed
 from semseg_diffusers.utils.progress import progress_bar
 
 
-MOST_NAMED = 10  # bad masks that a refusal names
+MAX_NAMED = 10  # masks that cannot be used, in one message
 
 
 @dataclass(frozen=True)
@@ -47,28 +46,21 @@ class GenerationReport:
     output: Path
     num_made: int
     num_kept: int  # complete images of an earlier run with the same settings
-    contact_sheet: Path | None  # the main process makes it
-    mapped: str | None = None  # how many pixels have no class of the model, where the masks are of another label set
+    contact_sheet: Path | None  # the main process writes it
+    mapped: str | None = None  # how many pixels have no class of the model, if the masks have another label set
     skipped: dict[str, str] = field(default_factory=dict)  # masks that could not be used -> why
-    num_unchanged: int = 0  # masks that their photo has already, so that there is nothing to edit
+    num_unchanged: int = 0  # masks that equal the old ones of their images, so that there is nothing to edit
 
 
-@dataclass
-class ScanResult:
-    """What a process finds when it reads its share of the masks."""
+@dataclass(frozen=True)
+class MaskScan:
+    """What reading a mask shows."""
 
-    missing: list[Job] = field(default_factory=list)  # images to make
-    columns: dict[Path, dict[str, Any]] = field(default_factory=dict)  # of each mask that can be used
-    bad: dict[Path, str] = field(default_factory=dict)  # masks that cannot be used -> why
-    num_unchanged: int = 0
-    lost: int | np.ndarray = 0  # pixels by class, where masks are mapped
-
-    def add(self, other: "ScanResult") -> None:
-        self.missing += other.missing
-        self.columns |= other.columns
-        self.bad |= other.bad
-        self.num_unchanged += other.num_unchanged
-        self.lost = self.lost + other.lost
+    path: Path
+    columns: dict[str, Any] | None = None  # of its input; None: it is not used
+    error: str = ""  # why it cannot be used; empty if it is merely unchanged
+    lost: int | np.ndarray = 0  # pixels by class, if masks are mapped
+    missing: tuple[Job, ...] = ()  # images that do not exist yet
 
 
 def generate_dataset(
@@ -89,51 +81,115 @@ def generate_dataset(
 ) -> GenerationReport:
     """Generate images for every mask of a folder and write a dataset that `load_dataset("imagefolder")` reads.
 
-    Every mask is read and checked before the first image is made. An output of the same settings is continued:
-    complete images stay, missing ones are made, so more masks or more images per mask can be asked for later. A run
-    that is killed loses the batch it was at, and the next one goes on from there.
+    All masks are read and checked before the first image is generated. An output of the same settings is resumed:
+    complete images stay and missing ones are generated, so more masks or more images per mask can be requested later.
+    A run that is killed loses only its current batch.
 
     Args:
         pipeline: mask-guided pipeline; its device, dtype and scheduler are used.
         masks: mask file, or folder searched with its sub-folders; class ids, palettes or the label set's colours.
-        output: folder to make or to continue.
+        output: folder to create or to resume.
         settings: what the images depend on.
-        inputs: what they are made from beside the masks: photos to change, attributes of each mask, a guide.
-        mask_labels: the classes that the masks are in; of another set than the model's they are mapped to that by
-            name, and what has no counterpart becomes unknown. By default they are in the model's, and refused where
-            another set lies beside them or above.
+        inputs: what they are generated from beside the masks: images to change, attributes of each mask, a guide.
+        mask_labels: label set of the masks. If it is not the model's, classes are mapped by name, and those without a
+            counterpart become unknown. By default the model's; masks with another label file near them are refused.
         num_images_per_mask: at least 1, of each variation; image i of a mask is the same whatever this number.
-        batch_size: images a forward; changes an image by float rounding at most (1 of 255 levels). One that does not
-            fit in the memory is halved, by each process for itself.
-        tolerance: take the nearest class colour up to this Euclidean RGB distance; 0 refuses unknown colours.
-        skip_errors: leave out masks that cannot be used, and name them in the report and in generation.json.
-        contact_sheet_rows: masks on `contact_sheet.png`, the first ones; 0 leaves it away.
-        show_progress: show a bar of images on stderr, in the main process, and how many pixels were mapped to nothing.
+        batch_size: images per forward pass; changes an image by float rounding at most (1 of 255 levels). A batch that
+            does not fit in memory is halved, by each process for itself.
+        tolerance: accept the nearest class colour up to this Euclidean RGB distance; 0 refuses unknown colours.
+        skip_errors: skip masks that cannot be used, and name them in the report and in generation.json.
+        contact_sheet_rows: masks on `contact_sheet.png`, the first ones; 0 for no sheet.
+        show_progress: show progress bars on stderr, in the main process.
         processes: those that share the work, from `join_processes`, all calling this; by default this one alone.
 
     Raises:
-        FileNotFoundError: no masks there.
+        FileNotFoundError: there are no masks.
         ValueError: masks that cannot be read or do not fit the model's classes, all of them named; a label set that
             has nothing in common with the model's, sizes the network cannot take, an output folder of other settings
-            or that another run is writing to; not even one image fits in the memory.
+            or that another run is writing to; not even one image fits in memory.
         PeerError: another of the processes has failed.
     """
-    settings, inputs = settings or GenerationSettings(), inputs or Inputs()
-    processes = processes or Processes()
+    settings, inputs, processes = settings or GenerationSettings(), inputs or Inputs(), processes or Processes()
     output = Path(output)
     hide_progress = not (show_progress and processes.is_main)
 
-    # 1. What is to be done, all of it checked before any work is lost; each process reads its share of the masks
-    def make_plan() -> tuple[Plan, ScanResult]:
+    # 1. The plan, and what is missing of it: checked in full before any work
+    def make_plan() -> Plan:
         if num_images_per_mask < 1 or batch_size < 1:
             raise ValueError(
-                f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}"
+                f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}."
             )
         if contact_sheet_rows < 0 or not tolerance >= 0:
-            raise ValueError(f"contact_sheet and tolerance must be 0 or more; got {contact_sheet_rows}, {tolerance}")
+            raise ValueError(f"contact_sheet and tolerance must be 0 or more; got {contact_sheet_rows}, {tolerance}.")
         plan = plan_generation(pipeline, masks, settings, inputs, tolerance, mask_labels)
         check_output(output, plan.record, plan.labels)
-        found = ScanResult()
+        return plan
+
+    plan = processes.run_on_all_ranks(make_plan)
+    scans = _scan_masks(plan, output, num_images_per_mask, processes, hide_progress)
+    columns = {scan.path: scan.columns for scan in scans if scan.columns is not None}
+    skipped = {_name(scan.path, masks): scan.error for scan in scans if scan.error}
+    num_unchanged = len(scans) - len(columns) - len(skipped)
+    processes.run_in_main(lambda: _check_usable(len(columns), num_unchanged, [*skipped.values()], skip_errors))
+    mapped = None
+    if plan.reader.mapping is not None:
+        mapped = plan.reader.mapping.describe(np.asarray(sum(scan.lost for scan in scans)))
+        if not hide_progress:
+            tqdm.write(f"masks mapped to the model's classes: {mapped}", file=sys.stderr)
+    jobs = [job for path in columns for job in plan.jobs(path, num_images_per_mask)]
+    rows = {job: plan.row(job, columns[job.mask_path]) for job in jobs}
+    missing = sorted((job for scan in scans for job in scan.missing), key=lambda job: (plan.group(job), job))
+
+    # 2. The output folder, which the main process locks
+    _check_processes_agree(plan, processes)
+    with contextlib.ExitStack() as held:
+
+        def open_folder() -> None:
+            held.enter_context(sole_run(output))
+            open_output(output, plan.record, plan.labels)
+            reasons = {name: re.sub(r"'[^']*/([^'/]+)'", r"'\1'", error) for name, error in skipped.items()}
+            update_skipped(output, reasons, (_name(path, masks) for path in columns))  # no paths: it may be published
+
+        processes.run_in_main(open_folder)
+
+        # 3. Images: each process generates its share of the missing ones
+        share, several = processes.share(missing), f"process {processes.index + 1} of {processes.count}"
+        title, prefix = ("generating", "") if processes.count == 1 else (f"generating, {several}", f"{several}: ")
+        bar = progress_bar(total=len(share), desc=title, unit="image", disable=hide_progress)
+        generator = BatchGenerator(pipeline, plan, inputs.guide, processes.end_with_launcher)
+        make_folders(output)
+        try:
+            with generator.quiet(), bar:
+                for job, source, image in generator.generate(share, batch_size, prefix):
+                    save_pair(output, job, plan.labels.decode(source.ids), image, rows[job])
+                    bar.update()
+            num_made = sum(processes.gather(len(share)))  # waits for all
+        except BaseException:  # failed, interrupted or terminated: finished images get their rows
+            update_metadata(output, rows.values())
+            raise
+
+        # 4. Metadata and contact sheet
+        sheet = None
+        if processes.is_main:
+            if processes.count > 1:
+                wait_for_images(output, missing)
+            update_metadata(output, rows.values())
+            if contact_sheet_rows > 0:
+                shown = [plan.jobs(path, num_images_per_mask) for path in [*columns][:contact_sheet_rows]]
+                titles = [_title(plan, job, num_images_per_mask) for job in shown[0]]
+                has_sources = inputs.photos is not None
+                sources = [plan.reader.read(each[0].mask_path).image for each in shown] if has_sources else None
+                sheet = save_contact_sheet(output, shown, titles, sources)
+    return GenerationReport(output, num_made, len(jobs) - len(missing), sheet, mapped, skipped, num_unchanged)
+
+
+def _scan_masks(
+    plan: Plan, output: Path, num_images: int, processes: Processes, hide_progress: bool
+) -> list[MaskScan]:
+    """Read all masks, each process its share, and find the images that are missing."""
+
+    def scan_share() -> list[MaskScan]:
+        scans = []
         for path in progress_bar(
             processes.share(plan.mask_paths), desc="reading masks", unit="mask", disable=hide_progress
         ):
@@ -141,134 +197,67 @@ def generate_dataset(
             try:
                 source = plan.reader.read(path)
             except (ValueError, OSError) as err:
-                found.bad[path] = " ".join(str(err).split())
+                scans.append(MaskScan(path, error=" ".join(str(err).split())))
                 continue
             if source.is_unchanged:
-                found.num_unchanged += 1
+                scans.append(MaskScan(path))
                 continue
-            found.columns[path] = source.columns
-            found.lost = found.lost + source.lost
-            for job in plan.jobs(path, num_images_per_mask):
-                if not is_complete(output, job, source.ids, plan.labels, plan.row(job, source.columns)):
-                    found.missing.append(job)
-        return plan, found
+            missing = tuple(
+                job
+                for job in plan.jobs(path, num_images)
+                if not is_complete(output, job, source.ids, plan.labels, plan.row(job, source.columns))
+            )
+            scans.append(MaskScan(path, source.columns, lost=source.lost, missing=missing))
+        return scans
 
-    plan, share = processes.run_on_all_ranks(make_plan)
-    found = ScanResult()
-    for part in processes.gather(share):
-        found.add(part)
-    skipped = {_short(path, masks): reason for path, reason in sorted(found.bad.items())}
-    paths = [path for path in plan.mask_paths if path in found.columns]
-    processes.run_in_main(lambda: _check_found(found, skipped, skip_errors))
-    missing = sorted(found.missing, key=lambda job: (plan.group(job), job))
-    mapped = None
-    if plan.reader.mapping is not None:
-        mapped = plan.reader.mapping.describe(found.lost)
-        if not hide_progress:
-            tqdm.write(f"masks mapped to the model's classes: {mapped}", file=sys.stderr)
-    weights = [plan.record[name] for name in ("revision", "guide_revision") if plan.record[name] is not None]
-    revisions = set(processes.gather(" and ".join(weights)))
-    mappings = set(processes.gather(plan.record["mask_labels"]))
-
-    with contextlib.ExitStack() as held:
-        # 2. The folder: the main process keeps it to this run
-        def take_output() -> None:
-            if len(revisions) > 1:
-                raise ValueError(
-                    f"the processes have loaded different weights ({', '.join(sorted(revisions))}): give all machines "
-                    "the same --model and --guide_model"
-                )
-            if len(mappings) > 1:
-                raise ValueError(
-                    "the processes have loaded different label sets of the masks: give all machines the same "
-                    "--mask_labels"
-                )
-            held.enter_context(sole_run(output))
-            open_output(output, plan.record, plan.labels)
-            noted = {name: re.sub(r"'[^']*/([^'/]+)'", r"'\1'", reason) for name, reason in skipped.items()}
-            update_skipped(output, noted, (_short(path, masks) for path in paths))  # no paths: it may be published
-
-        processes.run_in_main(take_output)
-
-        # 3. Images
-        wanted = [job for path in paths for job in plan.jobs(path, num_images_per_mask)]
-        rows = {job: plan.row(job, found.columns[job.mask_path]) for job in wanted}
-        generator = BatchGenerator(pipeline, plan, inputs.guide, processes.end_with_launcher)
-
-        def draw(batch: list[Job]) -> tuple[list[np.ndarray], list[Image.Image]]:
-            read = {path: plan.reader.read(path) for path in dict.fromkeys(job.mask_path for job in batch)}
-            sources = [read[job.mask_path] for job in batch]
-            return [source.ids for source in sources], generator.generate(batch, sources)
-
-        def on_halved(before: int, now: int) -> None:
-            which = f"process {processes.index + 1} of {processes.count}: " if processes.count > 1 else ""
-            tqdm.write(f"{which}out of memory with {before} images at a time: going on with {now}", file=sys.stderr)
-
-        try:
-            num_made = 0
-            jobs = processes.share(missing)
-            make_folders(output)
-            title = "generating" if processes.count == 1 else f"generating, process 1 of {processes.count}"
-            with (
-                generator.quiet(),
-                progress_bar(total=len(jobs), desc=title, unit="image", disable=hide_progress) as bar,
-            ):
-                for batch, (ids, images) in in_batches_that_fit(jobs, batch_size, plan.group, draw, on_halved):
-                    for job, mask, image in zip(batch, ids, images, strict=True):
-                        save_pair(output, job, plan.labels.decode(mask), image, rows[job])
-                        num_made += 1
-                    bar.update(len(batch))
-            num_made = sum(processes.gather(num_made))  # waits for all
-        except BaseException:  # failed, interrupted, told to end: what is done gets its rows
-            update_metadata(output, rows.values())
-            raise
-
-        # 4. Metadata and contact sheet, once
-        sheet = None
-        if processes.is_main:
-            if processes.count > 1:
-                wait_for_images(output, missing)
-            update_metadata(output, rows.values())
-            if contact_sheet_rows > 0:
-                sheet = save_contact_sheet(
-                    output,
-                    [plan.jobs(path, num_images_per_mask) for path in paths[:contact_sheet_rows]],
-                    _titles(plan, num_images_per_mask),
-                    None if inputs.photos is None else lambda job: plan.reader.read(job.mask_path).photo,
-                )
-    num_kept = len(wanted) - len(missing)
-    return GenerationReport(output, num_made, num_kept, sheet, mapped, skipped, found.num_unchanged)
+    shares = processes.gather(processes.run_on_all_ranks(scan_share))
+    return sorted((scan for share in shares for scan in share), key=lambda scan: scan.path)
 
 
-def _short(path: Path, masks: str | os.PathLike) -> str:
-    """A mask's name in reports: its path below the folder that was given."""
+def _check_processes_agree(plan: Plan, processes: Processes) -> None:
+    """Refuse processes that have loaded different models or label sets, as machines may with paths of their own."""
+    different = [
+        (what, options)
+        for what, value, options in (
+            ("weights", [plan.record["revision"], plan.record["guide_revision"]], "--model and --guide_model"),
+            ("label sets of the masks", plan.record["mask_labels"], "--mask_labels"),
+        )
+        if len({*processes.gather(json.dumps(value))}) > 1
+    ]
+
+    def check() -> None:
+        for what, options in different:
+            raise ValueError(f"the processes have loaded different {what}: give all machines the same {options}.")
+
+    processes.run_in_main(check)
+
+
+def _name(path: Path, masks: str | os.PathLike) -> str:
+    """Return a mask's name in reports: its path below the folder that was given."""
     return path.relative_to(masks).as_posix() if Path(masks).is_dir() else path.name
 
 
-def _check_found(found: ScanResult, skipped: dict[str, str], skip_errors: bool) -> None:
-    """Refuse masks that cannot be used, all of them at once, unless they are to be skipped; and nothing but such."""
-    reasons = [reason.rstrip(".") for reason in skipped.values()]
-    named = "; ".join(reasons[:MOST_NAMED]) + (f"; and {len(reasons) - MOST_NAMED} more" * (len(reasons) > MOST_NAMED))
-    if reasons and not skip_errors:
-        count = "" if len(reasons) == 1 else f"{len(reasons)} masks cannot be used: "
-        raise ValueError(f"{count}{named}. Nothing was made; --skip_errors leaves such masks out.")
-    if reasons and not found.columns:
-        raise ValueError(f"none of the {len(reasons)} masks can be used: {named}.")
-    if found.num_unchanged and not found.columns:
+def _check_usable(num_usable: int, num_unchanged: int, errors: list[str], skip_errors: bool) -> None:
+    """Refuse masks that cannot be used, all in one message, unless they are to be skipped and others can be used."""
+    more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
+    named = "; ".join(error.rstrip(".") for error in errors[:MAX_NAMED]) + more
+    if errors and not skip_errors:
+        count = "" if len(errors) == 1 else f"{len(errors)} masks cannot be used: "
+        raise ValueError(f"{count}{named}. Nothing was generated; --skip_errors skips such masks.")
+    if errors and not num_usable:
+        raise ValueError(f"none of the {len(errors)} masks can be used: {named}.")
+    if num_unchanged and not num_usable:
         raise ValueError(
-            f"--edit: no mask differs from the one that its photo has ({found.num_unchanged} read), so there is "
-            "nothing to make anew. Are --masks the edited ones?"
+            f"--edit: no mask differs from the old mask of its image ({num_unchanged} read), so there is nothing to "
+            "edit. Are --masks the edited ones?"
         )
 
 
-def _titles(plan: Plan, num_images: int) -> list[str]:
-    """What the contact sheet says above the images of a mask."""
-    titles = []
-    for job in plan.jobs(Path(), num_images):
-        changes = ", ".join(f"{name} {value}" for name, value in plan.variations[job.variation].items())
-        sample = f"sample {job.index}" if num_images > 1 or not changes else ""
-        titles.append(" ".join(part for part in (changes, sample) if part))
-    return titles
+def _title(plan: Plan, job: Job, num_images: int) -> str:
+    """Return the title of an image on the contact sheet."""
+    changes = ", ".join(f"{name} {value}" for name, value in plan.variations[job.variation].items())
+    sample = f"sample {job.index}" if num_images > 1 or not changes else ""
+    return " ".join(part for part in (changes, sample) if part)
 
 
 def run(options: GenerateOptions) -> int:
@@ -279,9 +268,7 @@ def run(options: GenerateOptions) -> int:
 def _generate(options: GenerateOptions, processes: Processes, device: torch.device) -> None:
     def load() -> tuple[Any, Any, LabelSet | None]:
         dtype = DTYPES[options.dtype]
-        pipeline = load_model(
-            options.model, options.revision, options.scheduler, dtype, device, variant=options.variant
-        )
+        pipeline: Any = load_model(options.model, options.revision, options.scheduler, dtype, device, options.variant)
         guide = None
         if options.guide_model is not None:
             guide = load_guide(options.guide_model, options.guide_revision, pipeline, options.guide_variant)

@@ -1,8 +1,9 @@
-"""What an image is made from beside its mask: the photo that it changes, the mask that the photo had, its weather and
-the like. All are found by name: the mask's own, or in what `enrich` made, that of the mask it began with."""
+"""What an image is generated from: the mask, and by its name the image to change, its old mask and its attributes.
+
+For masks of `enrich`, these are found by the name of the mask that each was made from.
+"""
 
 import csv
-import functools
 import hashlib
 import os
 from collections.abc import Mapping
@@ -17,42 +18,42 @@ from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.dataset_format import METADATA_FILE, find_masks
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.settings import check_attributes
+from semseg_diffusers.generation.settings import EditSettings, Inputs, check_attributes
 from semseg_diffusers.pipelines.image_inputs import changed_region
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids
 from semseg_diffusers.utils.files import read_json_lines
 
 
-MANIFEST_FILE = "manifest.jsonl"  # `enrich` says there which mask each of its own began with
+MANIFEST_FILE = "manifest.jsonl"  # of `enrich`: which mask each of its own was made from
 
 
 class Names:
-    """Finds files and rows for masks by name.
+    """Finds files and rows by the names of masks.
 
     Args:
-        masks: mask file or folder, as given; a manifest of `enrich` is looked for there and in the folder above.
+        masks: mask file or folder; a manifest of `enrich` is looked for there and in the folder above.
     """
 
     def __init__(self, masks: str | os.PathLike):
         folder = Path(masks) if Path(masks).is_dir() else Path(masks).parent
-        places = [place / MANIFEST_FILE for place in (folder, folder.absolute().parent)]
-        manifest = next((path for path in places if path.is_file()), None)
+        candidates = [parent / MANIFEST_FILE for parent in (folder, folder.absolute().parent)]
+        manifest = next((path for path in candidates if path.is_file()), None)
         rows = [] if manifest is None else read_json_lines(manifest)
-        self._began_with = {
+        self._base = {
             Path(row["mask_file_name"]).stem: Path(row["base"]).name
             for row in rows
             if {"mask_file_name", "base"} <= {*row}
         }
 
     def of(self, stem: str) -> list[str]:
-        """The names that belong to a mask: its own first."""
-        return [stem, *([self._began_with[stem]] if stem in self._began_with else [])]
+        """Return the names that belong to a mask: its own first."""
+        return [stem, self._base[stem]] if stem in self._base else [stem]
 
     def find(self, stem: str, among: Mapping[str, Any], what: str, where: str | os.PathLike) -> Any:
-        """What stands under a mask's name.
+        """Return the entry under a mask's name.
 
         Raises:
-            ValueError: nothing does.
+            ValueError: there is none.
         """
         names = self.of(stem)
         name = next((name for name in names if name in among), None)
@@ -61,31 +62,29 @@ class Names:
         return among[name]
 
 
-# Attributes --------------------------------------------------------------------------------------------------------
-
-
-def read_table(path: str | os.PathLike, known: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """Read rows by the stem of the mask that they are about.
+def read_attribute_table(path: str | os.PathLike, known: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """Read attributes of masks.
 
     Args:
         path: CSV with a column `stem`; JSON lines with `stem` or `mask_file_name`; or a folder with such a
-            `metadata.jsonl`, as a split of a prepared dataset is.
-        known: the network's attributes; other columns are not read.
+            `metadata.jsonl`, such as a split of a prepared dataset.
+        known: the network's attributes.
+
+    Returns:
+        stem of the mask -> row.
 
     Raises:
         ValueError: no such file, rows without a stem, or none of the attributes in them.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = path / METADATA_FILE
+    path = Path(path) / METADATA_FILE if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(
-            f"--attributes_from: there is no file '{path}'; wanted a CSV, JSON lines, or a split's folder."
+            f"--attributes_from: there is no file '{path}'; expected CSV, JSON lines, or the folder of a split."
         )
     if path.suffix.lower() == ".csv":
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
-                rows = list(csv.DictReader(file))
+                rows: list[dict[str, Any]] = list(csv.DictReader(file))
         except (csv.Error, UnicodeDecodeError) as err:
             raise ValueError(f"'{path}' is not valid CSV in UTF-8: {err}.") from err
     else:
@@ -98,7 +97,7 @@ def read_table(path: str | os.PathLike, known: Mapping[str, list[str]]) -> dict[
                 f"--attributes_from: a row of '{path}' has neither `stem` nor `mask_file_name`: {row!s:.80}"
             )
         table[Path(stem).name if row.get("stem") else Path(stem).stem] = row
-    columns = {name for row in rows for name in row if name is not None}  # None: cells beyond the head of a CSV
+    columns = {name for row in rows for name in row if name is not None}  # None: more cells than a CSV has columns
     if columns.isdisjoint(known):
         raise ValueError(
             f"--attributes_from: '{path}' holds none of the model's attributes ({', '.join(known)}); it has "
@@ -107,130 +106,116 @@ def read_table(path: str | os.PathLike, known: Mapping[str, list[str]]) -> dict[
     return table
 
 
-# Photos ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Photos to be changed, and the masks that they have.
-
-    Args:
-        photos: folder of photos, or one that holds `images/` and `masks/`, as a split of a prepared dataset does.
-        old_masks: folder of the masks that the photos have; None: `masks/` beside `images/`.
-    """
-
-    photos: Path
-    old_masks: Path | None = None
-
-    @functools.cached_property
-    def photo_files(self) -> dict[str, Path]:
-        folder = self.photos / "images" if (self.photos / "images").is_dir() else self.photos
-        return {path.stem: path for path in find_masks(folder, "photo")}
-
-    @functools.cached_property
-    def old_mask_files(self) -> dict[str, Path]:
-        folder = self.old_masks or self.photos / "masks"
-        if self.old_masks is None and not folder.is_dir():
-            raise ValueError(
-                f"--edit compares each mask with the one that its photo has, and '{self.photos}' holds no masks/. "
-                "Give their folder: --old_masks."
-            )
-        return {path.stem: path for path in find_masks(folder)}
-
-
-def photo_hash(photo: Image.Image) -> str:
-    """Tells whether an image that is there was made from this very photo."""
-    return hashlib.sha256(np.asarray(photo).tobytes()).hexdigest()[:16]
-
-
-# What an image is made from ----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, eq=False)
 class GenerationInput:
-    """What the images of one mask are made from."""
+    """What the images of one mask are generated from."""
 
-    ids: np.ndarray  # (H, W) class ids of the model: what is drawn, and the label
-    columns: dict[str, Any]  # what is known of this mask: attributes, and of the photo what goes into the metadata
-    photo: Image.Image | None = None  # (H, W) too: what is changed
-    region: np.ndarray | None = None  # (H, W) bool: what is made anew
+    ids: np.ndarray  # (H, W) class ids of the model: the condition, and the label
+    columns: dict[str, Any]  # attributes of the mask, and what the metadata keep of the image to change
+    image: Image.Image | None = None  # (H, W): the real image to change
+    region: np.ndarray | None = None  # (H, W) bool: what is regenerated
     lost: int | np.ndarray = 0  # pixels by class of the masks' own label set, where that is mapped
 
     @property
     def is_unchanged(self) -> bool:
-        """Its mask is the one that the photo has already."""
+        """Whether the mask equals the old one of its image, so that there is nothing to edit."""
         return self.region is not None and not self.region.any()
 
 
-@dataclass(frozen=True)
 class InputReader:
     """Reads masks with what belongs to them.
 
     Args:
+        masks: mask file or folder.
         labels: of the model.
-        mapping: from the masks' label set, where that is another.
+        mapping: from the masks' label set, if that is another.
         tolerance: RGB distance within which the nearest class colour is taken.
-        size: (height, width) that all is brought to; None leaves each at its own.
         known: the network's attributes and their values.
-        names: what belongs to which mask.
-        table: rows with attributes by name of the mask.
-        table_from: where they are from.
-        photos: photos to be changed.
-        edit_margin: pixels around what differs between old and new mask; None: the old one does not matter.
+        size: (height, width) of the generated images.
+        inputs: where the rest is.
+        edit: how images are edited, if they are.
+
+    Raises:
+        FileNotFoundError, ValueError: no images, old masks or attributes where `inputs` says.
     """
 
-    labels: LabelSet
-    mapping: LabelMapping | None
-    tolerance: float
-    size: tuple[int, int] | None
-    known: Mapping[str, list[str]]
-    names: Names
-    table: Mapping[str, Mapping[str, Any]] | None = None
-    table_from: str | os.PathLike = ""
-    photos: Photos | None = None
-    edit_margin: int | None = None
+    def __init__(
+        self,
+        masks: str | os.PathLike,
+        labels: LabelSet,
+        mapping: LabelMapping | None,
+        tolerance: float,
+        known: Mapping[str, list[str]],
+        size: tuple[int, int],
+        inputs: Inputs,
+        edit: EditSettings | None,
+    ):
+        self.mapping, self.known, self._edit = mapping, known, edit
+        self._names, self._tolerance = Names(masks), tolerance
+        self._labels = labels if mapping is None else mapping.source
+        self._size = None if edit is not None and edit.padding_mask_crop is not None else size  # None: their own
+        self._image_files: dict[str, Path] = {}
+        self._old_mask_files: dict[str, Path] = {}
+        self._table, self._table_file = None, inputs.attributes_from or ""
+        if inputs.attributes_from is not None:
+            self._table = read_attribute_table(inputs.attributes_from, known)
+        if inputs.photos is None:
+            return
+        self._image_folder = Path(inputs.photos)
+        self._old_mask_folder = self._image_folder / "masks" if inputs.old_masks is None else Path(inputs.old_masks)
+        images = self._image_folder / "images"
+        self._image_files = {
+            path.stem: path for path in find_masks(images if images.is_dir() else inputs.photos, "photo")
+        }
+        if edit is not None:
+            if inputs.old_masks is None and not self._old_mask_folder.is_dir():
+                raise ValueError(
+                    f"--edit compares each mask with the old mask of its image, and '{inputs.photos}' holds no "
+                    "masks/. Give their folder: --old_masks."
+                )
+            self._old_mask_files = {path.stem: path for path in find_masks(self._old_mask_folder)}
 
     def read(self, path: Path) -> GenerationInput:
         """Read a mask and what belongs to it.
 
         Raises:
-            ValueError: naming the mask that cannot be used, and why.
+            ValueError: the mask cannot be used; it says why.
         """
-        own_ids, own_size = self._own_ids(path)
+        own_ids, own_size = self._read_ids(path)
         ids = own_ids if self.mapping is None else self.mapping.map(own_ids)
         lost = 0 if self.mapping is None else self.mapping.count(own_ids)
         try:
-            columns = {} if self.table is None else self._attributes(path)
-            if self.photos is None:
+            columns = {} if self._table is None else self._attributes(path.stem, self._table)
+            if not self._image_files:
                 return GenerationInput(ids, columns, lost=lost)
-            file = self.names.find(path.stem, self.photos.photo_files, "photo", self.photos.photos)
-            photo = ImageOps.exif_transpose(open_image(file, "photo")).convert("RGB")
-            sizes = {"the mask is": own_size, "its photo": photo.size[::-1]}
-            region = None
-            if self.edit_margin is not None:
-                where = self.photos.old_masks or self.photos.photos / "masks"
-                old_file = self.names.find(path.stem, self.photos.old_mask_files, "old mask", where)
-                old_ids, sizes["the old mask"] = self._own_ids(old_file)
+            file = self._names.find(path.stem, self._image_files, "photo", self._image_folder)
+            image = ImageOps.exif_transpose(open_image(file, "photo")).convert("RGB")
+            sizes = {"the mask": own_size, "its photo": image.size[::-1]}
+            old_ids = None
+            if self._edit is not None:
+                old_file = self._names.find(path.stem, self._old_mask_files, "old mask", self._old_mask_folder)
+                old_ids, sizes["the old mask"] = self._read_ids(old_file)
             if len(set(sizes.values())) > 1:
-                told = ", ".join(f"{what} {size[0]} x {size[1]}" for what, size in sizes.items())
-                raise ValueError(f"{told} (height x width); wanted one size, since they show the same pixels")
+                got = ", ".join(f"{what} {size[0]} x {size[1]}" for what, size in sizes.items())
+                raise ValueError(f"expected one size, since they show the same pixels; got {got} (height x width)")
         except ValueError as err:
             raise ValueError(f"mask '{path}': {err}") from err
-        photo = photo if self.size is None else place_frame(*photo.size[::-1], self.size).place_photo(photo)
-        columns |= {"source_photo": str(file), "source_photo_hash": photo_hash(photo)}
-        if self.edit_margin is not None:
-            region = changed_region(old_ids, own_ids, self.edit_margin)
+        image = image if self._size is None else place_frame(*image.size[::-1], self._size).place_photo(image)
+        digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
+        columns |= {"source_photo": str(file), "source_photo_hash": digest}
+        region = None
+        if self._edit is not None and old_ids is not None:
+            region = changed_region(old_ids, own_ids, self._edit.margin)
             columns["edited_share"] = round(float(region.mean()), 6)
-        return GenerationInput(ids, columns, photo, region, lost)
+        return GenerationInput(ids, columns, image, region, lost)
 
-    def _own_ids(self, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-        """A mask in its own classes at the size of the images (H, W), and its own size."""
-        labels = self.labels if self.mapping is None else self.mapping.source
-        ids = labels.encode(path, tolerance=self.tolerance)
-        return (ids if self.size is None else resize_ids(ids, *self.size)), ids.shape
+    def _read_ids(self, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+        """Return a mask in its own classes at the size of the images (H, W), and its own size."""
+        ids = self._labels.encode(path, tolerance=self._tolerance)
+        return (ids if self._size is None else resize_ids(ids, *self._size)), ids.shape
 
-    def _attributes(self, path: Path) -> dict[str, Any]:
-        row = self.names.find(path.stem, self.table, "row", self.table_from)
+    def _attributes(self, stem: str, table: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        row = self._names.find(stem, table, "row", self._table_file)
         found = {name: str(row[name]) for name in self.known if row.get(name) not in (None, "")}
-        check_attributes({name: [value] for name, value in found.items()}, self.known, f"'{self.table_from}'")
+        check_attributes({name: [value] for name, value in found.items()}, self.known, f"'{self._table_file}'")
         return found

@@ -4,6 +4,7 @@ lets them compute faster on a device."""
 import inspect
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import diffusers
@@ -20,7 +21,7 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_img2img import MaskGuidedIm
 from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedInpaintPipeline
 
 
-# Their steps go on by as many timesteps as spacing "trailing" has; with "linspace" some noise stays in the image.
+# Their steps advance by as many timesteps as spacing "trailing" has; with "linspace" some noise stays in the image.
 FIXED_STRIDE = ("DDIMScheduler", "DDIMParallelScheduler")
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
@@ -34,73 +35,68 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
         config: of the scheduler whose noise levels it takes.
 
     Raises:
-        ValueError: for a name that is no scheduler of diffusers, or of one that cannot draw with this network: it has
-            noise levels of its own, or a step that wants to be told more. The message lists those that can. For one
-            that does not know zero terminal SNR, where the network was trained with it, too; and for options that it
-            does not take.
+        ValueError: diffusers has no such scheduler; it has noise levels of its own, or its step needs other arguments;
+            it does not support zero terminal SNR, with which the network was trained; or it does not take the options.
     """
     name, _, text = name.partition(":")
-    scheduler_class = _scheduler_class(name)
-    if scheduler_class is None or not _can_take_over(scheduler_class, config):
-        able = [entry for entry in dir(diffusers) if _can_take_over(_scheduler_class(entry), config)]
-        wrong = (
+    scheduler_class = _schedulers([name]).get(name)
+    if scheduler_class is None or not _is_compatible(scheduler_class, config):
+        compatible = [key for key, each in _schedulers(dir(diffusers)).items() if _is_compatible(each, config)]
+        reason = (
             f"no scheduler of diffusers {diffusers.__version__} is called {name!r}"
             if scheduler_class is None
             else f"{name} has noise levels or steps of its own, which are not those that this model was trained with"
         )
-        raise ValueError(f"{wrong}; known: {', '.join(able)}")
-    if config.get("rescale_betas_zero_snr") and not _takes(scheduler_class, "rescale_betas_zero_snr"):
-        able = [entry for entry in dir(diffusers) if entry.endswith("Scheduler") and not entry.startswith("Flax")]
-        able = [entry for entry in able if _takes(getattr(diffusers, entry), "rescale_betas_zero_snr")]
+        raise ValueError(f"{reason}; known: {', '.join(compatible)}")
+    takes = _arguments(scheduler_class)
+    if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in takes:
+        able = [
+            key for key, each in _schedulers(dir(diffusers)).items() if "rescale_betas_zero_snr" in _arguments(each)
+        ]
         raise ValueError(
-            f"{name} does not know rescale_betas_zero_snr, with which this model was trained; take one of "
+            f"{name} does not know rescale_betas_zero_snr, with which this model was trained; expected one of "
             f"{', '.join(able)}"
         )
-    options = _read_options(text, scheduler_class)
+    options: dict[str, Any] = {}
+    for part in filter(None, text.split(",")):
+        option, _, value = part.partition("=")
+        if not value or option not in takes:
+            raise ValueError(f"{name}:{part}: expected OPTION=VALUE, with one of the options {', '.join(takes)}.")
+        try:
+            options[option] = json.loads(value)  # 0.5, true
+        except json.JSONDecodeError:
+            options[option] = value
     if name in FIXED_STRIDE and config.get("timestep_spacing") == "linspace":
         options = {"timestep_spacing": "trailing", **options}
-    if _takes(scheduler_class, "algorithm_type") and not name.startswith("DPMSolver"):  # others refuse "dpmsolver++"
+    if "algorithm_type" in takes and not name.startswith("DPMSolver"):  # others refuse "dpmsolver++"
         config = {key: value for key, value in config.items() if key != "algorithm_type"}
     try:
         return scheduler_class.from_config(config, **options)
-    except (NotImplementedError, TypeError, ValueError) as err:  # diffusers' own words
+    except (NotImplementedError, TypeError, ValueError) as err:  # in the words of diffusers
         raise ValueError(f"{name} does not take {text or 'the settings of this model'}: {err}") from err
 
 
-def _read_options(text: str, scheduler_class: type) -> dict[str, Any]:
-    """Read OPTION=VALUE,OPTION=VALUE; a value is JSON (0.5, true), or text."""
-    options = {}
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if not name or not value or not _takes(scheduler_class, name):
-            known = [option for option in inspect.signature(scheduler_class.__init__).parameters if option != "self"]
-            raise ValueError(
-                f"{scheduler_class.__name__}:{part} is not understood; wanted OPTION=VALUE of {', '.join(known)}."
-            )
-        try:
-            options[name] = json.loads(value)
-        except json.JSONDecodeError:
-            options[name] = value
-    return options
+def _schedulers(names: Iterable[str]) -> dict[str, Any]:
+    """Return the schedulers of diffusers among names, with their classes; not those that need missing packages."""
+    names = [name for name in names if re.fullmatch(r"(?!Flax|[a-z_]).+Scheduler", name)]
+    classes = {name: getattr(diffusers, name, None) for name in names}
+    return {
+        name: each for name, each in classes.items() if isinstance(each, type) and issubclass(each, SchedulerMixin)
+    }
 
 
-def _scheduler_class(name: str) -> type | None:
-    found = getattr(diffusers, name, None) if re.fullmatch(r"(?!Flax|[a-z_]).+Scheduler", name) else None
-    return found if isinstance(found, type) and issubclass(found, SchedulerMixin) else None
+def _arguments(scheduler_class: Any) -> list[str]:
+    return [name for name in inspect.signature(scheduler_class.__init__).parameters if name != "self"]
 
 
-def _can_take_over(scheduler_class: type | None, config: dict[str, Any]) -> bool:
-    """Tell whether a scheduler takes the noise levels of another, and steps by what a pipeline tells it."""
-    if scheduler_class is None or not hasattr(scheduler_class, "step"):
+def _is_compatible(scheduler_class: Any, config: dict[str, Any]) -> bool:
+    """Return whether a scheduler takes the noise levels of another, and a pipeline can call its step."""
+    if not hasattr(scheduler_class, "step"):
         return False
-    told = inspect.signature(scheduler_class.step).parameters.values()
-    wanted = {parameter.name for parameter in told if parameter.default is inspect.Parameter.empty}
-    takes_levels = "beta_schedule" not in config or _takes(scheduler_class, "beta_schedule")
-    return takes_levels and wanted <= {"self", "model_output", "timestep", "sample"}
-
-
-def _takes(scheduler_class: type, option: str) -> bool:
-    return option in inspect.signature(scheduler_class.__init__).parameters
+    parameters = inspect.signature(scheduler_class.step).parameters.values()
+    required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
+    takes_levels = "beta_schedule" not in config or "beta_schedule" in _arguments(scheduler_class)
+    return takes_levels and required <= {"self", "model_output", "timestep", "sample"}
 
 
 def load_model(
@@ -116,39 +112,38 @@ def load_model(
     Args:
         name: folder of a training run, or Hub repo id.
         revision: branch, tag or commit of a Hub repo.
-        scheduler: class name of a diffusers scheduler that takes the place of the saved one.
-        dtype: of weights and images in the making.
-        device: where to.
-        variant: weights beside the pipeline's own: `raw`, or an average such as `ema_0_9999`.
+        scheduler: class name of a diffusers scheduler that replaces the saved one.
+        dtype: of weights and latents.
+        device: of the network.
+        variant: weights saved beside the pipeline's own: `raw`, or an average such as `ema_0_9999`.
 
     Raises:
         ValueError, OSError: no such pipeline, weights or scheduler; the message says what to do.
     """
-    pipeline = load_pipeline(name, revision=revision, variant=variant, dtype=dtype).to(device)
+    pipeline: Any = load_pipeline(name, revision=revision, variant=variant, dtype=dtype)
+    pipeline.to(device)
     if scheduler:
         pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
     return pipeline
 
 
-def load_guide(
-    name: str, revision: str | None, pipeline: MaskGuidedDDPMPipeline, variant: str | None = None
-) -> torch.nn.Module:
+def load_guide(name: str, revision: str | None, pipeline: Any, variant: str | None = None) -> torch.nn.Module:
     """Load the network of a weaker model that a pipeline is guided away from (autoguidance, Karras et al. 2024).
 
     Args:
         name: folder of a training run, or Hub repo id.
         revision: branch, tag or commit of a Hub repo.
-        pipeline: the pipeline to guide; its dtype and device are taken.
-        variant: weights beside that model's own, such as `raw`.
+        pipeline: the pipeline to guide; its dtype and device are used.
+        variant: weights saved beside that model's own, such as `raw`.
 
     Raises:
-        ValueError, OSError: no such pipeline, or one that draws other classes or predicts another thing.
+        ValueError, OSError: no such pipeline, or one that has other classes or predicts another quantity.
     """
-    guide = load_pipeline(name, revision=revision, variant=variant, dtype=pipeline.unet.dtype).to(pipeline.device)
-    ours, theirs = (LabelSet.from_config(entry.unet.config) for entry in (pipeline, guide))
+    guide = load_model(name, revision, None, pipeline.unet.dtype, pipeline.device, variant)
+    ours, theirs = (LabelSet.from_config(each.unet.config) for each in (pipeline, guide))
     if theirs.names != ours.names:
         raise ValueError(
-            f"--guide_model '{name}' draws other classes ({some_names(theirs)}) than the model "
+            f"--guide_model '{name}' has other classes ({some_names(theirs)}) than the model "
             f"({some_names(ours)}): a guide is a smaller or less trained model of the same dataset."
         )
     try:
@@ -157,8 +152,8 @@ def load_guide(
         raise ValueError(f"--guide_model '{name}': {err}") from err
 
 
-def pipeline_for(pipeline: MaskGuidedDDPMPipeline, settings: GenerationSettings) -> Any:
-    """The pipeline that makes images of these settings: from noise, from a photo, or in a part of one."""
+def pipeline_for(pipeline: Any, settings: GenerationSettings) -> Any:
+    """Return the pipeline for these settings: from noise, from an image, or in a part of one."""
     if settings.edit is not None:
         return MaskGuidedInpaintPipeline(pipeline.unet, pipeline.scheduler)
     if settings.strength is not None:
@@ -166,26 +161,24 @@ def pipeline_for(pipeline: MaskGuidedDDPMPipeline, settings: GenerationSettings)
     return pipeline
 
 
-def known_attributes(unet: torch.nn.Module) -> dict[str, list[str]]:
-    """The attributes that a network was trained with, and their values; none for most."""
+def known_attributes(unet: Any) -> dict[str, list[str]]:
+    """Return the attributes that a network was trained with, and their values; none for most."""
     return {name: list(values) for name, values in (getattr(unet.config, "attributes", None) or {}).items()}
 
 
-def model_revision(unet: torch.nn.Module) -> str:
+def model_revision(unet: Any) -> str:
     """Return the commit of weights that came from the Hub, else a hash of the weights themselves."""
     commit = re.search(r"snapshots[/\\]([0-9a-f]{40})", str(unet.config.get("_name_or_path", "")))
-    if commit:
-        return commit.group(1)
-    return weights_hash(unet.state_dict())
+    return commit.group(1) if commit else weights_hash(unet.state_dict())
 
 
-def speed_up(*networks: torch.nn.Module, torch_compile: bool, channels_last: bool) -> None:
+def speed_up(*networks: Any, torch_compile: bool, channels_last: bool) -> None:
     """Let networks compute faster, with the same results but for rounding.
 
     Args:
         networks: changed in place; they save and load as before.
         torch_compile: compile `forward` at its first call, which takes minutes at most.
-        channels_last: lay weights out as GPUs with tensor cores read them, channels beside each other.
+        channels_last: store channels beside each other, as tensor cores read them.
     """
     for network in networks:
         if channels_last:

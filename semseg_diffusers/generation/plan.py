@@ -1,11 +1,15 @@
-"""What a run of generation will make, checked before any work: settings, the network's size and revision, masks.
-Two runs with an equal `record` make the same images, so an output folder is continued only by such a run."""
+"""Which images a run of `generate` makes, from which masks, settings and seeds: checked before any work.
 
-import functools
+Two runs with an equal `record` make the same images, so an output folder is resumed only by such a run.
+"""
+
+import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +19,19 @@ import torch
 from semseg_diffusers.data.dataset_format import find_masks, label_file_near
 from semseg_diffusers.data.label_mapping import LabelMapping, some_names
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.inputs import InputReader, Names, Photos, read_table
-from semseg_diffusers.generation.jobs import Job, image_seed
+from semseg_diffusers.generation.inputs import InputReader
 from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for
-from semseg_diffusers.generation.settings import SWEEPABLE, UNKNOWN_VALUE, GenerationSettings, check_attributes, grid
+from semseg_diffusers.generation.settings import (
+    SWEEPABLE,
+    UNKNOWN_VALUE,
+    GenerationSettings,
+    Inputs,
+    check_option_combinations,
+    grid,
+)
 
 
-# What the metadata say of an image beside its attributes, which may have none of these names; the last two are what
-# load_dataset calls the files.
+# Columns of the metadata, which are no names for attributes; the last two are what load_dataset calls the files.
 COLUMNS = (
     "image_file_name", "mask_file_name", "stem", "index", "source_mask", "model", "revision", "seed", "scheduler",
     "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant", "variation",
@@ -32,81 +41,87 @@ COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """Where what images are made from lies, beside the masks.
+@dataclass(frozen=True, order=True)
+class Job:
+    """One image to generate."""
 
-    Args:
-        attributes_from: attributes of each mask by its name, see `sources.read_table`.
-        photos: folder of photos to be changed; needed for `settings.edit` and `settings.strength`, and only for these.
-        old_masks: the masks that the photos have, for `settings.edit`; by default `masks/` in the folder of photos.
-        guide: the network of a weaker model, which guidance leads away from.
-        guide_name: folder or Hub id of it, for the record.
+    mask_path: Path
+    index: int  # of the images of its mask; those of one index share their noise over all variations
+    variation: str = ""  # its name in the grid
+
+    @property
+    def stem(self) -> str:
+        """Name of the mask."""
+        return self.mask_path.stem
+
+    @property
+    def file_name(self) -> str:
+        """Name of image and mask in the output."""
+        return "_".join(part for part in (self.stem, self.variation, str(self.index)) if part) + ".png"
+
+
+def image_seed(seed: int, stem: str, index: int) -> int:
+    """Return the seed of one image: a stable hash, so that no other image, order or batch size changes it.
+
+    Example:
+        >>> image_seed(0, "scene", 0)
+        5781559387006414368
     """
-
-    attributes_from: str | os.PathLike | None = None
-    photos: str | os.PathLike | None = None
-    old_masks: str | os.PathLike | None = None
-    guide: Any = None
-    guide_name: str | None = None
+    digest = hashlib.sha256(f"{seed}/{stem}/{index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1  # 63 bits: torch and JSON readers both take it
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done, checked."""
+    """What to generate, checked."""
 
     record: dict[str, Any]  # the settings as generation.json keeps them
     settings: GenerationSettings
     labels: LabelSet
-    size: tuple[int, int]  # (height, width) that is drawn
+    size: tuple[int, int]  # (height, width) of the generated images
     mask_paths: list[Path]
     reader: InputReader
 
-    @functools.cached_property
+    @cached_property
     def variations(self) -> dict[str, dict[str, Any]]:
+        """The grid: name -> what it sets."""
         return grid(self.settings.variations)
 
-    @functools.cached_property
-    def _group_of(self) -> dict[str, int]:
-        """The number of the sampling settings of each variation: those that differ in attributes only share one."""
-        groups = list(dict.fromkeys(map(self._varied, self.variations)))
-        return {name: groups.index(self._varied(name)) for name in self.variations}
-
-    def _varied(self, variation: str) -> tuple:
-        return tuple((name, value) for name, value in self.variations[variation].items() if name in SWEEPABLE)
-
     def jobs(self, path: Path, num_images: int) -> list[Job]:
-        """The images of a mask: the first of each variation, then the second of each."""
+        """Return the images of a mask: the first of each variation, then the second of each."""
         return [Job(path, index, variation) for index in range(num_images) for variation in self.variations]
 
-    def group(self, job: Job) -> int:
-        """Images of one group may be of one batch."""
-        return self._group_of[job.variation]
+    def group(self, job: Job) -> str:
+        """Return the sampling settings that vary, as text: images of one group may be in one batch."""
+        return str({name: value for name, value in self.variations[job.variation].items() if name in SWEEPABLE})
 
     def sampling(self, job: Job) -> GenerationSettings:
-        """The settings that an image is sampled with."""
-        return replace(self.settings, **dict(self._varied(job.variation)))
+        """Return the settings that an image is sampled with."""
+        return _varied(self.settings, self.variations[job.variation])
+
+    def seed(self, job: Job) -> int:
+        """Return the seed of an image."""
+        return image_seed(self.settings.seed, job.stem, job.index)
 
     def attributes(self, job: Job, columns: Mapping[str, Any]) -> dict[str, str | None]:
-        """The value of each attribute for an image; None leaves it to the model.
+        """Return the value of each attribute for an image; None leaves it to the model.
 
         Args:
             job: the image.
-            columns: of its source; what is asked for in the settings goes first.
+            columns: of its input; the settings take precedence.
         """
         of_mask = {name: columns.get(name) for name in self.reader.known}
         varied = {name: value for name, value in self.variations[job.variation].items() if name not in SWEEPABLE}
-        wanted = {**of_mask, **(self.settings.attributes or {}), **varied}
-        return {name: None if value == UNKNOWN_VALUE else value for name, value in wanted.items()}
+        values = {**of_mask, **(self.settings.attributes or {}), **varied}
+        return {name: None if value == UNKNOWN_VALUE else value for name, value in values.items()}
 
     def row(self, job: Job, columns: Mapping[str, Any]) -> dict[str, Any]:
-        """An image's row of the metadata; `columns` are those of its source."""
+        """Return the metadata row of an image; `columns` are those of its input."""
         sampling = self.sampling(job)
-        attribute_scale = sampling.attribute_guidance_scale
-        more = {
+        optional = {
             "variant": sampling.variant,
             "variation": job.variation or None,
-            "attribute_guidance_scale": attribute_scale,
+            "attribute_guidance_scale": sampling.attribute_guidance_scale,
             "conditioning_scale": sampling.conditioning_scale,
             "guide_model": self.record["guide_model"],
             "guide_revision": self.record["guide_revision"],
@@ -121,98 +136,20 @@ class Plan:
             "source_mask": str(job.mask_path),
             "model": self.record["model"],
             "revision": self.record["revision"],
-            "seed": image_seed(self.settings.seed, job.stem, job.index),
+            "seed": self.seed(job),
             "scheduler": self.record["scheduler"],
             "num_inference_steps": sampling.num_inference_steps,
             "guidance_scale": sampling.guidance_scale,
             "guidance_start": sampling.guidance_start,
             "guidance_stop": sampling.guidance_stop,
-            **{name: value for name, value in more.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
             **self.attributes(job, columns),
             "synthetic": True,
         }
 
 
-def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
-    """Return (height, width) of the images: as set, else the model's sample size."""
-    if (settings.height is None) != (settings.width is None):
-        raise ValueError(
-            f"height and width go together, give both or none; got {settings.height} and {settings.width}"
-        )
-    if settings.height is not None:
-        return settings.height, settings.width
-    sample_size = pipeline.unet.config.sample_size
-    if sample_size is None:
-        raise ValueError("this model has no sample_size of its own; give height and width")
-    return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-
-
-def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: LabelSet) -> None:
-    """Refuse masks beside which another label set than the model's lies: their ids would be taken for other classes.
-
-    They are not mapped unasked: the labels of the images are then of other classes than the data they are for, which
-    may be seen after hours of work only.
-
-    Raises:
-        ValueError: naming the file, and the option that has them mapped.
-    """
-    for folder in dict.fromkeys(path.parent for path in mask_paths):
-        file = label_file_near(folder, masks)
-        near = None if file is None else LabelSet.from_json(file)
-        if near not in (None, labels):
-            what = "colours" if near.names == labels.names else "classes"
-            raise ValueError(
-                f"the masks in '{folder}' are of the label set in '{file}' ({some_names(near)}), and the model has "
-                f"other {what} ({some_names(labels)}). To have them mapped by name, give --mask_labels '{file}'. If "
-                "they are in the model's all the same, name that one there: a preset, or the model's unet/config.json."
-            )
-
-
-def check_settings(pipeline: Any, settings: GenerationSettings, size: tuple[int, int], guide: Any) -> None:
-    """Refuse settings that a pipeline cannot take, each variation by itself.
-
-    Raises:
-        ValueError: naming the setting.
-    """
-    pipeline.prepare_class_labels(None, num_masks=1)  # a network that needs them is refused
-    for changes in grid(settings.variations).values():
-        one = replace(settings, **{name: value for name, value in changes.items() if name in SWEEPABLE})
-        pipeline.check_inputs(1, 1, one.num_inference_steps, *size)
-        pipeline.prepare_guidance(
-            one.guidance_scale,
-            one.guidance_start,
-            one.guidance_stop,
-            one.attribute_guidance_scale,
-            one.conditioning_scale,
-        )
-        pipeline.prepare_guide(guide, one.attribute_guidance_scale)
-        if one.strength is not None:
-            pipeline.check_strength(one.strength)
-    if settings.edit is not None:
-        pipeline.check_edit_inputs(**asdict(settings.edit))
-    pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
-
-
-def check_option_combinations(settings: GenerationSettings, inputs: Inputs) -> None:
-    """Refuse settings and inputs that do not go together.
-
-    Raises:
-        ValueError: naming the options.
-    """
-    redrawn = settings.strength is not None
-    if "strength" in (settings.variations or {}) and not redrawn:
-        raise ValueError("--variations strength=...: give --strength too, which says that photos are redrawn.")
-    if redrawn and settings.edit is not None:
-        raise ValueError("--edit makes a part of a photo anew, --strength redraws all of it: give one of them.")
-    if inputs.photos is None and (redrawn or settings.edit is not None):
-        raise ValueError(f"{'--strength' if redrawn else '--edit'} changes photos: give their folder, --photos.")
-    if inputs.photos is not None and not redrawn and settings.edit is None:
-        raise ValueError("--photos: say what to do with them, --edit (where masks changed) or --strength (all over).")
-    if inputs.old_masks is not None and settings.edit is None:
-        raise ValueError("--old_masks are compared with the new ones by --edit: give it, or leave them away.")
-    twice = sorted({*(settings.attributes or {})} & {*(settings.variations or {})})
-    if twice:
-        raise ValueError(f"{', '.join(twice)}: given by --attributes and by --variations; wanted one of them.")
+def _varied(settings: GenerationSettings, changes: Mapping[str, Any]) -> GenerationSettings:
+    return replace(settings, **{name: value for name, value in changes.items() if name in SWEEPABLE})
 
 
 def plan_generation(
@@ -223,70 +160,94 @@ def plan_generation(
     tolerance: float = 0.0,
     mask_labels: LabelSet | None = None,
 ) -> Plan:
-    """Refuse settings that this pipeline cannot take, and write down what the images depend on.
+    """Check everything that the images depend on, but for the content of the masks.
 
     Raises:
         FileNotFoundError, ValueError: as `generate_dataset`.
     """
     labels, known = LabelSet.from_config(pipeline.unet.config), known_attributes(pipeline.unet)
-    height, width = target_size(pipeline, settings)
-    # 1. Settings
-    taken = sorted({*known} & {*COLUMNS})
+    size = target_size(pipeline, settings)
+    taken = ", ".join(sorted({*known} & {*COLUMNS}))
     if taken:
         raise ValueError(
-            f"the model was trained with attributes called {', '.join(taken)}; the metadata of its images would have "
-            "such columns twice. Rename the columns in its dataset, and train it by their new names."
+            f"the model was trained with attributes called {taken}; the metadata of its images would have such "
+            "columns twice. Rename the columns in its dataset, and train it by their new names."
         )
-    check_option_combinations(settings, inputs)
-    check_attributes({name: [value] for name, value in (settings.attributes or {}).items()}, known, "--attributes")
-    varied = {name: values for name, values in (settings.variations or {}).items() if name not in SWEEPABLE}
-    check_attributes(varied, known, "--variations")
-    if inputs.attributes_from is not None and not known:
-        raise ValueError("--attributes_from: the model was trained without attributes; leave it away.")
-    if settings.attribute_guidance_scale is not None and not known:
-        raise ValueError("--attribute_guidance_scale: the model was trained without attributes; leave it away.")
-    check_settings(pipeline_for(pipeline, settings), settings, (height, width), inputs.guide)
-
-    # 2. Masks, and what belongs to them
+    check_option_combinations(settings, inputs, known)
+    _check_pipeline_takes(pipeline_for(pipeline, settings), settings, size, inputs.guide)
     mask_paths = find_masks(masks)
     if mask_labels is None:
-        check_labels_near(mask_paths, masks, labels)
+        _check_labels_near(mask_paths, masks, labels)
     mapping = None if mask_labels in (None, labels) else LabelMapping(mask_labels, labels)
-    photos = None
-    if inputs.photos is not None:
-        photos = Photos(Path(inputs.photos), None if inputs.old_masks is None else Path(inputs.old_masks))
-        _ = photos.photo_files, settings.edit and photos.old_mask_files  # there, or refused here
-    own_sizes = settings.edit is not None and settings.edit.padding_mask_crop is not None
-    reader = InputReader(
-        labels,
-        mapping,
-        tolerance,
-        size=None if own_sizes else (height, width),
-        known=known,
-        names=Names(masks),
-        table=None if inputs.attributes_from is None else read_table(inputs.attributes_from, known),
-        table_from=inputs.attributes_from or "",
-        photos=photos,
-        edit_margin=settings.edit.margin if settings.edit is not None else None,
-    )
-
-    # 3. The record
+    reader = InputReader(masks, labels, mapping, tolerance, known, size, inputs, settings.edit)
+    scheduler_config = {
+        key: str(value) if value in (math.inf, -math.inf) else value  # JSON has no infinity
+        for key, value in pipeline.scheduler.config.items()
+        if not key.startswith("_")
+    }
     record = {
         "model": str(pipeline.config.get("_name_or_path") or "unsaved"),
         "revision": model_revision(pipeline.unet),
         "guide_model": None if inputs.guide is None else inputs.guide_name or "unsaved",
         "guide_revision": None if inputs.guide is None else model_revision(inputs.guide),
         "scheduler": type(pipeline.scheduler).__name__,
-        "scheduler_config": {
-            key: str(value) if value in (math.inf, -math.inf) else value  # JSON has no infinity
-            for key, value in pipeline.scheduler.config.items()
-            if not key.startswith("_")
-        },
+        "scheduler_config": scheduler_config,
         **asdict(settings),
         "mask_labels": None if mapping is None else mapping.names,
-        "height": height,
-        "width": width,
+        "height": size[0],
+        "width": size[1],
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    return Plan(record, settings, labels, (height, width), mask_paths, reader)
+    return Plan(json.loads(json.dumps(record, default=str)), settings, labels, size, mask_paths, reader)
+
+
+def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
+    """Return (height, width) of the images: as set, else the model's sample size."""
+    if settings.height is not None and settings.width is not None:
+        return settings.height, settings.width
+    if settings.height is not None or settings.width is not None:
+        raise ValueError(f"expected height and width, or none of them; got {settings.height} and {settings.width}.")
+    sample_size = pipeline.unet.config.sample_size
+    if sample_size is None:
+        raise ValueError("this model has no sample_size of its own; give height and width.")
+    return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+
+
+def _check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: LabelSet) -> None:
+    """Refuse masks whose label file names other classes than the model's: their ids would be misread.
+
+    They are mapped on request only: the labels of the images would be of other classes than the dataset's, which may
+    be noticed after hours of work.
+    """
+    for folder in dict.fromkeys(path.parent for path in mask_paths):
+        file = label_file_near(folder, masks)
+        near = labels if file is None else LabelSet.from_json(file)
+        if near != labels:
+            what = "colours" if near.names == labels.names else "classes"
+            raise ValueError(
+                f"the masks in '{folder}' are of the label set in '{file}' ({some_names(near)}), and the model has "
+                f"other {what} ({some_names(labels)}). To map them by name, give --mask_labels '{file}'. If they have "
+                "the model's classes all the same, name these: a preset, or the model's unet/config.json."
+            )
+
+
+def _check_pipeline_takes(pipeline: Any, settings: GenerationSettings, size: tuple[int, int], guide: Any) -> None:
+    """Refuse settings that a pipeline cannot take, in any variation."""
+    pipeline.prepare_class_labels(None, num_masks=1)  # refuses a network that needs them
+    for changes in grid(settings.variations).values():
+        varied = _varied(settings, changes)
+        pipeline.check_inputs(1, 1, varied.num_inference_steps, *size)
+        pipeline.prepare_guidance(
+            varied.guidance_scale,
+            varied.guidance_start,
+            varied.guidance_stop,
+            varied.attribute_guidance_scale,
+            varied.conditioning_scale,
+            guide,
+        )
+        if varied.strength is not None:
+            pipeline.check_strength(varied.strength)
+    if settings.edit is not None:
+        pipeline.check_edit_inputs(**asdict(settings.edit))
+    pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with

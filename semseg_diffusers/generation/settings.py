@@ -1,10 +1,11 @@
-"""Options of `generate`, and what an image depends on beside the model, its scheduler and its mask.
+"""Options of `generate`, what an image depends on, and which options go together.
 
 Imports nothing heavy, so that `--help` is instant.
 """
 
 import itertools
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +14,17 @@ from semseg_diffusers.data.settings import LABEL_PRESETS
 from semseg_diffusers.utils.settings import Settings, option
 
 
-UNKNOWN_VALUE = "unknown"  # of an attribute: left to the model, as the class "unknown" is in masks
-# Settings that a grid may vary; whatever else it names is an attribute.
+UNKNOWN_VALUE = "unknown"  # of an attribute: the model chooses, as for the class "unknown" in masks
+# Settings that --variations may change; any other name in it is an attribute.
 SWEEPABLE = (
     "guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale", "strength"
 )  # fmt: skip
-MAX_VARIATIONS = 1000  # a longer grid is most likely a mistake
+MAX_VARIATIONS = 1000  # more are most likely a mistake
+# Field of `EditSettings` -> its option.
+EDIT_OPTIONS = {
+    "margin": "edit_margin", "padding_mask_crop": "padding_mask_crop", "feather": "feather",
+    "jump_length": "jump_length", "jump_n_sample": "jump_n_sample",
+}  # fmt: skip
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 NEAR_COPY_THRESHOLD = 15.0  # grey levels, root mean square; see near_copies.py
 
@@ -36,7 +42,7 @@ class EditSettings:
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """What an image depends on, beside the model, its scheduler and its mask."""
+    """What an image depends on, beside the model, its scheduler and its inputs."""
 
     num_inference_steps: int = 20
     guidance_scale: float = 2.0  # 1: plain conditional sampling, one forward pass per step instead of two
@@ -46,13 +52,32 @@ class GenerationSettings:
     width: int | None = None
     seed: int = 0
     variant: str | None = None  # which of the model's weights, as diffusers calls them; None: the pipeline's own
-    # None below means "not set", so that folders written before an option existed are continued.
+    # None below means "not set", so that folders written before an option existed can be resumed.
     attributes: Mapping[str, str] | None = None  # name -> value for all images; overrides those of each mask
     attribute_guidance_scale: float | None = None  # None: mask and attributes are guided together
     conditioning_scale: float | None = None  # of a control branch: 0 is its base alone; None: as trained, 1
     strength: float | None = None  # share of the noise added to a real image before it is denoised, in [0, 1]
     edit: EditSettings | None = None  # regenerate real images where their mask was edited
     variations: Mapping[str, tuple] | None = None  # setting or attribute -> values; each combination for each mask
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What images are generated from, beside the masks.
+
+    Args:
+        attributes_from: attributes of each mask by its name: CSV, JSON lines, or a split of a prepared dataset.
+        photos: folder of real images to change; required by `settings.edit` and `settings.strength`, and only by them.
+        old_masks: the masks of these images, for `settings.edit`; by default `masks/` in their folder.
+        guide: network of a weaker model, which guidance leads away from.
+        guide_name: its folder or Hub id, for the record.
+    """
+
+    attributes_from: str | os.PathLike | None = None
+    photos: str | os.PathLike | None = None
+    old_masks: str | os.PathLike | None = None
+    guide: Any = None
+    guide_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,16 +105,10 @@ class SamplingOptions(Settings):
         """Return what the images depend on.
 
         Args:
-            **others: fields of `GenerationSettings` that are no sampling options, such as the seed.
+            **others: fields of `GenerationSettings` that are not sampling options, such as the seed.
         """
-        return GenerationSettings(
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            guidance_start=self.guidance_start,
-            guidance_stop=self.guidance_stop,
-            variant=self.variant,
-            **others,
-        )
+        names = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant")
+        return GenerationSettings(**{name: getattr(self, name) for name in names}, **others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +146,9 @@ class ConditionOptions(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class PhotoOptions(Settings):
-    """Real images that are changed."""
+    """Real images to change."""
 
-    _group = "real images that are changed"
+    _group = "real images to change"
     photos: str | None = option(
         None, metavar="DIR",
         help="real images, or a folder with images/ and masks/ such as a split; found by the names of the masks, or, "
@@ -224,41 +243,65 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
 
     def __post_init__(self):
         super().__post_init__()
-        edit_options = ("edit_margin", "padding_mask_crop", "feather", "jump_n_sample", "jump_length")
-        for needed, is_given, names in (
-            ("edit", self.edit, edit_options),
+        for required, is_given, names in (
+            ("edit", self.edit, EDIT_OPTIONS.values()),
             ("guide_model", self.guide_model is not None, ("guide_revision", "guide_variant")),
             ("jump_n_sample", self.jump_n_sample != 1, ("jump_length",)),
             ("training_set", self.training_set is not None, ("training_split", "near_copy_threshold")),
         ):
             unused = [] if is_given else self.given(names)
             if unused:
-                raise ValueError(f"{', '.join(unused)}: only with --{needed}. Add it, or omit them.")
+                raise ValueError(f"{', '.join(unused)}: only with --{required}. Add it, or omit them.")
         if self.training_set is not None and self.edit:
             raise ValueError("--training_set: an edited image is a near-copy of its original. Omit it with --edit.")
-        read_attributes(self.attributes)
-        read_variations(self.variations)
+        self.generation_settings()
 
-    def generation_settings(self) -> GenerationSettings:
+    def generation_settings(self, **others: Any) -> GenerationSettings:
         """Return what the images depend on."""
-        edit = EditSettings(
-            margin=self.edit_margin,
-            padding_mask_crop=self.padding_mask_crop,
-            feather=self.feather,
-            jump_length=self.jump_length,
-            jump_n_sample=self.jump_n_sample,
-        )
+        names = ("seed", "height", "width", "attribute_guidance_scale", "conditioning_scale", "strength")
+        edit = EditSettings(**{field: getattr(self, name) for field, name in EDIT_OPTIONS.items()})
         return super().generation_settings(
-            seed=self.seed,
-            height=self.height,
-            width=self.width,
             attributes=read_attributes(self.attributes) or None,
-            attribute_guidance_scale=self.attribute_guidance_scale,
-            conditioning_scale=self.conditioning_scale,
-            strength=self.strength,
             edit=edit if self.edit else None,
             variations=read_variations(self.variations) or None,
+            **{name: getattr(self, name) for name in names},
+            **others,
         )
+
+
+def check_option_combinations(
+    settings: GenerationSettings, inputs: Inputs, known_attributes: Mapping[str, list[str]]
+) -> None:
+    """Refuse settings and inputs that do not go together, or not with the attributes of the model.
+
+    Raises:
+        ValueError: naming the options.
+    """
+    edits, redraws = settings.edit is not None, settings.strength is not None
+    fixed, varied = settings.attributes or {}, settings.variations or {}
+    changes = "--strength" if redraws else "--edit"
+    twice, untrained = ", ".join(sorted({*fixed} & {*varied})), "the model was trained without attributes; omit it."
+    for is_wrong, message in (
+        ("strength" in varied and not redraws, "--variations strength=...: give --strength as well."),
+        (redraws and edits, "--edit regenerates a part of an image, --strength all of it: give one of them."),
+        (inputs.photos is None and (redraws or edits), f"{changes} changes real images: give their folder, --photos."),
+        (
+            inputs.photos is not None and not (redraws or edits),
+            "--photos: give --edit (regenerate where masks changed) or --strength (regenerate everything) as well.",
+        ),
+        (inputs.old_masks is not None and not edits, "--old_masks: only with --edit. Add it, or omit them."),
+        (twice, f"{twice}: given by --attributes and by --variations; expected one of them."),
+        (inputs.attributes_from is not None and not known_attributes, f"--attributes_from: {untrained}"),
+        (
+            settings.attribute_guidance_scale is not None and not known_attributes,
+            f"--attribute_guidance_scale: {untrained}",
+        ),
+    ):
+        if is_wrong:
+            raise ValueError(message)
+    check_attributes({name: [value] for name, value in fixed.items()}, known_attributes, "--attributes")
+    other = {name: values for name, values in varied.items() if name not in SWEEPABLE}
+    check_attributes(other, known_attributes, "--variations")
 
 
 def read_attributes(texts: Iterable[str]) -> dict[str, str]:
@@ -284,14 +327,19 @@ def read_variations(texts: Iterable[str]) -> dict[str, tuple]:
         >>> read_variations(["guidance_scale=1.5,3", "weather=clear,rainy"])
         {'guidance_scale': (1.5, 3.0), 'weather': ('clear', 'rainy')}
     """
-    variations = {}
+    variations: dict[str, tuple] = {}
     for name, text in _split_names(texts, "--variations", "NAME=VALUE,VALUE: guidance_scale=1.5,3").items():
-        values = tuple(value.strip() for value in text.split(","))
+        values: list[Any] = [value.strip() for value in text.split(",")]
         if name in SWEEPABLE:
-            values = tuple(_parse_number(name, value) for value in values)
+            try:
+                values = [float(value) for value in values]
+            except ValueError:
+                values = [math.nan]
+            if not all(map(math.isfinite, values)):
+                raise ValueError(f"--variations {name}={text}: expected numbers.")
         if "" in values or len(set(values)) < len(values):
             raise ValueError(f"--variations {name}={text}: expected distinct values, separated by commas.")
-        variations[name] = values
+        variations[name] = tuple(values)
     return variations
 
 
@@ -299,17 +347,17 @@ def check_attributes(given: Mapping[str, Iterable[str]], known: Mapping[str, lis
     """Refuse names and values of attributes that a network does not know.
 
     Raises:
-        ValueError: listing what it knows.
+        ValueError: listing those that it knows.
     """
     for name, values in given.items():
         if name not in known:
-            there = f"it knows {', '.join(known)}" if known else "it was trained without any"
-            raise ValueError(f"{option}: the model has no attribute '{name}'; {there}.")
+            expected = f"it knows {', '.join(known)}" if known else "it was trained without any"
+            raise ValueError(f"{option}: the model has no attribute '{name}'; {expected}.")
         for value in values:
             if value not in (UNKNOWN_VALUE, *known[name]):
                 raise ValueError(
                     f"{option}: '{value}' is not a value of '{name}'; the model knows {', '.join(known[name])}, and "
-                    f"'{UNKNOWN_VALUE}' leaves it open."
+                    f"with '{UNKNOWN_VALUE}' it chooses."
                 )
 
 
@@ -325,21 +373,11 @@ def _split_names(texts: Iterable[str], option: str, form: str) -> dict[str, str]
     return found
 
 
-def _parse_number(name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ValueError(f"--variations {name}={text}: expected numbers.")
-    return value
-
-
 def grid(variations: Mapping[str, tuple] | None) -> dict[str, dict[str, Any]]:
     """Return all combinations, the last name changing fastest, under names that sort in this order.
 
     Returns:
-        name -> what it sets; a single one without a name that sets nothing, if there are no variations.
+        name -> what it sets; without variations, a single unnamed one that sets nothing.
 
     Raises:
         ValueError: there are more than 1000.

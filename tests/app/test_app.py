@@ -43,7 +43,7 @@ from semseg_diffusers.data.check.check import check_prepared
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering import output as filtering
-from semseg_diffusers.generation.jobs import image_seed
+from semseg_diffusers.generation.plan import image_seed
 from semseg_diffusers.growth.merge import read_generated
 
 

@@ -19,9 +19,9 @@ from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation import output_folder
 from semseg_diffusers.generation.generate import generate_dataset
-from semseg_diffusers.generation.jobs import Job, image_seed
 from semseg_diffusers.generation.model import new_scheduler
 from semseg_diffusers.generation.output_folder import read_metadata
+from semseg_diffusers.generation.plan import Job, image_seed
 from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
@@ -284,7 +284,7 @@ def test_a_broken_metadata_file_is_named_and_made_anew_once_it_is_gone(pipeline,
     generate_dataset(pipeline, masks, out, FEW)
     complete = (out / "metadata.jsonl").read_text()
     (out / "metadata.jsonl").write_text(complete[:-30])
-    with pytest.raises(ValueError, match=r"metadata\.jsonl' is not valid JSON lines .* Delete it"):
+    with pytest.raises(ValueError, match=r"metadata\.jsonl' is not valid JSON lines: .* Delete it"):
         generate_dataset(pipeline, masks, out, FEW)
     (out / "metadata.jsonl").unlink()
     generate_dataset(pipeline, masks, out, FEW)
@@ -338,7 +338,7 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_lives(pipe
 def test_images_that_another_machine_put_elsewhere_are_missed(tmp_path, monkeypatch):
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "a_0.png").touch()
-    monkeypatch.setattr(output_folder, "LISTING_PATIENCE", 0)
+    monkeypatch.setattr(output_folder, "LISTING_TIMEOUT", 0)
     monkeypatch.setattr(output_folder.time, "sleep", lambda _: None)
     jobs = [Job(tmp_path / "a.png", index) for index in range(2)]
     output_folder.wait_for_images(tmp_path, jobs[:1])
@@ -394,10 +394,12 @@ def test_a_folder_of_something_else_is_not_written_to(pipeline, masks, tmp_path)
     assert names(out) == ["thesis.txt"]
 
 
-def test_settings_that_are_none_are_named(pipeline, masks, tmp_path):
+def test_settings_that_are_no_object_are_named(pipeline, masks, tmp_path):
     generate_dataset(pipeline, masks, tmp_path / "out", FEW)
     (tmp_path / "out" / "generation.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"generation\.json' holds a list, no settings; choose another output"):
+    with pytest.raises(
+        ValueError, match=r"generation\.json' must hold a JSON object; got a list\. Choose another output"
+    ):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW)
 
 
@@ -446,7 +448,7 @@ def test_a_mask_of_another_size_is_saved_as_it_was_drawn_from(pipeline, tmp_path
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        (GenerationSettings(height=16), {}, "height and width go together"),
+        (GenerationSettings(height=16), {}, "expected height and width, or none of them"),
         (GenerationSettings(height=15, width=16), {}, "got 15 x 16"),
         (GenerationSettings(num_inference_steps=0), {}, "num_inference_steps"),
         (GenerationSettings(num_inference_steps=1001), {}, "1001"),
@@ -522,8 +524,11 @@ def test_solvers_of_another_family_take_the_place_of_the_saved_one(name):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("DDIMScheduler:eta=1", "DDIMScheduler:eta=1 is not understood; wanted OPTION=VALUE of num_train_timesteps"),
-        ("DDIMScheduler:thresholding", "DDIMScheduler:thresholding is not understood"),
+        (
+            "DDIMScheduler:eta=1",
+            "DDIMScheduler:eta=1: expected OPTION=VALUE, with one of the options num_train_timesteps",
+        ),
+        ("DDIMScheduler:thresholding", "DDIMScheduler:thresholding: expected OPTION=VALUE"),
         ("DPMSolverMultistepScheduler:algorithm_type=ode", "does not take algorithm_type=ode: ode is not implemented"),
     ],
 )

@@ -13,8 +13,7 @@ from PIL import Image
 from semseg_diffusers import MaskGuidedImg2ImgPipeline, cli
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.plan import Inputs
-from semseg_diffusers.generation.settings import EditSettings, GenerationSettings
+from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, Inputs
 
 
 def few(**more) -> GenerationSettings:
@@ -88,7 +87,7 @@ def test_masks_that_a_photo_has_already_are_left_out_and_counted(pipeline, split
     report = generate_dataset(pipeline, new, tmp_path / "out", EDIT, inputs=Inputs(photos=split))
     assert (report.num_made, report.num_unchanged) == (1, 2)
     assert names(tmp_path / "out" / "images") == ["b_0.png"]
-    with pytest.raises(ValueError, match=r"no mask differs from the one that its photo has \(3 read\)"):
+    with pytest.raises(ValueError, match=r"no mask differs from the old mask of its image \(3 read\)"):
         generate_dataset(pipeline, split / "masks", tmp_path / "none", EDIT, inputs=Inputs(photos=split))
     assert not (tmp_path / "none").exists()
 
@@ -193,22 +192,22 @@ def test_pairs_that_do_not_fit_are_bad_masks_with_their_reasons(pipeline, split,
     shutil.copy(tmp_path / "large" / "b.png", split / "images" / "b.png")
     with pytest.raises(
         ValueError,
-        match=r"2 masks cannot be used: .*a\.png': there is no photo called 'a' .*b\.png'.* pixels\. Nothing",
+        match=r"2 masks cannot be used: .*a\.png': there is no photo called 'a' .*b\.png'.* pixels; .*\. Nothing",
     ):
         generate_dataset(pipeline, new, tmp_path / "out", EDIT, inputs=Inputs(photos=split))
     report = generate_dataset(pipeline, new, tmp_path / "out", EDIT, inputs=Inputs(photos=split), skip_errors=True)
     assert report.num_made == 1
-    assert "the mask is 16 x 16, its photo 32 x 32, the old mask 16 x 16" in report.skipped["b.png"]
+    assert "the mask 16 x 16, its photo 32 x 32, the old mask 16 x 16" in report.skipped["b.png"]
 
 
 @pytest.mark.parametrize(
     ("settings", "inputs", "message"),
     [
-        ({"edit": EditSettings()}, {}, "--edit changes photos: give their folder, --photos"),
-        ({"strength": 0.5}, {}, "--strength changes photos"),
+        ({"edit": EditSettings()}, {}, "--edit changes real images: give their folder, --photos"),
+        ({"strength": 0.5}, {}, "--strength changes real images"),
         ({"edit": EditSettings(), "strength": 0.5}, {"photos": "val"}, "give one of them"),
-        ({}, {"photos": "val"}, "--photos: say what to do with them"),
-        ({"strength": 0.5}, {"photos": "val", "old_masks": "val/masks"}, "--old_masks are compared .* by --edit"),
+        ({}, {"photos": "val"}, "--photos: give --edit .* or --strength"),
+        ({"strength": 0.5}, {"photos": "val", "old_masks": "val/masks"}, "--old_masks: only with --edit"),
         ({"strength": 1.5}, {"photos": "val"}, "`strength` is 1.5"),
         ({"edit": EditSettings(margin=-1)}, {"photos": "val"}, "`margin` is -1"),
         ({"edit": EditSettings()}, {"photos": "nowhere"}, "no photo file and no folder of photos at 'nowhere'"),

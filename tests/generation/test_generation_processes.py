@@ -23,10 +23,9 @@ from PIL import Image
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.generate import generate_dataset
-from semseg_diffusers.generation.jobs import image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.plan import Inputs
-from semseg_diffusers.generation.settings import EditSettings, GenerationSettings
+from semseg_diffusers.generation.plan import image_seed
+from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, Inputs
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.distributed import Processes, _check_own_device, join_processes

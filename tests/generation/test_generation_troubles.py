@@ -52,8 +52,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_images_stay_the_same(pipeli
     assert report.num_made == 10
     assert seen == [16, 8] + 10 * [4]
     said = capsys.readouterr().err
-    assert "out of memory with 8 images at a time: going on with 4" in said
-    assert "out of memory with 4 images at a time: going on with 2" in said
+    assert "out of memory with 8 images at a time; continuing with 4" in said
+    assert "out of memory with 4 images at a time; continuing with 2" in said
     for name in names(tmp_path / "whole" / "images"):
         one, other = (pixels(tmp_path / folder / "images" / name) for folder in ("whole", "halved"))
         assert np.abs(one - other).max() <= 1
@@ -69,13 +69,13 @@ def test_each_process_halves_its_own_batch_and_says_which_it_is(pipeline, tmp_pa
     fits(pipeline, most=2)
     report = generate_dataset(pipeline, masks, tmp_path / "out", FEW, batch_size=4, processes=SecondOfTwo(2, 1))
     assert report.num_made == 2  # of the four masks that it has read; the first process would have taken the others
-    assert "process 2 of 2: out of memory with 2 images at a time: going on with 1" in capsys.readouterr().err
+    assert "process 2 of 2: out of memory with 2 images at a time; continuing with 1" in capsys.readouterr().err
 
 
 def test_one_image_that_does_not_fit_ends_with_what_helps(pipeline, tmp_path):
     masks = save_masks(tmp_path / "masks")
     fits(pipeline, most=1)
-    with pytest.raises(ValueError, match="memory does not take one image .*smaller --height and --width, --dtype"):
+    with pytest.raises(ValueError, match="one image does not fit in memory .*smaller --height and --width, --dtype"):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW, batch_size=3)
 
 
@@ -83,7 +83,7 @@ def test_one_image_that_does_not_fit_ends_with_what_helps(pipeline, tmp_path):
 def test_numbers_that_are_not_finite_make_no_image(pipeline, tmp_path):
     torch.nn.init.constant_(next(iter(pipeline.unet.parameters())), torch.nan)
     masks = save_masks(tmp_path / "masks")
-    with pytest.raises(ValueError, match=r"left the finite numbers at step 1 of \d+: give it other options"):
+    with pytest.raises(ValueError, match=r"values that are not finite at step 1 of \d+: use other options"):
         generate_dataset(pipeline, masks, tmp_path / "new", FEW)
     assert not list((tmp_path / "new").rglob("*.png"))
 
@@ -134,7 +134,7 @@ def test_all_bad_masks_are_named_before_anything_starts(pipeline, tmp_path):
     spoil(masks, "bd")
     (masks / "f.png").write_bytes(b"no picture")
     message = r"3 masks cannot be used: mask '.*b\.png' holds class 7.*mask '.*d\.png' holds.*f\.png' cannot be read"
-    with pytest.raises(ValueError, match=message + ".*Nothing was made; --skip_errors"):
+    with pytest.raises(ValueError, match=message + ".*Nothing was generated; --skip_errors"):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW)
     spoil(masks, "abcdefghijkl")
     with pytest.raises(ValueError, match="12 masks cannot be used: .*; and 2 more"):
@@ -173,7 +173,7 @@ def test_the_command_ends_well_with_a_list_of_what_it_skipped(pipeline, tmp_path
     options = ["generate", "--model", str(tmp_path / "run"), "--masks", str(masks), "--output", str(tmp_path / "out")]
     options += ["--num_inference_steps", "2", "--device", "cpu"]
     assert cli.main(options) == 2
-    assert "Nothing was made; --skip_errors" in capsys.readouterr().err
+    assert "Nothing was generated; --skip_errors" in capsys.readouterr().err
     assert cli.main([*options, "--skip_errors"]) == 0
     said = capsys.readouterr().out
     assert "2 images generated" in said

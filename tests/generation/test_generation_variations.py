@@ -10,12 +10,12 @@ from helpers.generation_places import ATTRIBUTES, LABELS, names, pixels, save_ma
 
 from semseg_diffusers import cli
 from semseg_diffusers.generation.generate import generate_dataset
-from semseg_diffusers.generation.jobs import image_seed
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.plan import COLUMNS, Inputs
+from semseg_diffusers.generation.plan import COLUMNS, image_seed
 from semseg_diffusers.generation.settings import (
     EditSettings,
     GenerationSettings,
+    Inputs,
     grid,
     read_attributes,
     read_variations,
@@ -108,8 +108,8 @@ def test_names_of_a_long_grid_sort_as_the_grid_does():
     [
         (["guidance_scale"], "'guidance_scale': expected NAME=VALUE,VALUE"),
         (["=3"], "'=3': expected NAME=VALUE,VALUE"),
-        (["guidance_scale=1,big"], "guidance_scale=big: expected numbers"),
-        (["guidance_scale=1,nan"], "guidance_scale=nan: expected numbers"),
+        (["guidance_scale=1,big"], "guidance_scale=1,big: expected numbers"),
+        (["guidance_scale=1,nan"], "guidance_scale=1,nan: expected numbers"),
         (["guidance_scale=1,1.0"], "expected distinct values"),
         (["weather=clear,,rainy"], "expected distinct values"),
         (["weather=clear", "weather=rainy"], "names 'weather' twice"),
@@ -204,7 +204,7 @@ def test_attributes_that_have_changed_since_are_refused(pipeline, masks, tmp_pat
         ({"variations": {"weather": ("clear", "foggy")}}, None, "--variations: 'foggy' is not a value of 'weather'"),
         ({"variations": {"sharpness": ("1",)}}, None, "--variations: the model has no attribute 'sharpness'"),
         ({"variations": {"guidance_stop": (0.5, 1.5)}}, None, "guidance_stop"),
-        ({"variations": {"strength": (0.5,)}}, None, "give --strength too"),
+        ({"variations": {"strength": (0.5,)}}, None, "give --strength as well"),
         (
             {"variations": {"weather": ("clear",)}, "attributes": {"weather": "clear"}},
             None,
@@ -232,7 +232,7 @@ def test_attributes_and_grids_that_cannot_work_leave_no_output_behind(
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (b"[1, 2]\n", r"table\.jsonl' holds the line \[1, 2\]; wanted an object on each"),
+        (b"[1, 2]\n", r"table\.jsonl' holds the line \[1, 2\]; expected an object on each"),
         (b"\x89PNG\n", r"table\.jsonl' is not valid JSON lines"),
         (b'{"stem": 3, "weather": "rainy"}\n', "no row called 'a'"),
     ],

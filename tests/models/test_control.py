@@ -25,8 +25,7 @@ from semseg_diffusers import (
 )
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.plan import Inputs
-from semseg_diffusers.generation.settings import EditSettings, GenerationSettings
+from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, Inputs
 
 
 every_family = pytest.mark.parametrize("family", PARENTS)

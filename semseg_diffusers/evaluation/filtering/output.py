@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, read_filter
-from semseg_diffusers.generation.output_folder import in_order, is_passing, read_metadata, sole_run, write_metadata
+from semseg_diffusers.generation.output_folder import in_order, is_temporary, read_metadata, sole_run, write_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import write_text, written_beside
 from semseg_diffusers.utils.images import save_png
@@ -110,7 +110,7 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> 
         return
     record = read_filter(output) if output.is_dir() else None
     if record is None:
-        if output.is_dir() and all(is_passing(path) for path in output.iterdir()):
+        if output.is_dir() and all(is_temporary(path) for path in output.iterdir()):
             return
         raise ValueError(f"--output '{output}' is not empty and was not made by filter (no {FILTER_FILE} in it).")
     if not any((*output.glob("masks/*.png"), *output.glob(f"{READ}/*.png"))):
@@ -133,7 +133,7 @@ def exclusive_filter(output: Path) -> Iterator[None]:
     """
     with sole_run(output, "filtering into"):
         for path in (output / READ).glob("*"):
-            if is_passing(path):
+            if is_temporary(path):
                 path.unlink(missing_ok=True)
         yield
 
