@@ -20,11 +20,6 @@ SWEEPABLE = (
     "guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale", "strength"
 )  # fmt: skip
 MAX_VARIATIONS = 1000  # more are most likely a mistake
-# Field of `EditSettings` -> its option.
-EDIT_OPTIONS = {
-    "margin": "edit_margin", "padding_mask_crop": "padding_mask_crop", "feather": "feather",
-    "jump_length": "jump_length", "jump_n_sample": "jump_n_sample",
-}  # fmt: skip
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 NEAR_COPY_THRESHOLD = 15.0  # grey levels, root mean square; see near_copies.py
 
@@ -107,8 +102,14 @@ class SamplingOptions(Settings):
         Args:
             **others: fields of `GenerationSettings` that are not sampling options, such as the seed.
         """
-        names = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant")
-        return GenerationSettings(**{name: getattr(self, name) for name in names}, **others)
+        return GenerationSettings(
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            guidance_start=self.guidance_start,
+            guidance_stop=self.guidance_stop,
+            variant=self.variant,
+            **others,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +245,7 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
     def __post_init__(self):
         super().__post_init__()
         for required, is_given, names in (
-            ("edit", self.edit, EDIT_OPTIONS.values()),
+            ("edit", self.edit, ("edit_margin", "padding_mask_crop", "feather", "jump_n_sample", "jump_length")),
             ("guide_model", self.guide_model is not None, ("guide_revision", "guide_variant")),
             ("jump_n_sample", self.jump_n_sample != 1, ("jump_length",)),
             ("training_set", self.training_set is not None, ("training_split", "near_copy_threshold")),
@@ -258,13 +259,23 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
 
     def generation_settings(self, **others: Any) -> GenerationSettings:
         """Return what the images depend on."""
-        names = ("seed", "height", "width", "attribute_guidance_scale", "conditioning_scale", "strength")
-        edit = EditSettings(**{field: getattr(self, name) for field, name in EDIT_OPTIONS.items()})
+        edit = EditSettings(
+            margin=self.edit_margin,
+            padding_mask_crop=self.padding_mask_crop,
+            feather=self.feather,
+            jump_length=self.jump_length,
+            jump_n_sample=self.jump_n_sample,
+        )
         return super().generation_settings(
+            seed=self.seed,
+            height=self.height,
+            width=self.width,
             attributes=read_attributes(self.attributes) or None,
+            attribute_guidance_scale=self.attribute_guidance_scale,
+            conditioning_scale=self.conditioning_scale,
+            strength=self.strength,
             edit=edit if self.edit else None,
             variations=read_variations(self.variations) or None,
-            **{name: getattr(self, name) for name in names},
             **others,
         )
 
