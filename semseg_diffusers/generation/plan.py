@@ -244,8 +244,8 @@ def _check_pipeline_takes(pipeline: Any, settings: GenerationSettings, size: tup
             varied.guidance_stop,
             varied.attribute_guidance_scale,
             varied.conditioning_scale,
-            guide,
         )
+        pipeline.prepare_guide(guide, varied.attribute_guidance_scale)
         if varied.strength is not None:
             pipeline.check_strength(varied.strength)
     if settings.edit is not None:
