@@ -1,20 +1,21 @@
 """Turn hand-painted masks into masks of exact class colours; see `CleanSettings` for the command."""
 
-import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageOps
 
-from semseg_diffusers.data.dataset_format import LABELS_FILE, find_masks, labels_of_masks, new_output
+from semseg_diffusers.data.dataset_format import find_masks, labels_of_masks, new_output
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.masks.components import find_objects
+from semseg_diffusers.masks.components import find_objects, most_frequent, neighbors
+from semseg_diffusers.masks.output import write_changed
 from semseg_diffusers.masks.settings import CleanSettings
 from semseg_diffusers.pipelines.mask_inputs import open_image, pack_colors, palette_agrees, unpack_colors
-from semseg_diffusers.utils.files import write_text
-from semseg_diffusers.utils.images import image_grid, save_png
+from semseg_diffusers.utils.files import write_json
 
 
 # Euclidean distances in RGB (0 to 441).
@@ -27,7 +28,6 @@ BLEND_RADIUS = 4  # pixels; a pixel may be a blend of classes this close to it
 MIN_VOTES = 5  # of the 9 pixels around a sure one, itself included, that share its nearest class
 MAX_MINORITY = 2  # a guessed pixel with at most so many of its class among the 9 takes the majority's class
 
-MAX_ROWS = 16  # masks on guessed.png
 MIN_PLAIN_SHARE = 0.5  # share of plain pixels below which an image is not a painted mask
 CELL = 512  # pixels; larger paintings are shown reduced
 MAX_COLORS = 20  # colours of a mask in clean.json
@@ -104,25 +104,15 @@ def _holds_ids(image: Image.Image, labels: LabelSet) -> bool:
     return image.mode in ("1", "L", "I") or image.mode.startswith("I;16")
 
 
-def _around(classes: np.ndarray) -> np.ndarray:
-    """Return the 9 pixels around each one, itself included: (9, H, W); -1 outside the frame."""
-    height, width = classes.shape
-    padded = np.pad(classes, 1, constant_values=-1)
-    return np.stack([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)])
-
-
 def _votes(classes: np.ndarray) -> np.ndarray:
     """Count the pixels among the 9 that have the class of the middle one; edges are replicated."""
-    height, width = classes.shape
-    padded = np.pad(classes, 1, mode="edge")
-    return sum((padded[y : y + height, x : x + width] == classes).astype(np.int8) for y in range(3) for x in range(3))
+    return (neighbors(classes) == classes).sum(axis=0)
 
 
 def _most_around(classes: np.ndarray) -> np.ndarray:
-    """Return the most frequent class of the 9 pixels, the first of several; -1 does not count."""
-    views = _around(classes)
-    votes = np.stack([((views == view) & (view >= 0)).sum(axis=0) for view in views])
-    return np.take_along_axis(views, votes.argmax(axis=0)[None], axis=0)[0]
+    """Return the most frequent class of the 9 pixels, the first of several; open ones (-1) do not count."""
+    around = neighbors(classes, outside=-1)
+    return most_frequent(around, around)
 
 
 def _grow(
@@ -142,7 +132,7 @@ def _grow(
     """
     classes, blend = classes.copy(), np.full(classes.shape, np.inf, dtype=np.float32)
     while True:
-        rows, columns = np.nonzero((classes < 0) & (_around(classes) >= 0).any(axis=0))
+        rows, columns = np.nonzero((classes < 0) & (neighbors(classes, outside=-1) >= 0).any(axis=0))
         if not len(rows):
             break
         near = _near(classes, rows, columns, len(table))  # (N, P)
@@ -162,11 +152,10 @@ def _grow(
 
 def _near(classes: np.ndarray, rows: np.ndarray, columns: np.ndarray, count: int) -> np.ndarray:
     """Return which classes occur within `BLEND_RADIUS` of P pixels: (count, P) bool."""
-    padded = np.pad(classes, BLEND_RADIUS, constant_values=-1)
+    side = 2 * BLEND_RADIUS + 1
+    windows = sliding_window_view(np.pad(classes, BLEND_RADIUS, constant_values=-1), (side, side))[rows, columns]
     near = np.zeros((count + 1, len(rows)), dtype=bool)  # the last row collects open pixels
-    for y in range(2 * BLEND_RADIUS + 1):
-        for x in range(2 * BLEND_RADIUS + 1):
-            near[padded[rows + y, columns + x], np.arange(len(rows))] = True
+    near[windows.reshape(len(rows), -1), np.arange(len(rows))[:, None]] = True
     return near[:-1]
 
 
@@ -200,25 +189,23 @@ def _without_specks(classes: np.ndarray, exact: np.ndarray, min_area: int) -> tu
 
 
 def run(settings: CleanSettings) -> None:
+    """Run `semseg-diffusers clean`."""
     paths, labels = find_masks(settings.masks), labels_of_masks(settings.masks, settings.labels)
+
+    def change(path: Path) -> tuple[np.ndarray, dict[str, Any], list[Image.Image]]:
+        image = open_image(path)
+        cleaned = clean_painting(image, labels, settings.min_area, source=str(path))
+        if cleaned.strange.mean() > settings.max_strange or cleaned.plain_share < MIN_PLAIN_SHARE:
+            raise ValueError(_refusal(path, cleaned, settings.max_strange))
+        shown = [image.convert("RGB"), labels.decode(cleaned.ids), show_guesses(cleaned)]
+        for cell in shown:
+            cell.thumbnail((CELL, CELL), Image.Resampling.NEAREST if cell.mode == "P" else Image.Resampling.LANCZOS)
+        return cleaned.ids, _note(cleaned, labels), shown
+
     with new_output(settings.output) as folder:
-        (folder / "masks").mkdir()
-        rows, notes = [], []
-        for path in paths:
-            image = open_image(path)
-            cleaned = clean_painting(image, labels, settings.min_area, source=str(path))
-            if cleaned.strange.mean() > settings.max_strange or cleaned.plain_share < MIN_PLAIN_SHARE:
-                raise ValueError(_refusal(path, cleaned, settings.max_strange))
-            labels.decode(cleaned.ids).save(folder / "masks" / f"{path.stem}.png")
-            notes.append(_note(path, cleaned, labels))
-            if len(rows) < MAX_ROWS:
-                shown = [image.convert("RGB"), labels.decode(cleaned.ids), show_guesses(cleaned)]
-                rows.append([_fitted(image) for image in shown])
-        names = [path.stem for path in paths[:MAX_ROWS]]
-        save_png(folder / "guessed.png", image_grid(rows, ["painted", "cleaned", "guessed"], names, cell_size=192))
-        labels.save_json(folder / LABELS_FILE)
+        notes = write_changed(paths, labels, folder, change, "guessed.png", ["painted", "cleaned", "guessed"])
         record = {"min_area": settings.min_area, "max_strange": settings.max_strange, "masks": notes}
-        write_text(folder / "clean.json", json.dumps(record, indent=2) + "\n")
+        write_json(folder / "clean.json", record)
     exact, guessed = (np.mean([note[f"{what}_share"] for note in notes]) for what in ("exact", "guessed"))
     sys.stdout.write(
         f"{len(notes)} mask(s): {exact:.1%} of the pixels have exactly a class's colour, {guessed:.1%} were guessed "
@@ -227,13 +214,11 @@ def run(settings: CleanSettings) -> None:
     )
 
 
-def _note(path: Path, cleaned: Cleaned, labels: LabelSet) -> dict:
+def _note(cleaned: Cleaned, labels: LabelSet) -> dict:
     """Return the entry of a mask in `clean.json`."""
     names = {**labels.id2label, labels.ignore_index: "unknown"}
     ids, counts = np.unique(cleaned.ids, return_counts=True)
     return {
-        "mask": str(path),
-        "output": f"masks/{path.stem}.png",
         "exact_share": float(cleaned.exact.mean()),
         "guessed_share": float(cleaned.guessed.mean()),
         "strange_share": float(cleaned.strange.mean()),
@@ -268,10 +253,3 @@ def show_guesses(cleaned: Cleaned) -> Image.Image:
     palette[254], palette[255] = MARK, STRANGE_MARK
     image.putpalette(palette.astype(np.uint8).tobytes())
     return image
-
-
-def _fitted(image: Image.Image) -> Image.Image:
-    """Return the image, reduced to a cell of the contact sheet."""
-    scale = min(1.0, CELL / max(image.size))
-    how = Image.Resampling.NEAREST if image.mode == "P" else Image.Resampling.LANCZOS
-    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), how)

@@ -3,11 +3,12 @@
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.dataset_format import LABELS_FILE, new_output
@@ -21,7 +22,7 @@ from semseg_diffusers.masks.enrich_page import Reached, both_statistics, compare
 from semseg_diffusers.masks.settings import EnrichSettings
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
 from semseg_diffusers.reports.html import percent, write_page
-from semseg_diffusers.utils.files import package_version, write_text
+from semseg_diffusers.utils.files import package_version, write_json, write_text
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 
@@ -112,7 +113,7 @@ MAX_TARGET_SHARE = 0.5  # share of all pixels that all target classes may have t
 CONTACT_SHEET_ROWS = 20  # masks on the contact sheet
 
 
-def parse_targets(texts: list[str], labels: LabelSet) -> dict[int, float]:
+def parse_targets(texts: Sequence[str], labels: LabelSet) -> dict[int, float]:
     """Return class id -> factor from texts like "person=4".
 
     Raises:
@@ -136,11 +137,18 @@ def parse_targets(texts: list[str], labels: LabelSet) -> dict[int, float]:
 
 
 def run(settings: EnrichSettings) -> None:
+    """Run `semseg-diffusers enrich`."""
     pairs = load_pairs(settings.dataset, settings.split)
     factors = parse_targets(settings.target, pairs.labels)
     with new_output(settings.output) as folder:
         reached = _enrich(settings, pairs, factors, folder)
-    sys.stdout.write(f"{settings.num_masks} masks in {settings.output}: {'; '.join(map(_in_words, reached))}\n")
+    texts = []
+    for entry in reached:
+        text = f"{entry.name} target {entry.wished:g}x, reached {entry.reached:.2f}x ({percent(entry.share_after)})"
+        if entry.reached < 0.95 * entry.wished and entry.refused:
+            text += f", mostly because: {next(iter(entry.refused))}"
+        texts.append(text)
+    sys.stdout.write(f"{settings.num_masks} masks in {settings.output}: {'; '.join(texts)}\n")
 
 
 def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, float], folder: Path) -> list[Reached]:
@@ -167,17 +175,19 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
     new_masks = enrich_masks(
         pairs.mask, len(pairs), prior, targets, settings.num_masks, seed=settings.seed, max_added=settings.max_added
     )
-    rows, sheet = [], []
+    rows: list[dict] = []
+    sheet: list[tuple[dict, list[Image.Image]]] = []
     for new in progress_bar(new_masks, total=settings.num_masks, desc="placing", unit="mask"):
-        name = f"{new.index:05}_{Path(pairs.stems[new.base]).name}.png"
-        labels.decode(new.ids).save(folder / "masks" / name)
-        rows.append(_row(name, pairs.stems[new.base], new))
+        name = f"masks/{new.index:05}_{Path(pairs.stems[new.base]).name}.png"
+        labels.decode(new.ids).save(folder / name)
+        refused = {class_name: dict(reasons.most_common()) for class_name, reasons in new.refused.items()}
+        row = {"mask_file_name": name, "base": pairs.stems[new.base], "added": list(new.added), "refused": refused}
+        rows.append(row)
         if new.added and len(sheet) < CONTACT_SHEET_ROWS:
-            sheet.append((rows[-1], [labels.decode(pairs.mask(new.base)), labels.decode(new.ids)]))
+            sheet.append((row, [labels.decode(pairs.mask(new.base)), labels.decode(new.ids)]))
 
     # 3. the results
-    paths = [folder / row["mask_file_name"] for row in rows]
-    after = collect_statistics(lambda i: labels.encode(paths[i]), len(paths), labels)
+    after = collect_statistics(lambda i: labels.encode(folder / rows[i]["mask_file_name"]), len(rows), labels)
     reached = compare_targets(factors, before, after, rows)
     labels.save_json(folder / LABELS_FILE)
     write_text(folder / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
@@ -187,41 +197,21 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
         "num_masks": settings.num_masks,
         "max_added": settings.max_added,
         "seed": settings.seed,
-        "wishes": [asdict(entry) for entry in reached],
-        "sizes": _sizes(prior),
+        "wishes": [asdict(entry) for entry in reached],  # codespell:ignore
+        "sizes": {
+            labels.names[class_id]: {
+                "slope": model.slope,
+                "horizon": model.horizon,
+                "learned_from": model.source,
+                "whole_objects": len(prior.sources[class_id]),
+                "ground": prior.ground[class_id],
+            }
+            for class_id, model in prior.height_models.items()
+        },
         "versions": {"semseg_diffusers": package_version(), "numpy": np.__version__},
     }
-    write_text(folder / "enrich.json", json.dumps(record, indent=2) + "\n")
+    write_json(folder / "enrich.json", record)
     save_png(folder / "contact_sheet.png", contact_sheet([masks for _, masks in sheet]))
     save_png(folder / "statistics.png", both_statistics(before, after, Path(settings.dataset).name))
     write_page(folder / "statistics.html", enrich_page(record, reached, before, after, sheet))
     return reached
-
-
-def _row(name: str, base: str, new: NewMask) -> dict:
-    """Return the line of a mask in the manifest."""
-    refused = {class_name: dict(reasons.most_common()) for class_name, reasons in new.refused.items()}
-    return {"mask_file_name": f"masks/{name}", "base": base, "added": list(new.added), "refused": refused}
-
-
-def _sizes(prior: ScenePrior) -> dict[str, dict]:
-    """Return the fitted heights and grounds by class name."""
-    names = prior.street.labels.names
-    return {
-        names[class_id]: {
-            "slope": height_model.slope,
-            "horizon": height_model.horizon,
-            "learned_from": height_model.source,
-            "whole_objects": len(prior.sources[class_id]),
-            "ground": prior.ground[class_id],
-        }
-        for class_id, height_model in prior.height_models.items()
-    }
-
-
-def _in_words(entry: Reached) -> str:
-    """Return a line of text on a target and what was reached."""
-    text = f"{entry.name} target {entry.wished:g}x, reached {entry.reached:.2f}x ({percent(entry.share_after)})"
-    if entry.reached < 0.95 * entry.wished and entry.refused:
-        text += f", mostly because: {next(iter(entry.refused))}"
-    return text

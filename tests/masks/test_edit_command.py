@@ -166,7 +166,7 @@ def test_a_wrong_operation_is_named_before_any_work(text, message):
         ("- remove: {class: car}\n- [1]", r"operation 2 of '.*' is \[1\]; expected `name:"),
         ("- remove: car", "operation 1 of '.*': remove has 'car'; expected values by name"),
         ("- {remove: {class: [", "is not valid YAML or JSON"),
-        ("- stroke: {class: car, points: [[1]], radius: 1}", "points is .*; expected two numbers"),
+        ("- stroke: {class: car, points: [[1]], radius: 1}", "points is .*; expected points x,y"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path, content, message):

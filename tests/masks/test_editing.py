@@ -14,7 +14,6 @@ from semseg_diffusers.masks.editing.operations import (
     fill,
     move,
     paste,
-    pixels_in_frame,
     region_at,
     remove,
     standing_in_front,
@@ -94,7 +93,7 @@ def test_things_are_found_under_the_names_of_other_label_sets():
 def test_objects_partition_a_mask(ids):
     covered = np.zeros(ids.shape, dtype=int)
     for entry in objects_of(ids, STREET, range(LABELS.num_classes)):
-        covered += pixels_in_frame(entry, ids.shape)
+        covered += entry.pixels(ids.shape)
     assert (covered == (ids != 255)).all()
 
 

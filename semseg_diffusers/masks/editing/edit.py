@@ -1,10 +1,12 @@
-"""Read and run operations on masks; see `EditSettings` for the command."""
+"""The operations of `edit`: their parameters, how the command line and files give them, and what they do to a mask.
 
-import json
+Points are (x, y) in pixels, as image editors show them. See `EditSettings` for the command.
+"""
+
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,207 @@ import yaml
 from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.data.dataset_format import LABELS_FILE, find_masks, labels_of_masks, new_output
+from semseg_diffusers.data.dataset_format import find_masks, labels_of_masks, new_output
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.masks.editing.operation_types import OPERATION_TYPES, Context, is_number, is_numbers
-from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
+from semseg_diffusers.masks.editing import shapes
+from semseg_diffusers.masks.editing.objects import MaskObject, object_at, objects_of
+from semseg_diffusers.masks.editing.operations import Scene, draw, fill, move, paste, region_at, standing_in_front
+from semseg_diffusers.masks.editing.placement import find_place
+from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
+from semseg_diffusers.masks.output import write_changed
 from semseg_diffusers.masks.settings import EditSettings
-from semseg_diffusers.utils.files import write_text
-from semseg_diffusers.utils.images import image_grid, save_png
+from semseg_diffusers.utils.files import write_json
+
+
+UNKNOWN = "unknown"  # name of the ignored pixels in operations
+
+Values = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What operations need besides the mask."""
+
+    street: Street
+    generator: np.random.Generator  # for `place`
+    prior: ScenePrior | None = None  # for `place`
+
+
+Run = Callable[[np.ndarray, Values, Context], tuple[np.ndarray, dict]]  # mask -> new mask, record
+
+
+# What they do ------------------------------------------------------------------------------------------------------
+
+
+def _class_id(name: str, context: Context) -> int:
+    labels = context.street.labels
+    return labels.ignore_index if name == UNKNOWN and UNKNOWN not in labels.names else context.street.class_id(name)
+
+
+def _pixel(point: Sequence[float]) -> tuple[int, int]:
+    """Return row and column of a point (x, y)."""
+    return round(point[1]), round(point[0])
+
+
+def _select(ids: np.ndarray, values: Values, context: Context) -> list[MaskObject]:
+    """Return the objects that an operation selects: the one at a pixel, or those of a class by size."""
+    if "at" in values:
+        return [object_at(ids, context.street, *_pixel(values["at"]))]
+    name, number = values["class"], values.get("number", 1)
+    found = objects_of(ids, context.street, [context.street.class_id(name)])
+    if number == "all":
+        return found
+    if number > len(found):
+        raise ValueError(f"the mask holds {len(found)} object(s) of '{name}'; number {number} by size does not exist.")
+    return [found[number - 1]]
+
+
+def _place_foot(entry: MaskObject, point: Sequence[float]) -> MaskObject:
+    """Return the object with the middle of its lowest row at a point."""
+    return entry.at(_pixel(point)[0], round(point[0] - (entry.width - 1) / 2))
+
+
+def _about(entry: MaskObject, context: Context) -> dict:
+    """Return class and box of an object for the record."""
+    return {"class": context.street.labels.names[entry.class_id], "box": list(entry.box)}
+
+
+def _paste(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
+    (entry,) = _select(context.street.labels.encode(values["from"]), values, context)
+    changed = entry.flipped() if values.get("flip") else entry
+    changed = changed.scaled(values.get("scale", 1.0))
+    changed = _place_foot(changed, values["to"]) if "to" in values else changed
+    note = {"object": _about(entry, context), "put": _about(changed, context)}
+    return paste(ids, changed, standing_in_front(ids, context.street, changed.bottom)), note
+
+
+def _place(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
+    if context.prior is None:
+        raise ValueError("objects and their sizes come from a dataset: give --dataset.")
+    class_id, scene = context.street.class_id(values["class"]), Scene(ids, context.street)
+    put: list[dict] = []
+    for _ in range(values.get("count", 1)):
+        placement, refused = find_place(scene, context.prior, class_id, context.generator)
+        if placement is None:
+            reasons = ", ".join(f"{reason} ({count})" for reason, count in refused.most_common())
+            raise ValueError(f"there is no place for number {len(put) + 1} of '{values['class']}': {reasons}.")
+        scene.put(placement.entry, placement.seen)
+        put.append(placement.describe(context.street))
+    return scene.ids, {"put": put}
+
+
+def _remove(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
+    entries = _select(ids, values, context)
+    gap = np.zeros(ids.shape, dtype=bool)
+    for entry in entries:
+        gap |= entry.pixels(ids.shape)
+    return fill(ids, gap, context.street), {"objects": [_about(entry, context) for entry in entries]}
+
+
+def _relabel(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
+    region = region_at(ids, *_pixel(values["at"])) if "at" in values else ids == _class_id(values["class"], context)
+    return np.where(region, np.uint8(_class_id(values["to"], context)), ids), {}
+
+
+def _move(entry: MaskObject, values: Values) -> MaskObject:
+    if "to" in values:
+        return _place_foot(entry, values["to"])
+    rows, columns = _pixel(values["by"])
+    return entry.at(entry.bottom + rows, entry.left + columns)
+
+
+# Their parameters --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of parameter."""
+
+    description: str
+    accepts: Callable[[Any], bool]
+    read: Callable[[Any], Any] = lambda value: value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_point(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 2 and all(_is_number(part) for part in value)
+
+
+def _are_points(value: Any) -> bool:
+    is_list = isinstance(value, (list, tuple)) and len(value) > 0
+    return is_list and (_is_point(value) or all(_is_point(point) for point in value))
+
+
+def _is_natural(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str) and value != "")
+FLAG = Kind("true or false", lambda value: isinstance(value, bool))
+NATURAL = Kind("a whole number from 1", _is_natural)
+NATURAL_OR_ALL = Kind("a whole number from 1, or all", lambda value: value == "all" or _is_natural(value))
+POSITIVE = Kind("a number above 0", lambda value: _is_number(value) and value > 0, float)
+POINT = Kind("two numbers, x and y (80,40)", _is_point, tuple)
+POINTS = Kind(  # one point is a stroke of one point
+    "points x,y (10,20;30,40)", _are_points, lambda value: [tuple(p) for p in ([value] if _is_point(value) else value)]
+)
+
+
+@dataclass(frozen=True)
+class OperationType:
+    """The function that runs an operation, and its parameters by name."""
+
+    run: Run
+    needs: Mapping[str, Kind]
+    may: Mapping[str, Kind] = field(default_factory=dict)
+
+
+def _change(
+    change: Callable[[MaskObject, Values], MaskObject], needs: Mapping[str, Kind], **may: Kind
+) -> OperationType:
+    """Return an operation that replaces an object by a changed one."""
+
+    def run(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
+        (entry,) = _select(ids, values, context)
+        changed = change(entry, values)
+        note = {"object": _about(entry, context), "put": _about(changed, context)}
+        return move(ids, entry, changed, context.street), note
+
+    return OperationType(run, needs, {**OBJECT, **may})
+
+
+def _draw(shape: Callable[..., np.ndarray], **needs: Kind) -> OperationType:
+    """Return an operation that fills a shape with a class."""
+
+    def run(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
+        pixels = shape(ids.shape, *(values[name] for name in needs))
+        return draw(ids, pixels, _class_id(values["class"], context)), {}
+
+    return OperationType(run, {"class": TEXT, **needs})
+
+
+OBJECT = {"at": POINT, "class": TEXT, "number": NATURAL}
+OPERATION_TYPES: dict[str, OperationType] = {
+    "paste": OperationType(_paste, {"from": TEXT}, {**OBJECT, "to": POINT, "scale": POSITIVE, "flip": FLAG}),
+    "place": OperationType(_place, {"class": TEXT}, {"count": NATURAL}),
+    "move": _change(_move, {}, to=POINT, by=POINT),
+    "scale": _change(lambda entry, values: entry.scaled(values["factor"]), {"factor": POSITIVE}),
+    "flip": _change(lambda entry, _: entry.flipped(), {}),
+    "remove": OperationType(_remove, {}, {**OBJECT, "number": NATURAL_OR_ALL}),
+    "relabel": OperationType(_relabel, {"to": TEXT}, {"at": POINT, "class": TEXT}),
+    "polygon": _draw(shapes.polygon, points=POINTS),
+    "stroke": _draw(shapes.stroke, points=POINTS, radius=POSITIVE),
+    "rectangle": _draw(shapes.rectangle, first=POINT, last=POINT),
+    "ellipse": _draw(shapes.ellipse, center=POINT, radii=POINT),
+}
+EXCLUSIVE = (("at", "class"), ("to", "by"))  # an operation that may take both takes exactly one
+
+
+# How they are given ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -53,7 +248,7 @@ def read_operations(path: str | Path) -> list[Operation]:
         if not isinstance(entry, dict) or len(entry) != 1:
             raise ValueError(f"operation {number} of '{path}' is {entry!r}; expected `name: {{value: ..., ...}}`.")
         ((name, values),) = entry.items()
-        operations.append(_checked(name, values, f"operation {number} of '{path}'", path.parent))
+        operations.append(_check(name, values, f"operation {number} of '{path}'", path.parent))
     return operations
 
 
@@ -69,57 +264,59 @@ def parse_operation(text: str) -> Operation:
         raise ValueError(f"an operation is empty; expected one of {', '.join(OPERATION_TYPES)}.")
     values: dict[str, Any] = {}
     for word in words[1:]:
-        key, _, value = word.partition("=")
+        key, equals, value = word.partition("=")
         if key in values:
             raise ValueError(f"operation '{text}' gives {key} twice.")
-        values[key] = _value(value) if "=" in word else True
-    return _checked(words[0], values, f"operation '{text}'", Path())
+        values[key] = _parse_value(value) if equals else True
+    return _check(words[0], values, f"operation '{text}'", Path())
 
 
-def _value(text: str) -> Any:
-    """Return a value of the command line: `1,2;3,4` is points, `1,2` a point, anything else is read as YAML."""
-    parts = [[_scalar(number) for number in point.split(",")] for point in text.split(";")]
-    if (";" in text or "," in text) and all(is_numbers(part) for part in parts):
-        return parts if ";" in text else parts[0]
-    return _scalar(text)
+def _parse_value(text: str) -> Any:
+    """Return a value of the command line: `1,2;3,4` is points, `1,2` a point, else a number, true, false or text."""
+    points = [[_parse_scalar(number) for number in point.split(",")] for point in text.split(";")]
+    if all(_is_number(number) for point in points for number in point):
+        return points if ";" in text else points[0] if "," in text else points[0][0]
+    return _parse_scalar(text)
 
 
-def _scalar(text: str) -> Any:
+def _parse_scalar(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
         return text
-    return value if is_number(value) or isinstance(value, bool) else text
+    return value if _is_number(value) or isinstance(value, bool) else text
 
 
-def _checked(name: Any, values: Any, where: str, folder: Path) -> Operation:
+def _check(name: Any, values: Any, where: str, folder: Path) -> Operation:
     """Return the operation after checking names and forms of its values."""
     if name not in OPERATION_TYPES:
         raise ValueError(f"{where}: there is no '{name}'; there are {', '.join(OPERATION_TYPES)}.")
-    kind, values = OPERATION_TYPES[name], {} if values is None else values
-    known = {**kind.needs, **kind.may}
+    values = {} if values is None else values
+    needs, known = OPERATION_TYPES[name].needs, {**OPERATION_TYPES[name].needs, **OPERATION_TYPES[name].may}
     takes = f"{name} takes {', '.join(known)}"
     if not isinstance(values, dict):
         raise ValueError(f"{where}: {name} has {values!r}; expected values by name. {takes}.")
     for key in values:
         if key not in known:
             raise ValueError(f"{where}: {name} knows no '{key}'; {takes}.")
-    for key in kind.needs:
+    for key in needs:
         if key not in values:
             raise ValueError(f"{where}: {name} lacks '{key}'; {takes}.")
-    if kind.one_of and sum(key in values for key in kind.one_of) != 1:
-        raise ValueError(f"{where}: {name} needs exactly one of {' and '.join(kind.one_of)}.")
-    if name == "move" and ("to" in values) == ("by" in values):
-        raise ValueError(f"{where}: move needs exactly one of to and by.")
-    read = {}
+    for one, other in EXCLUSIVE:
+        if one in known and other in known and (one in values) == (other in values):
+            raise ValueError(f"{where}: {name} needs exactly one of {one} and {other}.")
     for key, value in values.items():
-        try:
-            read[key] = known[key](value)
-        except ValueError as err:
-            raise ValueError(f"{where}: {key} is {value!r}; expected {err}.") from err
+        if not known[key].accepts(value):
+            raise ValueError(f"{where}: {key} is {value!r}; expected {known[key].description}.")
+    read = {key: known[key].read(value) for key, value in values.items()}
     if "from" in read:
         read["from"] = str(folder / read["from"])
     return Operation(name, read)
+
+
+# The command -------------------------------------------------------------------------------------------------------
+
+FADED = 0.25  # share of the colour that remains where nothing changed
 
 
 def run_operations(
@@ -151,18 +348,12 @@ def run_operations(
     return ids, notes
 
 
-EDITS_FILE = "edits.json"
-ROWS = 16  # masks on before_after.png
-FADED = 0.25  # share of the colour that remains where nothing changed
-
-
 def run(settings: EditSettings) -> None:
+    """Run `semseg-diffusers edit`."""
     operations = read_operations(settings.operations) if settings.operations else []
     operations += [parse_operation(text) for text in settings.operation]
-    paths = find_masks(settings.masks)
-    labels = labels_of_masks(settings.masks, settings.labels)
-    street = Street.of(labels)
-    prior = None
+    paths, labels = find_masks(settings.masks), labels_of_masks(settings.masks, settings.labels)
+    street, prior = Street.of(labels), None
     if any(operation.name == "place" for operation in operations) and settings.dataset:
         pairs = load_pairs(settings.dataset, settings.split)
         if pairs.labels.names != labels.names:
@@ -171,23 +362,22 @@ def run(settings: EditSettings) -> None:
             )
         prior = fit_scene_prior(((stem, pairs.mask(i)) for i, stem in enumerate(pairs.stems)), street)
 
+    def change(path: Path) -> tuple[np.ndarray, dict[str, Any], list[Image.Image]]:
+        generator = np.random.default_rng([settings.seed, *path.stem.encode()])  # independent of other masks
+        before = labels.encode(path)
+        after, done = run_operations(before, operations, Context(street, generator, prior), f"'{path}'")
+        images = [labels.decode(before), labels.decode(after), show_changes(before, after, labels)]
+        return after, {"operations": done}, images
+
     with new_output(settings.output) as folder:
-        (folder / "masks").mkdir()
-        rows, notes = [], []
-        for path in paths:
-            generator = np.random.default_rng([settings.seed, *path.stem.encode()])  # independent of other masks
-            before = labels.encode(path)
-            after, done = run_operations(before, operations, Context(street, generator, prior), f"'{path}'")
-            labels.decode(after).save(folder / "masks" / f"{path.stem}.png")
-            notes.append({"mask": str(path), "output": f"masks/{path.stem}.png", "operations": done})
-            if len(rows) < ROWS:
-                rows.append([labels.decode(before), labels.decode(after), show_changes(before, after, labels)])
-        names = [path.stem for path in paths[:ROWS]]
-        save_png(folder / "before_after.png", image_grid(rows, ["before", "after", "changed"], names, cell_size=192))
-        labels.save_json(folder / LABELS_FILE)
-        record = {"seed": settings.seed, "dataset": settings.dataset, "masks": notes}
-        write_text(folder / EDITS_FILE, json.dumps(record, indent=2) + "\n")
-    sys.stdout.write(_summary(settings.output, operations, notes))
+        notes = write_changed(paths, labels, folder, change, "before_after.png", ["before", "after", "changed"])
+        write_json(folder / "edits.json", {"seed": settings.seed, "dataset": settings.dataset, "masks": notes})
+    changed = sum(entry["changed_pixels"] for note in notes for entry in note["operations"])
+    sys.stdout.write(
+        f"{len(notes)} mask(s), {len(operations)} operation(s) each, {changed} pixels changed; look at "
+        f"{Path(settings.output) / 'before_after.png'}. "
+        f"Next: semseg-diffusers generate --masks {Path(settings.output) / 'masks'}\n"
+    )
 
 
 def show_changes(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> Image.Image:
@@ -196,11 +386,3 @@ def show_changes(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> Ima
     faded = 255 - FADED * (255 - colors.mean(axis=2, keepdims=True))
     shown = np.where((before != after)[..., None], colors, faded)
     return Image.fromarray(shown.round().astype(np.uint8)).convert("P", palette=Image.Palette.ADAPTIVE)
-
-
-def _summary(output: str, operations: list[Operation], notes: list[dict]) -> str:
-    changed = sum(entry["changed_pixels"] for note in notes for entry in note["operations"])
-    return (
-        f"{len(notes)} mask(s), {len(operations)} operation(s) each, {changed} pixels changed; look at "
-        f"{Path(output) / 'before_after.png'}. Next: semseg-diffusers generate --masks {Path(output) / 'masks'}\n"
-    )

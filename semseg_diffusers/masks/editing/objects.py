@@ -3,7 +3,7 @@
 Ids are never mixed: in scaling, the class that covers most of a new pixel gets it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,10 +34,12 @@ class MaskObject:
 
     @property
     def height(self) -> int:
+        """Rows of its box."""
         return self.shape.shape[0]
 
     @property
     def width(self) -> int:
+        """Columns of its box."""
         return self.shape.shape[1]
 
     @property
@@ -47,16 +49,27 @@ class MaskObject:
 
     @property
     def right(self) -> int:
+        """The last column of the frame with a pixel of it."""
         return self.left + self.width - 1
 
     @property
     def area(self) -> int:
+        """Number of its pixels."""
         return int(self.shape.sum())
 
     @property
     def box(self) -> tuple[int, int, int, int]:
         """First and last pixels in the frame: left, top, right, bottom."""
         return self.left, self.top, self.right, self.bottom
+
+    def pixels(self, size: tuple[int, ...]) -> np.ndarray:
+        """Return its pixels in a frame of this height and width, (H, W) bool, cropped to the frame."""
+        frame = np.zeros(size, dtype=bool)
+        rows, columns = np.nonzero(self.shape)
+        rows, columns = rows + self.top, columns + self.left
+        inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
+        frame[rows[inside], columns[inside]] = True
+        return frame
 
     def feet(self) -> tuple[np.ndarray, np.ndarray]:
         """Return rows and columns, in the frame, of its contact pixels: lowest of a column, near the contact row."""
@@ -109,7 +122,7 @@ def _cover(layer: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(layer.astype(np.float32)).resize((width, height), how))
 
 
-def objects_of(ids: np.ndarray, street: Street, classes: Sequence[int] | None = None) -> list[MaskObject]:
+def objects_of(ids: np.ndarray, street: Street, classes: Iterable[int] | None = None) -> list[MaskObject]:
     """Return the objects of a mask, the largest first.
 
     Args:
@@ -147,8 +160,8 @@ def object_at(ids: np.ndarray, street: Street, row: int, column: int) -> MaskObj
         raise ValueError(f"row {row}, column {column} is outside the mask, which is {height} x {width}.")
     if ids[row, column] == street.labels.ignore_index:
         raise ValueError(f"the pixel at row {row}, column {column} is unknown (ignored); expected one with a class.")
-    for entry in objects_of(ids, street, street.members(int(ids[row, column]))):
-        y, x = row - entry.top, column - entry.left
-        if 0 <= y < entry.height and 0 <= x < entry.width and entry.shape[y, x]:
+    group = street.group == street.group[ids[row, column]]
+    for entry in objects_of(ids, street, np.flatnonzero(group[: street.labels.num_classes])):
+        if entry.pixels(ids.shape)[row, column]:
             return entry
     raise AssertionError("a known pixel belongs to a component of its class")

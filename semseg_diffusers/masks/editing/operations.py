@@ -6,34 +6,24 @@ by what is in front (`standing_in_front`): of two upright objects, the one whose
 
 import numpy as np
 
-from semseg_diffusers.masks.components import find_objects
+from semseg_diffusers.masks.components import find_objects, most_frequent, neighbors
 from semseg_diffusers.masks.editing.objects import MaskObject, objects_of
 from semseg_diffusers.masks.editing.street import Street
 
 
-# Weights of distances when a gap is filled: what an object occludes usually continues at its sides; next is the ground
-# below it; what is above (buildings, trees, sky) reaches down last.
-SIDEWAYS, DOWNWARDS, UPWARDS = 1.0, 1.5, 2.0
+# Where a pixel of a gap looks for its class: quarter turns of the mask after which that is to the left, and the weight
+# of the distance. What an object occludes usually continues at its sides; next is the ground below it; what is above
+# (buildings, trees, sky) reaches down last.
+LOOKS = ((0, 1.0), (2, 1.0), (3, 1.5), (1, 2.0))  # left, right, below, above
 
 
 def standing_in_front(ids: np.ndarray, street: Street, row: int) -> np.ndarray:
-    """Return the pixels (H, W) bool of upright objects whose foot is below a row: they occlude what stands on it."""
+    """Return the pixels (H, W) bool of upright objects whose foot is below a row: they occlude what is on it."""
     front = np.zeros(ids.shape, dtype=bool)
     for entry in objects_of(ids, street, street.standing):
         if entry.bottom > row:
-            box = slice(entry.top, entry.bottom + 1), slice(entry.left, entry.right + 1)
-            front[box] |= entry.shape
+            front |= entry.pixels(ids.shape)
     return front
-
-
-def pixels_in_frame(entry: MaskObject, size: tuple[int, int]) -> np.ndarray:
-    """Return the pixels of an object in a frame of this height and width, (H, W) bool, cropped to the frame."""
-    frame = np.zeros(size, dtype=bool)
-    rows, columns = np.nonzero(entry.shape)
-    rows, columns = rows + entry.top, columns + entry.left
-    inside = (rows >= 0) & (rows < size[0]) & (columns >= 0) & (columns < size[1])
-    frame[rows[inside], columns[inside]] = True
-    return frame
 
 
 def paste(ids: np.ndarray, entry: MaskObject, in_front: np.ndarray | None = None) -> np.ndarray:
@@ -50,9 +40,7 @@ def paste(ids: np.ndarray, entry: MaskObject, in_front: np.ndarray | None = None
     Raises:
         ValueError: If no pixel of it would be visible.
     """
-    visible = pixels_in_frame(entry, ids.shape)
-    if in_front is not None:
-        visible &= ~in_front
+    visible = entry.pixels(ids.shape) & (True if in_front is None else ~in_front)
     if not visible.any():
         raise ValueError(
             f"no pixel of the object would be visible: its box is rows {entry.top} to {entry.bottom}, columns "
@@ -82,43 +70,26 @@ def fill(ids: np.ndarray, gap: np.ndarray, street: Street) -> np.ndarray:
     """
     ignore = street.labels.ignore_index
     usable = ~gap & (ids != ignore) & ~np.isin(ids, street.standing)
-    views = (  # turns an array so that the source is to the left; `back` undoes it
-        (lambda a: a, SIDEWAYS),
-        (lambda a: a[:, ::-1], SIDEWAYS),
-        (lambda a: a[::-1].T, DOWNWARDS),
-        (lambda a: a.T, UPWARDS),
-    )
-    back = (lambda a: a, lambda a: a[:, ::-1], lambda a: a.T[::-1], lambda a: a.T)
     found, costs = [], []
-    for (turn, weight), undo in zip(views, back, strict=True):
-        seen, classes = turn(usable), turn(ids)
+    for quarters, weight in LOOKS:
+        seen, classes = np.rot90(usable, quarters), np.rot90(ids, quarters)
         position = np.arange(seen.shape[1])[None]
         last = np.maximum.accumulate(np.where(seen, position, -1), axis=1)
-        found.append(undo(np.where(last < 0, ignore, np.take_along_axis(classes, np.maximum(last, 0), axis=1))))
-        costs.append(undo(np.where(last < 0, np.inf, (position - last) * weight)))
-    found, costs = np.stack(found), np.stack(costs)  # (4, H, W): left, right, below, above
-    chosen = np.take_along_axis(found, costs.argmin(axis=0)[None], axis=0)[0]
-    agree = (found[0] == found[1]) & (found[0] != ignore)
-    filled = np.where(gap, np.where(agree, found[0], chosen), ids).astype(np.uint8)
-    return majority(filled, gap)
-
-
-def majority(ids: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Give the pixels in `where` (H, W) bool the majority class of the 9 pixels around them; ties keep their own."""
-    height, width = ids.shape
-    padded = np.pad(ids, 1, mode="edge")
-    around = [padded[y : y + height, x : x + width] for y in range(3) for x in range(3)]
-    best, votes = ids.copy(), sum((view == ids).astype(np.int8) for view in around)
-    for view in around:
-        count = sum((other == view).astype(np.int8) for other in around)
-        better = count > votes
-        best[better], votes[better] = view[better], count[better]
-    return np.where(where, best, ids).astype(np.uint8)
+        nearest = np.where(last < 0, ignore, np.take_along_axis(classes, np.maximum(last, 0), axis=1))
+        found.append(np.rot90(nearest, -quarters))
+        costs.append(np.rot90(np.where(last < 0, np.inf, (position - last) * weight), -quarters))
+    left, right = found[:2]
+    chosen = np.take_along_axis(np.stack(found), np.stack(costs).argmin(axis=0)[None], axis=0)[0]
+    filled = np.where((left == right) & (left != ignore), left, chosen)
+    filled = np.where(gap, filled, ids).astype(np.uint8)
+    around = neighbors(filled)
+    smoothed = most_frequent(np.concatenate([filled[None], around]), around)  # of equally frequent ones its own
+    return np.where(gap, smoothed, filled)
 
 
 def remove(ids: np.ndarray, entry: MaskObject, street: Street) -> np.ndarray:
     """Remove an object; `fill` fills the gap."""
-    return fill(ids, pixels_in_frame(entry, ids.shape), street)
+    return fill(ids, entry.pixels(ids.shape), street)
 
 
 def move(ids: np.ndarray, entry: MaskObject, changed: MaskObject, street: Street) -> np.ndarray:
@@ -160,7 +131,7 @@ class Scene:
         self.objects: list[MaskObject] = []
         self.owner = np.full(ids.shape, -1)  # (H, W): index of the visible object; -1: none
         for entry in objects_of(ids, street, street.standing):
-            self.owner[pixels_in_frame(entry, ids.shape)] = len(self.objects)
+            self.owner[entry.pixels(ids.shape)] = len(self.objects)
             self.objects.append(entry)
         # A sign and its pole are one object, but each of the two must remain visible.
         found = find_objects(ids, street.labels.ignore_index)
@@ -169,7 +140,7 @@ class Scene:
 
     def visible(self, entry: MaskObject) -> np.ndarray:
         """Return the pixels of an object that would be visible, (H, W) bool; objects with a lower foot occlude it."""
-        pixels = pixels_in_frame(entry, self.ids.shape)
+        pixels = entry.pixels(self.ids.shape)
         nearer = np.array([other.bottom > entry.bottom for other in self.objects] + [False])  # the last is for "none"
         return pixels & ~nearer[self.owner]
 

@@ -3,7 +3,7 @@
 What is usual is fitted to a dataset's own masks (`scene_prior.py`). `find_place` samples objects and positions until
 all rules hold:
 
-- every pixel it stands on, and the one below, is road or sidewalk as its class requires (never in the sky, on top of
+- every pixel of its feet, and the one below, is road or sidewalk as its class requires (never in the sky, on top of
   another object, or floating);
 - its height is usual for its contact row, and such objects occur at that row;
 - at least `min_inside` of it is in the frame, and at least `min_seen` is not occluded by nearer objects;
@@ -101,7 +101,7 @@ def find_place(
 
 
 def check_placeable(prior: ScenePrior, class_id: int) -> None:
-    """Refuse a class that cannot be placed: it stands on no ground, or the dataset shows too little of it.
+    """Refuse a class that cannot be placed: it is never on the ground, or the dataset shows too little of it.
 
     Raises:
         ValueError: Naming what is missing.
@@ -135,7 +135,7 @@ def _try_place(
     street, model, thing = prior.street, prior.height_models[class_id], prior.street.things[class_id]
     height, width = scene.ids.shape
 
-    # 1. a kind of ground, as often as the class stands on it, and a row that has it and where such objects occur
+    # 1. a kind of ground, as often as the class is on it, and a row that has it and where such objects occur
     kinds = list(prior.ground[class_id])
     shares = np.array([prior.ground[class_id][kind] for kind in kinds])
     kind = kinds[int(generator.choice(len(kinds), p=shares / shares.sum()))]
@@ -178,25 +178,16 @@ def _try_place(
     if not (allowed[scene.ids[rows, columns]].all() and allowed[scene.ids[under, columns]].all()):
         return "not all feet on ground"
     seen = scene.visible(entry)
-    inside = _area_inside(entry, width)
+    inside = entry.pixels(scene.ids.shape).sum()
     if inside < rules.min_inside * entry.area:
         return "outside the frame"
     if seen.sum() < rules.min_seen * inside:
         return "hidden by nearer things"
-    if thing.vehicle and not _stands_back(scene, entry):
-        return "no ground under a vehicle"
+    if thing.vehicle:  # its lower fifth is above ground
+        lower = slice(bottom + 1 - max(1, round(0.2 * entry.height)), bottom + 1)
+        behind = scene.ids[lower, max(0, entry.left) : max(0, entry.right + 1)]
+        if street.is_ground(("road", "sidewalk"))[behind].mean() <= 0.5:
+            return "no ground under a vehicle"
     if scene.covered(seen) > rules.max_covered:
         return "would cover other things"
     return Placement(source, entry, seen, kind, entry.height / source.entry.height, flipped)
-
-
-def _area_inside(entry: MaskObject, width: int) -> int:
-    """Return how many pixels of an object are right of the left, left of the right and below the upper edge."""
-    return int(entry.shape[max(0, -entry.top) :, max(0, -entry.left) : width - entry.left].sum())
-
-
-def _stands_back(scene: Scene, entry: MaskObject) -> bool:
-    """Return whether more than half of the pixels under the lower fifth of a vehicle are ground."""
-    lower = entry.bottom - max(1, round(0.2 * entry.height)) + 1
-    piece = scene.ids[lower : entry.bottom + 1, max(0, entry.left) : max(0, entry.right + 1)]
-    return bool(scene.street.is_ground(("road", "sidewalk"))[piece].mean() > 0.5)

@@ -1,4 +1,4 @@
-"""What a dataset shows about its objects: sources to copy, their usual heights and the ground they stand on.
+"""What a dataset shows about its objects: sources to copy, their usual heights and the ground below them.
 
 On flat ground the height of an object grows linearly with the row of its contact point:
 
@@ -24,7 +24,7 @@ MIN_OBJECTS_FOR_SLOPE = 5  # for a slope of its own, with the horizon of other c
 MAX_OBJECTS = 500  # whose pairs are compared
 MIN_ROW_DISTANCE = 0.02  # between the rows of a pair
 DEFAULT_SPREAD = (0.75, 1.33)  # usual heights against the line with too few objects; also the widest range used
-HEIGHT_PERCENTILES = (10, 90)  # of the heights against the line; what lies between is usual
+HEIGHT_PERCENTILES = (10, 90)  # of the heights against the line; those between are usual
 MIN_HEIGHT = 6  # pixels; smaller objects have no shape worth copying
 MIN_SOLID = 0.95  # share between the sides of a vehicle, above its wheels, that is its own: nothing occludes it
 MIN_BASE = 0.6  # share of a vehicle's width that reaches into its lower third
@@ -37,7 +37,7 @@ class HeightModel:
 
     slope: float
     horizon: float  # row at which the height would be 0
-    spread: tuple[float, float]  # usual heights lie between these multiples of the line
+    spread: tuple[float, float]  # usual heights are between these multiples of the line
     rows: np.ndarray  # (N,) float64, ascending: contact rows in the dataset
     source: str  # what it was fitted to, for reports
 
@@ -52,9 +52,10 @@ class SourceObject:
 
     entry: MaskObject
     source: str  # name of its mask
-    frame: tuple[int, int]  # height and width of that mask
-    ground: str  # kind of ground it stands on
-    relative_height: float = 1.0  # its height against the usual height at its row
+    row: float  # lower end of its lowest pixel
+    height: float
+    ground: str  # kind of ground below it
+    relative_height: float = 1.0  # against the usual height at its row
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class ScenePrior:
     street: Street
     sources: dict[int, list[SourceObject]]  # class id -> complete objects of usual height, in the order of the masks
     height_models: dict[int, HeightModel]  # by class id; empty if no class has enough objects
-    ground: dict[int, dict[str, float]]  # class id -> how often it stands on each kind of ground
+    ground: dict[int, dict[str, float]]  # class id -> how often it is on each kind of ground
     seen: Counter = field(default_factory=Counter)  # class id -> number of objects, complete or not
 
 
@@ -83,32 +84,28 @@ def fit_scene_prior(masks: Iterable[tuple[str, np.ndarray]], street: Street) -> 
     for name, ids in masks:
         for entry in objects_of(ids, street):
             seen[entry.class_id] += 1
-            ground = ground_under(entry, ids, street)
-            if ground is not None and is_whole(entry, ids, street):
-                complete[entry.class_id].append(SourceObject(entry, name, ids.shape, ground))
+            kind = ground_under(entry, ids, street)
+            if kind is not None and is_whole(entry, ids, street):
+                row, height = (entry.bottom + 1) / ids.shape[0], entry.height / ids.shape[0]
+                complete[entry.class_id].append(SourceObject(entry, name, row, height, kind))
     examples = {
-        class_id: (
-            np.array([(source.entry.bottom + 1) / source.frame[0] for source in sources]),
-            np.array([source.entry.height / source.frame[0] for source in sources]),
-        )
+        class_id: (np.array([source.row for source in sources]), np.array([source.height for source in sources]))
         for class_id, sources in complete.items()
     }
     height_models = fit_height_models(examples, street)
-    usual: dict[int, list[SourceObject]] = {class_id: [] for class_id in street.things}
+    sources: dict[int, list[SourceObject]] = {class_id: [] for class_id in street.things}
     for class_id, model in height_models.items():
-        for source, row, height in zip(complete[class_id], *examples[class_id], strict=True):
-            relative_height = float(height / model.height(row)) if row > model.horizon else np.inf
-            if model.spread[0] <= relative_height <= model.spread[1]:
-                usual[class_id].append(replace(source, relative_height=relative_height))
-    ground = {class_id: _ground_shares(found, street.things[class_id].ground) for class_id, found in usual.items()}
-    return ScenePrior(street, usual, height_models, ground, seen)
-
-
-def _ground_shares(sources: list[SourceObject], pseudo_counts: dict[str, float]) -> dict[str, float]:
-    """Return how often a class stands on each kind of ground: observed counts plus pseudo-counts."""
-    counts = Counter(source.ground for source in sources)
-    total = len(sources) + sum(pseudo_counts.values())
-    return {kind: (counts[kind] + weight) / total for kind, weight in pseudo_counts.items()}
+        for source in complete[class_id]:
+            if source.row > model.horizon:
+                relative_height = float(source.height / model.height(source.row))
+                if model.spread[0] <= relative_height <= model.spread[1]:
+                    sources[class_id].append(replace(source, relative_height=relative_height))
+    ground = {}
+    for class_id, thing in street.things.items():  # observed counts plus pseudo-counts
+        counts = Counter(source.ground for source in sources[class_id])
+        total = len(sources[class_id]) + sum(thing.ground.values())
+        ground[class_id] = {kind: (counts[kind] + weight) / total for kind, weight in thing.ground.items()}
+    return ScenePrior(street, sources, height_models, ground, seen)
 
 
 def fit_height_models(examples: Mapping[int, tuple[np.ndarray, np.ndarray]], street: Street) -> dict[int, HeightModel]:
@@ -124,11 +121,8 @@ def fit_height_models(examples: Mapping[int, tuple[np.ndarray, np.ndarray]], str
     Returns:
         The models by class id; empty if no class has enough objects.
     """
-    lines = {}
-    for class_id, (rows, heights) in examples.items():
-        line = _theil_sen(rows, heights) if len(rows) >= MIN_OBJECTS else None
-        if line is not None:
-            lines[class_id] = line
+    fits = ((class_id, _theil_sen(rows, heights)) for class_id, (rows, heights) in examples.items())
+    lines = {class_id: line for class_id, line in fits if line is not None}
     if not lines:
         return {}
     horizon = float(np.median([horizon for _, horizon in lines.values()]))
@@ -148,8 +142,8 @@ def fit_height_models(examples: Mapping[int, tuple[np.ndarray, np.ndarray]], str
         else:
             slope, own_horizon = per_metre * thing.metres, horizon
             source = f"the sizes of {others}: {len(rows)} objects of its own are too few"
-        line = slope * (rows - own_horizon)
-        ratios = heights[line > 0] / line[line > 0]
+        usual = slope * (rows - own_horizon)
+        ratios = heights[usual > 0] / usual[usual > 0]
         spread = np.percentile(ratios, HEIGHT_PERCENTILES) if len(ratios) >= MIN_OBJECTS else DEFAULT_SPREAD
         low, high = (float(np.clip(edge, *DEFAULT_SPREAD)) for edge in spread)
         seen = np.sort(rows) if len(rows) >= MIN_OBJECTS_FOR_SLOPE else pooled
@@ -158,10 +152,12 @@ def fit_height_models(examples: Mapping[int, tuple[np.ndarray, np.ndarray]], str
 
 
 def _theil_sen(rows: np.ndarray, heights: np.ndarray) -> tuple[float, float] | None:
-    """Return slope and horizon of the robust line; None if heights do not grow from a horizon in the frame.
+    """Return slope and horizon of the robust line; None for few objects, or heights that grow from no horizon.
 
     `scipy.stats.theilslopes` compares all pairs; here pairs of nearly equal rows, which say little, do not count.
     """
+    if len(rows) < MIN_OBJECTS:
+        return None
     if len(rows) > MAX_OBJECTS:
         chosen = np.linspace(0, len(rows) - 1, MAX_OBJECTS).round().astype(int)
         rows, heights = rows[chosen], heights[chosen]

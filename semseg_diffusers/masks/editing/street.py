@@ -75,6 +75,7 @@ class Street:
 
     @classmethod
     def of(cls, labels: LabelSet) -> "Street":
+        """Derive the roles from the names of the classes."""
         names = [plain(name) for name in labels.names]
         things = {i: THINGS[THING_NAMES[name]] for i, name in enumerate(names) if name in THING_NAMES}
         ground = {i: GROUND_NAMES[name] for i, name in enumerate(names) if name in GROUND_NAMES}
@@ -98,10 +99,6 @@ class Street:
         table = np.zeros(256, dtype=bool)
         table[[i for i, kind in self.ground.items() if kind in kinds]] = True
         return table
-
-    def members(self, class_id: int) -> tuple[int, ...]:
-        """Return the ids of the classes that form one object with this one."""
-        return tuple(i for i in range(self.labels.num_classes) if self.group[i] == self.group[class_id])
 
     def class_id(self, name: str) -> int:
         """Return the id of a class.

@@ -3,7 +3,8 @@
 Extends figure 9 of the paper (Bozsó et al., WINS 2024). Each mask is read once.
 """
 
-import functools
+import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,16 +23,6 @@ NOT_GIVEN = "not given"  # value of a missing attribute
 CHUNK = 256  # masks counted at a time; bounds the memory
 
 Group = tuple[str, str]  # an attribute and its value: ("weather", "rainy")
-
-
-@dataclass(frozen=True)
-class MaskCounts:
-    """Counts of one mask of C classes. Unknown pixels count as class C."""
-
-    cells: np.ndarray  # (C + 1, rows, columns) int64: pixels of each class in each cell of the frame
-    edges: np.ndarray  # (C,) int64: pixels beside a pixel of another class
-    object_classes: np.ndarray  # (K,) int64: class of each object
-    object_sizes: np.ndarray  # (K,) int64: pixels of each object
 
 
 @dataclass(frozen=True)
@@ -79,32 +70,6 @@ def count_edges(ids: np.ndarray, num_classes: int) -> np.ndarray:
     return count_pixels(ids[at_edge], num_classes)[:-1]
 
 
-def count_mask(ids: np.ndarray, labels: LabelSet, grid: tuple[int, int]) -> MaskCounts:
-    """Count one mask.
-
-    Args:
-        ids: class ids, (H, W) uint8.
-        labels: the classes.
-        grid: rows and columns of the heat map.
-    """
-    classes = np.minimum(ids, labels.num_classes)  # (H, W), unknown is the last
-    index = _cell_of_each_pixel(*ids.shape, *grid) + classes * np.int64(grid[0] * grid[1])
-    cells = np.bincount(index.reshape(-1), minlength=(labels.num_classes + 1) * grid[0] * grid[1])
-    objects = find_objects(ids, labels.ignore_index)
-    return MaskCounts(
-        cells=cells.reshape(-1, *grid),
-        edges=count_edges(ids, labels.num_classes),
-        object_classes=objects.classes,
-        object_sizes=objects.sizes,
-    )
-
-
-@functools.lru_cache(maxsize=8)
-def _cell_of_each_pixel(height: int, width: int, rows: int, columns: int) -> np.ndarray:
-    """Return the index of each pixel's cell, (H, W)."""
-    return (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width
-
-
 def heat_grid(height: int, width: int) -> tuple[int, int]:
     """Return rows and columns of a heat map: `LONG_SIDE` square cells along the longer side, none below a pixel.
 
@@ -113,7 +78,7 @@ def heat_grid(height: int, width: int) -> tuple[int, int]:
         ((32, 32), (18, 32), (16, 32))
     """
     cell = max(height, width) / LONG_SIDE
-    return tuple(max(1, min(side, round(side / cell))) for side in (height, width))
+    return max(1, min(height, round(height / cell))), max(1, min(width, round(width / cell)))
 
 
 # A dataset ---------------------------------------------------------------------------------------------------------
@@ -146,23 +111,29 @@ def collect_statistics(
     if num_masks < 1:
         raise ValueError("expected at least one mask; got none.")
     values = grouping_attributes(attributes or {}, num_masks)
-    grid = heat_grid(*read(0).shape)
-    nothing = np.zeros((labels.num_classes + 1, *grid), dtype=np.int64)
-    cells: dict[Group | None, np.ndarray] = {None: nothing.copy()}
+    rows, columns = heat_grid(*read(0).shape)
+    groups: list[Group | None] = [None]
     for name, column in values.items():
-        cells |= {(name, value): nothing.copy() for value in sorted(set(column), key=lambda v: (-column.count(v), v))}
+        groups += [(name, value) for value in sorted(set(column), key=lambda v: (-column.count(v), v))]
+    cells = {group: np.zeros((labels.num_classes + 1, rows, columns), dtype=np.int64) for group in groups}
 
-    def count(index: int) -> tuple[tuple[int, int], MaskCounts]:
+    def count(index: int) -> tuple:
         ids = read(index)
-        return ids.shape, count_mask(ids, labels, grid)
+        height, width = ids.shape
+        cell = (np.arange(height) * rows // height)[:, None] * columns + np.arange(width) * columns // width  # (H, W)
+        bins = cell + np.minimum(ids, labels.num_classes) * np.int64(rows * columns)
+        pixels = np.bincount(bins.reshape(-1), minlength=(labels.num_classes + 1) * rows * columns)
+        objects = find_objects(ids, labels.ignore_index)
+        edges = count_edges(ids, labels.num_classes)
+        return (height, width), pixels.reshape(-1, rows, columns), edges, objects.classes, objects.sizes
 
-    counts, frames = [], {}
-    for index, (shape, counted) in enumerate(_in_threads(count, num_masks, num_workers, progress)):
-        frames[shape] = frames.get(shape, 0) + 1
+    counts = []
+    frames: Counter = Counter()
+    for index, (shape, pixels, *others) in enumerate(_in_threads(count, num_masks, num_workers, progress)):
+        frames[shape] += 1
         for group in (None, *((name, column[index]) for name, column in values.items())):
-            cells[group] += counted.cells
-        pixels = counted.cells.sum(axis=(1, 2))
-        counts.append((pixels, counted.edges, counted.object_classes, counted.object_sizes))
+            cells[group] += pixels
+        counts.append((pixels.sum(axis=(1, 2)), *others))
     pixels, edges, object_classes, object_sizes = zip(*counts, strict=True)
     return MaskStatistics(
         labels=labels,
@@ -173,7 +144,7 @@ def collect_statistics(
         object_sizes=np.concatenate(object_sizes),
         cells=cells,
         attributes=values,
-        frames=frames,
+        frames=dict(frames),
     )
 
 
@@ -187,14 +158,10 @@ def class_pixels_of_each(
 
 def _in_threads(work: Callable[[int], object], count: int, num_workers: int, progress: bool) -> Iterator:
     """Yield the results of `work(0)`, `work(1)`, ... in order."""
-    with (
-        ThreadPoolExecutor(num_workers) as pool,
-        progress_bar(total=count, desc="counting", unit="mask", disable=not progress) as bar,
-    ):
-        for start in range(0, count, CHUNK):
-            for result in pool.map(work, range(start, min(start + CHUNK, count))):
-                bar.update()
-                yield result
+    with ThreadPoolExecutor(num_workers) as pool:
+        parts = (pool.map(work, range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK))
+        results = itertools.chain.from_iterable(parts)
+        yield from progress_bar(results, total=count, desc="counting", unit="mask", disable=not progress)
 
 
 def grouping_attributes(attributes: Mapping[str, Sequence[str | None]], num_masks: int) -> dict[str, tuple[str, ...]]:
