@@ -17,10 +17,10 @@ from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.filtering.losses import (
     compute_class_losses,
     count_pixels,
+    find_class_losses,
     kept_shares,
     losses_key,
     read_batch,
-    reuse_class_losses,
 )
 from semseg_diffusers.evaluation.filtering.rules import filter_ids
 from semseg_diffusers.evaluation.filtering.settings import FilterSettings
@@ -56,10 +56,8 @@ def main() -> None:
     train, val = (load_pairs(args.dataset, split) for split in ("train", "val"))
     segmenter = load_judge(args.segmenter, train.labels)
     key = losses_key(segmenter, torch.float32, train)
-    if args.class_losses is not None:
-        losses = reuse_class_losses(args.class_losses, key)
-    else:
-        losses = compute_class_losses(segmenter, train, key, batch_size=8, show_progress=True)
+    losses = None if args.class_losses is None else find_class_losses(args.class_losses, key)
+    losses = losses or compute_class_losses(segmenter, train, key, batch_size=8, show_progress=True)
     margin = FilterSettings().tolerance_margin
     thresholds = losses.thresholds(margin, keep_unchecked=False)
     results = {}

@@ -64,6 +64,15 @@ class ImageSet:
         return self.subset(sorted(range(len(self)), key=lambda index: (self.stems[index], self.names[index])))
 
 
+def check_one_size(first: PairDataset, second: PairDataset) -> None:
+    """Raise for two splits whose images differ in size."""
+    if first.resolution != second.resolution:
+        raise ValueError(
+            f"expected images of one size; {first.name} has {first.resolution}, {second.name} {second.resolution} "
+            "(height, width). Prepare them at one --resolution."
+        )
+
+
 def real_images(pairs: PairDataset) -> ImageSet:
     """Return the real images of a split with their masks.
 
@@ -231,11 +240,7 @@ def load_real_data(
             train = load_pairs(settings.dataset, settings.train_split, **columns)
         except MissingSplitError as err:
             return pairs, None, str(err)
-        if train.resolution != pairs.resolution:
-            raise ValueError(
-                f"expected images of one size; '{settings.split}' has {pairs.resolution}, '{settings.train_split}' "
-                f"{train.resolution} (height, width). Prepare the dataset again."
-            )
+        check_one_size(pairs, train)
         train.keep_decoded(MEMORY_LIMIT)
         return pairs, real_images(train), None
 

@@ -48,7 +48,7 @@ def map_in_order(
                 result = err
             yield item, result
         return
-    pool = ProcessPoolExecutor(num_workers, mp_context=_context(), initializer=_initialize)
+    pool = ProcessPoolExecutor(num_workers, mp_context=_context(), initializer=follow_parent)
     waiting: deque[tuple[Item, Future]] = deque()
     items = iter(items)
     try:
@@ -79,8 +79,8 @@ def _context() -> multiprocessing.context.BaseContext:
     return context
 
 
-def _initialize() -> None:
-    """In a new process: leave Ctrl-C to the parent, and end with it."""
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent of this process, and end with it. Called in a new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def follow() -> None:

@@ -27,8 +27,8 @@ from semseg_diffusers.evaluation.metrics import (
     update_confusion_matrix,
     without_classes,
 )
-from semseg_diffusers.evaluation.segmentation.architectures import MOBILEVIT_PROCESSOR, SEGFORMER_PROCESSOR
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
+from semseg_diffusers.evaluation.segmentation.settings import MOBILEVIT_PROCESSOR, SEGFORMER_PROCESSOR
 from semseg_diffusers.evaluation.settings import DEFAULT_SEGMENTER
 
 

@@ -21,10 +21,14 @@ from semseg_diffusers import cli
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.segmentation import training as batches
-from semseg_diffusers.evaluation.segmentation.architectures import MOBILEVIT_PROCESSOR, NETWORKS, SEGFORMER_PROCESSOR
-from semseg_diffusers.evaluation.segmentation.initialization import load_pretrained, new_network
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
-from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, PretrainedSource
+from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource, load_pretrained, new_network
+from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing
+from semseg_diffusers.evaluation.segmentation.settings import (
+    ARCHITECTURES,
+    MOBILEVIT_PROCESSOR,
+    SEGFORMER_PROCESSOR,
+)
 from semseg_diffusers.evaluation.segmentation.training import (
     LabelledImages,
     augment,
@@ -70,7 +74,7 @@ def unknown_pairs(known_photos: int) -> ColourPairs:
 # Architectures -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "deeplabv3-resnet50"])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "deeplabv3-resnet50"])
 def test_a_network_knows_its_classes_and_reads_images_of_any_shape(name):
     network = new_network(name, LABELS).eval()
     with torch.no_grad():
@@ -136,7 +140,7 @@ def test_fine_tuning_makes_the_last_layer_anew_only_for_other_classes(same_class
         json.dumps({**SEGFORMER_PROCESSOR, "size": {"height": 8, "width": 8}})
     )
     labels = LABELS if same_classes else LabelSet(("road", "sky", "bus"), LABELS.colors)
-    network, processor = load_pretrained(PretrainedSource.of(tmp_path, None, "--base_model"), labels)
+    network, processor = load_pretrained(PretrainedSource(tmp_path, None, "--base_model"), labels)
     assert list(processor["image_mean"]) == SEGFORMER_PROCESSOR["image_mean"]
     assert LabelSet.from_config(network.config.label_set) == labels
     assert network.config.id2label == labels.id2label
@@ -144,7 +148,7 @@ def test_fine_tuning_makes_the_last_layer_anew_only_for_other_classes(same_class
     changed = {name for name, value in base.state_dict().items() if not torch.equal(weights[name], value)}
     assert changed == (set() if same_classes else {"decode_head.classifier.weight"})  # its bias is 0 in both
     fewer = LabelSet(("road", "sky"), LABELS.colors[:2])
-    network, _ = load_pretrained(PretrainedSource.of(tmp_path, None, "--base_model"), fewer)
+    network, _ = load_pretrained(PretrainedSource(tmp_path, None, "--base_model"), fewer)
     assert network.state_dict()["decode_head.classifier.weight"].shape[0] == 2
 
 
@@ -152,7 +156,7 @@ def test_only_a_segmentation_network_can_be_fine_tuned(tmp_path):
     config = ViTConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, image_size=32)
     ViTForImageClassification(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="--base_model .* is a vit; expected a network that transformers'"):
-        load_pretrained(PretrainedSource.of(tmp_path, None, "--base_model"), LABELS)
+        load_pretrained(PretrainedSource(tmp_path, None, "--base_model"), LABELS)
 
 
 # What a network reads -----------------------------------------------------------------------------------------------
@@ -367,7 +371,7 @@ def test_impossible_training_is_refused():
     for wrong, message in (
         ({"max_train_steps": 0}, "--max_train_steps must be 1 or more; got 0"),
         ({"validation_steps": 0}, "--validation_steps must be 1 or more; got 0"),
-        ({"train_batch_size": 1}, "--train_batch_size must be at least 2.*got 1"),
+        ({"train_batch_size": 1}, "--train_batch_size must be 2 or more; got 1"),
         ({"learning_rate": 0.0}, "--learning_rate must be more than 0; got 0.0"),
     ):
         with pytest.raises(ValueError, match=message):

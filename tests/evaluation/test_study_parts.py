@@ -9,11 +9,9 @@ import torch
 from helpers.study_place import change_rows, write_scenes_as_generated
 from scipy.stats import ttest_rel
 
-from semseg_diffusers.evaluation.segmentation.architectures import SEGFORMER_PROCESSOR
-from semseg_diffusers.evaluation.segmentation.initialization import new_network
-from semseg_diffusers.evaluation.segmentation.training import LabelledImages
+from semseg_diffusers.evaluation.segmentation.networks import new_network
+from semseg_diffusers.evaluation.segmentation.settings import SEGFORMER_PROCESSOR
 from semseg_diffusers.evaluation.study.pools import (
-    Pool,
     base_weights,
     check_amounts,
     filter_weights,
@@ -23,6 +21,7 @@ from semseg_diffusers.evaluation.study.pools import (
     load_data,
     pool_members,
     shuffled_order,
+    training_pairs,
 )
 from semseg_diffusers.evaluation.study.results import (
     arms_and_comparisons,
@@ -139,8 +138,7 @@ def test_a_filtered_set_is_taken_in_the_order_of_the_whole_one():
 
 def test_the_loss_weighs_classes_alike_in_all_arms(place):
     data = load_data(settings_of(place))
-    pixels = LabelledImages(data.real).pixels
-    real, synthetic = (Pool(Training(*variant, 0), data, pixels) for variant in (("real", None), ("synthetic", 2.0)))
+    real, synthetic = (training_pairs(Training(*variant, 0), data) for variant in (("real", None), ("synthetic", 2.0)))
     assert torch.equal(real.class_weights(), synthetic.class_weights())
     assert len(synthetic) == 12
     item = data.generated[shuffled_order(data.generated.names, 0)[0]]
@@ -162,7 +160,7 @@ def test_photos_of_two_sizes_are_refused(place, tmp_path):
     shutil.rmtree(dataset / "val")
     shutil.move(tmp_path / "other" / "val", dataset / "val")
     with pytest.raises(
-        ValueError, match=r"one size; .* has \(32, 32\) in train and \(32, 64\) in val \(height, width\)"
+        ValueError, match=r"one size; .* \(train\) has \(32, 32\), .* \(validation\) \(32, 64\) \(height, width\)"
     ):
         load_data(settings_of(place, dataset=str(dataset)))
     generated = write_scenes_as_generated(tmp_path / "generated", 6, 2 * SIZE)
@@ -177,25 +175,24 @@ def test_the_interval_is_that_of_the_paired_t_test():
     values, others = [0.51, 0.48, 0.55, 0.52], [0.50, 0.47, 0.49, 0.53]
     found = paired_difference(values, others)
     wanted = ttest_rel(values, others).confidence_interval(0.95)
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high))
-    assert found.mean == pytest.approx(0.0175)
-    assert found.reading == "within noise"
+    assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
+    assert found["mean"] == pytest.approx(0.0175)
+    assert found["reading"] == "within noise"
     wider = paired_difference(values, others, 0.99)
-    assert wider.low < found.low < found.high < wider.high
+    assert wider["low"] < found["low"] < found["high"] < wider["high"]
 
 
 @pytest.mark.parametrize(("shift", "reading"), [(0.1, "better"), (-0.1, "worse"), (0.0, "within noise")])
 def test_a_difference_counts_where_its_interval_leaves_out_zero(shift, reading):
     others = [0.4, 0.5, 0.6]
-    assert (
-        paired_difference([other + shift + 0.001 * n for n, other in enumerate(others, -1)], others).reading == reading
-    )
+    values = [other + shift + 0.001 * n for n, other in enumerate(others, -1)]
+    assert paired_difference(values, others)["reading"] == reading
 
 
 def test_one_seed_says_nothing_of_noise():
     found = paired_difference([0.5], [0.4])
-    assert (found.low, found.high, found.reading) == (None, None, "unknown")
-    assert (spread([0.5]).std, spread([0.5, 0.7]).std) == (None, pytest.approx(0.02**0.5))
+    assert (found["low"], found["high"], found["reading"]) == (None, None, "unknown")
+    assert (spread([0.5])["std"], spread([0.5, 0.7])["std"]) == (None, pytest.approx(0.02**0.5))
 
 
 # What it says -----------------------------------------------------------------------------------------------
@@ -245,14 +242,14 @@ def test_what_chance_among_many_comparisons_could_bring_is_said():
     assert against_real["mean_iou"]["reading"] == "better"
     assert against_real["mean_iou"]["all_counted"] == "within noise"
     assert difference_text(against_real).endswith("Not so after correction for all comparisons of this study.")
-    found = dict(findings(results))
+    found = findings(results)
     assert found["Comparisons"].startswith("4 of mean IoU")
     assert num_beyond(results["comparisons"]) == (4, 4)  # equal ones and trains, which are never found, are none
     assert list(found)[-3] == "Duplicated real photos, 1x"  # the control comes last
 
 
 def test_one_seed_and_two_are_called_too_few():
-    one, two = (dict(findings(results_of({"real": REAL[:n], "synthetic": REAL[:n]}))) for n in (1, 2))
+    one, two = (findings(results_of({"real": REAL[:n], "synthetic": REAL[:n]})) for n in (1, 2))
     assert "one seed, so chance cannot be estimated" in one["Synthetic only, 1x"]
     assert "differences cannot be distinguished from chance" in one["Seeds"]
     assert "By class" not in one["Comparisons"]

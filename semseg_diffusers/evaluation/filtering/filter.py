@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from semseg_diffusers.data.dataset import (
-    MissingSplitError,
-    PairDataset,
-    column_options,
-    load_pairs,
-)
+from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import SPLITS, parse_resolution
 from semseg_diffusers.evaluation.features import NETWORK_ERRORS, reason_of
@@ -28,8 +23,7 @@ from semseg_diffusers.evaluation.filtering.losses import (
     kept_share_on_real,
     kept_shares,
     losses_key,
-    read_batch,
-    reuse_class_losses,
+    read_losses,
 )
 from semseg_diffusers.evaluation.filtering.output import (
     PAGE_FILE,
@@ -51,15 +45,13 @@ from semseg_diffusers.evaluation.filtering.rules import (
     mask_hardness,
     ranks_of,
     reasons_to_drop,
-    refuse_same_network,
 )
 from semseg_diffusers.evaluation.filtering.settings import REFERENCE_SPLIT, FilterCommandSettings, FilterSettings
-from semseg_diffusers.evaluation.inputs import ImageSet, generated_images
+from semseg_diffusers.evaluation.inputs import ImageSet, check_one_size, generated_images
 from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.utils.distributed import check_device_available
-from semseg_diffusers.utils.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -125,7 +117,7 @@ def filter_dataset(
     if batch_size < 1:
         raise ValueError(f"--batch_size must be at least 1; got {batch_size}.")
     rows, generation = read_generated(generated)
-    images = generated_images(generated, real.pairs)
+    images, labels = generated_images(generated, real.pairs), real.pairs.labels
     _check_segmenter(segmenter, real.pairs)
     key = losses_key(segmenter, dtype, real.pairs)
     recorded = {
@@ -135,14 +127,18 @@ def filter_dataset(
         "images": generation_hash(generation),
     }
     check_output(output, generated, recorded)
-    reused = None if class_losses is None else reuse_class_losses(class_losses, key)
+    losses = find_class_losses(output if class_losses is None else class_losses, key)
+    if losses is None and class_losses is not None:
+        raise ValueError(
+            f"--class_losses '{os.fspath(class_losses)}' holds no {FILTER_FILE} with the class losses of this "
+            "segmenter on these images. Give a folder that was filtered with both, or omit the option to compute them."
+        )
 
     with exclusive_filter(output):
-        # 2. Losses on real images
-        losses = reused or find_class_losses(output / FILTER_FILE, key)
+        # 2. Mean losses of each class on real images, and thresholds from them
         losses = losses or compute_class_losses(segmenter, real.pairs, key, batch_size, show_progress)
         thresholds = losses.thresholds(settings.tolerance_margin, settings.keep_unchecked)
-        record = {
+        record: dict[str, Any] = {
             "kind": "filter",
             "settings": recorded,
             "segmenter_sha256": segmenter.weights_sha256,
@@ -150,7 +146,7 @@ def filter_dataset(
             "judge": None if judged_by is None else dict(judged_by),
             "generated": os.fspath(generated),
             "real": real.name,
-            "class_losses": losses.record(),
+            "class_losses": asdict(losses),
         }
         write_record(output, record)
         reference = None
@@ -158,24 +154,20 @@ def filter_dataset(
             found = kept_share_on_real(segmenter, real.reference, thresholds, batch_size, show_progress)
             reference = {"name": real.reference_name, **found}
 
-        # 3. Filter the masks of the images
-        scored = _filter_masks(segmenter, images, generated, rows, output, thresholds, batch_size, show_progress)
+        # 3. Filter the masks of the images, then choose the images
+        scored = _filter_masks(segmenter, images, generated, output, thresholds, batch_size, show_progress)
         hardness = {image.stem: mask_hardness(np.array(image.pixels), losses.array()) for image in scored}
         ranks = ranks_of(hardness)
         reasons = reasons_to_drop(scored, settings.minimum_kept, ranks if settings.resample else None)
 
         # 4. Write dataset, page and record
-        kept, dropped = _rows(rows, scored, hardness, ranks, reasons, images.labels)
-        results = _results(scored, reasons, images.labels)
-        summary = {
-            name: record["settings"][name]
-            for name in ("tolerance_margin", "minimum_kept", "resample", "keep_unchecked", "segmenter_sha256")
-        }
+        kept, dropped = _rows(rows, scored, hardness, ranks, reasons, labels)
+        summary = {name: value for name, value in recorded.items() if name not in ("class_losses", "images")}
         summary |= {"num_images": len(scored), "num_kept": len(kept)}
-        publish(output, generated, images.labels, {**generation, "filter": summary}, kept, dropped)
+        publish(output, generated, labels, {**generation, "filter": summary}, kept, dropped)
         record |= {
             "reference": reference,
-            "results": results,
+            "results": _results(scored, reasons, labels),
             "seed": seed,
             "commit": code_commit(),
             "versions": versions("torch", "transformers"),
@@ -183,7 +175,7 @@ def filter_dataset(
         }
         examples = choose_examples(scored, reasons, seed)
         pictures = example_pictures(examples, images, segmenter, thresholds)
-        write_filter_page(output / PAGE_FILE, record, scored, reasons, examples, pictures, images.labels)
+        write_filter_page(output / PAGE_FILE, record, scored, reasons, examples, pictures, labels)
         write_record(output, record)
     return record
 
@@ -206,43 +198,35 @@ def _filter_masks(
     segmenter: Judge,
     images: ImageSet,
     generated: Path,
-    rows: Sequence[Mapping[str, Any]],
     output: Path,
     thresholds: np.ndarray,
     batch_size: int,
     show_progress: bool,
 ) -> list[Scored]:
     """Filter the mask of each image, except those that an earlier run finished."""
-    labels, row_of = images.labels, {Path(row["image_file_name"]).stem: row for row in rows}
-    notes: dict[int, dict[str, Any]] = {}
-    digests: dict[int, str] = {}
-    missing = []
-    for index, name in enumerate(images.names):
-        files = (generated / row_of[name][key] for key in ("image_file_name", "mask_file_name"))
-        digests[index] = image_digest(*files, thresholds)
-        note = stored_note(output, name, digests[index])
-        if note is None:
-            missing.append(index)
-        else:
-            notes[index] = note
-    with progress_bar(total=len(missing), desc="filtering", unit="image", disable=not show_progress) as bar:
-        for start in range(0, len(missing), batch_size):
-            batch = missing[start : start + batch_size]
-            results = read_batch(segmenter, map(images.image, batch), map(images.mask, batch))
-            for index, (ids, losses) in zip(batch, results, strict=True):
-                filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
-                known = np.isfinite(losses)
-                notes[index] = {
-                    "digest": digests[index],
-                    "pixels": count_pixels(ids, labels).tolist(),
-                    "kept": count_pixels(filtered, labels).tolist(),
-                    "loss": round(float(losses[known].mean()), 6) if known.any() else None,
-                }
-                store_mask(output, images.names[index], labels, filtered, notes[index])
-            bar.update(len(batch))
+    digests = [image_digest(generated, name, thresholds) for name in images.names]
+    notes = [stored_note(output, name, digest) for name, digest in zip(images.names, digests, strict=True)]
+    missing = [index for index, note in enumerate(notes) if note is None]
+
+    def pair_of(index: int) -> dict[str, torch.Tensor]:
+        return {"image": images.image(index), "mask": images.mask(index)}
+
+    found = read_losses(segmenter, pair_of, missing, batch_size, "filtering", show_progress)
+    for index, (ids, losses) in zip(missing, found, strict=True):
+        filtered = filter_ids(ids, losses, thresholds, images.labels.ignore_index)
+        known = np.isfinite(losses)
+        note = {
+            "digest": digests[index],
+            "pixels": count_pixels(ids, images.labels).tolist(),
+            "kept": count_pixels(filtered, images.labels).tolist(),
+            "loss": round(float(losses[known].mean()), 6) if known.any() else None,
+        }
+        store_mask(output, images.names[index], images.labels, filtered, note)
+        notes[index] = note
     return [
-        Scored(name, stem, tuple(notes[i]["pixels"]), tuple(notes[i]["kept"]), notes[i]["loss"])
-        for i, (name, stem) in enumerate(zip(images.names, images.stems, strict=True))
+        Scored(name, stem, tuple(note["pixels"]), tuple(note["kept"]), note["loss"])
+        for name, stem, note in zip(images.names, images.stems, notes, strict=True)
+        if note is not None
     ]
 
 
@@ -253,17 +237,18 @@ def _rows(
     ranks: Mapping[str, int],
     reasons: Mapping[str, str],
     labels: LabelSet,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> list[list[dict[str, Any]]]:
     """Return the metadata rows of kept and of dropped images, with their scores."""
     row_of = {Path(row["image_file_name"]).stem: row for row in rows}
-
-    def with_scores(images: list[Scored]) -> list[dict[str, Any]]:
+    tables = []
+    for is_kept in (True, False):
+        images = [image for image in scored if (image.name not in reasons) == is_kept]
         present = [name for label, name in enumerate(labels.names) if any(image.pixels[label] for image in images)]
-        result = []
+        table = []
         for image in images:
             shares = kept_shares(np.array(image.pixels), np.array(image.kept), labels)
             hard = hardness[image.stem]
-            result.append(
+            table.append(
                 {
                     **row_of[image.name],
                     "segmenter_loss": image.loss,
@@ -271,13 +256,11 @@ def _rows(
                     "kept_share_by_class": {name: shares["kept_share_by_class"].get(name) for name in present},
                     "mask_hardness": None if hard is None else round(hard, 6),
                     "mask_rank": ranks[image.stem],
-                    **({"reason": reasons[image.name]} if image.name in reasons else {}),
+                    **({} if is_kept else {"reason": reasons[image.name]}),
                 }
             )
-        return result
-
-    kept = with_scores([image for image in scored if image.name not in reasons])
-    return kept, with_scores([image for image in scored if image.name in reasons])
+        tables.append(table)
+    return tables
 
 
 def _results(scored: Sequence[Scored], reasons: Mapping[str, str], labels: LabelSet) -> dict[str, Any]:
@@ -304,7 +287,7 @@ def run(settings: FilterCommandSettings) -> int:
     """Filter and print a summary; returns 1 if no image is kept, else 0."""
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device_available(device)
-    columns = column_options(settings)
+    columns, dtype = column_options(settings), DTYPES[settings.dtype]
     pairs = load_pairs(settings.dataset, settings.split, **columns)
     judge = load_judge(
         settings.segmenter,
@@ -312,56 +295,44 @@ def run(settings: FilterCommandSettings) -> int:
         revision=settings.segmenter_revision,
         input_size=parse_resolution(settings.segmenter_size) if settings.segmenter_size else None,
         device=device,
-        dtype=DTYPES[settings.dtype],
+        dtype=dtype,
     )
     judged_by = None
     if settings.judge is not None:
         later = load_judge(settings.judge, pairs.labels, revision=settings.judge_revision, option="--judge")
-        sha256 = later.weights_sha256
-        judged_by = {"name": settings.judge, "weights_sha256": sha256}
-        if not settings.allow_same_network:
-            refuse_same_network(judge.weights_sha256, sha256, settings.judge)
-    reference = _reference(settings, pairs, columns)
+        judged_by = {"name": settings.judge, "weights_sha256": later.weights_sha256}
+        if later.weights_sha256 == judge.weights_sha256 and not settings.allow_same_network:
+            raise ValueError(
+                f"--judge '{settings.judge}' is the network that filters the images ({judge.weights_sha256}): it "
+                "selected what it agrees with, so its scores of them, or of a network trained on them, are no "
+                "evidence. Train another one (`semseg-diffusers segmenter` with another --architecture), or give "
+                "--allow_same_network."
+            )
+    reference, reference_name = None, None
     split = settings.reference_split or REFERENCE_SPLIT
+    if split != "none" and (settings.reference_split or SPLITS.get(settings.split, settings.split) != REFERENCE_SPLIT):
+        try:
+            reference = load_pairs(settings.dataset, split, **columns)
+            check_one_size(pairs, reference)
+            reference_name = f"{settings.dataset} ({split})"
+        except MissingSplitError:
+            if settings.reference_split:
+                raise
     record = filter_dataset(
         settings.generated,
-        Real(
-            pairs,
-            f"{settings.dataset} ({settings.split})",
-            reference,
-            None if reference is None else f"{settings.dataset} ({split})",
-        ),
+        Real(pairs, f"{settings.dataset} ({settings.split})", reference, reference_name),
         judge,
         settings.output,
         settings,
         judged_by=judged_by,
         class_losses=settings.class_losses,
-        dtype=DTYPES[settings.dtype],
+        dtype=dtype,
         batch_size=settings.batch_size,
         seed=settings.seed,
         show_progress=True,
     )
     sys.stdout.write(_summary(record, settings.output))
     return 0 if record["results"]["num_kept"] else 1
-
-
-def _reference(settings: FilterCommandSettings, pairs: PairDataset, columns: dict[str, Any]) -> PairDataset | None:
-    """Return the real images that the rule is measured on, if any."""
-    asked = settings.reference_split
-    if asked == "none" or (not asked and SPLITS.get(settings.split, settings.split) == REFERENCE_SPLIT):
-        return None
-    try:
-        reference = load_pairs(settings.dataset, asked or REFERENCE_SPLIT, **columns)
-    except MissingSplitError:
-        if asked:
-            raise
-        return None
-    if reference.resolution != pairs.resolution:
-        raise ValueError(
-            f"expected images of one size; '{asked or REFERENCE_SPLIT}' has {reference.resolution}, "
-            f"'{settings.split}' {pairs.resolution} (height, width). Prepare the dataset again."
-        )
-    return reference
 
 
 def _summary(record: dict[str, Any], output: str) -> str:

@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import STRIPE, UNKNOWN
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, filter_ids
 from semseg_diffusers.evaluation.segmentation.judge import Judge
+from semseg_diffusers.utils.files import read_json
 from semseg_diffusers.utils.progress import progress_bar
 
 
@@ -93,15 +94,11 @@ class ClassLosses:
         means = self.array()
         return np.where(np.isnan(means), np.inf if keep_unchecked else np.nan, margin * means)
 
-    def record(self) -> dict[str, Any]:
-        """Return JSON values."""
-        return asdict(self)
-
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "ClassLosses":
-        """Read the JSON values of `record`."""
-        lists = {name: tuple(record[name]) for name in ("names", "mean", "pixels")}
-        return cls(key=record["key"], num_photos=record["num_photos"], **lists)
+    def from_record(cls, record: Mapping[str, Any]) -> "ClassLosses":
+        """Read JSON values."""
+        names, mean, pixels = (tuple(record[name]) for name in ("names", "mean", "pixels"))
+        return cls(record["key"], names, mean, pixels, record["num_photos"])
 
 
 def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
@@ -120,21 +117,15 @@ def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
 def compute_class_losses(
     segmenter: Judge, pairs: PairDataset, key: str, batch_size: int, show_progress: bool = False
 ) -> ClassLosses:
-    """Compute the mean class losses on all images of a split.
-
-    Args:
-        segmenter: the network.
-        pairs: images with masks, all of one size.
-        key: from `losses_key`.
-        batch_size: images per forward pass.
-        show_progress: show a progress bar on stderr.
+    """Compute the mean class losses on all images of a split; `key` is from `losses_key`.
 
     Raises:
         ValueError: no pixel has a class that the network knows.
     """
     num_classes = pairs.labels.num_classes
     total, count = np.zeros(num_classes), np.zeros(num_classes, np.int64)
-    for ids, losses in read_pairs(segmenter, pairs, range(len(pairs)), batch_size, "real images", show_progress):
+    indices, title = range(len(pairs)), "real images"
+    for ids, losses in read_losses(segmenter, pairs.__getitem__, indices, batch_size, title, show_progress):
         known = np.isfinite(losses)
         total += np.bincount(ids[known], weights=losses[known], minlength=num_classes)
         count += np.bincount(ids[known], minlength=num_classes)
@@ -146,28 +137,13 @@ def compute_class_losses(
     return ClassLosses(key, pairs.labels.names, means, tuple(map(int, count)), len(pairs))
 
 
-def find_class_losses(file: str | os.PathLike, key: str) -> ClassLosses | None:
-    """Return the class losses in a `filter.json` if they have this key; else None."""
+def find_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses | None:
+    """Return the class losses of a filtered folder if they have this key; else None."""
     try:
-        found = ClassLosses.from_record(json.loads(Path(file).read_text(encoding="utf-8"))["class_losses"])
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        found = ClassLosses.from_record(read_json(Path(folder) / FILTER_FILE)["class_losses"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return found if found.key == key else None
-
-
-def reuse_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses:
-    """Return the class losses of another filtered folder.
-
-    Raises:
-        ValueError: it has none, or those of another network or other images.
-    """
-    found = find_class_losses(Path(folder) / FILTER_FILE, key)
-    if found is None:
-        raise ValueError(
-            f"--class_losses '{os.fspath(folder)}' holds no {FILTER_FILE} with the class losses of this segmenter on "
-            "these images. Give a folder that was filtered with both, or omit the option to compute them."
-        )
-    return found
 
 
 def kept_share_on_real(
@@ -182,8 +158,8 @@ def kept_share_on_real(
     labels, count = pairs.labels, min(len(pairs), MAX_REFERENCES)
     indices = [index * len(pairs) // count for index in range(count)]
     before, after = (np.zeros(labels.num_classes, np.int64) for _ in range(2))
-    of_images = []
-    for ids, losses in read_pairs(segmenter, pairs, indices, batch_size, "reference images", show_progress):
+    of_images, title = [], "reference images"
+    for ids, losses in read_losses(segmenter, pairs.__getitem__, indices, batch_size, title, show_progress):
         pixels = count_pixels(ids, labels)
         kept = count_pixels(filter_ids(ids, losses, thresholds, labels.ignore_index), labels)
         before, after = before + pixels, after + kept
@@ -195,9 +171,7 @@ def kept_share_on_real(
 def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict[str, Any]:
     """Return `kept_share` of all labelled pixels (None without any), and `kept_share_by_class` of classes present.
 
-    Args:
-        before, after: labelled pixels of each class (num_classes,).
-        labels: the classes.
+    `before` and `after` are the labelled pixels of each class (num_classes,).
     """
     return {
         "kept_share": round(float(after.sum() / before.sum()), 6) if before.sum() else None,
@@ -214,13 +188,18 @@ def count_pixels(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
     return np.bincount(ids[ids != labels.ignore_index].ravel(), minlength=labels.num_classes)
 
 
-def read_pairs(
-    segmenter: Judge, pairs: PairDataset, indices: Sequence[int], batch_size: int, title: str, show_progress: bool
+def read_losses(
+    segmenter: Judge,
+    pair_of: Callable[[int], Mapping[str, torch.Tensor]],
+    indices: Sequence[int],
+    batch_size: int,
+    title: str,
+    show_progress: bool,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield ids (H, W) and losses (H, W) of these pairs."""
+    """Yield ids and losses (H, W) of pairs; `pair_of` returns `image` (3, H, W) and `mask` (H, W) at an index."""
     with progress_bar(total=len(indices), desc=title, unit="image", disable=not show_progress) as bar:
         for start in range(0, len(indices), batch_size):
-            batch = [pairs[index] for index in indices[start : start + batch_size]]
+            batch = [pair_of(index) for index in indices[start : start + batch_size]]
             yield from read_batch(segmenter, [pair["image"] for pair in batch], [pair["mask"] for pair in batch])
             bar.update(len(batch))
 
@@ -229,6 +208,6 @@ def read_batch(
     segmenter: Judge, images: Iterable[torch.Tensor], masks: Iterable[torch.Tensor]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield ids and losses of images (3, H, W) and masks (H, W), each as an array (H, W)."""
-    masks = torch.stack(list(masks))
-    losses = segmenter.losses(torch.stack(list(images)), masks)  # (B, H, W)
-    return zip(masks.numpy(), losses.numpy(), strict=True)
+    ids = torch.stack(list(masks))
+    losses = segmenter.losses(torch.stack(list(images)), ids)  # (B, H, W)
+    return zip(ids.numpy(), losses.numpy(), strict=True)

@@ -22,7 +22,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, read_filter
 from semseg_diffusers.generation.output_folder import in_order, is_temporary, read_metadata, sole_run, write_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import write_text, written_beside
+from semseg_diffusers.utils.files import hash_file, hash_json, read_json, write_json, write_text, written_beside
 from semseg_diffusers.utils.images import save_png
 
 
@@ -62,43 +62,28 @@ def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any
             "Rename them in the dataset that the model was trained on."
         )
     keys = ("image_file_name", "mask_file_name", "stem", "index")
-    bad = next((row for row in rows if any(name not in row for name in keys)), None)
-    if bad is not None:
-        raise ValueError(f"a row of '{generated / METADATA_FILE}' lacks one of {', '.join(keys)}: {bad!s:.80}.")
-    other = next((row for row in rows if (row[keys[0]], row[keys[1]]) != _files(row)), None)
-    if other is not None:
-        raise ValueError(
-            f"'{generated / METADATA_FILE}' lists {other[keys[0]]} with {other[keys[1]]}; expected images/NAME.png "
-            "with masks/NAME.png, as `generate` writes them."
-        )
-    try:
-        return rows, dict(json.loads((generated / GENERATION_FILE).read_text(encoding="utf-8")))
-    except (json.JSONDecodeError, TypeError, ValueError) as err:
-        raise ValueError(f"'{generated / GENERATION_FILE}' is not a record of generate ({err}).") from err
-
-
-def _files(row: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the file names of a row in our layout."""
-    name = Path(row["image_file_name"]).stem
-    return f"images/{name}.png", f"masks/{name}.png"
+    for row in rows:
+        if any(name not in row for name in keys):
+            raise ValueError(f"a row of '{generated / METADATA_FILE}' lacks one of {', '.join(keys)}: {row!s:.80}.")
+        image, mask = row["image_file_name"], row["mask_file_name"]
+        name = Path(image).stem
+        if (image, mask) != (f"images/{name}.png", f"masks/{name}.png"):
+            raise ValueError(
+                f"'{generated / METADATA_FILE}' lists {image} with {mask}; expected images/NAME.png with "
+                "masks/NAME.png, as `generate` writes them."
+            )
+    return rows, read_json(generated / GENERATION_FILE)
 
 
 def generation_hash(record: Mapping[str, Any]) -> str:
     """Hash the settings that images were generated with, independently of the model's location."""
-    values = {name: value for name, value in record.items() if name not in MOVES}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+    return hash_json({name: value for name, value in record.items() if name not in MOVES})[:16]
 
 
 def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> None:
-    """Raise for an output folder with anything but images filtered with these settings.
+    """Raise for an output folder with anything but images filtered with these settings, or inside the generated one.
 
-    Args:
-        output: the folder.
-        generated: the folder to filter; neither may contain the other.
-        settings: JSON of everything that the output depends on.
-
-    Raises:
-        ValueError: naming the settings that differ, or the foreign folder.
+    `settings` is JSON of everything that the output depends on.
     """
     ours, theirs = (Path(os.path.realpath(path)) for path in (output, generated))
     if ours == theirs or theirs in ours.parents or ours in theirs.parents:
@@ -116,11 +101,13 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> 
     if not any((*output.glob("masks/*.png"), *output.glob(f"{READ}/*.png"))):
         return  # ended before the first image: other settings may use it
     saved, current = record.get("settings") or {}, json.loads(json.dumps(settings))
-    different = [name for name in sorted({*saved, *current}) if saved.get(name) != current.get(name)]
+    different = [
+        f"{name}: {saved.get(name)!s:.60} there, {current.get(name)!s:.60} now"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    ]
     if different:
-        shown = "; ".join(
-            f"{name}: {saved.get(name)!s:.60} there, {current.get(name)!s:.60} now" for name in different
-        )
+        shown = "; ".join(different)
         raise ValueError(f"--output '{output}' was filtered with other settings ({shown}). Choose another folder.")
 
 
@@ -141,17 +128,17 @@ def exclusive_filter(output: Path) -> Iterator[None]:
 def write_record(output: Path, record: Mapping[str, Any]) -> None:
     """Write filter.json, which marks the folder as the filter's, and create the folder of filtered masks."""
     (output / READ).mkdir(exist_ok=True)
-    write_text(output / FILTER_FILE, json.dumps(record, indent=2) + "\n")
+    write_json(output / FILTER_FILE, record)
 
 
 # Filtered masks ------------------------------------------------------------------------------------------------------
 
 
-def image_digest(image: Path, mask: Path, thresholds: np.ndarray) -> str:
+def image_digest(generated: Path, name: str, thresholds: np.ndarray) -> str:
     """Hash what a filtered mask depends on besides the network: files and thresholds."""
     digest = hashlib.sha256(thresholds.tobytes())
-    for path in (image, mask):
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    for folder in ("images", "masks"):
+        digest.update(bytes.fromhex(hash_file(generated / folder / f"{name}.png")))
     return digest.hexdigest()[:32]
 
 
@@ -187,14 +174,10 @@ def publish(
     kept: list[dict[str, Any]],
     dropped: list[dict[str, Any]],
 ) -> None:
-    """Write the dataset; its metadata list existing files only, at any moment.
+    """Write the dataset from the filtered masks and copies of the images.
 
-    Args:
-        output: folder with all filtered masks.
-        generated: folder of the images to copy.
-        labels: the classes.
-        generation: content of generation.json.
-        kept, dropped: rows of the metadata.
+    Its metadata list existing files only, at any moment. `generation` is the content of generation.json; `kept` and
+    `dropped` are rows of the metadata.
     """
     for row in kept:
         for key in ("image_file_name", "mask_file_name"):
@@ -204,7 +187,7 @@ def publish(
         if read.is_file():
             os.replace(read, output / row["mask_file_name"])
     labels.save_json(output / LABELS_FILE)
-    write_text(output / GENERATION_FILE, json.dumps(generation, indent=2) + "\n")
+    write_json(output / GENERATION_FILE, generation)
     if (generated / CARD).is_file():  # may name a license
         _copy(generated / CARD, output / CARD)
     write_text(output / DROPPED_FILE, "".join(json.dumps(row) + "\n" for row in in_order(dropped)))

@@ -2,7 +2,6 @@
 They follow FreeMask (Yang et al. 2023); the minimum share that an image must keep is ours.
 """
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from semseg_diffusers.utils.files import read_json
 
+
+FILTER_FILE = "filter.json"
 TOO_LITTLE_KEPT = "too little kept"
 EASY_MASK = "easier mask"
 NOTHING_LABELLED = "nothing labelled"
@@ -117,6 +119,10 @@ def reasons_to_drop(
     Returns:
         name -> one of `REASONS`.
     """
+
+    def best_first(image: Scored) -> tuple[float, float, str]:
+        return -(image.kept_share or 0), np.inf if image.loss is None else image.loss, image.name
+
     reasons: dict[str, str] = {}
     of_mask: dict[str, list[Scored]] = {}
     for image in images:
@@ -125,15 +131,12 @@ def reasons_to_drop(
             reasons[image.name] = NOTHING_LABELLED
         elif image.kept_share < minimum_kept:
             reasons[image.name] = TOO_LITTLE_KEPT
-    for stem, siblings in of_mask.items() if ranks is not None else ():
-        good = [image for image in siblings if image.name not in reasons]
-        good.sort(key=lambda image: (-image.kept_share, np.inf if image.loss is None else image.loss, image.name))
-        for image in good[images_to_keep(ranks[stem], len(of_mask), len(siblings)) :]:
-            reasons[image.name] = EASY_MASK
+    if ranks is not None:
+        for stem, siblings in of_mask.items():
+            good = sorted((image for image in siblings if image.name not in reasons), key=best_first)
+            for image in good[images_to_keep(ranks[stem], len(of_mask), len(siblings)) :]:
+                reasons[image.name] = EASY_MASK
     return reasons
-
-
-FILTER_FILE = "filter.json"
 
 
 def read_filter(folder: str | os.PathLike) -> dict[str, Any] | None:
@@ -146,33 +149,7 @@ def read_filter(folder: str | os.PathLike) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         return {**record, "segmenter_sha256": str(record["segmenter_sha256"])}
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as err:
+    except (ValueError, KeyError) as err:
         raise ValueError(f"'{path}' is not a record of `semseg-diffusers filter` ({err!r}). Filter again.") from err
-
-
-def refuse_same_network(
-    filtered_by: str | os.PathLike, judge_sha256: str | None, judge: str, *, option: str = "--judge"
-) -> None:
-    """Raise for a judge that is the network that filtered the images.
-
-    Args:
-        filtered_by: hash of the filter's network, or a folder, filtered or not.
-        judge_sha256: hash of the judge's weights, `Judge.weights_sha256`.
-        judge: its name in messages.
-        option: that named it.
-
-    Raises:
-        ValueError: the networks are the same.
-    """
-    own = os.fspath(filtered_by)
-    if Path(own).is_dir():
-        record = read_filter(own)
-        own = None if record is None else record["segmenter_sha256"]
-    if own is not None and own == judge_sha256:
-        raise ValueError(
-            f"{option} '{judge}' is the network that filters the images ({own}): it selected what it agrees with, so "
-            "its scores of them, or of a network trained on them, are no evidence. Train another one "
-            "(`semseg-diffusers segmenter` with another --architecture), or give --allow_same_network."
-        )

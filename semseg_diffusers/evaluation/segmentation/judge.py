@@ -4,7 +4,6 @@ Supports networks of `AutoModelForSemanticSegmentation`, and Mask2Former and Mas
 `AutoModelForUniversalSegmentation`. Their classes are matched to those of the data by name.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,15 @@ from transformers import (
     MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING,
     AutoImageProcessor,
     AutoModelForUniversalSegmentation,
+    PreTrainedModel,
 )
 
 from semseg_diffusers.data.label_mapping import lookup_table, match_classes
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, PretrainedSource, compute_logits
+from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource, class_names
+from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing, compute_logits
 from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.utils.files import read_json
 
 
 RECORD_FILE = "segmenter.json"
@@ -47,7 +49,7 @@ class Judge:
 
     def __init__(
         self,
-        network: torch.nn.Module,
+        network: PreTrainedModel,
         preprocessing: Preprocessing,
         labels: LabelSet,
         class_names: tuple[str, ...],
@@ -64,13 +66,11 @@ class Judge:
                 f"({', '.join(labels.names[:4])}, ...). Use a network for the same kind of scenes, or train one: "
                 "semseg-diffusers segmenter."
             )
-        self.labels = labels
+        self.labels, self.preprocessing, self.weights_sha256 = labels, preprocessing, weights_sha256
         self.not_judged = tuple(label for index, label in enumerate(labels.names) if index not in mapping)
-        self.preprocessing, self.weights_sha256 = preprocessing, weights_sha256
-        self._network, self._post_processor = network, post_processor
+        self._network, self._post_processor, self._mapping = network, post_processor, mapping
         self._class_names, self._name, self._revision = class_names, name, revision
         self._validation = validation
-        self._mapping = mapping
         self._table = torch.from_numpy(lookup_table(mapping, labels.ignore_index)).to(network.device)
 
     def describe(self, resolution: tuple[int, int] | None = None) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class Judge:
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected uint8 images (B, 3, H, W); got {images.dtype} of shape {tuple(images.shape)}.")
         pixel_values = self.preprocessing(images.to(self._network.device)).to(self._network.dtype)
-        return pixel_values, tuple(images.shape[-2:])
+        return pixel_values, (images.shape[2], images.shape[3])
 
 
 def load_judge(
@@ -193,7 +193,7 @@ def load_judge(
         ValueError: no such folder, a missing file, another kind of network, or none of its classes is in the data.
         HubError: the Hub or the connection failed.
     """
-    source = PretrainedSource.of(name, revision, option)
+    source = PretrainedSource(name, revision, option)
     config = source.config()
     post_processor = None
     if type(config) in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:
@@ -216,10 +216,10 @@ def load_judge(
         network.eval().to(device, dtype),
         preprocessing,
         labels,
-        tuple(config.id2label[index] for index in sorted(config.id2label)),
+        class_names(config),
         source.name,
         revision,
         post_processor,
-        json.loads(record.read_text(encoding="utf-8")).get("validation") if record.is_file() else None,
+        read_json(record).get("validation") if record.is_file() else None,
         weights_sha256,
     )

@@ -1,8 +1,10 @@
 """Trains segmentation networks, for `segmenter` and each arm of a `study`: labelled images, augmentation, loop.
-One generator provides all randomness of the data, so a seed determines every batch."""
+One generator provides all randomness of the data, so a seed determines every batch.
+"""
 
+import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +18,8 @@ from semseg_diffusers.evaluation.metrics import (
     scores_from_confusion_matrix,
     update_confusion_matrix,
 )
-from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, compute_logits
+from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing, compute_logits
+from semseg_diffusers.evaluation.segmentation.settings import SegmenterTrainingOptions
 
 
 # A training crop keeps at least this share of each side. Objects of driving scenes have typical positions: for
@@ -61,7 +64,7 @@ class LabelledImages:
         self._pairs = pairs
         self.pixels = torch.zeros(self.labels.num_classes, dtype=torch.int64)  # of each class, over all masks
         for index in range(len(pairs)):
-            mask = self[index][1]
+            mask = pairs[index]["mask"]
             self.pixels += torch.bincount(mask[mask != self.labels.ignore_index], minlength=self.labels.num_classes)
         if self.pixels.sum() == 0:
             raise ValueError("the masks hold no labelled pixel, only unknown ones: there is nothing to train on.")
@@ -69,15 +72,10 @@ class LabelledImages:
     def __len__(self) -> int:
         return len(self._pairs)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return image uint8 (3, H, W) and mask uint8 (H, W)."""
-        item = self._pairs[index]
-        return item["image"], item["mask"]
-
-    def batch(self, indices: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images uint8 (B, 3, H, W) and masks int64 (B, H, W)."""
-        images, masks = zip(*(self[index] for index in indices), strict=True)
-        return torch.stack(images), torch.stack(masks).long()
+        pairs = [self._pairs[index] for index in indices]
+        return torch.stack([pair["image"] for pair in pairs]), torch.stack([pair["mask"] for pair in pairs]).long()
 
     def class_weights(self) -> torch.Tensor:
         """Return 1 / sqrt(share of pixels) of each class, scaled to a mean of 1 over pixels; 0 for absent classes."""
@@ -146,7 +144,7 @@ def score_network(
     device = next(network.parameters()).device
     matrix = new_confusion_matrix(pairs.labels.num_classes, pairs.labels.ignore_index)
     for start in range(0, len(pairs), VALIDATION_BATCH_SIZE):
-        images, masks = pairs.batch(list(range(start, min(start + VALIDATION_BATCH_SIZE, len(pairs)))))
+        images, masks = pairs.batch(range(start, min(start + VALIDATION_BATCH_SIZE, len(pairs))))
         with torch.no_grad(), _autocast(device, mixed_precision):
             logits = compute_logits(network, preprocessing(images.to(device)), pairs.resolution)
         update_confusion_matrix(matrix, logits.argmax(1).cpu(), masks)
@@ -187,13 +185,14 @@ def train_segmenter(
     Raises:
         ValueError: an option out of range, or validation pairs with other classes.
     """
-    for name, value in (("max_train_steps", max_train_steps), ("validation_steps", validation_steps)):
-        if value < 1:
-            raise ValueError(f"--{name} must be 1 or more; got {value}.")
-    if train_batch_size < 2:
-        raise ValueError(f"--train_batch_size must be at least 2, for BatchNorm; got {train_batch_size}.")
-    if not learning_rate > 0:
-        raise ValueError(f"--learning_rate must be more than 0; got {learning_rate}.")
+    SegmenterTrainingOptions(  # raises for an option out of range
+        max_train_steps=max_train_steps,
+        train_batch_size=train_batch_size,
+        learning_rate=learning_rate,
+        mixed_precision=mixed_precision,
+    )
+    if validation_steps < 1:
+        raise ValueError(f"--validation_steps must be 1 or more; got {validation_steps}.")
     if validation is not None and validation.labels != train.labels:
         raise ValueError("expected one label set; training and validation pairs have different ones.")
     device = next(network.parameters()).device
@@ -209,7 +208,7 @@ def train_segmenter(
         optimizer, learning_rate, total_steps=total_steps, pct_start=warmup_share, cycle_momentum=False
     )
     generator = torch.Generator().manual_seed(seed)
-    order = shuffled_batches(len(train), train_batch_size, generator)
+    batches = shuffled_batches(len(train), train_batch_size, generator)
     history, best, losses, started = History(), None, [], time.monotonic()
 
     def log(**values: Any) -> None:
@@ -221,11 +220,12 @@ def train_segmenter(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)  # dropout and stochastic depth
         network.train()
-        while history.steps < max_train_steps:
-            images, masks = train.batch(next(order))
+        for step, indices in enumerate(itertools.islice(batches, max_train_steps), start=1):
+            history.steps, is_last = step, step == max_train_steps
+            images, masks = train.batch(indices)
             images, masks = augment(images.to(device).float(), masks.to(device), generator, input_size)
             with _autocast(device, mixed_precision):
-                logits = compute_logits(network, preprocessing.normalize(images), masks.shape[-2:])  # (B, C, H, W)
+                logits = compute_logits(network, preprocessing.normalize(images), train.resolution)  # (B, C, H, W)
             loss = F.cross_entropy(logits, masks, class_weights, ignore_index=ignore_index, reduction="sum")
             weight = class_weights[masks[masks != ignore_index]].sum()
             loss = loss / weight.clamp(min=1)  # if all pixels are unknown, the mean would be 0 / 0
@@ -235,19 +235,17 @@ def train_segmenter(
             rate = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
-            history.steps += 1
             losses.append(loss.detach())
             stop = should_stop()
-            is_last = history.steps == max_train_steps
-            if history.steps % LOGGING_STEPS == 0 or is_last:
+            if step % LOGGING_STEPS == 0 or is_last:
                 log(loss=torch.stack(losses).mean().item(), learning_rate=rate)
                 losses.clear()
-            if validation is not None and not stop and (history.steps % validation_steps == 0 or is_last):
+            if validation is not None and not stop and (step % validation_steps == 0 or is_last):
                 scores = score_network(network, preprocessing, validation, mixed_precision)
                 network.train()
                 log(mean_iou=scores.mean_iou, pixel_accuracy=scores.pixel_accuracy)
                 if history.scores is None or scores.mean_iou > history.scores.mean_iou:
-                    history.best_step, history.scores = history.steps, scores
+                    history.best_step, history.scores = step, scores
                     best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}
             if stop:
                 break

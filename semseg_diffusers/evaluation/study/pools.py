@@ -1,8 +1,8 @@
 """The pairs of a study, the training pool of each arm, and checks for leaks between training and validation.
-A larger amount contains the smaller one: the order of synthetic images is a pure function of seed and names."""
+A larger amount contains the smaller one: the order of synthetic images is a pure function of seed and names.
+"""
 
 import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,14 @@ import torch
 from semseg_diffusers.data.dataset import DecodedPairs, column_options, load_pairs
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.evaluation.filtering.rules import read_filter
-from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
+from semseg_diffusers.evaluation.inputs import ImageSet, check_one_size, generated_images, real_images
 from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages
-from semseg_diffusers.evaluation.study.settings import OF_FILTERED, OF_GENERATED, StudySettings, Training
+from semseg_diffusers.evaluation.study.settings import SYNTHETIC, StudySettings, Training
 from semseg_diffusers.generation.inputs import Names
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.utils.files import read_json
 
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs kept in memory, per process and set
@@ -35,8 +36,7 @@ class CachedPairs:
     """
 
     def __init__(self, images: ImageSet, resolution: tuple[int, int]):
-        self.images, self.labels, self.resolution = images, images.labels, resolution
-        self.names = images.names
+        self.images, self.labels, self.names, self.resolution = images, images.labels, images.names, resolution
         self._decoded = DecodedPairs([resolution] * len(images), MEMORY_LIMIT)
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class StudyData:
 
     @property
     def sets(self) -> dict[str, CachedPairs]:
-        """Available sets, by name."""
+        """Return the sets that there are, by name."""
         return {name: pairs for name, pairs in vars(self).items() if pairs is not None}
 
 
@@ -76,21 +76,16 @@ def load_data(settings: StudySettings) -> StudyData:
     train, validation = (
         load_pairs(settings.dataset, split, **columns) for split in (settings.train_split, settings.validation_split)
     )
-    if train.resolution != validation.resolution:
-        raise ValueError(
-            f"expected images of one size; '{settings.dataset}' has {train.resolution} in {settings.train_split} and "
-            f"{validation.resolution} in {settings.validation_split} (height, width). Prepare them at one "
-            "--resolution."
-        )
-    synthetic = {
-        name: None if folder is None else CachedPairs(generated_images(folder, train), train.resolution)
-        for name, folder in (("generated", settings.generated), ("filtered", settings.filtered))
-    }
-    return StudyData(
-        real=CachedPairs(real_images(train), train.resolution),
-        validation=CachedPairs(real_images(validation), train.resolution),
-        **synthetic,
+    check_one_size(train, validation)
+    generated, filtered = (
+        None if folder is None else CachedPairs(generated_images(folder, train), train.resolution)
+        for folder in (settings.generated, settings.filtered)
     )
+    real, scored = (CachedPairs(real_images(pairs), train.resolution) for pairs in (train, validation))
+    return StudyData(real, scored, generated, filtered)
+
+
+# Pools ---------------------------------------------------------------------------------------------------------------
 
 
 def shuffled_order(names: tuple[str, ...], seed: int) -> list[int]:
@@ -116,50 +111,33 @@ def check_amounts(settings: StudySettings, data: StudyData) -> None:
     Raises:
         ValueError: naming the number of images, and the largest amount.
     """
-    for name, arms in (("generated", OF_GENERATED), ("filtered", OF_FILTERED)):
-        needed = num_synthetic(max(settings.amounts), len(data.real))
-        if set(arms) & set(settings.arms) and needed > len(data.sets[name]):
-            available = len(data.sets[name])
+    largest, num_real = max(settings.amounts), len(data.real)
+    needed = num_synthetic(largest, num_real)
+    for name in dict.fromkeys(SYNTHETIC[arm] for arm in settings.arms if arm in SYNTHETIC):
+        available = len(data.sets[name])
+        if needed > available:
             raise ValueError(
-                f"--amounts {max(settings.amounts):g} needs {needed} images for {len(data.real)} real ones, and "
-                f"--{name} holds {available}. Generate more, or use at most "
-                f"{int(1000 * available / len(data.real)) / 1000:g}."
+                f"--amounts {largest:g} needs {needed} images for {num_real} real ones, and --{name} holds "
+                f"{available}. Generate more, or use at most {int(1000 * available / num_real) / 1000:g}."
             )
 
 
 def pool_members(training: Training, data: StudyData) -> list[tuple[str, int]]:
     """Return the pool of a training: name of the set and index in it, for every pair."""
     real = [("real", index) for index in range(len(data.real))]
-    if training.arm == "real":
+    if training.amount is None:
         return real
     count = num_synthetic(training.amount, len(real))
     if training.arm == "real_duplicated":
         order = shuffled_order(data.real.names, training.seed)
         return real + [("real", order[index % len(order)]) for index in range(count)]
-    name = "generated" if training.arm in OF_GENERATED else "filtered"
+    name = SYNTHETIC[training.arm]
     synthetic = [(name, index) for index in shuffled_order(data.sets[name].names, training.seed)[:count]]
-    return synthetic if training.arm in ("synthetic", "filtered") else real + synthetic
+    return real + synthetic if training.arm.startswith("real_") else synthetic
 
 
-class Pool(LabelledImages):
-    """The training pairs of an arm.
-
-    Classes are weighted by their pixels in the real images, so that all arms share the loss. A class in no real
-    training mask has no weight.
-
-    Args:
-        training: the arm.
-        data: source of its pairs.
-        real_pixels: of each class, over all real training masks.
-    """
-
-    def __init__(self, training: Training, data: StudyData, real_pixels: torch.Tensor):
-        super().__init__(_Members(pool_members(training, data), data))
-        self.pixels = real_pixels
-
-
-class _Members:
-    """Pairs of several sets as one dataset."""
+class Pool:
+    """The pairs of a pool, from several sets, as one dataset."""
 
     def __init__(self, members: list[tuple[str, int]], data: StudyData):
         self.labels, self.resolution = data.real.labels, data.real.resolution
@@ -169,8 +147,20 @@ class _Members:
         return len(self._members)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        """Return `image` and `mask`, as `CachedPairs`."""
         name, index_in_set = self._members[index]
         return self._sets[name][index_in_set]
+
+
+def training_pairs(training: Training, data: StudyData) -> LabelledImages:
+    """Return the pairs that a network is trained on.
+
+    Classes are weighted by their pixels in the real images, so that all arms share the loss. A class in no real
+    training mask has no weight.
+    """
+    pairs = LabelledImages(Pool(pool_members(training, data), data))
+    pairs.pixels = LabelledImages(data.real).pixels
+    return pairs
 
 
 # Leaks ---------------------------------------------------------------------------------------------------------------
@@ -207,11 +197,8 @@ def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list
             found.append(f"{len(same)} validation image(s) are also in {where}, pixel by pixel, such as '{same[0]}'.")
     # a name in both splits means nothing
     only_validation = set(data.validation.names) - set(data.real.names)
-    for name in ("generated", "filtered"):
-        folder = getattr(settings, name)
-        if folder is None:
-            continue
-        rows = read_metadata(folder)
+    for name, folder in (("generated", settings.generated), ("filtered", settings.filtered)):
+        rows = [] if folder is None else read_metadata(folder)
         leaked = sorted(only_validation & _made_from(rows))
         if leaked:
             found.append(
@@ -240,12 +227,9 @@ def _made_from(rows: list[dict[str, Any]]) -> set[str]:
 def _was_trained_on_validation(model: str, settings: StudySettings) -> bool:
     """Return whether a local run was trained on the validation split, by its settings."""
     path = Path(model) / RUN_SETTINGS
-    if not path.is_file():
-        return False
-    run = json.loads(path.read_text(encoding="utf-8"))
-    split, validation = (SPLITS.get(name, name) for name in (run.get("train_split"), settings.validation_split))
-    same_data = Path(str(run.get("dataset"))).absolute() == Path(settings.dataset).absolute()
-    return split == validation and same_data
+    run = read_json(path) if path.is_file() else {}
+    split, validation = (SPLITS.get(name, name) for name in (str(run.get("train_split")), settings.validation_split))
+    return split == validation and Path(str(run.get("dataset"))).absolute() == Path(settings.dataset).absolute()
 
 
 def filter_weights(folder: str | None) -> str | None:
@@ -258,17 +242,12 @@ def base_weights(settings: StudySettings) -> str | None:
     """Return the hash of the pretrained weights of all networks; None for random ones."""
     if settings.base_model is None:
         return None
-    source = PretrainedSource.of(settings.base_model, settings.revision, "--base_model")
+    source = PretrainedSource(settings.base_model, settings.revision, "--base_model")
     return weights_hash(source.network().state_dict())
 
 
 def find_filter_as_judge(settings: StudySettings, weights: str | None) -> list[str]:
-    """Return a sentence for each folder that was filtered by the base model.
-
-    Args:
-        settings: folders of the synthetic images.
-        weights: from `base_weights`.
-    """
+    """Return a sentence for each folder that was filtered by the base model, which has the hash `weights`."""
     return [
         f"--base_model '{settings.base_model}' is the network that filtered --{name} '{folder}' ({weights}): it has "
         "already learned what it kept. Use another one, or random weights."

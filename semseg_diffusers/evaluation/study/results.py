@@ -1,52 +1,54 @@
 """Means, paired differences and confidence intervals over seeds (Student's t), and the findings of a study.
-An interval over n seeds covers initial weights, data order and choice of images, and nothing else."""
+An interval over n seeds covers initial weights, data order and choice of images, and nothing else.
+"""
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from scipy import stats
 
 from semseg_diffusers.evaluation.study.settings import ARMS, StudySettings, Training, variants
 
 
+Variant = tuple[str, float | None]  # arm and amount
 CONFIDENCE = 0.95
 BETTER, WITHIN, WORSE, UNKNOWN = "better", "within noise", "worse", "unknown"
+READINGS = {
+    BETTER: "beyond the noise between seeds",
+    WITHIN: "within the noise between seeds",
+    WORSE: "worse, beyond the noise between seeds",
+    UNKNOWN: "one seed, so chance cannot be estimated",
+}
+# arm -> arm that it is compared with at the same amount, besides real images: as many pairs, or not filtered
+BASELINES = (
+    ("real_synthetic", "real_duplicated"),
+    ("real_filtered", "real_duplicated"),
+    ("real_filtered", "real_synthetic"),
+    ("filtered", "synthetic"),
+)
+FEW_SEEDS = 3  # below this an interval is wider than any realistic difference
+MORE_SEEDS = 5
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A score over seeds."""
-
-    mean: float
-    std: float | None  # of the sample (n - 1); None for one seed
-    values: list[float]  # in the order of the seeds
+# Statistics ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Difference:
-    """The difference of a score between two variants, paired by seed."""
-
-    mean: float
-    low: float | None  # ends of the interval; None for one seed
-    high: float | None
-    values: list[float]
-    reading: str  # BETTER, WITHIN, WORSE or UNKNOWN
-
-
-def spread(values: Sequence[float]) -> Spread:
-    """Summarize a score over seeds.
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean, standard deviation of the sample (None for one seed) and values of a score over seeds.
 
     Example:
-        >>> spread([0.5, 0.25]).mean
+        >>> spread([0.5, 0.25])["mean"]
         0.375
     """
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, list(values))
+    std = statistics.stdev(values) if len(values) > 1 else None
+    return {"mean": statistics.fmean(values), "std": std, "values": list(values)}
 
 
-def paired_difference(values: Sequence[float], others: Sequence[float], confidence: float = CONFIDENCE) -> Difference:
+def paired_difference(
+    values: Sequence[float], others: Sequence[float], confidence: float = CONFIDENCE
+) -> dict[str, Any]:
     """Compare two variants that share their seeds.
 
     Args:
@@ -54,119 +56,31 @@ def paired_difference(values: Sequence[float], others: Sequence[float], confiden
         others: scores of the second, in the same order of seeds.
         confidence: of the interval.
 
+    Returns:
+        `mean` of the differences, ends of its interval `low` and `high` (None for one seed), the differences as
+        `values`, and the `reading`: one of `READINGS`.
+
     Example:
         >>> found = paired_difference([0.50, 0.52, 0.51], [0.40, 0.41, 0.42])
-        >>> f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})", found.reading
+        >>> f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})", found["reading"]
         ('0.100 (0.075 to 0.125)', 'better')
     """
     differences = [value - other for value, other in zip(values, others, strict=True)]
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return Difference(mean, None, None, differences, UNKNOWN)
-    half = stats.t.ppf((1 + confidence) / 2, len(differences) - 1) * statistics.stdev(differences)
-    half = float(half) / math.sqrt(len(differences))
-    low, high = mean - half, mean + half
-    reading = BETTER if low > 0 else WORSE if high < 0 else WITHIN
-    return Difference(mean, low, high, differences, reading)
-
-
-READINGS = {
-    BETTER: "beyond the noise between seeds",
-    WITHIN: "within the noise between seeds",
-    WORSE: "worse, beyond the noise between seeds",
-    UNKNOWN: "one seed, so chance cannot be estimated",
-}
-FEW_SEEDS = 3  # below this an interval is wider than any realistic difference
-MORE_SEEDS = 5
-
-
-class Finding(NamedTuple):
-    """One or two sentences, and their topic."""
-
-    topic: str
-    text: str
-
-
-def difference_text(comparison: Mapping[str, Any]) -> str:
-    """Describe one comparison of mean IoU.
-
-    Example:
-        >>> found = {"mean": 0.021, "low": 0.004, "high": 0.038, "reading": "better", "all_counted": "better"}
-        >>> difference_text({"mean_iou": found, "against": {"arm": "real", "amount": None}})
-        '+0.021 mIoU (0.004 to 0.038) over real photos: beyond the noise between seeds.'
-    """
-    found, other = comparison["mean_iou"], title(**comparison["against"])
-    interval = "" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})"
-    text = f"{found['mean']:+.3f} mIoU{interval} over {other}: {READINGS[found['reading']]}."
-    if found["reading"] in (BETTER, WORSE) and found["all_counted"] != found["reading"]:
-        text += " Not so after correction for all comparisons of this study."
-    return text
-
-
-def findings(results: Mapping[str, Any]) -> list[Finding]:
-    """Return the findings of a study: each arm at each amount, then how reliable they are."""
-    comparisons = results["comparisons"]
-    found = []
-    order = dict.fromkeys((each["arm"], each["amount"]) for each in comparisons)
-    for arm, amount in sorted(order, key=lambda variant: variant[0] == "real_duplicated"):  # the control last
-        texts = [difference_text(each) for each in comparisons if (each["arm"], each["amount"]) == (arm, amount)]
-        topic = title(arm, amount)
-        found.append(Finding(topic[0].upper() + topic[1:], " ".join(texts)))
-    return [*found, _number_of_comparisons(comparisons), _seeds(results)]
-
-
-def _number_of_comparisons(comparisons: list[Mapping[str, Any]]) -> Finding:
-    """Describe how many comparisons would be beyond noise by chance."""
-    number, chance = len(comparisons), 1 - CONFIDENCE
-    text = f"{number} of mean IoU, each with a {100 * CONFIDENCE:g} % interval"
-    text += f": without any true difference, about {number * chance:.1f} of them would be beyond noise by chance."
-    beyond, classes = num_beyond(comparisons)
-    if classes:
-        text += f" By class, {beyond} of {classes} are beyond noise; chance alone gives about {classes * chance:.0f}."
-    return Finding("Comparisons", text)
-
-
-def _seeds(results: Mapping[str, Any]) -> Finding:
-    number = len(results["seeds"])
-    if number == 1:
-        return Finding("Seeds", "One seed: differences cannot be distinguished from chance. Use at least three.")
-    text = (
-        f"n = {number}. A difference within the noise shows neither a gain nor a loss. Intervals are Student's t of "
-        "the paired differences. They cover initial weights, order of the data, augmentation and choice of synthetic "
-        "images; not other training or validation images, nor a retrained generator."
-    )
-    if number < FEW_SEEDS:
-        text += " Two seeds give such wide intervals that hardly any difference exceeds them: use at least three."
-    elif number < MORE_SEEDS:
-        text += " So few seeds detect only large differences: more --seeds narrow the intervals."
-    return Finding("Seeds", text)
-
-
-Variant = tuple[str, float | None]  # arm and amount
-AS_MANY = ("real_synthetic", "real_filtered")  # arms that have as many pairs as `real_duplicated`
-UNFILTERED = {"real_filtered": "real_synthetic", "filtered": "synthetic"}  # baseline of each filtered arm
-
-
-def title(arm: str, amount: float | None) -> str:
-    """Return the readable title of an arm with its amount.
-
-    Example:
-        >>> title("real_synthetic", 0.5), title("real", None)
-        ('real + synthetic, 0.5x', 'real photos')
-    """
-    return ARMS[arm] if amount is None else f"{ARMS[arm]}, {amount:.10g}x"
+    mean, low, high, reading = statistics.fmean(differences), None, None, UNKNOWN
+    if len(differences) > 1:
+        half = stats.t.ppf((1 + confidence) / 2, len(differences) - 1) * statistics.stdev(differences)
+        half = float(half) / math.sqrt(len(differences))
+        low, high = mean - half, mean + half
+        reading = BETTER if low > 0 else WORSE if high < 0 else WITHIN
+    return {"mean": mean, "low": low, "high": high, "values": differences, "reading": reading}
 
 
 def compared(settings: StudySettings) -> list[tuple[Variant, Variant]]:
-    """Return the comparisons: each variant with real images, with as many duplicates, and, if it is filtered, with
-    its unfiltered counterpart."""
-    pairs = []
+    """Return the comparisons: each variant with real images, and with its baselines at the same amount."""
+    pairs: list[tuple[Variant, Variant]] = []
     for arm, amount in variants(settings):
-        others = [] if arm == "real" else [("real", None)]
-        if arm in AS_MANY:
-            others.append(("real_duplicated", amount))
-        if arm in UNFILTERED:
-            others.append((UNFILTERED[arm], amount))
+        others: list[Variant] = [] if arm == "real" else [("real", None)]
+        others += [(baseline, amount) for each, baseline in BASELINES if each == arm]
         pairs += [((arm, amount), other) for other in others if other[0] in settings.arms]
     return pairs
 
@@ -186,10 +100,8 @@ def arms_and_comparisons(
     runs = {
         variant: [result_of(Training(*variant, seed)) for seed in settings.seeds] for variant in variants(settings)
     }
-    arms = [_arm(settings, variant, results) for variant, results in runs.items()]
     pairs = compared(settings)
-    # Bonferroni correction for all comparisons
-    strict = 1 - (1 - CONFIDENCE) / max(1, len(pairs))
+    strict = 1 - (1 - CONFIDENCE) / max(1, len(pairs))  # Bonferroni correction for all comparisons
     comparisons = [
         {
             "arm": variant[0],
@@ -199,39 +111,33 @@ def arms_and_comparisons(
         }
         for variant, other in pairs
     ]
-    return arms, comparisons
+    return [_arm(settings, variant, results) for variant, results in runs.items()], comparisons
 
 
 def _arm(settings: StudySettings, variant: Variant, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    arm, amount = variant
-    num_pairs = results[0]["num_pairs"]
-    scores = [result["scores"] for result in results]
+    num_pairs, scores = results[0]["num_pairs"], [result["scores"] for result in results]
     return {
-        "arm": arm,
-        "amount": amount,
-        "title": title(arm, amount),
+        "arm": variant[0],
+        "amount": variant[1],
+        "title": title(*variant),
         "num_pairs": num_pairs,
         "num_synthetic": results[0]["num_synthetic"],
         "passes": settings.max_train_steps * settings.train_batch_size / num_pairs,
-        "mean_iou": asdict(spread([each["mean_iou"] for each in scores])),
-        "pixel_accuracy": asdict(spread([each["pixel_accuracy"] for each in scores])),
-        "iou": {name: asdict(spread([each["iou"][name] for each in scores])) for name in scores[0]["iou"]},
+        "mean_iou": spread([each["mean_iou"] for each in scores]),
+        "pixel_accuracy": spread([each["pixel_accuracy"] for each in scores]),
+        "iou": {name: spread([each["iou"][name] for each in scores]) for name in scores[0]["iou"]},
     }
 
 
 def _compare(results: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], strict: float) -> dict[str, Any]:
     """Return the differences of mean IoU and of each class; `all_counted` is corrected for all comparisons."""
-    (ours, theirs) = ([result["scores"] for result in runs] for runs in (results, others))
+    ours, theirs = ([result["scores"] for result in runs] for runs in (results, others))
     values, baseline = ([each["mean_iou"] for each in scores] for scores in (ours, theirs))
+    corrected = paired_difference(values, baseline, strict)["reading"]
     return {
-        "mean_iou": {
-            **asdict(paired_difference(values, baseline)),
-            "all_counted": paired_difference(values, baseline, strict).reading,
-        },
+        "mean_iou": {**paired_difference(values, baseline), "all_counted": corrected},
         "iou": {
-            name: asdict(
-                paired_difference([each["iou"][name] for each in ours], [each["iou"][name] for each in theirs])
-            )
+            name: paired_difference([each["iou"][name] for each in ours], [each["iou"][name] for each in theirs])
             for name in ours[0]["iou"]
         },
     }
@@ -245,3 +151,70 @@ def num_beyond(comparisons: Sequence[dict[str, Any]]) -> tuple[int, int]:
     found = [entry for comparison in comparisons for entry in comparison["iou"].values() if any(entry["values"])]
     readings = [entry["reading"] for entry in found if entry["reading"] != UNKNOWN]
     return sum(reading != WITHIN for reading in readings), len(readings)
+
+
+# Findings ------------------------------------------------------------------------------------------------------------
+
+
+def title(arm: str, amount: float | None) -> str:
+    """Return the readable title of an arm with its amount.
+
+    Example:
+        >>> title("real_synthetic", 0.5), title("real", None)
+        ('real + synthetic, 0.5x', 'real photos')
+    """
+    return ARMS[arm] if amount is None else f"{ARMS[arm]}, {amount:.10g}x"
+
+
+def difference_text(comparison: Mapping[str, Any]) -> str:
+    """Describe one comparison of mean IoU.
+
+    Example:
+        >>> found = {"mean": 0.021, "low": 0.004, "high": 0.038, "reading": "better", "all_counted": "better"}
+        >>> difference_text({"mean_iou": found, "against": {"arm": "real", "amount": None}})
+        '+0.021 mIoU (0.004 to 0.038) over real photos: beyond the noise between seeds.'
+    """
+    found, other = comparison["mean_iou"], title(**comparison["against"])
+    interval = "" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})"
+    text = f"{found['mean']:+.3f} mIoU{interval} over {other}: {READINGS[found['reading']]}."
+    if found["reading"] in (BETTER, WORSE) and found["all_counted"] != found["reading"]:
+        text += " Not so after correction for all comparisons of this study."
+    return text
+
+
+def findings(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return the findings of a study, topic -> sentences: each arm at each amount, then how reliable they are."""
+    comparisons = results["comparisons"]
+    found = {}
+    order = dict.fromkeys((each["arm"], each["amount"]) for each in comparisons)
+    for variant in sorted(order, key=lambda variant: variant[0] == "real_duplicated"):  # the control last
+        texts = [difference_text(each) for each in comparisons if (each["arm"], each["amount"]) == variant]
+        topic = title(*variant)
+        found[topic[0].upper() + topic[1:]] = " ".join(texts)
+    return {**found, "Comparisons": _comparisons_text(comparisons), "Seeds": _seeds_text(len(results["seeds"]))}
+
+
+def _comparisons_text(comparisons: Sequence[dict[str, Any]]) -> str:
+    """Describe how many comparisons would be beyond noise by chance."""
+    number, chance = len(comparisons), 1 - CONFIDENCE
+    text = f"{number} of mean IoU, each with a {100 * CONFIDENCE:g} % interval"
+    text += f": without any true difference, about {number * chance:.1f} of them would be beyond noise by chance."
+    beyond, classes = num_beyond(comparisons)
+    if classes:
+        text += f" By class, {beyond} of {classes} are beyond noise; chance alone gives about {classes * chance:.0f}."
+    return text
+
+
+def _seeds_text(number: int) -> str:
+    if number == 1:
+        return "One seed: differences cannot be distinguished from chance. Use at least three."
+    text = (
+        f"n = {number}. A difference within the noise shows neither a gain nor a loss. Intervals are Student's t of "
+        "the paired differences. They cover initial weights, order of the data, augmentation and choice of synthetic "
+        "images; not other training or validation images, nor a retrained generator."
+    )
+    if number < FEW_SEEDS:
+        text += " Two seeds give such wide intervals that hardly any difference exceeds them: use at least three."
+    elif number < MORE_SEEDS:
+        text += " So few seeds detect only large differences: more --seeds narrow the intervals."
+    return text

@@ -1,5 +1,6 @@
 """Settings of `semseg-diffusers study`: data, arms, seeds, amounts and training.
-All arms share the training and the initial weights; only the pool of training pairs differs."""
+All arms share the training and the initial weights; only the pool of training pairs differs.
+"""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -18,11 +19,14 @@ ARMS = {
     "synthetic": "synthetic only",
     "filtered": "filtered synthetic only",
 }
-OF_GENERATED = ("real_synthetic", "synthetic")
-OF_FILTERED = ("real_filtered", "filtered")
-# settings that all trainings of a folder share, besides data and network, which are compared by content
+# arms with synthetic pairs -> the option that names their folder
+SYNTHETIC = {
+    "real_synthetic": "generated",
+    "real_filtered": "filtered",
+    "synthetic": "generated",
+    "filtered": "filtered",
+}
 MAX_JOBS = 8  # by default: each process keeps its own copy of the data
-SHARED = ("max_train_steps", "train_batch_size", "mixed_precision")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,16 +55,16 @@ class StudySettings(ColumnOptions, SegmenterTrainingOptions):
         super().__post_init__()
         if self.generated is None and self.filtered is None:
             raise ValueError("a study needs synthetic images: give --generated, --filtered, or both.")
-        options = (("generated", OF_GENERATED), ("filtered", OF_FILTERED))
-        for name, arms in options:
-            without = [arm for arm in self.arms if arm in arms]
-            if getattr(self, name) is None and without:
-                raise ValueError(f"--arms {without[0]} needs --{name}, which is missing.")
-        for name, arms in options:
-            if getattr(self, name) is not None and self.arms and not set(arms) & set(self.arms):
-                raise ValueError(f"--{name} is used by the arms {' and '.join(arms)}; --arms names neither.")
+        possible = tuple(arm for arm in ARMS if arm not in SYNTHETIC or getattr(self, SYNTHETIC[arm]) is not None)
+        for arm in self.arms:
+            if arm not in possible:
+                raise ValueError(f"--arms {arm} needs --{SYNTHETIC[arm]}, which is missing.")
+        for name in ("generated", "filtered"):
+            users = [arm for arm in possible if SYNTHETIC.get(arm) == name]
+            if users and self.arms and not set(users) & set(self.arms):
+                raise ValueError(f"--{name} is used by the arms {' and '.join(users)}; --arms names neither.")
         if not self.arms:
-            object.__setattr__(self, "arms", tuple(arm for arm in ARMS if self._has_data(arm)))
+            object.__setattr__(self, "arms", possible)
         if "real" not in self.arms:
             raise ValueError("--arms lacks real, which all other arms are compared with. Add it.")
         for name in ("arms", "seeds", "amounts"):
@@ -71,14 +75,10 @@ class StudySettings(ColumnOptions, SegmenterTrainingOptions):
         if splits[0] == splits[1]:
             raise ValueError(f"--train_split and --validation_split are both '{splits[0]}'; expected two splits.")
 
-    def _has_data(self, arm: str) -> bool:
-        needs = self.generated if arm in OF_GENERATED else self.filtered if arm in OF_FILTERED else self.dataset
-        return needs is not None
-
     def record(self) -> dict[str, Any]:
         """Return the settings that results depend on, as JSON under the names of the options."""
-        values = {field.name: getattr(self, field.name) for field in fields(StudySettings)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values = self.to_dict()
+        return {field.name: values[field.name] for field in fields(StudySettings)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,33 +109,20 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Name of its file.
+        """Return the name of its file.
 
         Example:
             >>> Training("real_synthetic", 0.5, 2).name, Training("real", None, 0).name
             ('real_synthetic-x0.5-seed2', 'real-seed0')
         """
-        return f"{variant_name(self.arm, self.amount, '-x')}-seed{self.seed}"
-
-
-def variant_name(arm: str, amount: float | None, between: str = ", x") -> str:
-    """Return the name of an arm with its amount.
-
-    Example:
-        >>> variant_name("synthetic", 2.0), variant_name("real", None)
-        ('synthetic, x2', 'real')
-    """
-    return arm if amount is None else f"{arm}{between}{amount:.10g}"
+        amount = "" if self.amount is None else f"-x{self.amount:.10g}"
+        return f"{self.arm}{amount}-seed{self.seed}"
 
 
 def variants(settings: StudySettings) -> list[tuple[str, float | None]]:
     """Return every arm at every amount, in the order of tables and pages."""
-    return [
-        (arm, amount)
-        for arm in ARMS
-        if arm in settings.arms
-        for amount in ([None] if arm == "real" else sorted(settings.amounts))
-    ]
+    amounts = sorted(settings.amounts)
+    return [(arm, n) for arm in ARMS if arm in settings.arms for n in ([None] if arm == "real" else amounts)]
 
 
 def trainings(settings: StudySettings) -> list[Training]:

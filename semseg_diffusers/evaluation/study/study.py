@@ -1,6 +1,5 @@
 """Runs a study: trains what is missing and writes results.json and report.html."""
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 
 from semseg_diffusers.evaluation.results import code_commit, versions
-from semseg_diffusers.evaluation.segmentation.settings import DEFAULT_ARCHITECTURE
+from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages
 from semseg_diffusers.evaluation.study.pools import (
     StudyData,
@@ -23,17 +22,11 @@ from semseg_diffusers.evaluation.study.pools import (
     load_data,
 )
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
-from semseg_diffusers.evaluation.study.settings import SHARED, StudyCommandSettings, StudySettings, trainings
+from semseg_diffusers.evaluation.study.settings import StudyCommandSettings, StudySettings, Training, trainings
 from semseg_diffusers.evaluation.study.study_page import write_study_page
-from semseg_diffusers.evaluation.study.training import (
-    TRAININGS,
-    default_jobs,
-    initial_network,
-    read_result,
-    run_trainings,
-)
+from semseg_diffusers.evaluation.study.training import TRAININGS, default_jobs, read_result, run_trainings
 from semseg_diffusers.utils.distributed import check_device_available
-from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, write_text
+from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, read_json, write_json
 
 
 STUDY_FILE = "study.json"  # what all trainings of a folder share
@@ -58,11 +51,13 @@ def run_study(
 
     Raises:
         ValueError: invalid data or settings, or a folder with trainings of other settings.
-        ChildProcessError: a training process failed.
+        ChildProcessError: a training process was killed.
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be 1 or more; got {jobs}.")
-    check_output(output)
+    _check_output(output)
+
+    # 1. Data, and whether the validation images are unseen
     data = load_data(settings)
     check_amounts(settings, data)
     weights = base_weights(settings)
@@ -70,13 +65,15 @@ def run_study(
     forced = find_leaks(settings, data, digests) + find_filter_as_judge(settings, weights)
     if forced and not settings.force:
         raise ValueError(f"{' '.join(forced)} To continue nevertheless, with a warning on the page: --force.")
-    initial = initial_network(settings, data, settings.seeds[0])
+
+    # 2. What all trainings of the folder share
+    initial = build_segmenter(settings, data.real.labels, data.real.resolution, settings.seeds[0])
     record = {
-        "settings": {name: getattr(settings, name) for name in SHARED},
+        "settings": settings.schedule,
         "network": {
-            "architecture": settings.architecture or (None if settings.base_model else DEFAULT_ARCHITECTURE),
+            "architecture": settings.architecture_name,
             "base_weights": weights,
-            "num_parameters": sum(parameter.numel() for parameter in initial.network.parameters()),
+            "num_parameters": initial.network.num_parameters(),
             "input_size": list(initial.input_size),
             "learning_rate": initial.learning_rate,
         },
@@ -85,20 +82,20 @@ def run_study(
     }
     with exclusive_folder(output, "studying in"):
         _open_output(output, record)
-        missing = [training for training in trainings(settings) if read_result(output, training) is None]
+
+        # 3. Train every arm with every seed, then compare
+        all_trainings = trainings(settings)
+        missing = [training for training in all_trainings if read_result(output, training) is None]
         run_trainings(missing, settings, data, output, device, jobs, show_progress)
-        results = _results(settings, data, record, output, forced)
-        write_text(output / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+        trained = {training: result for training in all_trainings if (result := read_result(output, training))}
+        results = _results(settings, data, record, trained, forced)
+        write_json(output / RESULTS_FILE, results)
         write_study_page(output / PAGE_FILE, results, settings, data)
     return results
 
 
-def check_output(output: Path) -> None:
-    """Raise for a folder with anything but a study.
-
-    Raises:
-        ValueError: naming the foreign file.
-    """
+def _check_output(output: Path) -> None:
+    """Raise for a folder with anything but a study."""
     if output.is_file():
         raise ValueError(f"--output '{output}' is a file; expected a folder.")
     if output.is_dir() and not (output / STUDY_FILE).is_file():
@@ -110,19 +107,15 @@ def check_output(output: Path) -> None:
 
 
 def _open_output(output: Path, record: Mapping[str, Any]) -> None:
-    """Write what the trainings share; raise if the folder's trainings share something else.
-
-    Raises:
-        ValueError: naming what differs.
-    """
+    """Write what the trainings share; raise if the folder's trainings share something else."""
     file = output / STUDY_FILE
     for path in [*output.glob("*.tmp-*"), *(output / TRAININGS).glob("*.tmp-*")]:
         path.unlink()  # of an interrupted run; the folder is locked
     if file.is_file() and any((output / TRAININGS).glob("*.json")):
         try:
-            saved = json.loads(file.read_text(encoding="utf-8"))
+            saved = read_json(file)
             different = _differences(saved, record)
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError) as err:
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise ValueError(f"'{file}' is not a record of a study ({err}). Choose another --output.") from err
         if different:
             raise ValueError(
@@ -130,7 +123,7 @@ def _open_output(output: Path, record: Mapping[str, Any]) -> None:
                 "folder; only arms, seeds and amounts can be added."
             )
         record = {**record, "data": {**saved["data"], **record["data"]}}
-    write_text(file, json.dumps(record, indent=2) + "\n")
+    write_json(file, record)
     (output / TRAININGS).mkdir(exist_ok=True)
 
 
@@ -150,18 +143,17 @@ def _results(
     settings: StudySettings,
     data: StudyData,
     record: Mapping[str, Any],
-    output: Path,
+    trained: Mapping[Training, dict[str, Any]],
     forced: list[str],
 ) -> dict[str, Any]:
-    arms, comparisons = arms_and_comparisons(settings, lambda training: read_result(output, training))
-    scores = read_result(output, trainings(settings)[0])["scores"]
+    arms, comparisons = arms_and_comparisons(settings, trained.__getitem__)
     results = {
         "kind": "study",
         "settings": settings.record(),
         "seeds": list(settings.seeds),
         "arms": arms,
         "comparisons": comparisons,
-        "absent": scores["absent"],
+        "absent": next(iter(trained.values()))["scores"]["absent"],
         "data": {name: {"num_images": len(pairs), "hash": record["data"][name]} for name, pairs in data.sets.items()},
         "filters": {
             name: filter_weights(getattr(settings, name))
@@ -174,7 +166,7 @@ def _results(
         "commit": code_commit(),
         "versions": versions("torch", "transformers", "torchmetrics", "scipy"),
     }
-    results["findings"] = [finding._asdict() for finding in findings(results)]
+    results["findings"] = [{"topic": topic, "text": text} for topic, text in findings(results).items()]
     results["forced"] = forced
     results["notes"] = [*forced, *_notes(settings, data, results)]
     return results

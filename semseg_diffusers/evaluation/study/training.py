@@ -4,40 +4,35 @@ The last weights are scored, not the best ones: selection by the validation spli
 
 import contextlib
 import dataclasses
-import json
 import math
 import multiprocessing
 import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from semseg_diffusers.evaluation.segmentation.initialization import InitialSegmenter, build_segmenter
+from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
-from semseg_diffusers.evaluation.study.pools import Pool, StudyData, load_data, pool_members
+from semseg_diffusers.evaluation.study.pools import StudyData, load_data, pool_members, training_pairs
 from semseg_diffusers.evaluation.study.settings import MAX_JOBS, StudySettings, Training
-from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.files import read_json, write_json
+from semseg_diffusers.utils.parallel import follow_parent
 from semseg_diffusers.utils.progress import progress_bar
 from semseg_diffusers.utils.signals import exit_on_signals
 
 
 TRAININGS = "trainings"  # folder of the result files
-POLL_SECONDS = 0.2  # between checks of the processes
+POLL_SECONDS = 0.2  # between updates of the progress bar
 
 
 class StoppedError(RuntimeError):
     """A training was stopped before its last step; no result is kept."""
-
-
-def initial_network(settings: StudySettings, data: StudyData, seed: int) -> InitialSegmenter:
-    """Return the network of a seed before its first step, the same for every arm."""
-    return build_segmenter(settings, data.real.labels, data.real.resolution, seed)
 
 
 def train_one(
@@ -72,17 +67,14 @@ def train_one(
         on_steps(line["step"] - reported)
         reported = line["step"]
 
-    initial = initial_network(settings, data, training.seed)
-    network = initial.network.to(device)
+    initial = build_segmenter(settings, data.real.labels, data.real.resolution, training.seed, device)
     history = train_segmenter(
-        network,
+        initial.network,
         initial.preprocessing,
-        Pool(training, data, LabelledImages(data.real).pixels),
-        max_train_steps=settings.max_train_steps,
-        train_batch_size=settings.train_batch_size,
+        training_pairs(training, data),
+        **settings.schedule,
         learning_rate=initial.learning_rate,
         seed=training.seed,
-        mixed_precision=settings.mixed_precision,
         on_log=on_log,
         should_stop=should_stop,
     )
@@ -94,12 +86,13 @@ def train_one(
             f"'{training.name}' diverged: its final loss is {loss}. Lower --learning_rate (it is "
             f"{initial.learning_rate:g}) or omit --mixed_precision."
         )
-    scores = score_network(network, initial.preprocessing, LabelledImages(data.validation), settings.mixed_precision)
-    pool = pool_members(training, data)
+    validation = LabelledImages(data.validation)
+    scores = score_network(initial.network, initial.preprocessing, validation, settings.mixed_precision)
+    members = pool_members(training, data)
     return {
         **dataclasses.asdict(training),
-        "num_pairs": len(pool),
-        "num_synthetic": sum(name != "real" for name, _ in pool),
+        "num_pairs": len(members),
+        "num_synthetic": sum(name != "real" for name, _ in members),
         "scores": {**dataclasses.asdict(scores), "absent": list(scores.absent)},
         "loss": loss,
         "device": str(torch.device(device)),
@@ -107,14 +100,9 @@ def train_one(
     }
 
 
-def result_file(output: Path, training: Training) -> Path:
-    """Return the path of a training's result."""
-    return output / TRAININGS / f"{training.name}.json"
-
-
 def save_result(output: Path, training: Training, result: dict[str, Any]) -> None:
-    """Write a result atomically."""
-    write_text(result_file(output, training), json.dumps(result, indent=2) + "\n")
+    """Write a result completely or not at all."""
+    write_json(output / TRAININGS / f"{training.name}.json", result)
 
 
 def read_result(output: Path, training: Training) -> dict[str, Any] | None:
@@ -123,13 +111,13 @@ def read_result(output: Path, training: Training) -> dict[str, Any] | None:
     Raises:
         ValueError: a file with other content.
     """
-    path = result_file(output, training)
+    path = output / TRAININGS / f"{training.name}.json"
     if not path.is_file():
         return None
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
         saved = Training(result["arm"], result["amount"], result["seed"])
-    except (ValueError, KeyError, TypeError) as err:
+    except (ValueError, KeyError) as err:
         raise ValueError(f"'{path}' holds no result of a training ({err}). Delete it to train again.") from err
     if saved != training:
         raise ValueError(f"'{path}' belongs to {saved.name}. Delete it to train {training.name} again.")
@@ -165,7 +153,7 @@ def run_trainings(
         show_progress: show a bar of optimizer steps on stderr.
 
     Raises:
-        ChildProcessError: a process ended early.
+        ChildProcessError: a process was killed.
         ValueError: a training diverged.
     """
     total = len(missing) * settings.max_train_steps
@@ -196,71 +184,50 @@ def _one_thread() -> Iterator[None]:
 def _run_processes(
     missing: list[Training], settings: StudySettings, output: Path, device: str, jobs: int, bar: Any
 ) -> None:
+    """Train in several processes; the first error stops the others after their current step."""
     context = multiprocessing.get_context("spawn")  # CUDA and threads do not survive a fork
-    counter, steps = context.Value("q", 0), context.Value("q", 0)
     gpus = torch.cuda.device_count() if device == "cuda" else 0
-    processes = []
+    devices, steps, stop = context.SimpleQueue(), context.Value("q", 0), context.Event()
+    for number in range(jobs):
+        devices.put(f"cuda:{number % gpus}" if gpus else device)
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (settings, output, devices, steps, stop))
     try:
-        for number in range(jobs):
-            own = f"cuda:{number % gpus}" if gpus else device
-            arguments = (missing, settings, output, own, counter, steps, os.getpid())
-            process = context.Process(target=_work, args=arguments, name=f"study-{number}")
-            process.start()
-            processes.append(process)
-        while any(process.is_alive() for process in processes) and not _failed(processes):
-            time.sleep(POLL_SECONDS)
+        pending: set[Future] = {pool.submit(_train_in_worker, training) for training in missing}
+        while pending:
+            done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
             bar.update(steps.value - bar.n)
-        bar.update(steps.value - bar.n)
-        failed = _failed(processes)
-        if failed:
-            killed = " A killed process (-9) usually ran out of memory: use fewer --jobs." if -9 in failed else ""
-            raise ChildProcessError(
-                f"a training process ended with {failed[0]}; its message is above.{killed} Finished trainings are "
-                "kept: the same command resumes."
-            )
+            for future in done:
+                future.result()
+    except BrokenProcessPool as err:
+        raise ChildProcessError(
+            "a training process was killed, usually because memory ran out: use fewer --jobs. Finished trainings are "
+            "kept: the same command resumes."
+        ) from err
     finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.join()
+        stop.set()
+        pool.shutdown(cancel_futures=True)
 
 
-def _failed(processes: list[Any]) -> list[int]:
-    return [process.exitcode for process in processes if process.exitcode not in (None, 0)]
+_train_in_this_worker: Callable[[Training], None]  # set by `_start_worker`
 
 
-def _work(
-    missing: list[Training],
-    settings: StudySettings,
-    output: Path,
-    device: str,
-    counter: Any,
-    steps: Any,
-    parent: int,
-) -> None:
-    """Run the next training until none is left; the process ends with its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends this process
+def _start_worker(settings: StudySettings, output: Path, devices: Any, steps: Any, stop: Any) -> None:
+    """Prepare a process for its trainings: load the data, take a device."""
+    global _train_in_this_worker
+    follow_parent()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    data = load_data(settings)
-
-    def is_orphan() -> bool:
-        return os.getppid() != parent
-
-    def take_next() -> Training | None:
-        with counter.get_lock():
-            index, counter.value = counter.value, counter.value + 1
-        return missing[index] if index < len(missing) else None
+    data, device = load_data(settings), devices.get()
 
     def add_steps(count: int) -> None:
         with steps.get_lock():
             steps.value += count
 
-    try:
-        while (training := take_next()) is not None:
-            save_result(output, training, train_one(training, settings, data, device, add_steps, is_orphan))
-    except StoppedError:
-        return
-    except (ValueError, OSError) as err:
-        sys.stderr.write(f"error: {err}\n")
-        sys.exit(2)
+    def train(training: Training) -> None:
+        save_result(output, training, train_one(training, settings, data, device, add_steps, stop.is_set))
+
+    _train_in_this_worker = train
+
+
+def _train_in_worker(training: Training) -> None:
+    _train_in_this_worker(training)
