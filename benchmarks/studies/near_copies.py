@@ -1,7 +1,7 @@
 """How far training photos lie from themselves, changed a little, and from each other: what a near-copy is judged by.
 
-Distances of thumbnails, as `generate --training_set` measures them (`data/thumbnails.py`), on a prepared dataset of
-real photos. Prints the table of docs/how_to/generating.md and writes JSON.
+Distances of thumbnails, as `generate --training_set` measures them (`generation/near_copies.py`), on a prepared
+dataset of real photos. Prints the table of docs/how_to/generating.md and writes JSON.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageEnhance
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
-from semseg_diffusers.data.thumbnails import nearest_photos, thumbnails
+from semseg_diffusers.generation.near_copies import nearest_thumbnails, thumbnails
 from semseg_diffusers.pipelines.portable import write_text
 
 
@@ -81,15 +81,13 @@ def main() -> None:
     distances = {}
     for name, change in CHANGES.items():
         changed = thumbnails(as_tensor(change(photo)) for photo in train[:: args.every])
-        distances[name] = [found.distance for found in nearest_photos(changed, known)]
+        distances[name] = nearest_thumbnails(changed, known)[0].tolist()
     distances["the nearest other training photo"] = [
-        nearest_photos(known[[index]], torch.cat([known[:index], known[index + 1 :]]))[0].distance
+        nearest_thumbnails(known[[index]], torch.cat([known[:index], known[index + 1 :]]))[0].item()
         for index in range(len(known))
     ]
     validation = thumbnails(map(as_tensor, photos_of(load_pairs(args.dataset, "val"))))
-    distances["the nearest photo of the validation split"] = [
-        found.distance for found in nearest_photos(validation, known)
-    ]
+    distances["the nearest photo of the validation split"] = nearest_thumbnails(validation, known)[0].tolist()
     results = {}
     print("| a training photo and | median | least | most |")
     print("|---|---|---|---|")

@@ -22,7 +22,7 @@ from sampling_page import write_sampling_page, write_sheets
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
-from semseg_diffusers.evaluation.evaluate import choose_stems, write_masks
+from semseg_diffusers.evaluation.evaluate import evenly_spaced, write_masks
 from semseg_diffusers.evaluation.features import extract, load_extractor
 from semseg_diffusers.evaluation.fidelity import fid, kid
 from semseg_diffusers.evaluation.inference import cached_inference
@@ -164,10 +164,11 @@ class Sampling:
         self.guide = None if args.guide is None else load_guide(args.guide, None, self.pipeline)
         networks = [self.pipeline.unet, *([] if self.guide is None else [self.guide])]
         speed_up(*networks, torch_compile=False, channels_last=args.channels_last)
-        stems = choose_stems(sorted(pairs.stems), args.num_masks)
+        real = real_images(pairs)
+        stems = evenly_spaced(real.stems, args.num_masks)
         self.stems = {"all": stems, "half": stems[::2]}
         for name, chosen in self.stems.items():
-            write_masks(args.output / "masks" / name, pairs, chosen)
+            write_masks(args.output / "masks" / name, real.subset(list(map(real.stems.index, chosen))))
 
     def stems_of(self, arm: Arm) -> list[str]:
         return self.stems["half" if arm.half else "all"]

@@ -4,8 +4,12 @@ Measured by cosine distances of features; a generator that ignores its noise get
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
 
 import torch
+from torch.nn.functional import normalize
+
+from semseg_diffusers.evaluation.fidelity import check_features
 
 
 @dataclass(frozen=True)
@@ -51,50 +55,34 @@ def diversity(features: torch.Tensor, masks: Sequence[str], real: torch.Tensor |
         (0.0, 1.0, 0.0)
     """
     if len(features) != len(masks):
-        raise ValueError(f"expected one mask name per image; got {len(features)} images and {len(masks)} names")
-    reason = why_no_diversity(masks)
-    if reason is not None:
+        raise ValueError(f"expected one mask name per image; got {len(features)} images and {len(masks)} names.")
+    if (reason := why_no_diversity(masks)) is not None:
         raise ValueError(reason)
-    if real is not None and real.shape[1] != features.shape[1]:
-        raise ValueError(
-            f"expected features of one network; got {features.shape[1]} of the generated and {real.shape[1]} of the "
-            "real images"
-        )
+    sets = {"generated": features} if real is None else {"generated": features, "real": real}
+    directions, *of_real = (normalize(rows, dim=1) for rows in check_features(sets, minimum=1))
     rows: dict[str, list[int]] = {}
     for index, mask in enumerate(masks):
         rows.setdefault(mask, []).append(index)
-    directions = unit(features)
-    groups = [directions[indices] for indices in rows.values()]
-    repeated = [group for group in groups if len(group) > 1]
+    repeated = [directions[indices] for indices in rows.values() if len(indices) > 1]
     within = sum(_mean_distance(group) for group in repeated) / len(repeated)
 
     between = None
-    if len(groups) > 1:
-        inside = [(_num_pairs(len(group)), _mean_distance(group)) for group in repeated]
-        outside = _num_pairs(len(directions)) - sum(count for count, _ in inside)
-        total = _num_pairs(len(directions)) * _mean_distance(directions)
-        between = max(0.0, (total - sum(count * mean for count, mean in inside)) / outside)
+    if len(rows) > 1:
+        inside = [(comb(len(group), 2), _mean_distance(group)) for group in repeated]
+        num_pairs = comb(len(directions), 2)
+        total = num_pairs * _mean_distance(directions) - sum(count * mean for count, mean in inside)
+        between = max(0.0, total / (num_pairs - sum(count for count, _ in inside)))
     return Diversity(
         within_masks=within,
         between_masks=between,
-        real_between=_mean_distance(unit(real)) if real is not None and len(real) > 1 else None,
+        real_between=_mean_distance(of_real[0]) if of_real and len(of_real[0]) > 1 else None,
         ratio=within / between if between else None,
         num_masks=len(repeated),
         samples_per_mask=min(len(group) for group in repeated),
     )
 
 
-def unit(features: torch.Tensor) -> torch.Tensor:
-    """Normalize rows (N, D) to length 1, float64 on the CPU: the cosine distance is half the squared distance."""
-    return torch.nn.functional.normalize(features.detach().cpu().double(), dim=1)
-
-
-def _num_pairs(count: int) -> int:
-    return count * (count - 1) // 2
-
-
 def _mean_distance(directions: torch.Tensor) -> float:
     """Return the mean cosine distance over all pairs of unit rows (n, D): |sum|^2 = n + 2 * sum of cosines."""
-    count = len(directions)
     cosines = (directions.sum(0).square().sum().item() - directions.square().sum().item()) / 2
-    return max(0.0, 1 - cosines / _num_pairs(count))  # rounding can give values below 0
+    return max(0.0, 1 - cosines / comb(len(directions), 2))  # rounding can give values below 0

@@ -1,13 +1,16 @@
-"""Evaluates a model, or a folder of generated images, against the real images of a dataset."""
+"""Evaluates a model, or a folder of generated images, against the real images of a dataset.
+
+Masks -> generated images -> what networks read in them and in real images -> metrics with floor and ceiling
+(`results.py`) -> results.json and a page.
+"""
 
 import contextlib
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,41 +21,39 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import collect_pictures, write_report
 from semseg_diffusers.evaluation.features import (
     NETWORK_ERRORS,
-    PAPER_FEATURES,
-    STANDARD_INCEPTION,
     FeatureExtractor,
-    is_paper_features,
     load_extractor,
     reason_of,
+    with_paper_features,
 )
 from semseg_diffusers.evaluation.filtering.rules import read_filter
 from semseg_diffusers.evaluation.inference import cached_inference
-from semseg_diffusers.evaluation.inputs import (
-    EvaluationData,
-    ImageSet,
-    generated_images,
-    load_real_data,
-    real_images,
-)
-from semseg_diffusers.evaluation.memorization import Thumbnails
-from semseg_diffusers.evaluation.metrics import PredictedImages
+from semseg_diffusers.evaluation.inputs import ImageSet, RealData, generated_images, load_real_data
+from semseg_diffusers.evaluation.metrics import PredictedImages, score_agreement
 from semseg_diffusers.evaluation.results import Features, all_figures, code_commit, fidelity_comparisons, versions
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_model
+from semseg_diffusers.generation.near_copies import THUMBNAIL, thumbnails
 from semseg_diffusers.generation.plan import target_size
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.reports.evaluation_text import results_table
 from semseg_diffusers.utils.distributed import Processes, run_distributed
-from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, write_text
+from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, read_json, write_json
 from semseg_diffusers.utils.images import save_png
 
 
+T = TypeVar("T")
+Network = Callable[[torch.Tensor], torch.Tensor]
 RESULTS_FILE = "results.json"
 PAGE_FILE = "report.html"
 OURS = (RESULTS_FILE, PAGE_FILE, "masks", "generated", "cache")  # written to the output folder
 NOT_COMPARED = ("output", "batch_size")  # settings that change no result
+THUMBNAILS = {"name": "thumbnails", "architecture": "grey, mean of each area", "num_features": THUMBNAIL**2}
+SAME_NETWORK_NOTE = (
+    "The images were filtered by the network that segments them here: it selected what it agrees with, so its "
+    "agreement is no evidence. Evaluate with another --segmenter."
+)
 
 
 # Networks and checks -------------------------------------------------------------------------------------------------
@@ -87,25 +88,11 @@ def load_networks(
     return judge, extractors
 
 
-def with_paper_features(names: Sequence[str]) -> list[str]:
-    """Return the names, plus the first 64 features if the standard Inception is among them, for the paper's metric.
-
-    Example:
-        >>> with_paper_features(["inception:/folder/weights.pth", "inception-2015-12-05.pt"])
-        ['inception:/folder/weights.pth', 'inception-2015-12-05.pt', 'inception-64:/folder/weights.pth']
-    """
-    standard = [match for name in names if (match := STANDARD_INCEPTION.fullmatch(name))]
-    if not standard or any(is_paper_features(name) for name in names):
-        return list(names)
-    return [*names, PAPER_FEATURES + standard[0][0].removeprefix("inception")]
-
-
-def load_generator(
-    settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
-) -> MaskGuidedDDPMPipeline:
+def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device) -> Any:
     """Load the pipeline; raise if it generates other classes or another size than the dataset has."""
+    assert settings.model is not None, "only called for a model"
     dtype, variant = DTYPES[settings.dtype], settings.variant
-    pipeline = load_model(settings.model, settings.revision, settings.scheduler, dtype, device, variant=variant)
+    pipeline: Any = load_model(settings.model, settings.revision, settings.scheduler, dtype, device, variant=variant)
     labels = LabelSet.from_config(pipeline.unet.config)
     if labels != pairs.labels:
         raise ValueError(
@@ -123,19 +110,28 @@ def load_generator(
     return pipeline
 
 
-def check_masks(masks: Iterable[np.ndarray], labels: LabelSet, not_judged: Sequence[str]) -> None:
-    """Raise for masks (H, W) that cannot be read, or without a single pixel to score."""
-    counted = [index for index, name in enumerate(labels.names) if name not in not_judged]
-    if not any([np.isin(mask, counted).any() for mask in masks]):  # a list: each one is read
-        unknown = f" of a class that the segmenter knows (not: {', '.join(not_judged)})" if not_judged else ""
-        raise ValueError(f"the masks hold no labelled pixel{unknown}, only unknown ones: there is nothing to score.")
+def check_inputs(settings: EvaluationSettings, data: RealData, masks: ImageSet, not_judged: Sequence[str]) -> None:
+    """Raise for sets that are too small, and for masks that cannot be read or hold nothing to score.
 
-
-def choose_stems(stems: list[str], count: int | None) -> list[str]:
-    """Return `count` evenly spaced stems."""
-    if count is None or count >= len(stems):
-        return stems
-    return [stems[index * len(stems) // count] for index in range(count)]
+    Args:
+        settings: of the evaluation.
+        data: the real images.
+        masks: of the generated images, or those to generate images from.
+        not_judged: names of the classes that the segmenter does not know.
+    """
+    num_masks = len(set(masks.stems))
+    if num_masks < 2:
+        raise ValueError(f"expected two or more masks, to score images against masks of others; got {num_masks}.")
+    if settings.features:
+        num_generated = len(masks) * settings.num_images_per_mask  # 1 where the images exist
+        fidelity_comparisons(settings, len(data.real), 0 if data.train is None else len(data.train), num_generated)
+    counted = [index for index, name in enumerate(data.pairs.labels.names) if name not in not_judged]
+    for images in (masks, data.real):
+        if not any([np.isin(images.mask(index), counted).any() for index in range(len(images))]):  # reads each one
+            unknown = f" of a class that the segmenter knows (not: {', '.join(not_judged)})" if not_judged else ""
+            raise ValueError(
+                f"the masks hold no labelled pixel{unknown}, only unknown ones: there is nothing to score."
+            )
 
 
 def check_output(output: Path, settings: EvaluationSettings) -> None:
@@ -155,7 +151,7 @@ def check_output(output: Path, settings: EvaluationSettings) -> None:
             )
         return
     try:
-        saved = dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+        saved = dict(read_json(file)["settings"])
     except (ValueError, KeyError, TypeError) as err:
         raise ValueError(f"'{file}' holds no results of evaluate ({err}). Choose another --output.") from err
     current = settings.record()
@@ -171,24 +167,29 @@ def check_output(output: Path, settings: EvaluationSettings) -> None:
         )
 
 
-def write_masks(folder: Path, pairs: PairDataset, stems: list[str]) -> None:
+# The evaluation ------------------------------------------------------------------------------------------------------
+
+
+def evenly_spaced(items: Sequence[T], count: int | None) -> list[T]:
+    """Return `count` evenly spaced items; all if there are fewer, or for None."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def write_masks(folder: Path, images: ImageSet) -> None:
     """Write the masks to generate from, and remove all others."""
-    index_of = {stem: index for index, stem in enumerate(pairs.stems)}
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.png"):
-        if path.stem not in stems:
+        if path.stem not in images.stems:
             path.unlink()
-    for stem in stems:
-        save_png(folder / f"{stem}.png", pairs.labels.decode(pairs[index_of[stem]]["mask"]))
-
-
-# The evaluation ------------------------------------------------------------------------------------------------------
+    for index, stem in enumerate(images.stems):
+        save_png(folder / f"{stem}.png", images.labels.decode(images.mask(index)))
 
 
 class Clock:
     """Start time and durations of the parts of this call; work of interrupted calls is not counted."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
         self._start = time.monotonic()
         self._parts: dict[str, float] = {}
@@ -203,6 +204,34 @@ class Clock:
     def seconds(self) -> dict[str, float]:
         """Return the duration of each part, and in total."""
         return {**self._parts, "total": round(time.monotonic() - self._start, 2)}
+
+
+def _generate(
+    settings: EvaluationSettings,
+    pipeline: Any,
+    pairs: PairDataset,
+    masks: ImageSet,
+    output: Path,
+    processes: Processes,
+    show_progress: bool,
+) -> ImageSet:
+    """Generate images from the masks in `output/masks`."""
+    generate_dataset(
+        pipeline,
+        output / "masks",
+        output / "generated",
+        settings.sampling,
+        mask_labels=pairs.labels,
+        num_images_per_mask=settings.num_images_per_mask,
+        batch_size=settings.batch_size,
+        contact_sheet_rows=0,
+        show_progress=show_progress,
+        processes=processes,
+    )
+    generated = processes.run_on_all_ranks(lambda: generated_images(output / "generated", pairs))
+    # an earlier run may have generated more of the same
+    expected = {f"{stem}_{index}" for stem in masks.stems for index in range(settings.num_images_per_mask)}
+    return generated.subset([index for index, name in enumerate(generated.names) if name in expected])
 
 
 def evaluate(
@@ -232,54 +261,34 @@ def evaluate(
         PeerError: another process failed.
     """
     processes = processes or Processes()
-    output = Path(settings.output)
-    clock = Clock()
+    output, clock = Path(settings.output), Clock()
 
-    # 1. Load data and networks, and check everything
-    pairs, train, train_missing = load_real_data(settings, processes)
+    # 1. Load real images and networks, and check everything
+    data = load_real_data(settings, processes)
+    pairs, real, train = data.pairs, data.real, data.train
     judge, extractors = processes.run_on_all_ranks(lambda: load_networks(settings, pairs, device))
-    pipeline, filtered_by = None, None
-    if settings.model is not None:
+    pipeline, filter_record = None, None
+    if settings.generated is None:
         pipeline = processes.run_on_all_ranks(lambda: load_generator(settings, pairs, device))
-        stems = choose_stems(sorted(pairs.stems), settings.num_masks)
-        num_generated = len(stems) * settings.num_images_per_mask
+        masks = real.subset(evenly_spaced(range(len(real)), settings.num_masks))
     else:
-        generated = processes.run_on_all_ranks(lambda: generated_images(settings.generated, pairs))
-        filter_record = processes.run_on_all_ranks(lambda: read_filter(settings.generated)) or {}
-        filtered_by = filter_record.get("segmenter_sha256")
-        stems, num_generated = sorted(set(generated.stems)), len(generated)
-
-    def check() -> None:
-        if len(stems) < 2:
-            raise ValueError(f"expected two or more masks, to score images against masks of others; got {len(stems)}.")
-        if settings.features:
-            fidelity_comparisons(settings, len(pairs), 0 if train is None else len(train), num_generated)
-        index_of = {stem: index for index, stem in enumerate(pairs.stems)}
-        masks_of_images = (
-            (generated.mask(index).numpy() for index in range(len(generated)))
-            if settings.model is None
-            else (pairs.mask(index_of[stem]) for stem in stems)
-        )
-        for masks in (masks_of_images, map(pairs.mask, range(len(pairs)))):
-            check_masks(masks, pairs.labels, judge.not_judged)
-
-    processes.run_in_main(check)
+        folder = settings.generated
+        masks = generated = processes.run_on_all_ranks(lambda: generated_images(folder, pairs))
+        filter_record = processes.run_on_all_ranks(lambda: read_filter(folder))
+    processes.run_in_main(lambda: check_inputs(settings, data, masks, judge.not_judged))
 
     with contextlib.ExitStack() as stack:
         # 2. Lock the output folder
         def open_output() -> None:
             check_output(output, settings)
             stack.enter_context(exclusive_folder(output, "evaluating into"))
-            if pipeline is not None:
-                write_masks(output / "masks", pairs, stems)
+            if settings.generated is None:
+                write_masks(output / "masks", masks)
 
         processes.run_in_main(open_output)
 
-        def infer(
-            network: Callable[[torch.Tensor], torch.Tensor], identity: dict, images: ImageSet | None, title: str
-        ) -> torch.Tensor | None:
-            if images is None:
-                return None
+        # 3. Run the networks on the real images: an unreadable one ends the run before any image is generated
+        def infer(network: Network, identity: dict[str, Any], images: ImageSet, title: str) -> Any:
             return cached_inference(
                 network,
                 images,
@@ -290,46 +299,40 @@ def evaluate(
                 title=title if show_progress else None,
             )
 
-        # 3. Run the networks on the real images: an unreadable one ends the run before any image is generated
-        real = real_images(pairs)
-        segmenter, reader = judge.describe(pairs.resolution), judge.identity(pairs.resolution)
-        networks = [(network, network.describe()) for network in (*extractors, Thumbnails())]
+        networks: list[tuple[Network, dict[str, Any]]] = [(network, network.describe()) for network in extractors]
+        networks.append((thumbnails, THUMBNAILS))
+        identity = judge.identity(pairs.resolution)
         with clock.measure("reading"):
-            predictions_of_real = infer(judge.read, reader, real, "segmenting real images")
+            predictions_of_real = infer(judge.read, identity, real, "segmenting real images")
         with clock.measure("features"):
             of_real = [infer(network, what, real, f"{what['name']}: real images") for network, what in networks]
-            of_train = [infer(network, what, train, f"{what['name']}: training images") for network, what in networks]
+            of_train = [
+                None if train is None else infer(network, what, train, f"{what['name']}: training images")
+                for network, what in networks
+            ]
 
         # 4. Generate the images, and run the networks on them
         with clock.measure("generation"):
             if pipeline is not None:
-                generate_dataset(
-                    pipeline,
-                    output / "masks",
-                    output / "generated",
-                    settings.sampling,
-                    mask_labels=pairs.labels,
-                    num_images_per_mask=settings.num_images_per_mask,
-                    batch_size=settings.batch_size,
-                    contact_sheet_rows=0,
-                    show_progress=show_progress,
-                    processes=processes,
-                )
-                del pipeline
-                generated = processes.run_on_all_ranks(lambda: generated_images(output / "generated", pairs))
-                # an earlier run may have generated more of the same
-                expected = {f"{stem}_{index}" for stem in stems for index in range(settings.num_images_per_mask)}
-                generated = generated.subset([i for i, name in enumerate(generated.names) if name in expected])
-        data = EvaluationData(real, train, train_missing, generated, filtered_by)
+                generated = _generate(settings, pipeline, pairs, masks, output, processes, show_progress)
+                pipeline = None  # frees its memory
         with clock.measure("reading"):
-            predictions = infer(judge.read, reader, generated, "segmenting generated images")
+            predictions = infer(judge.read, identity, generated, "segmenting generated images")
         with clock.measure("features"):
             of_images = [infer(network, what, generated, f"{what['name']}: generated") for network, what in networks]
 
-        # 5. Write results and page, once
+        # 5. Score them, and write results and page, once
         def finish() -> dict[str, Any]:
-            described = [what for _, what in networks]
-            features = [Features(*parts) for parts in zip(described, of_real, of_images, of_train, strict=True)]
+            agreement = score_agreement(
+                PredictedImages(real.stems, predictions_of_real, real.masks()),
+                PredictedImages(generated.stems, predictions, generated.masks()),
+                pairs.labels,
+                settings.seed,
+                judge.not_judged,
+            )
+            descriptions = [what for _, what in networks]
+            features = [Features(*parts) for parts in zip(descriptions, of_real, of_images, of_train, strict=True)]
+            record = Path(settings.generated or output / "generated") / GENERATION_FILE
             results = {
                 "kind": "evaluation",
                 "settings": settings.record(),
@@ -338,31 +341,19 @@ def evaluate(
                 "versions": versions("torch", "transformers", "diffusers", "torchmetrics"),
                 "started": clock.started,
                 "resolution": list(pairs.resolution),
-                "generation": _generation_record(settings, output),
-                "segmenter": segmenter,
-                **all_figures(
-                    settings, data, judge, _predicted(real, predictions_of_real), _predicted(generated, predictions),
-                    features,
-                ),
+                "generation": read_json(record) if record.is_file() else None,
+                "segmenter": judge.describe(pairs.resolution),
+                **all_figures(settings, data, generated, agreement, features),
                 "seconds": clock.seconds(),
-            }  # fmt: skip
-            pictures = collect_pictures(results, data.real, data.train, data.generated, predictions)
+            }
+            if filter_record is not None and filter_record["segmenter_sha256"] == judge.weights_sha256:
+                results["notes"].append(SAME_NETWORK_NOTE)
+            pictures = collect_pictures(results, real, train, generated, predictions)
             write_report(output / PAGE_FILE, results, pictures)
-            write_text(output / RESULTS_FILE, json.dumps(results, indent=2) + "\n")
+            write_json(output / RESULTS_FILE, results)
             return results
 
         return processes.run_in_main(finish)
-
-
-def _predicted(images: ImageSet, predictions: torch.Tensor) -> PredictedImages:
-    return PredictedImages(images.stems, predictions, torch.stack([images.mask(i) for i in range(len(images))]))
-
-
-def _generation_record(settings: EvaluationSettings, output: Path) -> dict[str, Any] | None:
-    """Return the content of generation.json, if `generate` made the images."""
-    folder = output / "generated" if settings.model is not None else Path(settings.generated)
-    file = folder / GENERATION_FILE
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
 def run(settings: EvaluationSettings) -> int:

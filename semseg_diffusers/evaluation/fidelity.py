@@ -3,7 +3,7 @@ Computed by torchmetrics in float64, from features that `cached_inference` extra
 
 import importlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,25 @@ class Kid:
     mean: float
     std: float  # between subsets
     subset_size: int
+
+
+def check_features(sets: Mapping[str, torch.Tensor], minimum: int = 2) -> list[torch.Tensor]:
+    """Return sets of features, given by name, as float64 on the CPU.
+
+    Raises:
+        ValueError: a set is not (N, D) with N at least `minimum`, or not finite; D differs between the sets.
+    """
+    for name, features in sets.items():
+        if features.ndim != 2:
+            raise ValueError(f"expected features (N, D); got {tuple(features.shape)} for the {name} images.")
+        if len(features) < minimum:
+            raise ValueError(f"expected {minimum} or more images in each set; got {len(features)} {name}.")
+        if not features.isfinite().all():
+            raise ValueError(f"features of the {name} images are not all finite.")
+    if len({features.shape[1] for features in sets.values()}) > 1:
+        widths = " and ".join(f"{features.shape[1]} of the {name}" for name, features in sets.items())
+        raise ValueError(f"expected features of one network; got {widths} images.")
+    return [features.detach().cpu().double() for features in sets.values()]
 
 
 class _PrecomputedFeatures(torch.nn.Module):
@@ -56,10 +75,9 @@ def fid(real: torch.Tensor, generated: torch.Tensor) -> float:
         >>> round(fid(square, square + torch.tensor([3.0, 0.0])), 6)  # the means are 3 apart, the spread is the same
         9.0
     """
-    real, generated = _check(real, generated)
-    metric = _torchmetrics("image.fid").FrechetInceptionDistance(
-        feature=_PrecomputedFeatures(real.shape[1]), **NO_SYNC
-    )
+    real, generated = check_features({"real": real, "generated": generated})
+    network = _PrecomputedFeatures(real.shape[1])
+    metric = _torchmetrics("image.fid").FrechetInceptionDistance(feature=network, **NO_SYNC)
     metric.update(real, real=True)
     metric.update(generated, real=False)
     return max(0.0, metric.compute().item())  # rounding of a rank-deficient covariance can give values below 0
@@ -87,7 +105,7 @@ def kid(
         >>> kid(points, points + 5, seed=0).subset_size
         2
     """
-    real, generated = _check(real, generated)
+    real, generated = check_features({"real": real, "generated": generated})
     smaller = min(len(real), len(generated))
     size = min(MAX_KID_SUBSET, max(2, smaller // 2)) if subset_size is None else subset_size
     if not 2 <= size <= smaller:
@@ -96,7 +114,7 @@ def kid(
             f"{size}. Lower it, or omit it for half the smaller set."
         )
     if subsets < 1:
-        raise ValueError(f"KID needs at least 1 subset; got {subsets}")
+        raise ValueError(f"KID needs at least 1 subset; got {subsets}.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all", UserWarning)
         metric = _torchmetrics("image.kid").KernelInceptionDistance(
@@ -144,7 +162,7 @@ def paired_ssim(images: Iterable[torch.Tensor], references: Iterable[torch.Tenso
         1.0
     """
     structural_similarity = _torchmetrics("functional.image").structural_similarity_index_measure
-    values = []
+    values: list[float] = []
     for image, reference in zip(images, references, strict=True):
         for each in (image, reference):
             if each.dtype != torch.uint8 or each.ndim != 3 or each.shape[0] != 3:
@@ -164,23 +182,6 @@ def paired_ssim(images: Iterable[torch.Tensor], references: Iterable[torch.Tenso
     if not values:
         raise ValueError("SSIM: expected at least one pair of images; got none")
     return sum(values) / len(values)
-
-
-def _check(real: torch.Tensor, generated: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return both sets as float64 on the CPU; raise if they cannot be compared."""
-    for what, features in (("real", real), ("generated", generated)):
-        if features.ndim != 2:
-            raise ValueError(f"expected features (N, D); got {tuple(features.shape)} for the {what} images")
-        if len(features) < 2:
-            raise ValueError(f"expected at least 2 images in each set; got {len(features)} {what}")
-        if not features.isfinite().all():
-            raise ValueError(f"features of the {what} images are not all finite")
-    if real.shape[1] != generated.shape[1]:
-        raise ValueError(
-            f"expected features of one network; got {real.shape[1]} of the real and {generated.shape[1]} of the "
-            "generated images"
-        )
-    return real.detach().cpu().double(), generated.detach().cpu().double()
 
 
 def _canonical_order(features: torch.Tensor) -> torch.Tensor:

@@ -48,34 +48,35 @@ def cached_inference(
     """
     processes = processes or Processes()
     folder.mkdir(parents=True, exist_ok=True)
-    starts = list(range(0, len(images), CHUNK))
-    share = processes.share(starts)
-    files: dict[int, str] = {}
-    total = sum(len(range(start, min(start + CHUNK, len(images)))) for start in share)
+    chunks = [range(len(images))[start : start + CHUNK] for start in range(0, len(images), CHUNK)]
+    share = processes.share(chunks)
+    files: dict[int, str] = {}  # name of each chunk's file, by its first index
+    total = sum(map(len, share))
     with progress_bar(total=total, desc=title, unit="image", disable=title is None or not processes.is_main) as bar:
-        for start in share:
-            pixels = torch.stack([images.image(index) for index in range(start, min(start + CHUNK, len(images)))])
+        for chunk in share:
+            pixels = torch.stack([images.image(index) for index in chunk])  # (n, 3, H, W)
             path = folder / f"{_digest(identity, pixels)}.safetensors"
-            if _load(path) is None:
-                results = []
-                for batch in pixels.split(batch_size):
-                    processes.end_with_launcher()
-                    results.append(network(batch).cpu())
-                    bar.update(len(batch))
-                _save(path, torch.cat(results))
-            else:
-                bar.update(len(pixels))
-            files[start] = path.name
-    all_files = {start: name for part in processes.gather(files) for start, name in part.items()}
+            files[chunk.start] = path.name
+            if _load(path) is not None:
+                bar.update(len(chunk))
+                continue
+            results = []
+            for batch in pixels.split(batch_size):
+                processes.end_with_launcher()
+                results.append(network(batch).cpu())
+                bar.update(len(batch))
+            _save(path, torch.cat(results))
+    for part in processes.gather(files):
+        files |= part
     if not processes.is_main:
         return None
-    return torch.cat([_load_patiently(folder / all_files[start]) for start in starts])  # (N, ...)
+    return torch.cat([_load_patiently(folder / files[chunk.start]) for chunk in chunks])  # (N, ...)
 
 
 def _digest(identity: dict[str, Any], pixels: torch.Tensor) -> str:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     digest.update(str(tuple(pixels.shape)).encode())
-    digest.update(pixels.contiguous().numpy())
+    digest.update(pixels.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 

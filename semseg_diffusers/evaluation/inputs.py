@@ -49,6 +49,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def masks(self) -> torch.Tensor:
+        """Return all masks, (N, H, W)."""
+        return torch.stack([self.mask(index) for index in range(len(self))])
+
     def subset(self, indices: list[int]) -> "ImageSet":
         """Return the images at these indices, in this order."""
         return ImageSet(
@@ -213,36 +217,37 @@ def _check_files(files: list[Path], resolution: tuple[int, int]) -> None:
 
 
 @dataclass(frozen=True)
-class EvaluationData:
-    """Real images, and the generated images that are compared with them."""
+class RealData:
+    """Real images: the split that is evaluated, and the images the model may have been trained on."""
 
-    real: ImageSet
+    pairs: PairDataset
+    real: ImageSet  # of the pairs
     train: ImageSet | None
     train_missing: str | None  # reason
-    generated: ImageSet
-    filtered_by: str | None = None  # hash of the network that filtered the images, if any
 
 
-def load_real_data(
-    settings: EvaluationSettings, processes: Processes
-) -> tuple[PairDataset, ImageSet | None, str | None]:
-    """Return the split, the training images, and the reason if there are none."""
+def load_real_data(settings: EvaluationSettings, processes: Processes) -> RealData:
+    """Load the real images. Called by every process.
 
-    def load() -> tuple[PairDataset, ImageSet | None, str | None]:
+    Raises:
+        ValueError: an invalid split, two images with the same stem, or images of different sizes.
+    """
+
+    def load() -> RealData:
         columns = column_options(settings)
         pairs = load_pairs(settings.dataset, settings.split, **columns)
-        _ = real_images(pairs)  # raises for different sizes
+        real = real_images(pairs)
         pairs.keep_decoded(MEMORY_LIMIT)  # each network reads them all
         split, train_split = (SPLITS.get(name, name) for name in (settings.split, settings.train_split))
         if split == train_split:
-            return pairs, None, f"'{settings.train_split}' is the split that is evaluated."
+            return RealData(pairs, real, None, f"'{settings.train_split}' is the split that is evaluated.")
         try:
             train = load_pairs(settings.dataset, settings.train_split, **columns)
         except MissingSplitError as err:
-            return pairs, None, str(err)
+            return RealData(pairs, real, None, str(err))
         check_one_size(pairs, train)
         train.keep_decoded(MEMORY_LIMIT)
-        return pairs, real_images(train), None
+        return RealData(pairs, real, real_images(train), None)
 
     # one process builds the table of `datasets`, then the others find it
     mine = processes.run_in_main(load)

@@ -2,17 +2,19 @@
 Driving datasets are cut from video, so a held-out image can be a few frames from a training image: only distances
 smaller than those of held-out images are evidence (as in the checks of Stein et al. 2023, arXiv:2306.04675)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch.nn.functional import normalize
 
-from semseg_diffusers.data.thumbnails import THUMBNAIL, nearest_rows, thumbnails, with_mirrors
-from semseg_diffusers.evaluation.diversity import unit
+from semseg_diffusers.evaluation.fidelity import check_features
+from semseg_diffusers.generation.near_copies import nearest_rows, nearest_thumbnails
 
 
 PERCENTILE = 1  # of held-out images' distances; without memorization about this share of images is closer
+# (N, D) and (M, D) -> of each row the distance to the nearest reference (N,), its index (N,), whether mirrored (N,)
+Search = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,14 @@ class Neighbours:
     real_distances: tuple[float, ...]  # of all held-out images, ascending
 
 
+def nearest_features(
+    images: torch.Tensor, references: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the nearest reference of each image by cosine distance, in [0, 2], as in `diversity`; see `Search`."""
+    squared, indices = nearest_rows(normalize(images, dim=1), normalize(references, dim=1))
+    return 0.5 * squared, indices, torch.zeros(len(indices), dtype=torch.bool)
+
+
 def nearest(
     generated: torch.Tensor,
     names: Sequence[str],
@@ -46,8 +56,9 @@ def nearest(
     train_stems: Sequence[str],
     held_out: torch.Tensor,
     num_closest: int = 16,
+    search: Search = nearest_features,
 ) -> Neighbours:
-    """Find nearest training images by features: cosine distance, as in `diversity`.
+    """Find the nearest training image of each generated and of each held-out image.
 
     Args:
         generated: (N, D) features of generated images.
@@ -56,15 +67,34 @@ def nearest(
         train_stems: M names.
         held_out: (R, D) features of other real images, at the same resolution.
         num_closest: number of closest pairs to return.
-
-    Returns:
-        distances in [0, 2].
+        search: finds the nearest rows; by default by cosine distance, in [0, 2].
 
     Raises:
         ValueError: an empty set, another number of names, or features of different width.
     """
-    sets = [unit(features) for features in (generated, train, held_out)]
-    return _compare(*sets, names, train_stems, num_closest, scale=0.5, squared=True)
+    sets = {"generated": generated, "training": train, "held-out real": held_out}
+    generated, train, held_out = check_features(sets, minimum=1)
+    if (len(names), len(train_stems)) != (len(generated), len(train)):
+        raise ValueError(
+            f"expected one name per image; got {len(names)} names of {len(generated)} generated images and "
+            f"{len(train_stems)} stems of {len(train)} training images."
+        )
+    real, *_ = search(held_out, train)
+    distances, indices, mirrored = search(generated, train)
+    threshold = real.quantile(PERCENTILE / 100).item()
+    num_closer = int((distances < threshold).sum())
+    pairs = zip(names, distances.tolist(), indices.tolist(), mirrored.tolist(), strict=True)
+    matches = [Match(name, train_stems[index], distance, flip) for name, distance, index, flip in pairs]
+    return Neighbours(
+        generated_median=distances.quantile(0.5).item(),
+        real_median=real.quantile(0.5).item(),
+        threshold=threshold,
+        num_closer=num_closer,
+        share_closer=num_closer / len(names),
+        closest=tuple(sorted(matches, key=lambda match: (match.distance, match.image))[:num_closest]),
+        generated_distances=tuple(sorted(distances.tolist())),
+        real_distances=tuple(sorted(real.tolist())),
+    )
 
 
 def nearest_by_pixels(
@@ -75,96 +105,9 @@ def nearest_by_pixels(
     held_out: torch.Tensor,
     num_closest: int = 16,
 ) -> Neighbours:
-    """Find nearest training images by grey thumbnails, plain and mirrored, since training mirrors images.
+    """Find the nearest training image by (N, 1024) `thumbnails`, plain and mirrored; arguments as in `nearest`.
 
-    Features may ignore what makes two images equal; a copy always has a distance near 0 here.
-
-    Args:
-        generated: (N, 1024) `thumbnails`.
-        names: N names.
-        train: (M, 1024), of the training images.
-        train_stems: M names.
-        held_out: (R, 1024), of other real images.
-        num_closest: number of closest pairs to return.
-
-    Returns:
-        distances in grey levels, root mean square, in [0, 255]. Saving a 128 x 128 image of CamVid as JPEG of quality
-        75 gives 0.6.
-
-    Raises:
-        ValueError: as `nearest`.
+    Features may ignore what makes two images equal; a copy always has a distance near 0 here. Distances are grey
+    levels, root mean square, in [0, 255]. Saving a 128 x 128 image of CamVid as JPEG of quality 75 gives 0.6.
     """
-    scale = 1 / THUMBNAIL
-    sets = [features.detach().cpu().double() for features in (generated, train, held_out)]
-    both = with_mirrors(sets[1])  # (2M, 1024)
-    return _compare(sets[0], both, sets[2], names, train_stems, num_closest, scale=scale, squared=False)
-
-
-class Thumbnails:
-    """`thumbnails` with the interface of a feature network."""
-
-    name = "thumbnails"
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Return (B, 1024) of uint8 images (B, 3, H, W)."""
-        return thumbnails(images)
-
-    def describe(self) -> dict[str, Any]:
-        """Return a description, for JSON."""
-        return {"name": self.name, "architecture": "grey, mean of each area", "num_features": THUMBNAIL**2}
-
-
-def _compare(
-    generated: torch.Tensor,
-    train: torch.Tensor,
-    held_out: torch.Tensor,
-    names: Sequence[str],
-    train_stems: Sequence[str],
-    num_closest: int,
-    *,
-    scale: float,
-    squared: bool,
-) -> Neighbours:
-    """Compare distances scale * |a - b|, or scale * |a - b|^2; `train` may also hold the mirrored images."""
-    for what, rows in (
-        ("generated images", generated),
-        ("training images", train),
-        ("held-out real images", held_out),
-    ):
-        if len(rows) == 0:
-            raise ValueError(f"expected at least one image in each set; got no {what}")
-    if not generated.shape[1] == train.shape[1] == held_out.shape[1]:
-        raise ValueError(
-            f"expected features of one network; got {generated.shape[1]}, {train.shape[1]} and {held_out.shape[1]} "
-            "features of generated, training and held-out images"
-        )
-    if len(names) != len(generated) or len(train) not in (len(train_stems), 2 * len(train_stems)):
-        raise ValueError(
-            f"expected one name per image; got {len(names)} names of {len(generated)} generated images and "
-            f"{len(train_stems)} stems of training images"
-        )
-    found, indices = nearest_rows(generated, train)
-    real, _ = nearest_rows(held_out, train)
-    found, real = (scale * (rows if squared else rows.sqrt()) for rows in (found, real))
-    threshold = real.quantile(PERCENTILE / 100).item()
-    num_closer = int((found < threshold).sum())
-    order = sorted(range(len(names)), key=lambda index: (found[index].item(), names[index]))
-    matches = (
-        Match(
-            image=names[index],
-            train_stem=train_stems[indices[index] % len(train_stems)],
-            distance=found[index].item(),
-            mirrored=indices[index].item() >= len(train_stems),
-        )
-        for index in order[:num_closest]
-    )
-    return Neighbours(
-        generated_median=found.quantile(0.5).item(),
-        real_median=real.quantile(0.5).item(),
-        threshold=threshold,
-        num_closer=num_closer,
-        share_closer=num_closer / len(names),
-        closest=tuple(matches),
-        generated_distances=tuple(found.sort().values.tolist()),
-        real_distances=tuple(real.sort().values.tolist()),
-    )
+    return nearest(generated, names, train, train_stems, held_out, num_closest, nearest_thumbnails)

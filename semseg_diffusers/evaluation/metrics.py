@@ -1,13 +1,16 @@
 """Agreement with masks: IoU per class, mean IoU and pixel accuracy, with floor and ceiling.
 One confusion matrix over a set, not a mean over images; the mean is over classes in the masks, as BDD100K does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torchmetrics import classification
 
 from semseg_diffusers.data.labels import LabelSet
+
+
+# Scores of predictions -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -40,56 +43,9 @@ def update_confusion_matrix(
     """Count predicted ids (B, H, W) against masks (B, H, W) of any integer dtype."""
     # 64 bits: torchmetrics computes target * num_classes + prediction, which overflows in uint8.
     predictions = predictions.long().to(matrix.device)
-    predictions = torch.where(predictions == matrix.ignore_index, matrix.num_classes - 1, predictions)
+    assert matrix.ignore_index is not None
+    predictions = predictions.masked_fill(predictions == matrix.ignore_index, matrix.num_classes - 1)
     matrix.update(predictions, masks.long().to(matrix.device))
-
-
-def without_classes(
-    masks: torch.Tensor, class_names: Sequence[str], not_judged: Sequence[str], ignore_index: int = 255
-) -> torch.Tensor:
-    """Return a copy of masks with some classes set to unknown, so that they are not scored.
-
-    Args:
-        masks: integer ids of any shape.
-        class_names: one per class.
-        not_judged: names of the classes to exclude.
-        ignore_index: the id of unknown pixels.
-
-    Raises:
-        ValueError: a name that is not a class.
-
-    Example:
-        >>> without_classes(torch.tensor([0, 1, 2]), ["sky", "road", "car"], ["road"])
-        tensor([  0, 255,   2])
-    """
-    unknown = [name for name in not_judged if name not in class_names]
-    if unknown:
-        raise ValueError(f"no class is called {', '.join(unknown)}; expected {', '.join(class_names)}.")
-    ids = torch.tensor([list(class_names).index(name) for name in not_judged], dtype=masks.dtype, device=masks.device)
-    return masks.masked_fill(torch.isin(masks, ids), ignore_index)
-
-
-def image_scores(
-    predictions: torch.Tensor, masks: torch.Tensor, class_names: Sequence[str], ignore_index: int = 255
-) -> list[SegmentationScores | None]:
-    """Score each image separately: mean IoU over the classes in its own mask.
-
-    Args:
-        predictions: (B, H, W) ids; `ignore_index` counts as wrong.
-        masks: (B, H, W) ids of any integer dtype.
-        class_names: one per class.
-        ignore_index: the id of unknown pixels.
-
-    Returns:
-        one entry per image; None if its mask holds only unknown pixels.
-    """
-    results = []
-    for prediction, mask in zip(predictions, masks, strict=True):
-        matrix = new_confusion_matrix(len(class_names), ignore_index).to(mask.device)
-        update_confusion_matrix(matrix, prediction, mask)
-        labelled = bool((mask != ignore_index).any())
-        results.append(scores_from_confusion_matrix(matrix.compute(), class_names, 1) if labelled else None)
-    return results
 
 
 def scores_from_confusion_matrix(
@@ -128,6 +84,69 @@ def scores_from_confusion_matrix(
         num_images=num_images,
         num_pixels=int(truth.sum()),
     )
+
+
+def score_pairs(
+    pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], class_names: Sequence[str], ignore_index: int = 255
+) -> SegmentationScores:
+    """Score predictions (H, W) against masks (H, W), one pair per image.
+
+    Raises:
+        ValueError: the masks hold no labelled pixel.
+    """
+    matrix, count = new_confusion_matrix(len(class_names), ignore_index), 0
+    for prediction, mask in pairs:
+        update_confusion_matrix(matrix, prediction, mask)
+        count += 1
+    return scores_from_confusion_matrix(matrix.compute(), class_names, count)
+
+
+def image_scores(
+    predictions: torch.Tensor, masks: torch.Tensor, class_names: Sequence[str], ignore_index: int = 255
+) -> list[SegmentationScores | None]:
+    """Score each image separately: mean IoU over the classes in its own mask.
+
+    Args:
+        predictions: (B, H, W) ids; `ignore_index` counts as wrong.
+        masks: (B, H, W) ids of any integer dtype.
+        class_names: one per class.
+        ignore_index: the id of unknown pixels.
+
+    Returns:
+        one entry per image; None if its mask holds only unknown pixels.
+    """
+    return [
+        score_pairs([(prediction, mask)], class_names, ignore_index) if (mask != ignore_index).any() else None
+        for prediction, mask in zip(predictions, masks, strict=True)
+    ]
+
+
+def without_classes(
+    masks: torch.Tensor, class_names: Sequence[str], not_judged: Sequence[str], ignore_index: int = 255
+) -> torch.Tensor:
+    """Return a copy of masks with some classes set to unknown, so that they are not scored.
+
+    Args:
+        masks: integer ids of any shape.
+        class_names: one per class.
+        not_judged: names of the classes to exclude.
+        ignore_index: the id of unknown pixels.
+
+    Raises:
+        ValueError: a name that is not a class.
+
+    Example:
+        >>> without_classes(torch.tensor([0, 1, 2]), ["sky", "road", "car"], ["road"])
+        tensor([  0, 255,   2])
+    """
+    unknown = [name for name in not_judged if name not in class_names]
+    if unknown:
+        raise ValueError(f"no class is called {', '.join(unknown)}; expected {', '.join(class_names)}.")
+    ids = torch.tensor([list(class_names).index(name) for name in not_judged], dtype=masks.dtype, device=masks.device)
+    return masks.masked_fill(torch.isin(masks, ids), ignore_index)
+
+
+# Agreement with floor and ceiling ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -176,39 +195,45 @@ def score_agreement(
     Raises:
         ValueError: fewer than two masks; no labelled pixel in any mask.
     """
+    names, ignore = labels.names, labels.ignore_index
+    real_masks = without_classes(real.masks, names, not_judged, ignore)
+    masks = without_classes(generated.masks, names, not_judged, ignore)
 
-    def score(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> SegmentationScores:
-        matrix = new_confusion_matrix(labels.num_classes, labels.ignore_index)
-        for prediction, truth in pairs:
-            update_confusion_matrix(matrix, prediction, truth)
-        return scores_from_confusion_matrix(matrix.compute(), labels.names, len(pairs))
+    # 1. Generated images against their masks, in total and one by one
+    of_generated = score_pairs(zip(generated.predictions, masks, strict=True), names, ignore)
+    by_image = image_scores(generated.predictions, masks, names, ignore)
+    counts = torch.bincount(masks[masks != ignore].long(), minlength=labels.num_classes)
 
-    def judged(masks: torch.Tensor) -> torch.Tensor:
-        return without_classes(masks, labels.names, not_judged, labels.ignore_index)
-
-    real_masks, masks = judged(real.masks), judged(generated.masks)
+    # 2. The ceiling: real images of the same scenes against their masks
     index_of = {stem: index for index, stem in enumerate(real.stems)}
     scenes = set(generated.stems)
     chosen = [index for stem, index in index_of.items() if stem in scenes]
     if len(chosen) < len(scenes):
         chosen = list(index_of.values())
+    of_real = score_pairs(((real.predictions[index], real_masks[index]) for index in chosen), names, ignore)
+
+    # 3. The floor: generated images against masks of other scenes
     others = shuffled_indices(list(generated.stems), seed)
+    shuffled = score_pairs(((generated.predictions[i], masks[j]) for i, j in enumerate(others)), names, ignore)
+
+    # 4. The paper's variant: predictions on both images of a mask against each other
     pairs = [
-        (index_of[stem], index)
+        (generated.predictions[index], real.predictions[index_of[stem]])
         for index, stem in enumerate(generated.stems)
         if stem in index_of and torch.equal(real.masks[index_of[stem]], generated.masks[index])
     ]
-    has_predictions = any((real.predictions[index] != labels.ignore_index).any() for index, _ in pairs)
-    by_image = image_scores(generated.predictions, masks, labels.names, labels.ignore_index)
-    counts = torch.bincount(masks[masks != labels.ignore_index].long(), minlength=labels.num_classes)
+    has_predictions = any((prediction != ignore).any() for _, prediction in pairs)
     return Agreement(
-        real=score([(real.predictions[index], real_masks[index]) for index in chosen]),
-        generated=score(list(zip(generated.predictions, masks, strict=True))),
-        shuffled=score([(generated.predictions[i], masks[j]) for i, j in enumerate(others)]),
-        paper=score([(generated.predictions[j], real.predictions[i]) for i, j in pairs]) if has_predictions else None,
+        real=of_real,
+        generated=of_generated,
+        shuffled=shuffled,
+        paper=score_pairs(pairs, names, ignore) if has_predictions else None,
         image_mean_iou=[None if scores is None else scores.mean_iou for scores in by_image],
-        pixel_share=dict(zip(labels.names, (counts / counts.sum().clamp(min=1).double()).tolist(), strict=True)),
+        pixel_share=dict(zip(names, (counts / counts.sum().clamp(min=1).double()).tolist(), strict=True)),
     )
+
+
+# Seeded choices ------------------------------------------------------------------------------------------------------
 
 
 def derangement(count: int, seed: int) -> list[int]:
@@ -224,7 +249,7 @@ def derangement(count: int, seed: int) -> list[int]:
     """
     if count < 2:
         raise ValueError(f"expected two or more masks to shuffle; got {count}. Generate from more masks.")
-    cycle = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+    cycle = shuffled_range(count, seed)
     successor = dict(zip(cycle, cycle[1:] + cycle[:1], strict=True))  # one cycle through all
     return [successor[index] for index in range(count)]
 
@@ -237,7 +262,12 @@ def shuffled_indices(stems: list[str], seed: int) -> list[int]:
     return [first[other[stem]] for stem in stems]
 
 
-def spread_choice(stems: list[str], count: int, seed: int) -> list[int]:
+def shuffled_range(count: int, seed: int) -> list[int]:
+    """Return the numbers below `count` in an order that the seed determines."""
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def spread_choice(stems: Sequence[str], count: int, seed: int) -> list[int]:
     """Choose images that cover as many masks as possible: second samples only after all masks have one.
 
     Args:
@@ -257,6 +287,6 @@ def spread_choice(stems: list[str], count: int, seed: int) -> list[int]:
     for stem in stems:
         rounds.append(seen.get(stem, 0))
         seen[stem] = rounds[-1] + 1
-    rank = torch.randperm(len(stems), generator=torch.Generator().manual_seed(seed)).tolist()
+    rank = shuffled_range(len(stems), seed)
     order = sorted(range(len(stems)), key=lambda index: (rounds[index], rank[index]))
     return sorted(order[:count])

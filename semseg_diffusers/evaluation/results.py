@@ -2,7 +2,7 @@
 
 import importlib
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +12,15 @@ import torch
 from semseg_diffusers.evaluation.diversity import diversity, why_no_diversity
 from semseg_diffusers.evaluation.features import is_paper_features
 from semseg_diffusers.evaluation.fidelity import SSIM_KERNEL, fid, kid, paired_ssim, small_set_note
-from semseg_diffusers.evaluation.inputs import EvaluationData, ImageSet
-from semseg_diffusers.evaluation.memorization import Neighbours, nearest, nearest_by_pixels
-from semseg_diffusers.evaluation.metrics import Agreement, PredictedImages, derangement, score_agreement, spread_choice
-from semseg_diffusers.evaluation.segmentation.judge import Judge
+from semseg_diffusers.evaluation.inputs import ImageSet, RealData
+from semseg_diffusers.evaluation.memorization import nearest, nearest_by_pixels
+from semseg_diffusers.evaluation.metrics import Agreement, derangement, shuffled_range, spread_choice
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.utils.files import package_version
 
 
 NUM_EXAMPLES = 4  # best and worst, each
-NUM_CLOSEST = 8  # pairs of a generated image and a training photo
+NUM_CLOSEST = 8  # pairs of a generated and a training image
 OWN_FEATURES_NOTE = (
     "These features are of the segmentation network itself: they separate classes and say little about appearance: "
     "distances are small. Use DINOv2 or Inception (--features) to measure fidelity."
@@ -45,22 +44,19 @@ class Features:
     train: torch.Tensor | None
 
 
-def agreement_figures(agreement: Agreement) -> dict[str, Any]:
-    """Return the scores of agreement, with ceiling and floor."""
-    rows = {name: getattr(agreement, name) for name in ("real", "generated", "shuffled", "paper")}
-    figures = {name: None if row is None else asdict(row) for name, row in rows.items()}
-    figures["generated"]["pixel_share"] = agreement.pixel_share
-    return figures
-
-
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets compared with the same reference: generated images, and as many other real images (the floor)."""
+    """Two sets compared with the same reference: generated images, and as many other real images (the floor).
 
-    reference: str  # name of the reference images
-    num_reference: int
-    others: str  # name of the floor's images
-    n: int  # images in each set
+    Args:
+        reference, others: names of the reference images and of the floor's.
+        reference_rows, floor_rows: their rows among the real images of the split, followed by the training images.
+    """
+
+    reference: str
+    reference_rows: list[int]
+    others: str
+    floor_rows: list[int]
 
 
 def fidelity_comparisons(
@@ -75,29 +71,38 @@ def fidelity_comparisons(
     Raises:
         ValueError: fewer than two images in a set; KID subsets larger than a set.
     """
-    split, train_split = settings.split, settings.train_split
-    if num_train > 0:
-        sides = [(split, num_real, train_split, num_train), (train_split, num_train, split, num_real)]
+    split, train_split, seed = settings.split, settings.train_split, settings.seed
+    real, train = list(range(num_real)), list(range(num_real, num_real + num_train))
+    if train:
+        sides = [(split, real, train_split, train), (train_split, train, split, real)]
     else:
-        half = num_real // 2
-        sides = [(f"one half of {split}", half, f"the other half of {split}", num_real - half)]
-    found = [
-        Comparison(reference, count, others, min(num_generated, num_others))
-        for reference, count, others, num_others in sides
-    ]
-    for comparison in found:
-        smallest = min(comparison.num_reference, comparison.n)
+        order, half = shuffled_range(num_real, seed), num_real // 2
+        sides = [(f"one half of {split}", sorted(order[:half]), f"the other half of {split}", sorted(order[half:]))]
+    comparisons = []
+    for reference, reference_rows, others, rows in sides:
+        chosen = sorted(shuffled_range(len(rows), seed)[: min(num_generated, len(rows))])
+        comparisons.append(Comparison(reference, reference_rows, others, [rows[index] for index in chosen]))
+        smallest = min(len(reference_rows), len(chosen))
         if smallest < 2:
             raise ValueError(
-                f"fidelity needs sets of two or more images; got {smallest} for the comparison with "
-                f"{comparison.reference}. Evaluate more masks, or skip fidelity: --features none."
+                f"fidelity needs sets of two or more images; got {smallest} for the comparison with {reference}. "
+                "Evaluate more masks, or skip fidelity: --features none."
             )
         if settings.kid_subset_size is not None and settings.kid_subset_size > smallest:
             raise ValueError(
                 f"--kid_subset_size {settings.kid_subset_size} is more than the {smallest} images of a set (compared "
-                f"with {comparison.reference}). Lower or omit it (default: half the smaller set, at most 1000)."
+                f"with {reference}). Lower or omit it (default: half the smaller set, at most 1000)."
             )
-    return found
+    return comparisons
+
+
+def _compared_features(
+    features: Features, images: ImageSet, comparison: Comparison, seed: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the features of reference, generated images and floor, as many of the second as of the third."""
+    real = features.real if features.train is None else torch.cat([features.real, features.train])
+    chosen = spread_choice(images.stems, len(comparison.floor_rows), seed)
+    return real[comparison.reference_rows], features.generated[chosen], real[comparison.floor_rows]
 
 
 def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationSettings) -> dict[str, Any]:
@@ -108,55 +113,33 @@ def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationS
         images: the generated ones.
         settings: seed, names of the splits, KID's subsets.
     """
+
+    def distances(reference: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
+        kernel = kid(reference, others, settings.seed, settings.kid_subsets, settings.kid_subset_size)
+        return {
+            "fid": fid(reference, others),
+            "kid": kernel.mean,
+            "kid_std": kernel.std,
+            "kid_subset_size": kernel.subset_size,
+        }
+
     own = OWN_FEATURES_NOTE if features.network["name"] == settings.segmenter else None
+    num_train = 0 if features.train is None else len(features.train)
     references = []
-    for comparison, reference, chosen, floor in _compared(features, images, settings):
-        small = small_set_note(len(reference), comparison.n, reference.shape[1])
+    for comparison in fidelity_comparisons(settings, len(features.real), num_train, len(images)):
+        reference, chosen, floor = _compared_features(features, images, comparison, settings.seed)
+        small = small_set_note(len(reference), len(chosen), reference.shape[1])
         references.append(
             {
                 "reference": comparison.reference,
-                "num_reference": comparison.num_reference,
-                "n": comparison.n,
-                "generated": _distances(reference, chosen, settings),
-                "floor": {"of": comparison.others, **_distances(reference, floor, settings)},
+                "num_reference": len(reference),
+                "n": len(chosen),
+                "generated": distances(reference, chosen),
+                "floor": {"of": comparison.others, **distances(reference, floor)},
                 "note": " ".join(filter(None, (own, small))) or None,
             }
         )
     return {"features": features.network, "references": references}
-
-
-def _compared(
-    features: Features, images: ImageSet, settings: EvaluationSettings
-) -> Iterator[tuple[Comparison, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Yield each comparison with the features of its reference, generated images and floor."""
-    real, train = features.real, features.train
-    if train is None:
-        order = _order(len(real), settings.seed)
-        half = len(real) // 2
-        sides = [(real[sorted(order[:half])], real[sorted(order[half:])])]
-    else:
-        sides = [(real, train), (train, real)]
-    comparisons = fidelity_comparisons(settings, len(real), 0 if train is None else len(train), len(images))
-    for comparison, (reference, others) in zip(comparisons, sides, strict=True):
-        chosen = features.generated[spread_choice(list(images.stems), comparison.n, settings.seed)]
-        floor = others[sorted(_order(len(others), settings.seed)[: comparison.n])]
-        yield comparison, reference, chosen, floor
-
-
-def _order(count: int, seed: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
-
-
-def _distances(reference: torch.Tensor, images: torch.Tensor, settings: EvaluationSettings) -> dict[str, float]:
-    kernel = kid(
-        reference, images, seed=settings.seed, subsets=settings.kid_subsets, subset_size=settings.kid_subset_size
-    )
-    return {
-        "fid": fid(reference, images),
-        "kid": kernel.mean,
-        "kid_std": kernel.std,
-        "kid_subset_size": kernel.subset_size,
-    }
 
 
 def paper_figures(
@@ -178,7 +161,9 @@ def paper_figures(
             "it needs the standard Inception's first 64 features: add inception to --features (extra fid)"
         )
     else:
-        _, reference, chosen, floor = next(_compared(features, images, settings))
+        num_train = 0 if features.train is None else len(features.train)
+        comparison = fidelity_comparisons(settings, len(real), num_train, len(images))[0]
+        reference, chosen, floor = _compared_features(features, images, comparison, settings.seed)
         figures |= {"fid_64": fid(reference, chosen), "fid_64_floor": fid(reference, floor)}
     figures |= {"ssim_paired": None, "ssim_unrelated": None}
     if pairs and min(real.image(0).shape[1:]) >= SSIM_KERNEL:
@@ -194,8 +179,8 @@ def paper_figures(
 
 
 def diversity_figures(features: Sequence[Features], images: ImageSet) -> list[dict[str, Any]] | None:
-    """Return how much samples of one mask differ, by each network; None if each mask has only one."""
-    if why_no_diversity(images.stems):
+    """Return how much samples of one mask differ, by each network; None if it cannot be measured."""
+    if not features or why_no_diversity(images.stems):
         return None
     return [
         {"features": entry.network["name"], **asdict(diversity(entry.generated, images.stems, entry.real))}
@@ -207,60 +192,62 @@ def neighbour_figures(
     images: ImageSet, train: ImageSet, thumbnails: Features, features: Features | None, settings: EvaluationSettings
 ) -> list[dict[str, Any]]:
     """Return the training images closest to generated ones, by features of one network and by pixels."""
-    names, stems = images.names, train.stems
-    found = []
+    searches = [(nearest_by_pixels, thumbnails, "grey thumbnails (distance in levels of 255)")]
     if features is not None:
-        by_features = nearest(features.generated, names, features.train, stems, features.real, NUM_CLOSEST)
-        found.append(_neighbours(by_features, features.network["name"], settings))
-    by_pixels = nearest_by_pixels(thumbnails.generated, names, thumbnails.train, stems, thumbnails.real, NUM_CLOSEST)
-    return [*found, _neighbours(by_pixels, "grey thumbnails (distance in levels of 255)", settings)]
-
-
-def _neighbours(found: Neighbours, features: str, settings: EvaluationSettings) -> dict[str, Any]:
-    values = asdict(found)
-    distances = {"generated": values.pop("generated_distances"), "real": values.pop("real_distances")}
-    return {
-        "features": features,
-        "reference": settings.train_split,
-        **values,
-        "threshold_is": f"1st percentile of the distances from images of {settings.split} to training images",
-        "distances": distances,
-    }
+        searches.insert(0, (nearest, features, features.network["name"]))
+    figures = []
+    for search, by, name in searches:
+        assert by.train is not None, "there are training images"
+        values = asdict(search(by.generated, images.names, by.train, train.stems, by.real, NUM_CLOSEST))
+        distances = {"generated": values.pop("generated_distances"), "real": values.pop("real_distances")}
+        figures.append(
+            {
+                "features": name,
+                "reference": settings.train_split,
+                **values,
+                "threshold_is": f"1st percentile of the distances from images of {settings.split} to training images",
+                "distances": distances,
+            }
+        )
+    return figures
 
 
 def example_figures(images: ImageSet, mean_iou: Sequence[float | None]) -> dict[str, Any]:
     """Return the images that agree best and worst with their masks, by a fixed rule."""
-    first: dict[str, int] = {}
-    for index, stem in enumerate(images.stems):
-        if mean_iou[index] is not None:
-            first.setdefault(stem, index)
-    order = sorted(first.values(), key=lambda index: (mean_iou[index], images.names[index]))
-    count = min(NUM_EXAMPLES, len(order) // 2)
-
-    def entries(indices: Sequence[int]) -> list[dict[str, Any]]:
-        return [
-            {"image": images.names[index], "stem": images.stems[index], "mean_iou": mean_iou[index]}
-            for index in indices
-        ]
-
-    return {"rule": EXAMPLES_RULE, "best": entries(order[::-1][:count]), "worst": entries(order[:count])}
+    first: dict[str, dict[str, Any]] = {}
+    for name, stem, value in zip(images.names, images.stems, mean_iou, strict=True):
+        if value is not None:
+            first.setdefault(stem, {"image": name, "stem": stem, "mean_iou": value})
+    entries = sorted(first.values(), key=lambda entry: (entry["mean_iou"], entry["image"]))
+    count = min(NUM_EXAMPLES, len(entries) // 2)
+    return {"rule": EXAMPLES_RULE, "best": entries[::-1][:count], "worst": entries[:count]}
 
 
 def all_figures(
     settings: EvaluationSettings,
-    data: EvaluationData,
-    judge: Judge,
-    of_real: PredictedImages,
-    of_generated: PredictedImages,
-    features: list[Features],
+    data: RealData,
+    generated: ImageSet,
+    agreement: Agreement,
+    features: Sequence[Features],
 ) -> dict[str, Any]:
-    """Return all parts of `results.json` that follow from images and predictions."""
+    """Return all parts of `results.json` that follow from images, predictions and features.
+
+    Args:
+        settings: of the evaluation.
+        data: the real images.
+        generated: the generated ones.
+        agreement: of both with their masks.
+        features: of each network, and of thumbnails at the end.
+    """
     *networks, thumbnails = features
     paper = next((entry for entry in networks if is_paper_features(entry.network["name"])), None)
     networks = [entry for entry in networks if entry is not paper]
-    agreement = score_agreement(of_real, of_generated, data.generated.labels, settings.seed, judge.not_judged)
-    judged = zip(data.generated.stems, agreement.image_mean_iou, strict=True)
+    judged = zip(generated.stems, agreement.image_mean_iou, strict=True)
     unlabelled = list(dict.fromkeys(stem for stem, mean_iou in judged if mean_iou is None))
+    neighbours = None
+    if data.train is not None:
+        first = networks[0] if networks else None
+        neighbours = neighbour_figures(generated, data.train, thumbnails, first, settings)
     notes = []
     if data.train is None:
         notes.append(
@@ -268,13 +255,8 @@ def all_figures(
         )
     if not networks:
         notes.append("Fidelity and diversity were not measured: --features names no network for them.")
-    elif (why := why_no_diversity(data.generated.stems)) is not None:
+    elif (why := why_no_diversity(generated.stems)) is not None:
         notes.append(f"Diversity was not measured: {why}")
-    if data.filtered_by == judge.weights_sha256:
-        notes.append(
-            "The images were filtered by the network that segments them here: it selected what it agrees with, so its "
-            "agreement is no evidence. Evaluate with another --segmenter."
-        )
     if unlabelled:
         notes.append(
             f"{len(unlabelled)} masks hold no labelled pixel that is scored, such as that of {unlabelled[0]}."
@@ -283,18 +265,21 @@ def all_figures(
         "data": {
             "num_real": len(data.real),
             "num_train": 0 if data.train is None else len(data.train),
-            "num_generated": len(data.generated),
-            "num_masks": len(set(data.generated.stems)),
+            "num_generated": len(generated),
+            "num_masks": len(set(generated.stems)),
             "masks_without_labels": unlabelled,
         },
-        "agreement": agreement_figures(agreement),
-        "fidelity": [fidelity_figures(entry, data.generated, settings) for entry in networks],
-        "paper_metrics": paper_figures(settings, data.real, data.generated, paper),
-        "diversity": diversity_figures(networks, data.generated) if networks else None,
-        "neighbours": None
-        if data.train is None
-        else neighbour_figures(data.generated, data.train, thumbnails, next(iter(networks), None), settings),
-        "examples": example_figures(data.generated, agreement.image_mean_iou),
+        "agreement": {
+            "real": asdict(agreement.real),
+            "generated": {**asdict(agreement.generated), "pixel_share": agreement.pixel_share},
+            "shuffled": asdict(agreement.shuffled),
+            "paper": None if agreement.paper is None else asdict(agreement.paper),
+        },
+        "fidelity": [fidelity_figures(entry, generated, settings) for entry in networks],
+        "paper_metrics": paper_figures(settings, data.real, generated, paper),
+        "diversity": diversity_figures(networks, generated),
+        "neighbours": neighbours,
+        "examples": example_figures(generated, agreement.image_mean_iou),
         "notes": notes,
     }
 

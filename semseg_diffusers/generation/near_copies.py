@@ -1,34 +1,86 @@
-"""Which images are near-copies of training photos: their metadata name the nearest photo, and how near it is.
+"""Near-copies: generated images that show a training image again, found by small grey copies of both.
 
-Pictures are compared as grey thumbnails, as they are and mirrored (`data/thumbnails.py`). On CamVid at 128 x 128 a
-training photo stored as JPEG of quality 10, at a quarter of its size or with noise of 10 levels is at most 6.3 grey
-levels from itself; shifted by a pixel, cut by 2 % or made 10 % brighter at most 12.8. The training photo nearest to a
-photo of the validation split is 29.7 levels away or more, 32.3 in the middle. So 15 finds what shows the same frame,
-and nothing else; frames of one video, a second apart while the car waits, are as near as that too (5 to 9).
+Thumbnails find a copy whatever a network makes of it, plain or mirrored, since training mirrors images. On CamVid at
+128 x 128, a training image saved as JPEG of quality 10, at a quarter of its size or with noise of 10 levels is at most
+6.3 grey levels from itself; shifted by a pixel, cut by 2 % or made 10 % brighter, at most 12.8. The nearest training
+image of a validation image is at least 29.7 levels away, in the median 32.3. So a threshold of 15 finds images of the
+same frame and nothing else; frames of a video, a second apart while the car waits, are that near as well (5 to 9).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 
 from semseg_diffusers.data.crop_resize import place_frame
 from semseg_diffusers.data.dataset import PairDataset
-from semseg_diffusers.data.thumbnails import nearest_photos, thumbnails
 from semseg_diffusers.generation.output_folder import read_metadata, update_record, write_metadata
 from semseg_diffusers.generation.settings import NEAR_COPY_THRESHOLD
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.progress import progress_bar
 
 
-CHUNK = 4096  # images at a time; bounds the memory
+THUMBNAIL = 32  # pixels a side
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey, ITU-R BT.601
+CHUNK = 1024  # rows that are compared with all others at a time: 80 MB for 10,000 of them
+
+
+def thumbnails(images: Iterable[torch.Tensor]) -> torch.Tensor:
+    """Return grey thumbnails (N, 1024) in [0, 255] of uint8 images (3, H, W), by the mean of each area.
+
+    Raises:
+        ValueError: no images, or of another shape or type.
+    """
+    weights = torch.tensor(LUMA).view(3, 1, 1)
+    rows = []
+    for image in images:
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"expected uint8 images (3, H, W); got {image.dtype} {tuple(image.shape)}.")
+        grey = (image.cpu().float() * weights).sum(0, keepdim=True)  # (1, H, W)
+        rows.append(F.adaptive_avg_pool2d(grey, THUMBNAIL).flatten())
+    if not rows:
+        raise ValueError("thumbnails need at least one image; got none.")
+    return torch.stack(rows)
+
+
+def nearest_rows(queries: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the squared Euclidean distance (N,) of each query to the nearest reference, and its index (N,)."""
+    lengths = references.square().sum(1)  # (M,)
+    distances, indices = [], []
+    for chunk in queries.split(CHUNK):
+        rows = chunk.to(references)
+        index = (lengths - 2 * rows @ references.T).argmin(1)  # |b|^2 - 2ab: |a|^2 is the same for all references
+        distances.append((rows - references[index]).square().sum(1))  # again: rounding of the product hides equality
+        indices.append(index)
+    return torch.cat(distances), torch.cat(indices)
+
+
+def nearest_thumbnails(
+    images: torch.Tensor, references: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Find the nearest reference of each image, plain or mirrored.
+
+    Args:
+        images: thumbnails (N, 1024).
+        references: thumbnails (M, 1024).
+
+    Returns:
+        distances (N,) in grey levels, root mean square, in [0, 255]; indices (N,); whether the nearest one is
+        mirrored (N,).
+    """
+    references = references.cpu().double()
+    mirrored = references.view(-1, THUMBNAIL, THUMBNAIL).flip(2).flatten(1)  # (M, 1024)
+    squared, indices = nearest_rows(images, torch.cat([references, mirrored]))
+    return squared.sqrt() / THUMBNAIL, indices % len(references), indices >= len(references)
 
 
 @dataclass(frozen=True)
 class NearCopies:
-    """What came of it, as generation.json keeps it."""
+    """Number of near-copies and the nearest image, as generation.json records them."""
 
     training_set: str
     num_photos: int
@@ -36,10 +88,11 @@ class NearCopies:
     num_images: int
     num_near_copies: int
     smallest_distance: float
-    nearest_image: str  # the image that this is of
+    nearest_image: str  # the generated image at this distance
     nearest_photo: str
 
     def in_words(self) -> str:
+        """Return the record as a sentence."""
         return (
             f"{self.num_near_copies} of {self.num_images} images are near-copies of the {self.num_photos} training "
             f"photos (nearer than {self.threshold:g} grey levels); nearest: {self.nearest_image} to "
@@ -50,43 +103,41 @@ class NearCopies:
 def flag_near_copies(
     output: Path, training: PairDataset, name: str, threshold: float = NEAR_COPY_THRESHOLD, show_progress: bool = False
 ) -> NearCopies:
-    """Write the nearest training photo of each image of a folder into its metadata, and which are too near.
+    """Record the nearest training image of each generated image in the metadata, and flag near-copies.
 
-    Rows get `nearest_training_photo` (its stem), `nearest_training_distance` (grey levels), and `near_copy`; the
-    record keeps the counts.
+    Rows get `nearest_training_photo` (its stem), `nearest_training_distance` (grey levels), and `near_copy`;
+    generation.json gets the counts.
 
     Args:
-        output: folder that `generate_dataset` has made.
-        training: the photos that the model was trained on.
-        name: what the record calls them.
+        output: folder that `generate_dataset` wrote.
+        training: the images that the model was trained on.
+        name: their name in the record.
         threshold: grey levels, above 0, below which an image is a near-copy.
-        show_progress: show bars on stderr.
+        show_progress: show progress bars on stderr.
 
     Raises:
-        ValueError: no images or photos, or one cannot be read.
+        ValueError: no images on either side, or one cannot be read.
     """
     rows = read_metadata(output)
     if not rows or not len(training):
         raise ValueError(f"near-copies: {len(rows)} images in '{output}', {len(training)} photos in '{name}'.")
+    files = [output / row["image_file_name"] for row in rows]
+    width, height = open_image(files[0], "image").size
 
-    def bar(items: range, title: str) -> Iterator[int]:
+    def shown(items: Iterable, title: str) -> Iterable:
         return progress_bar(items, desc=title, unit="photo", disable=not show_progress)
 
-    size = _read(output / rows[0]["image_file_name"]).shape[1:]
+    def at_output_size(index: int) -> torch.Tensor:
+        image = training.photo(index)
+        return _to_tensor(place_frame(image.height, image.width, (height, width)).place_photo(image))
 
-    def photo(index: int) -> torch.Tensor:
-        whole = training.photo(index)
-        return _to_tensor(place_frame(*whole.size[::-1], tuple(size)).place_photo(whole))
-
-    photos = thumbnails(photo(index) for index in bar(range(len(training)), "training photos"))  # (M, 1024)
-    found = []
-    for start in bar(range(0, len(rows), CHUNK), "near-copies"):
-        chunk = rows[start : start + CHUNK]
-        found += nearest_photos(thumbnails(_read(output / row["image_file_name"]) for row in chunk), photos)
-    for row, nearest in zip(rows, found, strict=True):
-        row["nearest_training_photo"] = training.stems[nearest.index]
-        row["nearest_training_distance"] = round(nearest.distance, 3)
-        row["near_copy"] = nearest.distance < threshold
+    references = thumbnails(at_output_size(index) for index in shown(range(len(training)), "training photos"))
+    images = thumbnails(_to_tensor(open_image(file, "image")) for file in shown(files, "near-copies"))
+    distances, indices, _ = nearest_thumbnails(images, references)
+    for row, distance, index in zip(rows, distances.tolist(), indices.tolist(), strict=True):
+        row["nearest_training_photo"] = training.stems[index]
+        row["nearest_training_distance"] = round(distance, 3)
+        row["near_copy"] = distance < threshold
     write_metadata(output, rows)
     nearest = min(rows, key=lambda row: (row["nearest_training_distance"], row["image_file_name"]))
     copies = NearCopies(
@@ -103,9 +154,5 @@ def flag_near_copies(
     return copies
 
 
-def _to_tensor(picture) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(picture.convert("RGB")).transpose(2, 0, 1).copy())  # (3, H, W)
-
-
-def _read(path: Path) -> torch.Tensor:
-    return _to_tensor(open_image(path, "image"))
+def _to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image.convert("RGB")).transpose(2, 0, 1).copy())  # (3, H, W)

@@ -183,7 +183,7 @@ def test_every_network_gives_the_same_features_in_every_batch(name, folder_of, s
 @pytest.mark.parametrize("name", ["dinov2", "segformer", "mobilevit"])
 def test_images_of_the_input_size_are_prepared_as_the_processor_does(name, folder_of):
     extractor = load_extractor(str(folder_of(name)))
-    images = torch.randint(0, 256, (3, 3, *extractor.network.input_size), dtype=torch.uint8)
+    images = torch.randint(0, 256, (3, 3, *extractor.input_size), dtype=torch.uint8)
     processor = transformers.AutoImageProcessor.from_pretrained(folder_of(name))
     expected = processor(list(images), do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
     assert torch.allclose(extractor.module.prepare(images), expected, atol=1e-5)

@@ -214,8 +214,8 @@ def test_kid_without_subsets_is_refused():
 @pytest.mark.parametrize(
     ("real", "generated", "message"),
     [
-        (torch.zeros(1, 6), torch.zeros(5, 6), "at least 2 images in each set; got 1 real"),
-        (torch.zeros(5, 6), torch.zeros(0, 6), "at least 2 images in each set; got 0 generated"),
+        (torch.zeros(1, 6), torch.zeros(5, 6), "2 or more images in each set; got 1 real"),
+        (torch.zeros(5, 6), torch.zeros(0, 6), "2 or more images in each set; got 0 generated"),
         (torch.zeros(5, 6), torch.zeros(5, 7), "got 6 of the real and 7 of the generated"),
         (torch.zeros(5, 6), torch.zeros(5), r"\(N, D\); got \(5,\) for the generated"),
         (torch.full((5, 6), torch.inf), torch.zeros(5, 6), "real images are not all finite"),

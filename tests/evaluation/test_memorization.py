@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from semseg_diffusers.data import thumbnails as thumbnails_module
-from semseg_diffusers.data.thumbnails import thumbnails
 from semseg_diffusers.evaluation.memorization import nearest, nearest_by_pixels
+from semseg_diffusers.generation import near_copies
+from semseg_diffusers.generation.near_copies import thumbnails
 from semseg_diffusers.toy.scenes import draw_scene
 
 
@@ -60,7 +60,7 @@ def test_chunks_order_and_ties_change_nothing(monkeypatch):
     generated, train, held_out = random_features(10, 0), random_features(12, 1), random_features(9, 2)
     generated[7] = generated[2]  # equal distances: the names decide
     whole = nearest(generated, names(10), train, names(12, "train"), held_out)
-    monkeypatch.setattr(thumbnails_module, "CHUNK", 3)
+    monkeypatch.setattr(near_copies, "CHUNK", 3)
     chunked = nearest(generated, names(10), train, names(12, "train"), held_out)
     backwards = nearest(generated.flip(0), names(10)[::-1], train.flip(0), names(12, "train")[::-1], held_out.flip(0))
     for other in (chunked, backwards):
@@ -103,13 +103,13 @@ def test_thumbnail_of_the_mirrored_image_is_the_mirrored_thumbnail(size):
 
 def test_sets_that_cannot_be_compared_are_refused():
     features = random_features(3, 0)
-    with pytest.raises(ValueError, match="got no held-out real images"):
+    with pytest.raises(ValueError, match="1 or more images in each set; got 0 held-out real"):
         nearest(features, names(3), features, names(3), features[:0])
-    with pytest.raises(ValueError, match="8, 4 and 8 features"):
+    with pytest.raises(ValueError, match="8 of the generated and 4 of the training and 8 of the held-out real images"):
         nearest(features, names(3), features[:, :4], names(3), features)
     with pytest.raises(ValueError, match="2 names of 3 generated images"):
         nearest(features, names(2), features, names(3), features)
-    with pytest.raises(ValueError, match="4 stems of training images"):
+    with pytest.raises(ValueError, match="4 stems of 3 training images"):
         nearest(features, names(3), features, names(4), features)
     with pytest.raises(ValueError, match="uint8 images .*got torch.float32"):
         thumbnails([torch.rand(3, 8, 8)])
