@@ -110,7 +110,7 @@ class ControlBranch(nn.Module):
         super().__init__()
         for name in COPIED:
             setattr(self, name, copy.deepcopy(getattr(unet, name)))
-        widths = unet.config["block_out_channels"]
+        widths = unet.config.block_out_channels
         self.mask_branch = MaskBranch(num_classes, widths[0])
         skips = [widths[0]]  # channels of each map that the encoder hands to the decoder
         for block, width in zip(self.down_blocks, widths, strict=True):
@@ -198,8 +198,6 @@ class MaskControlNetModel(UNet2DModel):
     ```
     """
 
-    config: Any  # the arguments of `__init__`
-    up_blocks: Any
     takes_conditioning_scale = True
 
     @register_to_config
@@ -293,7 +291,7 @@ class MaskControlNetModel(UNet2DModel):
                 f"`unet` is a {type(unet).__name__}; expected a `diffusers.UNet2DModel` itself. A network that reads "
                 "masks already can be trained further as it is."
             )
-        network: Any = cls.from_config(
+        network = cls.from_config(
             unet.config,
             num_classes=num_classes,
             id2label=id2label,
@@ -301,7 +299,7 @@ class MaskControlNetModel(UNet2DModel):
             ignore_index=ignore_index,
             ignore_color=ignore_color,
             base_class_label=base_class_label,
-            sample_size=unet.config["sample_size"] if sample_size is None else sample_size,
+            sample_size=unet.config.sample_size if sample_size is None else sample_size,
         )
         weights = unet.state_dict()
         copied = {f"control.{name}": value for name, value in weights.items() if name.split(".")[0] in COPIED}
@@ -348,7 +346,7 @@ class MaskControlNetModel(UNet2DModel):
             return self._gradient_checkpointing_func(branch, one_hot), known.to(one_hot.dtype)
         return branch(one_hot), known.to(one_hot.dtype)
 
-    def forward(  # type: ignore[override]  # further conditions before `return_dict`, as UNet2DConditionModel has them
+    def forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,

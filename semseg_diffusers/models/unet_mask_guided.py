@@ -221,7 +221,7 @@ def modulate_norms(blocks: list[tuple[nn.Module, int]]) -> dict[int, int]:
             norm_channels[factor] += norm.num_channels
         # Layers, weights of the seed, and their names stay; only the class changes.
         resnet.__class__ = ModulatedResnetBlock2D
-        resnet.slots = tuple(slots)  # type: ignore[assignment]
+        resnet.slots = tuple(slots)
     return norm_channels
 
 
@@ -351,9 +351,6 @@ class MaskGuidedUNet2DModel(UNet2DModel):
     torch.Size([1, 3, 32, 32])
     ```
     """
-
-    config: Any  # the arguments of `__init__`
-    up_blocks: Any
 
     @register_to_config
     def __init__(
@@ -563,7 +560,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             return self._gradient_checkpointing_func(module, *inputs)
         return module(*inputs)
 
-    def forward(  # type: ignore[override]  # further conditions before `return_dict`, as UNet2DConditionModel has them
+    def forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,

@@ -21,7 +21,7 @@ from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_m
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 if TYPE_CHECKING:
-    from diffusers.pipelines.pipeline_utils import DiffusionPipeline as Base
+    from diffusers import DiffusionPipeline as Base
 else:
     Base = object
 
@@ -29,9 +29,7 @@ else:
 class MaskGuidedMixin(Base):
     """Methods of a `DiffusionPipeline` with the components `unet` and `scheduler`."""
 
-    unet: Any
-    scheduler: Any
-    model_cpu_offload_seq = "unet"  # type: ignore[assignment]
+    model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
 
     @classmethod

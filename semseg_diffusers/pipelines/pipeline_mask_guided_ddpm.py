@@ -8,8 +8,8 @@ diffusers requires, and imports each shared file itself: diffusers copies no oth
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .guidance import evaluation_mode, guide

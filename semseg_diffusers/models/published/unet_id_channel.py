@@ -7,7 +7,6 @@ and diffusers only): it is saved beside the weights and runs without this packag
 """
 
 import inspect
-from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -78,8 +77,6 @@ class IdChannelUNet2DModel(UNet2DModel):
     torch.Size([1, 3, 32, 32])
     ```
     """
-
-    config: Any  # the arguments of `__init__`
 
     @register_to_config
     def __init__(
@@ -156,7 +153,7 @@ class IdChannelUNet2DModel(UNet2DModel):
         ids = torch.where((ids >= 0) & (ids < num_classes), ids, torch.zeros_like(ids))
         return ((ids.float() / 255).to(dtype or self.dtype).unsqueeze(1),)
 
-    def forward(  # type: ignore[override]  # further conditions before `return_dict`, as UNet2DConditionModel has them
+    def forward(
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float | int,

@@ -6,7 +6,6 @@ saved beside the weights and runs without this package.
 """
 
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -200,7 +199,7 @@ class SelfAttention(nn.Module):
         return tokens.transpose(1, 2).unflatten(2, (height, width))  # (B, C, H, W)
 
 
-class PaperUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own networks inherit
+class PaperUNet2DModel(ModelMixin, ConfigMixin):
     r"""The paper's network: a U-Net with two attention blocks, and the mask in a second stem whose output is added.
 
     Args:
@@ -233,8 +232,7 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as dif
 
     _supports_gradient_checkpointing = True
     # Casting changes convolutions and linear layers only; the norms inside `double_conv` are neither.
-    _skip_layerwise_casting_patterns = ["norm"]  # type: ignore[assignment]
-    config: Any  # the arguments of `__init__`
+    _skip_layerwise_casting_patterns = ["norm"]
 
     @register_to_config
     def __init__(

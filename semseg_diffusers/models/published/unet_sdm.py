@@ -8,7 +8,6 @@ the weights and runs without this package.
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -234,7 +233,7 @@ class Stage(nn.Sequential):
         return x
 
 
-class SDMUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffusers' own networks inherit
+class SDMUNet2DModel(ModelMixin, ConfigMixin):
     r"""The Semantic Diffusion Model's network: the image enters the encoder, the mask every norm of the decoder.
 
     Args:
@@ -278,8 +277,7 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # as diffu
     """
 
     _supports_gradient_checkpointing = True
-    _skip_layerwise_casting_patterns = ["norm"]  # type: ignore[assignment]
-    config: Any  # the arguments of `__init__`
+    _skip_layerwise_casting_patterns = ["norm"]
 
     @register_to_config
     def __init__(
