@@ -3,7 +3,6 @@
 A pickle can hold code that runs when it is opened; here pickles are opened with `weights_only=True` only.
 """
 
-import hashlib
 import os
 import pickle
 import re
@@ -82,34 +81,23 @@ def shorten(names: Iterable[str]) -> str:
 
 
 def state_dict_of(content: Any, path: str | os.PathLike) -> dict[str, torch.Tensor]:
-    """Return the content of a checkpoint, if it is a state dict of weights.
-
-    Raises:
-        ValueError: it is something else; the message says what.
-    """
+    """Return the content of a checkpoint, if it is a state dict of weights; else raise a `ValueError`."""
     if not isinstance(content, Mapping) or not content:
         raise ValueError(
             f"'{path}' holds a {type(content).__name__}; expected a state dict, names with their tensors."
         )
-    others = [f"{name} ({type(value).__name__})" for name, value in content.items() if not _is_weight(value)]
+    others = [
+        f"{name} ({type(value).__name__})"
+        for name, value in content.items()
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.is_sparse
+    ]
     if others:
         raise ValueError(f"'{path}' is no state dict of weights: {shorten(others)}.")
     return dict(content)
 
 
-def _is_weight(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and not value.is_sparse
-
-
 def shape_of(weights: Mapping[str, torch.Tensor], key: str, num_dims: int, source: str, path) -> tuple[int, ...]:
-    """Return the shape of a weight that settings of the network are read from.
-
-    Args:
-        weights: the state dict.
-        key: name of the weight.
-        num_dims: number of dimensions that it must have.
-        source: expected layout, as in `--from`.
-        path: of the checkpoint, for the message.
+    """Return the shape of a weight that settings of the network are read from; `source` is the layout, as in --from.
 
     Raises:
         ValueError: it is missing, or has another number of dimensions.
@@ -155,12 +143,3 @@ def load_weights(unet: torch.nn.Module, weights: Mapping[str, torch.Tensor], pat
         raise ValueError(f"'{path}' holds weights that are not finite: {shorten(broken)}. Use an earlier checkpoint.")
     unet.load_state_dict({key: tensor.float().contiguous() for key, tensor in weights.items()}, assign=True)
     unet.requires_grad_(True).eval()
-
-
-def file_hash(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

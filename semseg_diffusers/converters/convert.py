@@ -1,26 +1,29 @@
 """Converts a published checkpoint into a pipeline folder, complete or not at all."""
 
-import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
 import torch
 
-from semseg_diffusers.converters.checkpoints import file_hash
 from semseg_diffusers.converters.settings import ConvertSettings
 from semseg_diffusers.converters.sources import Conversion, convert_id_channel, convert_paper, convert_sdm
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import parse_resolution
 from semseg_diffusers.hub.cards import render_model_card
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.utils.files import check_output, new_folder, package_version
+from semseg_diffusers.utils.files import check_output, hash_file, new_folder, package_version, write_json, write_text
 
 
 CONVERSION_FILE = "conversion.json"  # marks a folder that `convert` made, and may replace
 KIND = "converted pipeline"
-CONVERTERS = {"paper": convert_paper, "sdm": convert_sdm, "segmentation-guided-diffusion": convert_id_channel}
+CONVERTERS: dict[str, Callable[..., Conversion]] = {
+    "paper": convert_paper,
+    "sdm": convert_sdm,
+    "segmentation-guided-diffusion": convert_id_channel,
+}
 
 
 def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite: bool = False) -> Path:
@@ -39,9 +42,9 @@ def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite
     """
     output, unet = Path(os.path.abspath(output)), conversion.unet
     size = unet.config.sample_size
-    if any(side % unet.size_divisor for side in ((size,) if isinstance(size, int) else size or ())):
+    if size is not None and any(side % unet.size_divisor for side in ((size,) if isinstance(size, int) else size)):
         raise ValueError(f"sample_size is {size}; this network generates multiples of {unet.size_divisor} pixels.")
-    digest = file_hash(conversion.weights_file)
+    digest = hash_file(conversion.weights_file)
     record = {
         "from": conversion.source,
         "checkpoint": conversion.weights_file.name,
@@ -69,8 +72,8 @@ def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite
     )
     with new_folder(output, CONVERSION_FILE, KIND, overwrite) as folder:
         MaskGuidedDDPMPipeline(unet=unet, scheduler=conversion.scheduler).save_pretrained(folder)
-        (folder / "README.md").write_text(card, encoding="utf-8")
-        (folder / CONVERSION_FILE).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / "README.md", card)
+        write_json(folder / CONVERSION_FILE, record)
     return output
 
 

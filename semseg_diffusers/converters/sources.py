@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import diffusers
 import torch
@@ -39,7 +40,7 @@ KONZ_SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")  # those that their code sa
 class Conversion:
     """A network read from a published checkpoint, with its scheduler and what its card says."""
 
-    unet: torch.nn.Module
+    unet: Any  # the network, with its weights
     scheduler: SchedulerMixin
     labels: LabelSet
     source: str  # as in --from
@@ -52,13 +53,8 @@ class Conversion:
 def labels_for(labels: LabelSet | None, num_classes: int, hint: str = "") -> LabelSet:
     """Return the label set of a converted network: the given one, or numbers as names and distinct colours.
 
-    Args:
-        labels: given by the user, if any.
-        num_classes: number of classes that the weights read.
-        hint: another explanation of a different number.
-
     Raises:
-        ValueError: it has another number of classes, or more than 8-bit ids can count.
+        ValueError: it has another number of classes than the weights read, or more than 8-bit ids can count.
     """
     if not 1 <= num_classes <= 255:
         raise ValueError(f"masks hold 8-bit ids, so 1 to 255 classes; the weights read {num_classes}.")
@@ -316,14 +312,22 @@ def convert_id_channel(
     weights_file = next((unet_folder / name for name in DIFFUSERS_WEIGHTS if (unet_folder / name).is_file()), None)
     if weights_file is None:
         raise ValueError(f"'{unet_folder}' holds no weights: expected {' or '.join(DIFFUSERS_WEIGHTS)}.")
-    if labels is None and num_classes is None:
-        raise ValueError("the folder does not tell how many classes masks hold: set --num_classes or --colormap.")
     if labels is not None and num_classes not in (None, labels.num_classes):
         raise ValueError(
             f"--num_classes is {num_classes}, and --colormap names {labels.num_classes}: set one of them."
         )
-    labels = labels_for(labels, num_classes or labels.num_classes)
-    scheduler = _read_scheduler(folder / "scheduler" / "scheduler_config.json")
+    num_classes = num_classes if labels is None else labels.num_classes
+    if num_classes is None:
+        raise ValueError("the folder does not tell how many classes masks hold: set --num_classes or --colormap.")
+    labels = labels_for(labels, num_classes)
+    scheduler_file, scheduler = folder / "scheduler" / "scheduler_config.json", DDPMScheduler()  # their code's default
+    if scheduler_file.is_file():
+        saved = read_json(scheduler_file)
+        if saved.get("_class_name") not in KONZ_SCHEDULERS:
+            raise ValueError(
+                f"'{scheduler_file}' names a {saved.get('_class_name')}; expected {' or '.join(KONZ_SCHEDULERS)}."
+            )
+        scheduler = getattr(diffusers, saved["_class_name"]).from_config(saved)
 
     weights = state_dict_of(read_checkpoint(weights_file), weights_file)
     with torch.device("meta"):
@@ -344,12 +348,3 @@ def convert_id_channel(
         "is only meaningful if it was trained on masks with classes removed.",
         details={"num_classes": labels.num_classes},
     )
-
-
-def _read_scheduler(path: Path) -> SchedulerMixin:
-    if not path.is_file():
-        return DDPMScheduler()  # 1000 steps, linear: the default of their code
-    config = read_json(path)
-    if config.get("_class_name") not in KONZ_SCHEDULERS:
-        raise ValueError(f"'{path}' names a {config.get('_class_name')}; expected {' or '.join(KONZ_SCHEDULERS)}.")
-    return getattr(diffusers, config["_class_name"]).from_config(config)
