@@ -1,5 +1,13 @@
 """Grow a labelled driving dataset: images from segmentation masks with diffusion models, plugged into diffusers.
 
+Pipelines and networks follow diffusers' own (`MaskGuidedDDPMPipeline.from_pretrained(folder)(mask).images`); each
+stage of the work is a function of a settings object or of plain arguments:
+
+- data: `prepare_dataset`, `check_prepared`, `load_pairs`, `write_toy_dataset`, `clean_painting`
+- training: `train`; generation: `generate_dataset`
+- evaluation: `evaluate`, `filter_dataset`, `run_study`, `load_judge`, `fid`, `kid`
+- sharing: `merge`, `convert`, `export_model`, `push_model`, `push_dataset`
+
 Public names are imported on first use. Importing the package also makes its classes known to diffusers (`register`),
 so that `DiffusionPipeline.from_pretrained` finds them by the names that a saved `model_index.json` holds.
 """
@@ -8,11 +16,34 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from semseg_diffusers.converters.convert import convert
+    from semseg_diffusers.converters.settings import ConvertSettings
+    from semseg_diffusers.data.check.check import check_prepared
+    from semseg_diffusers.data.dataset import PairDataset, load_pairs
+    from semseg_diffusers.data.label_mapping import LabelMapping
     from semseg_diffusers.data.labels import LabelSet
+    from semseg_diffusers.data.prepare import prepare_dataset
+    from semseg_diffusers.data.settings import PrepareSettings
+    from semseg_diffusers.evaluation.evaluate import evaluate
+    from semseg_diffusers.evaluation.fidelity import fid, kid
+    from semseg_diffusers.evaluation.filtering.filter import filter_dataset
+    from semseg_diffusers.evaluation.filtering.settings import FilterSettings
+    from semseg_diffusers.evaluation.segmentation.judge import load_judge
+    from semseg_diffusers.evaluation.settings import EvaluationSettings
+    from semseg_diffusers.evaluation.study.settings import StudySettings
+    from semseg_diffusers.evaluation.study.study import run_study
+    from semseg_diffusers.generation.generate import generate_dataset
+    from semseg_diffusers.generation.settings import GenerationSettings
+    from semseg_diffusers.growth.merge import merge
+    from semseg_diffusers.hub.export import export_model
+    from semseg_diffusers.hub.push import push_dataset, push_model
+    from semseg_diffusers.hub.settings import ExportSettings
+    from semseg_diffusers.masks.cleaning import clean_painting
     from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DModel
     from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel
     from semseg_diffusers.models.published.unet_sdm import SDMUNet2DModel
@@ -21,6 +52,9 @@ if TYPE_CHECKING:
     from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
     from semseg_diffusers.pipelines.pipeline_mask_guided_img2img import MaskGuidedImg2ImgPipeline
     from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedInpaintPipeline
+    from semseg_diffusers.toy.scenes import write_toy_dataset
+    from semseg_diffusers.training.loop import train
+    from semseg_diffusers.training.settings import TrainingSettings
 
 
 __version__ = "0.1.0"
@@ -39,9 +73,41 @@ _PIPELINES = {
     "MaskGuidedImg2ImgPipeline": "pipelines.pipeline_mask_guided_img2img",
     "MaskGuidedInpaintPipeline": "pipelines.pipeline_mask_guided_inpaint",
 }
-_EXPORTS = {**_NETWORKS, **_PIPELINES, "LabelSet": "data.labels"}
+# The other public names, by the module that defines them, in the order of use.
+_FUNCTIONS = {
+    "LabelSet": "data.labels",
+    "LabelMapping": "data.label_mapping",
+    "PrepareSettings": "data.settings",
+    "prepare_dataset": "data.prepare",
+    "check_prepared": "data.check.check",
+    "PairDataset": "data.dataset",
+    "load_pairs": "data.dataset",
+    "write_toy_dataset": "toy.scenes",
+    "clean_painting": "masks.cleaning",
+    "TrainingSettings": "training.settings",
+    "train": "training.loop",
+    "GenerationSettings": "generation.settings",
+    "generate_dataset": "generation.generate",
+    "EvaluationSettings": "evaluation.settings",
+    "evaluate": "evaluation.evaluate",
+    "fid": "evaluation.fidelity",
+    "kid": "evaluation.fidelity",
+    "load_judge": "evaluation.segmentation.judge",
+    "FilterSettings": "evaluation.filtering.settings",
+    "filter_dataset": "evaluation.filtering.filter",
+    "StudySettings": "evaluation.study.settings",
+    "run_study": "evaluation.study.study",
+    "merge": "growth.merge",
+    "ConvertSettings": "converters.settings",
+    "convert": "converters.convert",
+    "ExportSettings": "hub.settings",
+    "export_model": "hub.export",
+    "push_model": "hub.push",
+    "push_dataset": "hub.push",
+}
+_EXPORTS = {**_PIPELINES, **_NETWORKS, **_FUNCTIONS}
 
-__all__ = [*sorted(_EXPORTS), "register"]
+__all__ = [*_EXPORTS, "register"]
 
 
 def __getattr__(name: str) -> Any:
@@ -63,6 +129,7 @@ def register() -> None:
     attributes `diffusers.MaskGuidedDDPMPipeline`, `diffusers.pipelines.unet_mask_guided`, ... import their module on
     first use, so registering costs nothing.
     """
+    classes: dict[str, tuple[str, str | None]]
     classes = {name: (module, name) for name, module in {**_NETWORKS, **_PIPELINES}.items()}
     modules = {module.rsplit(".", 1)[-1]: (module, None) for module in _NETWORKS.values()}
     for target, names in (("diffusers", classes), ("diffusers.pipelines", modules)):
@@ -70,12 +137,12 @@ def register() -> None:
             _add_lazy_attributes(sys.modules[target], names)
 
 
-def _add_lazy_attributes(module: Any, names: dict[str, tuple[str, str | None]]) -> None:
+def _add_lazy_attributes(module: Any, names: Mapping[str, tuple[str, str | None]]) -> None:
     base = type(module)
     if getattr(base, "_semseg_diffusers", False):
         return
 
-    class Registered(base):
+    class Registered(base):  # type: ignore[valid-type, misc]
         _semseg_diffusers = True
 
         def __getattr__(self, name: str) -> Any:
@@ -109,7 +176,7 @@ class _RegisterOnImport(importlib.abc.MetaPathFinder):
             load(module)
             register()
 
-        spec.loader.exec_module = load_and_register
+        spec.loader.exec_module = load_and_register  # type: ignore[method-assign]
         return spec
 
 

@@ -1,7 +1,9 @@
 """Names that scripts and checkpoints rely on: commands, options, classes and their arguments."""
 
+import ast
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
@@ -80,3 +82,28 @@ def test_label_sets_have_their_methods():
     assert all(labels.from_preset(name).num_classes > 0 for name in ("bdd100k", "cityscapes", "camvid", "paper"))
     assert {"from_json", "encode", "decode"} <= set(dir(labels))
     assert "tolerance" in parameters(labels.encode)
+
+
+def test_the_package_offers_thirty_to_forty_names_each_with_a_home():
+    assert 30 <= len(semseg_diffusers.__all__) <= 40
+    assert set(semseg_diffusers.__all__) <= set(dir(semseg_diffusers))
+    for name in semseg_diffusers.__all__:
+        public = getattr(semseg_diffusers, name)
+        assert public.__name__ == name
+        assert public.__module__.startswith("semseg_diffusers")
+    with pytest.raises(AttributeError, match="has no attribute 'MaskGuidedUnet'"):
+        semseg_diffusers.MaskGuidedUnet  # noqa: B018
+
+
+def test_names_for_type_checkers_are_those_that_are_loaded():
+    tree = ast.parse(Path(semseg_diffusers.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    checked = {alias.name: node.module for node in block.body for alias in node.names}
+    loaded = {name: getattr(semseg_diffusers, name).__module__ for name in semseg_diffusers.__all__}
+    assert checked == {name: module for name, module in loaded.items() if name != "register"}
+
+
+@pytest.mark.parametrize("statement", ["import semseg_diffusers", "from semseg_diffusers import LabelSet"])
+def test_importing_the_package_or_its_label_sets_loads_no_diffusers(statement, clean_process):
+    code = f"import sys\n{statement}\nprint(sorted({{'diffusers', 'transformers', 'datasets'}} & set(sys.modules)))"
+    assert clean_process(code).stdout == "[]\n"

@@ -78,7 +78,15 @@ def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite
 
 
 def convert(settings: ConvertSettings) -> None:
-    """Run the command `convert`: write the pipeline folder and print what it holds."""
+    """Convert a published checkpoint into a pipeline folder, and print what it holds.
+
+    Args:
+        settings: checkpoint, its source (`source="paper"`, ...) and output folder, with the options of `convert`.
+
+    Raises:
+        FileNotFoundError: no such checkpoint.
+        ValueError: it holds code or another network, options do not fit, or the output folder must not be replaced.
+    """
     options = settings.source_options()
     if "sample_size" in options:
         size = parse_resolution(options["sample_size"])

@@ -97,6 +97,9 @@ def kid(
         subsets: number of subsets.
         subset_size: images of each set in a subset, at least 2; by default half of the smaller set, at most 1000.
 
+    Returns:
+        mean and standard deviation over the subsets, with their size.
+
     Raises:
         ValueError: a subset larger than a set, and as `fid`.
 

@@ -102,6 +102,9 @@ def generate_dataset(
         show_progress: show progress bars on stderr, in the main process.
         processes: those that share the work, from `join_processes`, all calling this; by default this one alone.
 
+    Returns:
+        how many images there are, which masks were skipped, and what users should know.
+
     Raises:
         FileNotFoundError: there are no masks.
         ValueError: masks that cannot be read or do not fit the model's classes, all of them named; a label set that

@@ -114,6 +114,9 @@ def check_prepared(folder: str | Path, num_workers: int = 1, progress: bool = Fa
         num_workers (`int`, defaults to 1): threads; decoding runs outside Python's lock.
         progress (`bool`, defaults to `False`): show a progress bar on stderr.
 
+    Returns:
+        the findings, errors first, with the number of pairs of each split.
+
     Raises:
         ValueError: there is no such folder.
     """

@@ -189,6 +189,9 @@ def load_judge(
         dtype: of its weights.
         option: that named it, for messages.
 
+    Returns:
+        the network in evaluation mode, with its preprocessing and the classes that it shares with the data.
+
     Raises:
         ValueError: no such folder, a missing file, another kind of network, or none of its classes is in the data.
         HubError: the Hub or the connection failed.
