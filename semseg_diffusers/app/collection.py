@@ -1,16 +1,15 @@
-"""Store generated pairs in a zip file or in a growing dataset folder, both in the format of `generate`."""
+"""Keeps generated pairs in a growing dataset folder or in a zip file, both in the format of `generate`."""
 
 import io
-import json
 import tempfile
 import threading
 import zipfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from semseg_diffusers.app.sampler import Sample
-from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.output_folder import (
     is_temporary,
@@ -19,23 +18,19 @@ from semseg_diffusers.generation.output_folder import (
     sole_run,
     update_metadata,
 )
+from semseg_diffusers.utils.files import read_json
 
 
-PAINTED = "painted"  # in generation.json: settings differ between images
-
-
-def record_of(samples: Sample) -> dict[str, Any]:
-    """Return the generation.json of painted masks: the settings of the first image, and that others may differ."""
-    return {**samples.record, PAINTED: True}
+PAINTED = "painted"  # in generation.json: its settings are those of the first image, and others may differ
 
 
 class Collection:
     """A dataset folder of painted pairs.
 
     Args:
-        folder (`Path`): to create, or to continue if it has the classes and the size of this model.
-        labels (`LabelSet`): of the model.
-        size (`tuple[int, int]`): height and width of its images.
+        folder: to create, or to continue if it has the classes and the size of this model.
+        labels: of the model.
+        size: height and width of its images.
 
     Raises:
         ValueError: the folder holds something else.
@@ -52,16 +47,15 @@ class Collection:
             raise ValueError(f"--output '{self.folder}' is a file; expected a folder.")
         if not self.folder.is_dir() or all(is_temporary(path) for path in self.folder.iterdir()):
             return
-        file = self.folder / GENERATION_FILE
         try:
-            there = json.loads(file.read_text(encoding="utf-8"))
+            record = read_json(self.folder / GENERATION_FILE)
         except (OSError, ValueError):
-            there = None
-        if not isinstance(there, dict) or not there.get(PAINTED):
+            record = {}
+        if not record.get(PAINTED):
             raise ValueError(f"--output '{self.folder}' was not made by the painter. Name another folder.")
         if len(self) == 0:
             return  # stopped before the first image: `open_output` rewrites settings and labels
-        labels, size = LabelSet.from_json(self.folder / LABELS_FILE), (there.get("height"), there.get("width"))
+        labels, size = LabelSet.from_json(self.folder / LABELS_FILE), (record.get("height"), record.get("width"))
         if labels != self.labels or size != self.size:
             raise ValueError(
                 f"--output '{self.folder}' holds images of other classes or of another size ({size[0]} x {size[1]}; "
@@ -79,31 +73,23 @@ class Collection:
         """
         with self._lock, sole_run(self.folder, "adding to"):
             self.check()
-            open_output(self.folder, record_of(samples[0]), self.labels)
-            new = [entry for entry in samples if not (self.folder / "images" / entry.job.file_name).exists()]
-            for entry in new:
-                save_pair(self.folder, entry.job, self.labels.decode(entry.ids), entry.image, entry.row)
-            update_metadata(self.folder, [entry.row for entry in new])
+            open_output(self.folder, {**samples[0].record, PAINTED: True}, self.labels)
+            new = [sample for sample in samples if not (self.folder / "images" / sample.job.file_name).exists()]
+            for sample in new:
+                save_pair(self.folder, sample.job, self.labels.decode(sample.ids), sample.image, sample.row)
+            update_metadata(self.folder, [sample.row for sample in new])
             return len(new)
 
 
-def strip_local_paths(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row or record for publication: with the folder name only of a local model."""
-    model = row["model"]
-    return {**row, "model": Path(model).name if Path(model).is_dir() else model}
-
-
 def zip_of(samples: Sequence[Sample], labels: LabelSet) -> bytes:
-    """Return a zip file that unpacks into a folder in the format of `generate`."""
-    with tempfile.TemporaryDirectory(prefix="semseg-painter-") as folder:
-        root = Path(folder)
-        open_output(root, strip_local_paths(record_of(samples[0])), labels)
-        for entry in samples:
-            save_pair(root, entry.job, labels.decode(entry.ids), entry.image, entry.row)
-        update_metadata(root, [strip_local_paths(entry.row) for entry in samples])
-        buffer = io.BytesIO()
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for path in sorted(root.rglob("*.*")):
-                archive.write(path, path.relative_to(root), zipfile.ZIP_STORED)
-        assert (root / METADATA_FILE).is_file(), "a folder of pairs has its metadata"
-        return buffer.getvalue()
+    """Return a zip file that unpacks into such a folder, without paths of this machine."""
+    model = samples[0].record["model"]
+    name = {"model": Path(model).name if Path(model).is_dir() else model}
+    published = [replace(each, row={**each.row, **name}, record={**each.record, **name}) for each in samples]
+    buffer = io.BytesIO()
+    with tempfile.TemporaryDirectory(prefix="semseg-painter-") as folder, zipfile.ZipFile(buffer, "w") as archive:
+        Collection(Path(folder) / PAINTED, labels, published[0].ids.shape).add(published)
+        for path in sorted((Path(folder) / PAINTED).rglob("*.*")):
+            if not is_temporary(path):
+                archive.write(path, path.relative_to(Path(folder) / PAINTED), zipfile.ZIP_STORED)
+    return buffer.getvalue()

@@ -1,7 +1,9 @@
-"""Handlers of the painter's page. They check all input, since anybody can call them over HTTP with anything."""
+"""Functions that the page calls. They check all input, since anybody can call them over HTTP with anything."""
 
+import base64
 import contextlib
 import html
+import io
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
@@ -13,9 +15,8 @@ import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
 
 from semseg_diffusers.app.collection import Collection, zip_of
-from semseg_diffusers.app.mask_rle import pack_mask, unpack_mask
+from semseg_diffusers.app.inputs import pack_mask, read_mask_upload, read_photo_upload, unpack_mask
 from semseg_diffusers.app.sampler import EDIT, NOISE, Photo, Sample, Sampler, SamplingRequest
-from semseg_diffusers.app.uploads import data_url, read_mask_upload, read_photo_upload
 from semseg_diffusers.generation.batches import is_out_of_memory
 from semseg_diffusers.utils.images import save_png
 
@@ -28,99 +29,72 @@ class Cancelled(Exception):  # noqa: N818  requested by a visitor
     """Sampling was cancelled between two steps."""
 
 
-class Cancellations:
-    """Which visitors have cancelled their running request. Requests in the queue are cancelled by gradio."""
-
-    def __init__(self):
-        self._events: dict[str | None, threading.Event] = {}
-
-    @contextlib.contextmanager
-    def watched(self, session: str | None) -> Iterator[threading.Event]:
-        """Yield an event that `cancel` of this visitor sets."""
-        event = self._events[session] = threading.Event()
-        try:
-            yield event
-        finally:
-            if self._events.get(session) is event:
-                del self._events[session]
-
-    def cancel(self, session: str | None) -> bool:
-        """Set the event; return whether a request was running."""
-        event = self._events.get(session)
-        if event is not None:
-            event.set()
-        return event is not None
-
-
 @contextlib.contextmanager
 def show_errors() -> Iterator[None]:
     """Show invalid input and a full memory as messages on the page; other exceptions are bugs."""
     try:
         yield
     except (ValueError, OSError) as err:
-        raise gr.Error(
-            html.escape(" ".join(str(err).split()), quote=False), TOAST_SECONDS, print_exception=False
-        ) from err
+        message = html.escape(" ".join(str(err).split()), quote=False)
+        raise gr.Error(message, TOAST_SECONDS, print_exception=False) from err
     except (RuntimeError, MemoryError) as err:
         if not is_out_of_memory(err):
             raise
         raise gr.Error("the memory of the machine is full; request less, or try again later.", TOAST_SECONDS) from err
 
 
-def _pack_photo_mask(photo: Photo) -> dict[str, Any]:
-    """Return the mask of a photo for the canvas, which sends the key of the photo back with each mask."""
-    return {**pack_mask(photo.ids), "photo": photo.key}
-
-
 class Handlers:
     """Functions that the page calls.
 
     Args:
-        sampler (`Sampler`): generates.
-        collection (`Collection`, *optional*): stores pairs.
-        cache (`str`): folder of the files that visitors may download.
+        sampler: generates.
+        collection: stores pairs, if they can be kept.
+        cache: folder of the files that visitors may download.
     """
 
     def __init__(self, sampler: Sampler, collection: Collection | None, cache: str):
         self.sampler, self.collection, self.cache = sampler, collection, cache
-        self.cancellations = Cancellations()
+        self._running: dict[str | None, threading.Event] = {}  # visitor -> event that cancels the running request
 
     def load_mask(self, data: bytes, clean: bool) -> dict[str, Any]:
+        """Return an uploaded mask for the canvas."""
         with show_errors():
             return pack_mask(self._read_mask(data, clean))
+
+    def load_photo(self, data: bytes) -> tuple[Any, Photo, str, str]:
+        """Show a photo below an empty mask: it changes where it is painted over."""
+        sampler, png = self.sampler, io.BytesIO()
+        with show_errors():
+            image = read_photo_upload(data, sampler.size, sampler.limits)
+        photo = Photo(image, np.full(sampler.size, sampler.labels.ignore_index, dtype=np.uint8), uuid.uuid4().hex)
+        image.save(png, format="png")
+        url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+        message = "Paint over the photo: only that part is regenerated. Or load the photo's mask, and change it."
+        return gr.update(value=_pack_photo_mask(photo), photo=url), photo, EDIT, message
+
+    def load_photo_mask(self, data: bytes, clean: bool, photo: Photo | None) -> tuple[dict, Photo, str]:
+        """Show the mask of the photo."""
+        with show_errors():
+            if photo is None:
+                raise ValueError("there is no photo for this mask: load the photo first.")
+            photo = Photo(photo.image, self._read_mask(data, clean), uuid.uuid4().hex)
+        message = "This is the photo's mask. Change it: only the part that differs is regenerated."
+        return _pack_photo_mask(photo), photo, message
+
+    def drop_photo(self) -> tuple[Any, None, str, str]:
+        """Remove the photo."""
+        return gr.update(photo=""), None, NOISE, ""
 
     def _read_mask(self, data: bytes, clean: bool) -> np.ndarray:
         sampler = self.sampler
         return read_mask_upload(data, sampler.labels, sampler.size, sampler.limits, clean is True)
-
-    def load_photo(self, data: bytes) -> tuple[Any, Photo, str, str]:
-        """Show a photo below an empty mask: it changes where it is painted over."""
-        sampler = self.sampler
-        with show_errors():
-            image = read_photo_upload(data, sampler.size, sampler.limits)
-        ids = np.full(sampler.size, sampler.labels.ignore_index, dtype=np.uint8)
-        message = "Paint over the photo: only that part is regenerated. Or load the photo's mask, and change it."
-        photo = Photo(image, ids, uuid.uuid4().hex)
-        return gr.update(value=_pack_photo_mask(photo), photo=data_url(image)), photo, EDIT, message
-
-    def load_photo_mask(self, data: bytes, clean: bool, photo: Photo | None) -> tuple[dict, Photo, str]:
-        with show_errors():
-            if photo is None:
-                raise ValueError("there is no photo for this mask: load the photo first.")
-            ids = self._read_mask(data, clean)
-        message = "This is the photo's mask. Change it: only the part that differs is regenerated."
-        photo = Photo(photo.image, ids, uuid.uuid4().hex)
-        return _pack_photo_mask(photo), photo, message
-
-    def drop_photo(self) -> tuple[Any, None, str, str]:
-        return gr.update(photo=""), None, NOISE, ""
 
     def generate(
         self,
         request: gr.Request,
         mask: dict,
         photo: Photo | None,
-        mode: str,
+        way: str,  # the mode; parameter names are those of the HTTP API, where it was published as this
         scheduler: str,
         num_inference_steps: float,
         guidance_scale: float,
@@ -132,10 +106,10 @@ class Handlers:
         *attributes: str,
     ) -> Iterator[tuple]:
         """Yield gallery, state, download button, choice of samples to keep and message after each sample."""
-        sampler = self.sampler
+        sampler, session = self.sampler, request.session_hash
         given = dict(zip(sampler.attributes, attributes, strict=False))
         asked = SamplingRequest(
-            mode=mode,
+            mode=way,
             scheduler=None if scheduler == OWN_SCHEDULER else scheduler,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -145,35 +119,38 @@ class Handlers:
             attribute_guidance_scale=attribute_guidance_scale if sampler.attributes else None,
             strength=strength,
         )
+        cancelled = self._running[session] = threading.Event()
+
+        def on_step(index: int, step: int, steps: int) -> None:
+            if cancelled.is_set():
+                raise Cancelled
+            text = f"sample {index + 1} of {num_images:g}, step {step} of {steps}"
+            progress((index * steps + step, int(num_images) * steps), desc=text, unit="steps")
+
         samples: list[Sample] = []
-        with self.cancellations.watched(request.session_hash) as cancelled:
-
-            def on_step(index: int, step: int, steps: int) -> None:
-                if cancelled.is_set():
-                    raise Cancelled
-                text = f"sample {index + 1} of {num_images:g}, step {step} of {steps}"
-                progress((index * steps + step, int(num_images) * steps), desc=text, unit="steps")
-
-            message = ""
+        message = ""
+        try:
             with show_errors():
                 ids = unpack_mask(mask, sampler.labels, sampler.size)
-                if mode != NOISE and photo is not None and mask.get("photo") not in (None, photo.key):
+                if way != NOISE and photo is not None and mask.get("photo") not in (None, photo.key):
                     raise ValueError(
                         "another photo, or mask of it, was loaded while this request waited: generate again."
                     )
                 try:
                     for sample in sampler.generate(ids, asked, photo, on_step):
                         samples.append(sample)
-                        yield self._shown(samples, f"{len(samples)} of {asked.num_images:g} generated")
+                        yield self._shown(samples, f"{len(samples)} of {num_images:g} generated")
                 except Cancelled:
-                    message = f"Cancelled; {len(samples)} of {asked.num_images:g} generated."
+                    message = f"Cancelled; {len(samples)} of {num_images:g} generated."
                 except Exception:
                     if samples:  # they can still be kept
-                        yield self._finished(
-                            samples, f"Ended by an error; {len(samples)} of {asked.num_images:g} generated."
-                        )
+                        text = f"Ended by an error; {len(samples)} of {num_images:g} generated."
+                        yield self._finished(samples, text)
                     raise
-            yield self._finished(samples, message or f"{len(samples)} generated.")
+        finally:
+            if self._running.get(session) is cancelled:
+                del self._running[session]
+        yield self._finished(samples, message or f"{len(samples)} generated.")
 
     def _shown(self, samples: list[Sample], message: str) -> tuple:
         """Return the outputs during sampling: without download or choice, which would be those of earlier samples.
@@ -181,12 +158,12 @@ class Handlers:
         Each image is written once, so that none changes while it is sent.
         """
         gallery = []
-        for entry in samples:
-            path = Path(self.cache) / entry.row["stem"] / entry.job.file_name
+        for sample in samples:
+            path = Path(self.cache) / sample.row["stem"] / sample.job.file_name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file():
-                save_png(path, entry.image)
-            gallery.append((str(path), f"{entry.row['index']}: {entry.row['seed']}"))
+                save_png(path, sample.image)
+            gallery.append((str(path), f"{sample.row['index']}: {sample.row['seed']}"))
         nothing = gr.CheckboxGroup([], value=[], visible=False)
         return gallery, samples, gr.DownloadButton(interactive=False), nothing, message
 
@@ -194,28 +171,39 @@ class Handlers:
         if not samples:  # earlier samples stay
             return *(gr.skip() for _ in range(4)), message
         gallery, state, *_ = self._shown(samples, message)
-        name = f"{samples[0].row['stem']}.zip"
-        path = save_bytes_to_cache(zip_of(samples, self.sampler.labels), name, self.cache)
-        numbers = [str(entry.row["index"]) for entry in samples]
-        download = gr.DownloadButton(value=path, interactive=True)
+        archive = zip_of(samples, self.sampler.labels)
+        path = save_bytes_to_cache(archive, f"{samples[0].row['stem']}.zip", self.cache)
+        numbers = [str(sample.row["index"]) for sample in samples]
         keep = gr.CheckboxGroup(numbers, value=numbers, visible=self.collection is not None)
-        return gallery, state, download, keep, message
+        return gallery, state, gr.DownloadButton(value=path, interactive=True), keep, message
 
     def cancel(self, request: gr.Request) -> tuple[str, bool]:
-        """End the running request of a visitor; return a message, and whether none is running."""
-        running = self.cancellations.cancel(request.session_hash)
-        return "Cancelling …" if running else "Cancelled: nothing is being generated.", not running
+        """End the running request of a visitor; return a message, and whether none is running.
+
+        Requests in the queue are cancelled by gradio.
+        """
+        cancelled = self._running.get(request.session_hash)
+        if cancelled is None:
+            return "Cancelled: nothing is being generated.", True
+        cancelled.set()
+        return "Cancelling …", False
 
     def leave(self, request: gr.Request) -> None:
         """End the request of a visitor who has closed the page."""
-        self.cancellations.cancel(request.session_hash)
+        self.cancel(request)
 
     def add(self, samples: list[Sample] | None, keep: Sequence[str]) -> str:
         """Add the chosen samples to the dataset."""
-        chosen = [entry for entry in samples or [] if str(entry.row["index"]) in {*map(str, keep or ())}]
+        assert self.collection is not None, "the page offers no such button"
+        chosen = [sample for sample in samples or [] if str(sample.row["index"]) in {*map(str, keep or ())}]
         with show_errors():
             if not chosen:
                 raise ValueError("there is nothing to add: generate first, and choose samples to keep.")
             added = self.collection.add(chosen)
         known = f", {len(chosen) - added} were already there" if added < len(chosen) else ""
         return f"{added} added to {self.collection.folder.name}{known}; it holds {len(self.collection)}."
+
+
+def _pack_photo_mask(photo: Photo) -> dict[str, Any]:
+    """Return the mask of a photo for the canvas, which sends the key of the photo back with each mask."""
+    return {**pack_mask(photo.ids), "photo": photo.key}

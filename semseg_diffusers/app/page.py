@@ -1,5 +1,5 @@
 """The page of the painter. Its canvas is our own component, since gradio's blends edges and has no named colours:
-template, style and script are in `canvas/`, and its value is the mask as `mask_rle` packs it."""
+template, style and script are in `canvas/`, and its value is the mask as run lengths (`inputs.py`)."""
 
 import html
 from importlib import resources
@@ -10,11 +10,10 @@ from gradio_client.utils import is_http_url_like
 
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.handlers import ANY, OWN_SCHEDULER, TOAST_SECONDS, Handlers
-from semseg_diffusers.app.mask_rle import pack_mask
+from semseg_diffusers.app.inputs import pack_mask
 from semseg_diffusers.app.sampler import MODES, NOISE, REDRAW, Sampler
 from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
 from semseg_diffusers.app.shapes import Shape
-from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.settings import GenerationSettings
 
 
@@ -24,60 +23,9 @@ CSS = """
 #samples .caption-label { max-width: 100%; font-size: 11px; }
 footer { opacity: 0.6; }
 """
-
-
-def mask_canvas(mask: np.ndarray, labels: LabelSet, shapes: list[Shape], examples: dict[str, np.ndarray]) -> gr.HTML:
-    """Return a canvas to paint masks on; its property `photo` is the URL of an image to show below, or empty.
-
-    It is not a subclass: gradio writes a file beside the module of each class derived from its components.
-
-    Args:
-        mask (`np.ndarray`): initial class ids (H, W).
-        labels (`LabelSet`): the palette, "unknown" last.
-        shapes (`list[Shape]`): objects to place.
-        examples (`dict[str, np.ndarray]`): masks to start from, (H, W), by name.
-    """
-    names = {**labels.id2label, labels.ignore_index: "unknown"}
-    colors = {**dict(enumerate(labels.colors)), labels.ignore_index: labels.ignore_color}
-    return gr.HTML(
-        value=pack_mask(mask),
-        html_template=_file("canvas.html"),
-        css_template=_file("canvas.css"),
-        js_on_load=_file("raster.js") + _file("canvas.js"),
-        apply_default_css=False,
-        height=mask.shape[0],
-        width=mask.shape[1],
-        unknown=labels.ignore_index,
-        names={str(key): name for key, name in names.items()},
-        colors={str(key): list(color) for key, color in colors.items()},
-        shapes=[shape.packed() for shape in shapes],
-        examples=[{"name": name, **pack_mask(ids)} for name, ids in examples.items()],
-        photo="",
-    )
-
-
-def _file(name: str) -> str:
-    return resources.files("semseg_diffusers.app").joinpath("canvas", name).read_text(encoding="utf-8")
-
-
-DOWNLOAD = "Download images, masks, metadata"
 KEPT = 24 * 3600  # seconds that files are kept; the state of a visitor is deleted an hour after the page was closed
 WITHDRAW = "withdraw"  # id of a hidden button
 FILE_ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]  # a hint for the browser; the content counts
-
-
-def _take_uploads_only(button: gr.UploadButton) -> None:
-    """Refuse anything but uploaded files: gradio would fetch a URL given instead of one."""
-    keep = button.async_move_resource_to_block_cache
-
-    async def keep_upload(path: str) -> str | None:
-        if is_http_url_like(path):
-            raise gr.Error(
-                "files are uploaded here, not fetched from elsewhere.", TOAST_SECONDS, print_exception=False
-            )
-        return await keep(path)
-
-    button.async_move_resource_to_block_cache = keep_upload
 
 
 def build_page(
@@ -91,135 +39,162 @@ def build_page(
     """Build the page.
 
     Args:
-        sampler (`Sampler`): generates.
-        collection (`Collection`, *optional*): stores pairs; without it, none can be kept.
-        examples (`dict[str, np.ndarray]`): masks to start from, (H, W), by name; the first is shown.
-        shapes (`list[Shape]`): objects to place.
-        title (`str`): name of the model.
-        seed (`int`, defaults to 0): initial seed.
+        sampler: generates.
+        collection: stores pairs; without it, none can be kept.
+        examples: masks to start from, (H, W), by name; the first is shown.
+        shapes: objects to place.
+        title: name of the model.
+        seed: initial seed.
 
     Returns:
-        `gr.Blocks`: not launched; `queue` is set.
+        the page, not launched; `queue` is set.
     """
-    limits, defaults = sampler.limits, GenerationSettings()
-    unknown = np.full(sampler.size, sampler.labels.ignore_index, dtype=np.uint8)
-    size = f"{sampler.size[0]} × {sampler.size[1]}"
     with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
-        photo = gr.State(None)
-        samples = gr.State(None)
+        photo, samples = gr.State(None), gr.State(None)
+        size = f"{sampler.size[0]} × {sampler.size[1]}"
         gr.Markdown(f"## Paint a mask, generate images\n{html.escape(title)} · {size} pixels")
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
-                canvas = mask_canvas(next(iter(examples.values()), unknown), sampler.labels, shapes, examples)
-                with gr.Accordion("Load a mask or a photo", open=False):
-                    with gr.Row():
-                        mask_file = gr.UploadButton("Mask …", type="binary", file_types=FILE_ENDINGS, size="sm")
-                        photo_file = gr.UploadButton("Photo …", type="binary", file_types=FILE_ENDINGS, size="sm")
-                        photo_mask_file = gr.UploadButton(
-                            "The photo's mask …", type="binary", file_types=FILE_ENDINGS, size="sm"
-                        )
-                        drop = gr.Button("Remove the photo", size="sm")
-                    clean = gr.Checkbox(False, label="Clean soft edges and JPEG noise of masks")
-                    gr.Markdown(
-                        f"PNG, JPEG, WebP or BMP, {limits.max_upload_mb:g} MB and {limits.max_size} pixels per "
-                        f"side at most; center-cropped and resized to {size}. Masks are class ids, palette images "
-                        "or in the colours above."
-                    )
+                canvas = mask_canvas(sampler, shapes, examples)
+                mask_file, photo_file, photo_mask_file, drop, clean = _uploads(sampler.limits, size)
             with gr.Column(scale=4, min_width=320):
-                mode = gr.Radio(MODES, value=NOISE, label="What to generate")
-                strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength: 0 keeps the photo, 1 keeps nothing of it")
-                attributes = [
-                    gr.Dropdown([ANY, *values], value=ANY, label=name) for name, values in sampler.attributes.items()
-                ]
-                with gr.Row():
-                    num_images = gr.Slider(1, limits.max_images, min(4, limits.max_images), step=1, label="Samples")
-                    seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
-                with gr.Accordion("Steps, guidance, scheduler", open=False):
-                    steps = gr.Slider(
-                        1, limits.max_steps, min(defaults.num_inference_steps, limits.max_steps), step=1, label="Steps"
-                    )
-                    guidance = gr.Slider(
-                        0,
-                        MAX_GUIDANCE,
-                        defaults.guidance_scale,
-                        step=0.25,
-                        label="Guidance",
-                        info="how strongly the mask is followed; 1 is no guidance, at half the cost",
-                    )
-                    attribute_guidance = gr.Number(
-                        None,
-                        label="Separate guidance of the attributes (empty: as the mask)",
-                        minimum=0,
-                        maximum=MAX_GUIDANCE,
-                        visible=bool(attributes),
-                    )
-                    scheduler = gr.Dropdown(
-                        [OWN_SCHEDULER, *sampler.schedulers],
-                        value=OWN_SCHEDULER,
-                        label="Scheduler",
-                        info="of diffusers; options after a colon: CLASS:OPTION=VALUE",
-                        allow_custom_value=True,
-                    )
+                options = _options(sampler, seed)
                 with gr.Row():
                     start = gr.Button("Generate", variant="primary", elem_id="generate")
                     stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
                 withdraw = gr.Button("Withdraw", visible="hidden", elem_id=WITHDRAW)
                 is_idle = gr.Checkbox(visible="hidden")
-                message = gr.Markdown("", elem_id="told", min_height=76, container=True)
+                message = gr.Markdown("", elem_id="message", min_height=76, container=True)
                 gallery = gr.Gallery(
-                    label="Samples, with their seeds",
-                    columns=2,
-                    height="auto",
-                    object_fit="contain",
-                    format="png",
-                    elem_id="samples",
-                    buttons=["download", "fullscreen"],
-                    interactive=False,
+                    label="Samples, with their seeds", columns=2, height="auto", object_fit="contain", format="png",
+                    elem_id="samples", buttons=["download", "fullscreen"], interactive=False,
+                )  # fmt: skip
+                download = gr.DownloadButton(
+                    "Download images, masks, metadata", interactive=False, size="md", elem_id="download"
                 )
-                download = gr.DownloadButton(DOWNLOAD, interactive=False, size="md", elem_id="download")
                 keep = gr.CheckboxGroup([], label="Keep the samples", visible=False, elem_id="keep")
                 add = gr.Button("Add to the dataset", visible=collection is not None, size="md", elem_id="add")
 
-        for button in (mask_file, photo_file, photo_mask_file):
-            _take_uploads_only(button)
         handlers = Handlers(sampler, collection, download.GRADIO_CACHE)
+        mode, strength = options[0], options[6]
         mask_file.upload(handlers.load_mask, [mask_file, clean], canvas, api_name="load_mask")
         photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, mode, message], api_name="load_photo")
         photo_mask_file.upload(
-            handlers.load_photo_mask,
-            [photo_mask_file, clean, photo],
-            [canvas, photo, message],
+            handlers.load_photo_mask, [photo_mask_file, clean, photo], [canvas, photo, message],
             api_name="load_photo_mask",
-        )
+        )  # fmt: skip
         drop.click(handlers.drop_photo, None, [canvas, photo, mode, message], api_name="drop_photo")
-        options = [mode, scheduler, steps, guidance, seed_field, num_images, strength, attribute_guidance, *attributes]
         generating = start.click(
-            handlers.generate,
-            [canvas, photo, *options],
-            [gallery, samples, download, keep, message],
-            api_name="generate",
-            show_progress="full",
-            show_progress_on=message,
-            concurrency_limit=1,
+            handlers.generate, [canvas, photo, *options], [gallery, samples, download, keep, message],
+            api_name="generate", show_progress="full", show_progress_on=message, concurrency_limit=1,
             trigger_mode="once",
-        )
+        )  # fmt: skip
         # A running request ends between two steps, by its handler, so that earlier samples can be kept; a waiting one
         # is removed from the queue by gradio, which a hidden button of the page asks for.
         stopped = stop.click(
             handlers.cancel, None, [message, is_idle], api_name="cancel", queue=False, show_progress="hidden"
         )
-        stopped.then(
-            None, is_idle, None, js=f"(idle) => {{ if (idle) document.querySelector('#{WITHDRAW}').click(); }}"
-        )
+        script = f"(idle) => {{ if (idle) document.querySelector('#{WITHDRAW}').click(); }}"
+        stopped.then(None, is_idle, None, js=script)
         withdraw.click(None, cancels=[generating])
         if collection is not None:
             add.click(handlers.add, [samples, keep], message, api_name="add")
         mode.change(
             lambda chosen: gr.Slider(visible=chosen == REDRAW), mode, strength, api_visibility="private", queue=False
         )
-        page.unload(handlers.leave)
         page.load(lambda: gr.Slider(visible=False), None, strength, api_visibility="private", queue=False)
-    return page.queue(max_size=limits.queue_size, default_concurrency_limit=4)
+        page.unload(handlers.leave)
+    return page.queue(max_size=sampler.limits.queue_size, default_concurrency_limit=4)
+
+
+def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.ndarray]) -> gr.HTML:
+    """Return a canvas to paint masks on; its property `photo` is the URL of an image to show below, or empty.
+
+    It is not a subclass: gradio writes a file beside the module of each class derived from its components.
+    """
+    labels, canvas = sampler.labels, resources.files("semseg_diffusers.app").joinpath("canvas")
+    template, style, raster, script = (
+        canvas.joinpath(name).read_text(encoding="utf-8")
+        for name in ("canvas.html", "canvas.css", "raster.js", "canvas.js")
+    )
+    names = {**labels.id2label, labels.ignore_index: "unknown"}
+    colors = {**dict(enumerate(labels.colors)), labels.ignore_index: labels.ignore_color}
+    unknown = np.full(sampler.size, labels.ignore_index, dtype=np.uint8)
+    return gr.HTML(
+        value=pack_mask(next(iter(examples.values()), unknown)),
+        html_template=template,
+        css_template=style,
+        js_on_load=raster + script,
+        apply_default_css=False,
+        height=sampler.size[0],
+        width=sampler.size[1],
+        unknown=labels.ignore_index,
+        names={str(key): name for key, name in names.items()},
+        colors={str(key): list(color) for key, color in colors.items()},
+        shapes=[shape.packed() for shape in shapes],
+        examples=[{"name": name, **pack_mask(ids)} for name, ids in examples.items()],
+        photo="",
+    )
+
+
+def _uploads(limits: Limits, size: str) -> list:
+    """Add the buttons that load masks and photos."""
+    with gr.Accordion("Load a mask or a photo", open=False):
+        with gr.Row():
+            buttons = [
+                gr.UploadButton(text, type="binary", file_types=FILE_ENDINGS, size="sm")
+                for text in ("Mask …", "Photo …", "The photo's mask …")
+            ]
+            drop = gr.Button("Remove the photo", size="sm")
+        clean = gr.Checkbox(False, label="Clean soft edges and JPEG noise of masks")
+        gr.Markdown(
+            f"PNG, JPEG, WebP or BMP, {limits.max_upload_mb:g} MB and {limits.max_size} pixels per side at most; "
+            f"center-cropped and resized to {size}. Masks are class ids, palette images or in the colours above."
+        )
+    for button in buttons:
+        _take_uploads_only(button)
+    return [*buttons, drop, clean]
+
+
+def _take_uploads_only(button: gr.UploadButton) -> None:
+    """Refuse anything but uploaded files: gradio would fetch a URL given instead of one."""
+    keep = button.async_move_resource_to_block_cache
+
+    async def keep_upload(path):
+        if is_http_url_like(path):
+            text = "files are uploaded here, not fetched from elsewhere."
+            raise gr.Error(text, TOAST_SECONDS, print_exception=False)
+        return await keep(path)
+
+    button.async_move_resource_to_block_cache = keep_upload  # type: ignore[method-assign]
+
+
+def _options(sampler: Sampler, seed: int) -> list:
+    """Add what a visitor can choose; in the order in which `Handlers.generate` takes it."""
+    limits, defaults = sampler.limits, GenerationSettings()
+    mode = gr.Radio(MODES, value=NOISE, label="What to generate")
+    strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength: 0 keeps the photo, 1 keeps nothing of it")
+    attributes = [gr.Dropdown([ANY, *values], value=ANY, label=name) for name, values in sampler.attributes.items()]
+    with gr.Row():
+        num_images = gr.Slider(1, limits.max_images, min(4, limits.max_images), step=1, label="Samples")
+        seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+    with gr.Accordion("Steps, guidance, scheduler", open=False):
+        steps = gr.Slider(
+            1, limits.max_steps, min(defaults.num_inference_steps, limits.max_steps), step=1, label="Steps"
+        )
+        guidance = gr.Slider(
+            0, MAX_GUIDANCE, defaults.guidance_scale, step=0.25, label="Guidance",
+            info="how strongly the mask is followed; 1 is no guidance, at half the cost",
+        )  # fmt: skip
+        attribute_guidance = gr.Number(
+            None, label="Separate guidance of the attributes (empty: as the mask)", minimum=0, maximum=MAX_GUIDANCE,
+            visible=bool(attributes),
+        )  # fmt: skip
+        scheduler = gr.Dropdown(
+            [OWN_SCHEDULER, *sampler.schedulers], value=OWN_SCHEDULER, label="Scheduler", allow_custom_value=True,
+            info="of diffusers; options after a colon: CLASS:OPTION=VALUE",
+        )  # fmt: skip
+    return [mode, scheduler, steps, guidance, seed_field, num_images, strength, attribute_guidance, *attributes]
 
 
 def serve(

@@ -1,12 +1,10 @@
-"""Generate samples for the page, one after the other and each from its own seed, with the plan, metadata and pipelines
-of `generate`, so that the results are those of that command."""
+"""Generates samples for the page, one after the other and each from its own seed, with the plan, metadata and
+pipelines of `generate`, so that the results are those of that command."""
 
 import copy
-import functools
 import hashlib
 import itertools
 import json
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,16 +14,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from semseg_diffusers.app.inputs import check_number, check_scheduler
 from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
-from semseg_diffusers.app.uploads import check_integer, check_real, check_scheduler
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
-from semseg_diffusers.generation.inputs import GenerationInput
+from semseg_diffusers.generation.inputs import GenerationInput, changed_input
 from semseg_diffusers.generation.model import known_attributes, new_scheduler
 from semseg_diffusers.generation.plan import Job, Plan, plan_generation, target_size
-from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, Inputs, check_attributes
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.utils.images import save_png
+from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, check_attributes
+from semseg_diffusers.pipelines.image_inputs import changed_region
 
 
 NOISE, EDIT, REDRAW = "from noise", "edit where the mask changed", "redraw the photo"
@@ -72,10 +69,10 @@ class SamplingRequest:
 
     mode: str = NOISE
     scheduler: str | None = None
-    num_inference_steps: int = 20
+    num_inference_steps: float = 20
     guidance_scale: float = 2.0
-    seed: int = 0
-    num_images: int = 4
+    seed: float = 0
+    num_images: float = 4
     attributes: dict[str, str] | None = None
     attribute_guidance_scale: float | None = None
     strength: float = 0.5
@@ -92,20 +89,20 @@ class SamplingRequest:
         return replace(
             self,
             scheduler=check_scheduler(self.scheduler),
-            num_inference_steps=check_integer("number of steps", self.num_inference_steps, 1, limits.max_steps),
-            guidance_scale=check_real("guidance", self.guidance_scale, 0, MAX_GUIDANCE),
-            seed=check_integer("seed", self.seed, 0, MAX_SEED),
-            num_images=check_integer("number of samples", self.num_images, 1, limits.max_images),
-            attribute_guidance_scale=None if scale is None else check_real("guidance", scale, 0, MAX_GUIDANCE),
-            strength=check_real("strength", self.strength, 0, 1),
+            num_inference_steps=check_number("number of steps", self.num_inference_steps, 1, limits.max_steps, int),
+            guidance_scale=check_number("guidance", self.guidance_scale, 0, MAX_GUIDANCE),
+            seed=check_number("seed", self.seed, 0, MAX_SEED, int),
+            num_images=check_number("number of samples", self.num_images, 1, limits.max_images, int),
+            attribute_guidance_scale=None if scale is None else check_number("guidance", scale, 0, MAX_GUIDANCE),
+            strength=check_number("strength", self.strength, 0, 1),
         )
 
     def settings(self) -> GenerationSettings:
         """Return the settings that `generate` would use."""
         return GenerationSettings(
-            num_inference_steps=self.num_inference_steps,
+            num_inference_steps=int(self.num_inference_steps),
             guidance_scale=self.guidance_scale,
-            seed=self.seed,
+            seed=int(self.seed),
             attributes=self.attributes or None,
             attribute_guidance_scale=self.attribute_guidance_scale,
             strength=self.strength if self.mode == REDRAW else None,
@@ -132,14 +129,14 @@ class Sampler:
     """A model that generates for the page, one visitor at a time.
 
     Args:
-        pipeline (`MaskGuidedDDPMPipeline`): its device and dtype are used.
-        limits (`Limits`): of a request.
+        pipeline: mask-guided pipeline; its device and dtype are used.
+        limits: of a request.
 
     Raises:
         ValueError: the model has no label set, or no size of its own.
     """
 
-    def __init__(self, pipeline: MaskGuidedDDPMPipeline, limits: Limits):
+    def __init__(self, pipeline: Any, limits: Limits):
         self.pipeline, self.limits = pipeline, limits
         self.labels = LabelSet.from_config(pipeline.unet.config)
         self.size = target_size(pipeline, GenerationSettings())  # height, width
@@ -164,9 +161,9 @@ class Sampler:
         """Generate the samples of a mask, one after the other.
 
         Args:
-            ids (`np.ndarray`): class ids, (H, W) of the model's size.
-            request (`SamplingRequest`): what to generate.
-            photo (`Photo`, *optional*): for the modes that change one.
+            ids: class ids, (H, W) of the model's size.
+            request: what to generate.
+            photo: for the modes that change one.
             on_step: called after each step with the index of the sample, its finished steps, and the steps of each;
                 it may raise to end sampling.
 
@@ -174,73 +171,39 @@ class Sampler:
             ValueError: the request is out of range, or not possible with the model or the scheduler.
         """
         request = request.checked(self.limits)
-        if request.mode != NOISE and photo is None:
-            raise ValueError(f"'{request.mode}' changes a photo: load one first.")
-        check_attributes(
-            {name: [value] for name, value in (request.attributes or {}).items()}, self.attributes, "attributes"
-        )
+        known = {name: [value] for name, value in (request.attributes or {}).items()}
+        check_attributes(known, self.attributes, "attributes")
+        source = GenerationInput(ids, {})
+        if request.mode != NOISE:
+            if photo is None:
+                raise ValueError(f"'{request.mode}' changes a photo: load one first.")
+            region = changed_region(photo.ids, ids, EditSettings().margin) if request.mode == EDIT else None
+            source = changed_input(ids, photo.image, "", region)
+        if source.is_unchanged:
+            raise ValueError("the mask equals that of the photo, so there is nothing to edit: change it.")
         pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler is its own
         own = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
         pipeline.scheduler = own if request.scheduler is None else new_scheduler(request.scheduler, own.config)
-        with tempfile.TemporaryDirectory(prefix="semseg-painter-") as folder:
-            mask_file, inputs = self._lay_out(
-                Path(folder), ids, photo if request.mode != NOISE else None, request.mode
-            )
-            plan = plan_generation(pipeline, mask_file, request.settings(), inputs, mask_labels=self.labels)
-            source = plan.reader.read(mask_file)
-        if source.is_unchanged:
-            raise ValueError("the mask equals that of the photo, so there is nothing to edit: change it.")
-        old_ids = photo.ids if request.mode == EDIT else None
-        stem = f"{STEM}_{self._digest(ids, old_ids, plan.record, source.columns)}"
-        for index in range(request.num_images):
-            job = Job(mask_file, index)
-            image = self._generate_one(pipeline, plan, job, source, functools.partial(on_step, index))
-            row = {**plan.row(job, source.columns), **_names(stem, index), "source_mask": f"{stem}.png"}
-            if "source_photo" in row:
-                row["source_photo"] = None  # a temporary file; the hash identifies it
+        plan = plan_generation(pipeline, request.settings())
+        # The name is a hash of all that the image depends on.
+        record = json.dumps({**plan.record, "photo": source.columns.get("source_photo_hash")}, sort_keys=True)
+        before = photo.ids.tobytes() if photo is not None and request.mode == EDIT else b""
+        digest = hashlib.sha256(ids.tobytes() + before + record.encode()).hexdigest()[:10]
+        mask_file = Path(f"{STEM}_{digest}.png")
+        for index in range(int(request.num_images)):
+            job = Job(Path(f"{STEM}.png"), index)
+            image = self._generate_one(pipeline, plan, job, source, on_step)
+            row = {**plan.row(Job(mask_file, index), source.columns), "seed": plan.seed(job)}
+            if source.image is not None:
+                row["source_photo"] = None  # not a file; the hash identifies it
             yield Sample(image, ids, row, plan.record)
 
     def _generate_one(
-        self,
-        pipeline: MaskGuidedDDPMPipeline,
-        plan: Plan,
-        job: Job,
-        source: GenerationInput,
-        on_step: Callable[[int, int], None],
+        self, pipeline: Any, plan: Plan, job: Job, source: GenerationInput, on_step: Callable[[int, int, int], None]
     ) -> Image.Image:
         counter = itertools.count(1)
-
-        def at_each_step() -> None:
-            on_step(next(counter), generator.pipeline.num_timesteps)
-
-        generator = BatchGenerator(pipeline, plan, None, at_each_step)
+        generator = BatchGenerator(
+            pipeline, plan, None, lambda: on_step(job.index, next(counter), generator.pipeline.num_timesteps)
+        )
         with self._lock, generator.quiet():
             return generator.generate_batch([job], [source])[0]
-
-    def _lay_out(self, folder: Path, ids: np.ndarray, photo: Photo | None, mode: str) -> tuple[Path, Inputs]:
-        """Write mask and photo in the layout that `generate` reads."""
-        mask_file = folder / "new" / f"{STEM}.png"
-        mask_file.parent.mkdir()
-        save_png(mask_file, self.labels.decode(ids))
-        if photo is None:
-            return mask_file, Inputs()
-        for name, picture in (("images", photo.image), ("masks", self.labels.decode(photo.ids))):
-            (folder / "photos" / name).mkdir(parents=True)
-            save_png(folder / "photos" / name / f"{STEM}.png", picture)
-        old = folder / "photos" / "masks" if mode == EDIT else None
-        return mask_file, Inputs(photos=folder / "photos", old_masks=old)
-
-    def _digest(
-        self, ids: np.ndarray, old_ids: np.ndarray | None, record: dict[str, Any], columns: dict[str, Any]
-    ) -> str:
-        """Return a hash of mask, settings, photo, and the mask that it had."""
-        content = {**record, "photo": columns.get("source_photo_hash")}
-        text = json.dumps(content, sort_keys=True, default=str)
-        before = b"" if old_ids is None else old_ids.tobytes()
-        return hashlib.sha256(ids.tobytes() + before + text.encode()).hexdigest()[:10]
-
-
-def _names(stem: str, index: int) -> dict[str, str]:
-    """Return the names in a metadata row."""
-    name = Job(Path(f"{stem}.png"), index).file_name
-    return {"image_file_name": f"images/{name}", "mask_file_name": f"masks/{name}", "stem": stem}

@@ -1,5 +1,5 @@
-"""Objects to place in a mask by a click: silhouettes of the toy scenes' cars, people and trees in the classes of a
-model, and complete objects cut from given masks; and masks to start from."""
+"""What the page offers: objects to place by a click (silhouettes of the toy scenes' cars, people and trees, and
+complete objects cut from given masks), and masks to start from."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from semseg_diffusers.app.mask_rle import pack_runs
+from semseg_diffusers.app.inputs import pack_runs
 from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.label_mapping import map_ids, match_classes
 from semseg_diffusers.data.labels import LabelSet
@@ -23,9 +23,23 @@ from semseg_diffusers.toy.scenes import draw_scene
 
 HOLE = -1  # in a shape: leaves the mask as it is
 DRAWN = 1280  # pixels; silhouettes are drawn this large,
-KEPT = 96  # and kept with this many pixels of height at most
+KEPT = 96  # and kept with this many pixels of height at most: every n-th pixel
 LEAST_AREA = 60  # pixels; smaller objects of a mask have no recognisable shape
 CUT_OUT = 3  # objects of each class that are cut from masks
+MAX_EXAMPLES = 12  # masks of a folder that are offered, evenly spaced
+TOY_SEEDS = (3, 8, 21, 34)  # scenes with cars and people in them
+MIN_SCENE_SIZE = 16  # pixels per side
+MAX_UNKNOWN = 0.1  # share of a toy scene that a label set may have no class for
+# The plain street from back to front: class, corners in percent of width and height.
+STREET = (
+    ("sky", ((-1, -1), (101, -1), (101, 60), (-1, 60))),
+    ("vegetation", ((30, 42), (40, 34), (60, 34), (70, 42), (70, 52), (30, 52))),
+    ("building", ((-1, 2), (22, 14), (40, 36), (40, 52), (-1, 62))),
+    ("building", ((101, 2), (78, 14), (60, 36), (60, 52), (101, 62))),
+    ("road", ((-1, 101), (-1, 88), (45, 50), (55, 50), (101, 88), (101, 101))),
+    ("sidewalk", ((-1, 92), (-1, 60), (42, 50), (46, 50))),
+    ("sidewalk", ((101, 92), (101, 60), (58, 50), (54, 50))),
+)
 LOOK = Look("clear", "daytime", (1, 1, 1), (1, 1, 1), (1, 1, 1), (1, 1, 1), 100.0, 0.0, 0.0, False, 0.0)
 
 Draw = Callable[[Painter, Rng], Any]
@@ -76,15 +90,21 @@ def drawn_shapes(labels: LabelSet) -> list[Shape]:
     known, back = match_classes(source.names, labels), match_classes(labels.names, source)
     found = []
     for name, (own, draw, share) in SILHOUETTES.items():
-        if known[own] is None or back[known[own]] != own:
+        class_id = known[own]
+        if class_id is None or back[class_id] != own:
             continue  # the label set lacks it, or has only a superclass: where buses are cars, none is offered
         painter = Painter((DRAWN, DRAWN), LOOK, horizon=0.5, focal=0.55, eye=1.6, bend=0.0, line=9.0)
         draw(painter, Rng(5))
         drawn = np.asarray(painter.mask)
         table = np.full(256, HOLE, dtype=np.int16)
         for part in np.unique(drawn[drawn != SKY]):
-            table[part] = known[own] if known[part] is None else known[part]
-        found.append(Shape(name, _trimmed(table[drawn]), share))
+            own_id = known[part]
+            table[part] = class_id if own_id is None else own_id
+        ids = table[drawn]
+        rows, columns = np.nonzero(ids != HOLE)
+        ids = ids[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        step = -(-ids.shape[0] // KEPT)
+        found.append(Shape(name, ids[step // 2 :: step, step // 2 :: step], share))
     return found
 
 
@@ -110,30 +130,6 @@ def cut_shapes(masks: Sequence[np.ndarray], labels: LabelSet) -> list[Shape]:
     return found
 
 
-def _trimmed(ids: np.ndarray) -> np.ndarray:
-    """Return the bounding box of a shape, reduced to a height of at most `KEPT` pixels: every n-th pixel."""
-    rows, columns = np.nonzero(ids != HOLE)
-    ids = ids[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    step = -(-ids.shape[0] // KEPT)
-    return ids[step // 2 :: step, step // 2 :: step]
-
-
-MAX_EXAMPLES = 12  # masks of a folder that are offered, evenly spaced
-TOY_SEEDS = (3, 8, 21, 34)  # scenes with cars and people in them
-MIN_SCENE_SIZE = 16  # pixels per side
-MAX_UNKNOWN = 0.1  # share of a toy scene that a label set may have no class for
-# The plain street from back to front: class, corners in percent of width and height.
-STREET = (
-    ("sky", ((-1, -1), (101, -1), (101, 60), (-1, 60))),
-    ("vegetation", ((30, 42), (40, 34), (60, 34), (70, 42), (70, 52), (30, 52))),
-    ("building", ((-1, 2), (22, 14), (40, 36), (40, 52), (-1, 62))),
-    ("building", ((101, 2), (78, 14), (60, 36), (60, 52), (101, 62))),
-    ("road", ((-1, 101), (-1, 88), (45, 50), (55, 50), (101, 88), (101, 101))),
-    ("sidewalk", ((-1, 92), (-1, 60), (42, 50), (46, 50))),
-    ("sidewalk", ((101, 92), (101, 60), (58, 50), (54, 50))),
-)
-
-
 def plain_street(labels: LabelSet, size: tuple[int, int]) -> np.ndarray:
     """Return a street without objects, (H, W) uint8; classes that the label set lacks are unknown."""
     height, width = size
@@ -153,7 +149,7 @@ def toy_masks(labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
     for number, seed in enumerate(TOY_SEEDS if min(size) >= MIN_SCENE_SIZE else (), start=1):
         ids = map_ids(draw_scene(seed, size)[1], known, labels.ignore_index)
         if (ids == labels.ignore_index).mean() <= MAX_UNKNOWN:
-            found[f"drawn {number}"] = ids
+            found[f"toy scene {number}"] = ids
     return found
 
 

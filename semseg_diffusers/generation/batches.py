@@ -4,6 +4,7 @@ leaves the images as they are."""
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,12 +36,13 @@ class BatchGenerator:
         self.on_step = on_step
 
     def generate(
-        self, jobs: list[Job], batch_size: int, prefix: str = ""
+        self, jobs: list[Job], read: Callable[[Path], GenerationInput], batch_size: int, prefix: str = ""
     ) -> Iterator[tuple[Job, GenerationInput, Image.Image]]:
         """Generate images in the order of their jobs; when the memory is full, continue with half the batch.
 
         Args:
             jobs: those of a group follow each other.
+            read: returns the input of a mask.
             batch_size: images at a time, at most.
             prefix: of messages, such as the name of this process.
 
@@ -54,7 +56,7 @@ class BatchGenerator:
         while start < len(jobs):
             group = self.plan.group(jobs[start])
             batch = [job for job in jobs[start : start + batch_size] if self.plan.group(job) == group]
-            by_mask = {path: self.plan.reader.read(path) for path in dict.fromkeys(job.mask_path for job in batch)}
+            by_mask = {path: read(path) for path in dict.fromkeys(job.mask_path for job in batch)}
             inputs = [by_mask[job.mask_path] for job in batch]
             error, images = "", []
             try:
@@ -104,7 +106,7 @@ class BatchGenerator:
                 "jump_length": edit.jump_length,
                 "jump_n_sample": edit.jump_n_sample,
             }
-        if self.plan.reader.known:
+        if self.plan.known:
             pairs = zip(jobs, inputs, strict=True)
             options["attributes"] = [self.plan.attributes(job, each.columns) for job, each in pairs]
             options["attribute_guidance_scale"] = sampling.attribute_guidance_scale

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
-from semseg_diffusers.generation.model import DTYPES, load_guide, load_model, speed_up
+from semseg_diffusers.generation.inputs import InputReader, check_labels_near
+from semseg_diffusers.generation.model import DTYPES, known_attributes, load_guide, load_model, speed_up
 from semseg_diffusers.generation.near_copies import flag_near_copies
 from semseg_diffusers.generation.output_folder import (
     check_output,
@@ -31,7 +32,7 @@ from semseg_diffusers.generation.output_folder import (
     wait_for_images,
 )
 from semseg_diffusers.generation.plan import Job, Plan, plan_generation
-from semseg_diffusers.generation.settings import GenerateOptions, GenerationSettings, Inputs
+from semseg_diffusers.generation.settings import GenerateOptions, GenerationSettings, Inputs, check_option_combinations
 from semseg_diffusers.utils.distributed import Processes, run_distributed
 from semseg_diffusers.utils.progress import progress_bar
 
@@ -117,26 +118,30 @@ def generate_dataset(
     hide_progress = not (show_progress and processes.is_main)
 
     # 1. The plan, and what is missing of it: checked in full before any work
-    def make_plan() -> Plan:
+    def make_plan() -> tuple[Plan, InputReader]:
         if num_images_per_mask < 1 or batch_size < 1:
             raise ValueError(
                 f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}."
             )
         if contact_sheet_rows < 0 or not tolerance >= 0:
             raise ValueError(f"contact_sheet and tolerance must be 0 or more; got {contact_sheet_rows}, {tolerance}.")
-        plan = plan_generation(pipeline, masks, settings, inputs, tolerance, mask_labels)
+        check_option_combinations(settings, inputs, known_attributes(pipeline.unet))
+        plan = plan_generation(pipeline, settings, inputs.guide, inputs.guide_name, mask_labels)
+        reader = InputReader(masks, plan, inputs, tolerance)
+        if mask_labels is None:
+            check_labels_near(reader.mask_paths, masks, plan.labels)
         check_output(output, plan.record, plan.labels)
-        return plan
+        return plan, reader
 
-    plan = processes.run_on_all_ranks(make_plan)
-    scans = _scan_masks(plan, output, num_images_per_mask, processes, hide_progress)
+    plan, reader = processes.run_on_all_ranks(make_plan)
+    scans = _scan_masks(plan, reader, output, num_images_per_mask, processes, hide_progress)
     columns = {scan.path: scan.columns for scan in scans if scan.columns is not None}
     skipped = {_name(scan.path, masks): scan.error for scan in scans if scan.error}
     num_unchanged = len(scans) - len(columns) - len(skipped)
     processes.run_in_main(lambda: _check_usable(len(columns), num_unchanged, [*skipped.values()], skip_errors))
     mapped = None
-    if plan.reader.mapping is not None:
-        mapped = plan.reader.mapping.describe(np.asarray(sum(scan.lost for scan in scans)))
+    if plan.mapping is not None:
+        mapped = plan.mapping.describe(np.asarray(sum(scan.lost for scan in scans)))
         if not hide_progress:
             tqdm.write(f"masks mapped to the model's classes: {mapped}", file=sys.stderr)
     jobs = [job for path in columns for job in plan.jobs(path, num_images_per_mask)]
@@ -163,7 +168,7 @@ def generate_dataset(
         make_folders(output)
         try:
             with generator.quiet(), bar:
-                for job, source, image in generator.generate(share, batch_size, prefix):
+                for job, source, image in generator.generate(share, reader.read, batch_size, prefix):
                     save_pair(output, job, plan.labels.decode(source.ids), image, rows[job])
                     bar.update()
             num_made = sum(processes.gather(len(share)))  # waits for all
@@ -181,24 +186,24 @@ def generate_dataset(
                 shown = [plan.jobs(path, num_images_per_mask) for path in [*columns][:contact_sheet_rows]]
                 titles = [_title(plan, job, num_images_per_mask) for job in shown[0]]
                 has_sources = inputs.photos is not None
-                sources = [plan.reader.read(each[0].mask_path).image for each in shown] if has_sources else None
+                sources = [reader.read(each[0].mask_path).image for each in shown] if has_sources else None
                 sheet = save_contact_sheet(output, shown, titles, sources)
     return GenerationReport(output, num_made, len(jobs) - len(missing), sheet, mapped, skipped, num_unchanged)
 
 
 def _scan_masks(
-    plan: Plan, output: Path, num_images: int, processes: Processes, hide_progress: bool
+    plan: Plan, reader: InputReader, output: Path, num_images: int, processes: Processes, hide_progress: bool
 ) -> list[MaskScan]:
     """Read all masks, each process its share, and find the images that are missing."""
 
     def scan_share() -> list[MaskScan]:
         scans = []
         for path in progress_bar(
-            processes.share(plan.mask_paths), desc="reading masks", unit="mask", disable=hide_progress
+            processes.share(reader.mask_paths), desc="reading masks", unit="mask", disable=hide_progress
         ):
             processes.end_with_launcher()
             try:
-                source = plan.reader.read(path)
+                source = reader.read(path)
             except (ValueError, OSError) as err:
                 scans.append(MaskScan(path, error=" ".join(str(err).split())))
                 continue

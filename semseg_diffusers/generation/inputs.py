@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from semseg_diffusers.data.crop_resize import place_frame
-from semseg_diffusers.data.dataset_format import METADATA_FILE, find_masks
-from semseg_diffusers.data.label_mapping import LabelMapping
+from semseg_diffusers.data.dataset_format import METADATA_FILE, find_masks, label_file_near
+from semseg_diffusers.data.label_mapping import some_names
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.settings import EditSettings, Inputs, check_attributes
+from semseg_diffusers.generation.plan import Plan
+from semseg_diffusers.generation.settings import Inputs, check_attributes
 from semseg_diffusers.pipelines.image_inputs import changed_region
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids
 from semseg_diffusers.utils.files import read_json_lines
@@ -122,52 +123,59 @@ class GenerationInput:
         return self.region is not None and not self.region.any()
 
 
+def changed_input(
+    ids: np.ndarray,
+    image: Image.Image,
+    source: str,
+    region: np.ndarray | None,
+    columns: Mapping[str, Any] | None = None,
+    lost: int | np.ndarray = 0,
+) -> GenerationInput:
+    """Return an input that changes a real image, with what the metadata keep of it.
+
+    Args:
+        ids, image, region, columns, lost: of the input.
+        source: file of the image.
+    """
+    digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
+    columns = {**(columns or {}), "source_photo": source, "source_photo_hash": digest}
+    if region is not None:
+        columns["edited_share"] = round(float(region.mean()), 6)
+    return GenerationInput(ids, columns, image, region, lost)
+
+
 class InputReader:
     """Reads masks with what belongs to them.
 
     Args:
         masks: mask file or folder.
-        labels: of the model.
-        mapping: from the masks' label set, if that is another.
-        tolerance: RGB distance within which the nearest class colour is taken.
-        known: the network's attributes and their values.
-        size: (height, width) of the generated images.
+        plan: what to generate.
         inputs: where the rest is.
-        edit: how images are edited, if they are.
+        tolerance: RGB distance within which the nearest class colour is taken.
 
     Raises:
-        FileNotFoundError, ValueError: no images, old masks or attributes where `inputs` says.
+        FileNotFoundError, ValueError: no masks, images, old masks or attributes where `inputs` says.
     """
 
-    def __init__(
-        self,
-        masks: str | os.PathLike,
-        labels: LabelSet,
-        mapping: LabelMapping | None,
-        tolerance: float,
-        known: Mapping[str, list[str]],
-        size: tuple[int, int],
-        inputs: Inputs,
-        edit: EditSettings | None,
-    ):
-        self.mapping, self.known, self._edit = mapping, known, edit
-        self._names, self._tolerance = Names(masks), tolerance
-        self._labels = labels if mapping is None else mapping.source
-        self._size = None if edit is not None and edit.padding_mask_crop is not None else size  # None: their own
+    def __init__(self, masks: str | os.PathLike, plan: Plan, inputs: Inputs, tolerance: float):
+        self.mask_paths = find_masks(masks)
+        self._plan, self._edit, self._tolerance = plan, plan.settings.edit, tolerance
+        self._labels = plan.labels if plan.mapping is None else plan.mapping.source
+        keeps_size = self._edit is not None and self._edit.padding_mask_crop is not None
+        self._size = None if keeps_size else plan.size
+        self._names, self._table, self._table_file = Names(masks), None, inputs.attributes_from or ""
+        if inputs.attributes_from is not None:
+            self._table = read_attribute_table(inputs.attributes_from, plan.known)
         self._image_files: dict[str, Path] = {}
         self._old_mask_files: dict[str, Path] = {}
-        self._table, self._table_file = None, inputs.attributes_from or ""
-        if inputs.attributes_from is not None:
-            self._table = read_attribute_table(inputs.attributes_from, known)
         if inputs.photos is None:
             return
         self._image_folder = Path(inputs.photos)
         self._old_mask_folder = self._image_folder / "masks" if inputs.old_masks is None else Path(inputs.old_masks)
         images = self._image_folder / "images"
-        self._image_files = {
-            path.stem: path for path in find_masks(images if images.is_dir() else inputs.photos, "photo")
-        }
-        if edit is not None:
+        images = images if images.is_dir() else self._image_folder
+        self._image_files = {path.stem: path for path in find_masks(images, "photo")}
+        if self._edit is not None:
             if inputs.old_masks is None and not self._old_mask_folder.is_dir():
                 raise ValueError(
                     f"--edit compares each mask with the old mask of its image, and '{inputs.photos}' holds no "
@@ -182,8 +190,8 @@ class InputReader:
             ValueError: the mask cannot be used; it says why.
         """
         own_ids, own_size = self._read_ids(path)
-        ids = own_ids if self.mapping is None else self.mapping.map(own_ids)
-        lost = 0 if self.mapping is None else self.mapping.count(own_ids)
+        mapping = self._plan.mapping
+        ids, lost = (own_ids, 0) if mapping is None else (mapping.map(own_ids), mapping.count(own_ids))
         try:
             columns = {} if self._table is None else self._attributes(path.stem, self._table)
             if not self._image_files:
@@ -191,7 +199,7 @@ class InputReader:
             file = self._names.find(path.stem, self._image_files, "photo", self._image_folder)
             image = ImageOps.exif_transpose(open_image(file, "photo")).convert("RGB")
             sizes = {"the mask": own_size, "its photo": image.size[::-1]}
-            old_ids = None
+            region = None
             if self._edit is not None:
                 old_file = self._names.find(path.stem, self._old_mask_files, "old mask", self._old_mask_folder)
                 old_ids, sizes["the old mask"] = self._read_ids(old_file)
@@ -201,13 +209,9 @@ class InputReader:
         except ValueError as err:
             raise ValueError(f"mask '{path}': {err}") from err
         image = image if self._size is None else place_frame(*image.size[::-1], self._size).place_photo(image)
-        digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
-        columns |= {"source_photo": str(file), "source_photo_hash": digest}
-        region = None
-        if self._edit is not None and old_ids is not None:
+        if self._edit is not None:
             region = changed_region(old_ids, own_ids, self._edit.margin)
-            columns["edited_share"] = round(float(region.mean()), 6)
-        return GenerationInput(ids, columns, image, region, lost)
+        return changed_input(ids, image, str(file), region, columns, lost)
 
     def _read_ids(self, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a mask in its own classes at the size of the images (H, W), and its own size."""
@@ -216,6 +220,27 @@ class InputReader:
 
     def _attributes(self, stem: str, table: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         row = self._names.find(stem, table, "row", self._table_file)
-        found = {name: str(row[name]) for name in self.known if row.get(name) not in (None, "")}
-        check_attributes({name: [value] for name, value in found.items()}, self.known, f"'{self._table_file}'")
+        found = {name: str(row[name]) for name in self._plan.known if row.get(name) not in (None, "")}
+        check_attributes({name: [value] for name, value in found.items()}, self._plan.known, f"'{self._table_file}'")
         return found
+
+
+def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: LabelSet) -> None:
+    """Refuse masks whose label file names other classes than the model's: their ids would be misread.
+
+    They are mapped on request only: the labels of the images would be of other classes than the dataset's, which may
+    be noticed after hours of work.
+
+    Raises:
+        ValueError: naming the file, and the option that maps them.
+    """
+    for folder in dict.fromkeys(path.parent for path in mask_paths):
+        file = label_file_near(folder, masks)
+        near = labels if file is None else LabelSet.from_json(file)
+        if near != labels:
+            what = "colours" if near.names == labels.names else "classes"
+            raise ValueError(
+                f"the masks in '{folder}' are of the label set in '{file}' ({some_names(near)}), and the model has "
+                f"other {what} ({some_names(labels)}). To map them by name, give --mask_labels '{file}'. If they have "
+                "the model's classes all the same, name these: a preset, or the model's unet/config.json."
+            )

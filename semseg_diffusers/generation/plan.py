@@ -1,4 +1,4 @@
-"""Which images a run of `generate` makes, from which masks, settings and seeds: checked before any work.
+"""Which images a run of `generate` makes of its masks, with which settings and seeds: checked before any work.
 
 Two runs with an equal `record` make the same images, so an output folder is resumed only by such a run.
 """
@@ -6,7 +6,6 @@ Two runs with an equal `record` make the same images, so an output folder is res
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,19 +15,10 @@ from typing import Any
 import diffusers
 import torch
 
-from semseg_diffusers.data.dataset_format import find_masks, label_file_near
-from semseg_diffusers.data.label_mapping import LabelMapping, some_names
+from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.inputs import InputReader
 from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for
-from semseg_diffusers.generation.settings import (
-    SWEEPABLE,
-    UNKNOWN_VALUE,
-    GenerationSettings,
-    Inputs,
-    check_option_combinations,
-    grid,
-)
+from semseg_diffusers.generation.settings import SWEEPABLE, UNKNOWN_VALUE, GenerationSettings, grid
 
 
 # Columns of the metadata, which are no names for attributes; the last two are what load_dataset calls the files.
@@ -78,9 +68,9 @@ class Plan:
     record: dict[str, Any]  # the settings as generation.json keeps them
     settings: GenerationSettings
     labels: LabelSet
+    mapping: LabelMapping | None  # from the masks' label set, if that is another
+    known: dict[str, list[str]]  # the network's attributes and their values
     size: tuple[int, int]  # (height, width) of the generated images
-    mask_paths: list[Path]
-    reader: InputReader
 
     @cached_property
     def variations(self) -> dict[str, dict[str, Any]]:
@@ -110,7 +100,7 @@ class Plan:
             job: the image.
             columns: of its input; the settings take precedence.
         """
-        of_mask = {name: columns.get(name) for name in self.reader.known}
+        of_mask = {name: columns.get(name) for name in self.known}
         varied = {name: value for name, value in self.variations[job.variation].items() if name not in SWEEPABLE}
         values = {**of_mask, **(self.settings.attributes or {}), **varied}
         return {name: None if value == UNKNOWN_VALUE else value for name, value in values.items()}
@@ -126,7 +116,7 @@ class Plan:
             "guide_model": self.record["guide_model"],
             "guide_revision": self.record["guide_revision"],
             "strength": sampling.strength,
-            **{name: value for name, value in columns.items() if name not in self.reader.known},
+            **{name: value for name, value in columns.items() if name not in self.known},
         }
         return {
             "image_file_name": f"images/{job.file_name}",
@@ -154,16 +144,22 @@ def _varied(settings: GenerationSettings, changes: Mapping[str, Any]) -> Generat
 
 def plan_generation(
     pipeline: Any,
-    masks: str | os.PathLike,
     settings: GenerationSettings,
-    inputs: Inputs,
-    tolerance: float = 0.0,
+    guide: Any = None,
+    guide_name: str | None = None,
     mask_labels: LabelSet | None = None,
 ) -> Plan:
-    """Check everything that the images depend on, but for the content of the masks.
+    """Check settings against a pipeline, and record all that the images depend on beside their inputs.
+
+    Args:
+        pipeline: mask-guided pipeline.
+        settings: what the images depend on.
+        guide: network that guidance leads away from.
+        guide_name: its folder or Hub id, for the record.
+        mask_labels: label set of the masks; None: the model's.
 
     Raises:
-        FileNotFoundError, ValueError: as `generate_dataset`.
+        ValueError: as `generate_dataset`.
     """
     labels, known = LabelSet.from_config(pipeline.unet.config), known_attributes(pipeline.unet)
     size = target_size(pipeline, settings)
@@ -173,13 +169,8 @@ def plan_generation(
             f"the model was trained with attributes called {taken}; the metadata of its images would have such "
             "columns twice. Rename the columns in its dataset, and train it by their new names."
         )
-    check_option_combinations(settings, inputs, known)
-    _check_pipeline_takes(pipeline_for(pipeline, settings), settings, size, inputs.guide)
-    mask_paths = find_masks(masks)
-    if mask_labels is None:
-        _check_labels_near(mask_paths, masks, labels)
+    _check_pipeline_takes(pipeline_for(pipeline, settings), settings, size, guide)
     mapping = None if mask_labels in (None, labels) else LabelMapping(mask_labels, labels)
-    reader = InputReader(masks, labels, mapping, tolerance, known, size, inputs, settings.edit)
     scheduler_config = {
         key: str(value) if value in (math.inf, -math.inf) else value  # JSON has no infinity
         for key, value in pipeline.scheduler.config.items()
@@ -188,8 +179,8 @@ def plan_generation(
     record = {
         "model": str(pipeline.config.get("_name_or_path") or "unsaved"),
         "revision": model_revision(pipeline.unet),
-        "guide_model": None if inputs.guide is None else inputs.guide_name or "unsaved",
-        "guide_revision": None if inputs.guide is None else model_revision(inputs.guide),
+        "guide_model": None if guide is None else guide_name or "unsaved",
+        "guide_revision": None if guide is None else model_revision(guide),
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_config": scheduler_config,
         **asdict(settings),
@@ -199,7 +190,7 @@ def plan_generation(
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    return Plan(json.loads(json.dumps(record, default=str)), settings, labels, size, mask_paths, reader)
+    return Plan(json.loads(json.dumps(record, default=str)), settings, labels, mapping, known, size)
 
 
 def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
@@ -212,24 +203,6 @@ def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
     if sample_size is None:
         raise ValueError("this model has no sample_size of its own; give height and width.")
     return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-
-
-def _check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: LabelSet) -> None:
-    """Refuse masks whose label file names other classes than the model's: their ids would be misread.
-
-    They are mapped on request only: the labels of the images would be of other classes than the dataset's, which may
-    be noticed after hours of work.
-    """
-    for folder in dict.fromkeys(path.parent for path in mask_paths):
-        file = label_file_near(folder, masks)
-        near = labels if file is None else LabelSet.from_json(file)
-        if near != labels:
-            what = "colours" if near.names == labels.names else "classes"
-            raise ValueError(
-                f"the masks in '{folder}' are of the label set in '{file}' ({some_names(near)}), and the model has "
-                f"other {what} ({some_names(labels)}). To map them by name, give --mask_labels '{file}'. If they have "
-                "the model's classes all the same, name these: a preset, or the model's unet/config.json."
-            )
 
 
 def _check_pipeline_takes(pipeline: Any, settings: GenerationSettings, size: tuple[int, int], guide: Any) -> None:

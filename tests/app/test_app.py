@@ -26,19 +26,20 @@ from PIL import Image
 
 from semseg_diffusers import cli
 from semseg_diffusers.app.collection import Collection, zip_of
-from semseg_diffusers.app.handlers import Cancellations, Cancelled, Handlers
-from semseg_diffusers.app.mask_rle import pack_mask, pack_runs, unpack_mask
-from semseg_diffusers.app.sampler import EDIT, MODES, REDRAW, STEM, Photo, SamplingRequest
-from semseg_diffusers.app.settings import Limits
-from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
-from semseg_diffusers.app.uploads import (
-    check_integer,
-    check_real,
+from semseg_diffusers.app.handlers import Cancelled, Handlers
+from semseg_diffusers.app.inputs import (
+    check_number,
     check_scheduler,
+    pack_mask,
+    pack_runs,
     read_mask_upload,
     read_photo_upload,
     read_upload,
+    unpack_mask,
 )
+from semseg_diffusers.app.sampler import EDIT, MODES, REDRAW, STEM, Photo, SamplingRequest
+from semseg_diffusers.app.settings import Limits
+from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
 from semseg_diffusers.data.check.check import check_prepared
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
@@ -116,17 +117,18 @@ def test_what_is_no_mask_at_all_is_refused(value):
 @pytest.mark.parametrize("value", [0, 11, -1, 10**9, 10**400, 2.5, float("nan"), float("inf"), True, None, "3", [3]])
 def test_what_is_no_whole_number_in_range_is_refused(value):
     with pytest.raises(ValueError, match="steps is .*; expected a whole number from 1 to 10"):
-        check_integer("steps", value, 1, 10)
+        check_number("steps", value, 1, 10, int)
 
 
 def test_a_whole_number_of_json_is_one():
-    assert (check_integer("steps", 3.0, 1, 10), type(check_integer("steps", 3.0, 1, 10))) == (3, int)
+    number = check_number("steps", 3.0, 1, 10, int)
+    assert (number, type(number)) == (3, int)
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, float("nan"), float("-inf"), None, "1", True])
 def test_what_is_no_number_in_range_is_refused(value):
     with pytest.raises(ValueError, match="strength is .*; expected a number from 0 to 1"):
-        check_real("strength", value, 0, 1)
+        check_number("strength", value, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +236,7 @@ def test_a_painting_of_soft_edges_is_cleaned_if_asked():
     with pytest.raises(ValueError, match="colours that no class has"):
         read_mask_upload(file_of(soft), CAMVID, (64, 64), LIMITS, clean=False)
     assert (read_mask_upload(file_of(soft), CAMVID, (64, 64), LIMITS, clean=True) == ids).mean() > 0.97
-    with pytest.raises(ValueError, match="cleaning takes at most 1024"):
+    with pytest.raises(ValueError, match="expected at most 1024 per side"):
         read_mask_upload(file_of(soft.resize((1025, 9))), CAMVID, (64, 64), Limits(), clean=True)
 
 
@@ -432,14 +434,13 @@ def test_a_mask_that_waited_is_not_drawn_into_a_photo_that_came_later(tmp_path, 
         list(handlers.generate(request, *asked, progress=lambda *_, **__: None))
 
 
-def test_only_the_visitor_of_a_drawing_cancels_it():
-    cancellations = Cancellations()
-    with cancellations.watched("a") as event:
-        assert not cancellations.cancel("b")
-        assert not event.is_set()
-        assert cancellations.cancel("a")
-        assert event.is_set()
-    assert not cancellations.cancel("a")
+def test_only_the_visitor_of_a_request_cancels_it(tmp_path, sampler):
+    handlers = Handlers(sampler, None, str(tmp_path))
+    one, other = gr.Request(session_hash="one"), gr.Request(session_hash="other")
+    answers = []
+    (*_, last) = handlers.generate(one, *arguments(), progress=lambda *_, **__: answers.append(handlers.cancel(other)))
+    assert last[-1] == "1 generated."
+    assert {*answers} == {("Cancelled: nothing is being generated.", True)}
 
 
 @pytest.mark.parametrize("ending", ["cancel", "leave"])

@@ -1,6 +1,6 @@
-"""The painter in a real browser: tools, things, photos, what is drawn and taken away, hostile files, narrow screens.
+"""The painter in a real browser: tools, objects, photos, samples and downloads, hostile files, narrow screens.
 
-Needs Chromium or Chrome on the PATH, and Playwright; both are looked for, and their lack is told.
+Needs Chromium or Chrome on the PATH, and Playwright; skipped without them.
 """
 
 import io
@@ -18,7 +18,7 @@ from helpers.app_place import LABELS, SIZE, STREET, served, tiny_sampler
 from helpers.generation_places import draw_ids
 from PIL import Image
 
-from semseg_diffusers.app.mask_rle import pack_runs
+from semseg_diffusers.app.inputs import pack_runs
 from semseg_diffusers.masks.editing import shapes as drawing
 
 
@@ -37,7 +37,7 @@ PATIENCE = 60_000  # milliseconds; machines that test are busy
 def browser() -> Iterator:
     found = find_browser()
     if found is None:
-        pytest.skip(f"there is no browser on the PATH; wanted one of {', '.join(BROWSERS)}")
+        pytest.skip(f"there is no browser on the PATH; expected one of {', '.join(BROWSERS)}")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield browser
@@ -66,12 +66,12 @@ class Visitor(Hand):
         self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
         self.page.on("request", lambda request: self.asked.append(request.url))
         self.page.goto(address)
-        self.page.locator(".sampler .palette button").first.wait_for()
+        self.page.locator(".painter .palette button").first.wait_for()
 
     def ids(self) -> np.ndarray:
         """What the canvas shows, as class ids (H, W)."""
         pixels = self.page.evaluate(
-            "() => { const c = document.querySelector('.sampler .mask');"
+            "() => { const c = document.querySelector('.painter .mask');"
             " return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }"
         )
         return LABELS.encode(np.array(pixels, dtype=np.uint8).reshape(*SIZE, 4)[..., :3].copy())
@@ -85,12 +85,14 @@ class Visitor(Hand):
         chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": data})
 
     def generate(self, samples: int) -> None:
-        self.page.locator("#told").evaluate("told => told.querySelectorAll('p').forEach(p => p.dataset.old = true)")
+        self.page.locator("#message").evaluate(
+            "message => message.querySelectorAll('p').forEach(p => p.dataset.old = true)"
+        )
         self.page.get_by_role("button", name="Generate").click()
-        self.page.locator("#told p:not([data-old])", has_text=f"{samples} generated.").wait_for()
+        self.page.locator("#message p:not([data-old])", has_text=f"{samples} generated.").wait_for()
 
-    def told(self, text: str) -> None:
-        sync_api.expect(self.page.locator("#told")).to_contain_text(text, timeout=PATIENCE)
+    def sees(self, text: str) -> None:
+        sync_api.expect(self.page.locator("#message")).to_contain_text(text, timeout=PATIENCE)
 
     def refused(self, text: str) -> None:
         """Wait for a refusal, and close it."""
@@ -167,13 +169,13 @@ def test_tools_paint_what_they_say_and_everything_can_be_undone(visitor):
         assert np.array_equal(visitor.ids(), later)
     visitor.tool("Pick")
     visitor.click(3, 12)
-    assert visitor.page.locator(".sampler .palette [aria-checked=true]").text_content() == "car"
+    assert visitor.page.locator(".painter .palette [aria-checked=true]").text_content() == "car"
     visitor.page.mouse.move(*visitor.point(3, 12))
-    assert visitor.page.locator(".sampler .status").text_content() == "car · x 3, y 12"
+    assert visitor.page.locator(".painter .status").text_content() == "car · x 3, y 12"
 
 
 def test_shapes_of_the_page_are_those_of_the_package(visitor):
-    """Brush and polygon of the script against `data.editing.drawing`, on points of all kinds."""
+    """Brush and polygon of the script against `masks.editing.shapes`, on points of all kinds."""
     raster = resources.files("semseg_diffusers.app").joinpath("canvas", "raster.js").read_text(encoding="utf-8")
     generator = np.random.default_rng(0)
     size = (19, 23)
@@ -194,7 +196,7 @@ def test_shapes_of_the_page_are_those_of_the_package(visitor):
         assert drawn[1] == pack_runs(drawing.polygon(size, points).astype(np.uint8))
 
 
-def test_a_visitor_paints_places_generates_takes_away_and_adds(visitor, place, tmp_path):
+def test_a_visitor_paints_places_generates_downloads_and_adds(visitor, place, tmp_path):
     visitor.page.get_by_role("radio", name="car, across", exact=True).click()
     visitor.slide(".shape-size", 4)
     visitor.click(8, 13)
@@ -223,7 +225,7 @@ def test_a_visitor_paints_places_generates_takes_away_and_adds(visitor, place, t
 
     visitor.page.locator("#keep label", has_text="2").click()
     visitor.page.get_by_role("button", name="Add to the dataset").click()
-    visitor.told("3 added to painted")
+    visitor.sees("3 added to painted")
     folder = place[1] / "painted"
     assert not (folder / rows[2]["image_file_name"]).exists()
     kept = (folder / rows[0]["image_file_name"]).read_bytes()
@@ -233,9 +235,9 @@ def test_a_visitor_paints_places_generates_takes_away_and_adds(visitor, place, t
 def test_a_photo_is_edited_where_it_is_painted_and_redrawn_by_strength(visitor):
     photo, ids = photo_of(5), draw_ids(6)
     visitor.load("Photo …", "photo.png", file_of(photo))
-    visitor.told("Paint over the photo")
+    visitor.sees("Paint over the photo")
     visitor.load("The photo's mask …", "mask.png", file_of(LABELS.decode(ids)))
-    visitor.told("This is the photo's mask")
+    visitor.sees("This is the photo's mask")
     sync_api.expect(visitor.page.get_by_label("edit where the mask changed")).to_be_checked()
     visitor.page.get_by_role("button", name="Generate").click()
     visitor.refused("there is nothing to edit")
@@ -255,7 +257,7 @@ def test_a_photo_is_edited_where_it_is_painted_and_redrawn_by_strength(visitor):
     assert all(np.array_equal(sample, np.asarray(photo)) for sample in visitor.samples())
     visitor.page.get_by_role("button", name="Remove the photo").click()
     sync_api.expect(visitor.page.get_by_label("from noise")).to_be_checked()
-    sync_api.expect(visitor.page.locator(".sampler .photo")).to_be_hidden()
+    sync_api.expect(visitor.page.locator(".painter .photo")).to_be_hidden()
 
 
 def test_a_mask_is_loaded_and_hostile_files_are_refused_in_words(visitor, place):
@@ -263,13 +265,14 @@ def test_a_mask_is_loaded_and_hostile_files_are_refused_in_words(visitor, place)
     visitor.load("Mask …", "../../mask<b>.png", file_of(LABELS.decode(ids)))
     visitor.page.wait_for_function("() => !document.querySelector('[data-do=undo]').disabled")
     assert np.array_equal(visitor.ids(), ids)
-    for kind, told in (("zip", "no picture of a format"), ("svg", "no picture of a format"), ("large", "512 at most")):
+    unsupported = "not an image in a supported format"
+    for kind, message in (("zip", unsupported), ("svg", unsupported), ("large", "expected at most 512 per side")):
         visitor.load("Mask …", "mask.png", HOSTILE[kind])
-        visitor.refused(told)
+        visitor.refused(message)
     visitor.load("Mask …", "mask.png", file_of(photo_of(1)))
     visitor.refused("colours that no class has")
     visitor.load("Photo …", "photo.png", HOSTILE["svg"])
-    visitor.refused("no picture of a format")
+    visitor.refused(unsupported)
     assert visitor.page.evaluate("window.evil") is None
     assert np.array_equal(visitor.ids(), ids)
     visitor.load("Mask …", "mask.png", HOSTILE["heavy"])  # the server closes the door before it is read
@@ -279,39 +282,39 @@ def test_a_mask_is_loaded_and_hostile_files_are_refused_in_words(visitor, place)
     assert {path.name for path in place[1].iterdir()} <= {"files", "painted"}
 
 
-def test_a_drawing_is_cancelled_between_two_steps(visitor):
+def test_a_request_is_cancelled_between_two_steps(visitor):
     visitor.page.get_by_role("button", name="Steps, guidance, scheduler").click()
     visitor.page.get_by_label("number input for Steps").fill("50")
     visitor.page.keyboard.press("Tab")
     visitor.page.get_by_role("button", name="Generate").click()
-    visitor.page.locator("#told", has_text="step").wait_for()
+    visitor.page.locator("#message", has_text="step").wait_for()
     visitor.page.get_by_role("button", name="Cancel").click()
-    visitor.told("Cancelled;")
+    visitor.sees("Cancelled;")
 
 
-def test_a_drawing_that_waits_is_cancelled_and_the_next_wish_is_drawn_in_its_place(browser, place, visitor, tmp_path):
+def test_a_waiting_request_is_cancelled_and_the_next_one_takes_its_place(browser, place, visitor, tmp_path):
     other = Visitor(browser, place[0], 1280, 900)
     generate = visitor.page.get_by_role("button", name="Generate")
     with place[2]._lock:  # the other's drawing does not end
         other.page.get_by_role("button", name="Generate").click()
-        other.page.locator("#told", has_text="processing").wait_for()
+        other.page.locator("#message", has_text="processing").wait_for()
         generate.dblclick()  # which asks once
-        visitor.page.locator("#told", has_text="queue").wait_for()
+        visitor.page.locator("#message", has_text="queue").wait_for()
         assert sum("queue/join" in url for url in visitor.asked) == 1
         visitor.page.get_by_role("button", name="Cancel").click()
-        visitor.told("Cancelled: nothing is being generated.")
+        visitor.sees("Cancelled: nothing is being generated.")
         visitor.tool("Fill")
         visitor.choose("car")
         visitor.click(8, 0)
         painted = visitor.ids()
         generate.click()
-        visitor.page.locator("#told", has_text="queue").wait_for()
+        visitor.page.locator("#message", has_text="queue").wait_for()
         other.page.get_by_role("button", name="Cancel").click()
-        other.told("Cancelling …")
-    other.told("Cancelled; 0 of 4 generated.")
+        other.sees("Cancelling …")
+    other.sees("Cancelled; 0 of 4 generated.")
     other.leave()
 
-    visitor.told("4 generated.")
+    visitor.sees("4 generated.")
     with visitor.page.expect_download() as download:
         visitor.page.locator("#download").click()
     download.value.save_as(tmp_path / "drawn.zip")
@@ -324,7 +327,7 @@ def test_a_drawing_that_waits_is_cancelled_and_the_next_wish_is_drawn_in_its_pla
 def test_fingers_paint_on_a_narrow_screen(browser, place, tmp_path):
     visitor = Visitor(browser, place[0], 390, 844, touch=True)
     visitor.page.locator("[data-tool=fill]").tap()
-    visitor.page.locator(".sampler .palette button", has_text="person").tap()
+    visitor.page.locator(".painter .palette button", has_text="person").tap()
     visitor.page.touchscreen.tap(*visitor.point(8, 0))
     assert (visitor.ids()[STREET[0, 8] == STREET][:3] == PERSON).all()
     wide = visitor.page.evaluate("document.documentElement.scrollWidth")

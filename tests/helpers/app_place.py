@@ -11,7 +11,7 @@ import pytest
 from helpers.generation_places import LABELS, tiny_pipeline
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.handlers import OWN_SCHEDULER
-from semseg_diffusers.app.mask_rle import pack_mask
+from semseg_diffusers.app.inputs import pack_mask
 from semseg_diffusers.app.page import build_page, serve
 from semseg_diffusers.app.sampler import NOISE, Sampler
 from semseg_diffusers.app.settings import Limits

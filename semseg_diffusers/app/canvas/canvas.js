@@ -5,41 +5,41 @@ const { height, width, unknown, colors, names, shapes, examples } = props;
 const find = (selector) => element.querySelector(selector);
 const root = find(".painter"), stage = find(".stage"), maskCanvas = find(".mask"), ghostCanvas = find(".ghost");
 const status = find(".status"), brushSize = find(".brush-size"), shapeSize = find(".shape-size");
-const MOST_UNDO = 100;
-const HOLE = -1;  // where a thing, or what a click would do, has no pixel
+const MAX_UNDO = 100;
+const HOLE = -1;  // where an object, or the preview of a click, has no pixel
 const ids = new Uint8Array(height * width);
 const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null };
-let undoStack = [], redoStack = [], photoIsThere = false;
-const things = shapes.map((shape) => ({ ...shape, ids: unpackRuns(shape.runs, shape.height * shape.width) }));
+let undoStack = [], redoStack = [], hasPhoto = false;
+const objects = shapes.map((shape) => ({ ...shape, ids: unpackRuns(shape.runs, shape.height * shape.width) }));
 
-// Showing ----------------------------------------------------------------------------------------------------------
+// Display ----------------------------------------------------------------------------------------------------------
 
 const packed = new Uint32Array(256);  // red, green, blue as an ImageData holds them, without alpha
 for (const [id, [red, green, blue]] of Object.entries(colors)) packed[id] = (blue << 16) | (green << 8) | red;
 
-// Ids as pixels; those that are `clear` are transparent.
-function toPixels(some, high, wide, clear, alpha) {
-  const picture = new ImageData(wide, high), pixels = new Uint32Array(picture.data.buffer), opaque = alpha << 24;
-  for (let i = 0; i < some.length; i++) pixels[i] = some[i] === clear ? 0 : packed[some[i]] | opaque;
-  return picture;
+// Return class ids as pixels; those equal to `clear` are transparent.
+function toPixels(source, rows, columns, clear, alpha) {
+  const image = new ImageData(columns, rows), pixels = new Uint32Array(image.data.buffer), opaque = alpha << 24;
+  for (let i = 0; i < source.length; i++) pixels[i] = source[i] === clear ? 0 : packed[source[i]] | opaque;
+  return image;
 }
 
-function thumbnail(some, high, wide, clear) {
+function thumbnail(source, rows, columns, clear) {
   const canvas = document.createElement("canvas");
-  canvas.width = wide;
-  canvas.height = high;
-  canvas.getContext("2d").putImageData(toPixels(some, high, wide, clear, 255), 0, 0);
+  canvas.width = columns;
+  canvas.height = rows;
+  canvas.getContext("2d").putImageData(toPixels(source, rows, columns, clear, 255), 0, 0);
   return canvas;
 }
 
 function show() {
-  const alpha = photoIsThere ? Math.round(255 * find(".cover").value / 100) : 255;
-  maskCanvas.getContext("2d").putImageData(toPixels(ids, height, width, photoIsThere ? unknown : HOLE, alpha), 0, 0);
+  const alpha = hasPhoto ? Math.round(255 * find(".cover").value / 100) : 255;
+  maskCanvas.getContext("2d").putImageData(toPixels(ids, height, width, hasPhoto ? unknown : HOLE, alpha), 0, 0);
   find("[data-do=undo]").disabled = !undoStack.length;
   find("[data-do=redo]").disabled = !redoStack.length;
 }
 
-// What a click would do: the thing under the pointer, the corners of a polygon so far, the brush.
+// Preview a click: the object under the pointer, the corners of a polygon so far, the brush.
 function showGhost() {
   const context = ghostCanvas.getContext("2d");
   context.clearRect(0, 0, width, height);
@@ -54,24 +54,24 @@ function showGhost() {
   context.putImageData(toPixels(ghost, height, width, HOLE, tool === "shape" ? 190 : 150), 0, 0);
 }
 
-function tell(at) {
+function showPosition(at) {
   status.textContent = at ? `${names[ids[at[1] * width + at[0]]]} · x ${at[0]}, y ${at[1]}` : `${width} × ${height} pixels`;
 }
 
-// Changing ---------------------------------------------------------------------------------------------------------
+// Edits ------------------------------------------------------------------------------------------------------------
 
 const paintId = () => (state.tool === "eraser" ? unknown : state.id);
 
 function keepForUndo() {
   undoStack.push(ids.slice());
-  if (undoStack.length > MOST_UNDO) undoStack.shift();
+  if (undoStack.length > MAX_UNDO) undoStack.shift();
   redoStack = [];
 }
 
 function publish() {
   show();
   showGhost();
-  tell(state.pointer);
+  showPosition(state.pointer);
   props.value = { height, width, runs: packRuns(ids), photo: state.photo };
 }
 
@@ -156,7 +156,7 @@ maskCanvas.addEventListener("pointermove", (event) => {
     show();
   }
   showGhost();
-  tell(state.pointer);
+  showPosition(state.pointer);
 });
 
 function release(event) {
@@ -177,18 +177,18 @@ maskCanvas.addEventListener("dblclick", () => state.tool === "polygon" && closeP
 maskCanvas.addEventListener("contextmenu", (event) => event.preventDefault());
 maskCanvas.addEventListener("pointerleave", () => {
   if (!state.last && !state.dragFrom) state.pointer = null;
-  tell(null);
+  showPosition(null);
   showGhost();
 });
 
-// Tools, classes, things -------------------------------------------------------------------------------------------
+// Tools, classes, objects ------------------------------------------------------------------------------------------
 
 function chooseTool(tool) {
   state.tool = tool;
   state.corners = [];
   if (tool !== "shape") state.shape = null;
   for (const button of element.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", button.dataset.tool === tool);
-  [...find(".shapes").children].forEach((button, i) => button.setAttribute("aria-checked", things[i] === state.shape));
+  [...find(".shapes").children].forEach((button, i) => button.setAttribute("aria-checked", objects[i] === state.shape));
   showGhost();
 }
 
@@ -202,20 +202,20 @@ function chooseClass(id, tool) {
 function chooseShape(shape) {
   state.shape = shape;
   shapeSize.value = Math.max(2, Math.round(shape.share * height));
-  tellSizes();
+  showSizes();
   chooseTool("shape");
 }
 
-function tellSizes() {
-  find(".brush-told").textContent = `${brushSize.value} px`;
-  find(".shape-told").textContent = `${shapeSize.value} px`;
+function showSizes() {
+  find(".brush-value").textContent = `${brushSize.value} px`;
+  find(".shape-value").textContent = `${shapeSize.value} px`;
 }
 
-function labelled(parent, role, text, picture, onClick) {
+function addButton(parent, role, text, icon, onClick) {
   const button = document.createElement("button");
   button.type = "button";
   if (role) button.setAttribute("role", role);
-  if (picture) button.append(picture);
+  if (icon) button.append(icon);
   button.append(text);
   button.addEventListener("click", onClick);
   parent.append(button);
@@ -226,22 +226,22 @@ for (const id of [...Array(256).keys()].filter((id) => id in colors)) {
   const swatch = document.createElement("span");
   swatch.className = "swatch";
   swatch.style.background = `rgb(${colors[id].join(",")})`;
-  labelled(find(".palette"), "radio", names[id], swatch, () => chooseClass(id)).dataset.id = id;
+  addButton(find(".palette"), "radio", names[id], swatch, () => chooseClass(id)).dataset.id = id;
 }
-for (const thing of things) {
-  labelled(find(".shapes"), "radio", thing.name, thumbnail(thing.ids, thing.height, thing.width, HOLE), () => chooseShape(thing));
+for (const object of objects) {
+  addButton(find(".shapes"), "radio", object.name, thumbnail(object.ids, object.height, object.width, HOLE), () => chooseShape(object));
 }
 for (const { name, runs } of examples) {
   const example = unpackRuns(runs, height * width);
-  labelled(find(".examples"), "", name, thumbnail(example, height, width, HOLE), () => change(() => ids.set(example)));
+  addButton(find(".examples"), "", name, thumbnail(example, height, width, HOLE), () => change(() => ids.set(example)));
 }
-find(".things").hidden = !things.length;
+find(".objects").hidden = !objects.length;
 find(".starts").hidden = !examples.length;
 
 const actions = { undo, redo, clear: () => change(() => ids.fill(unknown)) };
 for (const button of element.querySelectorAll("[data-tool]")) button.addEventListener("click", () => chooseTool(button.dataset.tool));
 for (const button of element.querySelectorAll("[data-do]")) button.addEventListener("click", actions[button.dataset.do]);
-for (const slider of [brushSize, shapeSize]) slider.addEventListener("input", () => (tellSizes(), showGhost()));
+for (const slider of [brushSize, shapeSize]) slider.addEventListener("input", () => (showSizes(), showGhost()));
 find(".mirrored").addEventListener("change", showGhost);
 find(".cover").addEventListener("input", show);
 
@@ -261,20 +261,20 @@ document.addEventListener("keydown", (event) => {
   event.stopPropagation();
 });
 
-// What the server says ---------------------------------------------------------------------------------------------
+// Values from the server -------------------------------------------------------------------------------------------
 
 function showPhoto() {
-  photoIsThere = Boolean(props.photo);
+  hasPhoto = Boolean(props.photo);
   const photo = find(".photo");
-  photo.hidden = find(".opacity").hidden = !photoIsThere;
-  if (photoIsThere) photo.src = props.photo;
+  photo.hidden = find(".opacity").hidden = !hasPhoto;
+  if (hasPhoto) photo.src = props.photo;
   else photo.removeAttribute("src");
   show();
 }
 
 watch("value", () => {
   keepForUndo();
-  state.photo = props.value.photo ?? state.photo;  // the photo that this is painted over
+  state.photo = props.value.photo ?? state.photo;  // key of the photo that this is painted over
   ids.set(unpackRuns(props.value.runs, height * width));
   show();
   showGhost();
@@ -294,6 +294,6 @@ shapeSize.max = height;
 ids.set(unpackRuns(props.value.runs, height * width));
 chooseClass(+Object.keys(colors)[0]);
 chooseTool("brush");
-tellSizes();
-tell(null);
+showSizes();
+showPosition(null);
 showPhoto();

@@ -1,7 +1,7 @@
-// Pure functions on class ids, an array of height x width, row by row. Pixel centres lie at whole coordinates, as in
-// semseg_diffusers.data.editing.drawing: a pixel is in a shape or out of it, and no edge is blended.
+// Pure functions on class ids, an array of height x width, row by row. Pixel centres are at whole coordinates, as in
+// semseg_diffusers.masks.editing.shapes: a pixel is inside a shape or outside, and no edge is blended.
 
-// [id, count, id, count, ...] -> ids
+// Return the ids of runs [id, count, id, count, ...].
 function unpackRuns(runs, length) {
   const ids = new Int16Array(length);
   let at = 0;
@@ -23,7 +23,7 @@ function packRuns(ids) {
   return runs;
 }
 
-// All pixels at most `radius` from the line between two points.
+// Set all pixels at most `radius` from the line between two points.
 function drawStroke(ids, width, height, from, to, radius, id) {
   const [x0, y0] = from, [x1, y1] = to;
   const left = Math.max(0, Math.floor(Math.min(x0, x1) - radius));
@@ -39,7 +39,7 @@ function drawStroke(ids, width, height, from, to, radius, id) {
   }
 }
 
-// The connected pixels of one class around a pixel, the four neighbours of each.
+// Set the connected pixels of one class around a pixel, with four neighbours each.
 function floodFill(ids, width, height, x, y, id) {
   const before = ids[y * width + x];
   if (before === id) return;
@@ -57,7 +57,7 @@ function floodFill(ids, width, height, x, y, id) {
   }
 }
 
-// Even-odd, edges included.
+// Fill by the even-odd rule, edges included.
 function fillPolygon(ids, width, height, points, id) {
   for (let y = 0; y < height; y++) {
     const crossings = [];
@@ -74,8 +74,8 @@ function fillPolygon(ids, width, height, points, id) {
   points.forEach((point, i) => drawStroke(ids, width, height, point, points[(i + 1) % points.length], 1e-6, id));
 }
 
-// Put a shape {height, width, ids} so large that it is `size` pixels high, the middle of its foot at a point. Where a
-// shape holds `hole`, what is there stays.
+// Place a shape {height, width, ids} at a height of `size` pixels, the middle of its foot at a point. Pixels where it
+// holds `hole` stay.
 function placeShape(ids, width, height, shape, foot, size, mirrored, hole) {
   const factor = size / shape.height;
   const shownHeight = Math.max(1, Math.round(size)), shownWidth = Math.max(1, Math.round(shape.width * factor));

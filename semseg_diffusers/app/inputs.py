@@ -1,0 +1,196 @@
+"""What the page or an HTTP client sends, checked: masks as run lengths, uploaded files, numbers, and only scheduler
+options that cannot exhaust the memory.
+
+Masks are `{"height", "width", "runs"}`, with runs [id, count, id, count, ...] row by row: exact, small, plain JSON.
+"""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from semseg_diffusers.app.settings import Limits
+from semseg_diffusers.data.crop_resize import place_frame
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.masks.cleaning import MIN_PLAIN_SHARE, clean_painting
+from semseg_diffusers.pipelines.mask_inputs import resize_ids
+from semseg_diffusers.utils.images import DECODER_ERRORS, naming
+
+
+# Detected from the content of a file, not its name. No other decoder of Pillow is tried.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+MAX_UNKNOWN_COLORS = 0.05  # share of pixels far from every class colour; above it, an image is not a painting
+MAX_CLEANED_SIZE = 1024  # pixels per side: cleaning looks at the neighbourhood of every pixel
+# Options of diffusers' schedulers that a visitor may set -> allowed values. Others (the number of training steps,
+# lists of betas) could allocate any amount of memory.
+FLAGS = (False, True)
+SCHEDULER_OPTIONS: dict[str, tuple] = {
+    "algorithm_type": ("dpmsolver", "dpmsolver++", "sde-dpmsolver", "sde-dpmsolver++", "deis"),
+    "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
+    "solver_order": (1, 2, 3),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    **dict.fromkeys(("skip_prk_steps", "thresholding", "clip_sample", "lower_order_final", "euler_at_final"), FLAGS),
+    **dict.fromkeys(("predict_x0", "use_karras_sigmas", "use_exponential_sigmas"), FLAGS),
+}
+
+
+def pack_runs(ids: np.ndarray) -> list[int]:
+    """Return class ids (H, W) as runs.
+
+    Example:
+        >>> pack_runs(np.array([[5, 5, 5], [5, 2, 2]]))
+        [5, 4, 2, 2]
+    """
+    flat = np.asarray(ids).reshape(-1).astype(int)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
+    counts = np.diff(starts, append=len(flat))
+    return np.stack([flat[starts], counts], axis=1).reshape(-1).tolist()
+
+
+def pack_mask(ids: np.ndarray) -> dict[str, Any]:
+    """Return class ids (H, W) in the format of the canvas."""
+    return {"height": ids.shape[0], "width": ids.shape[1], "runs": pack_runs(ids)}
+
+
+def unpack_mask(value: Any, labels: LabelSet, size: tuple[int, int]) -> np.ndarray:
+    """Return the mask of a canvas or an API call as class ids, (H, W) uint8.
+
+    Args:
+        value: `{"height", "width", "runs"}`.
+        labels: allowed classes.
+        size: expected height and width.
+
+    Raises:
+        ValueError: another form or size, or an id that is neither a class nor unknown.
+    """
+    height, width = size
+    form = f'{{"height": {height}, "width": {width}, "runs": [id, count, ...]}}'
+    if not isinstance(value, dict) or not {"height", "width", "runs"} <= value.keys():
+        raise ValueError(f"expected a mask as {form}; got {value!r:.80}.")
+    if (value["height"], value["width"]) != size:
+        raise ValueError(
+            f"the mask is {value['height']!s:.20} x {value['width']!s:.20}; this model expects {height} x {width} "
+            "(height x width)."
+        )
+    runs = value["runs"]
+    if not isinstance(runs, list) or len(runs) % 2 or not 0 < len(runs) <= 2 * height * width:
+        raise ValueError(f"expected at most {height * width} runs of id and count: {form}.")
+    if not all(type(number) is int and 0 <= number <= max(255, height * width) for number in runs):
+        raise ValueError(
+            "expected runs of whole numbers from 0, none above 255 for an id or the number of pixels for a count."
+        )
+    ids, counts = np.array(runs, dtype=np.int64).reshape(-1, 2).T
+    if counts.sum() != height * width:
+        raise ValueError(f"the runs of the mask hold {counts.sum()} pixels; expected {height} x {width}.")
+    labels.check_ids(ids)
+    return np.repeat(ids.astype(np.uint8), counts).reshape(height, width)
+
+
+def check_number(name: str, value: Any, least: float, most: float, kind: type = float) -> Any:
+    """Return a number from JSON as int or float.
+
+    Raises:
+        ValueError: it is none, not finite, out of range, or has a fraction where `kind` is int.
+    """
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not least <= value <= most or kind(value) != value:  # nan is in no range
+        expected = "a whole number" if kind is int else "a number"
+        raise ValueError(f"{name} is {value!r:.40}; expected {expected} from {least:.10g} to {most:.10g}.")
+    return kind(value)
+
+
+def check_scheduler(text: Any) -> str | None:
+    """Return a scheduler in the form of `generate --scheduler`, with harmless options only; None for the model's own.
+
+    Raises:
+        ValueError: naming the option, and those that are allowed.
+    """
+    if text is None or text == "":
+        return None
+    if not isinstance(text, str) or len(text) > 200:
+        raise ValueError(f"the scheduler is {text!r:.40}; expected the name of a class of diffusers.")
+    for part in filter(None, text.partition(":")[2].split(",")):
+        name, _, given = part.partition("=")
+        try:
+            value = json.loads(given)
+        except json.JSONDecodeError:
+            value = given
+        if name not in SCHEDULER_OPTIONS:
+            raise ValueError(
+                f"scheduler option '{name:.40}' cannot be set here; expected {', '.join(SCHEDULER_OPTIONS)}."
+            )
+        if not any(type(value) is type(known) and value == known for known in SCHEDULER_OPTIONS[name]):
+            values = ", ".join(json.dumps(known).strip('"') for known in SCHEDULER_OPTIONS[name])
+            raise ValueError(f"scheduler option {part:.60}: expected one of {values}.")
+    return text
+
+
+def read_upload(data: Any, what: str, limits: Limits, max_size: int | None = None) -> Image.Image:
+    """Decode an uploaded image, rotated as its EXIF data say.
+
+    Args:
+        data: content of the file.
+        what: its name in messages: "mask", "photo".
+        limits: of uploads.
+        max_size: pixels per side, if it is less than the limit.
+
+    Raises:
+        ValueError: too large a file, a format not in `FORMATS`, too many pixels, or damaged.
+    """
+    if not isinstance(data, bytes) or not data:
+        raise ValueError(f"the {what} is empty. Choose an image file.")
+    if len(data) > limits.max_upload_mb * 1e6:
+        raise ValueError(f"the {what} has {len(data) / 1e6:.1f} MB; expected at most {limits.max_upload_mb:g}.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except DECODER_ERRORS as err:
+        raise ValueError(
+            f"the {what} is not an image in a supported format ({', '.join(FORMATS)}), whatever its name says."
+        ) from err
+    max_size = min(limits.max_size, max_size or limits.max_size)
+    if max(image.size) > max_size:
+        raise ValueError(
+            f"the {what} is {image.height} x {image.width} pixels (height x width); expected at most {max_size} per "
+            "side. Make it smaller first."
+        )
+    with naming(what, "upload"):
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def read_mask_upload(data: Any, labels: LabelSet, size: tuple[int, int], limits: Limits, clean: bool) -> np.ndarray:
+    """Return a mask file as class ids (H, W), center-cropped and resized by nearest neighbour.
+
+    Args:
+        data: content of the file: ids, a palette, or the label set's colours.
+        labels: of the model.
+        size: height and width of the result.
+        limits: of uploads.
+        clean: clean soft edges and JPEG noise, as `semseg-diffusers clean` does.
+
+    Raises:
+        ValueError: not an image, too large, or not a mask of these classes.
+    """
+    image = read_upload(data, "mask", limits, MAX_CLEANED_SIZE if clean else None)
+    if not clean:
+        return resize_ids(labels.encode(image), *size)
+    cleaned = clean_painting(image, labels)
+    if cleaned.plain_share < MIN_PLAIN_SHARE or cleaned.strange.mean() > MAX_UNKNOWN_COLORS:
+        raise ValueError(
+            f"only {cleaned.plain_share:.0%} of the mask's pixels are near the colour of a class, and "
+            f"{cleaned.strange.mean():.0%} are near none. Is it a photo, or painted in other colours?"
+        )
+    return resize_ids(cleaned.ids, *size)
+
+
+def read_photo_upload(data: Any, size: tuple[int, int], limits: Limits) -> Image.Image:
+    """Return an RGB image, center-cropped and resized as `prepare` does.
+
+    Raises:
+        ValueError: not an image, or too large.
+    """
+    image = read_upload(data, "photo", limits).convert("RGB")
+    return place_frame(image.height, image.width, size).place_photo(image)
