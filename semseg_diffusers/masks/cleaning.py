@@ -1,5 +1,6 @@
 """Turn hand-painted masks into masks of exact class colours; see `CleanSettings` for the command."""
 
+import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,17 +119,10 @@ def _most_around(classes: np.ndarray) -> np.ndarray:
 def _grow(
     classes: np.ndarray, rgb: np.ndarray, distances: np.ndarray, inverse: np.ndarray, table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decide open pixels (-1) from the decided ones around them, ring by ring.
+    """Decide open pixels (-1) of classes (H, W) from the decided ones around them, ring by ring.
 
-    Args:
-        classes: (H, W), -1 where open.
-        rgb: (H, W, 3) uint8.
-        distances: (U, N), of each colour of the image to each of the table.
-        inverse: (H, W), index of each pixel's colour.
-        table: (N, 3), class colours.
-
-    Returns:
-        The classes (H, W), and the distance of each open pixel's colour to the classes around it and their blends.
+    `distances` (U, N) are those of each colour of the image to each of the table (N, 3), `inverse` (H, W) is the index
+    of each pixel's colour. Returns also the distance of each open pixel's colour to what is around it and its blends.
     """
     classes, blend = classes.copy(), np.full(classes.shape, np.inf, dtype=np.float32)
     while True:
@@ -139,11 +133,9 @@ def _grow(
         to_each = distances[inverse[rows, columns]].T  # (N, P)
         best = np.where(near, to_each, np.inf).argmin(axis=0)
         to_blend = _distance_to_blends(rgb[rows, columns].astype(np.float32), near, to_each, table)
-        own = to_each.argmin(axis=0)
-        to_own = to_each.min(axis=0)
-        classes[rows, columns] = np.where(
-            (to_own <= OWN_COLOR_DISTANCE) & (to_own + BLEND_MARGIN < to_blend), own, best
-        )
+        own, to_own = to_each.argmin(axis=0), to_each.min(axis=0)
+        is_own = (to_own <= OWN_COLOR_DISTANCE) & (to_own + BLEND_MARGIN < to_blend)
+        classes[rows, columns] = np.where(is_own, own, best)
         blend[rows, columns] = to_blend
     left = classes < 0  # no pixel of the image was sure
     classes[left] = distances.argmin(axis=1)[inverse[left]]
@@ -162,14 +154,12 @@ def _near(classes: np.ndarray, rows: np.ndarray, columns: np.ndarray, count: int
 def _distance_to_blends(colors: np.ndarray, near: np.ndarray, to_each: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Return the distance of P colours (P, 3) to the nearest class around them, or blend of two of those: (P,)."""
     shortest = np.where(near, to_each, np.inf).min(axis=0).astype(np.float32)
-    for i, first in enumerate(table):
-        for j in range(i + 1, len(table)):
-            both = np.flatnonzero(near[i] & near[j])
-            if not len(both):
-                continue
-            line = table[j] - first
-            along = np.clip((colors[both] - first) @ line / (line @ line), 0, 1)
-            away = np.linalg.norm(colors[both] - first - along[:, None] * line, axis=1)
+    for i, j in itertools.combinations(range(len(table)), 2):
+        both = np.flatnonzero(near[i] & near[j])
+        if len(both):
+            from_first, line = colors[both] - table[i], table[j] - table[i]
+            along = np.clip(from_first @ line / (line @ line), 0, 1)
+            away = np.linalg.norm(from_first - along[:, None] * line, axis=1)
             shortest[both] = np.minimum(shortest[both], away)
     return shortest
 

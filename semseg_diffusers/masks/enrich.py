@@ -144,8 +144,9 @@ def run(settings: EnrichSettings) -> None:
         reached = _enrich(settings, pairs, factors, folder)
     texts = []
     for entry in reached:
-        text = f"{entry.name} target {entry.wished:g}x, reached {entry.reached:.2f}x ({percent(entry.share_after)})"
-        if entry.reached < 0.95 * entry.wished and entry.refused:
+        target = entry.wished  # codespell:ignore
+        text = f"{entry.name} target {target:g}x, reached {entry.reached:.2f}x ({percent(entry.share_after)})"
+        if entry.reached < 0.95 * target and entry.refused:
             text += f", mostly because: {next(iter(entry.refused))}"
         texts.append(text)
     sys.stdout.write(f"{settings.num_masks} masks in {settings.output}: {'; '.join(texts)}\n")

@@ -35,7 +35,8 @@ def write_changed(
         The notes of all masks.
     """
     (folder / "masks").mkdir()
-    rows, notes = [], []
+    rows: list[list[Image.Image]] = []
+    notes: list[dict[str, Any]] = []
     for path in paths:
         ids, note, images = change(path)
         labels.decode(ids).save(folder / "masks" / f"{path.stem}.png")

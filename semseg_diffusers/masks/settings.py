@@ -48,9 +48,9 @@ class CleanSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EditSettings(Settings):
-    """Edit masks: remove, move, scale, mirror, paste and draw objects, as input for `generate`.
+    r"""Edit masks: remove, move, scale, mirror, paste and draw objects, as input for `generate`.
 
-      semseg-diffusers edit --masks street.png --output edited \\
+      semseg-diffusers edit --masks street.png --output edited \
           --operation "paste from=other.png class=car to=60,100 flip" --operation "remove class=person number=all"
       semseg-diffusers edit --masks data/val/masks --output edited --operations operations.yaml
 
@@ -109,7 +109,9 @@ class EnrichSettings(Settings):
     output: str = option(metavar="DIR", help="new folder")
     num_masks: int = option(at_least=1, metavar="K", help="number of new masks")
     target: tuple[str, ...] = option(
-        metavar="CLASS=FACTOR", old_names=("wish",), help='such as person=4 rider=6 "traffic cone=3"'
+        metavar="CLASS=FACTOR",
+        old_names=("wish",),  # codespell:ignore
+        help='such as person=4 rider=6 "traffic cone=3"',
     )
     max_added: int = option(16, at_least=1, help="largest number of objects added to a mask")
     seed: int = option(0, at_least=0, help="seed of all randomness")

@@ -316,7 +316,7 @@ def draw_two_wheeler(p: Painter, rng: Rng, x: float, z: float, kind: int, ridden
     reach = 0.52 * wide * way
     p.shadow(-0.3 - abs(reach), 0.3 + abs(reach), -0.15, 0.3)
     for end in (-reach, reach):
-        p.ring((end, 0.34), 0.33 * wide, 0.34, 0.16 if kind == MOTORCYCLE else 0.06, TYRE)
+        p.ellipse((end, 0.34), 0.33 * wide, 0.34, TYRE, outline=0.16 if kind == MOTORCYCLE else 0.06)
     crank, saddle, bars = (0.0, 0.35), (-0.4 * reach, 0.86), (0.75 * reach, 1.02)
     if kind == MOTORCYCLE:
         back, front = -0.12 * way, 0.12 * way

@@ -111,22 +111,27 @@ class Painter:
         if not detail:
             self._mask_draw.polygon(corners, fill=self.label)
 
-    def ellipse(self, center: Point, radius_x: float, radius_y: float, color: Color, detail: bool = False) -> None:
-        """Draw a filled ellipse; radii are in metres."""
-        box = self._box(center, radius_x, radius_y)
-        self._image_draw.ellipse(box, fill=self.paint(color))
+    def ellipse(
+        self, center: Point, radius_x: float, radius_y: float, color: Color, detail=False, shines=False, outline=0.0
+    ) -> None:
+        """Draw an ellipse; radii are in metres. One with an outline is empty in the image and filled in the mask."""
+        (x, y), metre = self.project(*center), self.metre(self.z + sum(center[2:]))
+        box = (x - radius_x * metre, y - radius_y * metre, x + radius_x * metre, y + radius_y * metre)
+        seen = self.paint(color, shines=shines)
+        if outline:
+            width = max(round(max(outline * metre, 0.6 * self.line_width)), 1)
+            self._image_draw.ellipse(box, outline=seen, width=width)
+        else:
+            self._image_draw.ellipse(box, fill=seen)
         if not detail:
             self._mask_draw.ellipse(box, fill=self.label)
 
-    def ring(self, center: Point, radius_x: float, radius_y: float, width: float, color: Color) -> None:
-        """Draw a spoked wheel: the image shows through, the mask is filled, as annotators do."""
-        box, width = self._box(center, radius_x, radius_y), max(width * self.metre(self.z), 0.6 * self.line_width)
-        self._image_draw.ellipse(box, outline=self.paint(color), width=max(round(width), 1))
-        self._mask_draw.ellipse(box, fill=self.label)
-
-    def _box(self, center: Point, radius_x: float, radius_y: float) -> tuple[float, float, float, float]:
-        (x, y), metre = self.project(*center), self.metre(self.z + (center[2] if len(center) > 2 else 0.0))
-        return x - radius_x * metre, y - radius_y * metre, x + radius_x * metre, y + radius_y * metre
+    def lamp(self, center: Point, radius: float, color: Color) -> None:
+        """Draw a light source; it glows afterwards unless something nearer covers it."""
+        metre = self.metre(self.z)
+        radius = max(radius, 0.5 * self.line_width / metre)
+        self.ellipse(center, radius, radius, color, shines=True)
+        self.lamps.append((*self.project(*center), radius * metre, self.paint(color, shines=True)))
 
     def line(self, points: Sequence[Point], width: float, color: Color, depth: float | None = None) -> None:
         """Draw a line of at least the thinnest width, so that a pole never vanishes from image or mask."""
@@ -139,16 +144,6 @@ class Painter:
         """Draw a dark patch on the ground under an object; the mask does not change."""
         points = [self.project(x, 0, z) for x, z in ((x0, z0), (x1, z0), (x1, z1), (x0, z1))]
         self._image_draw.polygon(points, fill=(0, 0, 0, int(70 + 90 * self.look.sun)))
-
-    def lamp(self, center: Point, radius: float, color: Color) -> None:
-        """Draw a light source; it glows afterwards unless something nearer covers it."""
-        x, y = self.project(*center)
-        radius = max(radius * self.metre(self.z), 0.5 * self.line_width)
-        seen = self.paint(color, shines=True)
-        box = (x - radius, y - radius, x + radius, y + radius)
-        self._image_draw.ellipse(box, fill=seen)
-        self._mask_draw.ellipse(box, fill=self.label)
-        self.lamps.append((x, y, radius, seen))
 
 
 def ground(x0: float, x1: float, z0: float, z1: float) -> list[Point]:

@@ -1,5 +1,6 @@
 """`semseg-diffusers edit`: operations from the command line and from files, their effects, refusals."""
 
+import inspect
 import json
 import re
 
@@ -9,7 +10,8 @@ from PIL import Image
 
 from semseg_diffusers import cli
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.masks.editing.edit import parse_operation, read_operations
+from semseg_diffusers.masks.editing.edit import OPERATION_TYPES, parse_operation, read_operations
+from semseg_diffusers.masks.settings import EditSettings
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
 
@@ -49,36 +51,43 @@ def edited(output, name="a"):
     return LABELS.encode(picture)
 
 
-def test_each_operation_changes_the_mask_as_described(masks, tmp_path, capsys):
-    one = masks / "a.png"
-    cases = {
-        "remove class=car": lambda ids: (ids != ID["car"]).all() and (ids[20:26, 10:22] == ID["road"]).all(),
-        "remove at=42,20": lambda ids: (ids != ID["person"]).all(),
-        "move class=car by=3,4": lambda ids: (ids[22:30, 13:25] == ID["car"]).all() and ids[18, 10] == ID["sky"],
-        "move class=car to=30.5,35": lambda ids: (ids[28:36, 25:37] == ID["car"]).all(),
-        "scale at=11,19 factor=0.5": lambda ids: (ids == ID["car"]).sum() == 24,
-        "flip class=car": lambda ids: (ids == scene()).all(),
-        "relabel class=car to=truck": lambda ids: (ids == ID["truck"]).sum() == 96,
-        "relabel at=0,39 to=terrain": lambda ids: ids[39, 59] == ID["terrain"] and ids[0, 0] == ID["sky"],
-        "relabel class=person to=unknown": lambda ids: (ids == 255).sum() == 40,
-        "polygon class=sidewalk points=0,30;9,30;9,39;0,39": lambda ids: (ids[30:, :10] == ID["sidewalk"]).all(),
-        "stroke class=pole points=50,5;50,30 radius=0.5": lambda ids: (ids == ID["pole"]).sum() == 26,
-        "stroke class=pole points=50,5 radius=1": lambda ids: (ids == ID["pole"]).sum() == 5,
-        "rectangle class=bus first=30,22 last=39,29": lambda ids: (ids == ID["bus"]).sum() == 80,
-        "ellipse class=vegetation center=30,5 radii=4,2": lambda ids: ids[5, 34] == ID["vegetation"],
-        f"paste from={one} class=person to=30,35 flip": lambda ids: (ids == ID["person"]).sum() == 80,
-        f"paste from={one} at=15,20 scale=2 to=30,39": lambda ids: (ids[24:, 18:42] == ID["car"]).all(),
-    }
-    for number, (text, holds) in enumerate(cases.items()):
-        output = tmp_path / f"out{number}"
-        assert edit(one, output, text) == 0, capsys.readouterr().err
-        assert holds(edited(output)), text
-        record = json.loads((output / "edits.json").read_text())
-        (note,) = record["masks"][0]["operations"]
-        assert note["operation"] == text.split()[0]
-        assert note["changed_pixels"] == (edited(output) != scene()).sum()
-        Image.open(output / "before_after.png").verify()
-        assert LabelSet.from_json(output / "labels.json") == LABELS
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("remove class=car", lambda ids: (ids != ID["car"]).all() and (ids[20:26, 10:22] == ID["road"]).all()),
+        ("remove at=42,20", lambda ids: (ids != ID["person"]).all()),
+        ("move class=car by=3,4", lambda ids: (ids[22:30, 13:25] == ID["car"]).all() and ids[18, 10] == ID["sky"]),
+        ("move class=car to=30.5,35", lambda ids: (ids[28:36, 25:37] == ID["car"]).all()),
+        ("scale at=11,19 factor=0.5", lambda ids: (ids == ID["car"]).sum() == 24),
+        ("flip class=car", lambda ids: (ids == scene()).all()),
+        ("relabel class=car to=truck", lambda ids: (ids == ID["truck"]).sum() == 96),
+        ("relabel at=0,39 to=terrain", lambda ids: ids[39, 59] == ID["terrain"] and ids[0, 0] == ID["sky"]),
+        ("relabel class=person to=unknown", lambda ids: (ids == 255).sum() == 40),
+        ("polygon class=sidewalk points=0,30;9,30;9,39;0,39", lambda ids: (ids[30:, :10] == ID["sidewalk"]).all()),
+        ("stroke class=pole points=50,5;50,30 radius=0.5", lambda ids: (ids == ID["pole"]).sum() == 26),
+        ("stroke class=pole points=50,5 radius=1", lambda ids: (ids == ID["pole"]).sum() == 5),
+        ("rectangle class=bus first=30,22 last=39,29", lambda ids: (ids == ID["bus"]).sum() == 80),
+        ("ellipse class=vegetation center=30,5 radii=4,2", lambda ids: ids[5, 34] == ID["vegetation"]),
+        ("paste from={mask} class=person to=30,35 flip", lambda ids: (ids == ID["person"]).sum() == 80),
+        ("paste from={mask} at=15,20 scale=2 to=30,39", lambda ids: (ids[24:, 18:42] == ID["car"]).all()),
+    ],
+)
+def test_each_operation_changes_the_mask_as_described(masks, tmp_path, text, holds):
+    output = tmp_path / "out"
+    assert edit(masks / "a.png", output, text.format(mask=masks / "a.png")) == 0
+    assert holds(edited(output))
+    record = json.loads((output / "edits.json").read_text())
+    (note,) = record["masks"][0]["operations"]
+    assert note["operation"] == text.split()[0]
+    assert note["changed_pixels"] == (edited(output) != scene()).sum()
+    Image.open(output / "before_after.png").verify()
+    assert LabelSet.from_json(output / "labels.json") == LABELS
+
+
+def test_help_lists_all_operations_with_their_parameters():
+    lines = {line.split()[0]: line for line in inspect.getdoc(EditSettings).splitlines() if line.startswith("  ")}
+    for name, kind in OPERATION_TYPES.items():
+        assert all(f" {key}" in lines[name] for key in (*kind.needs, *kind.may)), name
 
 
 def test_all_masks_of_a_folder_are_edited_and_files_precede_options(masks, tmp_path):

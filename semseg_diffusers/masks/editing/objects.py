@@ -101,17 +101,14 @@ class MaskObject:
         layers = [~self.shape, *((self.ids == i) & self.shape for i in present)]
         cover = np.stack([_cover(layer, height, width) for layer in layers])  # (1 + classes, h', w')
         inside = cover[1:].sum(axis=0) >= 0.5
-        rows, columns = inside.any(axis=1), inside.any(axis=0)
-        if not rows.any():
+        boxes = ndimage.find_objects(inside.astype(np.uint8))
+        if not boxes:
             raise ValueError(
                 f"an object of {self.height} x {self.width} pixels scaled by {factor:g} has no pixels left."
             )
-        top, left = int(rows.argmax()), int(columns.argmax())
-        bottom, right = height - int(rows[::-1].argmax()), width - int(columns[::-1].argmax())
-        box = slice(top, bottom), slice(left, right)
-        ids = present[cover[1:].argmax(axis=0)].astype(np.uint8)[box]
+        ids = present[cover[1:].argmax(axis=0)].astype(np.uint8)[boxes[0]]
         middle = self.left + (self.width - 1) / 2
-        scaled = replace(self, ids=ids, shape=inside[box])
+        scaled = replace(self, ids=ids, shape=inside[boxes[0]])
         return scaled.at(self.bottom, round(middle - (scaled.width - 1) / 2))
 
 
@@ -149,15 +146,19 @@ def objects_of(ids: np.ndarray, street: Street, classes: Iterable[int] | None = 
     return sorted(found, key=lambda entry: (-entry.area, entry.top, entry.left))
 
 
+def check_inside(ids: np.ndarray, row: int, column: int) -> None:
+    """Refuse a pixel outside a mask."""
+    if not (0 <= row < ids.shape[0] and 0 <= column < ids.shape[1]):
+        raise ValueError(f"row {row}, column {column} is outside the mask, which is {ids.shape[0]} x {ids.shape[1]}.")
+
+
 def object_at(ids: np.ndarray, street: Street, row: int, column: int) -> MaskObject:
     """Return the object at a pixel, of any class.
 
     Raises:
         ValueError: If the pixel is outside the mask, or unknown.
     """
-    height, width = ids.shape
-    if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(f"row {row}, column {column} is outside the mask, which is {height} x {width}.")
+    check_inside(ids, row, column)
     if ids[row, column] == street.labels.ignore_index:
         raise ValueError(f"the pixel at row {row}, column {column} is unknown (ignored); expected one with a class.")
     group = street.group == street.group[ids[row, column]]

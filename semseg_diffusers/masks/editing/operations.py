@@ -7,7 +7,7 @@ by what is in front (`standing_in_front`): of two upright objects, the one whose
 import numpy as np
 
 from semseg_diffusers.masks.components import find_objects, most_frequent, neighbors
-from semseg_diffusers.masks.editing.objects import MaskObject, objects_of
+from semseg_diffusers.masks.editing.objects import MaskObject, check_inside, objects_of
 from semseg_diffusers.masks.editing.street import Street
 
 
@@ -111,9 +111,7 @@ def draw(ids: np.ndarray, shape: np.ndarray, class_id: int) -> np.ndarray:
 
 def region_at(ids: np.ndarray, row: int, column: int) -> np.ndarray:
     """Return the connected region of one class, or of unknown, around a pixel: (H, W) bool."""
-    height, width = ids.shape
-    if not (0 <= row < height and 0 <= column < width):
-        raise ValueError(f"row {row}, column {column} is outside the mask, which is {height} x {width}.")
+    check_inside(ids, row, column)
     numbers = find_objects(ids, ignore_index=-1).numbers  # unknown pixels are a region too
     return numbers == numbers[row, column]
 

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from semseg_diffusers.data.dataset import PairDataset, column_options, load_pairs
 from semseg_diffusers.masks.settings import StatsSettings
 from semseg_diffusers.masks.statistics.counts import (
+    Group,
     MaskStatistics,
     class_figures,
     collect_statistics,
@@ -28,44 +30,37 @@ def statistics_record(
     statistics: MaskStatistics, underrepresented: list[UnderrepresentedClass], dataset: str, split: str
 ) -> dict:
     """Return all statistics as JSON values: of the full split and of each group."""
-    labels = statistics.labels
+
+    def numbers(group: Group | None) -> dict:
+        classes = enumerate(class_figures(statistics, group))
+        return {
+            "num_masks": int(statistics.members(group).sum()),
+            "unknown_share": unknown_share(statistics, group),
+            "classes": [{"id": i, **dataclasses.asdict(row)} for i, row in classes],
+        }
+
     rows, columns = statistics.cells[None].shape[1:]
     return {
         "dataset": dataset,
         "split": split,
-        "num_masks": len(statistics.pixels),
+        **numbers(None),
         "sizes": [{"height": h, "width": w, "masks": n} for (h, w), n in sorted(statistics.frames.items())],
-        "unknown_share": unknown_share(statistics),
-        "classes": _classes(statistics, None),
         "weak_classes": [dataclasses.asdict(entry) for entry in underrepresented],
         "rules": RULES,
-        "groups": [
-            {
-                "attribute": group[0],
-                "value": group[1],
-                "num_masks": int(statistics.members(group).sum()),
-                "unknown_share": unknown_share(statistics, group),
-                "classes": _classes(statistics, group),
-            }
-            for group in statistics.groups
-        ],
+        "groups": [{"attribute": group[0], "value": group[1], **numbers(group)} for group in statistics.groups],
         "heat_maps": {"file": "stats.npz", "rows": rows, "columns": columns},
-        "labels": labels.to_config(),
+        "labels": statistics.labels.to_config(),
         "versions": {"semseg_diffusers": package_version(), "numpy": np.__version__},
     }
 
 
-def _classes(statistics: MaskStatistics, group: tuple[str, str] | None) -> list[dict]:
-    return [{"id": i, **dataclasses.asdict(row)} for i, row in enumerate(class_figures(statistics, group))]
-
-
 def save_arrays(path: Path, statistics: MaskStatistics, stems: list[str]) -> None:
     """Write `stats.npz`: `heat` and `heat:ATTRIBUTE=VALUE` (C, rows, columns), `pixels` (N, C + 1), `stems` (N,)."""
-    arrays = {"pixels": statistics.pixels, "stems": np.array(stems), "heat": heat_maps(statistics)}
-    arrays |= {f"heat:{name}={value}": heat_maps(statistics, (name, value)) for name, value in statistics.groups}
-    arrays = {name: a.astype(np.float32) if a.dtype == np.float64 else a for name, a in arrays.items()}
+    heat = {"heat": heat_maps(statistics)}
+    heat |= {f"heat:{name}={value}": heat_maps(statistics, (name, value)) for name, value in statistics.groups}
+    arrays: dict[str, Any] = {name: values.astype(np.float32) for name, values in heat.items()}
     with written_beside(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+        np.savez_compressed(file, pixels=statistics.pixels, stems=np.array(stems), **arrays)
 
 
 def describe(statistics: MaskStatistics, name: str) -> str:
@@ -81,14 +76,13 @@ def _table(statistics: MaskStatistics) -> str:
     for row in sorted(class_figures(statistics), key=lambda row: -row.pixel_share):
         sizes = (f"{row.median_object:.0f} px", f"{row.typical_object:.0f} px")
         lines.append((row.name, f"{row.pixel_share:.3%}", f"{row.image_share:.1%}", f"{row.objects}", *sizes))
-    widths = [max(len(line[column]) for line in lines) for column in range(6)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )
+    first, *others = (max(map(len, column)) for column in zip(*lines, strict=True))
+    widths = [f"<{first}", *(f">{width}" for width in others)]
+    return "\n".join("  ".join(map(format, line, widths)) for line in lines)
 
 
 def run(settings: StatsSettings) -> None:
+    """Run `semseg-diffusers stats`."""
     pairs: PairDataset = load_pairs(settings.dataset, settings.split, **column_options(settings))
     statistics = collect_statistics(
         pairs.mask, len(pairs), pairs.labels, pairs.attributes, num_workers=settings.num_workers, progress=True
