@@ -206,7 +206,8 @@ def compare_preparation(root: Path, work: Path, repeats: int) -> dict[str, float
     for name in ("published", "full"):
         for part in ("images", "semsegs"):
             (work / name / part).mkdir(parents=True)
-    ours = partial(make_pair, folder=work / "ours", source=source, resolution=(SIZE, SIZE), fit="crop", tolerance=0.0)
+    settings = PrepareSettings(source=str(root), output=str(work / "ours"), resolution=(SIZE, SIZE))
+    ours = partial(make_pair, folder=work / "ours", source=source, settings=settings)
     full, published = (partial(authors_pair, images=images, full_size=whole) for whole in (True, False))
     ways = {
         "full_size": lambda i: full(frames[i], output=work / "full", paint=paint_with_pillow),
@@ -252,7 +253,7 @@ def main() -> None:
         source = read_source(root, "bdd100k")
         polygons = statistics.mean(len(pair.mask.regions) for pair in source.pairs)
         vertices = statistics.mean(sum(len(p.vertices) for p in pair.mask.regions) for pair in source.pairs)
-        kilobytes = statistics.mean(os.path.getsize(pair.photo) / 1024 for pair in source.pairs)
+        kilobytes = statistics.mean(os.path.getsize(pair.image) / 1024 for pair in source.pairs)
     finally:
         shutil.rmtree(work)
     ratios = {

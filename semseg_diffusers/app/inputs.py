@@ -12,11 +12,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from semseg_diffusers.app.settings import Limits
-from semseg_diffusers.data.crop_resize import place_frame
+from semseg_diffusers.data.crop_resize import crop_resize
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.cleaning import MIN_PLAIN_SHARE, clean_painting
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
-from semseg_diffusers.utils.images import DECODER_ERRORS, naming
+from semseg_diffusers.utils.images import DECODER_ERRORS, decoder_errors
 
 
 # Detected from the content of a file, not its name. No other decoder of Pillow is tried.
@@ -156,7 +156,7 @@ def read_upload(data: Any, what: str, limits: Limits, max_size: int | None = Non
             f"the {what} is {image.height} x {image.width} pixels (height x width); expected at most {max_size} per "
             "side. Make it smaller first."
         )
-    with naming(what, "upload"):
+    with decoder_errors(what, "upload"):
         image.load()
         return ImageOps.exif_transpose(image)
 
@@ -193,4 +193,4 @@ def read_photo_upload(data: Any, size: tuple[int, int], limits: Limits) -> Image
         ValueError: not an image, or too large.
     """
     image = read_upload(data, "photo", limits).convert("RGB")
-    return place_frame(image.height, image.width, size).place_photo(image)
+    return crop_resize(image.height, image.width, size).resize_image(image)

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from semseg_diffusers.data.dataset_format import LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
-from semseg_diffusers.utils.images import decode_picture, naming
+from semseg_diffusers.utils.images import decode_image, decoder_errors
 
 
 class MissingSplitError(ValueError):
@@ -30,45 +30,42 @@ class MissingSplitError(ValueError):
 
 
 class DecodedPairs:
-    """Room for the photos and masks of the first pairs of a dataset, as many as fit; filled as they are read.
+    """A cache of decoded images and masks in memory that forked processes share: what one has decoded, all have.
 
-    The memory belongs to no file, and its pages are taken when they are first written. Processes that are forked
-    share it: what one has decoded, all have. Two that decode the same pair write the same bytes.
+    It holds as many of the first pairs of a dataset as fit, and is filled as they are read; two processes that decode
+    the same pair write the same bytes.
 
     Args:
-        sizes (`list[tuple[int, int]]`): Height and width of each pair, pixels.
-        most_bytes (`int`): How much memory to take, at most.
+        sizes (`list[tuple[int, int]]`): height and width of each pair, pixels.
+        most_bytes (`int`): limit of the memory.
     """
 
     def __init__(self, sizes: list[tuple[int, int]], most_bytes: int):
         pixels = np.array([height * width for height, width in sizes], dtype=np.int64)
-        ends = np.cumsum(4 * pixels + 1)  # three channels, the id, and whether it is there
+        ends = np.cumsum(4 * pixels + 1)  # three channels, the id, and whether the pair is there
         self.count = int(np.searchsorted(ends, most_bytes, side="right"))
         self._sizes, self._ends = sizes, ends
-        self._memory = None
-        if self.count:
-            self._memory = np.frombuffer(mmap.mmap(-1, int(ends[self.count - 1])), dtype=np.uint8)
+        memory = mmap.mmap(-1, int(ends[self.count - 1])) if self.count else b""
+        self._memory = np.frombuffer(memory, dtype=np.uint8)
 
     def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Copies of a photo (3, H, W) and its mask (H, W), uint8; None where they are not there."""
+        """Return copies of an image (3, H, W) and its mask (H, W), uint8; None if they are not there."""
         if index >= self.count or not self._memory[self._ends[index] - 1]:
             return None
-        photo, mask = self._views(index)
-        return photo.copy(), mask.copy()
+        image, mask = self._views(index)
+        return image.copy(), mask.copy()
 
-    def put(self, index: int, photo: np.ndarray, mask: np.ndarray) -> None:
-        """Keep a photo (3, H, W) and its mask (H, W), where there is room."""
-        if index >= self.count:
-            return
-        own_photo, own_mask = self._views(index)
-        own_photo[:], own_mask[:] = photo, mask
-        self._memory[self._ends[index] - 1] = 1  # last, when all is there
+    def put(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
+        """Store an image (3, H, W) and its mask (H, W), if there is room."""
+        if index < self.count:
+            own_image, own_mask = self._views(index)
+            own_image[:], own_mask[:] = image, mask
+            self._memory[self._ends[index] - 1] = 1  # last, when all is there
 
     def _views(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        height, width = self._sizes[index]
-        start, pixels = self._ends[index] - 1 - 4 * height * width, height * width
-        photo = self._memory[start : start + 3 * pixels].reshape(3, height, width)
-        return photo, self._memory[start + 3 * pixels : start + 4 * pixels].reshape(height, width)
+        (height, width), end = self._sizes[index], self._ends[index] - 1
+        part = self._memory[end - 4 * height * width : end].reshape(4, height, width)
+        return part[:3], part[3]
 
 
 class PairDataset(torch.utils.data.Dataset):
@@ -82,9 +79,10 @@ class PairDataset(torch.utils.data.Dataset):
         name (`str`): name of the dataset in messages.
     """
 
-    def __init__(self, table, labels: LabelSet, image_column: str, mask_column: str, name: str):
+    def __init__(self, table: Any, labels: LabelSet, image_column: str, mask_column: str, name: str):
         self.labels = labels
-        self._table, self._columns, self.name = table, (image_column, mask_column), name
+        self._table, self.name = table, name
+        self._columns = {"image": image_column, "mask": mask_column}
         self._masks = table.select_columns([mask_column])
         self._decoded: DecodedPairs | None = None
         if "stem" in table.column_names:
@@ -96,46 +94,40 @@ class PairDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Return one pair: `image` uint8 (3, H, W), `mask` uint8 ids (H, W), `stem`.
 
         Raises:
             ValueError: a file cannot be read, or the mask does not match the label set or the image's size.
         """
         index = range(len(self))[index]  # an IndexError past the end, negative numbers from the end
-        kept = None if self._decoded is None else self._decoded.get(index)
-        if kept is None:
-            kept = self._read(index)
+        pair = None if self._decoded is None else self._decoded.get(index)
+        if pair is None:
+            row, stem = self._table[index], self.stems[index]
+            image, ids = np.asarray(self._photo(row, index)), self._ids(row, index)  # (H, W, 3), (H, W)
+            if image.shape[:2] != ids.shape:
+                raise ValueError(
+                    f"pair '{stem}' of {self.name}: the image is {image.shape[0]} x {image.shape[1]}, its mask "
+                    f"{ids.shape[0]} x {ids.shape[1]} (height x width); expected one size. Prepare the dataset again."
+                )
+            pair = image.transpose(2, 0, 1).copy(), ids
             if self._decoded is not None:
-                self._decoded.put(index, *kept)
-        image, ids = (torch.from_numpy(array) for array in kept)  # (3, H, W), (H, W)
-        return {"image": image, "mask": ids, "stem": self.stems[index]}
-
-    def _read(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """Decode a pair: image (3, H, W) and ids (H, W), uint8."""
-        row, stem = self._table[index], self.stems[index]
-        photo = np.asarray(self._photo(row, index))  # (H, W, 3)
-        ids = self._ids(row, index)  # (H, W)
-        if photo.shape[:2] != ids.shape:
-            raise ValueError(
-                f"pair '{stem}' of {self.name}: the photo is {photo.shape[0]} x {photo.shape[1]}, its mask "
-                f"{ids.shape[0]} x {ids.shape[1]} (height x width); wanted one size. Prepare the dataset again."
-            )
-        return photo.transpose(2, 0, 1).copy(), ids
+                self._decoded.put(index, *pair)
+        return {"image": torch.from_numpy(pair[0]), "mask": torch.from_numpy(pair[1]), "stem": self.stems[index]}
 
     def keep_decoded(self, most_bytes: int) -> int:
         """Keep decoded pairs from now on, in memory shared with processes forked from this one.
 
         Args:
-            most_bytes (`int`): Largest memory to use; 0 keeps none.
+            most_bytes (`int`): limit of the memory; 0 keeps none.
 
         Returns:
-            `int`: How many pairs fit.
+            `int`: how many pairs fit.
         """
         self._decoded = DecodedPairs(self.sizes, most_bytes)
         return self._decoded.count
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Return the state for a process that is not forked, which decodes for itself."""
         return {**self.__dict__, "_decoded": None}
 
@@ -150,7 +142,7 @@ class PairDataset(torch.utils.data.Dataset):
 
     def photo_file(self, index: int) -> bytes:
         """Return the bytes of an image file as they are stored."""
-        entry = self._table[range(len(self))[index]][self._columns[0]]
+        entry = self._table[range(len(self))[index]][self._columns["image"]]
         return entry["bytes"] or Path(entry["path"]).read_bytes()
 
     def photo(self, index: int) -> Image.Image:
@@ -167,35 +159,37 @@ class PairDataset(torch.utils.data.Dataset):
         """Return the text columns beside image, mask and stem, such as weather: by name, one value per pair."""
         return {name: list(self._table[name]) for name in _text_columns(self._table)}
 
-    def _photo(self, row: dict, index: int) -> Image.Image:
-        photo, _ = self._picture(row, index, "photo")
-        return ImageOps.exif_transpose(photo).convert("RGB")
+    def _photo(self, row: dict[str, Any], index: int) -> Image.Image:
+        image, _ = self._decode(row, index, "image")
+        return ImageOps.exif_transpose(image).convert("RGB")
 
-    def _ids(self, row: dict, index: int) -> np.ndarray:
-        mask, source = self._picture(row, index, "mask")
+    def _ids(self, row: dict[str, Any], index: int) -> np.ndarray:
+        mask, source = self._decode(row, index, "mask")
         return self.labels.encode(mask, source=source)
 
-    def _picture(self, row: dict, index: int, what: str) -> tuple[Image.Image, str]:
+    def _decode(self, row: dict[str, Any], index: int, what: str) -> tuple[Image.Image, str]:
         """Return image or mask of a row, and its name in messages."""
-        column = self._columns[("photo", "mask").index(what)]
-        if row[column] is None:
-            raise ValueError(f"pair '{self.stems[index]}' of {self.name} has no {what} in column '{column}'.")
-        source = row[column]["path"] or f"{self.stems[index]} of {self.name}"
-        return _decode(row[column], what, source), source
+        entry = row[self._columns[what]]
+        if entry is None:
+            raise ValueError(f"pair '{self.stems[index]}' of {self.name} has no {what}: '{self._columns[what]}'.")
+        if entry["bytes"] is None:
+            return open_image(entry["path"], what), entry["path"]
+        source = self._source(entry, index)
+        return decode_image(entry["bytes"], what, source), source
+
+    def _source(self, entry: dict[str, Any], index: int) -> str:
+        return entry["path"] or f"{self.stems[index]} of {self.name}"
 
     @functools.cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """Return height and width of each image, read from the files' headers."""
-        sizes, column = [], self._columns[0]
-        rows = self._table.select_columns([column])  # without the masks' bytes
-        for row, stem in zip(rows, self.stems, strict=True):
+        sizes, column = [], self._columns["image"]
+        for index, row in enumerate(self._table.select_columns([column])):  # without the masks' bytes
             entry = row[column]
-            source = entry["path"] or f"{stem} of {self.name}"
             file = io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]
-            with naming("photo", source), Image.open(file) as photo:
-                width, height = (
-                    ImageOps.exif_transpose(photo).size if photo.getexif().get(0x0112, 1) > 4 else photo.size
-                )
+            with decoder_errors("image", self._source(entry, index)), Image.open(file) as image:
+                rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+                width, height = image.size[::-1] if rotated else image.size
             sizes.append((height, width))
         return sizes
 
@@ -212,7 +206,7 @@ class PairDataset(torch.utils.data.Dataset):
         other = next((index for index, size in enumerate(self.sizes) if size != first), None)
         if other is not None:
             raise ValueError(
-                f"the photos of {self.name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
+                f"the images of {self.name} differ in size: '{self.stems[0]}' is {first[0]} x {first[1]}, "
                 f"'{self.stems[other]}' is {self.sizes[other][0]} x {self.sizes[other][1]}. Prepare them at one size: "
                 "--resolution HxW."
             )
@@ -225,27 +219,19 @@ class PairDataset(torch.utils.data.Dataset):
             ValueError: naming the first.
         """
         small = next((i for i, size in enumerate(self.sizes) if size[0] < height or size[1] < width), None)
-        if small is not None or not self.sizes:
-            found = (
-                "there are none" if small is None else "'{}' is {} x {}".format(self.stems[small], *self.sizes[small])
-            )
-            raise ValueError(
-                f"--random_crop wants photos of {height} x {width} or more (height x width), and of {self.name} "
-                f"{found}. Prepare them larger: --resolution HxW or native."
-            )
+        if small is None and self.sizes:
+            return
+        found = "there are none" if small is None else "'{}' is {} x {}".format(self.stems[small], *self.sizes[small])
+        raise ValueError(
+            f"--random_crop expects images of {height} x {width} or more (height x width), and of {self.name} "
+            f"{found}. Prepare them larger: --resolution HxW or native."
+        )
 
 
-def _text_columns(table) -> list[str]:
+def _text_columns(table: Any) -> list[str]:
     """Return the text columns of a table, except the stem."""
     of_text = [name for name, feature in table.features.items() if getattr(feature, "dtype", None) == "string"]
     return [name for name in of_text if name != "stem"]
-
-
-def _decode(entry: dict, what: str, source: str) -> Image.Image:
-    """Decode an entry of an image column: bytes in the table, or a path beside it."""
-    if entry["bytes"] is None:
-        return open_image(entry["path"], what)
-    return decode_picture(entry["bytes"], what, source)
 
 
 def column_options(given: Any) -> dict[str, Any]:
@@ -288,10 +274,12 @@ def load_pairs(
     check_name(name, "dataset")
     if Path(name).is_dir():
         if revision is not None:
+            raise ValueError(f"'{name}' is a local folder and has no revision '{revision}'; datasets of the Hub do.")
+        if labels is None and not (Path(name) / LABELS_FILE).is_file():
             raise ValueError(
-                f"'{name}' is a folder here and has no revision '{revision}'; only datasets of the Hub do."
+                f"'{name}' has no {LABELS_FILE}. Make it with `semseg-diffusers prepare`, or give its label set."
             )
-        labels = labels or _read_labels(name)
+        labels = labels or LabelSet.from_json(Path(name) / LABELS_FILE)
     else:
         labels, revision = find_on_hub(name, labels, revision)
     with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
@@ -306,10 +294,10 @@ def load_pairs(
         if column not in table.column_names:
             raise ValueError(
                 f"'{name}' has no column '{column}'; it has {', '.join(table.column_names)}. Name the columns of "
-                "photos and masks: --image_column, --mask_column."
+                "images and masks: --image_column, --mask_column."
             )
         if not isinstance(table.features[column], datasets.Image):
-            raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; wanted pictures.")
+            raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; expected images.")
         table = table.cast_column(column, datasets.Image(decode=False))
     kept = {image_column, mask_column, *_text_columns(table)} | ({"stem"} & set(table.column_names))
     return PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
@@ -333,17 +321,6 @@ def split_names(dataset: str | os.PathLike) -> list[str]:
     return [SPLITS.get(split, split) for split in known]
 
 
-def _read_labels(folder: str) -> LabelSet:
-    """Return the label set in the folder of a dataset."""
-    path = Path(folder) / LABELS_FILE
-    if not path.is_file():
-        raise ValueError(
-            f"'{folder}' holds no {LABELS_FILE}. Make the dataset with `semseg-diffusers prepare`, or give its "
-            "label set."
-        )
-    return LabelSet.from_json(path)
-
-
 def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
     """Return the label set of a dataset on the Hub, and its commit, so that the pairs come from the same one.
 
@@ -364,12 +341,14 @@ def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tup
             path = Path(hf_hub_download(name, LABELS_FILE, repo_type="dataset", revision=revision))
         except LocalEntryNotFoundError as err:
             if labels is None:
-                raise ValueError(f"'{name}' is no folder here, and the Hub cannot be reached to look for it.") from err
+                raise ValueError(
+                    f"'{name}' is not a local folder, and the Hub cannot be reached to look for it."
+                ) from err
             return labels, revision  # `datasets` may still have the pairs in its cache
         except EntryNotFoundError as err:
             if labels is None:
-                raise ValueError(f"dataset '{name}' carries no {LABELS_FILE}: give its label set.") from err
-            return labels, err.response.headers.get("X-Repo-Commit", revision)
+                raise ValueError(f"dataset '{name}' has no {LABELS_FILE}: give its label set.") from err
+            return labels, err.response.headers.get("X-Repo-Commit", revision)  # type: ignore[attr-defined]
     return labels or LabelSet.from_json(path), path.parent.name
 
 
@@ -389,7 +368,7 @@ def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-UNKNOWN = (None, "", "undefined")  # what datasets write for unknown; BDD100K uses "undefined"
+UNDEFINED = "undefined"  # what BDD100K writes for unknown, beside null and ""
 MOST_VALUES = 256  # a column with more distinct values identifies pairs rather than conditions
 
 
@@ -414,11 +393,9 @@ def attribute_values(pairs: PairDataset, names: Iterable[str]) -> dict[str, list
                 f"{pairs.name} has no column of text '{name}' for an attribute; it has {known}. Numbers, and nulls "
                 "throughout, are no text."
             )
-        values = sorted(set(pairs.attributes[name]) - set(UNKNOWN))
+        values = sorted({value for value in pairs.attributes[name] if value and value != UNDEFINED})
         if not values:
-            raise ValueError(
-                f"column '{name}' of {pairs.name} says nothing: every pair is {UNKNOWN[-1]}. Leave it out."
-            )
+            raise ValueError(f"column '{name}' of {pairs.name} says nothing: every pair is {UNDEFINED}. Leave it out.")
         if len(values) > MOST_VALUES:
             raise ValueError(
                 f"column '{name}' of {pairs.name} has {len(values)} different values in {len(pairs)} pairs; an "
@@ -440,7 +417,7 @@ def attribute_numbers(pairs: PairDataset, values: Mapping[str, Sequence[str]]) -
     """
     numbers = torch.full((len(pairs), len(values)), -1)
     for column, (name, known) in enumerate(values.items()):
-        number_of = {value: number for number, value in enumerate(known)}
         for row, value in enumerate(pairs.attributes.get(name, ())):
-            numbers[row, column] = number_of.get(value, -1)
+            if value in known:
+                numbers[row, column] = known.index(value)
     return numbers

@@ -1,7 +1,7 @@
-"""Which class of one label set stands for a class of another, and masks taken from one to the other.
+"""Map the classes of one label set, and its masks, to another.
 
-First by name, then by the tables below: the same thing under another name, else a wider class that holds it, as data
-sets are commonly merged (CamVid's 32 classes into 11, Mapillary's and IDD's into Cityscapes' 19).
+First by name, then by the tables below: another name of the same class, otherwise a superclass, as datasets are
+commonly merged (CamVid's 32 classes into 11, Mapillary's and IDD's into Cityscapes' 19).
 """
 
 import re
@@ -13,7 +13,7 @@ import numpy as np
 from semseg_diffusers.data.labels import LabelSet
 
 
-# Names of one and the same thing, normalized.
+# Names of the same class, normalized.
 SYNONYMS = (
     ("person", "pedestrian", "people", "human", "individual"),
     ("rider", "bicyclist", "cyclist", "motorcyclist", "other rider"),
@@ -36,8 +36,8 @@ SYNONYMS = (
     ("lane marking", "lane mkgs driv", "lane marking general", "road marking", "lane mkgs non driv"),
     ("unknown", "void", "unlabelled", "unlabeled", "ignore"),
 )
-# A thing -> the wider classes that hold it, the nearest first.
-WIDER = {
+# A class -> its superclasses, the nearest first.
+SUPERCLASSES = {
     "truck": ("truck bus", "car"),
     "bus": ("truck bus", "car"),
     "train": ("car",),
@@ -72,12 +72,12 @@ WIDER = {
     "parking block": ("sidewalk",),
     "curb": ("sidewalk",),
     "curb cut": ("sidewalk",),
-    "road": ("background",),  # the paper's set has no road: it lies in the background
+    "road": ("background",),  # the paper's set has no road: it is part of the background
 }
 
 
 def normalize(name: str) -> str:
-    """Return a class name in one spelling: small letters, single blanks, no signs.
+    """Return a class name in one spelling: lower case, single spaces, no punctuation.
 
     Example:
         >>> normalize("Traffic_Sign"), normalize("Column-Pole "), normalize("Sign (Front)")
@@ -88,18 +88,18 @@ def normalize(name: str) -> str:
 
 
 def match_classes(names: Sequence[str], target: LabelSet) -> tuple[int | None, ...]:
-    """Find for each class of one set the id that it has in another.
+    """Return for each class of one label set the id of its counterpart in another.
 
-    A class that the target knows by name takes that one; another name of the same thing comes next, a wider class
-    last. So what the target tells apart is never merged, and several classes may come to one.
+    The same name comes first, another name of the same class next, a superclass last. So classes that the target
+    distinguishes are never merged, and several classes may have one counterpart.
 
     Args:
         names: class names in the order of their ids; of several names in one, split by commas as in ADE20K, the first
             that is known counts.
-        target: the set to find them in.
+        target: the other label set.
 
     Returns:
-        one id a name; None where the target has nothing for it.
+        one id a name; None where the target has no counterpart.
 
     Example:
         >>> camvid = LabelSet.from_preset("camvid")
@@ -113,26 +113,24 @@ def match_classes(names: Sequence[str], target: LabelSet) -> tuple[int | None, .
 
 
 def _find(names: list[str], ids: dict[str, int]) -> int | None:
-    """Return the id of the first thing that is known: the names, then the same things, then ever wider ones."""
-    candidates = list(names)
-    for name in names:
-        candidates += _same_things(name)
+    """Return the id of the first known name: as given, then other names of the same classes, then superclasses."""
+    candidates = [*names, *(other for name in names for other in _synonyms(name))]
     for name in candidates:  # grows while it is read
-        for wider in WIDER.get(name, ()):
-            candidates += [other for other in _same_things(wider) if other not in candidates]
+        for superclass in SUPERCLASSES.get(name, ()):
+            candidates += [other for other in _synonyms(superclass) if other not in candidates]
     return next((ids[name] for name in candidates if name in ids), None)
 
 
-def _same_things(name: str) -> tuple[str, ...]:
+def _synonyms(name: str) -> tuple[str, ...]:
     return next((group for group in SYNONYMS if name in group), (name,))
 
 
 def map_ids(ids: np.ndarray, mapping: Sequence[int | None], ignore_index: int = 255) -> np.ndarray:
-    """Take class ids from one set to another.
+    """Map class ids from one label set to another.
 
     Args:
-        ids: integers of any shape; what is no class of the mapping, such as an unknown pixel, becomes unknown.
-        mapping: what `match_classes` returns.
+        ids: integers of any shape; those that are no class of the mapping become unknown.
+        mapping: result of `match_classes`.
         ignore_index: the id of unknown pixels in the result.
 
     Returns:
@@ -171,14 +169,14 @@ def count_pixels(ids: np.ndarray, num_classes: int) -> np.ndarray:
 class LabelMapping:
     """How masks of one label set become masks of another: by the names of their classes (`match_classes`).
 
-    What has no counterpart becomes unknown, and what is unknown stays so.
+    Classes without a counterpart become unknown; unknown pixels stay unknown.
 
     Args:
-        source (`LabelSet`): the classes that the masks are in.
-        target (`LabelSet`): the classes that they come to.
+        source (`LabelSet`): the classes of the masks.
+        target (`LabelSet`): the classes that they become.
 
     Raises:
-        ValueError: the two sets have nothing in common.
+        ValueError: the label sets have nothing in common.
 
     Example:
         >>> to_paper = LabelMapping(LabelSet.from_preset("bdd100k"), LabelSet.from_preset("paper"))
@@ -190,31 +188,31 @@ class LabelMapping:
     target: LabelSet
     ids: tuple[int | None, ...] = field(init=False)  # of the target, one for each class of the source
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "ids", match_classes(self.source.names, self.target))
         if set(self.ids) == {None}:
             raise ValueError(
                 f"the label sets have nothing in common: none of {some_names(self.source)} has a counterpart among "
-                f"{some_names(self.target)}. Is one of them another than you meant? Else name the classes alike in a "
-                "JSON file."
+                f"{some_names(self.target)}. Is one of them another than you meant? Otherwise name the classes alike "
+                "in a JSON file."
             )
 
     @property
     def names(self) -> tuple[tuple[str, str | None], ...]:
-        """Each class of the source with its counterpart, in the order of the ids."""
+        """Return each class of the source with its counterpart, in the order of the ids."""
         counterparts = (None if i is None else self.target.names[i] for i in self.ids)
         return tuple(zip(self.source.names, counterparts, strict=True))
 
     def map(self, ids: np.ndarray) -> np.ndarray:
-        """Take ids of the source to ids of the target: uint8 of the same shape."""
+        """Map ids of the source to ids of the target: uint8 of the same shape."""
         return map_ids(ids, self.ids, self.target.ignore_index)
 
     def count(self, ids: np.ndarray) -> np.ndarray:
-        """The pixels of each class of the source, int64 (num_classes,); unknown ones are not counted."""
+        """Return the pixels of each class of the source, int64 (num_classes,); unknown ones are not counted."""
         return np.bincount(np.ravel(ids), minlength=256)[: self.source.num_classes]
 
     def describe(self, pixels: np.ndarray) -> str:
-        """One line on what became unknown, of masks with so many pixels of each class (the sum of `count`).
+        """Return one line on what became unknown, of masks with so many pixels of each class (the sum of `count`).
 
         Example:
             >>> camvid = LabelSet.from_preset("camvid")
@@ -223,23 +221,17 @@ class LabelMapping:
             '1,000 of 10,000 labelled pixels (10 %) became unknown, having no counterpart: zebra 9.99 %, lion 0.01 %'
         """
         total = int(pixels.sum())
-        lost = {i: int(pixels[i]) for i, new in enumerate(self.ids) if new is None and pixels[i]}
+        lost = [(int(pixels[i]), self.source.names[i]) for i, new in enumerate(self.ids) if new is None and pixels[i]]
         if not lost:
             return f"all {total:,} labelled pixels have a counterpart"
-        shares = ", ".join(
-            f"{self.source.names[i]} {_percent(lost[i], total)}" for i in sorted(lost, key=lost.get, reverse=True)
-        )
-        lost_in_all = sum(lost.values())
+        shares = [f"{name} {100 * n / total:.3g} %" for n, name in sorted(lost, key=lambda entry: -entry[0])]
+        all_lost = sum(n for n, _ in lost)
         return (
-            f"{lost_in_all:,} of {total:,} labelled pixels ({_percent(lost_in_all, total)}) became unknown, having no "
-            f"counterpart: {shares}"
+            f"{all_lost:,} of {total:,} labelled pixels ({100 * all_lost / total:.3g} %) became unknown, having no "
+            f"counterpart: {', '.join(shares)}"
         )
-
-
-def _percent(part: int, total: int) -> str:
-    return f"{100 * part / total:.3g} %"
 
 
 def some_names(labels: LabelSet) -> str:
-    """The first classes of a label set, for a message."""
+    """Return the first classes of a label set, for a message."""
     return ", ".join(labels.names[:4]) + (", ..." if labels.num_classes > 4 else "")

@@ -1,12 +1,15 @@
-"""Label sets: names, colours and unknown id of the classes that masks hold, with the public driving sets as presets.
-Masks are read and coloured by the pure functions of the pipeline's Hub file; `LabelSet` gives them one set of classes.
+"""Label sets: names, colours and unknown id of the classes in masks, with those of public driving datasets as presets.
+
+Masks are read and coloured by the pure functions of the pipeline's Hub file; `LabelSet` passes them its classes.
 """
 
 import json
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,9 +17,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from semseg_diffusers.data.settings import LabelsSettings
 from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, read_mask
-from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.files import write_json, write_text
 from semseg_diffusers.utils.images import save_png
 
+
+Color: TypeAlias = tuple[int, int, int]  # RGB
 
 # The 19 training classes of Cityscapes, which BDD100K shares, in train id order and in Cityscapes' colours.
 CITYSCAPES = {
@@ -61,35 +66,35 @@ PRESETS = {"bdd100k": CITYSCAPES, "cityscapes": CITYSCAPES, "camvid": CAMVID, "p
 PRESET_NAMES = tuple(PRESETS)
 
 
-def free_color(colors) -> tuple[int, int, int]:
-    """The first colour for "unknown" that no class uses: black, else white, else a grey."""
+def free_color(colors: Collection[Color]) -> Color:
+    """Return a colour for "unknown" that no class uses: black, otherwise white, otherwise a grey."""
     for level in (0, 255, *range(1, 255)):
         if (level, level, level) not in colors:
             return (level, level, level)
     raise AssertionError("more grey colours in use than there can be classes")
 
 
-def _as_color(color, owner: str) -> tuple[int, int, int]:
-    whole = isinstance(color, (list, tuple)) and all(
-        isinstance(level, (int, np.integer)) and not isinstance(level, bool) for level in color
-    )
-    if not whole or len(color) != 3 or not all(0 <= level <= 255 for level in color):
-        raise ValueError(f"the colour of {owner} is {color!r}; wanted three whole numbers from 0 to 255: [r, g, b].")
-    return tuple(int(level) for level in color)
+def _as_color(color: Any, owner: str) -> Color:
+    levels = list(color) if isinstance(color, (list, tuple)) else []
+    whole = all(isinstance(level, (int, np.integer)) and not isinstance(level, bool) for level in levels)
+    if len(levels) != 3 or not whole or not all(0 <= level <= 255 for level in levels):
+        raise ValueError(f"the colour of {owner} is {color!r}; expected three whole numbers from 0 to 255: [r, g, b].")
+    red, green, blue = map(int, levels)
+    return red, green, blue
 
 
 @dataclass(frozen=True)
 class LabelSet:
-    """The classes of a mask: names and colours in the order of their ids, and what stands for "unknown".
+    """The classes of a mask: names and colours in the order of their ids, and the id and colour of "unknown".
 
     Args:
-        names (`tuple[str, ...]`): Class names; the position is the id. 1 to 255 of them, all different.
+        names (`tuple[str, ...]`): class names; the position is the id. 1 to 255 of them, all different.
         colors (`tuple[tuple[int, int, int], ...]`): RGB colour of each class, all different.
-        ignore_index (`int`, defaults to 255): The id of unknown pixels.
-        ignore_color (`tuple[int, int, int]`, defaults to black): Their colour, which no class may have.
+        ignore_index (`int`, defaults to 255): the id of unknown pixels.
+        ignore_color (`tuple[int, int, int]`, defaults to black): their colour, which no class may have.
 
     Raises:
-        ValueError: Names or colours repeat, or do not fit together.
+        ValueError: names or colours repeat, or do not fit together.
 
     Example:
         >>> labels = LabelSet.from_preset("bdd100k")
@@ -98,11 +103,11 @@ class LabelSet:
     """
 
     names: tuple[str, ...]
-    colors: tuple[tuple[int, int, int], ...]
+    colors: tuple[Color, ...]
     ignore_index: int = 255
-    ignore_color: tuple[int, int, int] = (0, 0, 0)
+    ignore_color: Color = (0, 0, 0)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
         colors = tuple(_as_color(color, f"class {i}") for i, color in enumerate(self.colors))
         object.__setattr__(self, "colors", colors)
@@ -111,18 +116,18 @@ class LabelSet:
             raise ValueError(f"a label set has 1 to 255 classes; got {len(self.names)}.")
         if len(self.colors) != len(self.names):
             raise ValueError(f"each class needs a colour; got {len(self.names)} names and {len(self.colors)} colours.")
-        for i, name in enumerate(self.names):
+        for i, (name, color) in enumerate(zip(self.names, self.colors, strict=True)):
             if not isinstance(name, str) or not name.strip():
-                raise ValueError(f"class {i} has the name {name!r}; wanted text.")
+                raise ValueError(f"class {i} has the name {name!r}; expected text.")
             if name in self.names[:i]:
                 raise ValueError(f"the class name '{name}' occurs twice; give each class its own.")
-            if self.colors[i] in self.colors[:i]:
-                other = self.names[self.colors.index(self.colors[i])]
-                raise ValueError(f"'{other}' and '{name}' share the colour {self.colors[i]}; give each class its own.")
+            if color in self.colors[:i]:
+                other = self.names[self.colors.index(color)]
+                raise ValueError(f"'{other}' and '{name}' share the colour {color}; give each class its own.")
         if not self.num_classes <= self.ignore_index <= 255:
             raise ValueError(
                 f"ignore_index is {self.ignore_index}; it must be no class (0-{self.num_classes - 1}) and fit 8 bits: "
-                f"wanted {self.num_classes}-255."
+                f"expected {self.num_classes}-255."
             )
         if self.ignore_color in self.colors:
             owner = self.names[self.colors.index(self.ignore_color)]
@@ -133,21 +138,24 @@ class LabelSet:
 
     @property
     def num_classes(self) -> int:
+        """Return the number of classes, without "unknown"."""
         return len(self.names)
 
     @property
     def id2label(self) -> dict[int, str]:
+        """Return the names by id."""
         return dict(enumerate(self.names))
 
     @property
     def label2id(self) -> dict[str, int]:
+        """Return the ids by name."""
         return {name: i for i, name in enumerate(self.names)}
 
-    # Where label sets come from and go to
+    # Loading and saving
 
     @classmethod
     def from_name(cls, name: str) -> "LabelSet":
-        """The label set that an option names: a preset, or a JSON file as `from_json` reads it."""
+        """Return the label set that an option names: a preset, or a JSON file as `from_json` reads it."""
         if name in PRESETS:
             return cls.from_preset(name)
         if not Path(name).is_file():
@@ -156,19 +164,19 @@ class LabelSet:
 
     @classmethod
     def from_preset(cls, name: str) -> "LabelSet":
-        """A public label set: "bdd100k", "cityscapes" (the same), "camvid" or "paper"."""
+        """Return a public label set: "bdd100k", "cityscapes" (the same), "camvid" or "paper"."""
         if name not in PRESETS:
             raise ValueError(f"no label set is called '{name}'; there are {', '.join(PRESETS)}, or use a JSON file.")
         return cls.from_colormap(PRESETS[name])
 
     @classmethod
-    def from_colormap(cls, colormap: Mapping) -> "LabelSet":
-        """A label set from {name: (r, g, b)} in class order; unknown takes a colour that is free."""
+    def from_colormap(cls, colormap: Mapping[str, Sequence[int]]) -> "LabelSet":
+        """Return a label set from {name: (r, g, b)} in class order; unknown takes a free colour."""
         colors = tuple(_as_color(color, f"'{name}'") for name, color in colormap.items())
         return cls(tuple(colormap), colors, ignore_color=free_color(colors))
 
     @classmethod
-    def from_json(cls, path) -> "LabelSet":
+    def from_json(cls, path: Any) -> "LabelSet":
         """Read `colormap.json` ({name: [r, g, b]}, its order is the class order) or our own `labels.json`.
 
         `path` is a path, or has `read_text` like one (a file inside an archive).
@@ -179,47 +187,43 @@ class LabelSet:
         except (json.JSONDecodeError, UnicodeDecodeError) as err:
             raise ValueError(f"label file '{path}' is not valid JSON: {err}.") from err
         if not isinstance(content, dict) or not content:
-            raise ValueError(f"label file '{path}' holds no classes; wanted {{\"name\": [r, g, b], ...}}.")
+            raise ValueError(f"label file '{path}' holds no classes; expected {{\"name\": [r, g, b], ...}}.")
         try:
             return cls.from_config(content) if "id2label" in content else cls.from_colormap(content)
         except ValueError as err:
             raise ValueError(f"label file '{path}': {err}") from err
 
-    def save_json(self, path) -> None:
+    def save_json(self, path: str | os.PathLike) -> None:
         """Write `labels.json`, which `from_json` reads."""
-        write_text(path, json.dumps(self.to_config(), indent=2) + "\n")
+        write_json(path, self.to_config())
 
     @classmethod
-    def from_config(cls, config) -> "LabelSet":
-        """The label set in a network's config (or in a dictionary like `to_config` makes).
+    def from_config(cls, config: Any) -> "LabelSet":
+        """Return the label set in a network's config, or in a dictionary of `to_config`.
 
         Raises:
-            ValueError: The config carries no names or no colours, or ids that do not run from 0.
+            ValueError: the config has no names or no colours, or ids that do not run from 0.
         """
         values = config if isinstance(config, Mapping) else vars(config)
-        names, colors = values.get("id2label"), values.get("id2color")
-        if not names or not colors:
-            missing = "id2label" if not names else "id2color"
-            raise ValueError(
-                f"the config carries no label set ({missing} is missing); give one: LabelSet.from_json()."
-            )
-        names = {int(i): name for i, name in names.items()}
-        colors = {int(i): color for i, color in colors.items()}
+        for key in ("id2label", "id2color"):
+            if not values.get(key):
+                raise ValueError(f"the config has no label set ({key} is missing); give one: LabelSet.from_json().")
+        names = {int(i): name for i, name in values["id2label"].items()}
+        colors = {int(i): color for i, color in values["id2color"].items()}
         for key, entries in (("id2label", names), ("id2color", colors)):
             if sorted(entries) != list(range(len(names))):
-                raise ValueError(f"{key} has the ids {sorted(entries)}; wanted 0 to {len(names) - 1} without gaps.")
-        order = range(len(names))
-        colors = tuple(_as_color(colors[i], f"'{names[i]}'") for i in order)
+                raise ValueError(f"{key} has the ids {sorted(entries)}; expected 0 to {len(names) - 1} without gaps.")
+        in_order = tuple(_as_color(colors[i], f"'{names[i]}'") for i in range(len(names)))
         ignore_color, ignore_index = values.get("ignore_color"), values.get("ignore_index")
         return cls(
-            tuple(names[i] for i in order),
-            colors,
+            tuple(names[i] for i in range(len(names))),
+            in_order,
             ignore_index=255 if ignore_index is None else ignore_index,
-            ignore_color=free_color(colors) if ignore_color is None else tuple(ignore_color),
+            ignore_color=free_color(in_order) if ignore_color is None else tuple(ignore_color),
         )
 
-    def to_config(self) -> dict:
-        """The label set as it stands in a network's config: JSON types, string keys as transformers writes them."""
+    def to_config(self) -> dict[str, Any]:
+        """Return the label set as in a network's config: JSON types, string keys as transformers writes them."""
         return {
             "id2label": {str(i): name for i, name in enumerate(self.names)},
             "id2color": {str(i): list(color) for i, color in enumerate(self.colors)},
@@ -229,94 +233,96 @@ class LabelSet:
 
     # Masks
 
-    def encode(self, image, tolerance: float = 0.0, source=None) -> np.ndarray:
+    def encode(self, image: Any, tolerance: float = 0.0, source: object = None) -> np.ndarray:
         """Read a mask as class ids.
 
         Args:
-            image (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): Ids or this set's colours (`read_mask`).
-            tolerance (`float`, defaults to 0): Unknown colours take the class whose colour is nearest, if its
+            image (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): ids, or this set's colours (`read_mask`).
+            tolerance (`float`, defaults to 0): unknown colours take the class whose colour is nearest, if its
                 Euclidean distance in RGB is at most this.
-            source (*optional*): Named in error messages; a path names itself.
+            source (*optional*): name in error messages; a path names itself.
 
         Returns:
-            `np.ndarray`: Class ids, (H, W) uint8.
+            `np.ndarray`: class ids, (H, W) uint8.
 
         Raises:
-            ValueError: Unreadable file, unknown colours or ids out of range.
+            ValueError: unreadable file, unknown colours or ids out of range.
         """
         label_set = (self.num_classes, self.colors, self.ignore_index, self.ignore_color)
         return read_mask(image, *label_set, tolerance=tolerance, source=source)
 
-    def decode(self, ids) -> Image.Image:
-        """Turn class ids (H, W) into a P-mode picture: index = id, colours in the palette. Any editor opens it.
+    def decode(self, ids: Any) -> Image.Image:
+        """Turn class ids (H, W) into a P-mode image: index = id, colours in the palette. Any editor opens it.
 
         Raises:
             ValueError: `ids` are not integers of shape (H, W), or out of range.
         """
         ids = ids.detach().cpu().numpy() if isinstance(ids, torch.Tensor) else np.asarray(ids)
         if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
-            raise ValueError(f"ids have shape {ids.shape} and type {ids.dtype}; wanted integers of shape (H, W).")
+            raise ValueError(f"ids have shape {ids.shape} and type {ids.dtype}; expected integers of shape (H, W).")
         self.check_ids(ids)
         return ids_to_image(ids, self.colors, self.ignore_index, self.ignore_color)
 
-    def check_ids(self, ids, source=None) -> None:
+    def check_ids(self, ids: Any, source: object = None) -> None:
         """Raise a `ValueError` naming file, value, range and likely cause if an id is neither a class nor unknown."""
         check_ids(np.asarray(ids), self.num_classes, self.ignore_index, source)
 
-    # Pictures and palettes of the label set itself
+    # The label set itself
 
     def legend(self, columns: int = 1, row_height: int = 28) -> Image.Image:
-        """Draw the colorbook: one line per class with colour, id, name and hex code, unknown last.
+        """Draw a legend: one line per class with colour, id, name and hex code, unknown last.
 
         Args:
-            columns (`int`, defaults to 1): Classes are laid out down these columns.
-            row_height (`int`, defaults to 28): Height of a line in pixels, at least 12.
+            columns (`int`, defaults to 1): the classes run down these columns.
+            row_height (`int`, defaults to 28): height of a line in pixels, at least 12.
 
         Returns:
-            `PIL.Image.Image`: The legend, mode RGB.
+            `PIL.Image.Image`: RGB.
         """
         if columns < 1 or row_height < 12:
-            raise ValueError(f"columns={columns}, row_height={row_height}; wanted at least 1 and 12.")
-        entries = [*zip(range(self.num_classes), self.names, self.colors, strict=True)]
-        entries.append((self.ignore_index, "unknown (ignored)", self.ignore_color))
-        lines = [(str(i), name, "#{:02x}{:02x}{:02x}".format(*color), color) for i, name, color in entries]
-
+            raise ValueError(f"columns={columns}, row_height={row_height}; expected at least 1 and 12.")
+        ids, names = [*range(self.num_classes), self.ignore_index], [*self.names, "unknown (ignored)"]
+        colors = [*self.colors, self.ignore_color]
+        lines = [
+            (str(i), name, "#{:02x}{:02x}{:02x}".format(*color))
+            for i, name, color in zip(ids, names, colors, strict=True)
+        ]
         font = ImageFont.load_default(size=round(row_height * 0.55))
         gap, swatch = row_height // 3, round(row_height * 1.6)
-        widths = [max(font.getlength(line[part]) for line in lines) for part in range(3)]  # id, name, hex
-        starts = [gap + swatch + gap]
-        for width in widths[:2]:
-            starts.append(starts[-1] + round(width) + gap)
-        column_width = starts[2] + round(widths[2]) + 2 * gap
+        id_width, name_width, hex_width = (max(map(font.getlength, texts)) for texts in zip(*lines, strict=True))
+        id_left = gap + swatch + gap
+        name_left = id_left + round(id_width) + gap
+        hex_left = name_left + round(name_width) + gap
+        column_width = hex_left + round(hex_width) + 2 * gap
         rows = -(-len(lines) // columns)
 
-        picture = Image.new("RGB", (column_width * columns, row_height * rows + 2 * gap), "white")
-        draw = ImageDraw.Draw(picture)
-        for k, (number, name, code, color) in enumerate(lines):
+        legend = Image.new("RGB", (column_width * columns, row_height * rows + 2 * gap), "white")
+        draw = ImageDraw.Draw(legend)
+        for k, ((number, name, code), color) in enumerate(zip(lines, colors, strict=True)):
             left, top = column_width * (k // rows), gap + row_height * (k % rows)
             middle = top + row_height / 2
             box = (left + gap, top + 2, left + gap + swatch, top + row_height - 3)
             draw.rectangle(box, fill=color, outline=(90, 90, 90))
-            draw.text((left + starts[0] + widths[0], middle), number, fill=(110, 110, 110), font=font, anchor="rm")
-            draw.text((left + starts[1], middle), name, fill="black", font=font, anchor="lm")
-            draw.text((left + starts[2], middle), code, fill=(110, 110, 110), font=font, anchor="lm")
-        return picture
+            draw.text((left + id_left + id_width, middle), number, fill=(110, 110, 110), font=font, anchor="rm")
+            draw.text((left + name_left, middle), name, fill="black", font=font, anchor="lm")
+            draw.text((left + hex_left, middle), code, fill=(110, 110, 110), font=font, anchor="lm")
+        return legend
 
-    def save_palette(self, path) -> None:
+    def save_palette(self, path: str | os.PathLike) -> None:
         """Write the colours as a .gpl palette, which GIMP, Krita and Inkscape read; its name is the file's."""
+        entries = [*zip(self.colors, self.names, strict=True), (self.ignore_color, "unknown")]
         lines = ["GIMP Palette", f"Name: {Path(path).stem}", "Columns: 4", "#"]
-        lines += ["{:3d} {:3d} {:3d}\t{}".format(*c, name) for name, c in zip(self.names, self.colors, strict=True)]
-        lines.append("{:3d} {:3d} {:3d}\t{}".format(*self.ignore_color, "unknown"))
+        lines += [f"{red:3} {green:3} {blue:3}\t{name}" for (red, green, blue), name in entries]
         write_text(path, "\n".join(lines) + "\n")
 
 
 def run(settings: LabelsSettings) -> None:
-    """Write the three files and print their names."""
-    labels = LabelSet.from_preset(settings.preset) if settings.preset else LabelSet.from_json(settings.labels)
-    name, output = settings.preset or Path(settings.labels).stem, Path(settings.output)
-    legend = labels.legend(columns=settings.columns)
+    """Write legend, palette and JSON file of a label set, and print their names."""
+    chosen, output = settings.preset or settings.labels or "", Path(settings.output)
+    labels = LabelSet.from_preset(chosen) if settings.preset else LabelSet.from_json(chosen)
+    name = Path(chosen).stem
     output.mkdir(parents=True, exist_ok=True)
-    save_png(output / "legend.png", legend)
+    save_png(output / "legend.png", labels.legend(columns=settings.columns))
     labels.save_palette(output / f"{name}.gpl")
     labels.save_json(output / "labels.json")
     sys.stdout.write(f"{labels.num_classes} classes: {output}/legend.png, {name}.gpl, labels.json\n")

@@ -1,8 +1,7 @@
 """Prepare a public dataset, or a folder of pairs, as a folder that `datasets.load_dataset` loads.
 
-Images are centre-cropped to the aspect ratio and resized with an antialiased filter, masks by nearest neighbour. Pairs
-smaller than the resolution are enlarged, and counted. Nothing is left behind after an error; an interrupted run is
-resumed by the same command.
+Each pair is read, its mask mapped to the label set, both cropped and resized, and written. Nothing is left behind
+after an error; an interrupted run is resumed by the same command.
 """
 
 import functools
@@ -10,107 +9,32 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL
 from PIL import Image
 
-from semseg_diffusers.data.crop_resize import Placement, place_frame
-from semseg_diffusers.data.dataset_format import (
-    SETTINGS_FILE,
-    finish_dataset,
-    make_split,
-    pair_row,
-    save_pair,
-)
+from semseg_diffusers.data.crop_resize import CropResize, crop_resize
+from semseg_diffusers.data.dataset_format import SETTINGS_FILE, finish_dataset, make_split, pair_row, save_pair
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.readers import (
-    NAMED,
-    Drawing,
-    Pair,
-    Source,
-    read_file,
-    read_source,
-)
+from semseg_diffusers.data.polygons import RegionMask
+from semseg_diffusers.data.readers import NAMED, Pair, Source, read_file, read_source
+from semseg_diffusers.data.readers.pairs import ImageFile
 from semseg_diffusers.data.settings import PrepareSettings
 from semseg_diffusers.utils.archives import ArchivePath, close_archives
 from semseg_diffusers.utils.files import Staging, package_version, resumable_folder, staging_folder
-from semseg_diffusers.utils.images import decode_picture
+from semseg_diffusers.utils.images import decode_image
 from semseg_diffusers.utils.parallel import map_in_order
 from semseg_diffusers.utils.progress import progress_bar
 
 
-def assign_validation(pairs: Iterable[Pair], fraction: float, seed: int, streaming: bool) -> Iterable[Pair]:
-    """Move a share of the training pairs to `val`, selected by their stems and the seed only.
-
-    Args:
-        pairs (`Iterable[Pair]`): All pairs.
-        fraction (`float`): The share, 0 or more, below 1.
-        seed (`int`): Selects the pairs.
-        streaming (`bool`): Whether the pairs are a stream, whose names are not known in advance.
-
-    Raises:
-        ValueError: The source has splits, nothing is left for training, or it is a stream.
-    """
-    if fraction == 0:
-        return pairs
-    if streaming:
-        raise ValueError("--val_fraction needs all names before the first pair; leave out --streaming.")
-    names = [(pair.split, pair.stem) for pair in pairs]
-    if any(split != "train" for split, _ in names):
-        raise ValueError("the source has its own splits; --val_fraction is for sources without.")
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name[1]}".encode()).digest())
-    count = max(round(fraction * len(names)), 1)
-    if count == len(names):
-        raise ValueError(f"--val_fraction {fraction} leaves none of the {len(names)} pairs for training.")
-    return _Divided(pairs, frozenset(stem for _, stem in order[:count]))
-
-
-@dataclass(frozen=True)
-class _Divided(Iterable):
-    """Pairs some of which, by stem, are for validation."""
-
-    pairs: Iterable[Pair]
-    validation: frozenset[str]
-
-    def __iter__(self) -> Iterator[Pair]:
-        for pair in self.pairs:
-            yield replace(pair, split="val") if pair.stem in self.validation else pair
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def fingerprint(self) -> str:
-        return fingerprint_of(self.pairs)
-
-
-def fingerprint_of(pairs: Iterable[Pair]) -> str:
-    """Return a fingerprint of the pairs and their files: names, sizes and times, or checksums."""
-    if not isinstance(pairs, tuple):
-        return pairs.fingerprint()
-    digest = hashlib.sha256()
-    for pair in pairs:
-        facts = (pair.split, pair.stem, dict(pair.attributes), *(_facts(file) for file in (pair.photo, pair.mask)))
-        digest.update(repr(facts).encode())
-    return digest.hexdigest()
-
-
-def _facts(file: object) -> tuple:
-    if isinstance(file, ArchivePath):
-        return (str(file), *file.fingerprint())
-    if isinstance(file, Drawing):
-        return (file.source, file.fingerprint())
-    status = os.stat(file)
-    return (str(file), status.st_size, status.st_mtime_ns)
-
-
-PHOTO_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits; others would lose precision
-ID_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L")  # masks of one channel
-SPARE = 2  # an image is decoded at this many times its new size, or more
+IMAGE_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits; others would lose precision
+DECODED_SCALE = 2  # an image is decoded at this many times its new size, or more
 
 
 @dataclass(frozen=True)
@@ -119,7 +43,7 @@ class PrepareReport:
 
     splits: dict[str, int]  # pairs in each split
     enlarged: int  # pairs that were smaller than the resolution
-    unmatched: tuple[Path, ...]  # files left out
+    unmatched: tuple[Any, ...]  # files left out
     data_format: str = ""  # format of the source
     notes: tuple[str, ...] = ()  # what the reader found and left out
     resumed: int = 0  # pairs of an earlier run
@@ -140,57 +64,91 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
             `map_to`, or files cannot be used (the first five are named).
         OSError: for example, the disk is full; nothing of the dataset is left.
     """
-    _check_separate(settings)
+    target_folder = Path(settings.output).resolve()
+    for root in (Path(path).resolve() for path in settings.source if Path(path).exists()):
+        if root == target_folder or root in target_folder.parents or target_folder in root.parents:
+            raise ValueError(f"--output '{target_folder}' and --source '{root}' overlap; expected separate folders.")
     target = None if settings.map_to is None else LabelSet.from_name(settings.map_to)
     try:
         source = read_source(
-            _source(settings),
-            settings.format,
-            settings.labels,
-            settings.skip_unmatched,
-            annotations=settings.annotations,
-            image_column=settings.image_column,
-            mask_column=settings.mask_column,
-            streaming=settings.streaming,
+            settings.source, settings.format, settings.labels, settings.skip_unmatched, **settings.reader_options()
         )
-        source = replace(
-            source, pairs=assign_validation(source.pairs, settings.val_fraction, settings.seed, settings.streaming)
-        )
+        validation = choose_validation(source, settings)
         mapping = None if target is None else LabelMapping(source.labels, target)
         with resumable_folder(
             settings.output, _recipe(settings, source, mapping), SETTINGS_FILE, "prepared dataset", settings.overwrite
         ) as staging:
-            rows, enlarged, pixels, resumed = _make_pairs(settings, source, mapping, staging, progress)
+            work = _Preparation(settings, source, validation, mapping, staging)
+            work.run(progress)
             notes = source.notes
             if mapping is not None:
-                notes += (f"masks mapped to the label set {settings.map_to}: {mapping.describe(pixels)}",)
+                notes += (f"masks mapped to the label set {settings.map_to}: {mapping.describe(work.pixels)}",)
+            splits = {split: len(rows) for split, rows in work.rows.items()}
             report = PrepareReport(
-                {split: len(lines) for split, lines in rows.items()},
-                enlarged,
-                source.unmatched,
-                source.data_format,
-                notes,
-                resumed,
+                splits, work.enlarged, source.unmatched, source.data_format, notes, resumed=work.resumed
             )
-            finish_dataset(staging.folder, rows, target or source.labels, _record(settings, report, mapping))
+            finish_dataset(staging.folder, work.rows, target or source.labels, _record(settings, report, mapping))
     finally:
         close_archives()
     return report
 
 
-def _check_separate(settings: PrepareSettings) -> None:
-    target = Path(settings.output).resolve()
-    for source in settings.source:
-        root = Path(source).resolve()
-        if Path(source).exists() and (root == target or root in target.parents or target in root.parents):
-            raise ValueError(f"--output '{target}' and --source '{root}' overlap; expected separate folders.")
+def choose_validation(source: Source, settings: PrepareSettings) -> frozenset[str]:
+    """Return the stems of the training pairs that become `val`, selected by their stems and the seed only.
+
+    Raises:
+        ValueError: the source has splits, nothing is left for training, or it is a stream.
+    """
+    if settings.val_fraction == 0:
+        return frozenset()
+    if settings.streaming:
+        raise ValueError("--val_fraction needs all names before the first pair; leave out --streaming.")
+    names = [(pair.split, pair.stem) for pair in source.pairs]
+    if any(split != "train" for split, _ in names):
+        raise ValueError("the source has its own splits; --val_fraction is for sources without.")
+    stems = sorted(
+        (stem for _, stem in names), key=lambda stem: hashlib.sha256(f"{settings.seed}:{stem}".encode()).digest()
+    )
+    count = max(round(settings.val_fraction * len(stems)), 1)
+    if count == len(stems):
+        raise ValueError(f"--val_fraction {settings.val_fraction} leaves none of the {len(stems)} pairs for training.")
+    return frozenset(stems[:count])
 
 
-def _source(settings: PrepareSettings) -> str | tuple[str, ...]:
-    return settings.source[0] if len(settings.source) == 1 else settings.source
+def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | None) -> dict[str, Any]:
+    """Return everything the prepared dataset depends on: an interrupted run is resumed only if it is the same."""
+    unrelated = ("output", "overwrite", "num_workers")
+    return {
+        **{name: value for name, value in asdict(settings).items() if name not in unrelated},
+        "source": [os.path.abspath(path) if os.path.exists(path) else path for path in settings.source],
+        "format": source.data_format,
+        "labels": source.labels.to_config(),
+        "map_to": None if mapping is None else [mapping.ids, mapping.target.to_config()],
+        "pairs": _fingerprint(source),
+        "versions": [package_version(), PIL.__version__, np.__version__],
+    }
 
 
-def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapping | None) -> dict:
+def _fingerprint(source: Source) -> str:
+    """Return a hash of the pairs and their files: names, sizes and times, or checksums."""
+    if not isinstance(source.pairs, tuple):
+        return source.pairs.fingerprint()  # type: ignore[attr-defined]
+    digest = hashlib.sha256()
+    for pair in source.pairs:
+        facts: list[Any] = [pair.split, pair.stem, dict(pair.attributes)]
+        for file in (pair.image, pair.mask):
+            if isinstance(file, ArchivePath):
+                facts.append((str(file), *file.fingerprint()))
+            elif isinstance(file, RegionMask):
+                facts.append((file.source, file.fingerprint()))
+            elif isinstance(file, Path):
+                status = os.stat(file)
+                facts.append((str(file), status.st_size, status.st_mtime_ns))
+        digest.update(repr(tuple(facts)).encode())
+    return digest.hexdigest()
+
+
+def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapping | None) -> dict[str, Any]:
     """Return the content of `prepare.json`, without the number of workers, which changes nothing."""
     return {
         "format": report.data_format,
@@ -210,107 +168,78 @@ def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapp
     }
 
 
-def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | None) -> dict:
-    """Return everything the prepared dataset depends on: an interrupted run is resumed only if it is the same."""
-    kept = {
-        name: value for name, value in asdict(settings).items() if name not in ("output", "overwrite", "num_workers")
-    }
-    return {
-        **kept,
-        "source": [os.path.abspath(path) if os.path.exists(path) else path for path in settings.source],
-        "format": source.data_format,
-        "labels": source.labels.to_config(),
-        "map_to": None if mapping is None else [mapping.ids, mapping.target.to_config()],
-        "pairs": fingerprint_of(source.pairs),
-        "versions": [package_version(), PIL.__version__, np.__version__],
-    }
+# The pairs ---------------------------------------------------------------------------------------------------------
 
 
-# The work ----------------------------------------------------------------------------------------------------------
+class _Preparation:
+    """Prepares the missing pairs, and collects the rows and counts of all."""
 
+    def __init__(
+        self,
+        settings: PrepareSettings,
+        source: Source,
+        validation: frozenset[str],
+        mapping: LabelMapping | None,
+        staging: Staging,
+    ):
+        self.settings, self.source, self.validation, self.staging = settings, source, validation, staging
+        self.mapping = mapping
+        self.rows: dict[str, list[dict[str, Any]]] = {}  # of each split, for its metadata
+        self.enlarged = self.resumed = 0
+        self.pixels = np.zeros(source.labels.num_classes, np.int64)  # of each class before the mapping
 
-def _make_pairs(
-    settings: PrepareSettings, source: Source, mapping: LabelMapping | None, staging: Staging, progress: bool
-) -> tuple[dict[str, list[dict]], int, int | np.ndarray, int]:
-    """Prepare the missing pairs.
-
-    Returns:
-        rows by split, number of enlarged pairs, pixels of each class before the mapping (0 without one), number of
-        pairs of an earlier run.
-    """
-    try:
-        count = len(source.pairs)
-    except TypeError:  # a stream
-        count = None
-    work = functools.partial(
-        make_pair,
-        folder=staging.folder,
-        source=replace(source, pairs=(), unmatched=(), notes=()),
-        resolution=settings.resolution,
-        fit=settings.fit,
-        tolerance=settings.tolerance,
-        mapping=mapping,
-    )
-    rows: dict[str, list[dict]] = {}
-    failures: list[str] = []
-    enlarged = pixels = resumed = 0
-
-    def add(facts: dict) -> None:
-        nonlocal enlarged, pixels
-        enlarged += facts["enlarged"]
-        if mapping is not None:
-            pixels = pixels + np.array(facts["pixels"])
-
-    with progress_bar(total=count, desc="preparing", unit="pair", disable=not progress) as bar:
-
-        def missing() -> Iterator[Pair]:
-            """Yield the pairs to prepare; finished ones get their rows on the way."""
-            nonlocal resumed
-            for pair in source.pairs:
-                lines = rows.setdefault(pair.split, [])
-                if not lines:
-                    make_split(staging.folder, pair.split)
-                lines.append({**pair_row(pair.stem), **pair.attributes})
-                done = staging.done.get((pair.split, pair.stem))
-                if done is None:
-                    yield pair
+    def run(self, progress: bool) -> None:
+        count, failures = self.source.count, []
+        alone = replace(self.source, pairs=(), unmatched=(), notes=())  # small, for other processes
+        work = functools.partial(
+            make_pair, folder=self.staging.folder, source=alone, settings=self.settings, mapping=self.mapping
+        )
+        with progress_bar(total=count, desc="preparing", unit="pair", disable=not progress) as bar:
+            left = None if count is None else count - len(self.staging.done)
+            for pair, result in map_in_order(work, self._missing(bar.update), self.settings.num_workers, left):
+                if isinstance(result, ValueError):
+                    failures.append(str(result))
+                    if len(failures) == NAMED:
+                        break
                 else:
-                    add(done)
-                    resumed += 1
-                    bar.update()
+                    row = pair_row(pair.stem)
+                    files = (row["image_file_name"], row["mask_file_name"])
+                    self.staging.note(pair.split, pair.stem, files, **result)
+                    self._add(result)
+                bar.update()
+        if failures:
+            more = len(failures) == NAMED or count is None
+            shown = f"{len(failures)} files or more" if more else f"{len(failures)} of {count} pairs"
+            raise ValueError(f"{shown} cannot be used, and nothing was written:\n- " + "\n- ".join(failures))
+        if not self.rows:
+            raise ValueError(f"{', '.join(self.settings.source)} has no pairs.")
 
-        left = None if count is None else count - len(staging.done)
-        for pair, result in map_in_order(work, missing(), settings.num_workers, left):
-            if isinstance(result, ValueError):
-                failures.append(str(result))
-                if len(failures) == NAMED:
-                    break
+    def _missing(self, update: Callable[[], object]) -> Iterator[Pair]:
+        """Yield the pairs to prepare; finished ones are only counted."""
+        for pair in self.source.pairs:
+            if pair.stem in self.validation:
+                pair = replace(pair, split="val")
+            if pair.split not in self.rows:
+                make_split(self.staging.folder, pair.split)
+            self.rows.setdefault(pair.split, []).append({**pair_row(pair.stem), **pair.attributes})
+            done = self.staging.done.get((pair.split, pair.stem))
+            if done is None:
+                yield pair
             else:
-                row = pair_row(pair.stem)
-                staging.note(pair.split, pair.stem, (row["image_file_name"], row["mask_file_name"]), **result)
-                add(result)
-            bar.update()
-    if failures:
-        if len(failures) == NAMED or count is None:
-            shown = f"{len(failures)} files or more"
-        else:
-            shown = f"{len(failures)} of {count} pairs"
-        raise ValueError(f"{shown} cannot be used, and nothing was written:\n- " + "\n- ".join(failures))
-    if not rows:
-        raise ValueError(f"'{_source(settings)}' has no pairs.")
-    return rows, enlarged, pixels, resumed
+                self._add(done)
+                self.resumed += 1
+                update()
+
+    def _add(self, result: dict[str, Any]) -> None:
+        self.enlarged += result["enlarged"]
+        if self.mapping is not None:
+            self.pixels += np.array(result["pixels"])
 
 
 def make_pair(
-    pair: Pair,
-    folder: Path,
-    source: Source,
-    resolution: tuple[int, int] | None,
-    fit: str,
-    tolerance: float,
-    mapping: LabelMapping | None = None,
-) -> dict:
-    """Read a pair, crop and resize it, map it to another label set if asked to, and write it.
+    pair: Pair, folder: Path, source: Source, settings: PrepareSettings, mapping: LabelMapping | None = None
+) -> dict[str, Any]:
+    """Read a pair, map its mask to another label set if asked to, crop and resize both, and write them.
 
     Returns:
         `enlarged`, whether it was smaller than the resolution; with a mapping `pixels` of each class before it.
@@ -318,110 +247,60 @@ def make_pair(
     Raises:
         ValueError: a file cannot be used.
     """
-    placement: list[Placement] = []
-
-    def choose(height: int, width: int) -> Placement:
-        try:
-            placement.append(place_frame(height, width, resolution, fit))
-        except ValueError as err:
-            raise ValueError(f"photo '{pair.photo}': {err}") from err
-        return placement[0]
-
-    photo = read_photo(pair.photo, choose)
-    rows, columns = placement[0].rows, placement[0].columns
-    ids = read_ids(
-        pair, source.labels, placement[0].frame, source.changed_ids, source.file_labels, tolerance, rows, columns
-    )
-    facts = {"enlarged": resolution is not None and placement[0].scale < 1}
-    labels = source.labels
+    image, crop = read_image(pair.image, settings.resolution, settings.fit)
+    ids, labels = read_ids(pair, source, crop, settings.tolerance), source.labels
+    result: dict[str, Any] = {"enlarged": settings.resolution is not None and crop.scale < 1}
     if mapping is not None:
-        facts["pixels"] = mapping.count(ids).tolist()
+        result["pixels"] = mapping.count(ids).tolist()
         ids, labels = mapping.map(ids), mapping.target
-    save_pair(
-        folder / pair.split,
-        pair.stem,
-        placement[0].place_photo(photo),
-        placement[0].pad_ids(ids, labels.ignore_index),
-        labels,
-    )
-    return facts
+    ids = crop.pad_ids(ids, labels.ignore_index)
+    save_pair(folder / pair.split, pair.stem, crop.resize_image(image), ids, labels)
+    return result
 
 
-def read_photo(place, choose: Callable[[int, int], Placement]) -> Image.Image:
+def read_image(
+    file: ImageFile, resolution: tuple[int, int] | None, fit: str = "crop"
+) -> tuple[Image.Image, CropResize]:
     """Read an image as RGB in its EXIF orientation; a JPEG that will be much reduced is decoded at a smaller size.
 
-    Args:
-        place: a path, a file in an archive, or an encoded image.
-        choose: called with the height and width of the frame; returns its crop.
+    Returns:
+        the image, and how it is brought to the resolution.
 
     Raises:
-        ValueError: it cannot be read, or has more than 8 bits per channel.
+        ValueError: it cannot be read, has more than 8 bits per channel, or does not fit the resolution.
     """
+    crops: list[CropResize] = []
 
     def smallest(height: int, width: int) -> tuple[int, int]:
-        scale = max(1.0, choose(height, width).scale / SPARE)
+        try:
+            crops.append(crop_resize(height, width, resolution, fit))
+        except ValueError as err:
+            raise ValueError(f"image '{file}': {err}") from err
+        scale = max(1.0, crops[0].scale / DECODED_SCALE)
         return int(height / scale), int(width / scale)
 
-    photo = decode_picture(read_file(place), "photo", place, smallest)
-    if photo.mode not in PHOTO_MODES:
-        raise ValueError(f"photo '{place}' has the image mode {photo.mode}; expected 8 bits per channel. Convert it.")
-    return photo.convert("RGB")
+    image = decode_image(read_file(file), "image", file, smallest)
+    if image.mode not in IMAGE_MODES:
+        raise ValueError(f"image '{file}' has the image mode {image.mode}; expected 8 bits per channel. Convert it.")
+    return image.convert("RGB"), crops[0]
 
 
-def read_ids(
-    pair: Pair,
-    labels: LabelSet,
-    frame: tuple[int, int],
-    changed_ids: Mapping[int, int],
-    file_labels: LabelSet | None,
-    tolerance: float,
-    rows: np.ndarray,
-    columns: np.ndarray,
-) -> np.ndarray:
-    """Read the mask of a pair as class ids at some rows and columns of its frame.
-
-    Args:
-        pair (`Pair`)
-        labels (`LabelSet`): The resulting classes.
-        frame (`tuple[int, int]`): Height and width of the image, which the mask must have too.
-        changed_ids (`Mapping[int, int]`): Id in the file -> id in `labels`.
-        file_labels (`LabelSet`, *optional*): The label set of the file's colours, if it is another.
-        tolerance (`float`): See `LabelSet.encode`.
-        rows, columns (`np.ndarray`): Pixel numbers.
-
-    Returns:
-        `np.ndarray`: (len(rows), len(columns)) uint8.
+def read_ids(pair: Pair, source: Source, crop: CropResize, tolerance: float = 0.0) -> np.ndarray:
+    """Read the mask of a pair as class ids, uint8, at the rows and columns that the crop shows.
 
     Raises:
-        ValueError: The file cannot be read, has values that are not classes, or has another size.
+        ValueError: the file cannot be read, has values that are no class, or another size than the image.
     """
-    if isinstance(pair.mask, Drawing):
-        return pair.mask.draw(*frame, rows, columns)
-    picture = decode_picture(read_file(pair.mask), "mask", pair.mask)
-    if file_labels is not None:
-        ids = change_ids(file_labels.encode(picture, tolerance=tolerance, source=pair.mask), changed_ids)
-    else:
-        if changed_ids and picture.mode in ID_MODES:
-            picture = change_ids(np.asarray(picture), changed_ids)
-        ids = labels.encode(picture, tolerance=tolerance, source=pair.mask)  # (H, W)
-    if ids.shape != frame:
+    rows, columns = crop.rows, crop.columns
+    if isinstance(pair.mask, RegionMask):
+        return pair.mask.rasterize(*crop.frame, rows, columns)
+    ids = source.encode(decode_image(read_file(pair.mask), "mask", pair.mask), pair.mask, tolerance)
+    if ids.shape != crop.frame:
         raise ValueError(
-            f"photo '{pair.photo}' is {frame[0]} x {frame[1]}, its mask '{pair.mask}' {ids.shape[0]} x "
+            f"image '{pair.image}' is {crop.frame[0]} x {crop.frame[1]}, its mask '{pair.mask}' {ids.shape[0]} x "
             f"{ids.shape[1]} (height x width); expected the same size. Was one of them resized, cropped or rotated?"
         )
     return ids[rows[:, None], columns]
-
-
-def change_ids(ids: np.ndarray, changed_ids: Mapping[int, int]) -> np.ndarray:
-    """Return ids with some replaced by others."""
-    if ids.dtype == np.uint8:
-        table = np.arange(256, dtype=np.uint8)
-        table[list(changed_ids)] = list(changed_ids.values())
-        return table[ids]
-    changed = ids.copy()
-    for old, new in changed_ids.items():
-        changed[ids == old] = new
-    return changed
 
 
 def run(settings: PrepareSettings) -> int:
@@ -432,16 +311,18 @@ def run(settings: PrepareSettings) -> int:
         folder = staging_folder(settings.output)
         kept = f"; finished pairs are kept in {folder}, and the same command resumes" if folder.is_dir() else ""
         sys.stderr.write(f"\nstopped{kept}\n")
-        return 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
-    counts = ", ".join(f"{count} {split}" for split, count in report.splits.items())
-    sys.stdout.write(f"{counts} pairs in {settings.output}, read as {report.data_format}\n")
-    for note in report.notes:
-        sys.stdout.write(f"{note}\n")
+        return 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
+    lines = [f"{', '.join(f'{count} {split}' for split, count in report.splits.items())} pairs in {settings.output}"]
+    lines[0] += f", read as {report.data_format}"
+    lines += report.notes
     if report.resumed:
-        sys.stdout.write(f"{report.resumed} of them were there from a run that was stopped\n")
+        lines.append(f"{report.resumed} of them are from a run that was stopped")
     if report.unmatched:
         names = ", ".join(path.name for path in report.unmatched[:NAMED])
-        sys.stdout.write(f"left out, without partner: {len(report.unmatched)} files ({names})\n")
-    if report.enlarged:
-        sys.stdout.write(f"warning: {report.enlarged} pairs were smaller than --resolution and were enlarged\n")
+        lines.append(f"left out, without partner: {len(report.unmatched)} files ({names})")
+    if report.enlarged and settings.resolution is not None:
+        height, width = settings.resolution
+        size = height if height == width else f"{height}x{width}"
+        lines.append(f"warning: {report.enlarged} pairs were smaller than {size} and were enlarged")
+    sys.stdout.write("\n".join(lines) + "\n")
     return 0

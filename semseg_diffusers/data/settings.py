@@ -10,7 +10,7 @@ from semseg_diffusers.utils.settings import Settings, option
 
 
 LABEL_PRESETS = ("bdd100k", "cityscapes", "camvid", "paper")  # label sets that are known by name
-# Names that datasets give their splits -> ours.
+# Names of splits in datasets -> ours.
 SPLITS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -79,6 +79,10 @@ class ReaderOptions(Settings):
     )
     num_workers: int = option(os.cpu_count() or 1, at_least=1, help="processes or threads (default: one per core)")
 
+    def reader_options(self) -> dict[str, Any]:
+        """Return the options of single formats."""
+        return {name: getattr(self, name) for name in ("annotations", "image_column", "mask_column", "streaming")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareSettings(ReaderOptions):
@@ -134,10 +138,6 @@ class CheckSettings(ReaderOptions):
             raise ValueError("expected either --source or --dataset.")
         if self.dataset and (given := self.given(self.reader_options() | {"format": 0, "labels": 0, "tolerance": 0})):
             raise ValueError(f"{', '.join(given)}: only with --source; a prepared dataset carries its classes.")
-
-    def reader_options(self) -> dict[str, Any]:
-        """Return the options of single formats."""
-        return {name: getattr(self, name) for name in ("annotations", "image_column", "mask_column", "streaming")}
 
 
 @dataclass(frozen=True, kw_only=True)

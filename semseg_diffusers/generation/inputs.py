@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from semseg_diffusers.data.crop_resize import place_frame
+from semseg_diffusers.data.crop_resize import crop_resize
 from semseg_diffusers.data.dataset_format import METADATA_FILE, find_masks, label_file_near
 from semseg_diffusers.data.label_mapping import some_names
 from semseg_diffusers.data.labels import LabelSet
@@ -208,7 +208,7 @@ class InputReader:
                 raise ValueError(f"expected one size, since they show the same pixels; got {got} (height x width)")
         except ValueError as err:
             raise ValueError(f"mask '{path}': {err}") from err
-        image = image if self._size is None else place_frame(*image.size[::-1], self._size).place_photo(image)
+        image = image if self._size is None else crop_resize(*image.size[::-1], self._size).resize_image(image)
         if self._edit is not None:
             region = changed_region(old_ids, own_ids, self._edit.margin)
         return changed_input(ids, image, str(file), region, columns, lost)

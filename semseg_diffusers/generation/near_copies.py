@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from semseg_diffusers.data.crop_resize import place_frame
+from semseg_diffusers.data.crop_resize import crop_resize
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.generation.output_folder import read_metadata, update_record, write_metadata
 from semseg_diffusers.generation.settings import NEAR_COPY_THRESHOLD
@@ -129,7 +129,7 @@ def flag_near_copies(
 
     def at_output_size(index: int) -> torch.Tensor:
         image = training.photo(index)
-        return _to_tensor(place_frame(image.height, image.width, (height, width)).place_photo(image))
+        return _to_tensor(crop_resize(image.height, image.width, (height, width)).resize_image(image))
 
     references = thumbnails(at_output_size(index) for index in shown(range(len(training)), "training photos"))
     images = thumbnails(_to_tensor(open_image(file, "image")) for file in shown(files, "near-copies"))

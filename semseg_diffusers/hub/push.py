@@ -36,7 +36,7 @@ from semseg_diffusers.hub.folders import (
 from semseg_diffusers.hub.settings import PushSettings
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import read_json, write_text
-from semseg_diffusers.utils.hub_errors import KINDS, LOG_IN, HubError, check_name, hub_errors
+from semseg_diffusers.utils.hub_errors import LOG_IN, HubError, check_name, hub_errors
 
 
 logger = logging.getLogger(__name__)
@@ -68,8 +68,8 @@ def prepare_repo(
         ValueError: the repository holds something else, or is public and `private` is set; the name is not allowed.
     """
     name = repo_id or re.sub(r"[^\w.-]+|--+|\.\.+", "-", default_name, flags=re.ASCII).strip("-.") or "semseg"
-    api, kind = HfApi(), KINDS[repo_type]
-    action = f"preparing the {kind} '{name}' on the Hub"
+    api = HfApi()
+    action = f"preparing the {repo_type} '{name}' on the Hub"
     with hub_errors(action, name, repo_type):
         user = api.whoami()
         full = name if "/" in name else f"{user['name']}/{name}"
@@ -107,7 +107,7 @@ def _check_content(repo_id: str, files: set[str], repo_type: str) -> None:
             return
         found = f"a {name} ({config_file})" if name else found
     raise ValueError(
-        f"'{repo_id}' on the Hub holds {found}; expected a {KINDS[repo_type]} of this package, or an empty "
+        f"'{repo_id}' on the Hub holds {found}; expected a {repo_type} of this package, or an empty "
         "repository. Nothing was pushed. Name another with --repo_id, or delete that one on its page."
     )
 

@@ -1,147 +1,125 @@
-"""Reads files from zip archives without unpacking: `ArchivePath` is to the readers what a `pathlib.Path` is.
+"""Read files from zip archives without unpacking: readers use an `ArchivePath` like a `pathlib.Path`.
 
-An archive may come from anywhere. What could reach outside it, hide in it or burst out of it is refused when it is
-opened, before any file of it is read.
+An archive may come from anywhere: entries that could reach outside it, hide in it or fill the disk are refused when it
+is opened, before any file of it is read.
 """
 
+import contextlib
 import functools
-import io
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import IO
 
 
-LARGEST_FILE = 8 * 2**30  # bytes, unpacked; the largest label file of a public set has 1.5 GB
+LARGEST_FILE = 8 * 2**30  # bytes, unpacked; the largest label file of a public dataset has 1.5 GB
 LARGEST_RATIO = 200  # unpacked to packed; label files of JSON reach 30
-SMALL_FILE = 2**20  # bytes; below, any ratio is harmless
-NOT_OURS = ("__MACOSX",)  # what macOS adds to the archives it makes
+SMALL_FILE = 2**20  # bytes; any ratio is harmless below
+IGNORED = ("__MACOSX",)  # added by macOS
+ROOT = PurePosixPath()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class ArchivePath:
-    """A file or folder inside zip archives that lie over one another as if all were unpacked into one folder.
+    """A file or folder in one or several zip archives, as if all were unpacked into one folder.
 
-    It has the part of `pathlib.Path` that readers use. A process may pickle it to another; each opens the archives
-    itself.
+    It can be pickled; each process opens the archives itself.
 
     Args:
-        archives (`tuple[Path, ...]`): The archives.
-        inner (`str`): The path inside, "" for the top.
+        archives (`tuple[Path, ...]`): the archives.
+        inner (`PurePosixPath`): the path inside.
     """
 
     archives: tuple[Path, ...]
-    inner: str = ""
+    inner: PurePosixPath = ROOT
 
     def __truediv__(self, name: object) -> "ArchivePath":
-        return ArchivePath(self.archives, str(PurePosixPath(self.inner, str(name))))
+        return replace(self, inner=self.inner / str(name))
 
     def __str__(self) -> str:
-        found = _contents(self.archives).files.get(self.inner)
-        top = found[0] if found else self.archives[0] if len(self.archives) == 1 else self.archives[0].parent
-        return f"{top}/{self.inner}" if self.inner else str(top)
-
-    def __lt__(self, other: "ArchivePath") -> bool:
-        return (self.archives, self.inner) < (other.archives, other.inner)
+        entry = _contents(self.archives).files.get(self.inner)
+        top = entry[0] if entry else self.archives[0] if len(self.archives) == 1 else self.archives[0].parent
+        return str(top) if self.inner == ROOT else f"{top}/{self.inner}"
 
     @property
     def name(self) -> str:
-        return PurePosixPath(self.inner).name
+        """Return the last part of the path."""
+        return self.inner.name
 
     @property
     def stem(self) -> str:
-        return PurePosixPath(self.inner).stem
+        """Return the name without its suffix."""
+        return self.inner.stem
 
     @property
     def suffix(self) -> str:
-        return PurePosixPath(self.inner).suffix
-
-    @property
-    def parent(self) -> "ArchivePath":
-        return ArchivePath(self.archives, _parent(self.inner))
+        """Return the suffix with its dot."""
+        return self.inner.suffix
 
     def is_file(self) -> bool:
+        """Return whether the archives have a file of this path."""
         return self.inner in _contents(self.archives).files
 
     def is_dir(self) -> bool:
+        """Return whether the archives have a folder of this path."""
         return self.inner in _contents(self.archives).folders
 
-    def exists(self) -> bool:
-        return self.is_file() or self.is_dir()
-
     def iterdir(self) -> Iterator["ArchivePath"]:
+        """Yield the entries of the folder, by name."""
         for name in sorted(_contents(self.archives).folders[self.inner]):
             yield self / name
 
-    def open(self) -> BinaryIO:
+    @contextlib.contextmanager
+    def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:
         """Open the file for reading bytes.
 
         Raises:
-            ValueError: The archive is damaged, or packed in a way that Python does not know.
+            FileNotFoundError: no such file.
+            ValueError: the archive is damaged, or packed in a way that Python does not know.
         """
+        assert mode == "rb", f"mode is {mode!r}"
         archive, info = self._entry()
         try:
-            return _Entry(_open(archive).open(info), self)
-        except (zipfile.BadZipFile, NotImplementedError, OSError) as err:
-            raise ValueError(_damaged(self, err)) from err
+            with _open(archive).open(info) as file:
+                yield file
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as err:
+            raise ValueError(
+                f"'{self}' cannot be read from its archive ({err}). Download or copy the archive again."
+            ) from err
 
     def read_bytes(self) -> bytes:
+        """Return the content of the file."""
         with self.open() as file:
             return file.read()
 
     def read_text(self, encoding: str = "utf-8") -> str:
+        """Return the content of the file as text."""
         return self.read_bytes().decode(encoding)
 
     @property
     def size(self) -> int:
-        """Bytes of the file, unpacked."""
+        """Return the number of bytes of the file, unpacked."""
         return self._entry()[1].file_size
 
-    def fingerprint(self) -> tuple:
-        """Changes when the file does: its checksum and size."""
-        _, info = self._entry()
+    def fingerprint(self) -> tuple[int, int]:
+        """Return the checksum and the size of the file."""
+        info = self._entry()[1]
         return info.CRC, info.file_size
 
     def _entry(self) -> tuple[Path, zipfile.ZipInfo]:
-        try:
-            return _contents(self.archives).files[self.inner]
-        except KeyError as err:
-            raise FileNotFoundError(f"there is no file '{self}'") from err
-
-
-class _Entry(io.BufferedIOBase):
-    """A file of an archive, whose errors say which one it is."""
-
-    def __init__(self, file: BinaryIO, path: ArchivePath):
-        self._file, self._path = file, path
-
-    def read(self, size: int | None = -1) -> bytes:
-        try:
-            return self._file.read(size)
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as err:
-            raise ValueError(_damaged(self._path, err)) from err
-
-    def readable(self) -> bool:
-        return True
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-def _damaged(path: ArchivePath, err: Exception) -> str:
-    return f"'{path}' cannot be read from its archive ({err}). Download or copy the archive again."
+        if not self.is_file():
+            raise FileNotFoundError(f"there is no file '{self}'")
+        return _contents(self.archives).files[self.inner]
 
 
 def open_archives(archives: Sequence[Path]) -> ArchivePath:
-    """The top of what archives hold together; they are looked through and refused where they are not safe.
+    """Return the top folder of one or several archives, after checking that they are safe.
 
     Raises:
-        ValueError: a file is no zip archive, or holds what could do harm, or two archives hold different files of one
-            name.
+        ValueError: a file is not a zip archive or has an unsafe entry, or archives have different files of one name.
     """
     top = ArchivePath(tuple(archives))
     _contents(top.archives)
@@ -149,15 +127,15 @@ def open_archives(archives: Sequence[Path]) -> ArchivePath:
 
 
 def close_archives() -> None:
-    """Let go of what was opened."""
+    """Close what was opened."""
     _contents.cache_clear()
     _open.cache_clear()
 
 
 @dataclass(frozen=True)
 class _Contents:
-    files: dict[str, tuple[Path, zipfile.ZipInfo]]  # path inside -> where it is
-    folders: dict[str, set[str]]  # path inside -> names in it
+    files: dict[PurePosixPath, tuple[Path, zipfile.ZipInfo]] = field(default_factory=dict)  # path -> where it is
+    folders: dict[PurePosixPath, set[str]] = field(default_factory=lambda: {ROOT: set()})  # path -> names in it
 
 
 @functools.lru_cache(maxsize=16)
@@ -170,49 +148,38 @@ def _open(archive: Path) -> zipfile.ZipFile:
 
 @functools.lru_cache(maxsize=4)
 def _contents(archives: tuple[Path, ...]) -> _Contents:
-    files: dict[str, tuple[Path, zipfile.ZipInfo]] = {}
-    folders: dict[str, set[str]] = {"": set()}
+    found = _Contents()
     for archive in archives:
-        own: set[str] = set()
         for info in _open(archive).infolist():
             _check(archive, info)
             path = PurePosixPath(info.filename)
-            inner = str(path)
-            if path.parts[0] in NOT_OURS:
+            if path.parts[0] in IGNORED:
                 continue
-            if not info.is_dir():
-                if inner in own:
-                    raise ValueError(f"'{archive}' holds two files '{inner}'. Download or make it again.")
-                own.add(inner)
-                _, other = files.get(inner, (None, info))
-                if (other.CRC, other.file_size) != (info.CRC, info.file_size):
-                    raise ValueError(
-                        f"'{files[inner][0]}' and '{archive}' hold different files '{inner}'. Name the archives that "
-                        "belong together: --source A.zip B.zip."
-                    )
-                files.setdefault(inner, (archive, info))
+            if info.is_dir():
+                found.folders.setdefault(path, set())
             else:
-                folders.setdefault(inner, set())
-            while inner:
-                folders.setdefault(_parent(inner), set()).add(PurePosixPath(inner).name)
-                inner = _parent(inner)
-    both = next((inner for inner in files if inner in folders), None)
-    if both is not None:
-        raise ValueError(f"'{both}' is both a file and a folder in {', '.join(map(str, archives))}.")
-    return _Contents(files, folders)
-
-
-def _parent(inner: str) -> str:
-    parent = str(PurePosixPath(inner).parent)
-    return "" if parent == "." else parent
+                other, same = found.files.setdefault(path, (archive, info))
+                if other == archive and same is not info:
+                    raise ValueError(f"'{archive}' holds two files '{path}'. Download or make it again.")
+                if (same.CRC, same.file_size) != (info.CRC, info.file_size):
+                    raise ValueError(
+                        f"'{other}' and '{archive}' hold different files '{path}'. Name the archives that belong "
+                        "together: --source A.zip B.zip."
+                    )
+            for child in (path, *path.parents[:-1]):
+                found.folders.setdefault(child.parent, set()).add(child.name)
+    both = found.files.keys() & found.folders.keys()
+    if both:
+        raise ValueError(f"'{min(both)}' is both a file and a folder in {', '.join(map(str, archives))}.")
+    return found
 
 
 def _check(archive: Path, info: zipfile.ZipInfo) -> None:
-    """Refuse what an archive of pictures and labels has no reason to hold."""
+    """Refuse entries that an archive of images and labels has no reason to have."""
     name, parts = info.orig_filename, PurePosixPath(info.filename).parts
     reason = None
     if name.startswith("/") or not parts or ":" in parts[0] or "\\" in name or "\0" in name:
-        reason = "is no path inside it"
+        reason = "is not a path inside it"
     elif ".." in parts:
         reason = "leads out of it"
     elif stat.S_ISLNK(info.external_attr >> 16):

@@ -21,7 +21,6 @@ from huggingface_hub.errors import (
 )
 
 
-KINDS = {"model": "model", "dataset": "dataset"}  # name of a repository type in messages
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN (tokens: https://huggingface.co/settings/tokens)."
 
 
@@ -48,7 +47,7 @@ def hub_errors(
     try:
         yield
     except (HTTPError, OSError, RuntimeError) as err:
-        cause = _of_the_hub(err)
+        cause = _hub_cause(err)
         if cause is None or isinstance(err, HubError):
             raise
         raise HubError(f"{action}: {_hint(cause, repo_id, repo_type, revision, again)}") from cause
@@ -61,28 +60,26 @@ def check_name(name: str, repo_type: str = "model") -> None:
         ValueError: naming it.
     """
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise ValueError(
-            f"there is no folder '{name}', and it is not a {KINDS[repo_type]} id of the Hub (owner/name)."
-        )
+        raise ValueError(f"there is no folder '{name}', and it is not a {repo_type} id of the Hub (owner/name).")
 
 
-def _of_the_hub(err: BaseException) -> Exception | None:
+def _hub_cause(error: BaseException) -> Exception | None:
     """Return the Hub's exception in a chain of causes; a missing token or entry is more specific than its wrapper."""
-    chain, seen = err, set()
-    while chain is not None and id(chain) not in seen:
-        seen.add(id(chain))
-        cause = chain.__cause__ or (None if chain.__suppress_context__ else chain.__context__)
-        if isinstance(chain, LocalEntryNotFoundError) and isinstance(cause, (HTTPError, OfflineModeIsEnabled)):
+    err: BaseException | None = error
+    seen: set[int] = set()
+    while err is not None and id(err) not in seen:
+        seen.add(id(err))
+        cause = err.__cause__ or (None if err.__suppress_context__ else err.__context__)
+        if isinstance(err, LocalEntryNotFoundError) and isinstance(cause, (HTTPError, OfflineModeIsEnabled)):
             return cause
-        if isinstance(chain, (HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, EntryNotFoundError)):
-            return chain
-        chain = cause
+        if isinstance(err, (HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled, EntryNotFoundError)):
+            return err
+        err = cause
     return None
 
 
 def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, again: str) -> str:
-    kind = KINDS[repo_type]
-    status = err.response.status_code if isinstance(err, HfHubHTTPError) else None
+    """Return what the Hub answered and what to do; the more specific classes come first."""
     if isinstance(err, LocalTokenNotFoundError):
         return f"no token of the Hub is set. {LOG_IN}"
     if isinstance(err, OfflineModeIsEnabled):
@@ -90,12 +87,13 @@ def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, ag
     if isinstance(err, GatedRepoError):
         return f"'{repo_id}' is gated: request access on its page, then log in. {LOG_IN}"
     if isinstance(err, RepositoryNotFoundError):
-        other = next(name for name in KINDS if name != repo_type)
-        if _exists(repo_id, other):
-            return f"'{repo_id}' is a {KINDS[other]} on the Hub; expected a {kind}. Give the id of a {kind}."
+        other = "dataset" if repo_type == "model" else "model"
+        with contextlib.suppress(HTTPError, OSError):  # only used to make the message more specific
+            if HfApi().repo_exists(repo_id, repo_type=other):
+                return f"'{repo_id}' is a {other} on the Hub; expected a {repo_type}. Give the id of a {repo_type}."
         return (
-            f"the Hub has no {kind} '{repo_id}', or it is private, and there is no such local "
-            f"folder. Check the name. For a private one: {LOG_IN}"
+            f"the Hub has no {repo_type} '{repo_id}', or it is private, and there is no such local folder. Check the "
+            f"name. For a private one: {LOG_IN}"
         )
     if isinstance(err, RevisionNotFoundError):
         return f"'{repo_id}' has no branch, tag or commit '{revision}'. Its page on the Hub lists them."
@@ -103,34 +101,17 @@ def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, ag
         return (
             "it is not in the cache, and the Hub cannot be reached: there is no connection, or HF_HUB_OFFLINE is set."
         )
+    first_line = next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
     if isinstance(err, EntryNotFoundError):
-        return f"'{repo_id}' does not have the requested file ({_first_line(err)})."
+        return f"'{repo_id}' does not have the requested file ({first_line})."
+    if not isinstance(err, HfHubHTTPError):
+        return f"the connection broke ({first_line}). {again or 'Try again later.'}"
+    status, answer = err.response.status_code, " ".join((err.server_message or first_line).split())
     if status == 401:
-        return (
-            f"the Hub refuses your token ({_answer_of(err)}). HF_TOKEN takes precedence over a saved login. {LOG_IN}"
-        )
+        return f"the Hub refuses your token ({answer}). HF_TOKEN takes precedence over a saved login. {LOG_IN}"
     if status == 403:
-        owner, answer = repo_id.split("/")[0], _answer_of(err)
+        owner = repo_id.split("/")[0]
         return f"your token is not allowed to do this ({answer}). Use one with write access to '{owner}'. {LOG_IN}"
-    if status is not None and status < 500 and status not in (408, 409, 412, 429):
-        return f"the Hub answers {status} ({_answer_of(err)})."
-    reason = (
-        f"the Hub answers {status} ({_answer_of(err)})" if status else f"the connection broke ({_first_line(err)})"
-    )
-    return f"{reason}. {again or 'Try again later.'}"
-
-
-def _exists(repo_id: str, repo_type: str) -> bool:
-    try:
-        return HfApi().repo_exists(repo_id, repo_type=repo_type)
-    except (HTTPError, OSError):  # only used to make a message more specific
-        return False
-
-
-def _answer_of(err: HfHubHTTPError) -> str:
-    return " ".join((err.server_message or _first_line(err)).split())
-
-
-def _first_line(err: Exception) -> str:
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return lines[0] if lines else type(err).__name__
+    if status < 500 and status not in (408, 409, 412, 429):
+        return f"the Hub answers {status} ({answer})."
+    return f"the Hub answers {status} ({answer}). {again or 'Try again later.'}"

@@ -1,5 +1,4 @@
-"""Image files and grids: decoding with clear errors, atomic PNG writing, labelled grids of masks, samples and
-images."""
+"""Image files and grids: decode with clear errors, write PNG files atomically, lay out labelled grids of images."""
 
 import contextlib
 import io
@@ -55,11 +54,11 @@ def to_image(cell: Any, labels: Any = None) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))  # (H, W, 3)
 
 
-def _fit(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize to `size` (width, height); palette images keep hard edges."""
-    if picture.mode == "P":
-        return picture.resize(size, Image.Resampling.NEAREST).convert("RGB")
-    return picture.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    if image.mode == "P":
+        return image.resize(size, Image.Resampling.NEAREST).convert("RGB")
+    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
 
 
 def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
@@ -123,8 +122,9 @@ def image_grid(
     header_texts = [_wrap(text, width, font) for text in headers or ()]
     label_width = min(2 * cell_size, max((int(font.getlength(text)) + 1 for text in row_labels or ()), default=0))
     label_texts = [_wrap(text, label_width, font) for text in row_labels or ()]
-    header_bottoms = [measure.multiline_textbbox((0, 0), text, font)[3] for text in header_texts]
-    header_height = int(max(header_bottoms, default=0)) + 1
+    header_height = max(
+        (int(measure.multiline_textbbox((0, 0), text, font)[3]) + 1 for text in header_texts), default=0
+    )
     left = GAP + (label_width + GAP if label_texts else 0)
     top = GAP + (header_height + GAP if header_texts else 0)
 
@@ -170,7 +170,7 @@ def save_png(path: Path, image: Image.Image, **options: Any) -> None:
         image.save(temporary, format="png", **options)
 
 
-def decode_picture(
+def decode_image(
     data: bytes, what: str, source: object, smallest: Callable[[int, int], tuple[int, int]] | None = None
 ) -> Image.Image:
     """Decode the bytes of an image file completely, in its EXIF orientation.
@@ -186,20 +186,20 @@ def decode_picture(
     """
     if not data:
         raise ValueError(f"{what} '{source}' is empty (0 bytes). Write or copy the file again.")
-    with naming(what, source):
-        picture = Image.open(io.BytesIO(data))
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    with decoder_errors(what, source):
+        image = Image.open(io.BytesIO(data))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     if smallest is not None:
         rotated = orientation > 4
-        size = smallest(*(picture.size if rotated else picture.size[::-1]))
-        picture.draft(None, size if rotated else size[::-1])
-    with naming(what, source):
-        picture.load()
-        return picture if orientation == 1 else ImageOps.exif_transpose(picture)
+        size = smallest(*(image.size if rotated else image.size[::-1]))
+        image.draft(None, size if rotated else size[::-1])
+    with decoder_errors(what, source):
+        image.load()
+        return image if orientation == 1 else ImageOps.exif_transpose(image)
 
 
 @contextlib.contextmanager
-def naming(what: str, source: object) -> Iterator[None]:
+def decoder_errors(what: str, source: object) -> Iterator[None]:
     """Turn exceptions of a decoder inside the block into a `ValueError` that names the image."""
     try:
         yield

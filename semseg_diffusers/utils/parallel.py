@@ -3,7 +3,6 @@
 A fork server that has loaded the package starts the processes quickly; none of them outlives its parent.
 """
 
-import contextlib
 import itertools
 import multiprocessing
 import os
@@ -21,6 +20,7 @@ Result = TypeVar("Result")
 
 SMALLEST_SHARE = 128  # items per process; for fewer, starting it (some seconds) takes longer than it saves
 PREFETCH = 4  # items per process that are submitted before their results are taken
+PRELOAD = "semseg_diffusers.data.prepare"  # loaded once by the fork server
 
 
 def map_in_order(
@@ -43,14 +43,16 @@ def map_in_order(
     if num_workers <= 1:
         for item in items:
             try:
-                result = work(item)
+                yield item, work(item)
             except ValueError as err:
-                result = err
-            yield item, result
+                yield item, err
         return
-    pool = ProcessPoolExecutor(num_workers, mp_context=_context(), initializer=follow_parent)
-    waiting: deque[tuple[Item, Future]] = deque()
-    items = iter(items)
+    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+    context = multiprocessing.get_context(method)
+    if method == "forkserver":
+        context.set_forkserver_preload([PRELOAD])
+    pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=follow_parent)
+    items, waiting = iter(items), deque[tuple[Item, Future[Result]]]()
     try:
         while True:
             for item in itertools.islice(items, num_workers * PREFETCH - len(waiting)):
@@ -59,9 +61,7 @@ def map_in_order(
                 return
             item, future = waiting.popleft()
             error = future.exception()
-            if error is not None and not isinstance(error, ValueError):
-                raise error
-            yield item, future.result() if error is None else error
+            yield item, error if isinstance(error, ValueError) else future.result()
     except BrokenProcessPool as err:
         raise OSError(
             f"one of the {num_workers} processes was killed; memory may have run out. Try a smaller --num_workers."
@@ -70,22 +70,13 @@ def map_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _context() -> multiprocessing.context.BaseContext:
-    """Return a fork server context with the package preloaded, if available, else a spawn context."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["semseg_diffusers.data.prepare"])
-    return context
-
-
 def follow_parent() -> None:
     """Leave Ctrl-C to the parent of this process, and end with it. Called in a new process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if (parent := multiprocessing.parent_process()) is not None:
 
-    def follow() -> None:
-        with contextlib.suppress(AttributeError):  # no parent
-            multiprocessing.parent_process().join()
+        def follow() -> None:
+            parent.join()
             os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+        threading.Thread(target=follow, daemon=True).start()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from semseg_diffusers import LabelSet, cli
 from semseg_diffusers.data.check.check import check_prepared, check_source
-from semseg_diffusers.data.check.inspection import fingerprint, inspect_pair, near_duplicates, same_pictures
+from semseg_diffusers.data.check.inspection import fingerprint, inspect_pair, near_duplicates, same_images
 from semseg_diffusers.data.readers import Pair, Source
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 
@@ -165,7 +165,7 @@ def test_photos_of_sixteen_bits_and_of_several_sizes_are_told(source):
         Image.open(path).resize((32, 24), Image.Resampling.NEAREST).save(path)
     report = check_source(source, "folder")
     assert only(report, "mode of photo").severity == "error"
-    assert only(report, "several sizes").examples == ("48 x 64 (8 photos)", "24 x 32 (1 photos)")
+    assert only(report, "several sizes").examples == ("48 x 64 (8 images)", "24 x 32 (1 images)")
 
 
 def test_where_the_layout_is_wrong_its_pictures_are_still_read(source):
@@ -197,7 +197,7 @@ def test_nothing_that_a_file_holds_makes_it_raise(tmp_path, what, kind):
         paths[what].write_bytes(broken[: len(broken) // (1 + trial % 3)].tobytes())
         pair = Pair("a", paths["photo"], paths["mask"], "train")
         facts = inspect_pair(pair, Source(BDD, (pair,)))
-        assert facts.photo_fault or facts.photo_size
+        assert facts.image_fault or facts.image_size
 
 
 @pytest.mark.parametrize("layout", ["folder", "zip", "polygons", "cityscapes", "table"])
@@ -253,7 +253,7 @@ def test_copies_are_near_and_other_scenes_are_not():
     assert [(i, j) for i, j, _ in found] == [(i, len(others)) for i in range(len(copies))]
     assert near_duplicates([prints[0]], others) == []
     assert near_duplicates(prints, []) == near_duplicates([], prints) == []
-    assert same_pictures([prints[0], *others, prints[0], prints[1]]) == [[0, 37]]
+    assert same_images([prints[0], *others, prints[0], prints[1]]) == [[0, 37]]
 
 
 def test_neighbours_between_splits_are_a_warning_with_examples(source):
@@ -263,7 +263,7 @@ def test_neighbours_between_splits_are_a_warning_with_examples(source):
     report = check_source(source, "folder")
     near = only(report, "near-duplicates train/val")
     assert (near.severity, near.count) == ("warning", 2)
-    assert near.what == "photos of val that show nearly the same as one of train (2 of 3)"
+    assert near.what == "images of val that show nearly the same as one of train (2 of 3)"
     assert near.examples[0].endswith((f"~ {source}/images/train/s0.png", f"~ {source}/images/train/s1.png"))
 
 
@@ -336,7 +336,7 @@ def test_exit_code_table_and_json_tell_errors(source, tmp_path, capsys):
     assert cli.main(words) == 1
     printed = capsys.readouterr().out
     assert "error         1  files of 0 bytes" in printed
-    assert "error         1  photos without a mask, or masks without a photo" in printed
+    assert "error         1  images without a mask, or masks without an image" in printed
     record = json.loads((tmp_path / "new" / "found.json").read_text())
     assert (record["errors"], record["pairs"]) == (2, {"train": 6, "val": 2})
     assert record["findings"][0]["kind"] == "unpaired file"
@@ -351,7 +351,7 @@ def test_command_checks_a_prepared_set(prepared, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--dataset", "nowhere"], "--dataset 'nowhere' is no folder here"),
+        (["--dataset", "nowhere"], "--dataset 'nowhere' is not a local folder"),
         (
             ["--dataset", "a", "--format", "folder"],
             "--format: only with --source; a prepared dataset carries its classes",

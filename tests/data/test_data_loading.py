@@ -106,13 +106,13 @@ def test_a_table_of_the_hub_with_masks_of_any_form_gives_the_same_ids(tmp_path, 
 def test_columns_that_are_missing_or_no_pictures_are_named(toy_folder, load):
     with pytest.raises(ValueError, match="no column 'label'; it has image, mask, stem, .*--image_column"):
         load(toy_folder, mask_column="label")
-    with pytest.raises(ValueError, match="column 'stem' of .* wanted pictures"):
+    with pytest.raises(ValueError, match="column 'stem' of .* expected images"):
         load(toy_folder, mask_column="stem")
 
 
 def test_a_folder_without_labels_says_how_to_get_them(changed_folder, load):
     (changed_folder / "labels.json").unlink()
-    with pytest.raises(ValueError, match=r"holds no labels.json. Make the dataset with `semseg-diffusers prepare`"):
+    with pytest.raises(ValueError, match=r"has no labels.json. Make it with `semseg-diffusers prepare`"):
         load(changed_folder)
     assert len(load(changed_folder, labels=BDD)) == 3
 
@@ -120,7 +120,7 @@ def test_a_folder_without_labels_says_how_to_get_them(changed_folder, load):
 def test_a_missing_folder_is_not_taken_for_a_hub_id(tmp_path, load):
     with pytest.raises(ValueError, match="there is no folder '.*nowhere'"):
         load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="'some/thing' is no folder here, and the Hub cannot be reached"):
+    with pytest.raises(ValueError, match="'some/thing' is not a local folder, and the Hub cannot be reached"):
         load("some/thing")
 
 
@@ -135,14 +135,14 @@ def test_ids_out_of_range_are_named_with_file_and_value(changed_folder, load):
 def test_a_broken_photo_is_named(changed_folder, load):
     path = changed_folder / "train" / "images" / "toy_0_0000002.png"
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"photo '.*toy_0_0000002.png' cannot be read"):
+    with pytest.raises(ValueError, match=r"image '.*toy_0_0000002.png' cannot be read"):
         load(changed_folder)[2]
 
 
 def test_photo_and_mask_of_two_sizes_are_refused(changed_folder, load):
     Image.new("RGB", (24, 24)).save(changed_folder / "train" / "images" / "toy_0_0000002.png")
     pairs = load(changed_folder)
-    with pytest.raises(ValueError, match=r"'toy_0_0000002' .* photo is 24 x 24, its mask 32 x 48"):
+    with pytest.raises(ValueError, match=r"'toy_0_0000002' .* image is 24 x 24, its mask 32 x 48"):
         pairs[2]
     with pytest.raises(ValueError, match=r"differ in size: 'toy_0_0000000' is 32 x 48, 'toy_0_0000002' is 24 x 24"):
         _ = pairs.resolution

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semseg_diffusers.data.label_mapping import SYNONYMS, WIDER, LabelMapping, map_ids, match_classes, normalize
+from semseg_diffusers.data.label_mapping import SUPERCLASSES, SYNONYMS, LabelMapping, map_ids, match_classes, normalize
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 
@@ -84,7 +84,7 @@ def test_names_are_matched_in_any_spelling():
 def test_the_tables_hold_normalized_names_and_no_name_twice():
     names = [name for group in SYNONYMS for name in group]
     assert len(names) == len(set(names))
-    everything = [*names, *WIDER, *(name for wider in WIDER.values() for name in wider)]
+    everything = [*names, *SUPERCLASSES, *(name for group in SUPERCLASSES.values() for name in group)]
     assert [name for name in everything if normalize(name) != name] == []
 
 

@@ -143,7 +143,7 @@ def test_a_label_set_is_named_by_its_preset_or_its_file(tmp_path):
     ("settings", "message"),
     [
         ({"names": ("a", "a")}, "the class name 'a' occurs twice"),
-        ({"names": ("a", " ")}, "wanted text"),
+        ({"names": ("a", " ")}, "expected text"),
         ({"names": ("a",)}, "got 1 names and 2 colours"),
         ({"names": (), "colors": ()}, "1 to 255 classes; got 0"),
         ({"colors": ((1, 2, 3), (1, 2, 3))}, r"'a' and 'b' share the colour \(1, 2, 3\)"),
@@ -349,7 +349,7 @@ def test_more_classes_than_8_bits_hold_are_refused():
 
 @pytest.mark.parametrize("ids", [np.zeros((2, 2)), np.zeros((1, 2, 2), dtype=np.uint8)])
 def test_decode_refuses_what_are_no_ids(ids):
-    with pytest.raises(ValueError, match=r"wanted integers of shape \(H, W\)"):
+    with pytest.raises(ValueError, match=r"expected integers of shape \(H, W\)"):
         BDD.decode(ids)
 
 
@@ -389,7 +389,7 @@ def test_legend_shows_every_colour():
         for columns in (1, 2):
             shown = {color for _, color in labels.legend(columns=columns).getcolors(maxcolors=1 << 20)}
             assert {*labels.colors, labels.ignore_color} <= shown
-    with pytest.raises(ValueError, match="wanted at least 1 and 12"):
+    with pytest.raises(ValueError, match="expected at least 1 and 12"):
         BDD.legend(columns=0)
 
 

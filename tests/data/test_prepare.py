@@ -14,11 +14,11 @@ import pytest
 from PIL import ExifTags, Image
 
 from semseg_diffusers import cli
-from semseg_diffusers.data.crop_resize import place_frame
+from semseg_diffusers.data.crop_resize import crop_resize
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import new_dataset
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.prepare import prepare_dataset, read_photo
+from semseg_diffusers.data.prepare import prepare_dataset, read_image
 from semseg_diffusers.data.settings import PrepareSettings, parse_resolution
 from semseg_diffusers.utils import files as layout
 
@@ -63,9 +63,9 @@ def prepare(source, tmp_path):
 
 
 def fitted(photo: Image.Image, ids: np.ndarray, resolution: tuple[int, int], fit: str = "crop"):
-    placement = place_frame(*ids.shape, resolution, fit)
+    placement = crop_resize(*ids.shape, resolution, fit)
     kept = ids[placement.rows[:, None], placement.columns]
-    return placement.place_photo(photo), placement.pad_ids(kept, 255)
+    return placement.resize_image(photo), placement.pad_ids(kept, 255)
 
 
 def all_bytes(folder: Path) -> dict[str, bytes]:
@@ -154,10 +154,9 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, lying):
         exif[ExifTags.Base.Orientation] = 6
     file = large.transpose(Image.Transpose.ROTATE_90) if lying else large
     file.save(tmp_path / "a.jpg", quality=95, exif=exif)
-    placement = place_frame(720, 1280, (96, 96))
-    photo = read_photo(tmp_path / "a.jpg", lambda *_: placement)
+    photo, placement = read_image(tmp_path / "a.jpg", (96, 96))
     assert photo.size == (640, 360)  # three quarters of the eighth would do, half is what a JPEG can give
-    difference = np.asarray(placement.place_photo(photo)).astype(int) - np.asarray(placement.place_photo(large))
+    difference = np.asarray(placement.resize_image(photo)).astype(int) - np.asarray(placement.resize_image(large))
     assert np.abs(difference).mean() < 2
 
 
@@ -251,7 +250,7 @@ def test_enlarging_is_allowed_counted_and_said(source, tmp_path, capsys):
         "1",
     ]
     assert cli.main(["prepare", *arguments, "--resolution", "80"]) == 0
-    assert "warning: 6 pairs were smaller than --resolution and were enlarged" in capsys.readouterr().out
+    assert "warning: 6 pairs were smaller than 80 and were enlarged" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "prepare.json").read_text())["enlarged"] == 6
     assert cli.main(["prepare", *arguments, "--resolution", "40x40", "--overwrite"]) == 0
     assert "warning" not in capsys.readouterr().out
@@ -270,7 +269,7 @@ def test_skip_unmatched_goes_on_and_says_so(source, tmp_path, capsys):
         "1",
     ]
     assert cli.main(["prepare", *arguments]) == 2
-    assert "1 photos have no mask (p3.png)" in capsys.readouterr().err
+    assert "1 images have no mask (p3.png)" in capsys.readouterr().err
     assert cli.main(["prepare", *arguments, "--skip_unmatched"]) == 0
     assert "left out, without partner: 1 files (p3.png)" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "prepare.json").read_text())["unmatched"] == ["p3.png"]

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from semseg_diffusers.data.crop_resize import place_frame
+from semseg_diffusers.data.crop_resize import crop_resize
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
-from semseg_diffusers.data.prepare import read_ids, read_photo
-from semseg_diffusers.data.readers import Encoded, Pair
+from semseg_diffusers.data.prepare import read_ids, read_image
+from semseg_diffusers.data.readers import Encoded, Pair, Source
 
 
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -28,8 +28,7 @@ def encoded(picture: Image.Image, format: str = "png") -> bytes:
 
 def read(data: bytes, labels: LabelSet, size: tuple[int, int], tolerance: float = 0.0) -> np.ndarray:
     pair = Pair("a", Encoded(b"", "a.jpg"), Encoded(data, "a.png"), "train")
-    rows, columns = np.arange(size[0]), np.arange(size[1])
-    return read_ids(pair, labels, size, {}, None, tolerance, rows, columns)
+    return read_ids(pair, Source(labels), crop_resize(*size, None), tolerance)
 
 
 @st.composite
@@ -128,11 +127,11 @@ def test_a_file_with_wrong_bytes_is_read_or_refused_by_name(format, data):
     for place in data.draw(st.lists(st.integers(0, 400), max_size=4)):
         if place < len(spoiled):
             spoiled[place] = data.draw(st.integers(0, 255))
-    photo = result_or_refusal(read_photo, Encoded(bytes(spoiled), "a.jpg"), lambda *size: place_frame(*size, (16, 16)))
-    if isinstance(photo, str):
-        assert "photo 'a.jpg'" in photo
+    found = result_or_refusal(read_image, Encoded(bytes(spoiled), "a.jpg"), (16, 16))
+    if isinstance(found, str):
+        assert "image 'a.jpg'" in found
     else:
-        assert photo.mode == "RGB"
+        assert found[0].mode == "RGB"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -140,5 +139,5 @@ def test_a_picture_of_absurd_size_is_refused_before_it_is_decoded():
     head = bytearray(encoded(Image.new("L", (1, 1))))
     head[16:24] = (60_000).to_bytes(4, "big") * 2
     head[29:33] = zlib.crc32(bytes(head[12:29])).to_bytes(4, "big")
-    with pytest.raises(ValueError, match="photo 'a.jpg' cannot be read as an image .*decompression bomb"):
-        read_photo(Encoded(bytes(head), "a.jpg"), lambda *size: place_frame(*size, None))
+    with pytest.raises(ValueError, match="image 'a.jpg' cannot be read as an image .*decompression bomb"):
+        read_image(Encoded(bytes(head), "a.jpg"), None)

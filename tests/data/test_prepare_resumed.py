@@ -93,7 +93,7 @@ def test_the_command_says_how_a_stopped_run_goes_on(source, tmp_path, stop_after
     assert cli.main(words) == 0
     answer = capsys.readouterr().out
     assert f"8 train, 4 val pairs in {tmp_path / 'out'}, read as folder" in answer
-    assert "5 of them were there from a run that was stopped" in answer
+    assert "5 of them are from a run that was stopped" in answer
 
 
 def test_what_was_enlarged_before_the_stop_is_counted_too(source, tmp_path, stop_after):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from semseg_diffusers.data.labels import PAPER, LabelSet
-from semseg_diffusers.data.readers import detect_format, read_source
+from semseg_diffusers.data.readers import open_source, read_source
 
 
 COLORMAP = {"road": [128, 64, 128], "car": [0, 0, 142]}
@@ -21,7 +21,7 @@ def make_files(root: Path, *names: str) -> Path:
 
 
 def found(source) -> list[tuple[str, str, str, str]]:
-    return [(pair.split, pair.stem, pair.photo.name, pair.mask.name) for pair in source.pairs]
+    return [(pair.split, pair.stem, pair.image.name, pair.mask.name) for pair in source.pairs]
 
 
 def test_folder_without_splits_is_all_train_and_pairs_by_stem(tmp_path):
@@ -55,7 +55,7 @@ def test_folder_reads_its_own_colormap_and_labels_take_precedence(tmp_path):
 
 def test_folder_without_classes_says_where_they_come_from(tmp_path):
     make_files(tmp_path, "images/a.png", "masks/a.png")
-    with pytest.raises(ValueError, match=r"looked for labels.json and colormap.json .* --labels with one of bdd100k"):
+    with pytest.raises(ValueError, match=r"looked for labels.json and colormap.json .* --labels: one of bdd100k"):
         read_source(tmp_path, "folder")
     with pytest.raises(ValueError, match=r"label set 'ade20k' is no file and none of the presets"):
         read_source(tmp_path, "folder", labels="ade20k")
@@ -65,9 +65,9 @@ def test_unmatched_files_are_counted_and_the_first_five_named(tmp_path):
     make_files(tmp_path, "images/pair.jpg", "masks/pair.png", "masks/lonely.png")
     make_files(tmp_path, *(f"images/p{i}.jpg" for i in range(7)))
     message = (
-        r"7 photos have no mask \(p0.jpg, p1.jpg, p2.jpg, p3.jpg, p4.jpg, \.\.\.\), 1 masks have no photo \(lonely"
+        r"7 images have no mask \(p0.jpg, p1.jpg, p2.jpg, p3.jpg, p4.jpg, \.\.\.\), 1 masks have no image \(lonely"
     )
-    with pytest.raises(ValueError, match=message + r".*--skip_unmatched to go on with the 1 pairs"):
+    with pytest.raises(ValueError, match=message + r".*--skip_unmatched to continue with the 1 pairs"):
         read_source(tmp_path, "folder", "bdd100k")
     source = read_source(tmp_path, "folder", "bdd100k", skip_unmatched=True)
     assert [pair.stem for pair in source.pairs] == ["pair"]
@@ -81,20 +81,20 @@ def test_no_pair_at_all_is_refused_even_with_skip_unmatched(tmp_path):
 
 
 def test_empty_folders_say_what_was_looked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"there is no folder '.*images'; looked there for the photos"):
+    with pytest.raises(ValueError, match=r"does not have the layout of --format folder; expected images/ and masks/"):
         read_source(tmp_path, "folder", "bdd100k")
     make_files(tmp_path, "images/readme.txt", "masks/.keep")
-    with pytest.raises(ValueError, match=r"found no pictures \(\.jpg, .* in '.*images' and '.*masks'"):
+    with pytest.raises(ValueError, match=r"found no images \(\.jpg, .* in '.*images' and '.*masks'"):
         read_source(tmp_path, "folder", "bdd100k")
 
 
 def test_source_that_is_no_folder_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="is not there; wanted a folder"):
+    with pytest.raises(ValueError, match="does not exist; expected a folder"):
         read_source(tmp_path / "nowhere", "camvid")
     make_files(tmp_path, "file.tar")
-    with pytest.raises(ValueError, match="is a file; wanted a folder"):
+    with pytest.raises(ValueError, match="is a file; expected a folder"):
         read_source(tmp_path / "file.tar", "camvid")
-    with pytest.raises(ValueError, match="no format 'ade20k'; there are folder, camvid, bdd100k, paper"):
+    with pytest.raises(ValueError, match="no format 'ade20k'; expected one of folder, camvid, bdd100k, paper"):
         read_source(tmp_path, "ade20k")
 
 
@@ -103,10 +103,10 @@ def test_source_that_is_no_folder_is_refused(tmp_path):
     [
         (("images/train/a.png", "masks/val/a.png"), "split folders differ: .* has train, .* has val"),
         (("images/train/a.png", "masks/a.png"), "split folders differ: .* has train, .* has none"),
-        (("images/train/a.png", "images/b.png", "masks/train/a.png"), "both split folders and pictures"),
-        (("images/berlin/a.png", "masks/berlin/a.png"), "holds the folders berlin; wanted pictures"),
+        (("images/train/a.png", "images/b.png", "masks/train/a.png"), "both split folders and images"),
+        (("images/berlin/a.png", "masks/berlin/a.png"), "holds the folders berlin; expected images"),
         (("images/val/a.png", "images/valid/a.png", "masks/val/a.png"), "are both the split val"),
-        (("images/a.png", "images/a.jpg", "masks/a.png"), "have one stem"),
+        (("images/a.png", "images/a.jpg", "masks/a.png"), "have the same stem"),
     ],
 )
 def test_ambiguous_layouts_are_refused(tmp_path, files, message):
@@ -128,7 +128,7 @@ def test_bdd100k_layout_is_found_from_its_folder_or_the_parent_without_the_test_
 
 def test_bdd100k_without_masks_says_what_is_there_instead(tmp_path):
     make_files(tmp_path, "images/10k/train/a.jpg", "labels/sem_seg/colormaps/train/a.png")
-    with pytest.raises(ValueError, match="looked for images/10k/.*There is colormaps, but these are for viewing"):
+    with pytest.raises(ValueError, match="has no labels/sem_seg/.*There is colormaps, but these are for viewing"):
         read_source(tmp_path, "bdd100k")
 
 
@@ -155,7 +155,7 @@ def test_formats_with_classes_of_their_own_refuse_labels(tmp_path, data_format):
     ],
 )
 def test_the_format_is_known_by_the_layout(tmp_path, files, data_format):
-    assert detect_format(make_files(tmp_path, *files)) == data_format
+    assert open_source(make_files(tmp_path, *files))[1] == data_format
 
 
 def test_the_papers_format_is_known_by_its_colormap(tmp_path):
@@ -168,10 +168,10 @@ def test_the_papers_format_is_known_by_its_colormap(tmp_path):
 
 def test_unknown_and_ambiguous_layouts_are_refused_with_what_was_looked_for(tmp_path):
     make_files(tmp_path, "photos/a.jpg")
-    with pytest.raises(ValueError, match=r"is not known; looked in it for images/ and masks/ \(folder\); .*--format"):
+    with pytest.raises(ValueError, match=r"is not known; expected images/ and masks/ \(folder\); .*--format"):
         read_source(tmp_path)
     make_files(tmp_path, "images/a.jpg", "masks/a.png", "labels/a.png")
-    with pytest.raises(ValueError, match="could be folder or camvid; say which: --format"):
+    with pytest.raises(ValueError, match="could be folder or camvid; name it: --format"):
         read_source(tmp_path)
 
 
@@ -189,7 +189,7 @@ def test_options_that_a_format_does_not_take_are_refused(tmp_path):
 
 def test_several_sources_are_archives(tmp_path):
     make_files(tmp_path, "a/images/a.jpg", "b/x")
-    with pytest.raises(ValueError, match="wanted one folder alone, or several zip archives"):
+    with pytest.raises(ValueError, match="expected one folder alone, or several zip archives"):
         read_source([tmp_path / "a", tmp_path / "b"])
 
 

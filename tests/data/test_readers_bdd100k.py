@@ -48,7 +48,7 @@ def test_polygons_are_drawn_in_their_order_and_other_categories_are_left_unknown
     assert report.notes == (
         "read the polygons",
         "labels of no class, left unknown: parking sign (3)",
-        "left out: 1 test photos, which have no labels",
+        "left out: 1 test images, which have no labels",
     )
     ids = pairs["val"][0]["mask"].numpy()
     expected = np.full(SIZE, 10)
@@ -71,7 +71,7 @@ def test_annotations_can_be_chosen_and_masks_come_first(tmp_path):
     assert (
         "read the polygons (there are also masks: --annotations)" in read_source(source, annotations="polygons").notes
     )
-    with pytest.raises(ValueError, match="There is masks and polygons, but not rles: give --annotations masks"):
+    with pytest.raises(ValueError, match="has no labels/sem_seg/rles. There is masks and polygons: give --a"):
         read_source(source, annotations="rles")
     with pytest.raises(ValueError, match="--format folder does not take --annotations 'rles'"):
         read_source(source, "folder", "bdd100k", annotations="rles")
@@ -94,12 +94,12 @@ def test_regions_of_another_frame_are_refused(tmp_path):
     source = bdd100k_polygons(bdd100k(tmp_path / "source", masks=False))
     save_photo(source / "images/10k/train/a.jpg", 0, (18, 32))
     with pytest.raises(
-        ValueError, match=r"mask 'a of .*sem_seg_train.json' reaches to x = 64, y = 36; its photo is 18 x"
+        ValueError, match=r"mask 'a of .*sem_seg_train.json' reaches to x = 64, y = 36; its image is 18 x"
     ):
         prepare(source, tmp_path / "out")
     label = {"category": "sky", "rle": {"counts": [0, 2304], "size": [64, 36]}}
     save_json(source / "labels/sem_seg/rles/sem_seg_train.json", [{"name": "b.jpg", "labels": [label]}])
-    with pytest.raises(ValueError, match=r"region 0 is for 64 x 36 pixels; its photo is 36 x 64"):
+    with pytest.raises(ValueError, match=r"region 0 is for 64 x 36 pixels; its image is 36 x 64"):
         prepare(source, tmp_path / "out", annotations="rles", skip_unmatched=True)
 
 
@@ -119,7 +119,7 @@ def test_photos_without_label_are_named(tmp_path):
     source = bdd100k_polygons(bdd100k(tmp_path / "source", masks=False))
     save_photo(source / "images/10k/train/lonely.jpg", 9)
     with pytest.raises(
-        ValueError, match=r"1 photos have no mask \(lonely.jpg\), 0 masks .*--skip_unmatched .* 3 pairs"
+        ValueError, match=r"1 images have no mask \(lonely.jpg\), 0 masks .*--skip_unmatched .* 3 pairs"
     ):
         read_source(source)
     (source / "images/10k/train/a.jpg").unlink()
@@ -140,7 +140,7 @@ def test_attributes_are_looked_up_in_both_files_and_none_where_they_are_not_know
         source, {top.format("train"): {"c.jpg": RAIN, "x.jpg": RAIN}, top.format("val"): {"a.jpg": UNSURE}}
     )
     report, _ = prepare(source, tmp_path / "out")
-    assert "weather, scene, timeofday: known for 2 of 3 photos" in report.notes
+    assert "weather, scene, timeofday: known for 2 of 3 images" in report.notes
     tables = datasets.load_dataset(str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert tables["validation"].remove_columns(["image", "mask"])[:] == {
         "stem": ["c"], "weather": ["rainy"], "scene": ["city street"], "timeofday": ["night"]
@@ -169,15 +169,14 @@ def test_attributes_come_from_archives_too(tmp_path):
 class Text:
     """A label file that is read in pieces of a few bytes."""
 
-    archives = ()
-
     def __init__(self, text: str):
         self.text = text
 
     def __str__(self):
         return "labels.json"
 
-    def open(self):
+    def open(self, mode):
+        assert mode == "rb"
         return io.BytesIO(self.text.encode())
 
 
@@ -199,14 +198,14 @@ def test_frames_are_read_one_by_one_however_the_file_is_cut(monkeypatch, chunk, 
         ("", "ends in the middle"),
         ('[{"name": "a"}', "ends in the middle"),
         ('[{"name": "a}', "Unterminated string"),
-        ('[{"name": "a"} {"name"', "wanted , or ], found '{'"),
-        ("<html>", r"wanted \[ or {, found '<'"),
+        ('[{"name": "a"} {"name"', "expected , or ], got '{'"),
+        ("<html>", r"expected \[ or {, got '<'"),
         ('{"config": {}}', 'the key "frames" is missing'),
         ("[1, 2]", "a frame is 1"),
     ],
 )
 def test_a_file_that_is_no_list_of_frames_is_refused(text, message):
-    with pytest.raises(ValueError, match=f"label file 'labels.json' is no list of frames .*{message}"):
+    with pytest.raises(ValueError, match=f"label file 'labels.json' is not a list of frames .*{message}"):
         list(iterate_frames(Text(text)))
 
 

@@ -64,14 +64,14 @@ def test_a_mixture_of_both_kinds_and_a_set_without_masks_are_refused(tmp_path):
     for path in (tmp_path / "source/gtFine/val").rglob("*_labelIds.png"):
         path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
     with pytest.raises(
-        ValueError, match=r"found both kinds of masks .*wanted files called \*_gtFine_labelTrainIds.png in"
+        ValueError, match=r"found both kinds of masks .*expected files called \*_gtFine_labelTrainIds.png in"
     ):
         read_source(tmp_path / "source")
     for path in (tmp_path / "source/gtFine").rglob("*Ids.png"):
         path.unlink()
     with pytest.raises(ValueError, match="found no masks"):
         read_source(tmp_path / "source")
-    with pytest.raises(ValueError, match="is not laid out as Cityscapes; looked for leftImg8bit/"):
+    with pytest.raises(ValueError, match="does not have the layout of --format cityscapes; expected leftImg8bit/"):
         read_source(tmp_path / "source/gtFine", "cityscapes")
 
 
@@ -163,7 +163,7 @@ def test_colours_in_some_splits_only_are_refused(tmp_path):
     for split, ending in (("train", "_L"), ("val", "")):
         save_photo(tmp_path / split / "a.png", 0)
         save(tmp_path / f"{split}_labels" / f"a{ending}.png", np.zeros(SIZE, np.uint8))
-    with pytest.raises(ValueError, match=r"masks in colours \(_L.png\) for some splits only"):
+    with pytest.raises(ValueError, match=r"masks in colours \(_L.png\) in some splits only"):
         read_source(tmp_path, "camvid")
 
 

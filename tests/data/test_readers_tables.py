@@ -64,7 +64,7 @@ def test_what_save_to_disk_left_is_read(tmp_path):
     report, pairs = prepare(tmp_path / "source", tmp_path / "out")
     assert (report.data_format, report.splits) == ("datasets", {"train": 2, "test": 1})
     assert np.array_equal(pairs["test"][0]["mask"], ids_of(2))
-    with pytest.raises(ValueError, match="saved with save_to_disk and lies here whole; leave out --streaming"):
+    with pytest.raises(ValueError, match="saved with save_to_disk and is local; leave out --streaming"):
         read_source(tmp_path / "source", labels="bdd100k", streaming=True)
 
 
@@ -80,13 +80,13 @@ def test_a_share_for_validation_is_taken_from_a_table_but_not_from_a_stream(tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": None}, "the classes of '.*' are not known; say which ids or colours its masks hold"),
+        ({"labels": None}, "the classes of '.*' are not known; name those of the ids or colours in its masks"),
         (
             {"image_column": "picture"},
-            "column 'picture' of '.*' holds no pictures; give --image_column: photo, seg, depth",
+            "column 'picture' of '.*' holds no images; give --image_column: photo, seg, depth",
         ),
-        ({"mask_column": "id"}, "column 'id' of '.*' holds no pictures; give --mask_column"),
-        ({"mask_column": "photo"}, "are both 'photo'; wanted two columns"),
+        ({"mask_column": "id"}, "column 'id' of '.*' holds no images; give --mask_column"),
+        ({"mask_column": "photo"}, "are both 'photo'; expected two columns"),
     ],
 )
 def test_columns_and_classes_that_are_not_there_are_named(parquet, options, message):
@@ -97,7 +97,7 @@ def test_columns_and_classes_that_are_not_there_are_named(parquet, options, mess
 def test_splits_that_a_prepared_folder_cannot_have_are_refused(tmp_path):
     datasets.DatasetDict({"train": table(0, 1), "extra": table(1, 1)}).save_to_disk(tmp_path / "source")
     with pytest.raises(
-        ValueError, match="has the splits train, extra; wanted train, validation and test only, not extra"
+        ValueError, match="has the splits train, extra; expected train, validation and test only, got extra"
     ):
         read_source(tmp_path / "source", labels="bdd100k")
 

@@ -142,7 +142,7 @@ def test_later_regions_win_where_regions_overlap():
 @pytest.mark.parametrize(
     ("counts", "size", "message"),
     [
-        ([0, 4, 1], (2, 3), "count 5 pixels; wanted 6"),
+        ([0, 4, 1], (2, 3), "count 5 pixels; expected 6"),
         ([0, 6], (3, 2), "is for 3 x 2 pixels"),
         ([0, -1, 7], (2, 3), "the negative number -1"),
         ("R", (2, 3), "end in the middle of a number"),

@@ -338,7 +338,7 @@ def test_a_photo_that_is_cut_off_is_refused_before_an_image_is_made(place, tmp_p
         listing = dataset / split / "metadata.jsonl"
         listing.write_text(listing.read_text().replace(f"images/{png.name}", f"images/{photo.name}"))
     error = place.evaluate(tmp_path / "out", model=place.model, dataset=dataset, num_inference_steps=2, expect=2)
-    assert re.search(f"photo '.*{photo.name}' cannot be read", error), error
+    assert re.search(f"image '.*{photo.name}' cannot be read", error), error
     assert not (tmp_path / "out" / "generated").exists()
     assert not (tmp_path / "out" / "results.json").exists()
 

@@ -614,7 +614,7 @@ def test_any_data_set_of_the_hub_loads_with_its_columns_named_and_a_label_set_gi
     )
     load += "columns = {'image_column': 'photo', 'mask_column': 'label'}\n"
     answer = client.run(f"{load}load_pairs('carol/photos', **columns)")
-    assert "'carol/photos' carries no labels.json: give its label set" in answer.error
+    assert "'carol/photos' has no labels.json: give its label set" in answer.error
     load += "pairs = load_pairs('carol/photos', **columns, labels=LabelSet.from_preset('bdd100k'))\n"
     assert client.run(f"{load}torch.save(pairs[0], arguments[0])", tmp_path / "pair").error is None
     pair = torch.load(tmp_path / "pair")

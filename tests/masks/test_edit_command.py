@@ -211,6 +211,6 @@ def test_command_refuses_wrong_inputs(masks, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
     (masks / "labels.json").unlink()
     assert edit(masks, tmp_path / "out", "remove class=car number=all") == 2
-    assert "no labels.json lies there" in capsys.readouterr().err
+    assert "there is no labels.json in it" in capsys.readouterr().err
     assert edit(masks, tmp_path / "out", "remove class=car", more=["--labels", "mine"]) == 2
     assert "is no file and none of the presets" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from helpers.tiny_pipelines import (
 from PIL import Image
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline
-from semseg_diffusers.data.crop_resize import place_frame
+from semseg_diffusers.data.crop_resize import crop_resize
 
 
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates, thousands of times.
@@ -148,7 +148,7 @@ def test_a_photo_is_turned_as_the_camera_was_held(pipe, tmp_path):
 def test_a_larger_photo_is_cropped_and_resized_as_the_photos_of_the_training_are(pipe):
     large = Image.fromarray(np.random.default_rng(1).integers(0, 256, (3 * SIZE, 5 * SIZE, 3), dtype=np.uint8))
     (image,) = pipe(large, random_ids(1, 3 * SIZE, 5 * SIZE), strength=0.0).images
-    assert image == place_frame(3 * SIZE, 5 * SIZE, (SIZE, SIZE)).place_photo(large)
+    assert image == crop_resize(3 * SIZE, 5 * SIZE, (SIZE, SIZE)).resize_image(large)
 
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])

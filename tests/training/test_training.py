@@ -326,7 +326,7 @@ def test_a_run_on_random_crops_of_uneven_photos_is_resumed_bit_for_bit(uneven, t
 
 
 def test_photos_smaller_than_the_random_crop_are_refused_before_the_first_step(uneven, tmp_path):
-    with pytest.raises(ValueError, match=r"--random_crop wants photos of 20 x 32 or more .* 'toy_0_\d+' is 16 x 32"):
+    with pytest.raises(ValueError, match=r"--random_crop expects images of 20 x 32 or more .* 'toy_0_\d+' is 16 x 32"):
         train_here(tiny_settings(uneven, tmp_path / "run", random_crop="20x32"))
     with pytest.raises(ValueError, match="differ in size: .*--resolution HxW"):
         train_here(tiny_settings(uneven, tmp_path / "run"))

@@ -1,26 +1,116 @@
-"""Turns what was seen in single files into findings about a whole set: what is wrong, how often, where, what to do.
+"""What a check can find: a table of the kinds, and how the facts about single pairs become findings about the dataset.
+
 An error is what `prepare` or training would refuse, or what makes results wrong; a warning is what a user should know.
 """
 
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from semseg_diffusers.data.check.inspection import PairFacts, color_distances, near_duplicates, same_pictures
+from semseg_diffusers.data.check.inspection import (
+    Fingerprint,
+    PairFacts,
+    color_distances,
+    near_duplicates,
+    same_images,
+)
+from semseg_diffusers.data.dataset_format import LABELS_FILE, METADATA_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 
 
 EXAMPLES = 5  # files named in a finding
 ERROR, WARNING = "error", "warning"
+COLUMNS = ("image_file_name", "mask_file_name")
+
+# Kind, which does not change between versions -> severity, what was found, what to do.
+CHECKS = {
+    # of a source, or of a prepared dataset
+    "layout": (
+        ERROR, "the source cannot be read in this format",
+        "name the right --format, or put the files where it expects them; only single images were checked",
+    ),
+    "unpaired file": (
+        ERROR, "images without a mask, or masks without an image",
+        "give image and mask the same name up to the ending, or leave them out: prepare --skip_unmatched",
+    ),
+    "one stem": (ERROR, "names that several files have in common up to the ending", "keep one of each"),
+    "label set": (
+        ERROR, f"no usable {LABELS_FILE}", "masks are not checked against classes without it; prepare it again"
+    ),
+    "record": (
+        WARNING, f"no {SETTINGS_FILE}",
+        "it was not made by prepare, toy or generate: nothing says how, and prepare does not overwrite it",
+    ),
+    "no pairs": (
+        ERROR, "no pairs to check",
+        f"expected {METADATA_FILE} with the keys {' and '.join(COLUMNS)} in each split's folder",
+    ),
+    "metadata": (
+        ERROR, f"lines without {' and '.join(COLUMNS)}, or not JSON", "prepare the dataset again, or correct the rows"
+    ),
+    "row without file": (
+        ERROR, "files that a row names and that do not exist", "prepare the dataset again, or correct the rows"
+    ),
+    "file without row": (WARNING, "images that no row names, so nothing reads them", "remove them"),
+    "row twice": (WARNING, "files that several rows name", "keep one of the rows"),
+    # of single files
+    "empty file": (ERROR, "files of 0 bytes", "copy or download them again, or remove the pairs"),
+    "unreadable file": (ERROR, "files that cannot be read", "copy or download them again, or remove the pairs"),
+    "no mask": (ERROR, "images that are not masks", ""),
+    "size of mask": (
+        ERROR, "masks of another size than their image (height x width)",
+        "was one of the two resized, cropped or rotated? Export the masks at the size of the images",
+    ),
+    "several sizes": (
+        WARNING, "sizes of images (height x width)",
+        "training expects one size: prepare with --resolution N or HxW, not native",
+    ),
+    "JPEG mask": (
+        ERROR, "masks saved as JPEG, which changes ids and colours",
+        "export the masks again as PNG; what compression has changed cannot be undone",
+    ),
+    "unknown mask": (
+        WARNING, "masks that are unknown everywhere",
+        "a model learns nothing about classes from them; label them or remove the pairs",
+    ),
+    "mode of photo": (
+        ERROR, "images without 8 bits per channel", "convert them to RGB with 8 bits per channel"
+    ),
+    "plain photo": (
+        WARNING, "images of a single colour", "look at them: are they lens caps, or failures?"
+    ),
+    # of the values of masks
+    "ids out of range": (ERROR, "masks with ids that are no class", ""),
+    "unknown colours": (ERROR, "masks with colours that no class has", ""),
+    "class never seen": (
+        WARNING, "classes that no mask shows",
+        "a model cannot learn them here; add images that show them, or leave them out of masks to generate from",
+    ),
+    "class not in train": (
+        WARNING, "classes that other splits show and train does not",
+        "a model cannot learn them here; add images that show them, or leave them out of masks to generate from",
+    ),
+    # of all images together
+    "same photo in two splits": (
+        ERROR, "images in several splits, equal in every pixel",
+        "results on the other split say nothing: remove the images from one of them",
+    ),
+    "same photo twice": (WARNING, "images that are in a split more than once", "keep one of each"),
+    "near-duplicates": (
+        WARNING, "images of {other} that show nearly the same as one of {one} ({near} of {all})",
+        "neighbours of one video? Then {other} is easier than new scenes: split by drives, not by frames",
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong with a set."""
+    """One thing that is wrong with a dataset."""
 
     severity: str  # "error" or "warning"
     kind: str  # a short name that does not change
@@ -28,226 +118,158 @@ class Finding:
     count: int
     examples: tuple[str, ...]  # the first few
     advice: str
-    details: dict = field(default_factory=dict)  # further JSON values
-    more: int = 0  # what `examples` leaves out
+    details: dict[str, Any] = field(default_factory=dict)  # further JSON values
+    more: int = 0  # number of examples left out
 
 
-def files_finding(severity: str, kind: str, what: str, files: Sequence, advice: str, **details) -> list[Finding]:
-    """A finding about files; none where there are no files."""
-    if not files:
+def find(kind: str, items: Sequence[object], /, **changes: Any) -> list[Finding]:
+    """Return the finding of a kind in `CHECKS`, with some fields changed; none without items."""
+    if not items:
         return []
-    more = max(len(files) - EXAMPLES, 0)
-    return [Finding(severity, kind, what, len(files), tuple(map(str, files[:EXAMPLES])), advice, details, more)]
+    severity, what, advice = CHECKS[kind]
+    shown, more = tuple(map(str, items[:EXAMPLES])), max(len(items) - EXAMPLES, 0)
+    return [replace(Finding(severity, kind, what, len(items), shown, advice, more=more), **changes)]
 
 
 def pair_findings(facts: Sequence[PairFacts], labels: LabelSet | None) -> list[Finding]:
-    """All findings about pairs that were inspected."""
-    found = [*_unreadable(facts), *_sizes(facts), *_masks(facts), *_photos(facts)]
+    """Return all findings about the inspected pairs."""
+    found = [*_unreadable(facts), *_sizes(facts)]
+    found += find("JPEG mask", [entry.mask for entry in facts if entry.jpeg_mask])
+    counted = [(entry.mask, entry.class_pixels) for entry in facts if entry.class_pixels is not None]
+    found += find("unknown mask", [mask for mask, pixels in counted if pixels[-1] == pixels.sum()])
+    found += find("mode of photo", [f"{entry.image} ({entry.image_mode})" for entry in facts if entry.image_mode])
+    found += find("plain photo", [entry.image for entry in facts if entry.one_color])
     if labels is not None:
         found += [*_wrong_ids(facts, labels), *_wrong_colors(facts, labels), *_classes(facts, labels)]
-    return found + _duplicates(facts)
+    return [*found, *_duplicates(facts)]
 
 
 # Files -------------------------------------------------------------------------------------------------------------
 
 
 def unreadable_findings(empty: Sequence[str], broken: Sequence[tuple[str, str]]) -> list[Finding]:
-    """Findings about pictures that cannot be read.
-
-    Args:
-        empty: files of 0 bytes.
-        broken: other files, and why.
-    """
-    again = "copy or download them again, or take the pairs out"
-    return [
-        *files_finding(ERROR, "empty file", "files of 0 bytes", empty, again),
-        *files_finding(
-            ERROR,
-            "unreadable file",
-            "files that cannot be read",
-            [path for path, _ in broken],
-            again,
-            reasons=dict(broken[: 10 * EXAMPLES]),
-        ),
-    ]
+    """Return findings about empty files, and about files that cannot be read, with the reason of each."""
+    reasons = {"reasons": dict(broken[: 10 * EXAMPLES])}
+    return [*find("empty file", empty), *find("unreadable file", [path for path, _ in broken], details=reasons)]
 
 
 def _unreadable(facts: Sequence[PairFacts]) -> list[Finding]:
     empty = [path for entry in facts for path in entry.empty]
-    faults = [(entry.photo, entry.photo_fault) for entry in facts if entry.photo_fault]
-    faulty = [entry for entry in facts if entry.mask_fault]
-    faults += [(entry.mask, entry.mask_fault) for entry in faulty if entry.mask_size is None]
-    wrong = {entry.mask: entry.mask_fault for entry in faulty if entry.mask_size is not None}
-    first = next(iter(wrong.values()), "")
+    broken = [(entry.image, entry.image_fault) for entry in facts if entry.image_fault]
+    broken += [(entry.mask, entry.mask_fault) for entry in facts if entry.mask_fault and entry.mask_size is None]
+    wrong = {entry.mask: entry.mask_fault for entry in facts if entry.mask_fault and entry.mask_size is not None}
+    reasons = {"reasons": dict(list(wrong.items())[: 10 * EXAMPLES])}
     return [
-        *unreadable_findings(empty, [fault for fault in faults if fault[0] not in set(empty)]),
-        *files_finding(
-            ERROR,
-            "no mask",
-            "pictures that are no masks",
-            list(wrong),
-            first,
-            reasons=dict(list(wrong.items())[: 10 * EXAMPLES]),
-        ),
+        *unreadable_findings(empty, [fault for fault in broken if fault[0] not in set(empty)]),
+        *find("no mask", list(wrong), advice=next(iter(wrong.values()), ""), details=reasons),
     ]
 
 
 def _sizes(facts: Sequence[PairFacts]) -> list[Finding]:
-    both = [entry for entry in facts if entry.photo_size and entry.mask_size]
+    def text(size: tuple[int, int]) -> str:
+        return f"{size[0]} x {size[1]}"
+
     differing = [
-        f"{entry.photo} is {_size(entry.photo_size)}, {Path(entry.mask).name} {_size(entry.mask_size)}"
-        for entry in both
-        if entry.photo_size != entry.mask_size
-    ]
-    sizes = Counter(entry.photo_size for entry in facts if entry.photo_size)
-    found = files_finding(
-        ERROR,
-        "size of mask",
-        "masks of another size than their photo (height x width)",
-        differing,
-        "was one of the two resized, cropped or turned? Export the masks at the size of the photos",
-    )
-    if len(sizes) > 1:
-        named = [f"{_size(size)} ({count} photos)" for size, count in sizes.most_common()]
-        advice = "training wants one size: prepare with --resolution N or HxW, not native"
-        found += files_finding(WARNING, "several sizes", "sizes of photos (height x width)", named, advice)
-    return found
-
-
-def _size(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
-
-
-def _photos(facts: Sequence[PairFacts]) -> list[Finding]:
-    modes = [f"{entry.photo} ({entry.photo_mode})" for entry in facts if entry.photo_mode]
-    plain = [entry.photo for entry in facts if entry.one_color]
-    return [
-        *files_finding(
-            ERROR,
-            "mode of photo",
-            "photos without 8 bits a channel",
-            modes,
-            "convert them to RGB with 8 bits a channel",
-        ),
-        *files_finding(
-            WARNING,
-            "plain photo",
-            "photos of a single colour",
-            plain,
-            "look at them: are they lens caps, or failures?",
-        ),
-    ]
-
-
-# Masks -------------------------------------------------------------------------------------------------------------
-
-
-def _masks(facts: Sequence[PairFacts]) -> list[Finding]:
-    lossy = [entry.mask for entry in facts if entry.jpeg_mask]
-    unknown = [
-        entry.mask
+        f"{entry.image} is {text(entry.image_size)}, {Path(entry.mask).name} {text(entry.mask_size)}"
         for entry in facts
-        if entry.class_pixels is not None and entry.class_pixels[-1] == entry.class_pixels.sum()
+        if entry.image_size and entry.mask_size and entry.image_size != entry.mask_size
     ]
-    return [
-        *files_finding(
-            ERROR,
-            "JPEG mask",
-            "masks saved as JPEG, which changes ids and colours",
-            lossy,
-            "export the masks again as PNG; what compression has changed cannot be told from classes",
-        ),
-        *files_finding(
-            WARNING,
-            "unknown mask",
-            "masks that are unknown everywhere",
-            unknown,
-            "a model learns nothing of classes from them; label them or take the pairs out",
-        ),
-    ]
+    sizes = Counter(entry.image_size for entry in facts if entry.image_size)
+    named = [f"{text(size)} ({count} images)" for size, count in sizes.most_common()]
+    return [*find("size of mask", differing), *(find("several sizes", named) if len(sizes) > 1 else [])]
+
+
+# Values of masks ---------------------------------------------------------------------------------------------------
 
 
 def _wrong_ids(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
-    known = {*range(labels.num_classes), labels.ignore_index}
-    pixels, files = Counter(), Counter()
-    for entry in facts:
-        pixels.update(entry.ids)
-        files.update(entry.ids.keys())
-    if not pixels:
+    seen = [(entry.mask, entry.ids) for entry in facts if entry.ids]
+    if not seen:
         return []
-    wrong = sorted(pixels.keys() - known, key=lambda value: -pixels[value])
+    known = {*range(labels.num_classes), labels.ignore_index}
+    pixels: Counter[int] = sum((ids for _, ids in seen), Counter())
     try:
         labels.check_ids(np.array(list(pixels)))
     except ValueError as err:
-        hint = str(err).rpartition("(ignore). ")[2]
+        advice = str(err).rpartition("(ignore). ")[2]
     else:
         raise AssertionError("ids that are no class have passed the check of ids")
-    values = {str(value): {"files": files[value], "pixels": pixels[value]} for value in wrong}
-    named = [f"id {v} in {files[v]} files, {pixels[v]} pixels" for v in wrong]
-    masks = [entry.mask for entry in facts if entry.ids]
-    what = f"masks with ids that are no class of 0-{labels.num_classes - 1} or {labels.ignore_index} (unknown)"
-    examples = (*named[:EXAMPLES], *masks[:EXAMPLES])
-    more = max(len(masks) - EXAMPLES, 0)
-    return [Finding(ERROR, "ids out of range", what, len(masks), examples, hint, {"ids": values}, more)]
+    return _wrong_values(
+        "ids out of range",
+        seen,
+        {value: (f"id {value}", str(value)) for value, _ in pixels.most_common() if value not in known},
+        "ids",
+        what=f"masks with ids that are no class of 0-{labels.num_classes - 1} or {labels.ignore_index} (unknown)",
+        advice=advice,
+    )
 
 
 def _wrong_colors(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
-    pixels, files = Counter(), Counter()
-    for entry in facts:
-        pixels.update(entry.colors)
-        files.update(entry.colors.keys())
-    if not pixels:
-        return []
+    seen = [(entry.mask, entry.colors) for entry in facts if entry.colors]
+    pixels: Counter[tuple[int, int, int]] = sum((colors for _, colors in seen), Counter())
     order = [color for color, _ in pixels.most_common()]
-    named = [f"{color} in {files[color]} files, {pixels[color]} pixels" for color in order]
-    details = {
-        "#{:02x}{:02x}{:02x}".format(*color): {"files": files[color], "pixels": pixels[color]}
-        for color in order[: 20 * EXAMPLES]
-    }
-    masks = [entry.mask for entry in facts if entry.colors]
-    advice = _colors_advice(order, labels)
-    examples = (*named[:EXAMPLES], *masks[:EXAMPLES])
-    what = f"masks with colours that no class has ({len(order)} colours)"
-    more = max(len(masks) - EXAMPLES, 0)
-    return [Finding(ERROR, "unknown colours", what, len(masks), examples, advice, {"colors": details}, more)]
+    if not order:
+        return []
+    return _wrong_values(
+        "unknown colours",
+        seen,
+        {color: (str(color), "#{:02x}{:02x}{:02x}".format(*color)) for color in order},
+        "colors",
+        what=f"masks with colours that no class has ({len(order)} colours)",
+        advice=_colors_advice(order, labels),
+    )
+
+
+def _wrong_values(
+    kind: str, seen: Sequence[tuple[str, Counter]], wrong: dict[Any, tuple[str, str]], key: str, **changes: str
+) -> list[Finding]:
+    """Return a finding about masks with wrong values, which have a text and a name in the details."""
+    pixels: Counter[Any] = sum((values for _, values in seen), Counter())
+    files = Counter(value for _, values in seen for value in values)
+    named = [f"{text} in {files[value]} files, {pixels[value]} pixels" for value, (text, _) in wrong.items()]
+    details = {name: {"files": files[value], "pixels": pixels[value]} for value, (_, name) in wrong.items()}
+    masks = [mask for mask, _ in seen]
+    return find(
+        kind,
+        masks,
+        examples=(*named[:EXAMPLES], *masks[:EXAMPLES]),
+        details={key: dict(list(details.items())[: 20 * EXAMPLES])},
+        **changes,
+    )
 
 
 def _colors_advice(colors: list[tuple[int, int, int]], labels: LabelSet) -> str:
-    """The likely cause of colours that no class has, the most frequent first."""
+    """Return the likely cause of colours that no class has, the most frequent first."""
     for name in PRESET_NAMES:
         preset = LabelSet.from_preset(name)
         if len(set(colors) & {*preset.colors, preset.ignore_color}) > len(colors) / 2:
             return f"these are colours of the label set {name}: use --labels {name}, or the format that brings it"
     if all(red == green == blue for red, green, blue in colors):
         return "all are grey: if they are class ids, save the masks with one channel"
-    distances = color_distances(np.array(colors), labels)
     if len(colors) > 10:
+        distance = math.ceil(np.median(color_distances(np.array(colors), labels)))
         return (
             "so many colours come from smoothing at edges, or from JPEG: export without either, or take the nearest "
-            f"class with --tolerance (half of them lie within {math.ceil(np.median(distances))})"
+            f"class with --tolerance (half of them are within {distance})"
         )
     return "use the label set that the masks were painted with, or --tolerance to take the nearest class"
 
 
 def _classes(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
-    """Classes that the training masks never show, and those that only other splits show."""
-    of_split: dict[str, np.ndarray] = {}
+    """Return findings about classes that no mask shows, and those that only other splits show."""
+    pixels: dict[str, np.ndarray] = {}  # split -> pixels of each class
     for entry in facts:
         if entry.class_pixels is not None:
-            of_split[entry.split] = of_split.get(entry.split, 0) + entry.class_pixels[:-1]
-    if not of_split:
+            pixels[entry.split] = pixels.get(entry.split, np.zeros(1, np.int64)) + entry.class_pixels[:-1]
+    if not pixels:
         return []
-    anywhere = sum(of_split.values())
-    train = of_split.get("train", anywhere)
+    anywhere = np.sum(list(pixels.values()), axis=0)
+    train = pixels.get("train", anywhere)
     never = [name for name, count in zip(labels.names, anywhere, strict=True) if not count]
     elsewhere = [name for name, a, t in zip(labels.names, anywhere, train, strict=True) if a and not t]
-    advice = "a model cannot learn them here; add images that show them, or leave them out of masks to generate from"
-    kinds = (
-        ("class never seen", "classes that no mask shows", never),
-        ("class not in train", "classes that other splits show and train does not", elsewhere),
-    )
     return [
-        Finding(WARNING, kind, what, len(names), (", ".join(names),), advice) for kind, what, names in kinds if names
+        *find("class never seen", never, examples=(", ".join(never),), more=0),
+        *find("class not in train", elsewhere, examples=(", ".join(elsewhere),), more=0),
     ]
 
 
@@ -255,39 +277,40 @@ def _classes(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
 
 
 def _duplicates(facts: Sequence[PairFacts]) -> list[Finding]:
-    seen = [entry for entry in facts if entry.fingerprint is not None]
-    within, between, copies = [], [], set()
-    for group in same_pictures([entry.fingerprint for entry in seen]):
-        text = " = ".join(seen[index].photo for index in group)
-        leaks = len({seen[index].split for index in group}) > 1
+    seen = [(entry, entry.fingerprint) for entry in facts if entry.fingerprint is not None]
+    within: list[str] = []
+    between: list[str] = []
+    copies: set[int] = set()  # of images in another split
+    for group in same_images([print_ for _, print_ in seen]):
+        text = " = ".join(seen[index][0].image for index in group)
+        leaks = len({seen[index][0].split for index in group}) > 1
         (between if leaks else within).append(text)
         copies.update(group if leaks else ())
-    found = files_finding(
-        ERROR,
-        "same photo in two splits",
-        "photos that stand in several splits, equal in every pixel",
-        between,
-        "results on the other split say nothing: take the photos out of one of them",
-    )
-    found += files_finding(
-        WARNING, "same photo twice", "photos that stand in a split more than once", within, "keep one of each"
-    )
-    splits = sorted({entry.split for entry in seen}, key=lambda split: ("train", "val", "test").index(split))
-    for index, other in enumerate(splits[1:], start=1):
-        for one in splits[:index]:
-            found += _near(seen, copies, one, other)
+    found = [*find("same photo in two splits", between), *find("same photo twice", within)]
+    members: dict[str, tuple[list[str], list[Fingerprint]]] = {split: ([], []) for split in ("train", "val", "test")}
+    for index, (entry, print_) in enumerate(seen):
+        if index not in copies:
+            members[entry.split][0].append(entry.image)
+            members[entry.split][1].append(print_)
+    splits = [split for split in members if any(entry.split == split for entry, _ in seen)]
+    for i, other in enumerate(splits):
+        for one in splits[:i]:
+            found += _near_duplicates(one, other, *members[one], *members[other])
     return found
 
 
-def _near(seen: list[PairFacts], copies: set[int], one: str, other: str) -> list[Finding]:
-    """Photos of a split that nearly are in another one; copies of each other are told already."""
-
-    def members(split: str) -> list[PairFacts]:
-        return [entry for i, entry in enumerate(seen) if entry.split == split and i not in copies]
-
-    ones, others = members(one), members(other)
-    near = near_duplicates([entry.fingerprint for entry in others], [entry.fingerprint for entry in ones])
-    named = [f"{others[i].photo} ~ {ones[j].photo}" for i, j, _ in sorted(near, key=lambda row: row[2])]
-    advice = f"neighbours of one video? Then {other} is easier than new scenes: split by drives, not by frames"
-    what = f"photos of {other} that show nearly the same as one of {one} ({len(near)} of {len(others)})"
-    return files_finding(WARNING, f"near-duplicates {one}/{other}", what, named, advice)
+def _near_duplicates(
+    one: str,
+    other: str,
+    images: list[str],
+    prints: list[Fingerprint],
+    other_images: list[str],
+    other_prints: list[Fingerprint],
+) -> list[Finding]:
+    """Return the finding about images of a split that are nearly in another one; copies are reported elsewhere."""
+    near = sorted(near_duplicates(other_prints, prints), key=lambda row: row[2])
+    named = [f"{other_images[i]} ~ {images[j]}" for i, j, _ in near]
+    _, what, advice = CHECKS["near-duplicates"]
+    values = {"one": one, "other": other, "near": len(near), "all": len(other_images)}
+    kind = f"near-duplicates {one}/{other}"
+    return find("near-duplicates", named, kind=kind, what=what.format(**values), advice=advice.format(**values))

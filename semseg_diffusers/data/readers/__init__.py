@@ -1,18 +1,24 @@
-"""Readers of the ways in which driving labels are published: one file for each family, and the list of them here.
+"""Readers of the formats in which driving labels are published: one file for each family, and their table here.
 
-`read_source` finds the pairs of photo and mask in a folder, in zip archives, or in a dataset of `datasets`.
+`read_source` finds the pairs of image and mask in a folder, in zip archives, or in a dataset of `datasets`.
 """
 
+import contextlib
+import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
-from semseg_diffusers.data.readers.bdd100k import ANNOTATIONS, is_bdd100k, read_bdd100k
-from semseg_diffusers.data.readers.camvid import is_camvid, read_camvid
+from semseg_diffusers.data.dataset_format import COLORMAP_FILE, LABEL_FILES
+from semseg_diffusers.data.labels import PAPER_NAMES
+from semseg_diffusers.data.readers.bdd100k import find_bdd100k, read_bdd100k
+from semseg_diffusers.data.readers.camvid import find_camvid, read_camvid
 from semseg_diffusers.data.readers.cityscapes import (
-    is_acdc,
-    is_cityscapes,
-    is_kitti,
+    find_acdc,
+    find_cityscapes,
+    find_kitti,
     read_acdc,
     read_cityscapes,
     read_kitti,
@@ -21,64 +27,100 @@ from semseg_diffusers.data.readers.pairs import (
     IMAGE_ENDINGS,
     NAMED,
     AnyPath,
-    Drawing,
     Encoded,
     Pair,
     ReadOptions,
     Source,
-    is_folder,
-    is_paper,
+    find_labels,
+    folders_by_split,
+    match_folders,
     read_file,
-    read_folder,
-    read_paper,
+    split_folders,
 )
 from semseg_diffusers.data.readers.tables import is_table, read_table
 from semseg_diffusers.utils.archives import ArchivePath, open_archives
 
 
-__all__ = [
-    "ANNOTATIONS",
-    "FORMATS",
-    "IMAGE_ENDINGS",
-    "NAMED",
-    "Drawing",
-    "Encoded",
-    "Pair",
-    "ReadOptions",
-    "Source",
-    "detect_format",
-    "read_file",
-    "read_source",
-]
+__all__ = ["FORMATS", "IMAGE_ENDINGS", "NAMED", "Encoded", "Pair", "Source", "open_source", "read_file", "read_source"]
+
+
+# Plain folders -----------------------------------------------------------------------------------------------------
+
+
+def find_folder(root: AnyPath) -> AnyPath | None:
+    """Return the folder if it, or each split folder in it, holds images/ and masks/."""
+    parts = [root] if (root / "images").is_dir() else list(split_folders(root).values())
+    whole = all((part / name).is_dir() for part in parts for name in ("images", "masks"))
+    return root if parts and whole else None
+
+
+def read_folder(root: AnyPath, options: ReadOptions, label_files: Sequence[str] = LABEL_FILES) -> Source:
+    """Read `images/` and `masks/`, with the same split folders inside each or none; or both in each split folder."""
+    labels = find_labels(root, options.labels, label_files)
+    if (root / "images").is_dir():
+        folders = folders_by_split(root / "images", root / "masks")
+    else:
+        folders = {split: (part / "images", part / "masks") for split, part in split_folders(root).items()}
+    return Source(labels, *match_folders(folders, options.skip_unmatched))
+
+
+def is_paper(root: AnyPath) -> bool:
+    """Return whether the colormap is that of the paper's authors."""
+    try:
+        return tuple(json.loads((root / COLORMAP_FILE).read_text(encoding="utf-8"))) == PAPER_NAMES
+    except (OSError, ValueError, TypeError):
+        return False
+
+
+# The table of formats ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Format:
     """One way in which labels are published."""
 
-    read: Callable[[AnyPath, ReadOptions], Source]  # the first line of its docstring says the layout
-    is_one: Callable[[AnyPath], bool]  # whether a folder looks like it
-    looked_for: str  # what tells it
-    takes: tuple[str, ...] = ("skip_unmatched",)  # the options that it honours
+    find: Callable[[Any], Any]  # folder -> what `read` takes; None, or a ValueError, if the layout is another
+    read: Callable[[Any, ReadOptions], Source]
+    layout: str  # for messages
+    takes: tuple[str, ...] = ("skip_unmatched",)  # options
+    also: Callable[[Any], bool] = lambda _: True  # what a folder must be, besides, for the format to be recognised
 
 
 FORMATS: dict[str, Format] = {
-    "folder": Format(read_folder, is_folder, "images/ and masks/", ("labels", "skip_unmatched")),
-    "camvid": Format(read_camvid, is_camvid, "images/ and labels/, train/ and trainannot/, 701_StillsRaw_full/"),
+    "folder": Format(
+        find_folder, read_folder, "images/ and masks/", ("labels", "skip_unmatched"), lambda root: not is_paper(root)
+    ),
+    "camvid": Format(
+        find_camvid,
+        read_camvid,
+        "images/ and labels/, train/ and trainannot/ or train_labels/, or 701_StillsRaw_full/ and "
+        "LabeledApproved_full/, in it or in its folder CamVid/",
+    ),
     "bdd100k": Format(
-        read_bdd100k, is_bdd100k, "images/10k/ and labels/sem_seg/, or seg/", ("skip_unmatched", "annotations")
+        find_bdd100k,
+        read_bdd100k,
+        "images/10k/{train,val}/ and labels/sem_seg/{masks,polygons,rles}/, or seg/images/ and seg/labels/, in it or "
+        "in its folder bdd100k/",
+        ("skip_unmatched", "annotations"),
     ),
     "paper": Format(
-        read_paper, is_paper, "images/, masks/ and the paper's colormap.json", ("labels", "skip_unmatched")
+        find_folder,
+        functools.partial(read_folder, label_files=(COLORMAP_FILE,)),
+        "images/, masks/ and the paper's colormap.json",
+        ("labels", "skip_unmatched"),
+        is_paper,
     ),
-    "cityscapes": Format(read_cityscapes, is_cityscapes, "leftImg8bit/ and gtFine/"),
-    "acdc": Format(read_acdc, is_acdc, "rgb_anon/ and gt/"),
-    "kitti": Format(read_kitti, is_kitti, "training/image_2/ and training/semantic/"),
+    "cityscapes": Format(
+        find_cityscapes, read_cityscapes, "leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/*_labelIds.png"
+    ),
+    "acdc": Format(
+        find_acdc, read_acdc, "rgb_anon/{condition}/{split}/{sequence}/ and gt/{condition}/{split}/{sequence}/"
+    ),
+    "kitti": Format(find_kitti, read_kitti, "training/image_2/ and training/semantic/"),
     "datasets": Format(
-        read_table, is_table, "*.parquet, *.arrow", ("labels", "image_column", "mask_column", "streaming")
+        str, read_table, "*.parquet, *.arrow", ("labels", "image_column", "mask_column", "streaming"), is_table
     ),
 }
-OWN_CLASSES = "brings its own classes; leave out"
 
 
 def read_source(
@@ -86,80 +128,89 @@ def read_source(
     data_format: str | None = None,
     labels: str | None = None,
     skip_unmatched: bool = False,
-    **options,
+    **options: Any,
 ) -> Source:
     """Find the pairs in a source.
 
     Args:
-        source (`str`, `Path` or a list of them): A folder; a zip archive, or several that belong together; a folder of
-            zip archives; or, for "datasets", a Hub id.
-        data_format (`str`, *optional*): One of `FORMATS`; by default the one that the layout shows.
-        labels (`str`, *optional*): Preset, or path of a `colormap.json` or `labels.json`; for "folder", "paper",
+        source (`str`, `Path` or a list of them): a folder; one or several zip archives; a folder of zip archives; or,
+            for "datasets", a Hub id.
+        data_format (`str`, *optional*): one of `FORMATS`; recognised by default.
+        labels (`str`, *optional*): preset, or path of a `colormap.json` or `labels.json`; for "folder", "paper",
             "datasets".
-        skip_unmatched (`bool`, defaults to `False`): Leave out what has no partner instead of stopping.
-        **options: Further fields of `ReadOptions`.
+        skip_unmatched (`bool`, defaults to `False`): leave out files without a partner instead of stopping.
+        **options: other fields of `ReadOptions`.
 
     Returns:
-        `Source`, with one pair at least.
+        `Source`: with one pair at least.
 
     Raises:
-        ValueError: The source does not have the format's layout, or several; files have no partner; the classes are
-            not known; an option that the format does not take; an archive that is not safe.
+        ValueError: the source does not have the format's layout, or that of several; files have no partner; the
+            classes are not known; the format does not take an option; an archive is not safe.
     """
-    if data_format is not None and data_format not in FORMATS:
-        raise ValueError(f"there is no format '{data_format}'; there are {', '.join(FORMATS)}.")
-    root = _open_source(source, data_format)
-    if data_format is None:
-        data_format = detect_format(root)
-    chosen, read_options = FORMATS[data_format], ReadOptions(labels, skip_unmatched, **options)
+    root, name = open_source(source, data_format)
+    chosen, read_options = FORMATS[name], ReadOptions(labels, skip_unmatched, **options)
     for option in fields(ReadOptions):
         value = getattr(read_options, option.name)
         if option.name not in chosen.takes and value != option.default:
-            reason = OWN_CLASSES if option.name == "labels" else "does not take"
+            reason = "brings its own classes; leave out" if option.name == "labels" else "does not take"
             shown = "" if value is True else f" '{value}'"
-            raise ValueError(f"--format {data_format} {reason} --{option.name}{shown}.")
-    return replace(chosen.read(root, read_options), data_format=data_format)
+            raise ValueError(f"--format {name} {reason} --{option.name}{shown}.")
+    layout = chosen.find(root)
+    if layout is None:
+        raise ValueError(f"'{root}' does not have the layout of --format {name}; expected {chosen.layout}.")
+    return replace(chosen.read(layout, read_options), data_format=name)
 
 
-def detect_format(root: AnyPath) -> str:
-    """The format whose layout a folder has.
+def open_source(
+    source: str | Path | Sequence[str | Path], data_format: str | None = None
+) -> tuple[AnyPath | str, str]:
+    """Return the folder to read, which may be in archives, or a Hub id; and the format.
 
     Raises:
-        ValueError: none fits, or several do.
+        ValueError: no such source or format; the layout is that of no format, or of several.
     """
-    found = [name for name, entry in FORMATS.items() if entry.is_one(root)]
+    if data_format is not None and data_format not in FORMATS:
+        raise ValueError(f"there is no format '{data_format}'; expected one of {', '.join(FORMATS)}.")
+    names = [source] if isinstance(source, (str, Path)) else list(source)
+    if data_format == "datasets" and len(names) == 1:
+        return str(names[0]), data_format
+    root = _open_paths([Path(name) for name in names], data_format)
+    if data_format is not None:
+        return root, data_format
+    found = []
+    for name, entry in FORMATS.items():
+        with contextlib.suppress(ValueError):
+            if entry.also(root) and entry.find(root) is not None:
+                found.append(name)
     if len(found) == 1:
-        return found[0]
+        return root, found[0]
     if found:
-        raise ValueError(f"'{root}' could be {' or '.join(found)}; say which: --format.")
-    looked = "; ".join(f"{entry.looked_for} ({name})" for name, entry in FORMATS.items())
-    raise ValueError(f"the layout of '{root}' is not known; looked in it for {looked}. Say which it is: --format.")
+        raise ValueError(f"'{root}' could be {' or '.join(found)}; name it: --format.")
+    expected = "; ".join(f"{entry.layout} ({name})" for name, entry in FORMATS.items())
+    raise ValueError(f"the layout of '{root}' is not known; expected {expected}. Name it: --format.")
 
 
-def _open_source(source: str | Path | Sequence[str | Path], data_format: str | None) -> AnyPath:
-    """The folder to read, be it one inside archives."""
-    sources = [source] if isinstance(source, (str, Path)) else list(source)
-    paths = [Path(path) for path in sources]
-    if len(paths) == 1 and data_format == "datasets":
-        return paths[0] if paths[0].is_dir() else sources[0]
+def _open_paths(paths: Sequence[Path], data_format: str | None) -> AnyPath:
     for path in paths:
         if not path.exists():
             hint = " A dataset of the Hub is read with --format datasets." if data_format is None else ""
-            raise ValueError(f"--source '{path}' is not there; wanted a folder, or zip archives.{hint}")
+            raise ValueError(f"--source '{path}' does not exist; expected a folder, or zip archives.{hint}")
         if path.is_file() and path.suffix.lower() != ".zip":
-            raise ValueError(f"--source '{path}' is a file; wanted a folder, or zip archives (*.zip).")
+            raise ValueError(f"--source '{path}' is a file; expected a folder, or zip archives (*.zip).")
         if path.is_dir() and len(paths) > 1:
-            raise ValueError(f"--source '{path}' is a folder; wanted one folder alone, or several zip archives.")
-    if paths[0].is_file():
-        return _only_folder(open_archives(paths))
-    archives = sorted(path for path in paths[0].glob("*.zip") if not path.name.startswith("."))
-    if archives and not any(path.is_dir() and not path.name.startswith(".") for path in paths[0].iterdir()):
-        return _only_folder(open_archives(archives))
-    return paths[0]
+            raise ValueError(f"--source '{path}' is a folder; expected one folder alone, or several zip archives.")
+    if paths[0].is_dir():
+        entries = [path for path in paths[0].iterdir() if not path.name.startswith(".")]
+        paths_in_folder = sorted(path for path in entries if path.suffix == ".zip")
+        if not paths_in_folder or any(path.is_dir() for path in entries):
+            return paths[0]
+        paths = paths_in_folder
+    return _only_folder(open_archives(paths))
 
 
 def _only_folder(top: ArchivePath) -> ArchivePath:
-    """The folder that holds all of an archive, where it was packed with it; not one whose name is part of a layout."""
+    """Return the folder that holds all of an archive, unless its name is part of a layout."""
     entries = list(top.iterdir())
     known = {"images", "masks", "labels", "seg", "training", "train", "leftImg8bit", "gtFine", "rgb_anon", "gt"}
     if len(entries) == 1 and entries[0].is_dir() and entries[0].name not in known | {"bdd100k", "CamVid"}:

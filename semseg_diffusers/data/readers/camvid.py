@@ -9,14 +9,15 @@ from semseg_diffusers.data.readers.pairs import (
     Folders,
     ReadOptions,
     Source,
+    first_folder,
     folders_by_split,
+    list_folder,
+    list_images,
     match_folders,
-    pictures,
-    visible,
 )
 
 
-# The classes of the original release: colour, and the one of the 11 that it goes into.
+# The classes of the original release: colour, and the one of the 11 into which it is merged.
 COLORS = {
     "Animal": ((64, 128, 64), "person"),
     "Archway": ((192, 0, 128), "building"),
@@ -50,64 +51,37 @@ COLORS = {
     "VegetationMisc": ((192, 192, 0), "vegetation"),
     "Wall": ((64, 192, 0), "building"),
 }  # and Void in black
-COLOR_ENDING = "_L"  # a mask in colours is called <stem of its photo>_L.png
-SPLIT_NAMES = {"train": "train", "val": "val", "test": "test"}
+COLOR_ENDING = "_L"  # a mask in colours is called <stem of its image>_L.png
 
 
-def read_camvid(root: AnyPath, options: ReadOptions) -> Source:
-    """CamVid: SegNet's release (ids 0 to 11) in `images/`, `labels/` or `train/`, `trainannot/`; or the 32 colours."""
-    folders = _folders(root)
-    label_set = LabelSet.from_preset("camvid")
-    in_colors = [_is_colored(masks) for _, masks in folders.values()]
-    if any(in_colors) != all(in_colors):
-        raise ValueError(
-            f"'{root}' holds masks in colours ({COLOR_ENDING}.png) for some splits only. Prepare them apart."
-        )
-    ending = COLOR_ENDING if all(in_colors) else ""
-    pairs, unmatched = match_folders(folders, options.skip_unmatched, ending)
-    if not ending:
-        return Source(label_set, pairs, unmatched, changed_ids={label_set.num_classes: label_set.ignore_index})
-    file_labels = LabelSet.from_colormap({name: color for name, (color, _) in COLORS.items()})
-    classes = [name for _, name in COLORS.values()]
-    changed = {i: label_set.label2id[name] for i, name in enumerate(classes)}
-    notes = ("the 32 classes of the original release were merged into 11",)
-    return Source(label_set, pairs, unmatched, changed, file_labels, notes)
-
-
-def is_camvid(root: AnyPath) -> bool:
-    try:
-        folders = _folders(root)
-    except ValueError:
-        return False
-    return all(photos.is_dir() and masks.is_dir() for photos, masks in folders.values())
-
-
-def _folders(root: AnyPath) -> Folders:
-    """Photos and masks of each split, in one of the ways in which CamVid is passed on."""
-    top = root / "CamVid" if (root / "CamVid").is_dir() else root
+def find_camvid(root: AnyPath) -> Folders | None:
+    """Return the folders of images and masks of each split, in one of the layouts in which CamVid is published."""
+    top = first_folder(root, "CamVid") or root
     if (top / "images").is_dir() and (top / "labels").is_dir():
         return folders_by_split(top / "images", top / "labels")
     for ending in ("annot", "_labels"):
-        splits = {
-            split: (top / name, top / f"{name}{ending}")
-            for name, split in SPLIT_NAMES.items()
-            if (top / name).is_dir() and (top / f"{name}{ending}").is_dir()
-        }
-        if splits:
-            return splits
-    if top.is_dir():
-        photos = next((path for path in visible(top) if path.name.startswith("701_StillsRaw_full")), None)
-        masks = next((path for path in visible(top) if path.name.startswith("LabeledApproved_full")), None)
-        if photos is not None and masks is not None:
-            return {"train": (photos, masks)}
-    raise ValueError(
-        f"'{root}' is not laid out as CamVid; looked in it, and in its folder CamVid, for images and labels, for "
-        "train and trainannot (or train_labels), and for 701_StillsRaw_full and LabeledApproved_full."
-    )
+        folders = {split: (top / split, top / f"{split}{ending}") for split in ("train", "val", "test")}
+        folders = {split: both for split, both in folders.items() if both[0].is_dir() and both[1].is_dir()}
+        if folders:
+            return folders
+    starts = ("701_StillsRaw_full", "LabeledApproved_full")
+    images, masks = (next((p for p in list_folder(top) if p.name.startswith(start)), None) for start in starts)
+    return None if images is None or masks is None else {"train": (images, masks)}
 
 
-def _is_colored(masks: AnyPath) -> bool:
-    if not masks.is_dir():
-        return False
-    files = pictures(masks)
-    return bool(files) and all(path.stem.endswith(COLOR_ENDING) for path in files)
+def read_camvid(folders: Folders, options: ReadOptions) -> Source:
+    """Read the SegNet release with ids 0 to 11, of which 11 is unknown, or the original one with 32 colours."""
+    labels = LabelSet.from_preset("camvid")
+    files = {split: list_images(masks) for split, (_, masks) in folders.items()}
+    colored = [bool(masks) and all(path.stem.endswith(COLOR_ENDING) for path in masks) for masks in files.values()]
+    if any(colored) != all(colored):
+        raise ValueError(
+            f"masks in colours ({COLOR_ENDING}.png) in some splits only: {', '.join(files)}. Prepare them separately."
+        )
+    pairs, unmatched = match_folders(folders, options.skip_unmatched, COLOR_ENDING if all(colored) else "")
+    if not all(colored):
+        return Source(labels, pairs, unmatched, changed_ids={labels.num_classes: labels.ignore_index})
+    changed = {i: labels.label2id[name] for i, (_, name) in enumerate(COLORS.values())}
+    file_labels = LabelSet.from_colormap({name: color for name, (color, _) in COLORS.items()})
+    notes = ("the 32 classes of the original release were merged into 11",)
+    return Source(labels, pairs, unmatched, changed, file_labels, notes)

@@ -1,36 +1,26 @@
-"""Any dataset that `datasets` loads and that has a column of photos and one of masks: from the Hub, or local."""
+"""Any dataset that `datasets` loads and that has a column of images and one of masks: from the Hub, or local."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from semseg_diffusers.data.dataset import find_on_hub
 from semseg_diffusers.data.dataset_format import LABELS_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.readers.pairs import Encoded, Pair, ReadOptions, Source
+from semseg_diffusers.data.readers.pairs import AnyPath, Encoded, Pair, ReadOptions, Source
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 
-IMAGE_COLUMNS = ("image", "pixel_values", "img", "photo")  # looked for where none is named
+IMAGE_COLUMNS = ("image", "pixel_values", "img", "photo")  # if none is named
 MASK_COLUMNS = ("mask", "label", "annotation", "segmentation", "semantic_segmentation", "labels", "seg")
-TABLE_FILES = ("dataset_dict.json", "state.json")  # what `save_to_disk` leaves
+TABLE_FILES = ("dataset_dict.json", "state.json")  # of `save_to_disk`
 TABLE_ENDINGS = (".parquet", ".arrow")
 
 
-def read_table(root: Path | str, options: ReadOptions) -> Source:
-    """Any dataset of `datasets`, a folder or a Hub id, with --image_column, --mask_column and --labels."""
-    name = str(root)
-    check_name(name, "dataset")
-    labels, revision = _labels(name, options.labels)
-    tables = _load(name, revision, options.streaming)
-    columns = _columns(name, next(iter(tables.values())), options)
-    rows = _Rows(name, {split: _undecoded(table, columns) for split, table in tables.items()}, columns)
-    how = "as a stream" if options.streaming else "whole"
-    return Source(labels, rows, notes=(f"read the columns {columns[0]} and {columns[1]}, {how}",))
-
-
-def is_table(root: Path | str) -> bool:
+def is_table(root: AnyPath) -> bool:
+    """Return whether a folder holds tables of `datasets`."""
     if not isinstance(root, Path) or not root.is_dir():
         return False
     if any((root / name).is_file() for name in TABLE_FILES):
@@ -39,12 +29,34 @@ def is_table(root: Path | str) -> bool:
     return any(path.suffix in TABLE_ENDINGS for folder in folders for path in folder.iterdir())
 
 
+def read_table(name: str, options: ReadOptions) -> Source:
+    """Read a dataset of `datasets`, a folder or a Hub id, with --image_column, --mask_column and --labels."""
+    check_name(name, "dataset")
+    labels, revision = None if options.labels is None else LabelSet.from_name(options.labels), None
+    if not Path(name).is_dir():
+        labels, revision = find_on_hub(name, labels, None)
+    elif labels is None:
+        if not (Path(name) / LABELS_FILE).is_file():
+            raise ValueError(
+                f"the classes of '{name}' are not known; name those of the ids or colours in its masks: --labels with "
+                "a preset or a JSON file."
+            )
+        labels = LabelSet.from_json(Path(name) / LABELS_FILE)
+    tables = _load(name, revision, options.streaming)
+    columns = _columns(name, next(iter(tables.values())), options)
+    how = "as a stream" if options.streaming else "whole"
+    notes = (f"read the columns {columns[0]} and {columns[1]}, {how}",)
+    return Source(
+        labels, TablePairs(name, {split: _undecoded(tables[split], columns) for split in tables}, columns), notes=notes
+    )
+
+
 @dataclass(frozen=True)
-class _Rows(Iterable):
-    """The pairs of all splits, one after the other; each time they are read anew."""
+class TablePairs(Iterable[Pair]):
+    """The pairs of all splits, one after the other, read again on each iteration."""
 
     name: str
-    tables: dict  # split as `datasets` calls it -> table
+    tables: dict[str, Any]  # split as `datasets` calls it -> table
     columns: tuple[str, str]
 
     def __iter__(self) -> Iterator[Pair]:
@@ -56,61 +68,59 @@ class _Rows(Iterable):
                 while (split, stem) in seen:
                     stem = f"{stem}_{index:06}"
                 seen.add((split, stem))
-                photo, mask = (
+                image, mask = (
                     _encoded(row[column], f"{what} of row {index} ({key}) of {self.name}")
-                    for column, what in zip(self.columns, ("photo", "mask"), strict=True)
+                    for column, what in zip(self.columns, ("image", "mask"), strict=True)
                 )
-                yield Pair(stem, photo, mask, split)
+                yield Pair(stem, image, mask, split)
+
+    def __len__(self) -> int:
+        """Return the number of pairs; a stream raises a TypeError."""
+        return sum(len(table) for table in self.tables.values())
 
     def fingerprint(self) -> str:
-        """Changes when the tables do, as far as `datasets` knows."""
+        """Return a text that changes with the tables, as far as `datasets` knows."""
         prints = {key: getattr(table, "_fingerprint", None) for key, table in self.tables.items()}
         return f"{self.name} {self.columns} {prints}"
 
-    def __len__(self) -> int:
-        """How many there are; a stream does not know."""
-        return sum(len(table) for table in self.tables.values())
 
-
-def _stem(row: dict, column: str, index: int) -> str:
-    """A name for a row: that of its file, where it had one that a file may have again; else its number."""
+def _stem(row: dict[str, Any], column: str, index: int) -> str:
+    """Return the stem of a row's file, if it is usable as a file name; otherwise the row's number."""
     path = (row.get(column) or {}).get("path")
     stem = str(row["stem"]) if row.get("stem") else PurePosixPath(path.replace("\\", "/")).stem if path else ""
     usable = stem and not stem.startswith(".") and not set(stem) & set('/\\:*?"<>|') and stem.isprintable()
     return stem if usable else f"{index:06}"
 
 
-def _encoded(entry: dict | None, name: str) -> Encoded:
+def _encoded(entry: dict[str, Any] | None, name: str) -> Encoded:
     if not entry:
-        return Encoded(b"", name)  # refused when it is opened, with its name
-    data = entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes()
-    return Encoded(data, name)
+        return Encoded(b"", name)  # refused on reading, with its name
+    return Encoded(entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes(), name)
 
 
-def _load(name: str, revision: str | None, streaming: bool) -> dict:
-    """The tables by split, pictures not decoded."""
+def _load(name: str, revision: str | None, streaming: bool) -> dict[str, Any]:
+    """Return the tables by split."""
     import datasets  # here: importing it takes longer than everything else in this file
 
-    folder = Path(name)
-    if folder.is_dir() and any((folder / file).is_file() for file in TABLE_FILES):
-        loaded = datasets.load_from_disk(name)
+    if any((Path(name) / file).is_file() for file in TABLE_FILES):
         if streaming:
-            raise ValueError(f"'{name}' was saved with save_to_disk and lies here whole; leave out --streaming.")
+            raise ValueError(f"'{name}' was saved with save_to_disk and is local; leave out --streaming.")
+        loaded = datasets.load_from_disk(name)
     else:
         with hub_errors(f"loading the dataset '{name}'", name, "dataset"):
             loaded = datasets.load_dataset(name, revision=revision, streaming=streaming)
     tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-    strange = [split for split in tables if split not in SPLITS]
-    if strange:
+    others = [split for split in tables if split not in SPLITS]
+    if others:
         raise ValueError(
-            f"'{name}' has the splits {', '.join(tables)}; wanted train, validation and test only, not "
-            f"{', '.join(strange)}."
+            f"'{name}' has the splits {', '.join(tables)}; expected train, validation and test only, got "
+            f"{', '.join(others)}."
         )
     return tables
 
 
-def _undecoded(table, columns: tuple[str, str]):
-    """The columns that are read, pictures left as they are encoded."""
+def _undecoded(table: Any, columns: tuple[str, str]) -> Any:
+    """Return the columns that are read, without decoding their images."""
     import datasets
 
     for column in columns:
@@ -118,36 +128,21 @@ def _undecoded(table, columns: tuple[str, str]):
     return table.select_columns([column for column in table.column_names if column in (*columns, "stem")])
 
 
-def _columns(name: str, table, options: ReadOptions) -> tuple[str, str]:
-    """The two columns: as named, or the only ones that are called as such columns are."""
+def _columns(name: str, table: Any, options: ReadOptions) -> tuple[str, str]:
+    """Return the columns of images and masks: the given ones, or the first with a usual name."""
     import datasets
 
-    features = table.features or {}
-    pictures = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
-    chosen = []
-    for option, given, known in (
+    usable = [column for column, kind in (table.features or {}).items() if isinstance(kind, datasets.Image)]
+    chosen: list[str] = []
+    for option, given, usual in (
         ("image_column", options.image_column, IMAGE_COLUMNS),
         ("mask_column", options.mask_column, MASK_COLUMNS),
     ):
-        column = given or next((column for column in known if column in pictures and column not in chosen), None)
-        if column not in pictures:
-            what = f"column '{column}' of '{name}' holds no pictures" if column else f"no column of '{name}' is named"
-            raise ValueError(f"{what}; give --{option}: {', '.join(pictures) or 'none of its columns'} hold pictures.")
+        column = given or next((column for column in usual if column in usable and column not in chosen), None)
+        if column is None or column not in usable:
+            what = f"column '{column}' of '{name}' holds no images" if column else f"no column of '{name}' is named"
+            raise ValueError(f"{what}; give --{option}: {', '.join(usable) or 'none of its columns'} hold images.")
         chosen.append(column)
     if chosen[0] == chosen[1]:
-        raise ValueError(f"--image_column and --mask_column are both '{chosen[0]}'; wanted two columns.")
+        raise ValueError(f"--image_column and --mask_column are both '{chosen[0]}'; expected two columns.")
     return chosen[0], chosen[1]
-
-
-def _labels(name: str, labels: str | None) -> tuple[LabelSet, str | None]:
-    """The classes of the masks; and, of a dataset on the Hub, the commit that they are of."""
-    given = None if labels is None else LabelSet.from_name(labels)
-    if not Path(name).is_dir():
-        return find_on_hub(name, given, None)
-    file = Path(name) / LABELS_FILE
-    if given is None and not file.is_file():
-        raise ValueError(
-            f"the classes of '{name}' are not known; say which ids or colours its masks hold: --labels with a preset "
-            "or a JSON file."
-        )
-    return given or LabelSet.from_json(file), None
