@@ -39,7 +39,10 @@ def test_wheel_carries_the_package_and_its_command(wheel):
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers").rglob("*.py")}
     assert modules <= names
     assert {"semseg_diffusers/hub/templates/model_card.md", "semseg_diffusers/hub/templates/dataset_card.md"} <= names
-    assert "semseg_diffusers/reports/page.html" in names
+    templates = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers" / "reports" / "templates").iterdir()
+    }
+    assert {"semseg_diffusers/reports/templates/base.html.j2"} < templates <= names
     assert {f"semseg_diffusers/app/canvas/{name}" for name in CANVAS} <= names
     assert not {name for name in names if name.startswith("tests")}
     assert scripts["console_scripts"]["semseg-diffusers"] == "semseg_diffusers.cli:main"

@@ -1,4 +1,4 @@
-"""The page of a study of arms: their table, their IoU by class, and what each draws from the same masks."""
+"""The page of a study of arms: their table, their IoU by class, and what each generates from the same masks."""
 
 from pathlib import Path
 
@@ -6,9 +6,7 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs, read_record
 from semseg_diffusers.data.dataset_format import data_license
-from semseg_diffusers.reports.charts import Bars, bar_table
-from semseg_diffusers.reports.figures import picture_table
-from semseg_diffusers.reports.html import page, paragraph, section, settings_table, table, write_page
+from semseg_diffusers.reports.render import BarRow, write_page
 
 
 MASKS = 6  # rows of pictures, at even distances
@@ -46,7 +44,7 @@ def write_arms_page(path: Path, title: str, record: dict, dataset: str, runs: Pa
     )
     names = [arm.replace("_", " ") for arm in arms]
     classes = list(next(iter(arms.values()))["runs"][0]["iou"])
-    bars = [Bars(name, [_mean_iou(values, name) for values in arms.values()]) for name in classes]
+    bars = [BarRow(name, [_mean_iou(values, name) for values in arms.values()]) for name in classes]
     what = (
         f"Every arm: {record['budget_gflop']:,.0f} GFLOP of forward passes, batches of {record['batch']}, seeds "
         f"{', '.join(map(str, seeds))}; read on {record['num_masks']} masks of the validation split, one "
@@ -56,20 +54,16 @@ def write_arms_page(path: Path, title: str, record: dict, dataset: str, runs: Pa
     )
     write_page(
         path,
-        page(
-            title,
-            [
-                section("Arms", paragraph(bounds), table([*headers, "images seen"], rows)),
-                section(
-                    "Classes",
-                    bar_table(bars, names, "IoU by class, mean over seeds", maximum=1.0),
-                ),
-                section("Pictures", _pictures(record, dataset, runs)),
-                section("Settings", *(settings_table(values["changes"], arm) for arm, values in arms.items())),
-            ],
-            lead=what,
-            footer=f"commit {record['commit']}",
-        ),
+        Path(__file__).with_name("arms.html.j2"),
+        title=title,
+        lead=what,
+        record=record,
+        bounds=bounds,
+        headers=[*headers, "images seen"],
+        rows=rows,
+        classes=bars,
+        names=names,
+        images=_images(record, dataset, runs),
     )
 
 
@@ -78,7 +72,7 @@ def _mean_iou(values: dict, name: str) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def _pictures(record: dict, dataset: str, runs: Path):
+def _images(record: dict, dataset: str, runs: Path) -> dict:
     pairs = load_pairs(dataset, "val")
     place_of = {stem: place for place, stem in enumerate(pairs.stems)}
     seed = record["seeds"][0]
@@ -93,4 +87,5 @@ def _pictures(record: dict, dataset: str, runs: Path):
         photo = Image.fromarray(pair["image"].permute(1, 2, 0).numpy())
         made = [Image.open(folder / name) if (folder / name).exists() else None for folder in folders.values()]
         rows.append((pair["stem"], [pairs.labels.decode(pair["mask"].numpy()), photo, *made]))
-    return picture_table(["mask", "photo", *folders], rows, f"seed {seed}, the same noise for every arm. {terms}")
+    caption = f"seed {seed}, the same noise for every arm. {terms}"
+    return {"headers": ["mask", "photo", *folders], "rows": rows, "caption": caption}

@@ -1,15 +1,13 @@
-"""The page of `sampling.py`: a table for each group of arms, and what the arms draw from the same masks and noise; and
-the two sheets of pictures in docs/results/sampling.md."""
+"""The page of `sampling.py`: a table for each group of arms, and images from the same masks and noise; and the two
+sheets of images in docs/results/sampling.md."""
 
 from pathlib import Path
 
-from markupsafe import Markup
 from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset, read_record
 from semseg_diffusers.data.dataset_format import data_license
-from semseg_diffusers.reports.figures import picture_table
-from semseg_diffusers.reports.html import page, paragraph, section, table, write_page
+from semseg_diffusers.reports.render import write_page
 from semseg_diffusers.utils.images import image_grid, written_beside
 
 
@@ -41,16 +39,26 @@ def write_sampling_page(path: Path, record: dict, pairs: PairDataset, dataset: s
         f"Real photos of the masks: mean IoU {real['mean_iou']:.3f}, accuracy {real['accuracy']:.3f}. As many "
         f"training photos: KID {floor['kid']:.3f}."
     )
-    groups = list(dict.fromkeys(arm["group"] for arm in record["arms"].values()))
-    sections = [section("Photos", paragraph(bounds))]
-    for group in groups:
-        arms = {name: arm for name, arm in record["arms"].items() if arm["group"] == group}
-        pictures = _pictures(arms, record, pairs, dataset, output)
-        sections.append(section(group, _table(arms, record["references"]), pictures))
-    write_page(path, page("Samplers", sections, lead=lead, footer=f"commit {record['commit']}"))
+    groups = []
+    for name in dict.fromkeys(arm["group"] for arm in record["arms"].values()):
+        arms = {key: arm for key, arm in record["arms"].items() if arm["group"] == name}
+        headers, rows = _table(arms, record["references"])
+        groups.append(
+            {
+                "name": name,
+                "headers": headers,
+                "rows": rows,
+                "image_headers": ["mask", "photo", *(arm["what"] for arm in arms.values())],
+                "images": _rows(arms, pairs, output),
+            }
+        )
+    _, terms = data_license(read_record(dataset).get("format"), "these pictures")
+    caption = f"Seed {record['seed']}, the same noise for every arm. {terms}"
+    template = Path(__file__).with_name("sampling.html.j2")
+    write_page(path, template, lead=lead, record=record, bounds=bounds, groups=groups, caption=caption)
 
 
-def _table(arms: dict[str, dict], references: list[str]) -> Markup:
+def _table(arms: dict[str, dict], references: list[str]) -> tuple[list[str], list[list]]:
     headers = ["arm", "GFLOP", "masks", "mean IoU", "accuracy", *(f"IoU against {name}" for name in references)]
     rows = []
     for arm in arms.values():
@@ -61,7 +69,7 @@ def _table(arms: dict[str, dict], references: list[str]) -> Markup:
             differences.append(text or "–")
         values = [arm["gflop"], arm["masks"], arm["mean_iou"], arm["accuracy"]]
         rows.append([arm["what"], *values, *differences, *(arm[name] for name in ("kid", "detail", "contrast"))])
-    return table([*headers, "KID", "detail", "contrast"], rows)
+    return [*headers, "KID", "detail", "contrast"], rows
 
 
 def write_sheets(record: dict, pairs: PairDataset, output: Path) -> None:
@@ -92,10 +100,3 @@ def _rows(arms: dict[str, dict], pairs: PairDataset, output: Path) -> list[tuple
         drawn = [Image.open(output / name / "images" / f"{stem}_0.png") for name in arms]
         rows.append((stem, [pairs.labels.decode(pair["mask"].numpy()), photo, *drawn]))
     return rows
-
-
-def _pictures(arms: dict[str, dict], record: dict, pairs: PairDataset, dataset: str, output: Path) -> Markup:
-    _, terms = data_license(read_record(dataset).get("format"), "these pictures")
-    headers = ["mask", "photo", *(arm["what"] for arm in arms.values())]
-    caption = f"Seed {record['seed']}, the same noise for every arm. {terms}"
-    return picture_table(headers, _rows(arms, pairs, output), caption)

@@ -18,7 +18,7 @@ import torch
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.dataset_format import GENERATION_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.evaluation_page import collect_pictures, write_report
+from semseg_diffusers.evaluation.evaluation_page import collect_images, write_report
 from semseg_diffusers.evaluation.features import (
     NETWORK_ERRORS,
     FeatureExtractor,
@@ -348,7 +348,7 @@ def evaluate(
             }
             if filter_record is not None and filter_record["segmenter_sha256"] == judge.weights_sha256:
                 results["notes"].append(SAME_NETWORK_NOTE)
-            pictures = collect_pictures(results, real, train, generated, predictions)
+            pictures = collect_images(results, real, train, generated, predictions)
             write_report(output / PAGE_FILE, results, pictures)
             write_json(output / RESULTS_FILE, results)
             return results

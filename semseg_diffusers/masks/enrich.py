@@ -18,10 +18,16 @@ from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
-from semseg_diffusers.masks.enrich_page import Reached, both_statistics, compare_targets, contact_sheet, enrich_page
+from semseg_diffusers.masks.enrich_page import (
+    Reached,
+    both_statistics,
+    compare_targets,
+    contact_sheet,
+    write_enrich_page,
+)
 from semseg_diffusers.masks.settings import EnrichSettings
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
-from semseg_diffusers.reports.html import percent, write_page
+from semseg_diffusers.reports.render import percent
 from semseg_diffusers.utils.files import package_version, write_json, write_text
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
@@ -214,5 +220,5 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
     write_json(folder / "enrich.json", record)
     save_png(folder / "contact_sheet.png", contact_sheet([masks for _, masks in sheet]))
     save_png(folder / "statistics.png", both_statistics(before, after, Path(settings.dataset).name))
-    write_page(folder / "statistics.html", enrich_page(record, reached, before, after, sheet))
+    write_enrich_page(folder / "statistics.html", record, reached, before, after, sheet)
     return reached

@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from semseg_diffusers.masks.statistics.counts import ClassFigures, MaskStatistics, class_figures, heat_maps
-from semseg_diffusers.masks.statistics.figure import draw_statistics, heat_image
-from semseg_diffusers.reports.charts import Bars, bar_table
-from semseg_diffusers.reports.figures import picture_cards
-from semseg_diffusers.reports.html import bullets, page, paragraph, section, settings_table, table
+from semseg_diffusers.masks.statistics.figure import heat_image, plot_statistics
+from semseg_diffusers.reports.render import BarRow, write_page
 from semseg_diffusers.utils.images import image_grid
 
 
@@ -81,66 +82,53 @@ def contact_sheet(sheet: list[list[Image.Image]]) -> Image.Image:
 
 def both_statistics(before: MaskStatistics, after: MaskStatistics, name: str) -> Image.Image:
     """Return the statistics of the dataset above those of the new masks."""
-    parts = [draw_statistics(before, f"before: {name}"), draw_statistics(after, "after: the new masks")]
-    whole = Image.new("RGB", (parts[0].width, sum(part.height for part in parts)), "white")
-    whole.paste(parts[0], (0, 0))
-    whole.paste(parts[1], (0, parts[0].height))
-    return whole
+    parts = (plot_statistics(before, f"before: {name}"), plot_statistics(after, "after: the new masks"))
+    return Image.fromarray(np.vstack([np.asarray(part) for part in parts]))
 
 
-def enrich_page(
-    record: dict,
+def write_enrich_page(
+    path: Path,
+    record: dict[str, Any],
     reached: list[Reached],
     before: MaskStatistics,
     after: MaskStatistics,
     pairs: list[tuple[dict, list[Image.Image]]],
-) -> str:
-    """Return the page `statistics.html`: targets, all classes, pairs of masks, refusals."""
-    headers = ["class", "target factor", "reached factor", "share before, %", "share after, %"]
-    headers += ["objects before", "objects after", "added"]
-    cells = [
-        [w.name, w.wished, w.reached, 100 * w.share_before, 100 * w.share_after, w.objects_before, w.objects_after]
-        + [w.added]
-        for w in reached
-    ]
-    bars = [
-        Bars(a.name, [100 * a.pixel_share, 100 * b.pixel_share], [_objects(a, before), _objects(b, after)])
-        for a, b in zip(class_figures(before), class_figures(after), strict=True)
-    ]
-    shares = bar_table(
-        bars, ["before", "after"], "Share of the labelled pixels, in percent", more=["objects before", "objects after"]
+) -> None:
+    """Write the page `statistics.html`: targets, all classes, pairs of masks, refusals.
+
+    Args:
+        path: the HTML file.
+        record: content of `enrich.json`.
+        reached: from `compare_targets`.
+        before, after: statistics of the dataset and of the new masks.
+        pairs: lines of the manifest, each with the mask before and after.
+    """
+    heat_before, heat_after = heat_maps(before), heat_maps(after)
+    ids = [before.labels.label2id[each.name] for each in reached]
+    write_page(
+        path,
+        "enrich.html.j2",
+        record=record,
+        reached=reached,
+        classes=[
+            BarRow(
+                old.name, [100 * old.pixel_share, 100 * new.pixel_share], [_objects(old, before), _objects(new, after)]
+            )
+            for old, new in zip(class_figures(before), class_figures(after), strict=True)
+        ],
+        examples=[
+            (_caption(row), dict(zip(("before", "after"), masks, strict=True))) for row, masks in pairs[:EXAMPLES]
+        ],
+        heat_maps=[
+            (each.name, {"before": heat_image(heat_before[i]), "after": heat_image(heat_after[i])})
+            for each, i in zip(reached, ids, strict=True)
+        ],
+        refusals=[f"{each.name}: {why}, {count} times" for each in reached for why, count in each.refused.items()],
+        settings={key: record[key] for key in record if key not in ("wishes", "sizes")},
     )
-    ids = [before.labels.label2id[w.name] for w in reached]
-    old, new = heat_maps(before), heat_maps(after)
-    heat = [{"before": old[i], "after": new[i]} for i in ids]
-    heat_cards = [
-        (w.name, {when: heat_image(values) for when, values in both.items()})
-        for w, both in zip(reached, heat, strict=True)
-    ]
-    examples = [_example(row, *masks) for row, masks in pairs[:EXAMPLES]]
-    refusals = [f"{w.name}: {reason}, {count} times" for w in reached for reason, count in w.refused.items()]
-    sections = [
-        section("Targets", table(headers, cells, "Shares are of the labelled pixels, objects are regions per mask")),
-        section("All classes", shares),
-        section("Masks before and after", picture_cards(examples) if examples else paragraph("none was changed")),
-        section(
-            "Where in the frame",
-            paragraph("The share of a class at each position before and after, from 0 (light) to its maximum (dark)."),
-            picture_cards(heat_cards),
-        ),
-        section(
-            "Refused positions",
-            paragraph("How often a rule refused a position, in masks without further room."),
-            bullets(refusals or ["none"]),
-        ),
-        section("Settings", settings_table({key: record[key] for key in record if key not in ("wishes", "sizes")})),
-    ]
-    lead = f"{record['num_masks']} new masks, made from masks of {record['dataset']} ({record['split']})."
-    return page("Enriched masks", sections, lead)
 
 
-def _example(row: dict, before: Image.Image, after: Image.Image) -> tuple[str, dict[str, Image.Image]]:
-    """Return a pair of masks for the page, captioned with what was added."""
+def _caption(row: dict[str, Any]) -> str:
+    """Return the name of a mask and what was added to it."""
     counts = Counter(entry["class"] for entry in row["added"])
-    text = f"{row['base']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
-    return text, {"before": before, "after": after}
+    return f"{row['base']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())

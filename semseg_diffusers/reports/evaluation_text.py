@@ -3,7 +3,7 @@
 import shlex
 from typing import Any
 
-from semseg_diffusers.reports.html import NOTHING, number
+from semseg_diffusers.reports.render import NOTHING, number
 
 
 ROWS = ("shuffled", "generated", "real")  # floor, value, ceiling

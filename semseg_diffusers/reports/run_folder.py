@@ -1,12 +1,14 @@
-"""What is in the folder of a training run: log, status, record, checkpoints and previews, read by their file names."""
+"""Reads the folder of a training run: settings, log, status, record, checkpoints and previews."""
 
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from semseg_diffusers.utils.files import is_locked, read_json
 from semseg_diffusers.utils.images import grid_cells, image_grid
 
 
@@ -40,12 +42,6 @@ def read_log(path: Path) -> list[dict]:
         except json.JSONDecodeError:
             break
     return lines
-
-
-def read_record_of(run: Path) -> dict[str, Any] | None:
-    """Return the content of `run.json`; None in a folder of a run that started before there was such a file."""
-    path = run / RECORD_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -90,6 +86,60 @@ def previews_over_time(previews: list[tuple[int, Path]]) -> Image.Image | None:
     rows = [[mask, *[samples.get(key) for _, samples in shown], photo] for key, (mask, photo) in last.items()]
     small = [[None if cell is None else _small(cell) for cell in row] for row in rows]
     return image_grid(small, headers=["mask", *[f"step {step:,}" for step, _ in shown], "image"], cell_size=CELL_SIDE)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The content of a run folder."""
+
+    path: Path
+    settings: dict[str, Any]
+    log: list[dict[str, Any]]  # lines of log.jsonl
+    status: dict[str, Any]  # status.json; empty if it is missing
+    record: dict[str, Any]  # run.json; empty in a folder of a run that started before there was such a file
+    previews: list[tuple[int, Path]]  # steps and files, in order
+    checkpoint: str | None  # name of the newest
+    is_saved: bool  # whether the pipeline is at the root
+    state: str  # "running", "finished", "stopped", "failed", "killed", "unknown"
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done, as far as the folder shows."""
+        return max(self.log[-1]["step"] if self.log else 0, self.status.get("step", 0))
+
+    @property
+    def num_steps(self) -> int | None:
+        """Optimizer steps of the whole run, if known."""
+        return self.record.get("num_steps") or self.settings.get("max_train_steps")
+
+
+def read_run(path: Path) -> RunFolder:
+    """Read a run folder, whether its run is going on, has ended, or was killed.
+
+    Raises:
+        ValueError: it is not the folder of a run, or a file in it is not JSON.
+    """
+    if not (path / "settings.json").is_file():
+        raise ValueError(
+            f"'{path}' holds no settings.json: it is not the folder of a run. Expected the --output_dir of "
+            "`semseg-diffusers train`."
+        )
+    status = read_json(path / STATUS_FILE) if (path / STATUS_FILE).is_file() else {}
+    checkpoints = list_checkpoints(path)
+    state = status.get("status", "unknown")
+    if state == "running" and not is_locked(path):
+        state = "killed"  # it could not write this itself
+    return RunFolder(
+        path=path,
+        settings=read_json(path / "settings.json"),
+        log=read_log(path / "log.jsonl"),
+        status=status,
+        record=read_json(path / RECORD_FILE) if (path / RECORD_FILE).is_file() else {},
+        previews=list_previews(path),
+        checkpoint=checkpoints[-1].name if checkpoints else None,
+        is_saved=(path / "model_index.json").is_file(),
+        state=state,
+    )
 
 
 def _small(cell: Image.Image) -> Image.Image:

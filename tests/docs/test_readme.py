@@ -9,7 +9,7 @@ import torch
 from helpers.page_blocks import blocks_of
 from PIL import Image, ImageChops, ImageStat
 
-from semseg_diffusers.reports.html import number
+from semseg_diffusers.reports.render import number
 
 
 ROOT = Path(__file__).resolve().parents[2]

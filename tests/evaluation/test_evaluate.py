@@ -12,7 +12,7 @@ from PIL import Image, ImageFilter
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.evaluate import evaluate
-from semseg_diffusers.evaluation.evaluation_page import RIGHT, UNKNOWN, collect_pictures
+from semseg_diffusers.evaluation.evaluation_page import RIGHT, UNKNOWN, collect_images
 from semseg_diffusers.evaluation.inputs import ImageSet, generated_images
 from semseg_diffusers.evaluation.inputs import real_images as photo_set
 from semseg_diffusers.evaluation.metrics import PredictedImages, score_agreement
@@ -202,8 +202,8 @@ def test_classes_that_are_not_judged_are_no_mistakes_on_the_page():
     images = ImageSet(LABELS, ("a",), ("a",), lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8), lambda _: mask)
     examples = {"best": [{"image": "a", "stem": "a"}], "worst": []}
     results = {"examples": examples, "neighbours": None, "segmenter": {"not_judged": ["car"]}}
-    pictures = collect_pictures(results, images, None, images, torch.zeros(1, 4, 4, dtype=torch.uint8))
-    shown = np.asarray(pictures.examples["a"].mistakes.convert("RGB"))
+    pictures = collect_images(results, images, None, images, torch.zeros(1, 4, 4, dtype=torch.uint8))
+    shown = np.asarray(pictures.examples["a"][3].convert("RGB"))
     assert (shown[:2] == RIGHT).all()
     assert all(tuple(color) in UNKNOWN for color in shown[2:].reshape(-1, 3).tolist())
     assert (mask[2:] != LABELS.ignore_index).all()

@@ -1,4 +1,4 @@
-"""The filter's page: every number is on it, pictures of what was thrown away, warnings by rule."""
+"""The filter's page: every number is on it, images of what was dropped, warnings by rule."""
 
 import copy
 
@@ -8,9 +8,9 @@ from helpers.page_reading import PageReader, assert_self_contained, drawings, nu
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.filtering.filter_page import ExamplePictures, choose_examples, write_filter_page
+from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, write_filter_page
 from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, NOTHING_LABELLED, TOO_LITTLE_KEPT, Scored
-from semseg_diffusers.reports.html import number, percent
+from semseg_diffusers.reports.render import number, percent
 
 
 LABELS = LabelSet(("road", "sky", "pole <b>", "lion"), ((128, 64, 128), (70, 130, 180), (0, 0, 142), (255, 0, 0)))
@@ -67,7 +67,7 @@ RECORD = {
 def write(tmp_path, record=RECORD, reasons=REASONS, images=IMAGES):
     examples = choose_examples(images, reasons, seed=0)
     mask, photo = LABELS.decode(np.zeros((16, 16), np.uint8)), Image.new("RGB", (16, 16))
-    pictures = {name: ExamplePictures(mask, photo, mask, mask) for name in examples.names}
+    pictures = {name: [mask, photo, mask, mask] for names in examples for name in names}
     write_filter_page(tmp_path / "filter.html", record, images, reasons, examples, pictures, LABELS)
     html = (tmp_path / "filter.html").read_text()
     assert_self_contained(html)
@@ -115,29 +115,29 @@ def test_dropped_and_kept_images_are_shown_in_four_pictures_each(tmp_path):
 
 def test_the_histogram_counts_every_image(tmp_path):
     _, page = write(tmp_path)
-    rows = page.text.split("share kept")[1].split("Thrown away")[0]
+    rows = page.text.split("share kept")[1].split("Dropped Of the")[0]
     for text in (" 0 to 10 % 0 1", "10 to 20 % 0 2", "80 to 90 % 0 1", "70 to 80 % 1 0", "90 to 100 % 0 0"):
         assert text in rows
 
 
-def test_classes_that_are_not_checked_or_not_read_are_warned_of(tmp_path):
+def test_classes_that_are_not_checked_or_not_recognized_are_warned_of(tmp_path):
     record = copy.deepcopy(RECORD)
     record["results"]["pixels"]["lion"] = 3
     _, page = write(tmp_path, record)
-    assert "Not checked, because no real pixel of theirs is there" in page.text
+    assert "Not checked, because the real photos hold no pixel of them" in page.text
     assert "lion. Their labels became unknown." in page.text
     assert "no better than chance, so nearly all of their labels pass, right or wrong: pole <b>." in page.text
     _, page = write(tmp_path)
     assert "Not checked" not in page.text  # no mask holds a lion
 
 
-def test_classes_that_are_drawn_much_worse_than_in_photos_are_named(tmp_path):
+def test_classes_that_are_generated_much_worse_than_in_photos_are_named(tmp_path):
     _, page = write(tmp_path)
-    assert "Drawn worst, by the share that keeps its label: road (65.4 %, in real photos 90.1 %)." in page.text
+    assert "Generated worst, by the share that keeps its label: road (65.4 %, in real photos 90.1 %)." in page.text
     record = copy.deepcopy(RECORD)
     record["results"]["kept_share_by_class"]["road"] = 0.85
     _, page = write(tmp_path, record)
-    assert "Drawn worst" not in page.text
+    assert "Generated worst" not in page.text
 
 
 def test_a_judge_that_is_the_filter_is_warned_of(tmp_path):
@@ -165,10 +165,10 @@ def test_groups_without_an_image_say_so(tmp_path, reasons, text):
     assert ("No image is kept. Lower --minimum_kept" in page.text) == bool(reasons)
 
 
-def test_what_is_not_known_is_left_away(tmp_path):
+def test_what_is_not_known_is_left_out(tmp_path):
     record = copy.deepcopy(RECORD) | {"reference": None, "judge": None}
     record["segmenter"]["validation"] = None
     _, page = write(tmp_path, record)
     assert "no score of its own is known" in page.text
-    assert "not said" in page.text
+    assert "not given" in page.text
     assert "real photos the same rule" not in page.text

@@ -1,4 +1,4 @@
-"""Reads HTML pages back in tests: text, attributes, tags that are open, numbers, drawings."""
+"""Reads HTML pages back in tests: text, attributes, open tags, numbers, drawings."""
 
 import re
 import xml.etree.ElementTree as ET
@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 
 
 VOID = {"meta", "link", "img", "br"}
-SVG_VOID = {"rect", "line", "path", "circle"}
+SVG_VOID = {"rect", "line", "path", "circle", "g", "use"}
 
 
 class PageReader(HTMLParser):
-    """What a page holds: `text`, `tags`, `attributes`; fails where a tag is closed that is not open."""
+    """The content of a page: `text`, `tags`, `attributes`; fails where a tag is closed that is not open."""
 
     def __init__(self, html: str):
         super().__init__()
@@ -31,7 +31,7 @@ class PageReader(HTMLParser):
         self.attributes += [(tag, name, value) for name, value in attrs]
 
     def handle_endtag(self, tag):
-        assert self.open, f"</{tag}> without a beginning"
+        assert self.open, f"</{tag}> without a start"
         assert self.open[-1] == tag, f"</{tag}> inside <{self.open[-1]}>"
         self.open.pop()
 
@@ -58,6 +58,8 @@ def assert_self_contained(html: str) -> None:
     """Nothing is loaded from outside the file, nothing runs, and every tag is closed."""
     reader = PageReader(html)
     assert reader.open == []
+    ids = reader.values("id")
+    assert len(set(ids)) == len(ids)
     assert not {"script", "iframe", "object", "embed"} & set(reader.tags)
     for tag, name, value in reader.attributes:
         assert not name.startswith("on"), f"<{tag} {name}> runs a script"

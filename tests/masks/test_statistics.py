@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.page_reading import assert_self_contained
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -22,8 +23,8 @@ from semseg_diffusers.masks.statistics.counts import (
     heat_maps,
     unknown_share,
 )
-from semseg_diffusers.masks.statistics.figure import draw_statistics
-from semseg_diffusers.masks.statistics.page import statistics_page
+from semseg_diffusers.masks.statistics.figure import log_position, plot_statistics
+from semseg_diffusers.masks.statistics.page import write_statistics_page
 from semseg_diffusers.masks.statistics.underrepresented import RULES, underrepresented_classes
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
@@ -261,11 +262,32 @@ def test_bad_input_is_refused(toy, tmp_path, capsys):
     assert "has no split 'dusk'" in errors
 
 
-def test_figure_is_drawn_for_any_classes(tmp_path):
+def test_figure_is_plotted_for_any_classes():
     labels = LabelSet(("a name that is far too long for the column of names", "b"), ((250, 250, 250), (9, 9, 9)))
-    picture = draw_statistics(collect([np.full((9, 31), 255)], labels), "nothing known")
-    assert picture.getpixel((2, 2)) == (255, 255, 255)
-    assert picture.height > 250
+    image = plot_statistics(collect([np.full((9, 31), 255)], labels), "nothing known")
+    assert image.getpixel((2, 2)) == (255, 255, 255)
+    assert image.height > 250
+
+
+def test_figure_has_bars_in_the_colors_of_the_classes_as_long_as_their_shares():
+    masks = np.zeros((4, 20, 20), dtype=np.uint8)
+    masks[:, 18:] = 1  # a tenth of the pixels
+    labels = LabelSet(("a", "b"), ((250, 0, 10), (10, 0, 250)))
+    image = np.asarray(plot_statistics(collect(masks, labels), "two classes"))
+    lengths = []
+    for color in labels.colors:
+        rows = (image == color).all(-1)
+        columns = np.flatnonzero(rows[rows.sum(1).argmax()])
+        bars = np.split(columns, np.flatnonzero(np.diff(columns) > 20) + 1)  # shares of pixels, of images
+        lengths.append([bar[-1] - bar[0] for bar in bars])
+    (pixels_a, images_a), (pixels_b, images_b) = lengths
+    assert pixels_b / pixels_a == pytest.approx(log_position(0.1) / log_position(0.9), rel=0.02)
+    assert images_a == images_b
+
+
+def test_the_same_statistics_give_the_same_figure():
+    images = [plot_statistics(collect(MASKS), "twice").tobytes() for _ in range(2)]
+    assert images[0] == images[1]
 
 
 def test_page_lists_underrepresented_classes_with_reasons_rules_and_conditions(written):
@@ -275,16 +297,19 @@ def test_page_lists_underrepresented_classes_with_reasons_rules_and_conditions(w
         assert all(f"<b>{reason['rule']}</b>: {reason['text']}" in html for reason in entry["reasons"])
     assert all(f"<b>{rule}</b>" in html for rule in record["rules"])
     assert "clear: " in html
+    assert_self_contained(html)
     assert html.count("<img") == sum(row["pixels"] > 0 for row in record["classes"])
     assert "://" not in html  # nothing is loaded from anywhere
 
 
-def test_page_escapes_names_and_works_without_findings():
+def test_page_escapes_names_and_works_without_findings(tmp_path):
     labels = LabelSet(("<b>", "pole", "train"), THREE.colors)
     masks = np.zeros((100, 32, 32), dtype=np.uint8)
     masks[:, 8:24], masks[:, 24:] = 1, 2
-    html = statistics_page(collect(masks, labels), [], "a & b")
+    write_statistics_page(tmp_path / "page.html", collect(masks, labels), [], "a & b")
+    html = (tmp_path / "page.html").read_text()
+    assert_self_contained(html)
     assert "&lt;b&gt;" in html
     assert "a &amp; b" in html
-    assert "None falls under a rule." in html
+    assert "No class matches a rule." in html
     assert "By condition" not in html

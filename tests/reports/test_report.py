@@ -14,16 +14,13 @@ from semseg_diffusers.evaluation.evaluation_page import (
     NO_CLASS,
     RIGHT,
     UNKNOWN,
-    ExamplePictures,
-    GridRow,
-    PairPictures,
-    ReportPictures,
+    ReportImages,
     error_map,
     write_report,
 )
-from semseg_diffusers.evaluation.verdict import findings, fraction_of_ceiling
 from semseg_diffusers.reports.evaluation_text import results_commands, results_table
-from semseg_diffusers.reports.html import exact, flatten, number, percent
+from semseg_diffusers.reports.findings import evaluation_findings, fraction_of_ceiling
+from semseg_diffusers.reports.render import exact, flatten, number, percent
 
 
 LABELS = LabelSet(("road", "sky", "car", "rider"), ((128, 64, 128), (70, 130, 180), (0, 0, 142), (255, 0, 0)))
@@ -146,7 +143,7 @@ RESULTS = {
     },
     "notes": ["The Inception features were left out."],
 }  # fmt: skip
-MEMORISED = "Memorised photos, by org/dino"
+MEMORIZED = "Memorized photos, by org/dino"
 MISSING = {
     **RESULTS,
     "generation": None,
@@ -162,20 +159,20 @@ MISSING = {
 }
 
 
-def pictures(labels=LABELS):
+def images(labels=LABELS):
     ids = np.random.default_rng(0).integers(0, labels.num_classes, (16, 16)).astype(np.uint8)
-    mask, shot = labels.decode(ids), Image.fromarray(np.stack([ids * 20] * 3, axis=-1))
-    example = ExamplePictures(mask, shot, mask, error_map(ids, ids[::-1], labels), shot)
-    return ReportPictures(
+    mask, photo = labels.decode(ids), Image.fromarray(np.stack([ids * 20] * 3, axis=-1))
+    example = [mask, photo, mask, error_map(ids, ids[::-1], labels), photo]
+    return ReportImages(
         labels=labels,
-        grid=[GridRow("a", mask, shot, [shot, shot]), GridRow("b", mask, None, [shot])],
+        grid=[("a", [mask, photo, photo, photo]), ("b", [mask, None, photo])],
         examples={"a_0": example, "b_1": example},
-        closest={("a_0", "t1"): PairPictures(shot, shot)},
+        closest={("a_0", "t1"): (photo, photo)},
     )
 
 
 def report(tmp_path, results, shown=None):
-    write_report(tmp_path / "report.html", results, shown or ReportPictures())
+    write_report(tmp_path / "report.html", results, shown or ReportImages())
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -200,7 +197,7 @@ def leaves(value):
 
 
 def test_every_number_and_text_of_the_results_is_on_the_page(tmp_path):
-    text = PageReader(report(tmp_path, RESULTS, pictures())).text
+    text = PageReader(report(tmp_path, RESULTS, images())).text
     shown = numbers_in(text)
     for value in leaves({name: part for name, part in RESULTS.items() if name != "kind"}):
         if isinstance(value, str):
@@ -217,7 +214,7 @@ def test_every_setting_is_on_the_page_as_it_was_given(tmp_path):
 
 
 def test_pictures_are_inside_and_say_what_they_show(tmp_path):
-    html = report(tmp_path, RESULTS, pictures())
+    html = report(tmp_path, RESULTS, images())
     assert_self_contained(html)
     alts = PageReader(html).values("alt")
     assert len(alts) == 6 + 2 + 10
@@ -228,13 +225,13 @@ def test_pictures_are_inside_and_say_what_they_show(tmp_path):
 
 def test_the_legend_names_what_the_masks_show_and_unknown(tmp_path):
     mask = LABELS.decode(np.array([[2, 2], [0, 255]], dtype=np.uint8))
-    html = report(tmp_path, RESULTS, ReportPictures(labels=LABELS, grid=[GridRow("a", mask, None, [mask])]))
+    html = report(tmp_path, RESULTS, ReportImages(labels=LABELS, grid=[("a", [mask, None, mask])]))
     (legend,) = re.findall(r'<ul class="classes">(.*?)</ul>', html)
     assert PageReader(legend).text == "road car unknown"
 
 
 def test_the_same_results_give_the_same_page(tmp_path):
-    assert report(tmp_path, RESULTS, pictures()) == report(tmp_path, copy.deepcopy(RESULTS), pictures())
+    assert report(tmp_path, RESULTS, images()) == report(tmp_path, copy.deepcopy(RESULTS), images())
 
 
 def test_missing_parts_are_named(tmp_path):
@@ -266,7 +263,7 @@ def test_names_from_users_are_escaped(tmp_path):
             return [poisoned(entry) for entry in value]
         return value + evil if isinstance(value, str) else value
 
-    html = report(tmp_path, poisoned(RESULTS), ReportPictures(labels=labels, grid=pictures(labels).grid))
+    html = report(tmp_path, poisoned(RESULTS), ReportImages(labels=labels, grid=images(labels).grid))
     assert_self_contained(html)
     assert "<script" not in html
 
@@ -280,7 +277,7 @@ def class_bars(html):
 
 
 def test_class_bars_are_as_long_as_the_ious_and_in_the_order_of_the_labels(tmp_path):
-    bars = class_bars(report(tmp_path, RESULTS, pictures()))
+    bars = class_bars(report(tmp_path, RESULTS, images()))
     assert list(bars) == ["mean IoU", "pixel accuracy", "road", "sky", "car"]
     assert bars["road"] == [87.1, 76.2, 35.4]
     assert bars["car"] == [41.3, 2.34, 0.18]
@@ -298,7 +295,7 @@ def test_one_class_and_a_hundred_and_fifty(tmp_path):
     html = report(
         tmp_path,
         changed(agreement={"real": many, "generated": many, "shuffled": many, "paper": many}),
-        pictures(labels),
+        images(labels),
     )
     assert_self_contained(html)
     assert len(class_bars(html)) == 152
@@ -314,7 +311,7 @@ def test_values_that_are_not_finite_stand_as_such(tmp_path):
     )
     results["agreement"]["generated"]["iou"]["car"] = None
     results["agreement"]["real"]["iou"]["car"] = float("nan")
-    html = report(tmp_path, results, pictures())
+    html = report(tmp_path, results, images())
     assert_self_contained(html)
     text = PageReader(html).text
     assert "n/a" in text
@@ -339,7 +336,7 @@ def test_few_images_for_many_features_bring_a_warning(tmp_path):
 
 
 def says(topic, results):
-    return next((text for name, text in findings(results) if name == topic), None)
+    return next((text for name, text in evaluation_findings(results) if name == topic), None)
 
 
 @pytest.mark.parametrize(
@@ -352,7 +349,7 @@ def says(topic, results):
         (0.1, 0.12, 0.4, "6.67 % of the way from floor to ceiling: the images hardly follow their masks"),
         (0.1, 0.1, 0.4, "no better than masks of other images"),
         (0.1, 0.05, 0.4, "no better than masks of other images"),
-        (0.39, 0.4, 0.4, "too close to tell anything"),
+        (0.39, 0.4, 0.4, "too close for a conclusion"),
         (0.1, 0.2, None, "without floor and ceiling this says little"),
     ],
 )
@@ -366,9 +363,9 @@ def test_agreement_is_read_between_floor_and_ceiling(floor, value, ceiling, word
 @pytest.mark.parametrize(
     ("fid", "floor", "words"),
     [
-        (40.0, 10.0, "4.00 times the floor, so the set can be told from real photos"),
+        (40.0, 10.0, "4.00 times the floor, so the set can be distinguished from real photos"),
         (12.0, 10.0, "1.20 times the floor, close to what real photos reach"),
-        (9.0, 10.0, "no farther away than real photos do"),
+        (9.0, 10.0, "no farther away than real photos"),
         (9.0, 0.0, "without a floor this says little"),
         (float("nan"), 10.0, "FID could not be computed"),
     ],
@@ -379,17 +376,17 @@ def test_fidelity_is_read_against_its_floor(fid, floor, words):
 
 
 def test_features_of_the_segmenter_itself_are_said_to_know_little_of_looks():
-    assert "little of looks" not in says("Likeness to real photos", RESULTS)
-    assert "little of looks" in says("Likeness to real photos", changed(settings__segmenter="org/dino"))
+    assert "most of the appearance" not in says("Likeness to real photos", RESULTS)
+    assert "most of the appearance" in says("Likeness to real photos", changed(settings__segmenter="org/dino"))
 
 
 def test_close_pairs_and_close_medians_are_said():
-    assert "3 generated images lie closer" in says(MEMORISED, RESULTS)
-    assert "no closer to the training photos than unseen real photos do (median 0.201" in says(MEMORISED, RESULTS)
-    one = says(MEMORISED, changed(neighbours__0__num_closer=1, neighbours__0__generated_median=0.1))
-    assert "1 generated image lies closer" in one
+    assert "3 generated images are closer" in says(MEMORIZED, RESULTS)
+    assert "no closer to the training photos than unseen real photos do (median 0.201" in says(MEMORIZED, RESULTS)
+    one = says(MEMORIZED, changed(neighbours__0__num_closer=1, neighbours__0__generated_median=0.1))
+    assert "1 generated image is closer" in one
     assert "a sign of copying" in one
-    assert says(MEMORISED, changed(neighbours__0__num_closer=0)).startswith("No generated image lies closer")
+    assert says(MEMORIZED, changed(neighbours__0__num_closer=0)).startswith("No generated image is closer")
 
 
 def test_diversity_says_where_the_seed_or_the_set_changes_little():
@@ -401,7 +398,7 @@ def test_diversity_says_where_the_seed_or_the_set_changes_little():
         "Diversity",
         RESULTS | {"diversity": [{"ratio": 0.05, "between_masks": 0.3, "real_between": 0.6}]},
     )
-    assert "the seed hardly changes the picture" in dull
+    assert "the seed hardly changes the image" in dull
     assert "less varied than real photos" in dull
     assert "could not be compared" in says("Diversity", RESULTS | {"diversity": [{"ratio": None}]})
 
@@ -412,7 +409,7 @@ def test_few_masks_are_said():
 
 
 def test_nothing_measured_says_nothing():
-    assert findings(MISSING) == []
+    assert evaluation_findings(MISSING) == []
     assert fraction_of_ceiling(None, 0.5, 1.0) is None
 
 

@@ -25,7 +25,7 @@ from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.preprocessing import PROCESSOR_FILE
 from semseg_diffusers.evaluation.segmentation.settings import NO_SPLIT, VALIDATION_SPLIT, SegmenterSettings
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages, train_segmenter
-from semseg_diffusers.reports.segmenter_page import draw_curve
+from semseg_diffusers.reports.plots import training_curve
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.files import new_folder
 from semseg_diffusers.utils.images import save_png
@@ -102,7 +102,7 @@ def run(settings: SegmenterSettings) -> int:
             for name, content in ((PROCESSOR_FILE, dict(sorted(initial.processor.items()))), (RECORD_FILE, record)):
                 (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             title = f"{settings.architecture_name or settings.base_model}, {len(train)} pairs"
-            save_png(folder / CURVE_FILE, draw_curve(history.log, history.best_step, title))
+            save_png(folder / CURVE_FILE, training_curve(history.log, history.best_step, title))
             train.labels.save_json(folder / LABELS_FILE)
     if stopped_by is not None:
         sys.stdout.write(f"stopped by {stopped_by.name} after step {history.steps}\n")

@@ -4,28 +4,29 @@ The bars correspond to figure 9 of the paper, on a logarithmic scale, so that ra
 """
 
 import math
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.statistics.counts import ClassFigures, MaskStatistics, class_figures, heat_maps
 from semseg_diffusers.masks.statistics.underrepresented import RARE_SHARE
-from semseg_diffusers.reports.html import percent
+from semseg_diffusers.reports.plots import figure_image, new_figure
+from semseg_diffusers.reports.render import percent
 
 
-INK, GREY, RULE, RED = (28, 28, 30), (110, 110, 116), (214, 214, 220), (200, 30, 30)
-MARGIN, ROW, BAR = 32, 30, 16  # pixels
-NAME_WIDTH, PIXELS_WIDTH, IMAGES_WIDTH, FIGURE_WIDTH = 160, 430, 250, 84  # of the columns
-WIDTH = 2 * MARGIN + NAME_WIDTH + PIXELS_WIDTH + IMAGES_WIDTH + 5 * FIGURE_WIDTH
 LOWEST = 1e-5  # left end of the logarithmic scale: a share of the labelled pixels
-HEAT_COLUMNS, HEAT_GAP = 6, 18
-# Light to dark in one hue, so that it also reads in grey.
-HEAT_COLORS = ((247, 249, 252), (190, 212, 238), (107, 163, 214), (37, 101, 170), (8, 40, 90))
+WIDTH, ROW, HEADER, HEAT_HEADER = 1320, 30, 160, 32  # pixels
+HEAT_COLUMNS = 6
+HEAT_COLORS = "Blues"  # of matplotlib, light to dark in one hue, so that it also reads in grey
+MAX_NAME = 22  # letters
+NO_LINES = {"facecolor": "white", "edgecolor": "none", "pad": 1}  # behind text that lines would cross
+RED, GREY, GRID = "#c81e1e", "#6e6e74", "#d6d6dc"
 
 
-def draw_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
-    """Draw bars of pixel and image shares, numbers of objects, and a heat map of each class.
+def plot_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
+    """Plot bars of pixel and image shares, numbers of objects, and a heat map of each class.
 
     Args:
         statistics: from `collect_statistics`.
@@ -37,23 +38,34 @@ def draw_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
     labels = statistics.labels
     figures = class_figures(statistics)
     order = sorted(range(labels.num_classes), key=lambda index: -figures[index].pixel_share)
-    tiles = [_heat_tile(labels, index, figures, heat) for index, heat in enumerate(heat_maps(statistics))]
-    rows = -(-len(order) // HEAT_COLUMNS)
-    bars_top = MARGIN + 100
-    heat_top = bars_top + ROW * len(order) + 84
-    height = heat_top + rows * (tiles[0].height + HEAT_GAP) + MARGIN - HEAT_GAP
-    image = Image.new("RGB", (WIDTH, height), "white")
-    draw = ImageDraw.Draw(image)
-    draw.text((MARGIN, MARGIN), title, fill=INK, font=_font(24), anchor="la")
-    _draw_bars(draw, labels, [figures[index] for index in order], order, bars_top)
-    draw.text((MARGIN, heat_top - 44), "Where in the frame", fill=INK, font=_font(18), anchor="la")
-    note = "share of the class in each cell, from 0 (light) to the number above the map (dark)"
-    draw.text((MARGIN + 190, heat_top - 40), note, fill=GREY, font=_font(13), anchor="la")
-    for position, index in enumerate(order):
-        down, across = divmod(position, HEAT_COLUMNS)
-        at = (MARGIN + across * (tiles[0].width + HEAT_GAP), heat_top + down * (tiles[0].height + HEAT_GAP))
-        image.paste(tiles[index], at)
-    return image
+    heat = heat_maps(statistics)
+    heat_rows = -(-len(order) // HEAT_COLUMNS)
+    heat_height = HEAT_HEADER + WIDTH // HEAT_COLUMNS * heat.shape[1] // heat.shape[2]
+    heights = (ROW * len(order) + HEADER, heat_height * heat_rows + ROW)
+    figure = new_figure((WIDTH, sum(heights)), dpi=100)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.02)
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+    top.suptitle(title, x=0.01, ha="left", fontsize=17)
+    pixels, images, numbers = top.subplots(1, 3, sharey=True, width_ratios=(4.8, 3, 3.8))
+    _plot_bars(pixels, images, labels, [figures[index] for index in order], order)
+    _write_numbers(numbers, [figures[index] for index in order])
+    bottom.suptitle(
+        "Where in the frame: share of the class in each cell, from 0 (light) to the number above the map (dark)",
+        x=0.01, ha="left", fontsize=12,
+    )  # fmt: skip
+    for position, axes in enumerate(bottom.subplots(heat_rows, HEAT_COLUMNS, squeeze=False).flat):
+        axes.set(xticks=[], yticks=[])
+        if position >= len(order):
+            axes.set_axis_off()
+            continue
+        index = order[position]
+        most = percent(float(heat[index].max())) if figures[index].pixels else "never seen"
+        axes.imshow(heat[index], cmap=HEAT_COLORS, vmin=0, vmax=max(heat[index].max(), 1e-12), aspect="equal")
+        axes.set_title(_shorten(labels.names[index]), loc="left", fontsize=10, parse_math=False)
+        axes.set_title(most, loc="right", fontsize=9, color=GREY)
+        axes.spines[:].set_color(_rgb(labels.colors[index]))
+        axes.spines["top"].set(linewidth=5, capstyle="butt")
+    return figure_image(figure)
 
 
 def log_position(share: float) -> float:
@@ -68,95 +80,66 @@ def log_position(share: float) -> float:
 
 def heat_image(heat: np.ndarray) -> Image.Image:
     """Return a heat map (rows, columns) as a P-mode image, one pixel per cell, the largest value the darkest."""
-    stops = np.linspace(0, 255, len(HEAT_COLORS))
-    table = np.array(HEAT_COLORS)
-    palette = np.stack([np.interp(np.arange(256), stops, table[:, channel]) for channel in range(3)], axis=-1)
+    from matplotlib import colormaps
+
     image = Image.fromarray((255 * heat / max(heat.max(), 1e-12)).round().astype(np.uint8))
-    image.putpalette(palette.round().astype(np.uint8).tobytes())
+    image.putpalette(colormaps[HEAT_COLORS](np.arange(256), bytes=True)[:, :3].tobytes())
     return image
 
 
-def _draw_bars(
-    draw: ImageDraw.ImageDraw, labels: LabelSet, figures: list[ClassFigures], order: list[int], top: int
-) -> None:
-    pixels_left = MARGIN + NAME_WIDTH
-    images_left = pixels_left + PIXELS_WIDTH
-    figures_left = images_left + IMAGES_WIDTH
-    bottom = top + ROW * len(figures)
+def _plot_bars(pixels: Any, images: Any, labels: LabelSet, figures: list[ClassFigures], order: list[int]) -> None:
+    rows = np.arange(len(figures))
+    style = {"height": 0.55, "color": [_rgb(labels.colors[index]) for index in order], "edgecolor": GREY}
+    for axes, name in ((pixels, "pixel_share"), (images, "image_share")):
+        shares = [getattr(row, name) for row in figures]
+        bars = axes.barh(rows, np.maximum(shares, LOWEST), **style)
+        axes.bar_label(bars, [percent(share) for share in shares], padding=5, fontsize=9, bbox=NO_LINES)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.grid(axis="x", color=GRID)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+    pixels.set_title("share of the labelled pixels", loc="left", fontsize=11)
+    pixels.set_xscale("log")
+    pixels.set_xlim(LOWEST, 4)
+    pixels.set_xticks(
+        [10.0**power for power in range(-5, 1)], [f"{10.0 ** (power + 2):g} %" for power in range(-5, 1)]
+    )
+    pixels.minorticks_off()
+    pixels.axvline(RARE_SHARE, color=RED, linestyle="--", linewidth=1)
+    pixels.text(
+        RARE_SHARE,
+        len(figures),
+        f"rare: below {percent(RARE_SHARE)}",
+        color=RED,
+        fontsize=9,
+        ha="center",
+        bbox=NO_LINES,
+    )
+    pixels.set_yticks(rows, [_shorten(row.name) for row in figures], parse_math=False)
+    pixels.set_ylim(len(figures) + 0.1, -0.6)
+    images.set_title("share of the images", loc="left", fontsize=11)
+    images.set_xlim(0, 1.25)
+    images.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
 
-    def across(share: float) -> float:
-        """Return the x position of a share of pixels; the numbers are right of it."""
-        return pixels_left + log_position(share) * (PIXELS_WIDTH - 84)
 
-    small, normal = _font(13), _font(14)
-    draw.text((pixels_left, top - 48), "share of the labelled pixels", fill=INK, font=normal, anchor="la")
-    draw.text((images_left, top - 48), "share of the images", fill=INK, font=normal, anchor="la")
+def _write_numbers(axes: Any, figures: list[ClassFigures]) -> None:
+    """Write the numbers of each class beside its bars."""
+    axes.set_axis_off()
     titles = ("images", "objects", "objects\nan image", "median\nobject", "typical\nobject")
-    for column, text in enumerate(titles):
-        right = figures_left + (column + 1) * FIGURE_WIDTH
-        draw.multiline_text((right, top - 10), text, fill=INK, font=small, anchor="rd", align="right")
-    for exponent in range(-5, 1):
-        x = across(10.0**exponent)
-        draw.line((x, top, x, bottom), fill=RULE)
-        draw.text((x, top - 6), f"{100 * 10.0**exponent:g} %", fill=GREY, font=_font(11), anchor="md")
-    for share in (0, 0.5, 1):
-        x = images_left + share * (IMAGES_WIDTH - 66)
-        draw.line((x, top, x, bottom), fill=RULE)
-        draw.text((x, top - 6), f"{share:.0%}".replace("%", " %"), fill=GREY, font=_font(11), anchor="md")
-    x = across(RARE_SHARE)
-    for y in range(top, bottom, 8):
-        draw.line((x, y, x, y + 4), fill=RED)
-    text = f"rare: below {percent(RARE_SHARE)}"
-    draw.text((x, bottom + 4), text, fill=RED, font=_font(12), anchor="ma")
-
-    for row, (index, of_class) in enumerate(zip(order, figures, strict=True)):
-        middle = top + row * ROW + ROW // 2
-        box = (middle - BAR // 2, middle + BAR // 2)
-        name = _shortened(of_class.name, NAME_WIDTH - 12, normal)
-        draw.text((pixels_left - 10, middle), name, fill=INK, font=normal, anchor="rm")
-        if of_class.pixels:
-            ends = (across(of_class.pixel_share), images_left + of_class.image_share * (IMAGES_WIDTH - 66))
-            for left, right in ((pixels_left, ends[0]), (images_left, ends[1])):
-                draw.rectangle((left, box[0], max(right, left + 1), box[1]), fill=labels.colors[index], outline=GREY)
-        else:
-            ends = (pixels_left, images_left)
-        for end, share in zip(ends, (of_class.pixel_share, of_class.image_share), strict=True):
-            at = (end + 6, middle)
-            draw.rectangle(draw.textbbox(at, percent(share), font=small, anchor="lm"), fill="white")
-            draw.text(at, percent(share), fill=INK, font=small, anchor="lm")
-        values = (f"{of_class.images}", f"{of_class.objects}", f"{of_class.objects_per_image:.1f}")
-        values += (f"{of_class.median_object:.0f} px", f"{of_class.typical_object:.0f} px")
-        for column, text in enumerate(values):
-            right = figures_left + (column + 1) * FIGURE_WIDTH
-            draw.text((right, middle), text, fill=INK, font=small, anchor="rm")
-    text = "typical object: half of the pixels of the class are in objects at least this large"
-    draw.text((WIDTH - MARGIN, bottom + 4), text, fill=GREY, font=_font(12), anchor="ra")
+    for column, title in enumerate(titles, start=1):
+        axes.text(column / len(titles), -0.7, title, ha="right", va="bottom", fontsize=10)
+    for row, of_class in enumerate(figures):
+        texts = (f"{of_class.images}", f"{of_class.objects}", f"{of_class.objects_per_image:.1f}")
+        texts += (f"{of_class.median_object:.0f} px", f"{of_class.typical_object:.0f} px")
+        for column, text in enumerate(texts, start=1):
+            axes.text(column / len(titles), row, text, ha="right", va="center", fontsize=9)
+    note = "typical object: half of the pixels of the class are in objects at least this large"
+    axes.text(1, len(figures), note, ha="right", color=GREY, fontsize=9)
 
 
-def _heat_tile(labels: LabelSet, index: int, figures: list[ClassFigures], heat: np.ndarray) -> Image.Image:
-    """Return the heat map of one class under its name and its largest value."""
-    width = (WIDTH - 2 * MARGIN - (HEAT_COLUMNS - 1) * HEAT_GAP) // HEAT_COLUMNS
-    size = (width, round(width * heat.shape[0] / heat.shape[1]))
-    tile = Image.new("RGB", (width, size[1] + 24), "white")
-    draw = ImageDraw.Draw(tile)
-    draw.rectangle((0, 3, 13, 16), fill=labels.colors[index], outline=GREY)
-    largest = percent(float(heat.max())) if figures[index].pixels else "never seen"
-    draw.text((width - 1, 10), largest, fill=GREY, font=_font(13), anchor="rm")
-    room = width - 26 - _font(13).getlength(largest)
-    draw.text((20, 10), _shortened(labels.names[index], room, _font(14)), fill=INK, font=_font(14), anchor="lm")
-    tile.paste(heat_image(heat).resize(size, Image.Resampling.NEAREST), (0, 24))
-    draw.rectangle((0, 24, width - 1, size[1] + 23), outline=RULE)
-    return tile
+def _shorten(name: str) -> str:
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."
 
 
-def _shortened(text: str, width: float, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """Return the text, or as much of it as fits into `width` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "...") > width:
-        text = text[:-1]
-    return text + "..."
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size=size)
+def _rgb(color: tuple[int, int, int]) -> tuple[float, ...]:
+    return tuple(level / 255 for level in color)

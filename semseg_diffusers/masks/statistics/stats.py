@@ -18,10 +18,9 @@ from semseg_diffusers.masks.statistics.counts import (
     heat_maps,
     unknown_share,
 )
-from semseg_diffusers.masks.statistics.figure import draw_statistics
-from semseg_diffusers.masks.statistics.page import statistics_page
+from semseg_diffusers.masks.statistics.figure import plot_statistics
+from semseg_diffusers.masks.statistics.page import write_statistics_page
 from semseg_diffusers.masks.statistics.underrepresented import RULES, UnderrepresentedClass, underrepresented_classes
-from semseg_diffusers.reports.html import write_page
 from semseg_diffusers.utils.files import package_version, write_text, written_beside
 from semseg_diffusers.utils.images import save_png
 
@@ -94,8 +93,8 @@ def run(settings: StatsSettings) -> None:
     write_text(output / "stats.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     save_arrays(output / "stats.npz", statistics, pairs.stems)
     name = f"{Path(settings.dataset).name} ({settings.split})"
-    save_png(output / "stats.png", draw_statistics(statistics, describe(statistics, name)))
-    write_page(output / "index.html", statistics_page(statistics, underrepresented, name))
+    save_png(output / "stats.png", plot_statistics(statistics, describe(statistics, name)))
+    write_statistics_page(output / "index.html", statistics, underrepresented, name)
     sys.stdout.write(f"{describe(statistics, name)}\n\n{_table(statistics)}\n\n")
     for entry in underrepresented:
         reasons = "; ".join(f"{reason.rule}: {reason.text}" for reason in entry.reasons)

@@ -1,35 +1,36 @@
-"""What the results of an evaluation say, in plain sentences that follow from the numbers by fixed rules.
-Every value is read against its floor and ceiling; no equation stands behind it.
+"""States the results of an evaluation in plain sentences, which follow from the numbers by fixed rules.
+
+Every value is judged by its floor and ceiling.
 """
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from semseg_diffusers.reports.html import is_finite, number, percent
+from semseg_diffusers.reports.render import is_finite, number, percent
 
 
-MIN_RANGE = 0.02  # mean IoU between floor and ceiling below which nothing can be read off
-WAYS = (  # up to this share of the way from floor to ceiling, this is said
+MIN_RANGE = 0.02  # mean IoU between floor and ceiling, below which a value between them says nothing
+FRACTIONS = (  # up to this fraction of the way from floor to ceiling -> sentence
     (0.1, "the images hardly follow their masks"),
     (0.5, "the images follow their masks in part"),
     (0.9, "the images follow their masks for the most part"),
     (1.0, "almost as well as real photos"),
 )
-FEW_MASKS = 50  # below this a class often stands in a handful of images
-SAME_PICTURE = 0.1  # diversity ratio below which seeds hardly change the picture
+FEW_MASKS = 50  # below this a class is often in a handful of images only
+SAME_IMAGE = 0.1  # diversity ratio below which seeds hardly change the image
 LESS_VARIED = 0.8  # of the real photos' own variety
 CLOSE_TO_FLOOR = 1.5  # times the floor
 
 
 class Finding(NamedTuple):
-    """One sentence or two, and what they are about."""
+    """One or two sentences, and their topic."""
 
     topic: str
     text: str
 
 
 def fraction_of_ceiling(floor: float | None, value: float | None, ceiling: float | None) -> float | None:
-    """Share of the way from floor (0) to ceiling (1); None where the two are too close to tell anything.
+    """Return the fraction of the way from floor (0) to ceiling (1); None if the two are too close.
 
     Example:
         >>> fraction_of_ceiling(0.1, 0.4, 0.5), fraction_of_ceiling(0.3, 0.4, 0.31)
@@ -41,17 +42,17 @@ def fraction_of_ceiling(floor: float | None, value: float | None, ceiling: float
 
 
 def ratio(value: float | None, floor: float | None) -> float | None:
-    """How many times its floor a distance is; None where the floor is nothing to divide by."""
+    """Return how many times its floor a distance is; None without a floor to divide by."""
     return value / floor if is_finite(value) and is_finite(floor) and floor > 0 else None
 
 
 def references_of(results: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """All fidelity rows: the extractor's entry and one of its references."""
+    """Return all fidelity rows: the extractor's entry and one of its references."""
     return [(entry, row) for entry in results.get("fidelity") or [] for row in entry.get("references") or []]
 
 
-def findings(results: Mapping[str, Any]) -> list[Finding]:
-    """What `results.json` says, part by part; parts that were not measured are left out."""
+def evaluation_findings(results: Mapping[str, Any]) -> list[Finding]:
+    """Return the findings of `results.json`, part by part, without those that were not measured."""
     found = [
         _agreement(results.get("agreement") or {}),
         _fidelity(references_of(results), str((results.get("settings") or {}).get("segmenter"))),
@@ -72,19 +73,19 @@ def _agreement(agreement: Mapping[str, Any]) -> Finding | None:
         return Finding(topic, f"Mean IoU {number(value)}; without floor and ceiling this says little.")
     ends = f"real photos reach {number(ceiling)} (ceiling), wrong masks {number(floor)} (floor)"
     measured = f"Mean IoU {number(value)}; {ends}."
-    way = fraction_of_ceiling(floor, value, ceiling)
-    if way is None:
-        return Finding(topic, f"{measured} Floor and ceiling are too close to tell anything: take a better segmenter.")
-    if way > 1:
+    fraction = fraction_of_ceiling(floor, value, ceiling)
+    if fraction is None:
+        return Finding(topic, f"{measured} Floor and ceiling are too close for a conclusion: use a better segmenter.")
+    if fraction > 1:
         reading = (
             "The segmenter reads the generated images better than real photos. They are easier to read, which does "
             "not make them better: simple, typical pictures are."
         )
-    elif way <= 0:
+    elif fraction <= 0:
         reading = "The images carry their masks no better than masks of other images: they do not follow them."
     else:
-        follows = next(text for limit, text in WAYS if way <= limit)
-        reading = f"That is {percent(way)} of the way from floor to ceiling: {follows}."
+        follows = next(text for limit, text in FRACTIONS if fraction <= limit)
+        reading = f"That is {percent(fraction)} of the way from floor to ceiling: {follows}."
     return Finding(topic, f"{measured} {reading}")
 
 
@@ -102,13 +103,13 @@ def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]], segmenter
         return Finding(topic, f"FID {number(value)} to {where}; without a floor this says little.")
     text = f"FID {number(value)} to {where}; as many other real photos have {number(floor)} (floor): "
     if times <= 1:
-        text += "the generated images lie no farther away than real photos do."
+        text += "the generated images are no farther away than real photos."
     elif times < CLOSE_TO_FLOOR:
         text += f"{number(times)} times the floor, close to what real photos reach."
     else:
-        text += f"{number(times)} times the floor, so the set can be told from real photos."
+        text += f"{number(times)} times the floor, so the set can be distinguished from real photos."
     if entry["features"]["name"] == segmenter:
-        text += " These features are the segmenter's own, which knows classes and little of looks: this says little."
+        text += " These features are the segmenter's own, which ignores most of the appearance: this says little."
     return Finding(topic, text)
 
 
@@ -117,20 +118,20 @@ def _neighbours(neighbours: Mapping[str, Any]) -> Finding:
     generated, real = neighbours.get("generated_median"), neighbours.get("real_median")
     what = f"{number(threshold)} ({neighbours['threshold_is']})"
     if closer:
-        images = "image lies" if closer == 1 else "images lie"
+        images = "image is" if closer == 1 else "images are"
         text = f"{closer:,} generated {images} closer to a training photo than {what}, {percent(share)} of all: "
         text += "look at the pairs."
     else:
-        text = f"No generated image lies closer to a training photo than {what}."
+        text = f"No generated image is closer to a training photo than {what}."
     if is_finite(generated) and is_finite(real):
         medians = f"(median {number(generated)} against {number(real)})"
         text += (
-            f" On the whole the images lie closer to the training photos than unseen real photos do {medians}: "
+            f" On the whole the images are closer to the training photos than unseen real photos do {medians}: "
             "a sign of copying, or of images without detail."
             if generated < real
-            else f" On the whole the images lie no closer to the training photos than unseen real photos do {medians}."
+            else f" On the whole the images are no closer to the training photos than unseen real photos do {medians}."
         )
-    return Finding(f"Memorised photos, by {neighbours['features']}", text)
+    return Finding(f"Memorized photos, by {neighbours['features']}", text)
 
 
 def _diversity(row: Mapping[str, Any] | None) -> Finding | None:
@@ -140,7 +141,7 @@ def _diversity(row: Mapping[str, Any] | None) -> Finding | None:
     if not is_finite(value):
         return Finding("Diversity", "Images of one mask could not be compared with those of others.")
     text = f"Images of one mask differ {number(value)} times as much as images of different masks"
-    text += ": the seed hardly changes the picture." if value < SAME_PICTURE else "."
+    text += ": the seed hardly changes the image." if value < SAME_IMAGE else "."
     variety = ratio(between, real)
     if variety is not None:
         text += f" Images of different masks differ {number(variety)} times as much as different real photos"
@@ -151,5 +152,5 @@ def _diversity(row: Mapping[str, Any] | None) -> Finding | None:
 def _few_masks(num_masks: int | None) -> Finding | None:
     if num_masks is None or num_masks >= FEW_MASKS:
         return None
-    text = f"Only {num_masks:,} masks were drawn from: small differences between two such evaluations are chance."
+    text = f"Only {num_masks:,} masks were used: small differences between two such evaluations are chance."
     return Finding("Size", text)
