@@ -2,13 +2,12 @@
 The last weights are scored, not the best ones: selection by the validation split would favor noisier trainings.
 """
 
-import contextlib
 import dataclasses
 import math
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -39,34 +38,17 @@ def train_one(
     training: Training,
     settings: StudySettings,
     data: StudyData,
+    output: Path,
     device: str,
-    on_steps: Callable[[int], Any] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Train one network and score it on the validation split.
-
-    Args:
-        training: arm, amount and seed.
-        settings: of the study.
-        data: of the study.
-        device: of the network.
-        on_steps: called from time to time with the number of optimizer steps since the last call.
-        should_stop: called after each step; True ends the training.
-
-    Returns:
-        JSON: training set, scores, last loss and seconds.
+    should_stop: Callable[[], bool],
+) -> None:
+    """Train one network, score it on the validation split and write the result; `should_stop` is called at each step.
 
     Raises:
         StoppedError: `should_stop` returned True.
         ValueError: the training diverged.
     """
-    started, reported = time.monotonic(), 0
-
-    def on_log(line: dict[str, Any]) -> None:
-        nonlocal reported
-        on_steps(line["step"] - reported)
-        reported = line["step"]
-
+    started = time.monotonic()
     initial = build_segmenter(settings, data.real.labels, data.real.resolution, training.seed, device)
     history = train_segmenter(
         initial.network,
@@ -75,7 +57,6 @@ def train_one(
         **settings.schedule,
         learning_rate=initial.learning_rate,
         seed=training.seed,
-        on_log=on_log,
         should_stop=should_stop,
     )
     if history.steps < settings.max_train_steps:
@@ -89,7 +70,7 @@ def train_one(
     validation = LabelledImages(data.validation)
     scores = score_network(initial.network, initial.preprocessing, validation, settings.mixed_precision)
     members = pool_members(training, data)
-    return {
+    result = {
         **dataclasses.asdict(training),
         "num_pairs": len(members),
         "num_synthetic": sum(name != "real" for name, _ in members),
@@ -98,10 +79,6 @@ def train_one(
         "device": str(torch.device(device)),
         "seconds": round(time.monotonic() - started, 1),
     }
-
-
-def save_result(output: Path, training: Training, result: dict[str, Any]) -> None:
-    """Write a result completely or not at all."""
     write_json(output / TRAININGS / f"{training.name}.json", result)
 
 
@@ -141,44 +118,35 @@ def run_trainings(
     jobs: int,
     show_progress: bool = False,
 ) -> None:
-    """Train missing networks; each result is written when it is complete.
+    """Train missing networks in order; each result is written when it is complete.
 
-    Args:
-        missing: trainings, in this order.
-        settings: of the study.
-        data: of the study, for trainings in this process; other processes load their own.
-        output: folder of the study.
-        device: "cuda" distributes processes over the GPUs; other devices are shared.
-        jobs: parallel processes, at least 1; a single one runs here.
-        show_progress: show a bar of optimizer steps on stderr.
+    A single job runs in this process, with `data`; other processes load their own, and "cuda" distributes them over
+    the GPUs. Each trains on one CPU thread, so results do not depend on the number of jobs.
 
     Raises:
         ChildProcessError: a process was killed.
         ValueError: a training diverged.
     """
     total = len(missing) * settings.max_train_steps
-    jobs = min(jobs, len(missing))
+    jobs, threads = min(jobs, len(missing)), torch.get_num_threads()
     with (
         exit_on_signals(),
         progress_bar(total=total, desc=f"{len(missing)} trainings", unit="step", disable=not show_progress) as bar,
     ):
         if jobs > 1:
             _run_processes(missing, settings, output, device, jobs, bar)
-        elif missing:
-            with _one_thread():
-                for training in missing:
-                    save_result(output, training, train_one(training, settings, data, device, bar.update))
+            return
 
+        def count_step() -> bool:
+            bar.update()
+            return False
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one CPU thread, like parallel processes do, so that results are bit-identical."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(1)
+        try:
+            for training in missing:
+                train_one(training, settings, data, output, device, count_step)
+        finally:
+            torch.set_num_threads(threads)
 
 
 def _run_processes(
@@ -219,12 +187,13 @@ def _start_worker(settings: StudySettings, output: Path, devices: Any, steps: An
     torch.set_num_threads(1)
     data, device = load_data(settings), devices.get()
 
-    def add_steps(count: int) -> None:
+    def count_step() -> bool:
         with steps.get_lock():
-            steps.value += count
+            steps.value += 1
+        return stop.is_set()
 
     def train(training: Training) -> None:
-        save_result(output, training, train_one(training, settings, data, device, add_steps, stop.is_set))
+        train_one(training, settings, data, output, device, count_step)
 
     _train_in_this_worker = train
 
