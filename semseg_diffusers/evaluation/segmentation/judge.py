@@ -34,7 +34,7 @@ class Judge:
 
     Args:
         network: in evaluation mode, on its device.
-        preprocessing: prepares images for the network.
+        preprocessing: of the network.
         labels: the classes of the predictions.
         class_names: the classes of the network, in the order of their ids.
         name: folder or Hub id.
@@ -76,16 +76,15 @@ class Judge:
     def describe(self, resolution: tuple[int, int] | None = None) -> dict[str, Any]:
         """Return a description for results, as JSON.
 
-        Args:
-            resolution: height and width of the images. If the network keeps the aspect ratio, its input size depends
-                on them and is null without.
+        If the network keeps the aspect ratio, its input size depends on the images' height and width, and is null
+        without.
         """
         fixed = resolution is not None or "height" in self.preprocessing.size
         return {
             "name": self._name,
             "revision": self._revision,
             "architecture": type(self._network).__name__,
-            "num_parameters": sum(parameter.numel() for parameter in self._network.parameters()),
+            "num_parameters": self._network.num_parameters(),
             "input_size": list(self.preprocessing.input_size(*(resolution or (1, 1)))) if fixed else None,
             "classes": len(self._class_names),
             "not_judged": list(self.not_judged),

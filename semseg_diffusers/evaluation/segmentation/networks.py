@@ -6,8 +6,7 @@ safetensors only: a pickle may run code.
 
 import copy
 import os
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -131,8 +130,7 @@ class PretrainedSource:
         return self.load(loader, "the weights (model.safetensors; pickles are not read)", use_safetensors=True)
 
 
-@dataclass(frozen=True)
-class InitialSegmenter:
+class InitialSegmenter(NamedTuple):
     """A network before its first step, with its input and learning rate."""
 
     network: PreTrainedModel
@@ -145,14 +143,7 @@ class InitialSegmenter:
 def build_segmenter(
     options: SegmenterTrainingOptions, labels: LabelSet, resolution: tuple[int, int], seed: int, device: str = "cpu"
 ) -> InitialSegmenter:
-    """Build a network with random weights, or load one to fine-tune, as the options say.
-
-    Args:
-        options: architecture or base model, input size and learning rate.
-        labels: the classes of the data.
-        resolution: height and width of its images.
-        seed: of new weights.
-        device: of the network.
+    """Build a network with random weights, or load one to fine-tune, for images of this height and width.
 
     Raises:
         ValueError: no such network, or an invalid size.
@@ -222,15 +213,9 @@ def new_network(name: str, labels: LabelSet, seed: int = 0) -> PreTrainedModel:
 def load_pretrained(
     source: PretrainedSource, labels: LabelSet, seed: int = 0
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Load a network to fine-tune; its last layer is initialized again if its classes differ.
+    """Load a network to fine-tune, and the settings of its image processor.
 
-    Args:
-        source: any network that `AutoModelForSemanticSegmentation` supports.
-        labels: of the data; saved in the config.
-        seed: of new weights; the global random state stays as it was.
-
-    Returns:
-        the network, and the settings of its image processor.
+    Its last layer is initialized again, by the seed, if its classes are not those of the labels.
 
     Raises:
         ValueError: another kind of network, or a missing file.

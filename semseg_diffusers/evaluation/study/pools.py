@@ -181,13 +181,7 @@ def data_hash(pairs: CachedPairs, digests: Iterable[bytes]) -> str:
 
 
 def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list[bytes]]) -> list[str]:
-    """Return leaks of validation images into the training sets, one sentence each.
-
-    Args:
-        settings: folders of the synthetic images.
-        data: the sets.
-        digests: `image_digests` of each set.
-    """
+    """Return leaks of validation images into the training sets, a sentence each; `digests` are from `image_digests`."""
     found = []
     of_validation = dict(zip(digests["validation"], data.validation.names, strict=True))
     for name in [name for name in digests if name != "validation"]:

@@ -88,15 +88,7 @@ def compared(settings: StudySettings) -> list[tuple[Variant, Variant]]:
 def arms_and_comparisons(
     settings: StudySettings, result_of: Callable[[Training], dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Summarize all trainings.
-
-    Args:
-        settings: of the study.
-        result_of: returns the result of a training, see `train_one`.
-
-    Returns:
-        the entries `arms` and `comparisons` of `results.json`.
-    """
+    """Return the entries `arms` and `comparisons` of `results.json`, from the result of each training."""
     runs = {
         variant: [result_of(Training(*variant, seed)) for seed in settings.seeds] for variant in variants(settings)
     }
