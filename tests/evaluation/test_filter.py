@@ -1,4 +1,4 @@
-"""`semseg-diffusers filter`: what is drawn wrong goes, what is right stays, and the result is a dataset."""
+"""`semseg-diffusers filter`: wrong labels are removed, correct ones are kept, and the result is a dataset."""
 
 import json
 import re
@@ -36,7 +36,7 @@ from semseg_diffusers.hub.folders import check_dataset_folder
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Real photos, and a segmenter that has learned them."""
+    """Return real images and a segmenter trained on them."""
     return Place(tmp_path_factory.mktemp("place"))
 
 
@@ -62,7 +62,7 @@ def run(place, generated, output, *more, expect=0):
 
 @pytest.fixture(scope="module")
 def filtered(place, generated, tmp_path_factory):
-    """The folder, filtered, what the command printed, and what the generated folder held before."""
+    """Return the filtered folder, the command's output, and hashes of the generated folder before."""
     output, before = tmp_path_factory.mktemp("filtered") / "out", hashes(generated)
     return output, run(place, generated, output), before
 
@@ -71,7 +71,7 @@ def mask_of(folder, name):
     return LABELS.encode(folder / "masks" / f"{name}.png")
 
 
-# What goes, what stays -----------------------------------------------------------------------------------------------
+# Kept and removed -----------------------------------------------------------------------------------------------
 
 
 def test_a_mislabelled_image_is_dropped_with_its_reason(filtered):
@@ -84,7 +84,7 @@ def test_a_mislabelled_image_is_dropped_with_its_reason(filtered):
     assert "9 of 10 images kept (dropped: 1 too little kept)" in printed
 
 
-def test_pixels_of_a_shifted_object_become_unknown_and_true_ones_stay(filtered):
+def test_pixels_of_a_shifted_object_become_unknown_and_correct_ones_stay(filtered):
     before, after = with_car(60), mask_of(filtered[0], "moved_0")
     wrong = before != shifted(before)
     inside = np.zeros_like(wrong)
@@ -95,7 +95,7 @@ def test_pixels_of_a_shifted_object_become_unknown_and_true_ones_stay(filtered):
     assert set(np.unique(after[after != before])) == {255}
 
 
-def test_true_labels_stay_as_they_do_in_real_photos(filtered):
+def test_correct_labels_are_kept_as_in_real_images(filtered):
     record = json.loads((filtered[0] / "filter.json").read_text())
     good = [row for row in read_lines(filtered[0] / "metadata.jsonl") if row["stem"].startswith("good")]
     assert len(good) == 8
@@ -106,7 +106,7 @@ def test_true_labels_stay_as_they_do_in_real_photos(filtered):
     assert record["results"]["least_kept_share"] < 0.2  # the image that is dropped
 
 
-def test_the_generated_folder_stays_as_it_was(filtered, generated):
+def test_the_generated_folder_is_not_modified(filtered, generated):
     assert hashes(generated) == filtered[2]
 
 
@@ -130,7 +130,7 @@ def test_the_output_loads_as_a_generated_folder_does(filtered, generated, place)
     assert "Of 10 images 9 were kept, and labels that a segmentation network did not find" in content
 
 
-def test_rows_keep_what_generate_said_and_add_what_was_found(filtered, generated):
+def test_rows_keep_the_columns_of_generate_and_add_scores(filtered, generated):
     before = {row["image_file_name"]: row for row in read_lines(generated / "metadata.jsonl")}
     rows = read_lines(filtered[0] / "metadata.jsonl")
     record = json.loads((filtered[0] / "filter.json").read_text())
@@ -151,7 +151,7 @@ def test_rows_keep_what_generate_said_and_add_what_was_found(filtered, generated
     ) == [*range(6)]
 
 
-def test_masks_keep_names_and_palette_and_images_their_bytes(filtered, generated):
+def test_masks_keep_names_and_palettes_and_images_are_byte_identical(filtered, generated):
     for path in (filtered[0] / "masks").iterdir():
         with Image.open(path) as mask:
             assert mask.mode == "P"
@@ -160,7 +160,7 @@ def test_masks_keep_names_and_palette_and_images_their_bytes(filtered, generated
     assert there.items() <= before.items()
 
 
-def test_the_record_says_which_network_filtered(filtered, place):
+def test_the_record_names_the_network_that_filtered(filtered, place):
     record = json.loads((filtered[0] / "filter.json").read_text())
     assert record["segmenter_sha256"] == load_judge(place.segmenter, LABELS).weights_sha256
     assert record["settings"]["tolerance_margin"] == MARGIN
@@ -193,18 +193,18 @@ def test_evaluate_notes_that_the_filter_is_the_judge(filtered, place, tmp_path):
     assert any("filtered by the network that segments them here" in note for note in notes)
 
 
-# Going on ------------------------------------------------------------------------------------------------------------
+# Resuming ------------------------------------------------------------------------------------------------------------
 
 
 def result_of(output):
-    """All that does not hold a time or a commit."""
+    """Return everything that holds no time and no commit."""
     kept = {name: value for name, value in hashes(output).items() if name not in ("filter.json", "filter.html")}
     record = json.loads((output / "filter.json").read_text())
     return kept, record["results"], record["reference"], record["class_losses"]
 
 
 def filter_here(place, generated, output, after_forwards=None, **options):
-    """Filter in this process; the network fails after so many forwards. Returns how many there were."""
+    """Filter in this process; the network fails after a number of forward passes. Return how many there were."""
     judge, count = load_judge(place.segmenter, LABELS), 0
 
     def forward(*_):
@@ -222,7 +222,7 @@ def filter_here(place, generated, output, after_forwards=None, **options):
     return count
 
 
-def test_an_interrupted_run_goes_on_and_ends_alike(place, generated, tmp_path):
+def test_an_interrupted_run_resumes_with_the_same_result(place, generated, tmp_path):
     straight = filter_here(place, generated, tmp_path / "straight", batch_size=4)
     cut = 1 + 6 + 2 + 2  # tried, 24 real photos, 8 to compare with, 8 of the 10 images
     assert filter_here(place, generated, tmp_path / "cut", cut, batch_size=4) == cut + 1
@@ -236,7 +236,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(place, generated, tmp_path):
     assert again < straight - 6  # neither the real photos again, nor the images
 
 
-def test_a_run_that_is_done_reads_no_image_again(place, generated, tmp_path):
+def test_a_finished_run_reads_no_image_again(place, generated, tmp_path):
     filter_here(place, generated, tmp_path / "out")
     before = result_of(tmp_path / "out")
     shown = 1 + 1 + 10  # tried, compared with, and read for the page
@@ -244,20 +244,20 @@ def test_a_run_that_is_done_reads_no_image_again(place, generated, tmp_path):
     assert result_of(tmp_path / "out") == before
 
 
-def test_images_that_were_added_or_made_anew_are_filtered_by_the_same_command(place, generated, tmp_path):
+def test_added_and_replaced_images_are_filtered_by_the_same_command(place, generated, tmp_path):
     grown = shutil.copytree(generated, tmp_path / "grown")
     filter_here(place, grown, tmp_path / "out")
     add_image(grown, "good9", 0, draw_ids(9), draw_photo(draw_ids(9), 90))
     draw_photo(draw_ids(50), 50).save(grown / "images" / "wrong_0.png")  # right now
     draw_photo((draw_ids(0) + 1) % 4, 0).save(grown / "images" / "good0_0.png")  # wrong now
     filter_here(place, grown, tmp_path / "out")
-    filter_here(place, grown, tmp_path / "anew")
-    assert result_of(tmp_path / "out")[1:] == result_of(tmp_path / "anew")[1:]
-    ours, anew = (hashes(tmp_path / name / part) for name in ("out", "anew") for part in ("images",))
-    assert ours == anew
+    filter_here(place, grown, tmp_path / "again")
+    assert result_of(tmp_path / "out")[1:] == result_of(tmp_path / "again")[1:]
+    ours, again = (hashes(tmp_path / name / "images") for name in ("out", "again"))
+    assert ours == again
     assert "wrong_0.png" in ours
     assert "good0_0.png" not in ours
-    assert read_lines(tmp_path / "out" / "metadata.jsonl") == read_lines(tmp_path / "anew" / "metadata.jsonl")
+    assert read_lines(tmp_path / "out" / "metadata.jsonl") == read_lines(tmp_path / "again" / "metadata.jsonl")
     assert {path.stem for path in (tmp_path / "out" / "masks").iterdir()} == {name[:-4] for name in ours}
 
 
@@ -266,7 +266,7 @@ def test_other_settings_are_refused_in_the_same_folder(place, generated, filtere
     assert "was filtered with other settings (minimum_kept: 0.6 there, 0.7 now). Choose another folder" in error
 
 
-def test_class_losses_are_taken_from_another_folder(place, generated, filtered, tmp_path):
+def test_class_losses_of_another_folder_are_reused(place, generated, filtered, tmp_path):
     count = filter_here(place, generated, tmp_path / "out", class_losses=filtered[0])
     assert count == filter_here(place, generated, tmp_path / "own") - 3  # 24 photos, 8 at a time
     assert result_of(tmp_path / "out") == result_of(tmp_path / "own")
@@ -277,7 +277,7 @@ def test_class_losses_are_taken_from_another_folder(place, generated, filtered, 
     assert "holds no filter.json with the class losses of this segmenter on these images" in error
 
 
-# Choices -------------------------------------------------------------------------------------------------------------
+# Options -------------------------------------------------------------------------------------------------------------
 
 
 def test_resampling_keeps_more_images_of_harder_masks(place, tmp_path):
@@ -299,7 +299,7 @@ def test_resampling_keeps_more_images_of_harder_masks(place, tmp_path):
     assert f"(dropped: 6 {EASY_MASK})" in printed
 
 
-def test_a_class_without_real_pixels_becomes_unknown_unless_it_is_to_stay(place, tmp_path):
+def test_a_class_without_real_pixels_becomes_unknown_unless_kept_by_option(place, tmp_path):
     ids = draw_ids(3)
     ids[:8, :8] = POLE
     add_image(tmp_path / "new", "poles", 0, ids, draw_photo(ids, 0))
@@ -307,11 +307,11 @@ def test_a_class_without_real_pixels_becomes_unknown_unless_it_is_to_stay(place,
     run(place, tmp_path / "new", tmp_path / "kept", "--keep_unchecked")
     assert not (mask_of(tmp_path / "unknown", "poles_0") == POLE).any()
     assert (mask_of(tmp_path / "kept", "poles_0") == POLE).sum() == 64
-    for name, told in (("unknown", "became unknown"), ("kept", "were left as they are")):
-        assert f"pole. Their labels {told}" in (tmp_path / name / "filter.html").read_text()
+    for name, text in (("unknown", "became unknown"), ("kept", "were left as they are")):
+        assert f"pole. Their labels {text}" in (tmp_path / name / "filter.html").read_text()
 
 
-def test_an_image_without_a_label_is_dropped_and_a_set_of_nothing_ends_with_code_one(place, tmp_path):
+def test_an_image_without_labels_is_dropped_and_an_empty_result_exits_with_code_one(place, tmp_path):
     add_image(tmp_path / "new", "empty", 0, np.full((SIZE, SIZE), 255, np.uint8), draw_photo(draw_ids(0), 0))
     add_image(tmp_path / "new", "wrong", 0, draw_ids(1), draw_photo((draw_ids(1) + 1) % 4, 0))
     run(place, tmp_path / "new", tmp_path / "out", expect=1)
@@ -320,7 +320,7 @@ def test_an_image_without_a_label_is_dropped_and_a_set_of_nothing_ends_with_code
     assert "No image is kept." in (tmp_path / "out" / "filter.html").read_text()
 
 
-def test_a_card_that_may_name_a_licence_goes_with_the_images(place, generated, tmp_path):
+def test_a_card_that_may_name_a_license_is_copied(place, generated, tmp_path):
     carded = shutil.copytree(generated, tmp_path / "carded")
     (carded / "README.md").write_text("---\nlicense: cc-by-nc-4.0\n---\n")
     run(place, carded, tmp_path / "out")
@@ -355,80 +355,59 @@ def test_another_judge_is_recorded(place, generated, tmp_path):
 # Refusals ------------------------------------------------------------------------------------------------------------
 
 
-def break_nothing(folder):
-    return folder
+def change_first_row(folder, change):
+    first, *others = read_lines(folder / "metadata.jsonl")
+    change(first)
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (first, *others)))
 
 
-def no_record(folder):
-    (folder / "generation.json").unlink()
-    return folder
+BROKEN = {  # change of a generated folder -> message
+    "missing": (shutil.rmtree, "there is no folder '.*new'; --generated takes one written by `generate`"),
+    "no record": (
+        lambda folder: (folder / "generation.json").unlink(),
+        "holds no generation.json; expected a folder written by `generate`",
+    ),
+    "damaged record": (
+        lambda folder: (folder / "generation.json").write_text("{"),
+        "generation.json' is not valid JSON",
+    ),
+    "filtered before": (
+        lambda folder: (folder / "filter.json").write_text("{}"),
+        "is filtered already .filter.json.. Filter the folder it was made from",
+    ),
+    "columns": (
+        lambda folder: add_image(folder, "more", 0, draw_ids(0), draw_photo(draw_ids(0), 0), kept_share=1.0),
+        "have columns called kept_share, which the filter writes itself",
+    ),
+    "no stem": (
+        lambda folder: change_first_row(folder, lambda row: row.pop("stem")),
+        "lacks one of image_file_name, mask_file_name, stem, index",
+    ),
+    "names": (
+        lambda folder: change_first_row(folder, lambda row: row.update(mask_file_name="masks/other.png")),
+        "expected images/NAME.png with masks/NAME.png",
+    ),
+    "size": (
+        lambda folder: add_image(folder, "small", 0, draw_ids(0)[:16, :16], draw_photo(draw_ids(0)[:16, :16], 0)),
+        "is 16 x 16, the real images are 32 x 32",
+    ),
+    "classes": (
+        lambda folder: LabelSet(("a", "b", "c", "d", "e"), LABELS.colors).save_json(folder / "labels.json"),
+        "have different label sets",
+    ),
+}
 
 
-def damaged_record(folder):
-    (folder / "generation.json").write_text("{")
-    return folder
-
-
-def filtered_before(folder):
-    (folder / "filter.json").write_text("{}")
-    return folder
-
-
-def with_columns(folder):
-    add_image(folder, "more", 0, draw_ids(0), draw_photo(draw_ids(0), 0), kept_share=1.0)
-    return folder
-
-
-def without_stem(folder):
-    rows = read_lines(folder / "metadata.jsonl")
-    del rows[0]["stem"]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def other_names(folder):
-    rows = read_lines(folder / "metadata.jsonl")
-    rows[0]["mask_file_name"] = rows[1]["mask_file_name"]
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def other_size(folder):
-    add_image(folder, "small", 0, draw_ids(0)[:16, :16], draw_photo(draw_ids(0)[:16, :16], 0))
-    return folder
-
-
-def other_labels(folder):
-    LabelSet(("a", "b", "c", "d", "e"), LABELS.colors).save_json(folder / "labels.json")
-    return folder
-
-
-def gone(folder):
-    return folder / "nowhere"
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (gone, "there is no folder '.*nowhere'; --generated takes one written by `generate`"),
-        (no_record, "holds no generation.json; expected a folder written by `generate`"),
-        (damaged_record, "generation.json. is not valid JSON"),
-        (filtered_before, "is filtered already .filter.json.. Filter the folder it was made from"),
-        (with_columns, "have columns called kept_share, which the filter writes itself"),
-        (without_stem, "lacks one of image_file_name, mask_file_name, stem, index"),
-        (other_names, "expected images/NAME.png with masks/NAME.png"),
-        (other_size, "is 16 x 16, the real images are 32 x 32"),
-        (other_labels, "have different label sets"),
-    ],
-)
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
 def test_generated_folders_that_cannot_be_filtered_are_refused(place, generated, tmp_path, change, message):
-    broken = change(shutil.copytree(generated, tmp_path / "new"))
+    broken = shutil.copytree(generated, tmp_path / "new")
+    change(broken)
     error = run(place, broken, tmp_path / "out", expect=2)
     assert re.search(message, error), error
     assert not (tmp_path / "out").exists()
 
 
-def test_outputs_that_are_something_else_are_refused(place, generated, tmp_path):
+def test_outputs_of_another_kind_are_refused(place, generated, tmp_path):
     copy = shutil.copytree(generated, tmp_path / "new")
     for output in (copy, copy / "filtered", tmp_path):
         assert "contain each other; expected separate folders" in run(place, copy, output, expect=2)
@@ -453,7 +432,7 @@ def test_options_that_cannot_be_used_are_refused(place, generated, tmp_path, mor
     assert not (tmp_path / "out").exists()
 
 
-def test_photos_to_compare_with_are_optional_and_of_one_size(place, generated, tmp_path):
+def test_reference_images_are_optional_and_of_one_size(place, generated, tmp_path):
     run(place, generated, tmp_path / "out", "--reference_split", "none")
     assert json.loads((tmp_path / "out" / "filter.json").read_text())["reference"] is None
     data = place.data_copy(tmp_path / "data")
@@ -466,11 +445,11 @@ def test_photos_to_compare_with_are_optional_and_of_one_size(place, generated, t
     assert re.search(r"expected images of one size; .* \(train\) has \(32, 32\), .* \(test\) \(16, 16\)", error), error
 
 
-# What it is for ------------------------------------------------------------------------------------------------------
+# Use of the result ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_a_filtered_folder_trains_a_model_and_comes_back_from_the_hub(filtered, hub, clean_process, tmp_path):
+def test_a_filtered_folder_trains_a_model_and_loads_from_the_hub(filtered, hub, clean_process, tmp_path):
     command = "import sys\nfrom semseg_diffusers import cli\nsys.exit(cli.main(sys.argv[1:]))"
     clean_process(
         command,

@@ -35,7 +35,7 @@ LABELS = LabelSet(("sky", "car", "lion"), ((70, 130, 180), (0, 0, 142), (9, 9, 9
 
 @pytest.fixture(scope="module")
 def segmenter(tmp_path_factory):
-    """An untrained network of the classes sky, car, truck, tree: car and truck come to one class of the labels."""
+    """Save an untrained network of the classes sky, car, truck, tree: car and truck map to one class of the labels."""
     folder = tmp_path_factory.mktemp("segmenter")
     names = ("sky", "car", "truck", "tree")
     network = new_network("segformer-mini", LabelSet(names, tuple((i, 0, 0) for i in range(1, 5))), seed=0)
@@ -64,7 +64,7 @@ def test_the_loss_is_the_cross_entropy_at_the_networks_own_resolution(segmenter)
     torch.testing.assert_close(losses, expected)
 
 
-def test_classes_that_come_to_one_add_their_probabilities_up(segmenter):
+def test_probabilities_of_classes_that_map_to_one_are_added(segmenter):
     judge = load_judge(segmenter, LABELS)
     masks = torch.ones(2, 16, 16, dtype=torch.uint8)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_a_batch_of_two_has_the_losses_of_two_singles(segmenter):
     torch.testing.assert_close(judge.losses(pictures(), masks), torch.cat(singles))
 
 
-def test_unknown_pixels_and_classes_that_the_network_does_not_know_have_no_loss(segmenter):
+def test_unknown_pixels_and_classes_unknown_to_the_network_have_no_loss(segmenter):
     judge = load_judge(segmenter, LABELS)
     masks = torch.tensor([0, 1, 2, 255], dtype=torch.uint8).repeat(1, 16, 4)
     losses = judge.losses(pictures(1), masks)
@@ -114,7 +114,7 @@ def test_pixels_above_the_threshold_of_their_own_class_become_unknown():
     assert filter_ids(ids, losses, np.array([0.5, 1.0]), 255).tolist() == [[0, 255, 1, 255, 255]]
 
 
-def test_a_class_without_threshold_becomes_unknown_or_stays():
+def test_a_class_without_threshold_becomes_unknown_or_is_kept():
     losses = ClassLosses("", ("sky", "car"), (0.4, None), (10, 0), 1)
     ids, measured = np.array([[0, 1, 1]]), np.array([[0.1, np.nan, 9.0]])
     assert losses.unchecked == ("car",)
@@ -123,12 +123,12 @@ def test_a_class_without_threshold_becomes_unknown_or_stays():
     assert losses.thresholds(1.25, keep_unchecked=True).tolist() == [0.5, np.inf]
 
 
-def test_a_class_that_is_read_no_better_than_chance_is_named():
+def test_a_class_predicted_no_better_than_chance_is_named():
     assert ClassLosses("", ("sky", "car", "bus"), (0.4, 1.2, None), (10, 9, 0), 1).unread == ("car",)
     assert ClassLosses("", ("sky", "car"), (0.4, 0.7), (10, 9), 1).unread == ("car",)
 
 
-def test_class_losses_are_the_same_once_saved():
+def test_class_losses_are_equal_after_saving_and_loading():
     losses = ClassLosses("key", ("sky", "car"), (1 / 3, None), (10, 0), 7)
     assert ClassLosses.from_record(json.loads(json.dumps(dataclasses.asdict(losses)))) == losses
 
@@ -167,7 +167,7 @@ def scored(name, kept, loss=0.1, total=100):
     return Scored(name, name.split("_")[0], (total, 0), (kept, 0), loss)
 
 
-def test_images_that_keep_too_little_are_dropped_and_those_at_the_floor_stay():
+def test_images_that_keep_too_little_are_dropped_and_those_at_the_minimum_stay():
     images = [scored("a_0", 49), scored("a_1", 50), scored("b_0", 0, None, total=0)]
     assert reasons_to_drop(images, 0.5) == {"a_0": TOO_LITTLE_KEPT, "b_0": NOTHING_LABELLED}
     assert images[2].kept_share is None
@@ -181,7 +181,7 @@ def test_easy_masks_keep_the_best_of_their_images():
     assert [name for name, reason in reasons.items() if reason == EASY_MASK] == ["easy_2", "easy_0"]
 
 
-def test_of_images_that_keep_as_much_those_of_the_least_loss_are_best():
+def test_of_images_that_keep_equal_shares_those_with_the_lowest_loss_are_best():
     images = [scored("easy_0", 90, 0.3), scored("easy_1", 90, 0.2), scored("easy_2", 90, None), scored("hard_0", 90)]
     assert set(reasons_to_drop(images, 0.5, {"easy": 0, "hard": 1})) == {"easy_0", "easy_2"}
 
@@ -214,7 +214,7 @@ def test_settings_out_of_range_are_refused(field, value, message):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}"])
-def test_a_damaged_record_is_named_and_none_is_none(tmp_path, text):
+def test_a_missing_record_is_none_and_a_damaged_one_is_named(tmp_path, text):
     assert read_filter(tmp_path) is None
     (tmp_path / "filter.json").write_text(text)
     with pytest.raises(ValueError, match="is not a record of `semseg-diffusers filter`"):

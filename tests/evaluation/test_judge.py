@@ -1,4 +1,4 @@
-"""The judge: any network's classes come out as the data's, alike for every batch, and scores count what it misses."""
+"""The judge: classes of any network are mapped to those of the data, whatever the batch; scores count its mistakes."""
 
 import json
 import shutil
@@ -57,7 +57,7 @@ def save(folder, network, processor):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Tiny random networks with Cityscapes' classes, each with its image processor."""
+    """Save tiny random networks with Cityscapes' classes, each with its image processor."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("networks")
     segformer = SegformerConfig(
@@ -110,7 +110,7 @@ def folders(tmp_path_factory):
 NETWORKS = ("segformer", "mobilevit", "mask2former")
 
 
-def test_what_readings_depend_on_is_in_the_identity(folders, tmp_path):
+def test_the_identity_holds_all_that_predictions_depend_on(folders, tmp_path):
     judge = load_judge(folders / "segformer", CAMVID)
     assert json.loads(json.dumps(judge.identity((24, 40))))["preprocessing"]["size"] == {"height": 64, "width": 64}
     folder = shutil.copytree(folders / "segformer", tmp_path / "segformer")
@@ -123,7 +123,7 @@ def test_what_readings_depend_on_is_in_the_identity(folders, tmp_path):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_judge_reads_what_transformers_reads(folders, name):
+def test_predictions_equal_those_of_transformers(folders, name):
     judge = load_judge(folders / name, CITYSCAPES)
     read = judge.read(photos())
     assert read.shape == (3, 24, 40)
@@ -142,31 +142,31 @@ def test_a_judge_reads_what_transformers_reads(folders, name):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_the_batch_size_does_not_change_what_is_read(folders, name):
+def test_the_batch_size_does_not_change_predictions(folders, name):
     judge = load_judge(folders / name, CITYSCAPES)
     together = judge.read(photos())
     assert torch.equal(together, torch.cat([judge.read(photo[None]) for photo in photos()]))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_classes_come_out_as_those_of_the_data(folders, name):
+def test_predicted_classes_are_mapped_to_those_of_the_data(folders, name):
     ids = load_judge(folders / name, CITYSCAPES).read(photos())
     judge = load_judge(folders / name, CAMVID)
-    wanted = {
+    expected = {
         "wall": "building",
         "traffic light": "traffic sign",
         "terrain": "vegetation",
         "truck": "car",
         "bus": "car",
     }
-    wanted |= {"train": "car", "motorcycle": "rider", "bicycle": "rider"}
-    table = torch.tensor([CAMVID.label2id[wanted.get(label, label)] for label in CITYSCAPES.names])
+    expected |= {"train": "car", "motorcycle": "rider", "bicycle": "rider"}
+    table = torch.tensor([CAMVID.label2id[expected.get(label, label)] for label in CITYSCAPES.names])
     assert torch.equal(judge.read(photos()).long(), table[ids.long()])
     assert judge.not_judged == ()
     assert judge.labels is CAMVID
 
 
-def test_what_has_no_counterpart_comes_out_unknown_and_is_told(folders):
+def test_classes_without_a_counterpart_become_unknown_and_are_listed(folders):
     labels = LabelSet(("animal", *CITYSCAPES.names[8:]), ((9, 9, 9), *CITYSCAPES.colors[8:]), ignore_index=200)
     ids = load_judge(folders / "segformer", CITYSCAPES).read(photos())
     judge = load_judge(folders / "segformer", labels)
@@ -178,7 +178,7 @@ def test_what_has_no_counterpart_comes_out_unknown_and_is_told(folders):
         load_judge(folders / "segformer", LabelSet(("cat", "dog"), ((1, 1, 1), (2, 2, 2))))
 
 
-def test_the_input_size_is_the_processors_unless_given(folders):
+def test_the_input_size_is_that_of_the_processor_by_default(folders):
     sizes = [load_judge(folders / name, CAMVID).preprocessing.input_size(24, 40) for name in NETWORKS]
     assert sizes == [(64, 64), (64, 106), (64, 96)]
     judge = load_judge(folders / "segformer", CAMVID, input_size=32)
@@ -187,7 +187,7 @@ def test_the_input_size_is_the_processors_unless_given(folders):
     assert load_judge(folders / "mask2former", CAMVID, input_size=32).preprocessing.input_size(24, 40) == (32, 64)
 
 
-def test_a_judge_says_what_it_is(folders):
+def test_a_judge_describes_itself(folders):
     judge = load_judge(folders / "mobilevit", CAMVID)
     description = judge.describe()
     assert json.loads(json.dumps(description)) == description
@@ -203,7 +203,7 @@ def test_a_judge_says_what_it_is(folders):
     assert half.read(photos()).shape == (3, 24, 40)
 
 
-def test_what_cannot_judge_is_refused_with_what_to_bring(folders, tmp_path):
+def test_networks_of_another_kind_are_refused_with_a_hint(folders, tmp_path):
     with pytest.raises(
         OSError, match=f"--segmenter: loading config.json of '{DEFAULT_SEGMENTER}'.*cache.*model.safetensors"
     ):
@@ -236,10 +236,10 @@ def test_a_missing_file_is_named_and_pickles_are_not_read(folders, tmp_path):
         load_judge(tmp_path, CITYSCAPES)
 
 
-# Scores of what a judge reads ---------------------------------------------------------------------------------------
+# Scores of predictions -------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_prediction_on_a_labelled_pixel_is_wrong():
+def test_an_unknown_prediction_on_a_labelled_pixel_counts_as_wrong():
     matrix = new_confusion_matrix(2)
     update_confusion_matrix(matrix, torch.tensor([[0, 0, 255, 255]]), torch.tensor([[0, 1, 1, 255]]))
     scores = scores_from_confusion_matrix(matrix.compute(), ["sky", "road"], 1)

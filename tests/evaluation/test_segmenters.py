@@ -1,4 +1,4 @@
-"""Segmentation networks: built by name, trained by one recipe, saved whole with their record, read by transformers."""
+"""Segmentation networks: built by name, trained by one recipe, saved with their record, loaded by transformers."""
 
 import json
 import os
@@ -45,7 +45,7 @@ MINI = Preprocessing.from_processor({**SEGFORMER_PROCESSOR, "size": {"height": 1
 
 
 class ColourPairs:
-    """Pairs whose photo shows each class in its own colour: easy to learn, no files."""
+    """Pairs whose image shows each class in its own color: easy to learn, no files."""
 
     labels = LABELS
     resolution = (16, 16)
@@ -65,7 +65,7 @@ class ColourPairs:
 
 
 def unknown_pairs(known_photos: int) -> ColourPairs:
-    """Four pairs of which all but the first few are unknown everywhere."""
+    """Return four pairs of which all but the first few are unknown everywhere."""
     pairs = ColourPairs(4)
     pairs.masks[known_photos:] = 255
     return pairs
@@ -75,7 +75,7 @@ def unknown_pairs(known_photos: int) -> ColourPairs:
 
 
 @pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name != "deeplabv3-resnet50"])
-def test_a_network_knows_its_classes_and_reads_images_of_any_shape(name):
+def test_a_network_has_its_classes_and_accepts_images_of_any_shape(name):
     network = new_network(name, LABELS).eval()
     with torch.no_grad():
         logits = network(pixel_values=torch.zeros(1, 3, 64, 96)).logits
@@ -90,7 +90,7 @@ def test_a_network_knows_its_classes_and_reads_images_of_any_shape(name):
 
 
 @pytest.mark.parametrize("name", ["segformer-mini", "mobilevit-deeplabv3-xxs"])
-def test_from_pretrained_gives_the_network_back(name, tmp_path):
+def test_from_pretrained_restores_the_network(name, tmp_path):
     network = new_network(name, LABELS).eval()
     network.save_pretrained(tmp_path)
     loaded = AutoModelForSemanticSegmentation.from_pretrained(tmp_path).eval()
@@ -100,7 +100,7 @@ def test_from_pretrained_gives_the_network_back(name, tmp_path):
     assert LabelSet.from_config(loaded.config.label_set) == LABELS
 
 
-def test_a_seed_fixes_the_weights_and_the_global_state_stays():
+def test_a_seed_determines_the_weights_and_the_global_state_is_unchanged():
     state = torch.random.get_rng_state()
     first, second, other = (new_network("segformer-mini", LABELS, seed).state_dict() for seed in (3, 3, 4))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -113,7 +113,7 @@ def test_an_unknown_architecture_is_refused():
         new_network("unet", LABELS)
 
 
-def test_torchvisions_network_is_saved_and_loaded_like_all_others(tmp_path):
+def test_the_network_of_torchvision_is_saved_and_loaded_like_all_others(tmp_path):
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as err:
@@ -133,7 +133,7 @@ def test_torchvisions_network_is_saved_and_loaded_like_all_others(tmp_path):
 
 
 @pytest.mark.parametrize("same_classes", [True, False])
-def test_fine_tuning_makes_the_last_layer_anew_only_for_other_classes(same_classes, tmp_path):
+def test_fine_tuning_initializes_the_last_layer_only_for_other_classes(same_classes, tmp_path):
     base = new_network("segformer-mini", LABELS, seed=1)
     base.save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(
@@ -159,7 +159,7 @@ def test_only_a_segmentation_network_can_be_fine_tuned(tmp_path):
         load_pretrained(PretrainedSource(tmp_path, None, "--base_model"), LABELS)
 
 
-# What a network reads -----------------------------------------------------------------------------------------------
+# Input of a network -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -181,20 +181,20 @@ def test_only_a_segmentation_network_can_be_fine_tuned(tmp_path):
     ],
     ids=["bilinear", "smaller", "nearest", "levels", "mobilevit", "aspect", "mask2former"],
 )
-def test_photos_are_read_as_by_the_image_processor(settings, tmp_path):
+def test_images_are_prepared_as_by_the_image_processor(settings, tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     photos = torch.randint(0, 256, (2, 3, 24, 40), generator=torch.Generator().manual_seed(0)).byte()
-    wanted = processor(list(photos), return_tensors="pt")["pixel_values"]
+    expected = processor(list(photos), return_tensors="pt")["pixel_values"]
     preprocessing = Preprocessing.from_processor(processor.to_dict())
     read = preprocessing(photos)
-    assert read.shape == wanted.shape
+    assert read.shape == expected.shape
     level = preprocessing.scale / min(preprocessing.std)
-    assert (read - wanted).abs().max() <= 1.01 * level  # PIL rounds after each direction
-    assert (read - wanted).abs().mean() <= 0.3 * level
+    assert (read - expected).abs().max() <= 1.01 * level  # PIL rounds after each direction
+    assert (read - expected).abs().mean() <= 0.3 * level
 
 
-def test_an_unknown_way_to_resize_is_refused():
+def test_unsupported_resizing_is_refused():
     with pytest.raises(ValueError, match=r"has the size \{'max_height': 8\}; expected height and width"):
         Preprocessing.from_processor({**SEGFORMER_PROCESSOR, "size": {"max_height": 8}})
     with pytest.raises(ValueError, match="resamples by filter 1"):
@@ -204,21 +204,21 @@ def test_an_unknown_way_to_resize_is_refused():
 # Batches -----------------------------------------------------------------------------------------------
 
 
-def test_a_batch_holds_the_pairs_that_were_asked_for():
+def test_a_batch_holds_the_requested_pairs():
     pairs = ColourPairs(4)
     images, masks = LabelledImages(pairs).batch([0, 3, 0])
     assert torch.equal(images, pairs.images[[0, 3, 0]])
     assert torch.equal(masks, pairs.masks[[0, 3, 0]].long())
 
 
-def test_pairs_that_cannot_be_learned_from_are_refused():
+def test_pairs_without_labels_are_refused():
     with pytest.raises(ValueError, match="the dataset is empty"):
         LabelledImages(ColourPairs(0))
     with pytest.raises(ValueError, match="no labelled pixel"):
         LabelledImages(unknown_pairs(0))
 
 
-def test_balanced_weights_lift_rare_classes_and_leave_the_mean_pixel_alone():
+def test_class_weights_are_higher_for_rare_classes_with_a_mean_of_one():
     pairs = ColourPairs(1)
     pairs.masks[:] = 0
     pairs.masks[:, :1] = 1  # one pixel in 15 of those that are known
@@ -229,7 +229,7 @@ def test_balanced_weights_lift_rare_classes_and_leave_the_mean_pixel_alone():
     assert (weights[0] * 14 + weights[1]) / 15 == pytest.approx(1)
 
 
-def test_every_epoch_shows_each_pair_once_in_full_batches():
+def test_every_epoch_has_each_pair_once_in_full_batches():
     order = shuffled_batches(5, 2, torch.Generator().manual_seed(0))
     drawn = [next(order) for _ in range(5)]
     assert all(len(batch) == 2 for batch in drawn)
@@ -238,7 +238,7 @@ def test_every_epoch_shows_each_pair_once_in_full_batches():
     assert len(next(shuffled_batches(1, 4, torch.Generator()))) == 4
 
 
-def test_augmentation_moves_image_and_mask_together_and_invents_no_id(monkeypatch):
+def test_augmentation_moves_image_and_mask_together_and_adds_no_id(monkeypatch):
     monkeypatch.setattr(batches, "BRIGHTNESS", 0)
     monkeypatch.setattr(batches, "CONTRAST", 0)
     masks = ColourPairs(16).masks.repeat_interleave(4, 1).repeat_interleave(4, 2)  # (16, 64, 64)
@@ -252,7 +252,7 @@ def test_augmentation_moves_image_and_mask_together_and_invents_no_id(monkeypatc
     assert same.float().mean() > 0.8  # all but the borders, which the image blurs
 
 
-def test_augmentation_changes_the_light_of_each_sample_alike():
+def test_augmentation_changes_brightness_of_a_whole_image():
     images = torch.full((4, 3, 16, 16), 100.0)
     moved, _ = augment(images, torch.zeros(4, 16, 16, dtype=torch.long), torch.Generator().manual_seed(1), (16, 16))
     assert all(sample.max() - sample.min() < 1e-3 for sample in moved)
@@ -296,7 +296,7 @@ def test_ten_steps_warm_up_for_more_than_one():
     assert (history.steps, history.scores) == (10, None)
 
 
-def test_weights_of_a_worse_step_are_not_kept():
+def test_weights_of_a_step_with_lower_scores_are_not_kept():
     network = new_network("segformer-mini", LABELS)
     validation = LabelledImages(ColourPairs(4))
 
@@ -314,7 +314,7 @@ def test_weights_of_a_worse_step_are_not_kept():
     assert score_network(network, MINI, validation) == history.scores
 
 
-def test_the_same_seed_trains_the_same_network_and_leaves_the_global_state():
+def test_the_same_seed_trains_the_same_network_and_the_global_state_is_unchanged():
     state = torch.random.get_rng_state()
 
     def train(seed):
@@ -335,7 +335,7 @@ def test_the_same_seed_trains_the_same_network_and_leaves_the_global_state():
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_photos_of_unknown_pixels_leave_finite_weights():
+def test_images_of_unknown_pixels_leave_finite_weights():
     network = new_network("segformer-mini", LABELS)
     history = train_segmenter(network, MINI, LabelledImages(unknown_pairs(1)), max_train_steps=4, train_batch_size=2)
     assert all(parameter.isfinite().all() for parameter in network.parameters())
@@ -353,7 +353,7 @@ def test_a_network_with_batch_norms_trains_in_bfloat16_at_another_size():
     assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
 
 
-def test_training_ends_where_it_is_told_to():
+def test_training_stops_on_request():
     network = new_network("segformer-mini", LABELS)
     pairs = LabelledImages(ColourPairs(4))
     asked = []
@@ -366,7 +366,7 @@ def test_training_ends_where_it_is_told_to():
     assert (history.steps, history.best_step) == (3, 2)
 
 
-def test_impossible_training_is_refused():
+def test_invalid_training_options_are_refused():
     network, pairs = new_network("segformer-mini", LABELS), LabelledImages(ColourPairs(4))
     for wrong, message in (
         ({"max_train_steps": 0}, "--max_train_steps must be 1 or more; got 0"),
@@ -422,7 +422,7 @@ def segmenter(toy, tmp_path_factory):
     return folder
 
 
-def test_the_command_writes_a_folder_that_transformers_reads(toy, segmenter):
+def test_the_command_writes_a_folder_that_transformers_loads(toy, segmenter):
     labels = LabelSet.from_json(segmenter / "labels.json")
     pairs = load_pairs(toy, "val")
     assert labels == pairs.labels
@@ -437,7 +437,7 @@ def test_the_command_writes_a_folder_that_transformers_reads(toy, segmenter):
     assert torch.equal(load_judge(segmenter, labels).read(photos).long(), torch.stack(maps))
 
 
-def test_the_record_says_what_the_network_depends_on(toy, segmenter):
+def test_the_record_holds_what_the_network_depends_on(toy, segmenter):
     record = json.loads((segmenter / "segmenter.json").read_text())
     assert record["architecture"] == "segformer-mini"
     assert record["settings"]["learning_rate"] == 0.001
@@ -468,7 +468,7 @@ def test_the_command_fine_tunes_and_prints_the_scores(toy, segmenter, tmp_path, 
     assert record["settings"]["learning_rate"] == 1e-4
 
 
-def test_without_a_validation_split_the_last_weights_are_kept_and_it_says_so(toy, tmp_path, capsys):
+def test_without_a_validation_split_the_last_weights_are_kept_with_a_message(toy, tmp_path, capsys):
     shutil.copytree(toy, tmp_path / "toy", ignore=shutil.ignore_patterns("val"))
     assert cli.main(options(tmp_path / "toy", tmp_path / "out", *MINI_OPTIONS, "--input_size", 24)) == 0
     captured = capsys.readouterr()
@@ -479,13 +479,13 @@ def test_without_a_validation_split_the_last_weights_are_kept_and_it_says_so(toy
     assert record["input_size"] == [32, 32]
 
 
-def test_validation_may_be_left_out(toy, tmp_path, capsys):
+def test_validation_is_optional(toy, tmp_path, capsys):
     words = options(toy, tmp_path / "out", *MINI_OPTIONS, "--input_size", 24, "--validation_split", "none")
     assert cli.main(words) == 0
     assert "weights of step 4, not validated" in capsys.readouterr().out
 
 
-def test_what_cannot_be_done_is_refused_before_training(toy, segmenter, tmp_path, capsys):
+def test_invalid_commands_are_refused_before_training(toy, segmenter, tmp_path, capsys):
     def refusal(*command):
         assert cli.main(list(command)) == 2
         return capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`semseg-diffusers study`: what it writes, that it goes on where it was killed, and what it refuses."""
+"""`semseg-diffusers study`: its output, resuming after a kill, and what it refuses."""
 
 import json
 import os
@@ -20,7 +20,7 @@ SHORT = ("--architecture", "segformer-mini", "--max_train_steps", 4, "--train_ba
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with `toy`, `generated`, `filtered`, and `out`, a study of them."""
+    """Return a folder with `toy`, `generated`, `filtered`, and `out`, a study of them."""
     folder = tmp_path_factory.mktemp("study")
     write_toy_dataset(folder / "toy", num_train=4, num_val=3, size=(SIZE, SIZE), seed=0)
     write_scenes_as_generated(folder / "generated", 8, SIZE)
@@ -39,7 +39,7 @@ def report(output) -> tuple[bytes, bytes]:
     return (output / "results.json").read_bytes(), (output / "report.html").read_bytes()
 
 
-# What it writes -----------------------------------------------------------------------------------------------
+# Output -------------------------------------------------------------------------------------------------------
 
 
 def test_results_hold_settings_and_every_figure(place):
@@ -69,14 +69,14 @@ def test_results_hold_settings_and_every_figure(place):
     ]
 
 
-def test_a_training_records_what_came_of_it(place):
+def test_a_training_writes_its_result(place):
     result = json.loads((place / "out" / "trainings" / "real_synthetic-x1.5-seed1.json").read_text())
     assert (result["num_pairs"], result["num_synthetic"], result["device"]) == (10, 6, "cpu")
     assert result["scores"]["num_images"] == 3
     assert result["seconds"] > 0
 
 
-def test_the_page_stands_alone_and_says_what_the_results_say(place):
+def test_the_page_is_self_contained_and_agrees_with_the_results(place):
     html = (place / "out" / "report.html").read_text()
     assert_self_contained(html)
     page = PageReader(html)
@@ -95,10 +95,10 @@ def test_the_page_stands_alone_and_says_what_the_results_say(place):
     assert "--amounts 0.5 1.5" in html
 
 
-# Going on -----------------------------------------------------------------------------------------------
+# Resuming -----------------------------------------------------------------------------------------------
 
 
-def test_a_finished_study_is_not_trained_again_and_grows_by_seeds_and_amounts(place, tmp_path):
+def test_a_finished_study_is_not_trained_again_and_can_be_extended(place, tmp_path):
     out = shutil.copytree(place / "out", tmp_path / "out")
     stamps = {path.name: path.stat().st_mtime_ns for path in (out / "trainings").iterdir()}
     filtered = ("--filtered", place / "filtered")
@@ -115,7 +115,7 @@ def test_a_finished_study_is_not_trained_again_and_grows_by_seeds_and_amounts(pl
     assert report(out) == report(place / "out")
 
 
-def test_killed_in_the_middle_and_run_again_gives_the_same_report(place, tmp_path, nothing_stays_running):
+def test_a_killed_study_resumes_with_the_same_report(place, tmp_path, nothing_stays_running):
     out = tmp_path / "out"
     words = (*options(place, out), "--filtered", place / "filtered", "--amounts", 0.5, 1.5, "--seeds", 0, 1)
     process = start("-m", "semseg_diffusers.cli", "study", *words)
@@ -162,7 +162,7 @@ def test_a_process_that_fails_ends_the_study_with_a_reason(place, tmp_path, noth
 # Refusals -----------------------------------------------------------------------------------------------
 
 
-def test_other_settings_are_refused_in_a_folder_by_name(place, tmp_path):
+def test_other_settings_in_a_folder_are_refused_by_name(place, tmp_path):
     out = place / "out"
     more = ("--filtered", place / "filtered", "--seeds", 0, "--amounts", 0.5)
     before = report(out)
@@ -186,7 +186,7 @@ def test_the_same_data_elsewhere_is_the_same_study(place, tmp_path):
     assert len(list((out / "trainings").iterdir())) == 22
 
 
-def test_folders_of_something_else_are_left_alone(place, tmp_path):
+def test_folders_of_another_kind_are_not_touched(place, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert "was not made by study (it holds notes.txt)" in study(*options(place, tmp_path / "mine"), expect=2)
@@ -209,7 +209,7 @@ def test_damaged_files_are_named(place, tmp_path):
     assert "is not a record of a study" in study(*options(place, out), *more, expect=2)
 
 
-def test_a_leak_is_refused_unless_forced_and_then_stands_on_the_page(place, tmp_path):
+def test_a_leak_is_refused_unless_forced_and_then_shown_on_the_page(place, tmp_path):
     generated = change_rows(shutil.copytree(place / "generated", tmp_path / "generated"), stem="toy_0_5000000")
     words = (*options(place, tmp_path / "out", generated=generated), "--arms", "real", "synthetic", "--seeds", 0)
     said = study(*words, expect=2)

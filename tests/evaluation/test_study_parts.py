@@ -1,4 +1,4 @@
-"""The parts of a study: its settings, its pools, its statistics, what it says, and what it refuses as a leak."""
+"""The parts of a study: settings, pools, statistics, findings, and leaks."""
 
 import json
 import re
@@ -42,7 +42,7 @@ SIZE = 32
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with `toy` (6 training photos, 3 of validation), `generated` (12 images) and `filtered` (9 of them)."""
+    """Return a folder with `toy` (6 training and 3 validation images), `generated` (12 images) and `filtered` (9)."""
     folder = tmp_path_factory.mktemp("study")
     write_toy_dataset(folder / "toy", num_train=6, num_val=3, size=(SIZE, SIZE), seed=0)
     write_scenes_as_generated(folder / "generated", 12, SIZE)
@@ -81,18 +81,18 @@ def settings_of(place, **changes) -> StudySettings:
         ({"validation_split": "training"}, "are both 'train'"),
     ],
 )
-def test_settings_that_make_no_study_are_refused(changes, message):
+def test_invalid_settings_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         StudySettings(**{"dataset": "d", "generated": "g", **changes})
 
 
-def test_arms_are_all_that_there_is_data_for():
+def test_default_arms_are_all_that_have_data():
     assert StudySettings(dataset="d", generated="g").arms == ("real", "real_duplicated", "real_synthetic", "synthetic")
     assert StudySettings(dataset="d", filtered="f").arms == ("real", "real_duplicated", "real_filtered", "filtered")
     assert len(StudySettings(dataset="d", generated="g", filtered="f").arms) == 6
 
 
-def test_every_arm_is_trained_with_every_seed_and_amount_real_photos_once_a_seed():
+def test_every_arm_is_trained_with_every_seed_and_amount_and_real_images_once_a_seed():
     settings = StudySettings(dataset="d", generated="g", seeds=(3, 5), amounts=(2.0, 0.5))
     assert variants(settings)[:3] == [("real", None), ("real_duplicated", 0.5), ("real_duplicated", 2.0)]
     names = [training.name for training in trainings(settings)]
@@ -103,7 +103,7 @@ def test_every_arm_is_trained_with_every_seed_and_amount_real_photos_once_a_seed
 # Pools -----------------------------------------------------------------------------------------------
 
 
-def test_pools_hold_what_their_arms_say(place):
+def test_pools_hold_the_pairs_of_their_arms(place):
     data = load_data(settings_of(place, filtered=str(place / "filtered")))
     sizes = {}
     for arm in ("real", "real_duplicated", "real_synthetic", "real_filtered", "synthetic", "filtered"):
@@ -121,7 +121,7 @@ def test_pools_hold_what_their_arms_say(place):
     assert [duplicated.count(("real", index)) for index in range(6)] == [3] * 6
 
 
-def test_a_larger_amount_holds_the_smaller_one_and_seeds_choose_others(place):
+def test_a_larger_amount_contains_the_smaller_one_and_seeds_choose_others(place):
     data = load_data(settings_of(place))
     small, large = (pool_members(Training("synthetic", amount, 0), data) for amount in (0.5, 1.5))
     assert (len(small), len(large)) == (3, 9)
@@ -129,14 +129,14 @@ def test_a_larger_amount_holds_the_smaller_one_and_seeds_choose_others(place):
     assert pool_members(Training("synthetic", 0.5, 1), data) != small
 
 
-def test_a_filtered_set_is_taken_in_the_order_of_the_whole_one():
+def test_a_filtered_set_has_the_order_of_the_full_one():
     names = tuple(f"scene{index}" for index in range(20))
     order = [names[index] for index in shuffled_order(names, 3)]
     kept = names[::3]
     assert [kept[index] for index in shuffled_order(kept, 3)] == [name for name in order if name in kept]
 
 
-def test_the_loss_weighs_classes_alike_in_all_arms(place):
+def test_all_arms_share_the_class_weights(place):
     data = load_data(settings_of(place))
     real, synthetic = (training_pairs(Training(*variant, 0), data) for variant in (("real", None), ("synthetic", 2.0)))
     assert torch.equal(real.class_weights(), synthetic.class_weights())
@@ -147,14 +147,14 @@ def test_the_loss_weighs_classes_alike_in_all_arms(place):
     assert torch.equal(mask[0], item["mask"].long())
 
 
-def test_more_synthetic_images_than_there_are_is_refused_with_their_number(place):
+def test_more_synthetic_images_than_available_are_refused_with_their_number(place):
     settings = settings_of(place, filtered=str(place / "filtered"), amounts=(1.0, 2.0))
     message = "--amounts 2 needs 12 images for 6 real ones, and --filtered holds 9. .*use at most 1.5"
     with pytest.raises(ValueError, match=message):
         check_amounts(settings, load_data(settings))
 
 
-def test_photos_of_two_sizes_are_refused(place, tmp_path):
+def test_images_of_two_sizes_are_refused(place, tmp_path):
     dataset = shutil.copytree(place / "toy", tmp_path / "toy")
     write_toy_dataset(tmp_path / "other", num_train=1, num_val=2, size=(SIZE, 2 * SIZE), seed=0)
     shutil.rmtree(dataset / "val")
@@ -174,8 +174,8 @@ def test_photos_of_two_sizes_are_refused(place, tmp_path):
 def test_the_interval_is_that_of_the_paired_t_test():
     values, others = [0.51, 0.48, 0.55, 0.52], [0.50, 0.47, 0.49, 0.53]
     found = paired_difference(values, others)
-    wanted = ttest_rel(values, others).confidence_interval(0.95)
-    assert (found["low"], found["high"]) == pytest.approx((wanted.low, wanted.high))
+    expected = ttest_rel(values, others).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((expected.low, expected.high))
     assert found["mean"] == pytest.approx(0.0175)
     assert found["reading"] == "within noise"
     wider = paired_difference(values, others, 0.99)
@@ -183,23 +183,23 @@ def test_the_interval_is_that_of_the_paired_t_test():
 
 
 @pytest.mark.parametrize(("shift", "reading"), [(0.1, "better"), (-0.1, "worse"), (0.0, "within noise")])
-def test_a_difference_counts_where_its_interval_leaves_out_zero(shift, reading):
+def test_a_difference_counts_if_its_interval_excludes_zero(shift, reading):
     others = [0.4, 0.5, 0.6]
     values = [other + shift + 0.001 * n for n, other in enumerate(others, -1)]
     assert paired_difference(values, others)["reading"] == reading
 
 
-def test_one_seed_says_nothing_of_noise():
+def test_one_seed_has_no_interval():
     found = paired_difference([0.5], [0.4])
     assert (found["low"], found["high"], found["reading"]) == (None, None, "unknown")
     assert (spread([0.5])["std"], spread([0.5, 0.7])["std"]) == (None, pytest.approx(0.02**0.5))
 
 
-# What it says -----------------------------------------------------------------------------------------------
+# Findings ---------------------------------------------------------------------------------------------------
 
 
 def results_of(scores: dict[str, list[float]], **changes) -> dict:
-    """What `results.json` says of made-up mean IoUs, by arm; two classes follow the mean, a third is never found."""
+    """Return `results.json` for given mean IoUs by arm; two classes follow the mean, a third is never predicted."""
     settings = StudySettings(
         dataset="d", generated="g", arms=tuple(scores), seeds=tuple(range(len(scores["real"]))), **changes
     )
@@ -230,12 +230,12 @@ REAL = [0.40, 0.42, 0.41]
         ([0.30, 0.32, 0.315], r"^-0\.098 mIoU \(-0\.106 to -0\.091\) over real photos: worse, beyond the noise betw"),
     ],
 )
-def test_a_difference_is_said_in_plain_words_and_never_more_than_its_interval(synthetic, text):
+def test_a_difference_is_described_with_its_interval(synthetic, text):
     (comparison,) = results_of({"real": REAL, "real_synthetic": synthetic})["comparisons"]
     assert re.search(text, difference_text(comparison))
 
 
-def test_what_chance_among_many_comparisons_could_bring_is_said():
+def test_findings_say_how_many_differences_chance_alone_would_give():
     scores = {"real": REAL, "real_duplicated": REAL, "real_synthetic": [0.44, 0.452, 0.47], "synthetic": REAL}
     results = results_of(scores)
     against_real = next(each for each in results["comparisons"] if each["arm"] == "real_synthetic")
@@ -248,7 +248,7 @@ def test_what_chance_among_many_comparisons_could_bring_is_said():
     assert list(found)[-3] == "Duplicated real photos, 1x"  # the control comes last
 
 
-def test_one_seed_and_two_are_called_too_few():
+def test_findings_call_one_and_two_seeds_too_few():
     one, two = (findings(results_of({"real": REAL[:n], "synthetic": REAL[:n]})) for n in (1, 2))
     assert "one seed, so chance cannot be estimated" in one["Synthetic only, 1x"]
     assert "differences cannot be distinguished from chance" in one["Seeds"]
@@ -256,7 +256,7 @@ def test_one_seed_and_two_are_called_too_few():
     assert "use at least three" in two["Seeds"]
 
 
-def test_what_is_held_against_what():
+def test_arms_are_compared_with_real_images_and_baselines():
     settings = StudySettings(dataset="d", generated="g", filtered="f")
     pairs = [(ours[0], other[0]) for ours, other in compared(settings)]
     assert pairs == [
@@ -280,7 +280,7 @@ def leaks(settings: StudySettings) -> list[str]:
     return find_leaks(settings, data, {name: image_digests(pairs) for name, pairs in data.sets.items()})
 
 
-def test_a_clean_study_leaks_nothing(place):
+def test_a_clean_study_has_no_leaks(place):
     assert leaks(settings_of(place, filtered=str(place / "filtered"))) == []
 
 
@@ -300,7 +300,7 @@ def test_images_of_validation_masks_are_found_by_their_names(place, tmp_path, co
     assert f"from masks or images of the validation split (1 of them, such as '{stem}')" in found
 
 
-def test_photos_of_both_splits_are_found_by_their_pixels(place, tmp_path):
+def test_images_of_both_splits_are_found_by_their_pixels(place, tmp_path):
     generated = write_scenes_as_generated(tmp_path / "generated", 6, SIZE)
     photo = (place / "toy" / "val" / "images" / "toy_0_5000000.png").read_bytes()
     sorted((generated / "images").iterdir())[0].write_bytes(photo)
@@ -309,7 +309,7 @@ def test_photos_of_both_splits_are_found_by_their_pixels(place, tmp_path):
 
 
 @pytest.mark.parametrize(("split", "number"), [("validation", 1), ("train", 0)])
-def test_a_model_that_learned_the_validation_split_is_found(place, tmp_path, split, number):
+def test_a_model_trained_on_the_validation_split_is_found(place, tmp_path, split, number):
     generated = write_scenes_as_generated(tmp_path / "generated", 6, SIZE)
     run = tmp_path / "run"
     run.mkdir()
@@ -324,7 +324,7 @@ def refused(settings: StudySettings) -> list[str]:
     return find_filter_as_judge(settings, base_weights(settings))
 
 
-def test_the_network_that_filtered_may_not_be_the_one_to_begin_with(place, tmp_path):
+def test_the_network_that_filtered_cannot_be_the_base_model(place, tmp_path):
     data = load_data(settings_of(place))
     network = new_network("segformer-mini", data.real.labels, seed=1)
     network.save_pretrained(tmp_path / "segmenter")
@@ -339,4 +339,4 @@ def test_the_network_that_filtered_may_not_be_the_one_to_begin_with(place, tmp_p
     assert refused(settings_of(place, filtered=str(filtered))) == []
     (filtered / "filter.json").write_text("{")
     with pytest.raises(ValueError, match="is not a record of `semseg-diffusers filter`"):
-        filter_weights(str(filtered))
+        filter_weights(settings_of(place, filtered=str(filtered)))

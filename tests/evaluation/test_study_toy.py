@@ -1,4 +1,4 @@
-"""The study on toy scenes: useful synthetic data is found to help, mislabelled to harm, and the page says so."""
+"""The study on toy scenes: correct synthetic data helps, mislabelled data harms, and the page says so."""
 
 import json
 
@@ -18,7 +18,7 @@ CPU = ("--device", "cpu")
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Four photos to train on, 24 to validate by."""
+    """Return a dataset of four training and 24 validation images."""
     folder = tmp_path_factory.mktemp("study")
     return write_toy_dataset(folder / "toy", num_train=4, num_val=24, size=(SIZE, SIZE), seed=0)
 
@@ -31,7 +31,7 @@ def toy(tmp_path_factory):
     ],
     ids=["useful", "mislabelled"],
 )
-def test_synthetic_data_helps_or_harms_as_its_labels_are_right_or_wrong(toy, tmp_path, spoiled, reading, says):
+def test_synthetic_data_helps_with_correct_labels_and_harms_with_wrong_ones(toy, tmp_path, spoiled, reading, says):
     generated = write_scenes_as_generated(tmp_path / "generated", 60, SIZE)
     arms = ["real", "real_synthetic"] if spoiled else ["real", "real_duplicated", "real_synthetic"]
     if spoiled:

@@ -1,4 +1,4 @@
-"""Generated folders that the tests of the filter share: scenes of `evaluation_place`, some of them drawn wrong."""
+"""Generated folders that the tests of the filter share: scenes of `evaluation_place`, some with wrong labels."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from PIL import Image
 from helpers.evaluation_place import LABELS, SEEN, SIZE
 
 
-POLE = LABELS.names.index("pole")  # a class that no real photo shows
+POLE = LABELS.names.index("pole")  # a class in no real image
 GENERATION = {
     "model": "runs/model",
     "revision": "sha256:0123456789abcdef",
@@ -28,19 +28,19 @@ GENERATION = {
 
 
 def draw_ids(seed: int) -> np.ndarray:
-    """Ids of blocks as real photos have them, (SIZE, SIZE)."""
+    """Return ids of blocks as in real images, (SIZE, SIZE)."""
     blocks = np.random.default_rng(seed).integers(0, SEEN, (4, 4), dtype=np.uint8)
     return blocks.repeat(SIZE // 4, 0).repeat(SIZE // 4, 1)
 
 
 def draw_photo(ids: np.ndarray, seed: int) -> Image.Image:
-    """What `evaluation_place` paints for ids."""
+    """Return the image of ids, as `evaluation_place` makes them."""
     noise = np.random.default_rng([9, seed]).integers(-9, 10, (*ids.shape, 3))
     return Image.fromarray((np.asarray(LABELS.colors, np.int64)[ids] + noise).clip(0, 255).astype(np.uint8))
 
 
 def shifted(ids: np.ndarray) -> np.ndarray:
-    """The same scene with its upper left block, a car here, moved one block to the right."""
+    """Return the scene with its upper left block, a car here, moved one block to the right."""
     moved = ids.copy()
     block = SIZE // 4
     moved[:block, block : 2 * block], moved[:block, :block] = 2, 0
@@ -48,14 +48,14 @@ def shifted(ids: np.ndarray) -> np.ndarray:
 
 
 def with_car(seed: int) -> np.ndarray:
-    """A scene with a car in its upper left block, and road to the right of it."""
+    """Return a scene with a car in its upper left block, and road to the right of it."""
     ids, block = draw_ids(seed), SIZE // 4
     ids[:block, :block], ids[:block, block : 2 * block] = 2, 0
     return ids
 
 
 def add_image(folder: Path, stem: str, index: int, ids: np.ndarray, photo: Image.Image, **more) -> None:
-    """Add an image to a folder as `generate` writes it, which is made if need be."""
+    """Add an image to a folder as `generate` writes it; the folder is created if necessary."""
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     if not (folder / "generation.json").is_file():
@@ -78,7 +78,7 @@ def add_image(folder: Path, stem: str, index: int, ids: np.ndarray, photo: Image
 
 
 def generated_folder(folder: Path) -> Path:
-    """Four good scenes of two images each, `wrong_0` of another mask than its own, `moved_0` with a shifted car."""
+    """Write four correct scenes of two images each, `wrong_0` with another mask, and `moved_0` with a shifted car."""
     for seed in range(4):
         for index in range(2):
             add_image(folder, f"good{seed}", index, draw_ids(seed), draw_photo(draw_ids(seed), 10 * seed + index))
@@ -88,7 +88,7 @@ def generated_folder(folder: Path) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """Each file of a folder by its path, and a hash of what it holds."""
+    """Return the hash of each file in a folder, by its path."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

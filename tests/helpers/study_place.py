@@ -1,4 +1,4 @@
-"""A place to study in: a few toy scenes, and more of them in the form of a generated folder."""
+"""Data for studies: toy scenes, and more of them in the form of a generated folder."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from semseg_diffusers.toy.scenes import write_toy_dataset
 
 
 def write_scenes_as_generated(folder: Path, count: int, size: int, seed: int = 5) -> Path:
-    """Toy scenes laid out as `generate` does: perfect synthetic images."""
+    """Write toy scenes in the layout of `generate`: perfect synthetic images."""
     source = folder.with_name(f"{folder.name}-source")
     write_toy_dataset(source, num_train=count, num_val=0, size=(size, size), seed=seed)
     shutil.move(source / "train", folder)
@@ -31,7 +31,7 @@ def shuffle_masks(folder: Path) -> Path:
 
 
 def change_rows(folder: Path, **values) -> Path:
-    """Put values into the first row of a folder's metadata, under the names of its columns."""
+    """Set columns in the first row of a folder's metadata."""
     path = folder / METADATA_FILE
     first, *others = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps(row) + "\n" for row in ({**first, **values}, *others)))
@@ -39,7 +39,7 @@ def change_rows(folder: Path, **values) -> Path:
 
 
 def study(*words, expect: int = 0) -> str:
-    """Run `semseg-diffusers study` here; returns what it printed, or its error."""
+    """Run `semseg-diffusers study` in this process; return its output, or its error."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = cli.main(["study", *map(str, words)])

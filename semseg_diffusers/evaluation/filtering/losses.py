@@ -78,16 +78,14 @@ class ClassLosses:
 
     @property
     def unchecked(self) -> tuple[str, ...]:
-        """Classes without a mean, whose pixels cannot be checked."""
+        """Return the classes without a mean, whose pixels cannot be checked."""
         return tuple(name for name, value in zip(self.names, self.mean, strict=True) if value is None)
 
     @property
     def unread(self) -> tuple[str, ...]:
-        """Classes predicted no better than chance: nearly all of their pixels are within the tolerance."""
+        """Return the classes predicted no better than chance: nearly all of their pixels are within the tolerance."""
         chance = np.log(len(self.names))
-        return tuple(
-            name for name, value in zip(self.names, self.mean, strict=True) if value is not None and value >= chance
-        )
+        return tuple(name for name, mean in zip(self.names, self.array(), strict=True) if mean >= chance)
 
     def thresholds(self, margin: float, keep_unchecked: bool) -> np.ndarray:
         """Return the loss above which a pixel becomes unknown (num_classes,), for `filter_ids`."""

@@ -27,7 +27,7 @@ from semseg_diffusers.evaluation.segmentation.settings import NO_SPLIT, VALIDATI
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages, train_segmenter
 from semseg_diffusers.reports.plots import training_curve
 from semseg_diffusers.utils.distributed import check_device_available
-from semseg_diffusers.utils.files import new_folder
+from semseg_diffusers.utils.files import new_folder, write_json
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 from semseg_diffusers.utils.signals import SIGNALS, route_signals
@@ -99,8 +99,8 @@ def run(settings: SegmenterSettings) -> int:
                 "seconds": round(time.monotonic() - clock, 1),
             }
             network.save_pretrained(folder)
-            for name, content in ((PROCESSOR_FILE, dict(sorted(initial.processor.items()))), (RECORD_FILE, record)):
-                (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            write_json(folder / PROCESSOR_FILE, dict(sorted(initial.processor.items())))
+            write_json(folder / RECORD_FILE, record)
             title = f"{settings.architecture_name or settings.base_model}, {len(train)} pairs"
             save_png(folder / CURVE_FILE, training_curve(history.log, history.best_step, title))
             train.labels.save_json(folder / LABELS_FILE)

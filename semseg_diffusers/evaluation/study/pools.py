@@ -57,8 +57,8 @@ class StudyData:
 
     real: CachedPairs
     validation: CachedPairs
-    generated: CachedPairs | None
-    filtered: CachedPairs | None
+    generated: CachedPairs | None = None
+    filtered: CachedPairs | None = None
 
     @property
     def sets(self) -> dict[str, CachedPairs]:
@@ -77,12 +77,9 @@ def load_data(settings: StudySettings) -> StudyData:
         load_pairs(settings.dataset, split, **columns) for split in (settings.train_split, settings.validation_split)
     )
     check_one_size(train, validation)
-    generated, filtered = (
-        None if folder is None else CachedPairs(generated_images(folder, train), train.resolution)
-        for folder in (settings.generated, settings.filtered)
-    )
-    real, scored = (CachedPairs(real_images(pairs), train.resolution) for pairs in (train, validation))
-    return StudyData(real, scored, generated, filtered)
+    images = {name: generated_images(folder, train) for name, folder in settings.synthetic.items()}
+    images |= {"real": real_images(train), "validation": real_images(validation)}
+    return StudyData(**{name: CachedPairs(each, train.resolution) for name, each in images.items()})
 
 
 # Pools ---------------------------------------------------------------------------------------------------------------
@@ -181,7 +178,10 @@ def data_hash(pairs: CachedPairs, digests: Iterable[bytes]) -> str:
 
 
 def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list[bytes]]) -> list[str]:
-    """Return leaks of validation images into the training sets, a sentence each; `digests` are from `image_digests`."""
+    """Return leaks of validation images into the training sets, one sentence each.
+
+    `digests` holds `image_digests` of each set.
+    """
     found = []
     of_validation = dict(zip(digests["validation"], data.validation.names, strict=True))
     for name in [name for name in digests if name != "validation"]:
@@ -191,8 +191,8 @@ def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list
             found.append(f"{len(same)} validation image(s) are also in {where}, pixel by pixel, such as '{same[0]}'.")
     # a name in both splits means nothing
     only_validation = set(data.validation.names) - set(data.real.names)
-    for name, folder in (("generated", settings.generated), ("filtered", settings.filtered)):
-        rows = [] if folder is None else read_metadata(folder)
+    for name, folder in settings.synthetic.items():
+        rows = read_metadata(folder)
         leaked = sorted(only_validation & _made_from(rows))
         if leaked:
             found.append(
@@ -226,10 +226,12 @@ def _was_trained_on_validation(model: str, settings: StudySettings) -> bool:
     return split == validation and Path(str(run.get("dataset"))).absolute() == Path(settings.dataset).absolute()
 
 
-def filter_weights(folder: str | None) -> str | None:
-    """Return the hash of the network that filtered a folder; None if it was not filtered."""
-    record = None if folder is None else read_filter(folder)
-    return None if record is None else record["segmenter_sha256"]
+def filter_weights(settings: StudySettings) -> dict[str, str | None]:
+    """Return the hash of the network that filtered each folder of synthetic images; None if it was not filtered."""
+    return {
+        name: None if (record := read_filter(folder)) is None else record["segmenter_sha256"]
+        for name, folder in settings.synthetic.items()
+    }
 
 
 def base_weights(settings: StudySettings) -> str | None:
@@ -243,8 +245,8 @@ def base_weights(settings: StudySettings) -> str | None:
 def find_filter_as_judge(settings: StudySettings, weights: str | None) -> list[str]:
     """Return a sentence for each folder that was filtered by the base model, which has the hash `weights`."""
     return [
-        f"--base_model '{settings.base_model}' is the network that filtered --{name} '{folder}' ({weights}): it has "
-        "already learned what it kept. Use another one, or random weights."
-        for name, folder in (("generated", settings.generated), ("filtered", settings.filtered))
-        if weights is not None and filter_weights(folder) == weights
+        f"--base_model '{settings.base_model}' is the network that filtered --{name} '{settings.synthetic[name]}' "
+        f"({weights}): it has already learned what it kept. Use another one, or random weights."
+        for name, filtered_by in filter_weights(settings).items()
+        if weights is not None and filtered_by == weights
     ]

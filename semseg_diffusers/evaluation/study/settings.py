@@ -53,15 +53,15 @@ class StudySettings(ColumnOptions, SegmenterTrainingOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.generated is None and self.filtered is None:
+        if not self.synthetic:
             raise ValueError("a study needs synthetic images: give --generated, --filtered, or both.")
-        possible = tuple(arm for arm in ARMS if arm not in SYNTHETIC or getattr(self, SYNTHETIC[arm]) is not None)
+        possible = tuple(arm for arm in ARMS if arm not in SYNTHETIC or SYNTHETIC[arm] in self.synthetic)
         for arm in self.arms:
             if arm not in possible:
                 raise ValueError(f"--arms {arm} needs --{SYNTHETIC[arm]}, which is missing.")
-        for name in ("generated", "filtered"):
+        for name in self.synthetic:
             users = [arm for arm in possible if SYNTHETIC.get(arm) == name]
-            if users and self.arms and not set(users) & set(self.arms):
+            if self.arms and not set(users) & set(self.arms):
                 raise ValueError(f"--{name} is used by the arms {' and '.join(users)}; --arms names neither.")
         if not self.arms:
             object.__setattr__(self, "arms", possible)
@@ -74,6 +74,12 @@ class StudySettings(ColumnOptions, SegmenterTrainingOptions):
         splits = [SPLITS.get(name, name) for name in (self.train_split, self.validation_split)]
         if splits[0] == splits[1]:
             raise ValueError(f"--train_split and --validation_split are both '{splits[0]}'; expected two splits.")
+
+    @property
+    def synthetic(self) -> dict[str, str]:
+        """Return the folders of synthetic images, by the option that names them."""
+        folders = {"generated": self.generated, "filtered": self.filtered}
+        return {name: folder for name, folder in folders.items() if folder is not None}
 
     def record(self) -> dict[str, Any]:
         """Return the settings that results depend on, as JSON under the names of the options."""

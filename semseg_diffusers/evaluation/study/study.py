@@ -155,11 +155,7 @@ def _results(
         "comparisons": comparisons,
         "absent": next(iter(trained.values()))["scores"]["absent"],
         "data": {name: {"num_images": len(pairs), "hash": record["data"][name]} for name, pairs in data.sets.items()},
-        "filters": {
-            name: filter_weights(getattr(settings, name))
-            for name in ("generated", "filtered")
-            if getattr(settings, name) is not None
-        },
+        "filters": filter_weights(settings),
         "resolution": list(data.real.resolution),
         "network": record["network"],
         "recipe": record["recipe"],
