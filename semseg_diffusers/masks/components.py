@@ -22,14 +22,9 @@ class MaskObjects:
 
 
 def find_objects(ids: np.ndarray, ignore_index: int = 255) -> MaskObjects:
-    """Split a mask into its objects: pixels of one class that touch, corners included (8-connected).
+    """Split a mask (H, W) of ids into its objects: pixels of one class that touch, corners included (8-connected).
 
-    Args:
-        ids: class ids, (H, W) integers.
-        ignore_index: id of unknown pixels, which belong to no object.
-
-    Returns:
-        `MaskObjects`
+    Unknown pixels, those with the `ignore_index`, belong to no object.
 
     Example:
         >>> found = find_objects(np.array([[0, 1, 1], [1, 0, 0]]))
@@ -68,26 +63,13 @@ def find_objects(ids: np.ndarray, ignore_index: int = 255) -> MaskObjects:
 
 
 def neighbors(ids: np.ndarray, outside: int | None = None) -> np.ndarray:
-    """Return the 3 x 3 pixels around each pixel, (9, H, W), row by row.
-
-    Args:
-        ids: class ids, (H, W).
-        outside: value of pixels outside the frame; by default that of the nearest pixel inside.
-    """
+    """Return the 3 x 3 pixels around each of (H, W), (9, H, W); outside the frame its edge or a given id."""
     height, width = ids.shape
     padded = np.pad(ids, 1, mode="edge") if outside is None else np.pad(ids, 1, constant_values=outside)
     return np.stack([padded[y : y + height, x : x + width] for y in range(3) for x in range(3)])
 
 
 def most_frequent(candidates: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Return the most frequent of several classes for each pixel, the first of equally frequent ones.
-
-    Args:
-        candidates: (K, H, W) class ids; negative ones are chosen last.
-        ids: (N, H, W) class ids to count them in, such as `neighbors`.
-
-    Returns:
-        (H, W)
-    """
+    """Return which of K candidates (K, H, W) is most frequent in ids (N, H, W): the first, negative ones last."""
     votes = np.stack([((ids == candidate) & (candidate >= 0)).sum(axis=0) for candidate in candidates])  # (K, H, W)
     return np.take_along_axis(candidates, votes.argmax(axis=0)[None], axis=0)[0]

@@ -95,10 +95,7 @@ def enrich_masks(
         added: list[dict] = []
         refused: dict[str, Counter] = {}
         open_targets = {class_id: share * due for class_id, share in target_shares.items()}  # pixels
-        while True:
-            missing = {i: 1 - (have[i] + here[i]) / n for i, n in open_targets.items() if n > have[i] + here[i]}
-            if not missing:
-                break
+        while missing := {i: 1 - (have[i] + here[i]) / n for i, n in open_targets.items() if n > have[i] + here[i]}:
             class_id = max(missing, key=missing.__getitem__)
             placement, reasons = None, Counter([ENOUGH_ADDED])
             if len(added) < max_added:

@@ -21,19 +21,7 @@ Change = Callable[[Path], tuple[np.ndarray, dict[str, Any], list[Image.Image]]]
 def write_changed(
     paths: Sequence[Path], labels: LabelSet, folder: Path, change: Change, sheet: str, headers: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Write a changed copy of each mask, the label set and a sheet of images into a new folder.
-
-    Args:
-        paths: the masks.
-        labels: their label set.
-        folder: where to write.
-        change: makes the new mask.
-        sheet: file name of the sheet.
-        headers: of its columns.
-
-    Returns:
-        The notes of all masks.
-    """
+    """Write changed masks, their label set and a sheet of images with headers into a folder; return all notes."""
     (folder / "masks").mkdir()
     rows: list[list[Image.Image]] = []
     notes: list[dict[str, Any]] = []

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,6 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import find_masks, labels_of_masks, new_output
-from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.editing import shapes
 from semseg_diffusers.masks.editing.objects import MaskObject, object_at, objects_of
 from semseg_diffusers.masks.editing.operations import Scene, draw, fill, move, paste, region_at, standing_in_front
@@ -71,23 +71,34 @@ def _select(ids: np.ndarray, values: Values, context: Context) -> list[MaskObjec
     return [found[number - 1]]
 
 
-def _place_foot(entry: MaskObject, point: Sequence[float]) -> MaskObject:
-    """Return the object with the middle of its lowest row at a point."""
-    return entry.at(_pixel(point)[0], round(point[0] - (entry.width - 1) / 2))
-
-
 def _about(entry: MaskObject, context: Context) -> dict:
     """Return class and box of an object for the record."""
     return {"class": context.street.labels.names[entry.class_id], "box": list(entry.box)}
 
 
+def _transform(entry: MaskObject, values: Values, flip: bool = False) -> MaskObject:
+    """Return an object flipped, scaled, and moved by x, y or with the middle of its lowest row to a point."""
+    entry = entry.flipped() if values.get("flip", flip) else entry
+    entry = entry.scaled(values.get("scale", values.get("factor", 1.0)))
+    if "to" in values:
+        row, _ = _pixel(values["to"])
+        return entry.at(row, round(values["to"][0] - (entry.width - 1) / 2))
+    rows, columns = _pixel(values.get("by", (0, 0)))
+    return entry.at(entry.bottom + rows, entry.left + columns)
+
+
 def _paste(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
     (entry,) = _select(context.street.labels.encode(values["from"]), values, context)
-    changed = entry.flipped() if values.get("flip") else entry
-    changed = changed.scaled(values.get("scale", 1.0))
-    changed = _place_foot(changed, values["to"]) if "to" in values else changed
+    changed = _transform(entry, values)
     note = {"object": _about(entry, context), "put": _about(changed, context)}
     return paste(ids, changed, standing_in_front(ids, context.street, changed.bottom)), note
+
+
+def _change(ids: np.ndarray, values: Values, context: Context, flip: bool = False) -> tuple[np.ndarray, dict]:
+    (entry,) = _select(ids, values, context)
+    changed = _transform(entry, values, flip)
+    note = {"object": _about(entry, context), "put": _about(changed, context)}
+    return move(ids, entry, changed, context.street), note
 
 
 def _place(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
@@ -116,13 +127,6 @@ def _remove(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarr
 def _relabel(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
     region = region_at(ids, *_pixel(values["at"])) if "at" in values else ids == _class_id(values["class"], context)
     return np.where(region, np.uint8(_class_id(values["to"], context)), ids), {}
-
-
-def _move(entry: MaskObject, values: Values) -> MaskObject:
-    if "to" in values:
-        return _place_foot(entry, values["to"])
-    rows, columns = _pixel(values["by"])
-    return entry.at(entry.bottom + rows, entry.left + columns)
 
 
 # Their parameters --------------------------------------------------------------------------------------------------
@@ -174,20 +178,6 @@ class OperationType:
     may: Mapping[str, Kind] = field(default_factory=dict)
 
 
-def _change(
-    change: Callable[[MaskObject, Values], MaskObject], needs: Mapping[str, Kind], **may: Kind
-) -> OperationType:
-    """Return an operation that replaces an object by a changed one."""
-
-    def run(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
-        (entry,) = _select(ids, values, context)
-        changed = change(entry, values)
-        note = {"object": _about(entry, context), "put": _about(changed, context)}
-        return move(ids, entry, changed, context.street), note
-
-    return OperationType(run, needs, {**OBJECT, **may})
-
-
 def _draw(shape: Callable[..., np.ndarray], **needs: Kind) -> OperationType:
     """Return an operation that fills a shape with a class."""
 
@@ -202,9 +192,9 @@ OBJECT = {"at": POINT, "class": TEXT, "number": NATURAL}
 OPERATION_TYPES: dict[str, OperationType] = {
     "paste": OperationType(_paste, {"from": TEXT}, {**OBJECT, "to": POINT, "scale": POSITIVE, "flip": FLAG}),
     "place": OperationType(_place, {"class": TEXT}, {"count": NATURAL}),
-    "move": _change(_move, {}, to=POINT, by=POINT),
-    "scale": _change(lambda entry, values: entry.scaled(values["factor"]), {"factor": POSITIVE}),
-    "flip": _change(lambda entry, _: entry.flipped(), {}),
+    "move": OperationType(_change, {}, {**OBJECT, "to": POINT, "by": POINT}),
+    "scale": OperationType(_change, {"factor": POSITIVE}, OBJECT),
+    "flip": OperationType(partial(_change, flip=True), {}, OBJECT),
     "remove": OperationType(_remove, {}, {**OBJECT, "number": NATURAL_OR_ALL}),
     "relabel": OperationType(_relabel, {"to": TEXT}, {"at": POINT, "class": TEXT}),
     "polygon": _draw(shapes.polygon, points=POINTS),
@@ -366,8 +356,12 @@ def run(settings: EditSettings) -> None:
         generator = np.random.default_rng([settings.seed, *path.stem.encode()])  # independent of other masks
         before = labels.encode(path)
         after, done = run_operations(before, operations, Context(street, generator, prior), f"'{path}'")
-        images = [labels.decode(before), labels.decode(after), show_changes(before, after, labels)]
-        return after, {"operations": done}, images
+        images = [labels.decode(before), labels.decode(after)]
+        colors = np.asarray(images[1].convert("RGB"), dtype=np.float32)  # (H, W, 3)
+        faded = 255 - FADED * (255 - colors.mean(axis=2, keepdims=True))
+        shown = np.where((before != after)[..., None], colors, faded).round().astype(np.uint8)
+        changes = Image.fromarray(shown).convert("P", palette=Image.Palette.ADAPTIVE)  # with hard edges on the sheet
+        return after, {"operations": done}, [*images, changes]
 
     with new_output(settings.output) as folder:
         notes = write_changed(paths, labels, folder, change, "before_after.png", ["before", "after", "changed"])
@@ -378,11 +372,3 @@ def run(settings: EditSettings) -> None:
         f"{Path(settings.output) / 'before_after.png'}. "
         f"Next: semseg-diffusers generate --masks {Path(settings.output) / 'masks'}\n"
     )
-
-
-def show_changes(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> Image.Image:
-    """Return the new mask with unchanged pixels faded to grey, in P mode with hard edges."""
-    colors = np.asarray(labels.decode(after).convert("RGB"), dtype=np.float32)  # (H, W, 3)
-    faded = 255 - FADED * (255 - colors.mean(axis=2, keepdims=True))
-    shown = np.where((before != after)[..., None], colors, faded)
-    return Image.fromarray(shown.round().astype(np.uint8)).convert("P", palette=Image.Palette.ADAPTIVE)

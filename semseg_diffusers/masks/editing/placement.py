@@ -101,13 +101,8 @@ def find_place(
 
 
 def check_placeable(prior: ScenePrior, class_id: int) -> None:
-    """Refuse a class that cannot be placed: it is never on the ground, or the dataset shows too little of it.
-
-    Raises:
-        ValueError: Naming what is missing.
-    """
-    street = prior.street
-    name = street.labels.names[class_id]
+    """Refuse a class that is never on the ground, or that the dataset shows too little of."""
+    street, name = prior.street, prior.street.labels.names[class_id]
     if class_id not in street.things:
         placed = ", ".join(street.labels.names[i] for i in street.things) or "none of this label set"
         raise ValueError(f"'{name}' cannot be placed: only objects that stand on the ground can ({placed}).")

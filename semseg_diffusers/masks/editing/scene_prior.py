@@ -113,13 +113,7 @@ def fit_height_models(examples: Mapping[int, tuple[np.ndarray, np.ndarray]], str
 
     A class with `MIN_OBJECTS` objects has its own line; one with `MIN_OBJECTS_FOR_SLOPE` its own slope from the
     horizon of the others; one with fewer takes the slope of the others, scaled by its usual height in metres.
-
-    Args:
-        examples: class id -> contact rows and heights, (N,) each, of its complete objects.
-        street: the things and their heights in metres.
-
-    Returns:
-        The models by class id; empty if no class has enough objects.
+    `examples` are class id -> contact rows and heights, (N,) each. Returns nothing if no class has enough objects.
     """
     fits = ((class_id, _theil_sen(rows, heights)) for class_id, (rows, heights) in examples.items())
     lines = {class_id: line for class_id, line in fits if line is not None}
