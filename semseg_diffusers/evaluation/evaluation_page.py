@@ -15,16 +15,7 @@ from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.metrics import without_classes
 from semseg_diffusers.reports.evaluation_text import results_commands
 from semseg_diffusers.reports.findings import evaluation_findings, fraction_of_ceiling, ratio
-from semseg_diffusers.reports.render import (
-    NOTHING,
-    BarRow,
-    axis_ticks,
-    exact,
-    is_finite,
-    number,
-    percent,
-    write_page,
-)
+from semseg_diffusers.reports.render import BarRow, axis_ticks, is_finite, number, write_page
 from semseg_diffusers.utils.images import to_image
 
 
@@ -166,62 +157,15 @@ def write_report(path: str | Path, results: Mapping[str, Any], images: ReportIma
         "evaluation.html.j2",
         results=results,
         findings=evaluation_findings(results),
-        facts=_facts(results),
         grid=_grid(images.grid) if images.grid else None,
         classes=[] if images.labels is None else _classes_in(masks, images.labels),
         agreement=_agreement(results, images.labels),
-        fidelity=[_distances(entry) for entry in results.get("fidelity") or [] if entry.get("references")],
+        fidelity=[entry for entry in results.get("fidelity") or [] if entry.get("references")],
+        ratio=ratio,
         neighbours=[_neighbours(found, images) for found in results.get("neighbours") or []],
         examples=_examples(results.get("examples") or {}, images),
-        made={
-            "Started": exact(results.get("started")),
-            "Time": ", ".join(f"{name} {number(value)} s" for name, value in (results.get("seconds") or {}).items())
-            or NOTHING,
-            "Commit": exact(results.get("commit")),
-            "Versions": ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items()),
-        },
         commands=results_commands(dict(results), model, separator=" \\\n  "),
-        tables={
-            "Settings": results["settings"],
-            "Images": results.get("generation"),
-            "Segmenter": results.get("segmenter"),
-            **{f"Features: {entry['features']['name']}": entry["features"] for entry in results.get("fidelity") or []},
-        },
     )
-
-
-def _facts(results: Mapping[str, Any]) -> dict[str, str]:
-    """Return what was compared, and how."""
-    data, generation, judge = results["data"], results.get("generation") or {}, results.get("segmenter") or {}
-    resolution = results.get("resolution")
-    sampler = [
-        exact(generation[key]) + unit
-        for key, unit in (("variant", " weights"), ("scheduler", ""), ("num_inference_steps", " steps"))
-        if generation.get(key) is not None
-    ]
-    if generation.get("guidance_scale") is not None:
-        sampler.append(f"guidance {exact(generation['guidance_scale'])}")
-    seeds = f"{exact(results.get('seed'))} for the evaluation"
-    if generation.get("seed") is not None:
-        seeds += f", {exact(generation['seed'])} for the images"
-    facts = {
-        "Images": f"{number(data.get('num_generated'))} generated, {number(data.get('num_real'))} real photos of the "
-        f"split, {number(data.get('num_train'))} training photos",
-        "Resolution": f"{resolution[0]} × {resolution[1]} pixels (height × width)" if resolution else NOTHING,
-        "Sampler": ", ".join(sampler) or "not known: the images were not made by this package",
-        "Seeds": seeds,
-    }
-    if judge:
-        score = (judge.get("validation") or {}).get("mean_iou")
-        known = (
-            f"whose mean IoU on its own validation photos is {number(float(score))}"
-            if is_finite(score)
-            else "no validation score of its own is known: the ceiling says how well it segments these photos"
-        )
-        facts["Images segmented by"] = f"{judge.get('name')}, {known}"
-    if results.get("fidelity"):
-        facts["Photos compared by"] = ", ".join(str(entry["features"]["name"]) for entry in results["fidelity"])
-    return facts
 
 
 def _grid(rows: Sequence[tuple[str, list[Image.Image | None]]]) -> dict[str, Any]:
@@ -262,48 +206,12 @@ def _agreement(results: Mapping[str, Any], labels: LabelSet | None) -> dict[str,
         )
         for name in (*filter(measured.__contains__, colors), *(name for name in measured if name not in colors))
     ]
-    left_out = {
-        "In no mask, so not in the mean": rows["generated"].get("absent"),
-        "Not judged, because the segmentation network does not know them": (results.get("segmenter") or {}).get(
-            "not_judged"
-        ),
-        "Masks without a single labelled pixel, so not scored": results["data"].get("masks_without_labels"),
-    }
     return {
         "measures": measures,
-        "counts": {
-            name: f"{text}: {number(rows[row].get('num_images'))} images, "
-            f"{number(rows[row].get('num_pixels'))} labelled pixels"
-            for row, (name, text) in SETS.items()
-            if row in rows
-        },
+        "counts": {name: (text, rows[row]) for row, (name, text) in SETS.items() if row in rows},
         "classes": classes,
         "series": list(shown.values()),
         "more": ["pixels, %"] if shares else [],
-        "left_out": [f"{text}: {', '.join(names)}." for text, names in left_out.items() if names],
-    }
-
-
-def _distances(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return FID and KID in the features of one network."""
-    references = entry["references"]
-    fid, kid, subsets = [], [], {}
-    for reference in references:
-        value, floor = reference.get("generated") or {}, reference.get("floor") or {}
-        name = f"{number(reference.get('num_reference'))} of {reference['reference']}"
-        sides = [name, reference.get("n"), exact(floor.get("of"))]
-        fid.append([*sides, floor.get("fid"), value.get("fid"), ratio(value.get("fid"), floor.get("fid"))])
-        spread = (floor.get("kid"), floor.get("kid_std"), value.get("kid"), value.get("kid_std"))
-        kid.append([*sides, *spread, ratio(value.get("kid"), floor.get("kid"))])
-        if value.get("kid_subset_size"):
-            subsets[f"{value['kid_subset_size']:,}"] = True
-    caption = f"KID from subsets of {' and '.join(subsets)} images; ± is its standard deviation over them."
-    return {
-        "title": f"{entry['features']['name']}, {number(entry['features'].get('num_features'))} features",
-        "notes": [note for note in dict.fromkeys(row.get("note") for row in references) if note],
-        "fid": fid,
-        "kid": kid,
-        "caption": caption if subsets else "",
     }
 
 
@@ -327,16 +235,9 @@ def _neighbours(found: Mapping[str, Any], images: ReportImages) -> dict[str, Any
         else:
             cards.append((text, dict(zip(("generated image", "training photo"), shown, strict=True))))
     return {
-        "title": f"By {found['features']}, against {found['reference']}",
-        "facts": {
-            "Median distance": f"generated {number(found.get('generated_median'))}, "
-            f"real photos {number(found.get('real_median'))}",
-            "Threshold": f"{number(threshold)}: {found.get('threshold_is')}",
-            "Closer": f"{number(found.get('num_closer'))} of the images ({percent(found.get('share_closer'))})",
-        },
+        **found,
         "sets": sets,
         "axis": axis_ticks(min(ends), max(ends)) if ends else [0.0, 1.0],
-        "threshold": threshold,
         "cards": cards,
         "without": without,
     }

@@ -8,7 +8,7 @@ from PIL import Image
 
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, REASONS
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.reports.render import number, write_page
+from semseg_diffusers.reports.render import write_page
 from semseg_diffusers.utils.files import read_json
 
 
@@ -44,24 +44,8 @@ def write_growth_page(
         if name == "generate":
             with Image.open(folder / "contact_sheet.png") as sheet:
                 record |= {"sheet": sheet.convert("RGB"), "num_images": len(read_metadata(folder))}
-        elif name == "filter":
-            dropped = record["results"]["num_dropped"]
-            record["dropped"] = [f"{number(count)} {REASONS[reason]}" for reason, count in dropped.items() if count]
-        elif name == "merge":
-            record["facts"] = _merge_facts(record, folder)
-            record["command"] = f"semseg-diffusers push --dataset {folder} --repo_id USER/NAME"
     commands = [command for _, command in done.values()]
-    context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands}
-    write_page(path, "growth.html.j2", **context, **records)
+    merged = done["merge"][0] if "merge" in done else None
+    context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands, "merged": merged}
+    write_page(path, "growth.html.j2", reasons=REASONS, **context, **records)
     return path
-
-
-def _merge_facts(record: Mapping[str, Any], folder: Path) -> dict[str, str]:
-    synthetic = record["synthetic"]
-    return {
-        "Folder": f"{folder.name}/",
-        "Pairs": ", ".join(f"{split} {number(count)}" for split, count in record["splits"].items()),
-        "Synthetic": f"{number(synthetic['count'])} of the split {synthetic['split']}",
-        "Model": f"{synthetic['model']}, {synthetic['revision']}",
-        "Licence": synthetic["license"] or "not known: fill it in before you publish",
-    }

@@ -18,7 +18,7 @@ from accelerate.logging import get_logger
 from PIL import Image
 
 from semseg_diffusers.reports.plots import Plot, line_plot
-from semseg_diffusers.reports.render import BarRow, exact, is_finite, number, percent, write_page
+from semseg_diffusers.reports.render import BarRow, exact, is_finite, write_page
 from semseg_diffusers.reports.run_folder import FOLDER, OVER_TIME, RunFolder, previews_over_time, read_run
 from semseg_diffusers.utils.images import grid_cells, save_png
 
@@ -60,21 +60,21 @@ def write_run_page(run: Path, output: Path | None = None, defaults: Mapping[str,
         "run.html.j2",
         name=run.resolve().name,
         lead=_state_text(folder),
+        run=folder,
         settings=folder.settings,
         record=folder.record,
-        state=_state(folder),
+        progress=_progress(folder),
+        now=datetime.now(timezone.utc).isoformat(timespec="seconds"),  # shows the age of the page of a killed run
+        over_time=None if over_time is None else _sheet(over_time),
         preview=_preview(folder),
-        over_time=over_time,
-        over_time_columns=0 if over_time is None else _columns(over_time),
         plots=_plots(folder.log),
+        classes=_classes(folder.record),
         steps=_next_steps(folder),
         changed=[
             [name, exact(value), exact(defaults.get(name))]
             for name, value in folder.settings.items()
             if defaults.get(name) != value
         ],
-        started=folder.record.get("begun"),
-        **_data(folder),
     )
     return target
 
@@ -113,36 +113,19 @@ def _state_text(folder: RunFolder) -> str:
     }[folder.state]
 
 
-def _state(folder: RunFolder) -> dict[str, str]:
-    """Return the facts that a person asks for first."""
-    log, record, num_steps = folder.log, folder.record, folder.num_steps
-    facts = {"Step": f"{folder.step:,}"}
-    if num_steps:
-        facts["Step"] += f" of {num_steps:,} ({folder.step / num_steps:.0%})"
-    if log:
-        losses = [(line["loss"], line["step"]) for line in log if is_finite(line["loss"])]
-        least = f"; the least was {number(min(losses)[0])} at step {min(losses)[1]:,}" if losses else ""
-        # the median, because a preview slows one interval
-        speed = statistics.median(line["images_per_second"] for line in log[-RECENT:])
-        facts["Loss"] = f"{number(log[-1]['loss'])}, mean of the last interval{least}"
-        facts["Speed"] = f"{number(speed)} images/s"
-        facts["Trained for"] = duration(log[-1]["trained_seconds"])
-        if folder.state == "running" and num_steps and record:
-            left = (num_steps - folder.step) * record["samples_per_step"] / speed
-            facts["Time left"] = f"about {duration(left)}"
-    if record:
-        seen, pairs = folder.step * record["samples_per_step"], record["num_pairs"]
-        height, width = record["size"]
-        facts["Images seen"] = f"{seen:,}: each of {pairs:,} pairs {seen / pairs:.3g} times on average"
-        facts["Network"] = f"{record['network']}, {record['num_weights']:,} weights, {height} x {width} pixels"
-        facts["Machine"] = (
-            f"{record['num_processes']} process(es) on {record['device']}, "
-            f"{record['samples_per_step']} images a step, mixed precision {record['mixed_precision']}"
-        )
-    if folder.state in ("finished", "stopped", "failed"):
-        facts["Ended"] = exact(folder.status.get("time"))
-    facts["Page written"] = datetime.now(timezone.utc).isoformat(timespec="seconds")  # shows the age of a killed run
-    return facts
+def _progress(folder: RunFolder) -> dict[str, Any]:
+    """Return what the log says of loss, speed and time."""
+    log = folder.log
+    if not log:
+        return {}
+    losses = [(line["loss"], line["step"]) for line in log if is_finite(line["loss"])]
+    # the median, because a preview slows one interval
+    speed = statistics.median(line["images_per_second"] for line in log[-RECENT:])
+    left = None
+    if folder.state == "running" and folder.num_steps and folder.record:
+        left = duration((folder.num_steps - folder.step) * folder.record["samples_per_step"] / speed)
+    trained = duration(log[-1]["trained_seconds"])
+    return {"last": log[-1]["loss"], "least": min(losses, default=None), "speed": speed, "time": trained, "left": left}
 
 
 def duration(seconds: float) -> str:
@@ -173,12 +156,12 @@ def _preview(folder: RunFolder) -> dict[str, Any] | None:
     step, path = folder.previews[-1]
     with Image.open(path) as image:
         image.load()
-    return {"step": f"{step:,}", "image": image, "columns": _columns(image)}
+    return {"step": step, **_sheet(image)}
 
 
-def _columns(sheet: Image.Image) -> int:
-    cells = grid_cells(sheet)
-    return len(cells[0]) if cells else 4
+def _sheet(image: Image.Image) -> dict[str, Any]:
+    cells = grid_cells(image)
+    return {"image": image, "columns": len(cells[0]) if cells else 4}
 
 
 def _plots(log: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
@@ -227,26 +210,14 @@ def _mean(points: Points) -> tuple[int, float | None]:
 # Data and commands ---------------------------------------------------------------------------------------------------
 
 
-def _data(folder: RunFolder) -> dict[str, Any]:
-    """Return facts on the training data and a bar for each class."""
-    settings, record = folder.settings, folder.record
-    facts = {"Dataset": exact(settings.get("dataset")), "Split": exact(settings.get("train_split"))}
-    if not record:
-        return {"data": facts, "classes": [], "counted": ""}
-    classes, counted = record["classes"], record["masks_counted"]
-    labelled = sum(entry["pixels"] for entry in classes)
-    facts |= {
-        "Pairs": f"{record['num_pairs']:,}",
-        "Prepared from": exact(record["source_format"]),
-        "Classes": f"{len(classes)}, of which the masks hold {sum(entry['masks'] > 0 for entry in classes)}",
-        "Unknown pixels": percent(record["unknown_pixels"] / max(labelled + record["unknown_pixels"], 1)),
-    }
-    rows = [
-        BarRow(entry["name"], [100 * entry["pixels"] / max(labelled, 1)], [entry["masks"]], entry["color"])
-        for entry in sorted(classes, key=lambda entry: -entry["pixels"])
+def _classes(record: Mapping[str, Any]) -> list[BarRow]:
+    """Return the share of each class in the labelled pixels, in percent, and its number of masks."""
+    classes = sorted(record.get("classes", ()), key=lambda entry: -entry["pixels"])
+    labelled = max(sum(entry["pixels"] for entry in classes), 1)
+    return [
+        BarRow(entry["name"], [100 * entry["pixels"] / labelled], [entry["masks"]], entry["color"])
+        for entry in classes
     ]
-    text = "" if counted == record["num_pairs"] else f" Counted in {counted:,} masks at even distances."
-    return {"data": facts, "classes": rows, "counted": text}
 
 
 def _next_steps(folder: RunFolder) -> list[tuple[str, str | None]]:

@@ -13,7 +13,7 @@ from semseg_diffusers.evaluation.filtering.losses import LEGEND, ClassLosses, lo
 from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, REASONS, Scored, filter_ids
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.segmentation.judge import Judge
-from semseg_diffusers.reports.render import BarRow, number, percent, write_page
+from semseg_diffusers.reports.render import BarRow, percent, write_page
 from semseg_diffusers.utils.images import to_image
 
 
@@ -86,22 +86,23 @@ def write_filter_page(
         pictures: of these, by name; see `example_pictures`.
         labels: the classes, for order and colours.
     """
-    settings, reference = record["settings"], record["reference"]
+    reference, losses = record["reference"], ClassLosses.from_record(record["class_losses"])
+    image_of = {image.name: image for image in images}
+    texts = {name: f"{name}: keeps {percent(image_of[name].kept_share)}." for name in pictures}
+    texts |= {name: f"{text} Dropped: {reasons[name]}." for name, text in texts.items() if name in reasons}
     write_page(
         path,
         "filter.html.j2",
         record=record,
-        dropped=[(count, REASONS[reason]) for reason, count in record["results"]["num_dropped"].items() if count],
+        reasons=REASONS,
         worst=[] if reference is None else _worst_classes(record["results"], reference),
-        warnings=_warnings(record),
-        facts=_facts(record),
+        unchecked=[name for name in losses.unchecked if record["results"]["pixels"][name]],
+        unread=losses.unread,
         classes=_classes(record, labels),
         histogram=_histogram(images, reasons),
-        groups=_groups(images, reasons, examples, pictures),
+        groups={key: [(texts[name], pictures[name]) for name in names] for key, names in examples._asdict().items()},
         legend=list(LEGEND.items()),
         colors=[*zip(labels.names, labels.colors, strict=True), ("unknown", labels.ignore_color)],
-        command=_command(record),
-        made={**settings, **{name: record.get(name) for name in ("started", "commit", "seed", "versions")}},
     )
 
 
@@ -113,39 +114,6 @@ def _worst_classes(results: Mapping[str, Any], reference: Mapping[str, Any]) -> 
     return [
         f"{name} ({percent(generated[name])}, in real photos {percent(real[name])})" for name in worst[:MOST_NAMED]
     ]
-
-
-def _facts(record: Mapping[str, Any]) -> dict[str, str]:
-    segmenter, judge = record["segmenter"], record["judge"]
-    score = (segmenter["validation"] or {}).get("mean_iou")
-    known = "no score of its own is known" if score is None else f"mean IoU {number(score)} on its validation photos"
-    return {
-        "Filtered by": f"{segmenter['name']} ({known}; weights {record['segmenter_sha256']})",
-        "Judged by": "not given" if judge is None else f"{judge['name']} (weights {judge['weights_sha256']})",
-        "Class losses": f"{number(record['class_losses']['num_photos'])} photos of {record['real']}",
-    }
-
-
-def _warnings(record: Mapping[str, Any]) -> list[str]:
-    losses, judge = ClassLosses.from_record(record["class_losses"]), record["judge"]
-    texts = []
-    unchecked = [name for name in losses.unchecked if record["results"]["pixels"][name]]
-    if unchecked:
-        what = "were left as they are (--keep_unchecked)" if record["settings"]["keep_unchecked"] else "became unknown"
-        texts.append(
-            f"Not checked, because the real photos hold no pixel of them or the network does not know them: "
-            f"{', '.join(unchecked)}. Their labels {what}."
-        )
-    if losses.unread:
-        texts.append(
-            "The network segments these no better than chance, so nearly all of their labels pass, right or wrong: "
-            f"{', '.join(losses.unread)}. Use a better segmenter."
-        )
-    if judge is not None and judge["weights_sha256"] == record["segmenter_sha256"]:
-        texts.append("The judge is this very network: what it measures on these images is no evidence.")
-    if not record["results"]["num_kept"]:
-        texts.append("No image is kept. Lower --minimum_kept, raise --tolerance_margin, or train the model further.")
-    return texts
 
 
 def _classes(record: Mapping[str, Any], labels: LabelSet) -> list[BarRow]:
@@ -171,43 +139,3 @@ def _histogram(images: Sequence[Scored], reasons: Mapping[str, str]) -> list[Bar
         BarRow(f"{100 * index // BINS} to {100 * (index + 1) // BINS} %", [kept[index], dropped[index]])
         for index in reversed(range(BINS))
     ]
-
-
-def _groups(
-    images: Sequence[Scored],
-    reasons: Mapping[str, str],
-    examples: Examples,
-    pictures: Mapping[str, list[Image.Image]],
-) -> list[dict[str, Any]]:
-    """Return the groups of examples, each with its rule."""
-    image_of = {image.name: image for image in images}
-
-    def rows(names: Sequence[str]) -> list[tuple[str, list[Image.Image]]]:
-        texts = {name: f"{name}: keeps {percent(image_of[name].kept_share)}." for name in names}
-        texts |= {name: f"{text} Dropped: {reasons[name]}." for name, text in texts.items() if name in reasons}
-        return [(text, pictures[name]) for name, text in texts.items()]
-
-    nothing, none_kept = "No image was dropped for what it shows.", "No image was kept."
-    return [
-        {"title": title, "rows": rows(names), "rule": rule, "nothing": otherwise}
-        for title, names, rule, otherwise in (
-            ("Dropped", examples.dropped, "Of the dropped images, those that keep least.", nothing),
-            ("Strongly filtered", examples.strongly_filtered, "Of the kept images, those that keep least.", none_kept),
-            ("Kept", examples.kept, "Of the kept images, some by seed.", none_kept),
-        )
-    ]
-
-
-def _command(record: Mapping[str, Any]) -> str:
-    settings = record["settings"]
-    words = [
-        "semseg-diffusers filter",
-        f"--generated {record['generated']}",
-        f"--dataset {record['real'].rpartition(' (')[0]}",
-        f"--segmenter {record['segmenter']['name']}",
-        "--output NEW",
-        f"--tolerance_margin {settings['tolerance_margin']:g}",
-        f"--minimum_kept {settings['minimum_kept']:g}",
-        *(f"--{name}" for name in ("resample", "keep_unchecked") if settings[name]),
-    ]
-    return " \\\n  ".join(words)

@@ -13,7 +13,7 @@ from semseg_diffusers.evaluation.study.pools import StudyData, pool_members
 from semseg_diffusers.evaluation.study.results import BETTER, UNKNOWN, WITHIN, WORSE, title
 from semseg_diffusers.evaluation.study.settings import ARMS, StudySettings, Training
 from semseg_diffusers.reports.plots import Plot, line_plot
-from semseg_diffusers.reports.render import NOTHING, BarRow, axis_ticks, exact, number, percent, write_page
+from semseg_diffusers.reports.render import NOTHING, BarRow, axis_ticks, exact, percent, write_page
 
 
 SETS = {"real": "real", "synthetic": "generated", "filtered": "filtered"}  # arm that uses one set -> the set
@@ -42,7 +42,6 @@ def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySett
         path,
         "study.html.j2",
         results=results,
-        facts=_facts(results),
         real_mean=next(arm["mean_iou"]["mean"] for arm in arms if arm["arm"] == "real"),
         arms_axis=axis_ticks(min(scores), max(scores)),
         differences=_differences(comparisons),
@@ -62,41 +61,17 @@ def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySett
         unknown_shares={
             ARMS[arm]: percent(_unknown_share(data.sets[name])) for arm, name in SETS.items() if name in data.sets
         },
-        made={
-            "Commit": exact(results["commit"]),
-            "Versions": ", ".join(f"{name} {version}" for name, version in results["versions"].items()),
-            "Highest learning rate": number(float(results["network"]["learning_rate"])),
-            "Data": ", ".join(f"{name} {entry['hash']}" for name, entry in results["data"].items()),
-        },
         command=_command(results["settings"]),
     )
-
-
-def _facts(results: Mapping[str, Any]) -> dict[str, str]:
-    network, (height, width) = results["network"], results["resolution"]
-    name = network["architecture"] or results["settings"]["base_model"]
-    input_height, input_width = network["input_size"]
-    return {
-        "Images": ", ".join(f"{entry['num_images']:,} {name}" for name, entry in results["data"].items()),
-        "Resolution": f"{height} × {width} pixels (height × width)",
-        "Network": f"{name}, {network['num_parameters']:,} parameters, input {input_height} × {input_width}",
-        "Seeds": exact(results["seeds"]),
-    }
 
 
 def _differences(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Return the differences of mean IoU by what the arms are compared with."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for each in comparisons:
-        found = each["mean_iou"]
-        groups.setdefault(ARMS[each["against"]["arm"]], []).append(
-            {
-                "title": title(each["arm"], each["amount"]),
-                "found": found,
-                "interval": _interval(found),
-                "reading": SHORT[found["reading"]],
-            }
-        )
+        found, name = each["mean_iou"], title(each["arm"], each["amount"])
+        texts = {"title": name, "interval": _interval(found), "reading": SHORT[found["reading"]]}
+        groups.setdefault(ARMS[each["against"]["arm"]], []).append({**found, **texts})
     return groups
 
 
