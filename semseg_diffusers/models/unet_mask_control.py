@@ -182,7 +182,6 @@ class MaskControlNetModel(UNet2DModel):
         ValueError: For settings that do not fit each other.
 
     Example:
-
     ```py
     >>> import torch
     >>> from diffusers import UNet2DModel

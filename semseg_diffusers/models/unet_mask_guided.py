@@ -338,7 +338,6 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         ValueError: For mask settings that do not exist or exclude each other.
 
     Example:
-
     ```py
     >>> import torch
     >>> from semseg_diffusers import MaskGuidedUNet2DModel

@@ -28,7 +28,6 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             image, by the scheduler's own `prediction_type`).
 
     Example:
-
     ```py
     >>> from semseg_diffusers import MaskGuidedDDPMPipeline
     >>> pipe = MaskGuidedDDPMPipeline.from_pretrained("path/to/run")

@@ -30,7 +30,6 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             discrete timesteps.
 
     Example:
-
     ```py
     >>> from semseg_diffusers import MaskGuidedImg2ImgPipeline
     >>> pipe = MaskGuidedImg2ImgPipeline.from_pretrained("path/to/run")

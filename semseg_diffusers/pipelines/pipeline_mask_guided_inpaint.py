@@ -62,7 +62,6 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             discrete timesteps.
 
     Example:
-
     ```py
     >>> from semseg_diffusers import MaskGuidedInpaintPipeline
     >>> pipe = MaskGuidedInpaintPipeline.from_pretrained("path/to/run")

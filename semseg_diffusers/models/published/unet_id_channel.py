@@ -64,7 +64,6 @@ class IdChannelUNet2DModel(UNet2DModel):
         ValueError: For a number of classes that 8-bit ids cannot hold, or a label set of another size.
 
     Example:
-
     ```py
     >>> import torch
     >>> from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DModel

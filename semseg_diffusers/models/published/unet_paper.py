@@ -36,7 +36,6 @@ def paper_betas(num_train_timesteps: int = 1000) -> list[float]:
         ValueError: For fewer than 2 steps.
 
     Example:
-
     ```py
     >>> from semseg_diffusers.models.published.unet_paper import paper_betas
     >>> [round(beta, 4) for beta in paper_betas(3)]
@@ -219,7 +218,6 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
         ValueError: For odd widths, or a label set of another size.
 
     Example:
-
     ```py
     >>> import torch
     >>> from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel

@@ -262,7 +262,6 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         ValueError: For widths that groups or heads do not divide, or a label set of another size.
 
     Example:
-
     ```py
     >>> import torch
     >>> from semseg_diffusers.models.published.unet_sdm import SDMUNet2DModel
