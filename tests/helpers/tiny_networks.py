@@ -1,4 +1,7 @@
-"""Small networks of each published kind, and inputs for them."""
+"""Small networks of each kind, and inputs for them."""
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from diffusers import UNet2DModel
@@ -131,3 +134,22 @@ def inputs(
     sample = torch.randn(batch_size, channels, height, width, generator=generator)
     timestep = torch.randint(0, 1000, (batch_size,), generator=generator)
     return sample, timestep, torch.randint(0, 5, (batch_size, height, width), generator=generator)
+
+
+FORMS = {
+    f"{conditioning}-{patch_size}": {"mask_conditioning": conditioning, "patch_size": patch_size}
+    for conditioning in ("add", "concat", "spade")
+    for patch_size in (1, 2)
+}
+NETWORKS: dict[str, Callable] = {
+    **{name: partial(tiny_mask_guided, **form) for name, form in FORMS.items()},
+    "control": tiny_control,
+    "paper": tiny_paper,
+    "sdm": tiny_sdm,
+    "id channel": tiny_id_channel,
+}
+LABELS = {
+    "id2color": {str(i): [i, 10 * i, 255] for i in range(5)},
+    "ignore_index": 255,
+    "ignore_color": [1, 2, 3],
+}

@@ -3,7 +3,6 @@
 import copy
 import json
 
-import accelerate
 import diffusers
 import numpy as np
 import pytest
@@ -101,18 +100,9 @@ def test_a_network_that_is_no_plain_one_is_refused(network):
         MaskControlNetModel.from_unet(unet)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"num_classes": 0}, "1 to 255"),
-        ({"id2label": {"0": "road"}}, r"got \['0'\]. Set `num_classes=1`"),
-        ({"id2color": {i: [0, 0, 0] for i in range(6)}}, "Set `num_classes=6`"),
-        ({"base_class_label": 1}, "the base has no class embedding by index: omit it"),
-    ],
-)
-def test_settings_that_cannot_be_built_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        tiny_control(**settings)
+def test_a_label_for_a_base_without_classes_is_refused():
+    with pytest.raises(ValueError, match="the base has no class embedding by index: omit it"):
+        tiny_control(base_class_label=1)
 
 
 # What is trained
@@ -167,36 +157,12 @@ def test_made_anew_it_has_no_dropout_in_the_base():
     assert training == {"", "control"}
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    unet = tiny_control()
-    expected = gradients(unet, inputs()[2])
-    unet.enable_gradient_checkpointing()
-    assert all(module.gradient_checkpointing for module in unet.modules() if hasattr(module, "gradient_checkpointing"))
-    runs = []
-    unet.control.mask_branch.conv_1.register_forward_pre_hook(lambda *_: runs.append("mask"))
-    unet.control.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: runs.append("down"))
-    found = gradients(unet, inputs()[2])
-    assert (runs.count("mask"), runs.count("down")) == (2, 2)
-    for name, gradient in expected.items():
-        if gradient is not None:
-            torch.testing.assert_close(found[name], gradient, rtol=0, atol=5e-5, msg=name)
-
-
 # Masks, scales, sizes
 
 
-@torch.no_grad()
-def test_encoded_masks_give_the_same_numbers_and_can_be_repeated_and_joined():
-    unet = tiny_control()
-    sample, timestep, mask = inputs()
-    hint, known = features = unet.encode_mask(mask)
+def test_encoded_mask_is_the_hint_and_which_samples_are_known():
+    hint, known = tiny_control().encode_mask(inputs()[2])
     assert (hint.shape, known.shape) == ((2, 8, 16, 16), (2, 1, 1, 1))
-    assert torch.equal(unet(sample, timestep, mask_features=features).sample, unet(sample, timestep, mask=mask).sample)
-    unknown = unet.encode_mask(torch.full_like(mask[:1], 255))
-    joined = tuple(torch.cat(pair) for pair in zip(unknown, unet.encode_mask(mask[:1]), strict=True))
-    mixed = torch.cat([torch.full_like(mask[:1], 255), mask[:1]])
-    expected = unet(sample, timestep, mask=mixed).sample
-    torch.testing.assert_close(unet(sample, timestep, mask_features=joined).sample, expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
@@ -228,15 +194,6 @@ def test_the_branch_is_not_run_where_nothing_of_it_counts():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("height", "width"), [(8, 8), (16, 32), (96, 160)])
-def test_any_size_that_the_divisor_divides_is_drawn(height, width):
-    sample, timestep, mask = inputs(1, height, width)
-    assert tiny_control()(sample, timestep, mask=mask).sample.shape == (1, 3, height, width)
-    with pytest.raises(ValueError, match=f"multiples of 2; got {height} x {width - 1}"):
-        tiny_control()(sample[..., :-1], timestep, mask=mask[..., :-1])
-
-
-@torch.no_grad()
 def test_a_class_conditional_base_is_told_its_own_label_where_none_is_given():
     base = base_of("class embedding")
     unet = tiny_control(base=base, base_class_label=2)
@@ -248,30 +205,6 @@ def test_a_class_conditional_base_is_told_its_own_label_where_none_is_given():
     assert not torch.allclose(other, unet(sample, timestep, mask=mask).sample, atol=1e-4)
     with pytest.raises(ValueError, match="`class_labels` must be given"):
         tiny_control(base=base)(sample, timestep, mask=mask)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("storage_dtype", [torch.float8_e4m3fn, torch.bfloat16], ids=str)
-def test_layerwise_casting_stores_low_and_computes_high(storage_dtype):
-    unet = tiny_control()
-    sample, timestep, mask = inputs()
-    expected = unet(sample, timestep, mask=mask).sample
-    unet.enable_layerwise_casting(storage_dtype=storage_dtype, compute_dtype=torch.float32)
-    output = unet(sample, timestep, mask=mask).sample
-    assert output.dtype == torch.float32
-    torch.testing.assert_close(output, expected, rtol=0, atol=0.5)
-    assert torch.equal(unet(sample, timestep, mask_features=unet.encode_mask(mask)).sample, output)
-
-
-@torch.no_grad()
-def test_weights_that_come_layer_by_layer_change_no_number():
-    unet = tiny_control()
-    sample, timestep, mask = inputs()
-    expected = unet(sample, timestep, mask=mask).sample
-    accelerate.cpu_offload(unet, execution_device=torch.device("cpu"))
-    assert unet.conv_in.weight.device.type == "meta"
-    assert torch.equal(unet(sample, timestep, mask=mask).sample, expected)
-    assert torch.equal(unet(sample, timestep, mask_features=unet.encode_mask(mask)).sample, expected)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ Each of them starts from zero weights, so a network with them begins as the one 
 
 import pytest
 import torch
+from helpers.tiny_networks import FORMS
 
 from semseg_diffusers.models.unet_mask_guided import (
     MaskGuidedUNet2DModel,
@@ -23,11 +24,6 @@ TINY = {
     "norm_num_groups": 4,
     "attention_head_dim": 4,
     "stem_channels": 8,
-}
-FORMS = {
-    f"{conditioning}-{patch_size}": {"mask_conditioning": conditioning, "patch_size": patch_size}
-    for conditioning in ("add", "concat", "spade")
-    for patch_size in (1, 2)
 }
 ATTRIBUTES = {"weather": ["clear", "rainy", "snowy"], "timeofday": ["daytime", "night"]}
 PSI = [1.0, 3.0, 10.0, 100.0, 5752.0]
