@@ -30,11 +30,6 @@ class CropResize:
         return min((self.box[2] - self.box[0]) / (right - left), (self.box[3] - self.box[1]) / (bottom - top))
 
     @property
-    def is_padded(self) -> bool:
-        """Return whether the frame does not fill the result."""
-        return self.inset != (0, 0, self.size[1], self.size[0])
-
-    @property
     def rows(self) -> np.ndarray:
         """Return the row of the frame at the middle of each row of the result, padding left out."""
         return _middles(self.box[1], self.box[3], self.inset[3] - self.inset[1])
@@ -46,8 +41,6 @@ class CropResize:
 
     def pad_ids(self, ids: np.ndarray, unknown: int) -> np.ndarray:
         """Return ids at `rows` and `columns` (h, w) with the padding as unknown: (H, W)."""
-        if not self.is_padded:
-            return ids
         left, top, right, bottom = self.inset
         padded = np.full(self.size, unknown, dtype=ids.dtype)
         padded[top:bottom, left:right] = ids
@@ -61,11 +54,8 @@ class CropResize:
         left, top, right, bottom = self.inset
         x, y = image.width / self.frame[1], image.height / self.frame[0]
         box = (self.box[0] * x, self.box[1] * y, self.box[2] * x, self.box[3] * y)
-        resized = image.resize((right - left, bottom - top), Image.Resampling.LANCZOS, box=box)
-        if not self.is_padded:
-            return resized
         padded = Image.new("RGB", (width, height))
-        padded.paste(resized, (left, top))
+        padded.paste(image.resize((right - left, bottom - top), Image.Resampling.LANCZOS, box=box), (left, top))
         return padded
 
 

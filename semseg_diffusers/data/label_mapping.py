@@ -36,44 +36,25 @@ SYNONYMS = (
     ("lane marking", "lane mkgs driv", "lane marking general", "road marking", "lane mkgs non driv"),
     ("unknown", "void", "unlabelled", "unlabeled", "ignore"),
 )
-# A class -> its superclasses, the nearest first.
-SUPERCLASSES = {
-    "truck": ("truck bus", "car"),
-    "bus": ("truck bus", "car"),
-    "train": ("car",),
-    "truck bus": ("truck", "car"),
-    "other moving": ("car",),
-    "caravan": ("truck", "car"),
-    "trailer": ("truck", "car"),
-    "autorickshaw": ("car",),
-    "bicycle": ("rider",),
-    "motorcycle": ("bicycle", "rider"),
-    "child": ("person",),
-    "rider": ("person",),
-    "terrain": ("vegetation",),
-    "wall": ("building",),
-    "bridge": ("building",),
-    "tunnel": ("building",),
-    "archway": ("building",),
-    "guard rail": ("fence",),
-    "barrier": ("fence", "wall"),
-    "traffic light": ("traffic sign",),
-    "traffic sign back": ("traffic sign",),
-    "traffic sign frame": ("traffic sign",),
-    "misc text": ("traffic sign",),
-    "traffic cone": ("pole",),
-    "lane marking": ("road",),
-    "crosswalk plain": ("road",),
-    "lane marking crosswalk": ("road",),
-    "bike lane": ("road",),
-    "service lane": ("road",),
-    "parking": ("road",),
-    "road shoulder": ("sidewalk",),
-    "parking block": ("sidewalk",),
-    "curb": ("sidewalk",),
-    "curb cut": ("sidewalk",),
-    "road": ("background",),  # the paper's set has no road: it is part of the background
+# Superclasses, the nearest first -> the classes that they contain.
+_CONTAINED = {
+    ("truck bus", "car"): ("truck", "bus"),
+    ("truck", "car"): ("truck bus", "caravan", "trailer"),
+    ("car",): ("train", "other moving", "autorickshaw"),
+    ("rider",): ("bicycle",),
+    ("bicycle", "rider"): ("motorcycle",),
+    ("person",): ("child", "rider"),
+    ("vegetation",): ("terrain",),
+    ("building",): ("wall", "bridge", "tunnel", "archway"),
+    ("fence",): ("guard rail",),
+    ("fence", "wall"): ("barrier",),
+    ("traffic sign",): ("traffic light", "traffic sign back", "traffic sign frame", "misc text"),
+    ("pole",): ("traffic cone",),
+    ("road",): ("lane marking", "crosswalk plain", "lane marking crosswalk", "bike lane", "service lane", "parking"),
+    ("sidewalk",): ("road shoulder", "parking block", "curb", "curb cut"),
+    ("background",): ("road",),  # of the paper's set, which has no road
 }
+SUPERCLASSES = {name: above for above, names in _CONTAINED.items() for name in names}
 
 
 def normalize(name: str) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,16 +78,20 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
         with resumable_folder(
             settings.output, _recipe(settings, source, mapping), SETTINGS_FILE, "prepared dataset", settings.overwrite
         ) as staging:
-            work = _Preparation(settings, source, validation, mapping, staging)
-            work.run(progress)
+            rows, results = _make_pairs(settings, source, validation, mapping, staging, progress)
             notes = source.notes
             if mapping is not None:
-                notes += (f"masks mapped to the label set {settings.map_to}: {mapping.describe(work.pixels)}",)
-            splits = {split: len(rows) for split, rows in work.rows.items()}
+                pixels = np.sum([result["pixels"] for result in results], axis=0)
+                notes += (f"masks mapped to the label set {settings.map_to}: {mapping.describe(pixels)}",)
             report = PrepareReport(
-                splits, work.enlarged, source.unmatched, source.data_format, notes, resumed=work.resumed
+                splits={split: len(of_split) for split, of_split in rows.items()},
+                enlarged=sum(result["enlarged"] for result in results),
+                unmatched=source.unmatched,
+                data_format=source.data_format,
+                notes=notes,
+                resumed=len(staging.done),
             )
-            finish_dataset(staging.folder, work.rows, target or source.labels, _record(settings, report, mapping))
+            finish_dataset(staging.folder, rows, target or source.labels, _record(settings, report, mapping))
     finally:
         close_archives()
     return report
@@ -150,18 +154,13 @@ def _fingerprint(source: Source) -> str:
 
 def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapping | None) -> dict[str, Any]:
     """Return the content of `prepare.json`, without the number of workers, which changes nothing."""
+    names = ("fit", "labels", "map_to", "annotations", "tolerance", "val_fraction", "seed")
     return {
         "format": report.data_format,
         "source": settings.source[0] if len(settings.source) == 1 else list(settings.source),
         "resolution": "native" if settings.resolution is None else list(settings.resolution),
-        "fit": settings.fit,
-        "labels": settings.labels,
-        "map_to": settings.map_to,
+        **{name: getattr(settings, name) for name in names},
         "mapped_classes": None if mapping is None else [list(names) for names in mapping.names],
-        "annotations": settings.annotations,
-        "tolerance": settings.tolerance,
-        "val_fraction": settings.val_fraction,
-        "seed": settings.seed,
         "enlarged": report.enlarged,
         "unmatched": [path.name for path in report.unmatched],
         "notes": list(report.notes),
@@ -171,69 +170,55 @@ def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapp
 # The pairs ---------------------------------------------------------------------------------------------------------
 
 
-class _Preparation:
-    """Prepares the missing pairs, and collects the rows and counts of all."""
+def _make_pairs(
+    settings: PrepareSettings,
+    source: Source,
+    validation: frozenset[str],
+    mapping: LabelMapping | None,
+    staging: Staging,
+    progress: bool,
+) -> tuple[dict[str, list[dict[str, Any]]], list[dict[str, Any]]]:
+    """Prepare the missing pairs; return the rows of each split, and the result of `make_pair` for all pairs."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    results: list[dict[str, Any]] = []
+    failures: list[str] = []
+    alone = replace(source, pairs=(), unmatched=(), notes=())  # small, for other processes
+    work = functools.partial(make_pair, folder=staging.folder, source=alone, settings=settings, mapping=mapping)
+    with progress_bar(total=source.count, desc="preparing", unit="pair", disable=not progress) as bar:
 
-    def __init__(
-        self,
-        settings: PrepareSettings,
-        source: Source,
-        validation: frozenset[str],
-        mapping: LabelMapping | None,
-        staging: Staging,
-    ):
-        self.settings, self.source, self.validation, self.staging = settings, source, validation, staging
-        self.mapping = mapping
-        self.rows: dict[str, list[dict[str, Any]]] = {}  # of each split, for its metadata
-        self.enlarged = self.resumed = 0
-        self.pixels = np.zeros(source.labels.num_classes, np.int64)  # of each class before the mapping
-
-    def run(self, progress: bool) -> None:
-        count, failures = self.source.count, []
-        alone = replace(self.source, pairs=(), unmatched=(), notes=())  # small, for other processes
-        work = functools.partial(
-            make_pair, folder=self.staging.folder, source=alone, settings=self.settings, mapping=self.mapping
-        )
-        with progress_bar(total=count, desc="preparing", unit="pair", disable=not progress) as bar:
-            left = None if count is None else count - len(self.staging.done)
-            for pair, result in map_in_order(work, self._missing(bar.update), self.settings.num_workers, left):
-                if isinstance(result, ValueError):
-                    failures.append(str(result))
-                    if len(failures) == NAMED:
-                        break
+        def missing() -> Iterator[Pair]:
+            """Yield the pairs to prepare; finished ones are only counted."""
+            for pair in source.pairs:
+                if pair.stem in validation:
+                    pair = replace(pair, split="val")
+                if pair.split not in rows:
+                    make_split(staging.folder, pair.split)
+                rows.setdefault(pair.split, []).append({**pair_row(pair.stem), **pair.attributes})
+                done = staging.done.get((pair.split, pair.stem))
+                if done is None:
+                    yield pair
                 else:
-                    row = pair_row(pair.stem)
-                    files = (row["image_file_name"], row["mask_file_name"])
-                    self.staging.note(pair.split, pair.stem, files, **result)
-                    self._add(result)
-                bar.update()
-        if failures:
-            more = len(failures) == NAMED or count is None
-            shown = f"{len(failures)} files or more" if more else f"{len(failures)} of {count} pairs"
-            raise ValueError(f"{shown} cannot be used, and nothing was written:\n- " + "\n- ".join(failures))
-        if not self.rows:
-            raise ValueError(f"{', '.join(self.settings.source)} has no pairs.")
+                    results.append(done)
+                    bar.update()
 
-    def _missing(self, update: Callable[[], object]) -> Iterator[Pair]:
-        """Yield the pairs to prepare; finished ones are only counted."""
-        for pair in self.source.pairs:
-            if pair.stem in self.validation:
-                pair = replace(pair, split="val")
-            if pair.split not in self.rows:
-                make_split(self.staging.folder, pair.split)
-            self.rows.setdefault(pair.split, []).append({**pair_row(pair.stem), **pair.attributes})
-            done = self.staging.done.get((pair.split, pair.stem))
-            if done is None:
-                yield pair
-            else:
-                self._add(done)
-                self.resumed += 1
-                update()
-
-    def _add(self, result: dict[str, Any]) -> None:
-        self.enlarged += result["enlarged"]
-        if self.mapping is not None:
-            self.pixels += np.array(result["pixels"])
+        left = None if source.count is None else source.count - len(staging.done)
+        for pair, result in map_in_order(work, missing(), settings.num_workers, left):
+            bar.update()
+            if not isinstance(result, ValueError):
+                row = pair_row(pair.stem)
+                staging.note(pair.split, pair.stem, (row["image_file_name"], row["mask_file_name"]), **result)
+                results.append(result)
+                continue
+            failures.append(str(result))
+            if len(failures) == NAMED:
+                break
+    if failures:
+        more = len(failures) == NAMED or source.count is None
+        shown = f"{len(failures)} files or more" if more else f"{len(failures)} of {source.count} pairs"
+        raise ValueError(f"{shown} cannot be used, and nothing was written:\n- " + "\n- ".join(failures))
+    if not rows:
+        raise ValueError(f"{', '.join(settings.source)} has no pairs.")
+    return rows, results
 
 
 def make_pair(
@@ -312,9 +297,8 @@ def run(settings: PrepareSettings) -> int:
         kept = f"; finished pairs are kept in {folder}, and the same command resumes" if folder.is_dir() else ""
         sys.stderr.write(f"\nstopped{kept}\n")
         return 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
-    lines = [f"{', '.join(f'{count} {split}' for split, count in report.splits.items())} pairs in {settings.output}"]
-    lines[0] += f", read as {report.data_format}"
-    lines += report.notes
+    counts = ", ".join(f"{count} {split}" for split, count in report.splits.items())
+    lines = [f"{counts} pairs in {settings.output}, read as {report.data_format}", *report.notes]
     if report.resumed:
         lines.append(f"{report.resumed} of them are from a run that was stopped")
     if report.unmatched:

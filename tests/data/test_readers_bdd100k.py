@@ -1,7 +1,7 @@
 """BDD100K in each of the forms in which it is published, and the attributes of its photos."""
 
-import io
 import json
+import re
 
 import datasets
 import numpy as np
@@ -22,8 +22,8 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.prepare import prepare_dataset
-from semseg_diffusers.data.readers import read_source, scalabel
-from semseg_diffusers.data.readers.scalabel import iterate_frames
+from semseg_diffusers.data.readers import read_source
+from semseg_diffusers.data.readers.bdd100k import iterate_frames
 from semseg_diffusers.data.settings import PrepareSettings
 
 
@@ -166,47 +166,37 @@ def test_attributes_come_from_archives_too(tmp_path):
 # Scalabel's JSON ---------------------------------------------------------------------------------------------------
 
 
-class Text:
-    """A label file that is read in pieces of a few bytes."""
-
-    def __init__(self, text: str):
-        self.text = text
-
-    def __str__(self):
-        return "labels.json"
-
-    def open(self, mode):
-        assert mode == "rb"
-        return io.BytesIO(self.text.encode())
-
-
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 50, 1000])
 @pytest.mark.parametrize("indent", [None, 2])
 @pytest.mark.parametrize("wrapped", [False, True])
-def test_frames_are_read_one_by_one_however_the_file_is_cut(monkeypatch, chunk, indent, wrapped):
-    monkeypatch.setattr(scalabel, "CHUNK", chunk)
+def test_frames_are_read_one_by_one(tmp_path, indent, wrapped):
     frames = [{"name": "é€😀.jpg", "n": [1.5e3, -2, None, "]}"]}, {"name": 'quote " and \\', "labels": []}]
     content = {"config": {"a": [1]}, "n": 12, "frames": frames, "groups": []} if wrapped else frames
-    text = json.dumps(content, indent=indent, ensure_ascii=False)
-    assert list(iterate_frames(Text(text))) == frames
-    assert list(iterate_frames(Text("[]"))) == []
+    file = tmp_path / "labels.json"
+    for start in ("", "\n ", "\ufeff"):
+        file.write_text(start + json.dumps(content, indent=indent, ensure_ascii=False), encoding="utf-8")
+        assert list(iterate_frames(file)) == frames
+    file.write_text(json.dumps({"frames": []} if wrapped else [], indent=indent))
+    assert list(iterate_frames(file)) == []
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "ends in the middle"),
-        ('[{"name": "a"}', "ends in the middle"),
+        ("", 'expected a list, or an object with the key "frames"'),
+        ('[{"name": "a"}', "expected , or ] after a frame, got ''"),
+        ('[{"name": "a"},', "Expecting value"),
         ('[{"name": "a}', "Unterminated string"),
-        ('[{"name": "a"} {"name"', "expected , or ], got '{'"),
-        ("<html>", r"expected \[ or {, got '<'"),
-        ('{"config": {}}', 'the key "frames" is missing'),
+        ('[{"name": "a"} {"name"', "expected , or ] after a frame, got '{\"name\"'"),
+        ("<html>", 'expected a list, or an object with the key "frames"'),
+        ('{"config": {}}', 'expected a list, or an object with the key "frames"'),
         ("[1, 2]", "a frame is 1"),
     ],
 )
-def test_a_file_that_is_no_list_of_frames_is_refused(text, message):
-    with pytest.raises(ValueError, match=f"label file 'labels.json' is not a list of frames .*{message}"):
-        list(iterate_frames(Text(text)))
+def test_a_file_that_is_not_a_list_of_frames_is_refused(tmp_path, text, message):
+    file = tmp_path / "labels.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"labels.json' is not a list of frames .*{re.escape(message)}"):
+        list(iterate_frames(file))
 
 
 @pytest.mark.parametrize(

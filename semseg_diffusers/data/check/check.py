@@ -3,13 +3,14 @@
 Exits with code 1 if prepare or training would stop, or results would be wrong; with 0 if there are only warnings.
 """
 
+import functools
 import itertools
 import json
 import shutil
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -73,7 +74,8 @@ def check_source(
         _, data_format = open_source(source, data_format)
         lenient = "skip_unmatched" in FORMATS[data_format].takes
         found = read_source(source, data_format, labels, lenient, **options)
-        facts = _in_threads(lambda pair: inspect_pair(pair, found, tolerance), found.pairs, num_workers, progress)
+        work = functools.partial(inspect_pair, source=found, tolerance=tolerance)
+        facts = _in_threads(work, found.pairs, found.count, num_workers, progress)
     except (ValueError, OSError) as err:
         roots = [Path(path) for path in ([source] if isinstance(source, (str, Path)) else source)]
         images = [path for root in roots for path in _images_below(root)]
@@ -119,8 +121,8 @@ def check_prepared(folder: str | Path, num_workers: int = 1, progress: bool = Fa
         found += findings
     if not pairs:
         found += find("no pairs", [root])
-    source = None if labels is None else Source(labels)
-    facts = _in_threads(lambda pair: inspect_pair(pair, source), pairs, num_workers, progress)
+    work = functools.partial(inspect_pair, source=None if labels is None else Source(labels))
+    facts = _in_threads(work, pairs, len(pairs), num_workers, progress)
     return _report(facts, labels, found)
 
 
@@ -130,22 +132,18 @@ def _report(facts: list[PairFacts], labels: LabelSet | None, found: list[Finding
     return Report(pairs, tuple(sorted(findings, key=lambda finding: finding.severity != ERROR)))
 
 
-def _in_threads(work: Callable[[Any], Any], items: Iterable[Any], num_workers: int, progress: bool) -> list[Any]:
+def _in_threads(
+    work: Callable[[Any], Any], items: Iterable[Any], count: int | None, num_workers: int, progress: bool
+) -> list[Any]:
     """Return results in order; items are taken as they are needed."""
-    try:
-        total = len(items)  # type: ignore[arg-type]
-    except TypeError:  # a stream
-        total = None
-    items, results = iter(items), []
-    with (
-        ThreadPoolExecutor(num_workers) as pool,
-        progress_bar(total=total, desc="checking", disable=not progress) as bar,
-    ):
-        while chunk := list(itertools.islice(items, CHUNK)):
-            for result in pool.map(work, chunk):
-                results.append(result)
-                bar.update()
-    return results
+
+    def results() -> Iterator[Any]:
+        stream = iter(items)
+        with ThreadPoolExecutor(num_workers) as pool:
+            while chunk := list(itertools.islice(stream, CHUNK)):
+                yield from pool.map(work, chunk)
+
+    return list(progress_bar(results(), total=count, desc="checking", disable=not progress))
 
 
 def _images_below(root: Path) -> list[Path]:
@@ -161,7 +159,7 @@ def _check_single_images(images: list[Path], num_workers: int, progress: bool) -
     found = find("one stem", [" = ".join(names) for names in stems.values() if len(names) > 1])
     empty = [path for path in images if path.stat().st_size == 0]
     rest = [path for path in images if path not in set(empty)]
-    faults = _in_threads(image_fault, rest, num_workers, progress)
+    faults = _in_threads(image_fault, rest, len(rest), num_workers, progress)
     broken = [(str(path), fault) for path, fault in zip(rest, faults, strict=True) if fault]
     return [*found, *unreadable_findings(list(map(str, empty)), broken)]
 

@@ -3,6 +3,7 @@
 An error is what `prepare` or training would refuse, or what makes results wrong; a warning is what a user should know.
 """
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,13 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from semseg_diffusers.data.check.inspection import (
-    Fingerprint,
-    PairFacts,
-    color_distances,
-    near_duplicates,
-    same_images,
-)
+from semseg_diffusers.data.check.inspection import PairFacts, color_distances, near_duplicates, same_images
 from semseg_diffusers.data.dataset_format import LABELS_FILE, METADATA_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 
@@ -26,6 +21,8 @@ from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 EXAMPLES = 5  # files named in a finding
 ERROR, WARNING = "error", "warning"
 COLUMNS = ("image_file_name", "mask_file_name")
+REDO = "prepare the dataset again, or correct the rows"
+UNLEARNED = "a model cannot learn them here; add images that show them, or leave them out of masks to generate from"
 
 # Kind, which does not change between versions -> severity, what was found, what to do.
 CHECKS = {
@@ -39,9 +36,7 @@ CHECKS = {
         "give image and mask the same name up to the ending, or leave them out: prepare --skip_unmatched",
     ),
     "one stem": (ERROR, "names that several files have in common up to the ending", "keep one of each"),
-    "label set": (
-        ERROR, f"no usable {LABELS_FILE}", "masks are not checked against classes without it; prepare it again"
-    ),
+    "label set": (ERROR, f"no usable {LABELS_FILE}", "masks are not checked against classes; prepare it again"),
     "record": (
         WARNING, f"no {SETTINGS_FILE}",
         "it was not made by prepare, toy or generate: nothing says how, and prepare does not overwrite it",
@@ -50,12 +45,8 @@ CHECKS = {
         ERROR, "no pairs to check",
         f"expected {METADATA_FILE} with the keys {' and '.join(COLUMNS)} in each split's folder",
     ),
-    "metadata": (
-        ERROR, f"lines without {' and '.join(COLUMNS)}, or not JSON", "prepare the dataset again, or correct the rows"
-    ),
-    "row without file": (
-        ERROR, "files that a row names and that do not exist", "prepare the dataset again, or correct the rows"
-    ),
+    "metadata": (ERROR, f"lines without {' and '.join(COLUMNS)}, or not JSON", REDO),
+    "row without file": (ERROR, "files that a row names and that do not exist", REDO),
     "file without row": (WARNING, "images that no row names, so nothing reads them", "remove them"),
     "row twice": (WARNING, "files that several rows name", "keep one of the rows"),
     # of single files
@@ -78,23 +69,13 @@ CHECKS = {
         WARNING, "masks that are unknown everywhere",
         "a model learns nothing about classes from them; label them or remove the pairs",
     ),
-    "mode of photo": (
-        ERROR, "images without 8 bits per channel", "convert them to RGB with 8 bits per channel"
-    ),
-    "plain photo": (
-        WARNING, "images of a single colour", "look at them: are they lens caps, or failures?"
-    ),
+    "mode of photo": (ERROR, "images without 8 bits per channel", "convert them to RGB with 8 bits per channel"),
+    "plain photo": (WARNING, "images of a single colour", "look at them: are they lens caps, or failures?"),
     # of the values of masks
     "ids out of range": (ERROR, "masks with ids that are no class", ""),
     "unknown colours": (ERROR, "masks with colours that no class has", ""),
-    "class never seen": (
-        WARNING, "classes that no mask shows",
-        "a model cannot learn them here; add images that show them, or leave them out of masks to generate from",
-    ),
-    "class not in train": (
-        WARNING, "classes that other splits show and train does not",
-        "a model cannot learn them here; add images that show them, or leave them out of masks to generate from",
-    ),
+    "class never seen": (WARNING, "classes that no mask shows", UNLEARNED),
+    "class not in train": (WARNING, "classes that other splits show and train does not", UNLEARNED),
     # of all images together
     "same photo in two splits": (
         ERROR, "images in several splits, equal in every pixel",
@@ -155,9 +136,10 @@ def unreadable_findings(empty: Sequence[str], broken: Sequence[tuple[str, str]])
 
 def _unreadable(facts: Sequence[PairFacts]) -> list[Finding]:
     empty = [path for entry in facts for path in entry.empty]
+    masks = [(entry.mask, entry.mask_fault, entry.mask_size) for entry in facts if entry.mask_fault]
     broken = [(entry.image, entry.image_fault) for entry in facts if entry.image_fault]
-    broken += [(entry.mask, entry.mask_fault) for entry in facts if entry.mask_fault and entry.mask_size is None]
-    wrong = {entry.mask: entry.mask_fault for entry in facts if entry.mask_fault and entry.mask_size is not None}
+    broken += [(mask, fault) for mask, fault, size in masks if size is None]
+    wrong = {mask: fault for mask, fault, size in masks if size is not None}
     reasons = {"reasons": dict(list(wrong.items())[: 10 * EXAMPLES])}
     return [
         *unreadable_findings(empty, [fault for fault in broken if fault[0] not in set(empty)]),
@@ -281,36 +263,20 @@ def _duplicates(facts: Sequence[PairFacts]) -> list[Finding]:
     within: list[str] = []
     between: list[str] = []
     copies: set[int] = set()  # of images in another split
-    for group in same_images([print_ for _, print_ in seen]):
+    for group in same_images([own for _, own in seen]):
         text = " = ".join(seen[index][0].image for index in group)
         leaks = len({seen[index][0].split for index in group}) > 1
         (between if leaks else within).append(text)
         copies.update(group if leaks else ())
     found = [*find("same photo in two splits", between), *find("same photo twice", within)]
-    members: dict[str, tuple[list[str], list[Fingerprint]]] = {split: ([], []) for split in ("train", "val", "test")}
-    for index, (entry, print_) in enumerate(seen):
-        if index not in copies:
-            members[entry.split][0].append(entry.image)
-            members[entry.split][1].append(print_)
-    splits = [split for split in members if any(entry.split == split for entry, _ in seen)]
-    for i, other in enumerate(splits):
-        for one in splits[:i]:
-            found += _near_duplicates(one, other, *members[one], *members[other])
+    rest = [(entry, own) for index, (entry, own) in enumerate(seen) if index not in copies]
+    splits = {split: [row for row in rest if row[0].split == split] for split in ("train", "val", "test")}
+    for one, other in itertools.combinations(splits, 2):
+        ones, others = splits[one], splits[other]
+        near = sorted(near_duplicates([own for _, own in others], [own for _, own in ones]), key=lambda row: row[2])
+        named = [f"{others[i][0].image} ~ {ones[j][0].image}" for i, j, _ in near]
+        _, what, advice = CHECKS["near-duplicates"]
+        what = what.format(one=one, other=other, near=len(near), all=len(others))
+        kind = f"near-duplicates {one}/{other}"
+        found += find("near-duplicates", named, kind=kind, what=what, advice=advice.format(other=other))
     return found
-
-
-def _near_duplicates(
-    one: str,
-    other: str,
-    images: list[str],
-    prints: list[Fingerprint],
-    other_images: list[str],
-    other_prints: list[Fingerprint],
-) -> list[Finding]:
-    """Return the finding about images of a split that are nearly in another one; copies are reported elsewhere."""
-    near = sorted(near_duplicates(other_prints, prints), key=lambda row: row[2])
-    named = [f"{other_images[i]} ~ {images[j]}" for i, j, _ in near]
-    _, what, advice = CHECKS["near-duplicates"]
-    values = {"one": one, "other": other, "near": len(near), "all": len(other_images)}
-    kind = f"near-duplicates {one}/{other}"
-    return find("near-duplicates", named, kind=kind, what=what.format(**values), advice=advice.format(**values))

@@ -4,11 +4,17 @@ Masks are images of ids, polygons or run lengths. Weather, scene and time of day
 task, under the name of the image, which can be in another split there: both files are searched.
 """
 
+import json
+import re
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.polygons import RegionMask
+from semseg_diffusers.data.polygons import Polygon, RegionMask, RunLengths, read_counts
 from semseg_diffusers.data.readers.pairs import (
     AnyPath,
     ReadOptions,
@@ -21,7 +27,6 @@ from semseg_diffusers.data.readers.pairs import (
     match_stems,
     split_folders,
 )
-from semseg_diffusers.data.readers.scalabel import read_attributes, read_regions
 from semseg_diffusers.data.settings import ANNOTATIONS, SPLITS
 
 
@@ -36,6 +41,8 @@ ATTRIBUTE_FILES = (
     ("labels", "bdd100k_labels_images_train.json"),
     ("labels", "bdd100k_labels_images_val.json"),
 )
+START = re.compile(r'\s*(?:\[|\{.*?"frames"\s*:\s*\[)\s*(\]?)', re.DOTALL)  # of the list, which may be empty
+SEPARATOR = re.compile(r"\s*([,\]])\s*")
 
 
 def _find(root: AnyPath, folder: str) -> AnyPath | None:
@@ -120,3 +127,110 @@ def _with_attributes(root: AnyPath, source: Source) -> Source:
     pairs = tuple(replace(pair, attributes=known.get(pair.stem, unknown)) for pair in source.pairs)
     note = f"{', '.join(ATTRIBUTES)}: known for {len(known)} of {len(pairs)} images"
     return replace(source, pairs=pairs, notes=(*source.notes, note))
+
+
+# Label files in Scalabel's JSON, the largest of 1.5 GB: a list of frames, or an object whose "frames" is that list. A
+# frame has a `name`, `attributes` and `labels`; a label has a `category` and its region as `poly2d` (polygons with
+# Bezier curves) or `rle` (COCO's run lengths).
+
+
+def iterate_frames(file: AnyPath) -> Iterator[dict[str, Any]]:
+    """Yield the frames of a label file, one after the other: decoded at once, the largest would take many GB.
+
+    Raises:
+        ValueError: the file is cut off, or not a list of frames.
+    """
+    try:
+        text, decoder = file.read_text(encoding="utf-8-sig"), json.JSONDecoder()
+        found = START.match(text)
+        if found is None:
+            raise ValueError('expected a list, or an object with the key "frames"')
+        while found[1] != "]":
+            frame, end = decoder.raw_decode(text, found.end())
+            if not isinstance(frame, dict):
+                raise ValueError(f"a frame is {frame!r:.40}")
+            yield frame
+            found = SEPARATOR.match(text, end)
+            if found is None:
+                raise ValueError(f"expected , or ] after a frame, got '{text[end : end + 20].strip()}'")
+    except ValueError as err:
+        raise ValueError(f"label file '{file}' is not a list of frames in Scalabel's JSON: {err}.") from err
+
+
+def _stem_of(name: object) -> str:
+    return str(name).rsplit("/", 1)[-1].rsplit(".", 1)[0]
+
+
+def read_regions(
+    file: AnyPath, kind: str, class_ids: Mapping[str, int]
+) -> tuple[dict[str, tuple[Polygon | RunLengths, ...]], Counter[str]]:
+    """Read the regions of every frame in their drawing order.
+
+    Args:
+        file: the label file.
+        kind: "poly2d" or "rle".
+        class_ids: name of a category -> id; labels of other categories are left out, so unknown.
+
+    Returns:
+        the regions by the stem of the image, and how many labels each other category has.
+
+    Raises:
+        ValueError: a label is not as Scalabel writes it, or an image occurs twice.
+    """
+    found: dict[str, tuple[Polygon | RunLengths, ...]] = {}
+    others: Counter[str] = Counter()
+    for frame in iterate_frames(file):
+        name = frame.get("name")
+        if not isinstance(name, str):
+            raise ValueError(f"label file '{file}': frame {len(found)} has the name {name!r}; expected a file name.")
+        stem = _stem_of(name)
+        if stem in found:
+            raise ValueError(f"label file '{file}' has two frames '{name}'.")
+        regions: list[Polygon | RunLengths] = []
+        for number, label in enumerate(frame.get("labels") or ()):
+            category = str(label.get("category")) if isinstance(label, dict) else "None"
+            if category not in class_ids:
+                others[category] += 1
+                continue
+            try:
+                regions += _read_label(label.get(kind), kind, class_ids[category])
+            except (ValueError, TypeError, KeyError, OverflowError) as err:
+                raise ValueError(f"label file '{file}', image '{name}', label {number}: {err!r}.") from err
+        found[stem] = tuple(regions)
+    return found, others
+
+
+def _read_label(region: Any, kind: str, class_id: int) -> Iterator[Polygon | RunLengths]:
+    """Yield the polygons of one label, or its run lengths."""
+    if not region:
+        return
+    if kind == "rle":
+        counts, (height, width) = region["counts"], region["size"]
+        read_counts(counts)
+        counts = counts if isinstance(counts, str) else tuple(counts)
+        yield RunLengths(class_id, counts, (int(height), int(width)))
+        return
+    for outline in region:
+        vertices, types = np.asarray(outline["vertices"], dtype=np.float32), outline["types"]
+        if vertices.ndim != 2 or vertices.shape[1] != 2 or not np.isfinite(vertices).all():
+            raise ValueError(f"vertices of shape {vertices.shape}; expected (N, 2) finite numbers")
+        if len(types) != len(vertices) or set(types) - {"L", "C"}:
+            raise ValueError(f"types {types!r:.40} for {len(vertices)} vertices; expected L or C for each")
+        if np.abs(vertices).max(initial=0) > 1e6:
+            raise ValueError(f"a vertex at {np.abs(vertices).max():.0f} pixels; expected vertices near the frame")
+        yield Polygon(class_id, vertices, types)
+
+
+def read_attributes(files: list[AnyPath], stems: set[str], names: tuple[str, ...]) -> dict[str, dict[str, str | None]]:
+    """Return the attributes of images by stem, None if "undefined"; of several files, the first one counts."""
+    found: dict[str, dict[str, str | None]] = {}
+    for file in files:
+        for frame in iterate_frames(file):
+            stem, attributes = _stem_of(frame.get("name")), frame.get("attributes")
+            if stem in stems and stem not in found and isinstance(attributes, dict):
+                values = {name: attributes.get(name) for name in names}
+                found[stem] = {
+                    name: value if isinstance(value, str) and value != "undefined" else None
+                    for name, value in values.items()
+                }
+    return found

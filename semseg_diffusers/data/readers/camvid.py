@@ -17,40 +17,28 @@ from semseg_diffusers.data.readers.pairs import (
 )
 
 
-# The classes of the original release: colour, and the one of the 11 into which it is merged.
+# The classes of the original release and their colours, by the one of the 11 into which they are merged.
 COLORS = {
-    "Animal": ((64, 128, 64), "person"),
-    "Archway": ((192, 0, 128), "building"),
-    "Bicyclist": ((0, 128, 192), "rider"),
-    "Bridge": ((0, 128, 64), "building"),
-    "Building": ((128, 0, 0), "building"),
-    "Car": ((64, 0, 128), "car"),
-    "CartLuggagePram": ((64, 0, 192), "person"),
-    "Child": ((192, 128, 64), "person"),
-    "Column_Pole": ((192, 192, 128), "pole"),
-    "Fence": ((64, 64, 128), "fence"),
-    "LaneMkgsDriv": ((128, 0, 192), "road"),
-    "LaneMkgsNonDriv": ((192, 0, 64), "road"),
-    "Misc_Text": ((128, 128, 64), "traffic sign"),
-    "MotorcycleScooter": ((192, 0, 192), "rider"),
-    "OtherMoving": ((128, 64, 64), "car"),
-    "ParkingBlock": ((64, 192, 128), "sidewalk"),
-    "Pedestrian": ((64, 64, 0), "person"),
-    "Road": ((128, 64, 128), "road"),
-    "RoadShoulder": ((128, 128, 192), "sidewalk"),
-    "Sidewalk": ((0, 0, 192), "sidewalk"),
-    "SignSymbol": ((192, 128, 128), "traffic sign"),
-    "Sky": ((128, 128, 128), "sky"),
-    "SUVPickupTruck": ((64, 128, 192), "car"),
-    "TrafficCone": ((0, 0, 64), "pole"),
-    "TrafficLight": ((0, 64, 64), "traffic sign"),
-    "Train": ((192, 64, 128), "car"),
-    "Tree": ((128, 128, 0), "vegetation"),
-    "Truck_Bus": ((192, 128, 192), "car"),
-    "Tunnel": ((64, 0, 64), "building"),
-    "VegetationMisc": ((192, 192, 0), "vegetation"),
-    "Wall": ((64, 192, 0), "building"),
-}  # and Void in black
+    "person": {
+        "Animal": (64, 128, 64), "CartLuggagePram": (64, 0, 192), "Child": (192, 128, 64), "Pedestrian": (64, 64, 0),
+    },
+    "building": {
+        "Archway": (192, 0, 128), "Bridge": (0, 128, 64), "Building": (128, 0, 0), "Tunnel": (64, 0, 64),
+        "Wall": (64, 192, 0),
+    },
+    "rider": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
+    "car": {
+        "Car": (64, 0, 128), "OtherMoving": (128, 64, 64), "SUVPickupTruck": (64, 128, 192), "Train": (192, 64, 128),
+        "Truck_Bus": (192, 128, 192),
+    },
+    "pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
+    "fence": {"Fence": (64, 64, 128)},
+    "road": {"LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64), "Road": (128, 64, 128)},
+    "traffic sign": {"Misc_Text": (128, 128, 64), "SignSymbol": (192, 128, 128), "TrafficLight": (0, 64, 64)},
+    "sidewalk": {"ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192), "Sidewalk": (0, 0, 192)},
+    "sky": {"Sky": (128, 128, 128)},
+    "vegetation": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
+}  # fmt: skip
 COLOR_ENDING = "_L"  # a mask in colours is called <stem of its image>_L.png
 
 
@@ -81,7 +69,7 @@ def read_camvid(folders: Folders, options: ReadOptions) -> Source:
     pairs, unmatched = match_folders(folders, options.skip_unmatched, COLOR_ENDING if all(colored) else "")
     if not all(colored):
         return Source(labels, pairs, unmatched, changed_ids={labels.num_classes: labels.ignore_index})
-    changed = {i: labels.label2id[name] for i, (_, name) in enumerate(COLORS.values())}
-    file_labels = LabelSet.from_colormap({name: color for name, (color, _) in COLORS.items()})
+    file_labels = LabelSet.from_colormap({name: color for group in COLORS.values() for name, color in group.items()})
+    merged = [labels.label2id[name] for name, group in COLORS.items() for _ in group]
     notes = ("the 32 classes of the original release were merged into 11",)
-    return Source(labels, pairs, unmatched, changed, file_labels, notes)
+    return Source(labels, pairs, unmatched, dict(enumerate(merged)), file_labels, notes)
