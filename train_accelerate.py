@@ -3,7 +3,7 @@
 All of it lives in `semseg_diffusers.training`, so that an installed wheel can train too.
 """
 
-from semseg_diffusers.training.train import main
+from semseg_diffusers.training.loop import main
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ COMMANDS = {
     ),
     "train": Command(
         "semseg_diffusers.training.settings:TrainingSettings",
-        "semseg_diffusers.training.train:run",
+        "semseg_diffusers.training.loop:run",
         "train a mask-guided diffusion model",
     ),
     "report": Command(

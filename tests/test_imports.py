@@ -110,7 +110,7 @@ def test_every_hub_file_is_found():
         ),
         ("semseg_diffusers.data.a", "from semseg_diffusers.data.labels import LabelSet\nimport torch", []),
         ("semseg_diffusers.data.labels", "from semseg_diffusers.pipelines import a", []),
-        ("semseg_diffusers.cli", "import semseg_diffusers.training.train", []),
+        ("semseg_diffusers.cli", "import semseg_diffusers.training.loop", []),
     ],
 )
 def test_the_rule_finds_what_breaks_it(module, source, wrong):

@@ -12,7 +12,7 @@ from semseg_diffusers.converters.settings import ConvertSettings
 from semseg_diffusers.converters.sources import Conversion, convert_id_channel, convert_paper, convert_sdm
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import parse_resolution
-from semseg_diffusers.hub.cards import render_model_card
+from semseg_diffusers.hub.folders import new_model_card
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import check_output, hash_file, new_folder, package_version, write_json, write_text
 
@@ -56,22 +56,13 @@ def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite
             "diffusers": diffusers.__version__,
         },
     }
-    card = render_model_card(
-        conversion.labels,
-        title=output.name,
-        source=output.name,
-        license_name=None,
-        network=type(unet).__name__,
-        parameters=sum(weight.numel() for weight in unet.parameters()),
-        scheduler_config=dict(conversion.scheduler.config),
-        origin=(
-            f"Converted by `semseg-diffusers convert --from {conversion.source}` from "
-            f"`{conversion.weights_file.name}` (SHA-256 {digest}): {conversion.work} Nothing was trained here. "
-            f"{conversion.sampling}"
-        ),
+    origin = (
+        f"Converted by `semseg-diffusers convert --from {conversion.source}` from `{conversion.weights_file.name}` "
+        f"(SHA-256 {digest}): {conversion.work} Nothing was trained here. {conversion.sampling}"
     )
     with new_folder(output, CONVERSION_FILE, KIND, overwrite) as folder:
         MaskGuidedDDPMPipeline(unet=unet, scheduler=conversion.scheduler).save_pretrained(folder)
+        card = new_model_card(folder, output.name, title=output.name, origin=origin)
         write_text(folder / "README.md", card)
         write_json(folder / CONVERSION_FILE, record)
     return output

@@ -6,6 +6,7 @@ A part is between `<!-- begin NAME ... -->` and `<!-- end NAME -->`; what a user
 import json
 import re
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -40,6 +41,14 @@ _TEMPLATES = Environment(  # noqa: S701  Markdown, not HTML
 )
 
 
+def local_name(source: str) -> str:
+    """Return the name of a local folder, or the Hub id that `source` is."""
+    return Path(source).resolve().name if Path(source).is_dir() else without_machine_paths(source)
+
+
+_TEMPLATES.filters["local_name"] = local_name
+
+
 def render(template: str, **values: Any) -> str:
     """Fill a template of hub/templates/."""
     return _TEMPLATES.get_template(template).render(**values)
@@ -49,60 +58,62 @@ def render(template: str, **values: Any) -> str:
 
 
 def render_model_card(
-    labels: LabelSet,
+    config: Mapping[str, Any],
     *,
     title: str,
     source: str,
-    license_name: str | None,
-    network: str,
-    parameters: int | None,
-    scheduler_config: dict[str, Any] | None = None,
-    training: dict[str, Any] | None = None,
-    dataset_id: str | None = None,
     pipeline_class: str = "MaskGuidedDDPMPipeline",
+    parameters: int | None = None,
+    scheduler_config: Mapping[str, Any] | None = None,
+    license_name: str | None = None,
     origin: str | None = None,
-    attributes: Mapping[str, list[str]] | None = None,
+    run: Mapping[str, Any] | None = None,
 ) -> str:
     """Fill `model_card.md`.
 
     Args:
-        labels: classes of the network.
+        config: of the network, as saved: label set, attributes, size and class.
         title: the card's first line.
         source: folder or repository id that `from_pretrained` takes.
-        license_name: the Hub's name of the licence, if known.
-        network: class of the network.
-        parameters: number of its weights, if known.
-        scheduler_config: of the scheduler saved beside it; needed without `training`.
-        training: what the training run knows, see the template; None for a pipeline saved without a run.
-        dataset_id: id of the dataset, if it is on the Hub.
         pipeline_class: class of the pipeline.
+        parameters: number of the network's weights, if known.
+        scheduler_config: of the scheduler saved beside it; needed without `run`.
+        license_name: the Hub's name of the licence, if known.
         origin: where weights of others come from, for a converted pipeline.
-        attributes: values that the network knows of each attribute, as in its config.
+        run: what a training run knows: `settings`, `num_pairs`, `data_license` (a sentence), `step`,
+            `samples_per_step`, `averages` (variant and decay of each weight average, that of the pipeline first),
+            `trained_seconds` and `loss`; None for a pipeline saved without a run.
     """
+    size = config.get("sample_size")
+    height, width = (size, size) if isinstance(size, int) else size or (None, None)
+    dataset = run["settings"].dataset if run else ""
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-to-image",
         license=license_name,
-        datasets=[dataset_id] if dataset_id else None,
+        datasets=[dataset] if dataset.count("/") == 1 and not Path(dataset).is_dir() else None,
         tags=["diffusers", "semantic-segmentation", "mask-to-image", "synthetic-data", "semseg-diffusers"],
     )
-    return (
-        render(
-            "model_card.md",
-            card_data=data.to_yaml(),
-            title=title,
-            version=package_version(),
-            use=model_use(source, pipeline_class=pipeline_class),
-            labels=labels,
-            attributes=attributes,
-            network=network,
-            parameters="" if parameters is None else f", {parameters:,} parameters",
-            scheduler=scheduler_config,
-            training=training,
-            origin=origin,
-        )
-        + "\n"
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate"))
+    text = render(
+        "model_card.md",
+        card_data=data.to_yaml(),
+        title=title,
+        version=package_version(),
+        versions=versions,
+        use=model_use(source, pipeline_class=pipeline_class),
+        labels=LabelSet.from_config(config),
+        attributes=config.get("attributes"),
+        network=config.get("_class_name", ""),
+        height=height,
+        width=width,
+        parameters=parameters,
+        scheduler=scheduler_config,
+        origin=origin,
+        run=run,
+        by_variant=BY_VARIANT,
     )
+    return text + "\n"
 
 
 def model_use(

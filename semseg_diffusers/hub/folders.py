@@ -176,6 +176,36 @@ def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any
     return {f"{RESULTS_FOLDER}/{name}": cards.read_results(path) for name, path in zip(names, paths, strict=True)}
 
 
+def new_model_card(
+    folder: Path,
+    source: str,
+    *,
+    title: str | None = None,
+    license_name: str | None = None,
+    origin: str | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the first card of a folder that holds a pipeline.
+
+    Args:
+        folder: the model.
+        source: repository, or folder, that `from_pretrained` takes.
+        title: the card's first line, if it is not the folder's name.
+        license_name, origin, run: see `cards.render_model_card`.
+    """
+    return cards.render_model_card(
+        read_json(folder / "unet" / "config.json"),
+        title=title or folder.resolve().name,
+        source=source,
+        pipeline_class=read_json(folder / INDEX)["_class_name"],
+        parameters=_stored_weights(folder / "unet")[0],
+        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
+        license_name=license_name,
+        origin=origin,
+        run=run,
+    )
+
+
 def model_card(
     folder: Path,
     index: dict[str, Any],
@@ -196,22 +226,8 @@ def model_card(
         stored: dtype of the published weights, if it is not the folder's.
         has_code: whether code files are published beside the weights.
     """
-    path, (parameters, dtype) = folder / CARD, _stored_weights(folder / "unet")
-    if path.is_file():
-        card = path.read_text(encoding="utf-8")
-    else:
-        config = read_json(folder / "unet" / "config.json")
-        card = cards.render_model_card(
-            LabelSet.from_config(config),
-            title=folder.resolve().name,
-            source=repo_id,
-            license_name=None,
-            network=config.get("_class_name", ""),
-            parameters=parameters,
-            scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-            pipeline_class=index["_class_name"],
-            attributes=config.get("attributes"),
-        )
+    path, dtype = folder / CARD, _stored_weights(folder / "unet")[1]
+    card = path.read_text(encoding="utf-8") if path.is_file() else new_model_card(folder, repo_id)
     name = repo_id.split("/")[-1]
     card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {name}\n", 1)
     use = cards.model_use(repo_id, revision, index["_class_name"], stored or dtype, has_code)

@@ -1,6 +1,6 @@
 """`accelerate launch -m semseg_diffusers.training ...`: training from an installed wheel."""
 
-from semseg_diffusers.training.train import main
+from semseg_diffusers.training.loop import main
 
 
 if __name__ == "__main__":

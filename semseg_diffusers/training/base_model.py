@@ -1,5 +1,4 @@
-"""Weights from other models: the frozen base of a control branch (`--base_model`), and initial weights
-(`--init_from`).
+"""Weights of other models: the frozen base of a control branch (`--base_model`), initial weights (`--init_from`).
 
 ControlNet (Zhang et al. 2023) trains beside a frozen network, so prediction type and noise levels are those of the
 base if it specifies them.
@@ -8,23 +7,25 @@ base if it specifies them.
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from accelerate.logging import get_logger
+from diffusers import DDPMScheduler, UNet2DModel
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from semseg_diffusers.training.objective import build_noise_scheduler
+from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 
-if TYPE_CHECKING:  # the command line reads the schedule without torch
-    from diffusers import DDPMScheduler, UNet2DModel
+logger = get_logger(__name__)
 
-    from semseg_diffusers.training.settings import TrainingSettings
-
-
-CONFIG_FILE, SCHEDULER_FILE, INDEX_FILE = "config.json", "scheduler_config.json", "model_index.json"
+WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
+SCHEDULER_FILE, INDEX_FILE = "scheduler_config.json", "model_index.json"
 OF_THE_SCHEDULE = ("prediction_type", "num_train_timesteps", "rescale_betas_zero_snr", "noise_schedule")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
@@ -33,17 +34,17 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 class BaseModel:
     """A base that has been read and checked."""
 
-    unet: "UNet2DModel"
-    noise_scheduler: "DDPMScheduler | None"  # None: not saved beside the weights; the settings apply
+    unet: UNet2DModel
+    noise_scheduler: DDPMScheduler | None  # None: not saved beside the weights; the settings apply
 
 
-def find_file(source: str, name: str, action: str) -> Path | None:
+def find_file(source: str, name: str, option: str) -> Path | None:
     """Return a file of a local folder, or of a Hub repository, from which it is downloaded.
 
     Args:
         source: a folder, or a Hub id.
         name: its path inside.
-        action: its purpose ("--init_from: loading the model 'x'"), for errors.
+        option: that names the source, for errors: "--init_from".
 
     Returns:
         its local path; None if there is no such file.
@@ -56,11 +57,8 @@ def find_file(source: str, name: str, action: str) -> Path | None:
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
     folder, _, file = name.rpartition("/")
-    with hub_errors(action, source):
+    with hub_errors(f"{option}: loading the model '{source}'", source):
         try:
             return Path(hf_hub_download(source, file, subfolder=folder or None))
         except LocalEntryNotFoundError:
@@ -69,16 +67,19 @@ def find_file(source: str, name: str, action: str) -> Path | None:
             return None
 
 
-def _read(source: str, *names: str) -> tuple[dict[str, Any], str] | None:
+def _read(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] | None:
     """Return the first existing of some JSON files, and its name."""
     for name in names:
-        path = find_file(source, name, f"--base_model: loading '{source}'")
+        path = find_file(source, name, option)
         if path is not None:
             try:
                 return json.loads(path.read_text(encoding="utf-8")), name
             except ValueError as err:
-                raise ValueError(f"--base_model {source}: {path} is not JSON: {err}. Is it complete?") from err
+                raise ValueError(f"{option} {source}: {path} is not JSON: {err}. Is it complete?") from err
     return None
+
+
+# The base of a control branch ----------------------------------------------------------------------------------------
 
 
 def control_defaults(source: str) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def control_defaults(source: str) -> dict[str, Any]:
 
 
 def _scheduler_config(source: str) -> dict[str, Any] | None:
-    found = _read(source, f"scheduler/{SCHEDULER_FILE}", SCHEDULER_FILE)
+    found = _read(source, "--base_model", f"scheduler/{SCHEDULER_FILE}", SCHEDULER_FILE)
     if found is None:
         return None
     config, name = found
@@ -125,7 +126,7 @@ def _scheduler_config(source: str) -> dict[str, Any] | None:
     return config
 
 
-def load_base(settings: "TrainingSettings") -> BaseModel:
+def load_base(settings: TrainingSettings) -> BaseModel:
     """Read the base of a run, and refuse one that cannot be used, or contradicts the settings.
 
     Args:
@@ -135,19 +136,29 @@ def load_base(settings: "TrainingSettings") -> BaseModel:
         ValueError: not a plain `UNet2DModel` of images, a missing class label, or a contradicted setting.
         HubError: the Hub has no such model, or denies access.
     """
-    source = settings.base_model
+    source = str(settings.base_model)
     unet = _load_network(source)
-    refusal = _unfit(unet.config, settings.base_class_label)
+    config, refusal = unet.config, None
+    takes_label = config.class_embed_type is not None or config.num_class_embeds is not None
+    if config.in_channels != 3:
+        refusal = f"it takes {config.in_channels} channels, and images have 3. Give an RGB network."
+    elif config.out_channels != 3:
+        refusal = (
+            f"it outputs {config.out_channels} channels for 3, like networks with learned variance, which the mean "
+            "squared error does not train. Give one with 3."
+        )
+    elif config.class_embed_type == "identity":
+        refusal = "it takes class embeddings as vectors, which is not supported. Give an unconditional one."
+    elif takes_label and settings.base_class_label is None:  # an unknown label is refused when the network is built
+        known = "" if config.num_class_embeds is None else f" of 0 to {config.num_class_embeds - 1}"
+        refusal = f"it is class-conditional: give the label{known} of your images, --base_class_label."
     if refusal is not None:
         raise ValueError(f"--base_model {source}: {refusal}")
-    return BaseModel(unet, _load_schedule(settings))
+    return BaseModel(unet, _load_schedule(source, settings))
 
 
-def _load_network(source: str) -> "UNet2DModel":
-    from diffusers import UNet2DModel
-    from safetensors import SafetensorError
-
-    found = _read(source, f"unet/{CONFIG_FILE}", CONFIG_FILE)
+def _load_network(source: str) -> UNet2DModel:
+    found = _read(source, "--base_model", f"unet/{CONFIG_FILE}", CONFIG_FILE)
     if found is None:
         raise ValueError(
             f"--base_model {source}: it has neither unet/{CONFIG_FILE} nor {CONFIG_FILE}. Give a folder or a Hub id "
@@ -156,23 +167,19 @@ def _load_network(source: str) -> "UNet2DModel":
     config, name = found
     kind = config.get("_class_name")
     if kind != "UNet2DModel":
-        ours = "num_classes" in config and kind is not None
-        hint = (
-            " It reads masks already: continue its training with --init_from, without --base_model."
-            if ours
-            else " Latent and text-conditional networks are not supported."
-        )
+        hint = " Latent and text-conditional networks are not supported."
+        if "num_classes" in config and kind is not None:
+            hint = " It reads masks already: continue its training with --init_from, without --base_model."
         raise ValueError(f"--base_model {source}: its network is a {kind}; expected a plain UNet2DModel.{hint}")
-    parts, _ = _read(source, INDEX_FILE) or ({}, "")
+    parts, _ = _read(source, "--base_model", INDEX_FILE) or ({}, "")
     if coder := next((part for part in ("vqvae", "vae") if parts.get(part, [None])[0] is not None), None):
         raise ValueError(
             f"--base_model {source}: it generates latents, which its {coder} decodes; expected a network that "
             "generates pixels."
         )
-    subfolder = "unet" if name.startswith("unet/") else None
-    with hub_errors(f"--base_model: loading '{source}'", source):
+    with hub_errors(f"--base_model: loading the model '{source}'", source):
         try:
-            return UNet2DModel.from_pretrained(source, subfolder=subfolder)
+            return UNet2DModel.from_pretrained(source, subfolder="unet" if name.startswith("unet/") else None)
         except SafetensorError as err:
             raise ValueError(f"--base_model {source}: its weights cannot be read: {err}. Are they complete?") from err
         except (OSError, RuntimeError, ValueError) as err:
@@ -181,42 +188,19 @@ def _load_network(source: str) -> "UNet2DModel":
             raise ValueError(f"--base_model {source}: its weights cannot be read: {err}") from err
 
 
-def _unfit(config, label: int | None) -> str | None:
-    """Return why a base cannot be used; None if it can."""
-    if config.in_channels != 3:
-        return f"it takes {config.in_channels} channels, and images have 3. Give an RGB network."
-    if config.out_channels != 3:
-        return (
-            f"it outputs {config.out_channels} channels for 3, like networks with learned variance, which the mean "
-            "squared error does not train. Give one with 3."
-        )
-    if config.class_embed_type == "identity":
-        return "it takes class embeddings as vectors, which is not supported. Give an unconditional one."
-    takes_label = config.class_embed_type is not None or config.num_class_embeds is not None
-    if takes_label and label is None:
-        known = "" if config.num_class_embeds is None else f" of 0 to {config.num_class_embeds - 1}"
-        return f"it is class-conditional: give the label{known} of your images, --base_class_label."
-    return None  # an unknown label is refused when the network is built
-
-
-def _load_schedule(settings: "TrainingSettings") -> "DDPMScheduler | None":
+def _load_schedule(source: str, settings: TrainingSettings) -> DDPMScheduler | None:
     """Return the schedule saved beside a base, for training; the settings must match it."""
-    import torch
-    from diffusers import DDPMScheduler
-
-    from semseg_diffusers.training.objective import build_noise_scheduler
-
-    config = _scheduler_config(settings.base_model)
+    config = _scheduler_config(source)
     if config is None:
         if settings.noise_schedule == "base":
             raise ValueError(
-                f"--noise_schedule base: no {SCHEDULER_FILE} was found beside the weights of {settings.base_model}. "
-                "Give the schedule it was trained with, and its --prediction_type."
+                f"--noise_schedule base: no {SCHEDULER_FILE} was found beside the weights of {source}. Give the "
+                "schedule it was trained with, and its --prediction_type."
             )
         return None
     # as in `build_noise_scheduler`: guidance moves x0 out of [-1, 1] on the way
     scheduler = DDPMScheduler.from_config({**config, "clip_sample": False})
-    theirs = control_defaults(settings.base_model)
+    theirs = control_defaults(source)
     differing = [name for name in OF_THE_SCHEDULE if getattr(settings, name) != theirs[name]]
     if differing == ["noise_schedule"]:  # given by name; the noise levels may be the same
         ours = build_noise_scheduler(settings).alphas_cumprod
@@ -224,15 +208,13 @@ def _load_schedule(settings: "TrainingSettings") -> "DDPMScheduler | None":
     for name in differing:
         shown = "its own betas" if name == "noise_schedule" else theirs[name]
         raise ValueError(
-            f"--{name} {getattr(settings, name)} contradicts --base_model {settings.base_model}, which was trained "
-            f"with {shown}. Omit the option."
+            f"--{name} {getattr(settings, name)} contradicts --base_model {source}, which was trained with {shown}. "
+            "Omit the option."
         )
     return scheduler
 
 
-logger = get_logger(__name__)
-
-WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
+# Initial weights -----------------------------------------------------------------------------------------------------
 
 
 def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], list[str]]:
@@ -254,17 +236,12 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
         theirs = load_file(weights_file)
     except SafetensorError as err:
         raise ValueError(f"--init_from {source}: {weights_file} cannot be read: {err}. Is it complete?") from err
-    ours = json.loads(json.dumps(getattr(unet.config, "attributes", None)))
-    frozen = {name for name, weight in unet.named_parameters() if not weight.requires_grad}  # a base stays as it is
+    frozen = {name: weight for name, weight in unet.named_parameters() if not weight.requires_grad}  # of a base
     own = {name: weight for name, weight in unet.state_dict().items() if name not in frozen}
-    if other := [name for name in sorted(frozen & set(theirs)) if not _same(theirs[name], unet.get_parameter(name))]:
-        logger.warning(
-            f"--init_from {source}: its base differs from --base_model ({len(other)} weights): its control branch "
-            "was trained for that base."
-        )
+    same_values = config.get("attributes") == json.loads(json.dumps(getattr(unet.config, "attributes", None)))
     kept, taken = [], {}
     for name, weight in own.items():
-        if name == "attribute_embedding.weight" and name in theirs and config.get("attributes") != ours:
+        if name == "attribute_embedding.weight" and name in theirs and not same_values:
             kept.append(f"{name} (of other values)")  # one column per value
         elif name not in theirs:
             kept.append(f"{name} (missing)")
@@ -277,6 +254,12 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
             f"--init_from {source}: none of its {len(theirs)} weights has the name and the shape of one of this "
             f"{type(unet).__name__}; it is a {config.get('_class_name', 'model of an unknown kind')}. Give a model of "
             "the same kind and widths."
+        )
+    shared = frozen.keys() & theirs.keys()
+    if other := [name for name in shared if not torch.equal(theirs[name].to(frozen[name]), frozen[name])]:
+        logger.warning(
+            f"--init_from {source}: its base differs from --base_model ({len(other)} weights): its control branch "
+            "was trained for that base."
         )
     classes, their_classes = getattr(unet.config, "id2label", None), config.get("id2label")
     if classes and their_classes and len(classes) == len(their_classes):  # with another number, shapes differ
@@ -291,23 +274,16 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
                 f"{len(classes)} ({'; '.join(differing[:3])}). They are loaded, and have to be retrained."
             )
     unet.load_state_dict(taken, strict=False)
-    return kept, sorted(set(theirs) - set(own) - frozen)
+    return kept, sorted(theirs.keys() - own.keys() - frozen.keys())
 
 
-def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one.shape == other.shape and bool((one.to(other) == other).all())
-
-
-def _find_weights(source: str) -> tuple[Path, dict]:
+def _find_weights(source: str) -> tuple[Path, dict[str, Any]]:
     """Return the weights of a pipeline's or a network's folder, local or on the Hub, and their config."""
     for folder in ("unet/", ""):
-        action = f"--init_from: loading the model '{source}'"
-        found = [find_file(source, f"{folder}{name}", action) for name in (WEIGHTS_FILE, CONFIG_FILE)]
-        if None not in found:
-            try:
-                return found[0], json.loads(found[1].read_text(encoding="utf-8"))
-            except ValueError as err:
-                raise ValueError(f"--init_from {source}: {found[1]} is not JSON: {err}. Is it complete?") from err
+        weights = find_file(source, f"{folder}{WEIGHTS_FILE}", "--init_from")
+        found = _read(source, "--init_from", f"{folder}{CONFIG_FILE}")
+        if weights is not None and found is not None:
+            return weights, found[0]
     raise ValueError(
         f"--init_from {source}: it has neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE} with its {CONFIG_FILE}. Give "
         "a run folder, or a folder saved by `save_pretrained` of a pipeline or a network."

@@ -11,26 +11,40 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import RNG_STATE_NAME
 from safetensors import SafetensorError
 
-from semseg_diffusers.reports.run_folder import CHECKPOINT_NAME, list_checkpoints
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.reports.run_folder import list_checkpoints
 from semseg_diffusers.training.ema import EMA
-from semseg_diffusers.utils.files import hash_file
+from semseg_diffusers.training.inputs import Inputs
+from semseg_diffusers.training.settings import TrainingSettings, default_settings
+from semseg_diffusers.utils.files import hash_file, read_json
 
 
 logger = get_logger(__name__)
 
 HASHES, STATE = "hashes.json", "state.json"
-LEFTOVERS = (
-    ".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "previews/*.tmp-*",
-    "settings.json.tmp-*", "status.json.tmp-*", "log.jsonl.tmp-*", "README.md.tmp-*",
-    "run.json.tmp-*", "run.html.tmp-*",
-)  # fmt: skip
+LEFTOVERS = (".checkpoint-*.writing", ".checkpoint-*.removing", ".pipeline.writing", "*.tmp-*", "previews/*.tmp-*")
 LISTING_TIMEOUT = 60  # seconds
+# Settings that may differ between a checkpoint and the run that resumes it; any other would make it another run. Of
+# the batch only the number of samples per step counts: how processes and accumulation share them may change.
+CHANGEABLE_ON_RESUME = frozenset(
+    (
+        "dataset", "output_dir", "validation_split", "dataloader_num_workers", "decoded_gigabytes",
+        "max_train_steps", "num_train_epochs", "checkpointing_steps", "checkpoints_total_limit",
+        "resume_from_checkpoint", "logging_steps", "preview_steps", "preview_masks", "preview_samples",
+        "preview_inference_steps", "preview_guidance_scale", "report_to", "device", "gradient_checkpointing",
+        "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
+        "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
+        "init_from", "base_model",
+    )
+)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -45,23 +59,40 @@ def atomic_write(target: Path, staging: Path | None, run: Path) -> Iterator[None
     except (OSError, RuntimeError, SafetensorError) as error:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-        before = (
-            f"{list_checkpoints(run)[-1]} is complete" if list_checkpoints(run) else "there is no earlier checkpoint"
-        )
+        checkpoints = list_checkpoints(run)
+        kept = f"{checkpoints[-1]} is complete" if checkpoints else "there is no earlier checkpoint"
         raise OSError(
-            f"{target} could not be written: {error}; {before}. Free disk space, or check its file size "
-            "limit, then resume with --resume_from_checkpoint latest."
+            f"{target} could not be written: {error}; {kept}. Free disk space, or check its file size limit, then "
+            "resume with --resume_from_checkpoint latest."
         ) from error
 
 
+def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path, ema: EMA | None = None) -> None:
+    """Save a pipeline under another name and move it into place file by file, so that no file is half-written.
+
+    With averages the pipeline gets the weights of the first; the network's own and further averages are saved beside
+    them as diffusers' variants: `unet/diffusion_pytorch_model.raw.safetensors`, which `variant="raw"` loads.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    staging = folder / ".pipeline.writing"
+    shutil.rmtree(staging, ignore_errors=True)
+    with atomic_write(folder / "unet", staging, folder):
+        for variant in () if ema is None else ema.variants(pipeline.unet):
+            pipeline.unet.save_pretrained(staging / "unet", variant=variant)
+        pipeline.save_pretrained(staging)
+        files = [path for path in staging.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda path: path.name == "model_index.json"):  # last: it marks completeness
+            target = folder / path.relative_to(staging)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
+    shutil.rmtree(staging, ignore_errors=True)
+
+
 def save_checkpoint(
-    run: Path,
-    step: int,
-    accelerator: Accelerator,
-    ema: EMA | None,
-    state: dict,
-    total_limit: int | None,
-) -> Path:
+    run: Path, step: int, accelerator: Accelerator, ema: EMA | None, state: dict[str, Any], total_limit: int | None
+) -> None:
     """Write `checkpoint-<step>`, then remove the oldest above `total_limit`. Called by every process.
 
     Args:
@@ -71,9 +102,6 @@ def save_checkpoint(
         ema: weight averages, if any.
         state: JSON values for the loop on resume.
         total_limit: how many checkpoints to keep; None keeps all.
-
-    Returns:
-        the checkpoint's folder.
 
     Raises:
         OSError: it could not be written, as on a full disk; earlier checkpoints are unchanged.
@@ -101,7 +129,6 @@ def save_checkpoint(
         for old in list_checkpoints(run)[:-total_limit]:
             _remove(old)
     accelerator.wait_for_everyone()
-    return target
 
 
 def _remove(checkpoint: Path) -> None:
@@ -135,7 +162,7 @@ def remove_leftovers(run: Path) -> None:
 def set_aside_later(run: Path, step: int) -> None:
     """Rename the checkpoints after `step`, which do not belong to a run resumed there."""
     for path in list_checkpoints(run):
-        if int(CHECKPOINT_NAME.fullmatch(path.name)[1]) > step:
+        if int(path.name.removeprefix("checkpoint-")) > step:
             aside = path.with_name(f"{path.name}.set-aside")
             shutil.rmtree(aside, ignore_errors=True)
             os.replace(path, aside)
@@ -182,9 +209,80 @@ def find_checkpoint(run: Path, which: str) -> Path | None:
     return None
 
 
-def load_checkpoint(checkpoint: Path, accelerator: Accelerator, ema: EMA | None) -> dict:
+def checkpoint_to_resume(settings: TrainingSettings, inputs: Inputs, run: Path, samples_per_step: int) -> Path | None:
+    """Return the checkpoint to resume from, or None.
+
+    Raises:
+        ValueError: the folder holds a run that is not to be resumed, or the checkpoint belongs to another run.
+    """
+    in_use = bool(list_checkpoints(run)) or (run / "model_index.json").exists()
+    if settings.resume_from_checkpoint is None:
+        if in_use:
+            raise ValueError(
+                f"--output_dir {run} already holds a run. Resume it with --resume_from_checkpoint latest, or choose "
+                "another folder."
+            )
+        return None
+    checkpoint = find_checkpoint(run, settings.resume_from_checkpoint)
+    if checkpoint is None:
+        if in_use:
+            raise ValueError(
+                f"{run} holds a run, but no complete checkpoint to resume from. Move it away to start again, or "
+                "choose another --output_dir."
+            )
+        return None
+    if difference := _difference(read_json(checkpoint / STATE), settings, inputs, samples_per_step):
+        raise ValueError(f"{checkpoint} {difference}")
+    return checkpoint
+
+
+def _difference(
+    state: dict[str, Any], settings: TrainingSettings, inputs: Inputs, samples_per_step: int
+) -> str | None:
+    """Return why a checkpoint belongs to another run than this one; None if it does not."""
+    again = "Resume with the dataset of the run, or start a new run in another folder."
+    here = inputs.fingerprint
+    trained, given = LabelSet.from_config(state["labels"]), inputs.pairs.labels
+    if trained != given:
+        return (
+            f"has {trained.num_classes} classes ({', '.join(trained.names[:3])}, ...), the data has "
+            f"{given.num_classes} ({', '.join(given.names[:3])}, ...). {again}"
+        )
+    if state["num_pairs"] != here["num_pairs"]:
+        return f"was trained on {state['num_pairs']} pairs, the dataset now has {here['num_pairs']}. {again}"
+    if state["samples_per_step"] != samples_per_step:
+        return (
+            f"saw {state['samples_per_step']} samples per step, this run would see {samples_per_step} "
+            "(--train_batch_size x --gradient_accumulation_steps x processes). Choose them so that the product is the "
+            "same."
+        )
+    if state.get("sharded", False):
+        return (
+            "belongs to a run with sharded weights (FSDP), whose optimizer state cannot be loaded. Start a new run "
+            "from its saved weights with --init_from."
+        )
+    # a setting added after the checkpoint was written had the effect of its default
+    saved, now = {**default_settings(), **state["settings"]}, settings.to_dict()
+    differing = [name for name in now if name not in CHANGEABLE_ON_RESUME and saved[name] != now[name]]
+    if differing:
+        values = ", ".join(f"--{name} {saved[name]} (now {now[name]})" for name in differing)
+        return f"belongs to a run with other settings: {values}. Use the same, or start a new run."
+    if state.get("class_pixels") != here["class_pixels"]:
+        return f"sampled its pairs by the classes of other masks: they have changed since. {again}"
+    if state.get("base_model") != here["base_model"]:
+        return (
+            f"belongs to a run on another base: the weights of --base_model {settings.base_model} differ. Resume "
+            "with the base of the run, or start a new run in another folder."
+        )
+    for name in ("attributes", "label_diffusion"):
+        if state.get(name) != here[name]:
+            return f"found other --{name} in its data: {state.get(name)} (now {here[name]}). {again}"
+    return None
+
+
+def load_checkpoint(checkpoint: Path, accelerator: Accelerator, ema: EMA | None) -> dict[str, Any]:
     """Restore network, optimizer, scaler and averages from a verified checkpoint; return its JSON state."""
-    state = json.loads((checkpoint / STATE).read_text())
+    state = read_json(checkpoint / STATE)
     accelerator.load_state(str(checkpoint))
     if ema is not None:
         ema.load(checkpoint, state)

@@ -1,4 +1,5 @@
-"""Class counts of the training masks, for warnings, report and class-balanced sampling (DAFormer, Hoyer et al. 2022).
+"""Class counts of the training masks, for warnings, report, class-balanced sampling (DAFormer, Hoyer et al. 2022) and
+label diffusion (SCDM, Ko et al. 2024).
 
 Reading masks takes the time (7,000 of 128 x 128: 5 s), so of very large datasets evenly spaced masks are counted.
 """
@@ -91,8 +92,8 @@ class ClassBalance:
         >>> balance = ClassBalance(np.array([[90, 0, 10], [60, 40, 0]]), temperature=0.5)
         >>> [round(float(p), 3) for p in balance.class_probabilities]  # the second class is the rarer one
         [0.239, 0.761]
-        >>> [round(float(p), 3) for p in balance.pair_probabilities]  # and only the second pair shows it
-        [0.12, 0.88]
+        >>> balance.pairs_of_class[1].tolist()  # and only the second pair shows it
+        [1]
     """
 
     def __init__(self, class_pixels: np.ndarray, temperature: float, min_share: float = 0.0):
@@ -117,14 +118,6 @@ class ClassBalance:
         self._last = int(np.flatnonzero(self.class_probabilities)[-1])  # the sum may differ from 1 by rounding
         self.digest = hashlib.sha256(np.ascontiguousarray(class_pixels, dtype="<i8").tobytes()).hexdigest()
 
-    @property
-    def pair_probabilities(self) -> np.ndarray:
-        """Return the probability of each pair at one position, (N,)."""
-        result = np.zeros(1 + max(int(pairs[-1]) for pairs in self.pairs_of_class if len(pairs)))
-        for probability, pairs in zip(self.class_probabilities, self.pairs_of_class, strict=True):
-            result[pairs] += probability / max(len(pairs), 1)
-        return result
-
     def sample_pair(self, seed: int, position: int) -> int:
         """Return the index of the pair at a position of the run."""
         generator = make_generator(seed, CLASS, position)
@@ -132,3 +125,26 @@ class ClassBalance:
         index = min(int(np.searchsorted(self._thresholds, at, side="right")), self._last)
         pairs = self.pairs_of_class[index]
         return int(pairs[int(within * len(pairs))])
+
+
+def class_rarity(class_pixels: np.ndarray) -> list[float]:
+    """Return psi of each class for label diffusion: pixels of the most frequent class over its own.
+
+    Args:
+        class_pixels: pixels of each class in each mask, unknown last, (N, C + 1).
+
+    Returns:
+        C numbers of 1 or more, to four digits; a class in no mask counts as the rarest one that occurs.
+
+    Raises:
+        ValueError: no mask has a labelled pixel.
+
+    Example:
+        >>> class_rarity(np.array([[90, 3, 0, 7], [90, 0, 0, 10]]))
+        [1.0, 60.0, 60.0]
+    """
+    pixels = class_pixels[:, :-1].sum(axis=0)
+    if not pixels.any():
+        raise ValueError("--label_diffusion: no training mask has a labelled pixel; all are unknown everywhere.")
+    rarest = pixels[pixels > 0].min()
+    return [float(f"{pixels.max() / max(count, rarest):.4g}") for count in pixels]

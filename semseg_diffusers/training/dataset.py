@@ -6,7 +6,7 @@ the network on each warp by a vector that is zero in sampling, so that warps do 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset, Sampler
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.models.unet_mask_guided import diffuse_labels
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 AUGMENT_DIM = 3  # entries of the vector: enlargement, shift to the right, shift down, each in [-1, 1]
@@ -93,41 +94,22 @@ def make_generator(seed: int, kind: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((state ^ (state >> 31)) & 0x7FFFFFFFFFFFFFFF)
 
 
-class ResumableBatchSampler(Sampler):
+@dataclass(eq=False)
+class ResumableBatchSampler(Sampler[list[tuple[int, int]]]):
     """Batches of one process, starting at any forward pass: lists of (position, index of the pair).
 
     Every pair is seen once per epoch; a batch may span the end of one epoch and the start of the next. With
     `sample_pair`, each position gets the pair that it returns instead.
-
-    Args:
-        num_pairs: pairs in the dataset, 1 or more.
-        batch_size: samples per process and forward pass.
-        num_batches: forward passes of the run.
-        seed: seed of the run.
-        process_index, num_processes: this process, and how many share the run.
-        start_batch: forward passes already done.
-        sample_pair: returns the index of the pair from (seed, position), as `ClassBalance.sample_pair` does.
     """
 
-    def __init__(
-        self,
-        num_pairs: int,
-        batch_size: int,
-        num_batches: int,
-        seed: int,
-        process_index: int = 0,
-        num_processes: int = 1,
-        start_batch: int = 0,
-        sample_pair: Callable[[int, int], int] | None = None,
-    ):
-        self.num_pairs = num_pairs
-        self.batch_size = batch_size
-        self.num_batches = num_batches
-        self.seed = seed
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.start_batch = start_batch
-        self.sample_pair = sample_pair
+    num_pairs: int  # in the dataset, 1 or more
+    batch_size: int  # samples per process and forward pass
+    num_batches: int  # forward passes of the run
+    seed: int
+    process_index: int = 0
+    num_processes: int = 1
+    start_batch: int = 0  # forward passes already done
+    sample_pair: Callable[[int, int], int] | None = None  # (seed, position) -> index, `ClassBalance.sample_pair`
 
     def __len__(self) -> int:
         return self.num_batches - self.start_batch
@@ -148,24 +130,10 @@ class ResumableBatchSampler(Sampler):
             yield keys
 
 
-def crop(pair: dict, top: int, left: int, size: tuple[int, int]) -> dict:
+def crop(pair: dict[str, Any], top: int, left: int, size: tuple[int, int]) -> dict[str, Any]:
     """Crop a pair, image and mask alike; `size` is (height, width)."""
     rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
     return {**pair, "image": pair["image"][:, rows, columns], "mask": pair["mask"][rows, columns]}
-
-
-def random_crop(pair: dict, size: tuple[int, int], seed: int, position: int) -> dict:
-    """Crop a pair at a uniformly distributed place, a function of (seed, position)."""
-    generator = make_generator(seed, CROP, position)
-    spare = [whole - part for whole, part in zip(pair["mask"].shape, size, strict=True)]
-    top, left = (int(torch.randint(0, most + 1, (), generator=generator)) for most in spare)
-    return crop(pair, top, left, size)
-
-
-def center_crop(pair: dict, size: tuple[int, int]) -> dict:
-    """Crop the centre of a pair."""
-    top, left = ((whole - part) // 2 for whole, part in zip(pair["mask"].shape, size, strict=True))
-    return crop(pair, top, left, size)
 
 
 class TrainingDataset(Dataset):
@@ -173,17 +141,10 @@ class TrainingDataset(Dataset):
 
     Args:
         pairs: the dataset.
-        seed: seed of the run.
-        horizontal_flip: flip half of the pairs.
-        crop_size: (height, width) of a random crop of each pair; None uses the whole pair.
-        mask_dropout: share of masks filled with "unknown".
-        mask_dropout_group: samples that are dropped together: 1, or those of one optimizer step (as in the paper).
-        min_timestep, num_train_timesteps: timesteps are sampled from [min_timestep, num_train_timesteps).
-        warps: distribution of scales and shifts; None for none.
-        mask_ablation: probability of each class of a mask to become unknown in it (Konz et al. 2024).
-        label_diffusion: rarity of each class, by which masks lose pixels as the noise grows; None for complete masks.
+        settings: seed, crop, augmentation, dropout and timesteps.
+        samples_per_step: with `--mask_dropout_unit batch`, so many masks are dropped together (as in the paper).
         attributes: name -> values, as in the network's config; None for a network without.
-        attribute_dropout: share of the values of each attribute that become unknown.
+        rarity: of each class, by which masks lose pixels as the noise grows; None for complete masks.
 
     Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`,
     `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps.
@@ -192,71 +153,59 @@ class TrainingDataset(Dataset):
     def __init__(
         self,
         pairs: PairDataset,
-        seed: int,
-        horizontal_flip: bool,
-        crop_size: tuple[int, int] | None,
-        mask_dropout: float,
-        mask_dropout_group: int,
-        min_timestep: int,
-        num_train_timesteps: int,
-        warps: Warps | None = None,
-        mask_ablation: float = 0.0,
-        label_diffusion: Sequence[float] | None = None,
+        settings: TrainingSettings,
+        samples_per_step: int = 1,
         attributes: Mapping[str, Sequence[str]] | None = None,
-        attribute_dropout: float = 0.0,
+        rarity: Sequence[float] | None = None,
     ):
-        self.pairs = pairs
-        self.seed = seed
-        self.horizontal_flip = horizontal_flip
-        self.crop_size = crop_size
-        self.mask_dropout = mask_dropout
-        self.mask_dropout_group = mask_dropout_group
-        self.min_timestep = min_timestep
-        self.num_train_timesteps = num_train_timesteps
-        self.warps = warps
-        self.mask_ablation = mask_ablation
-        self.label_diffusion = None if label_diffusion is None else torch.tensor(label_diffusion)
+        self.pairs, self.settings = pairs, settings
+        self.crop_size = settings.random_crop_size
+        self.dropped_together = samples_per_step if settings.mask_dropout_unit == "batch" else 1
+        warps = Warps(settings.augment_scale, settings.augment_translate, settings.augment_probability)
+        self.warps = warps if warps.scale or warps.translate else None
+        self.rarity = None if rarity is None else torch.tensor(rarity)
         self.attribute_numbers = attribute_numbers(pairs, attributes) if attributes else None  # (N, A)
-        self.attribute_dropout = attribute_dropout
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, key: tuple[int, int]) -> dict:
-        position, index = key
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        (position, index), settings, labels = key, self.settings, self.pairs.labels
+        seed, unknown = settings.seed, labels.ignore_index
         pair = self.pairs[index]
         if self.crop_size is not None:
-            pair = random_crop(pair, self.crop_size, self.seed, position)
-        generator = make_generator(self.seed, SAMPLE, position)
+            generator = make_generator(seed, CROP, position)
+            spare = [whole - part for whole, part in zip(pair["mask"].shape, self.crop_size, strict=True)]
+            top, left = (int(torch.randint(0, most + 1, (), generator=generator)) for most in spare)
+            pair = crop(pair, top, left, self.crop_size)
+        generator = make_generator(seed, SAMPLE, position)
         image = pair["image"].float() / 127.5 - 1  # (3, H, W)
         mask = pair["mask"].long()  # (H, W)
         flip = torch.rand((), generator=generator) < 0.5
-        if self.horizontal_flip and flip:
+        if settings.horizontal_flip and flip:
             image, mask = image.flip(-1), mask.flip(-1)
-        timestep = torch.randint(self.min_timestep, self.num_train_timesteps, (), generator=generator)
+        timestep = torch.randint(settings.min_timestep, settings.num_train_timesteps, (), generator=generator)
         noise = torch.randn(image.shape, generator=generator)
         conditions = {}
-        unknown = self.pairs.labels.ignore_index
         if self.warps is not None:
-            warp, vector = self.warps.sample(make_generator(self.seed, WARP, position), mask.shape)
+            warp, vector = self.warps.sample(make_generator(seed, WARP, position), mask.shape)
             image, mask = warp_image(image, warp), warp_mask(mask, warp, unknown)
             if self.warps.probability is not None:
                 conditions["augmentation"] = vector
-        if self.mask_ablation:
-            numbers = torch.rand(
-                self.pairs.labels.num_classes, generator=make_generator(self.seed, ABLATION, position)
-            )
-            mask = mask.masked_fill(torch.isin(mask, (numbers < self.mask_ablation).nonzero().flatten()), unknown)
-        if self.label_diffusion is not None:
-            fading = torch.rand(mask.shape, generator=make_generator(self.seed, LABELS, position))
-            tau = timestep / self.num_train_timesteps
-            mask = diffuse_labels(mask[None], tau, fading[None], self.label_diffusion)[0]
+        if settings.mask_ablation:  # Konz et al. 2024
+            numbers = torch.rand(labels.num_classes, generator=make_generator(seed, ABLATION, position))
+            ablated = (numbers < settings.mask_ablation).nonzero().flatten()
+            mask = mask.masked_fill(torch.isin(mask, ablated), unknown)
+        if self.rarity is not None:
+            fading = torch.rand(mask.shape, generator=make_generator(seed, LABELS, position))
+            tau = timestep / settings.num_train_timesteps
+            mask = diffuse_labels(mask[None], tau, fading[None], self.rarity)[0]
         if self.attribute_numbers is not None:
             numbers = self.attribute_numbers[index]
-            dropped = torch.rand(len(numbers), generator=make_generator(self.seed, ATTRIBUTES, position))
-            conditions["attributes"] = numbers.masked_fill(dropped < self.attribute_dropout, -1)
-        group = make_generator(self.seed, BATCH, position // self.mask_dropout_group)
-        if torch.rand((), generator=group) < self.mask_dropout:
+            dropped = torch.rand(len(numbers), generator=make_generator(seed, ATTRIBUTES, position))
+            conditions["attributes"] = numbers.masked_fill(dropped < settings.attribute_dropout, -1)
+        group = make_generator(seed, BATCH, position // self.dropped_together)
+        if torch.rand((), generator=group) < settings.mask_dropout:
             mask = torch.full_like(mask, unknown)
         return {
             "image": image.contiguous(),

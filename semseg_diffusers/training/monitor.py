@@ -1,11 +1,12 @@
-"""Watch a run: the losses of a logging interval, its divergence, and the time spent waiting for data."""
+"""Watch a run: its losses and their divergence, the time spent waiting for data, and signals that ask it to stop."""
 
+import contextlib
 import math
-import sys
-import tempfile
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from accelerate.utils import gather_object
 
 from semseg_diffusers.reports.run_folder import list_checkpoints
 from semseg_diffusers.training.networks import trained_weights
+from semseg_diffusers.utils.distributed import Launcher, final_barrier
+from semseg_diffusers.utils.signals import SIGNALS, route_signals
 
 
 logger = get_logger(__name__)
@@ -23,8 +26,8 @@ logger = get_logger(__name__)
 # ten times that over an interval means divergence.
 DIVERGENCE_FACTOR = 10.0
 MAX_DATA_WAIT = 0.1  # share of an interval spent waiting for data that is worth a warning
-# Characters that Linux allows for a socket's path, less what multiprocessing adds: /pymp-XXXXXXXX/listener-XXXXXXXX.
-LONGEST_FOLDER = 107 - len("/pymp-/listener-") - 2 * 8
+LAUNCHER_GONE = 1000  # beside the signals' numbers
+SHIELDED_SECONDS = 60  # longer than launchers let a process live after SIGTERM
 
 
 class TrainingDivergedError(ValueError):
@@ -38,7 +41,7 @@ class LossMonitor:
         accelerator: of the run.
         run: run folder; messages name its newest checkpoint.
         accumulation: forward passes per optimizer step.
-        largest_weight: the largest weight that a sample's loss can have.
+        largest_weight: largest weight of a sample's loss.
     """
 
     def __init__(self, accelerator: Accelerator, run: Path, accumulation: int, largest_weight: float = 1.0):
@@ -99,22 +102,6 @@ class LossMonitor:
         )
 
 
-def check_temporary_folder(num_workers: int) -> None:
-    """Refuse a temporary folder whose path is too long for the sockets of data loading processes.
-
-    Without this check the batch is lost in the worker process, and training waits for it forever.
-
-    Raises:
-        ValueError: naming the folder and what to do.
-    """
-    folder = tempfile.gettempdir()
-    if num_workers and sys.platform == "linux" and len(folder) > LONGEST_FOLDER:
-        raise ValueError(
-            f"the temporary folder '{folder}' has {len(folder)} characters; worker processes need one of at most "
-            f"{LONGEST_FOLDER}. Set TMPDIR to a shorter one, or give --dataloader_num_workers 0."
-        )
-
-
 class DataTimer:
     """Iterate over batches and add up the seconds spent waiting for them; it never waits for the device.
 
@@ -123,9 +110,7 @@ class DataTimer:
 
     def __init__(self, batches: Iterable[Any]):
         self.batches = batches
-        self._seconds = 0.0
-        self._intervals = 0
-        self._warned = False
+        self._seconds, self._intervals, self._has_warned = 0.0, 0, False
 
     def __iter__(self) -> Iterator[Any]:
         source = iter(self.batches)
@@ -146,10 +131,97 @@ class DataTimer:
         """
         share, self._seconds = self._seconds / seconds, 0.0
         self._intervals += 1
-        if share > MAX_DATA_WAIT and self._intervals > 1 and not self._warned:
-            self._warned = True
+        if share > MAX_DATA_WAIT and self._intervals > 1 and not self._has_warned:
+            self._has_warned = True
             logger.warning(
                 f"The network waited for data {share:.0%} of the last interval. Raise --dataloader_num_workers, or "
                 "--decoded_gigabytes if not all pairs fit."
             )
         return share
+
+
+class TrainingStoppedError(Exception):
+    """The run was asked to stop, and has saved a checkpoint.
+
+    Args:
+        reason: the signal, or the end of the launcher.
+        step: optimizer steps done.
+        exit_code: 128 + the signal's number, as in shells.
+    """
+
+    def __init__(self, reason: str, step: int, exit_code: int):
+        super().__init__(f"stopped by {reason} after step {step}")
+        self.reason, self.step, self.exit_code = reason, step, exit_code
+
+
+class StopRequest:
+    """Context in which termination signals are recorded instead of ending the process; the loop asks after each step.
+
+    The end of the launcher counts as well, and Ctrl-C in a run of one process; a second Ctrl-C interrupts at once.
+
+    Args:
+        accelerator: of the run; all its processes must call `requested` equally often.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self._accelerator, self._launcher, self._number = accelerator, Launcher(), 0
+        self._group = None
+        if accelerator.num_processes > 1 and torch.distributed.is_initialized():
+            # a separate group on the CPU, so that asking never waits for the accelerator's queue
+            self._group = torch.distributed.new_group(backend="gloo")
+
+    def __enter__(self) -> "StopRequest":
+        handled = SIGNALS if self._accelerator.num_processes > 1 else (*SIGNALS, signal.SIGINT)
+        self._handlers = contextlib.ExitStack()
+        self._handlers.enter_context(route_signals(self._remember, handled))
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._handlers.close()
+
+    def _remember(self, number: int, _frame: FrameType | None) -> None:
+        self._number = self._number or number
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+
+    def requested(self) -> bool:
+        """Return whether any process was asked to stop. Called by every process, after the same steps."""
+        if self._launcher.is_gone:
+            self._number = self._number or LAUNCHER_GONE
+        if self._group is not None:
+            number = torch.tensor(self._number)
+            torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
+            self._number = int(number)
+        return self._number != 0
+
+    def shutdown(self) -> None:
+        """End trackers and leave the process group. Called by every process at the end of the run."""
+        if self._group is None or final_barrier(self._group):
+            self._accelerator.end_training()
+        else:  # a broken group cannot be left in order
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
+
+    def stopped(self, step: int) -> TrainingStoppedError:
+        """Return the exception with reason and exit code, once `requested`."""
+        if self._number == LAUNCHER_GONE:
+            return TrainingStoppedError("the end of the process that launched it", step, 128 + signal.SIGTERM)
+        return TrainingStoppedError(signal.Signals(self._number).name, step, 128 + self._number)
+
+
+def ignore_signals(_index: int) -> None:
+    """Make a data loading process ignore signals sent to its process group: the run needs it for its last step.
+
+    Schedulers and launchers send them repeatedly. After a minute a signal ends it, so that a hanging worker does not
+    stay.
+    """
+    first: list[float] = []
+
+    def let_pass(number: int, _frame: FrameType | None) -> None:
+        first.append(time.monotonic())
+        if first[-1] - first[0] > SHIELDED_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    for number in (*SIGNALS, signal.SIGINT):
+        signal.signal(number, let_pass)

@@ -1,8 +1,8 @@
-"""Build the network to be trained from settings and a label set, and check its size against the data."""
+"""Build the network of a run from its settings and the label set, and check its size against the data."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import UNet2DModel
 
@@ -41,40 +41,30 @@ def build_network(
     """
     torch.manual_seed(settings.seed)
     height, width = resolution
-    sample_size = height if height == width else (height, width)
-    label_config = {"num_classes": labels.num_classes, **labels.to_config()}
+    config = {"num_classes": labels.num_classes, **labels.to_config()}
+    config["sample_size"] = height if height == width else (height, width)
     if settings.network == "paper":
-        unet = PaperUNet2DModel(
-            sample_size=sample_size, hidden_dim=settings.hidden_dim, emb_dim=settings.emb_dim, **label_config
-        )
+        unet = PaperUNet2DModel(hidden_dim=settings.hidden_dim, emb_dim=settings.emb_dim, **config)
     elif settings.network == "sdm":
-        unet = _sdm(settings, sample_size, label_config)
+        unet = _sdm(settings, config)
     elif settings.network == "control":
-        unet = MaskControlNetModel.from_unet(
-            base, base_class_label=settings.base_class_label, sample_size=sample_size, **label_config
-        )
+        unet = MaskControlNetModel.from_unet(base, base_class_label=settings.base_class_label, **config)
     else:
-        data_config = {**label_config, "attributes": dict(attributes or {}) or None}
+        config["attributes"] = dict(attributes or {}) or None
         if label_diffusion is not None:
-            data_config |= {
-                "label_diffusion": list(label_diffusion), "num_train_timesteps": settings.num_train_timesteps
-            }  # fmt: skip
-        unet = _mask_guided(settings, sample_size, data_config)
+            config |= {"label_diffusion": list(label_diffusion), "num_train_timesteps": settings.num_train_timesteps}
+        unet = _mask_guided(settings, config)
     if height % unet.size_divisor or width % unet.size_divisor:
         change = "use another --base_model" if base is not None else "change --patch_size or --block_out_channels"
+        nearest = "x".join(str(max(1, round(side / unet.size_divisor)) * unet.size_divisor) for side in resolution)
         raise ValueError(
             f"The data is {height} x {width} pixels; this network needs multiples of {unet.size_divisor}. Prepare "
-            f"the data at another --resolution, or give --random_crop, e.g. {_nearest(height, unet.size_divisor)}x"
-            f"{_nearest(width, unet.size_divisor)}, or {change}."
+            f"the data at another --resolution, or give --random_crop, e.g. {nearest}, or {change}."
         )
     return unet
 
 
-def _nearest(side: int, divisor: int) -> int:
-    return max(1, round(side / divisor)) * divisor
-
-
-def _mask_guided(settings: TrainingSettings, sample_size: int | tuple[int, int], data_config: dict):
+def _mask_guided(settings: TrainingSettings, config: dict[str, Any]) -> MaskGuidedUNet2DModel:
     levels, attention = len(settings.block_out_channels), settings.attention_levels
     for width in settings.block_out_channels:
         if width % settings.norm_num_groups:
@@ -82,7 +72,6 @@ def _mask_guided(settings: TrainingSettings, sample_size: int | tuple[int, int],
                 f"--block_out_channels {width} is not a multiple of --norm_num_groups {settings.norm_num_groups}."
             )
     return MaskGuidedUNet2DModel(
-        sample_size=sample_size,
         down_block_types=("DownBlock2D",) * (levels - attention) + ("AttnDownBlock2D",) * attention,
         up_block_types=("AttnUpBlock2D",) * attention + ("UpBlock2D",) * (levels - attention),
         block_out_channels=settings.block_out_channels,
@@ -100,11 +89,11 @@ def _mask_guided(settings: TrainingSettings, sample_size: int | tuple[int, int],
         mask_pyramid=settings.mask_pyramid,
         coordinate_channels=settings.coordinate_channels,
         augment_dim=0 if settings.augment_probability is None else AUGMENT_DIM,
-        **data_config,
+        **config,
     )
 
 
-def _sdm(settings: TrainingSettings, sample_size: int | tuple[int, int], label_config: dict) -> SDMUNet2DModel:
+def _sdm(settings: TrainingSettings, config: dict[str, Any]) -> SDMUNet2DModel:
     """Build SDM's network with our widths. It predicts no variance, which the mean squared error would not train."""
     widths, levels = settings.block_out_channels, len(settings.block_out_channels)
     attentive = widths[levels - max(1, settings.attention_levels) :]  # the lowest level always has attention
@@ -116,7 +105,6 @@ def _sdm(settings: TrainingSettings, sample_size: int | tuple[int, int], label_c
             if width % divisor:
                 raise ValueError(f"--block_out_channels {width} is not a multiple of {divisor}, {name}.")
     return SDMUNet2DModel(
-        sample_size=sample_size,
         out_channels=3,
         model_channels=widths[0],
         channel_mult=tuple(width / widths[0] for width in widths),
@@ -124,34 +112,10 @@ def _sdm(settings: TrainingSettings, sample_size: int | tuple[int, int], label_c
         attention_resolutions=tuple(2**level for level in range(levels - settings.attention_levels, levels)),
         num_head_channels=settings.attention_head_dim,
         dropout=settings.dropout,
-        **label_config,
+        **config,
     )
 
 
 def trained_weights(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Return the parameters that are trained: all except those of a frozen base."""
     return [weight for weight in network.parameters() if weight.requires_grad]
-
-
-# SCDM, Ko et al. 2024: psi grows with rarity, and is 1 for the class that fills most
-def class_rarity(class_pixels: np.ndarray) -> list[float]:
-    """Return how rare each class is, for label diffusion: pixels of the most frequent class over its own.
-
-    Args:
-        class_pixels: pixels of each class in each mask, unknown last, (N, C + 1).
-
-    Returns:
-        C numbers of 1 or more, to four digits; a class in no mask counts as the rarest one that occurs.
-
-    Raises:
-        ValueError: no mask has a labelled pixel.
-
-    Example:
-        >>> class_rarity(np.array([[90, 3, 0, 7], [90, 0, 0, 10]]))
-        [1.0, 60.0, 60.0]
-    """
-    pixels = class_pixels[:, :-1].sum(axis=0)
-    if not pixels.any():
-        raise ValueError("--label_diffusion: no training mask has a labelled pixel; all are unknown everywhere.")
-    rarest = pixels[pixels > 0].min()
-    return [float(f"{pixels.max() / max(count, rarest):.4g}") for count in pixels]

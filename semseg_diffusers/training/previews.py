@@ -9,22 +9,26 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, ModelMixin
 from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.reports.run_folder import list_previews, preview_path
-from semseg_diffusers.training.dataset import center_crop
+from semseg_diffusers.training.dataset import crop
 from semseg_diffusers.training.ema import EMA
 from semseg_diffusers.training.objective import build_sampler
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.utils.images import image_grid, save_png
+from semseg_diffusers.utils.images import image_grid
+
+
+PROJECT = "semseg_diffusers"
+PIP = {"tensorboard": "'semseg-diffusers[train]'", "comet_ml": "comet-ml"}  # if it is not the tracker's name
+SINGLE_IMAGE = ("aim", "clearml")  # trackers that take an image where others take a list
 
 
 def sample_preview(
     settings: TrainingSettings,
-    unet: torch.nn.Module,
+    unet: ModelMixin,
     noise_scheduler: DDPMScheduler,
     ema: EMA | None,
     pairs: PairDataset,
@@ -44,19 +48,21 @@ def sample_preview(
     num_masks, num_samples = min(settings.preview_masks, len(pairs)), settings.preview_samples
     indices = [row * len(pairs) // num_masks for row in range(num_masks)]
     chosen = [pairs[index] for index in indices]
-    if settings.random_crop_size is not None:  # at the scale of training
-        chosen = [center_crop(pair, settings.random_crop_size) for pair in chosen]
+    if (size := settings.random_crop_size) is not None:  # the centre, at the scale of training
+        for row, pair in enumerate(chosen):
+            top, left = ((whole - part) // 2 for whole, part in zip(pair["mask"].shape, size, strict=True))
+            chosen[row] = crop(pair, top, left, size)
     pipeline = MaskGuidedDDPMPipeline(unet=unet, scheduler=build_sampler(noise_scheduler))
     pipeline.set_progress_bar_config(disable=True)
-    conditions = {}
+    attributes = None
     if known := getattr(unet.config, "attributes", None):  # those of the image beside
         numbers = attribute_numbers(pairs, known)[indices].tolist()
-        conditions["attributes"] = [
+        attributes = [
             {name: values[number] for (name, values), number in zip(known.items(), row, strict=True) if number >= 0}
             for row in numbers
         ]
     with contextlib.nullcontext() if ema is None else ema.swapped_in(unet):
-        images = pipeline(
+        (images,) = pipeline(
             torch.stack([pair["mask"] for pair in chosen]),
             num_images_per_mask=num_samples,
             num_inference_steps=settings.preview_inference_steps,
@@ -64,8 +70,9 @@ def sample_preview(
             generator=[
                 torch.Generator().manual_seed(settings.seed + index) for index in range(num_masks * num_samples)
             ],
-            **conditions,
-        ).images
+            attributes=attributes,
+            return_dict=False,
+        )
     rows = [
         [
             pairs.labels.decode(pair["mask"].numpy()),
@@ -75,18 +82,6 @@ def sample_preview(
         for row, pair in enumerate(chosen)
     ]
     return image_grid(rows, headers=["mask", *["sample"] * num_samples, "image"])
-
-
-def remove_later_previews(run: Path, step: int) -> None:
-    """Remove the previews after `step`, which a run resumed there samples again."""
-    for later, path in list_previews(run):
-        if later > step:
-            path.unlink()
-
-
-PROJECT = "semseg_diffusers"
-PIP = {"tensorboard": "'semseg-diffusers[train]'", "comet_ml": "comet-ml"}  # if it is not the tracker's name
-ONE_PICTURE = ("aim", "clearml")  # trackers that take an image where others take a list
 
 
 def parse_trackers(report_to: str) -> list[str]:
@@ -133,24 +128,11 @@ def start_tracking(accelerator: Accelerator, settings: TrainingSettings, run: Pa
     accelerator.init_trackers(PROJECT, config, init_kwargs=options)
 
 
-def save_preview(
-    settings: TrainingSettings,
-    unet: torch.nn.Module,
-    noise_scheduler: DDPMScheduler,
-    ema: EMA | None,
-    pairs: PairDataset,
-    accelerator: Accelerator,
-    run: Path,
-    step: int,
-) -> None:
-    """Sample a preview, save it, and hand it to the trackers that take images."""
-    preview = sample_preview(settings, unet, noise_scheduler, ema, pairs)
-    preview_path(run, step).parent.mkdir(exist_ok=True)
-    save_png(preview_path(run, step), preview)
+def log_preview(accelerator: Accelerator, preview: Image.Image, step: int) -> None:
+    """Hand a preview to the trackers that take images."""
     pixels = np.asarray(preview)  # (H, W, 3)
     for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
-            tracker.log_images(
-                {"preview": pixels if tracker.name in ONE_PICTURE else pixels[None]}, step=step, **layout
-            )
+            images = {"preview": pixels if tracker.name in SINGLE_IMAGE else pixels[None]}
+            tracker.log_images(images, step=step, **layout)

@@ -4,9 +4,10 @@ They are read from the command line, a YAML file (`--config`) and a preset (`pre
 the recipe of Bozsó et al., WINS 2024, as its published code runs it.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from semseg_diffusers.data.settings import ColumnOptions, parse_resolution
 from semseg_diffusers.utils.settings import Settings, option, read_yaml
@@ -237,7 +238,7 @@ class TrainingSettings(RunOptions, OptimizationOptions, DiffusionOptions, Networ
     steps.
     """
 
-    PRESETS = {  # noqa: RUF012  not a field: it has no annotation
+    PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         **{path.stem: read_yaml(path) for path in sorted(Path(__file__).with_name("presets").glob("*.yaml"))},
     }
@@ -291,8 +292,8 @@ class TrainingSettings(RunOptions, OptimizationOptions, DiffusionOptions, Networ
             )
 
     @classmethod
-    def implied(cls, given: dict[str, Any]) -> dict[str, Any]:
-        """Return what a given `base_model` implies: values below presets, files and the command line."""
+    def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what a given `base_model` implies: network and noise schedule."""
         source = given.get("base_model")
         if source is None or str(source).lower() == "none":
             return {}
@@ -309,6 +310,11 @@ class TrainingSettings(RunOptions, OptimizationOptions, DiffusionOptions, Networ
     def ema_lengths(self) -> tuple[float, ...]:
         """Largest decay of each weight average, that of the saved pipeline first; () without any."""
         return (self.ema_decays or (self.ema_decay,)) if self.use_ema else ()
+
+
+def default_settings() -> dict[str, Any]:
+    """Return the default of each setting, as JSON values; None for those that have none."""
+    return {**TrainingSettings(dataset="", output_dir="").to_dict(), "dataset": None, "output_dir": None}
 
 
 @dataclass(frozen=True, kw_only=True)

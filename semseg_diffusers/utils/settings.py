@@ -123,9 +123,14 @@ class Settings:
         return shlex.join(["semseg-diffusers", name, *self.to_arguments()])
 
     def given(self, names: Iterable[str]) -> list[str]:
-        """Return those of `names` that the command line gives, or that differ from the defaults, as `--name`."""
+        """Return those of `names` that differ from the defaults, or that the command line gives, as `--name`.
+
+        `--name none` is as good as not given.
+        """
+        values = {name: getattr(self, name) for name in names}
+        named = {name for name in self._named if values.get(name) is not None}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return [f"--{name}" for name in names if name in self._named or getattr(self, name) != defaults[name]]
+        return [f"--{name}" for name, value in values.items() if name in named or value != defaults[name]]
 
 
 def _option_name(field: dataclasses.Field) -> str:

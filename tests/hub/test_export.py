@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from helpers.cards import write_card
 from helpers.evaluation_results import evaluation_results
 from helpers.tiny_pipelines import draw, random_ids
 from helpers.tiny_pipelines import pipeline as tiny_pipeline
@@ -22,7 +23,6 @@ from semseg_diffusers.hub.export import choose_masks, make_sheet
 from semseg_diffusers.hub.folders import check_model_folder, model_files, weights_hash
 from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
 from semseg_diffusers.toy.scenes import write_toy_dataset
-from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.files import write_json
 
@@ -47,17 +47,7 @@ def run(tmp_path_factory):
     pipeline.save_pretrained(run)  # once more: its config now says where the network was loaded from
     pipeline.unet.save_pretrained(run / "unet", variant="raw")
     settings = TrainingSettings(dataset="/home/someone/data/toy16", output_dir="/home/someone/runs/streets")
-    save_model_card(
-        run,
-        settings=settings,
-        unet=pipeline.unet,
-        source_format="camvid",
-        num_pairs=6,
-        step=4,
-        samples_per_step=2,
-        trained_seconds=7.0,
-        loss=0.5,
-    )
+    write_card(run, settings, "camvid")
     write_json(run / "settings.json", settings.to_dict())
     (run / "log.jsonl").write_text('{"step": 4, "loss": 0.5}\n')
     for name in ("previews/step-0000004.png", "checkpoint-4/optimizer.bin", "run.html"):

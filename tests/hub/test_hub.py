@@ -16,6 +16,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 import yaml
+from helpers.cards import write_card
 from helpers.evaluation_results import evaluation_results
 from helpers.loading import DIFFUSERS_CLASS, DRAW, OUR_CLASS, REMOTE_CODE, draw, tiny_pipeline
 from PIL import Image
@@ -30,7 +31,6 @@ from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.reports.evaluation_text import results_commands
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
-from semseg_diffusers.training.card import save_model_card
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.files import write_json
 from semseg_diffusers.utils.hub_errors import HubError
@@ -132,17 +132,7 @@ def saved_run(pipeline, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "streets run"
     pipeline.save_pretrained(run)
     settings = TrainingSettings(dataset="/home/someone/data/toy16", output_dir="/home/someone/runs/streets")
-    save_model_card(
-        run,
-        settings=settings,
-        unet=pipeline.unet,
-        source_format="toy",
-        num_pairs=6,
-        step=4,
-        samples_per_step=2,
-        trained_seconds=7.0,
-        loss=0.5,
-    )
+    write_card(run, settings, "toy")
     write_json(run / "settings.json", settings.to_dict())
     (run / "log.jsonl").write_text('{"step": 4, "loss": 0.5}\n')
     for step in (2, 4):
@@ -157,12 +147,12 @@ def saved_run(pipeline, tmp_path_factory):
 
 def test_a_card_lists_the_attributes_that_the_network_knows():
     known = {"timeofday": ["day", "night"], "weather": ["clear", "rainy"]}
-    about = {"title": "t", "source": "t", "license_name": None, "network": "U", "parameters": 1}
-    labels = LabelSet.from_preset("bdd100k")
-    card = cards.render_model_card(labels, **about, training=None, scheduler_config={}, attributes=known)
+    config = {**LabelSet.from_preset("bdd100k").to_config(), "attributes": known}
+    about = {"title": "t", "source": "t", "scheduler_config": {}}
+    card = cards.render_model_card(config, **about)
     assert 'pipe("mask.png", attributes={"timeofday": "day"})`.\n\n| attribute | values |\n|---|---|\n' in card
     assert "\n| timeofday | day, night |\n| weather | clear, rainy |\n\n## Data\n" in card
-    plain = cards.render_model_card(labels, **about, training=None, scheduler_config={}, attributes=None)
+    plain = cards.render_model_card({**config, "attributes": None}, **about)
     assert "ttributes" not in plain
     assert "|\n\n## Data\n" in plain
 

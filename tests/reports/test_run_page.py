@@ -26,7 +26,7 @@ from semseg_diffusers.reports.run_folder import list_previews, previews_over_tim
 from semseg_diffusers.reports.run_page import duration, write_run_page
 from semseg_diffusers.training import loop
 from semseg_diffusers.training import run as run_module
-from semseg_diffusers.training.run import default_settings
+from semseg_diffusers.training.settings import default_settings
 from semseg_diffusers.utils.files import exclusive_folder
 from semseg_diffusers.utils.images import grid_cells, image_grid, save_png
 

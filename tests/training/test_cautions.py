@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from diffusers.training_utils import EMAModel
 from helpers.training_runs import tiny_settings, train_here
 from PIL import Image
@@ -16,6 +17,8 @@ from semseg_diffusers.masks.statistics.counts import class_pixels_of_each
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training import class_balance as class_counts
 from semseg_diffusers.training.class_balance import ClassCounts, count_classes, evenly
+from semseg_diffusers.training.inputs import Inputs
+from semseg_diffusers.training.objective import build_noise_scheduler
 from semseg_diffusers.training.preflight import collect_warnings, first_weights_share, shared_pairs
 
 
@@ -49,16 +52,16 @@ def counts_of(masks=12, **changes):
     return ClassCounts(pixels=pixels, edge_shares=shares, num_masks=changes.get("num_masks", masks))
 
 
-def cautions(pairs, validation, counts=None, **changes):
+def cautions(pairs, validation, counts=None, *, num_steps=1000, num_weights=1000, **changes):
     """The warnings of a run that deserves none, but for what is changed."""
-    about = {"num_weights": 1000, "num_steps": 1000, "samples_per_step": 1, "preview_reason": None}
-    about |= {name: changes.pop(name) for name in [*about] if name in changes}
-    previews = changes.pop("preview_pairs", validation)
+    preview_pairs, reason = changes.pop("preview_pairs", validation), changes.pop("preview_reason", None)
     settings = tiny_settings("d", "o", **changes)
-    attributes = attribute_values(pairs, settings.attributes)
-    return collect_warnings(
-        settings, pairs, counts or counts_of(), attributes=attributes, preview_pairs=previews, **about
-    )
+    inputs = Inputs(
+        pairs, preview_pairs, reason, source_format=None, attributes=attribute_values(pairs, settings.attributes),
+        counts=None, balance=None, rarity=None, base=None, unet=nn.ParameterList([torch.empty(num_weights)]),
+        noise_scheduler=build_noise_scheduler(settings),
+    )  # fmt: skip
+    return collect_warnings(settings, inputs, counts or counts_of(), num_steps, samples_per_step=1)
 
 
 def test_a_run_that_deserves_none_gets_none(pairs, validation):

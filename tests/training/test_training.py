@@ -125,12 +125,9 @@ def test_resumed_sequence_is_the_rest_of_the_whole_one():
     assert sequence(start_batch=5) == sequence()[5:]
 
 
-def samples(pairs, **changes):
-    arguments = {
-        "seed": 0, "horizontal_flip": True, "crop_size": None, "mask_dropout": 0.0, "mask_dropout_group": 1,
-        "min_timestep": 1, "num_train_timesteps": 10,
-    }  # fmt: skip
-    return TrainingDataset(pairs, **{**arguments, **changes})
+def samples(pairs, samples_per_step=1, **changes):
+    changed = {"mask_dropout": 0.0, "min_timestep": 1, "num_train_timesteps": 10, **changes}
+    return TrainingDataset(pairs, TrainingSettings(dataset="d", output_dir="o", **changed), samples_per_step)
 
 
 def test_sample_is_a_function_of_seed_and_position(pairs):
@@ -159,7 +156,7 @@ def test_random_crop_cuts_photo_and_mask_alike_and_reaches_every_place(pairs):
     )  # (..., 5, 5, 12, 28)
     places = set()
     for position in range(200):
-        sample = samples(pairs, horizontal_flip=False, crop_size=(12, 28))[position, 0]
+        sample = samples(pairs, horizontal_flip=False, random_crop="12x28")[position, 0]
         assert (sample["image"].shape, sample["mask"].shape, sample["noise"].shape) == (
             (3, 12, 28),
             (12, 28),
@@ -174,12 +171,12 @@ def test_random_crop_cuts_photo_and_mask_alike_and_reaches_every_place(pairs):
 
 
 def test_random_crop_is_a_function_of_seed_and_position_and_changes_nothing_else(pairs):
-    cropped = samples(pairs, crop_size=(16, 16))
-    first, again = cropped[5, 2], samples(pairs, crop_size=(16, 16))[5, 2]
+    cropped = samples(pairs, random_crop="16")
+    first, again = cropped[5, 2], samples(pairs, random_crop="16")[5, 2]
     assert all(torch.equal(first[name], again[name]) for name in ("image", "mask", "noise", "timestep"))
     assert any(not torch.equal(cropped[position, 2]["image"], first["image"]) for position in range(6, 12))
     assert all(torch.equal(cropped[k, 2]["timestep"], samples(pairs)[k, 2]["timestep"]) for k in range(20))
-    assert torch.equal(samples(pairs, crop_size=(16, 32))[5, 2]["image"], samples(pairs)[5, 2]["image"])
+    assert torch.equal(samples(pairs, random_crop="16x32")[5, 2]["image"], samples(pairs)[5, 2]["image"])
 
 
 def test_images_lie_in_minus_one_to_one_and_timesteps_above_the_smallest(pairs):
@@ -195,7 +192,7 @@ def test_dropped_mask_is_unknown_everywhere_for_its_share_of_samples(pairs):
 
 
 def test_batch_wise_dropout_drops_whole_groups(pairs):
-    dropping = samples(pairs, mask_dropout=0.5, mask_dropout_group=4)
+    dropping = samples(pairs, mask_dropout=0.5, mask_dropout_unit="batch", samples_per_step=4)
     dropped = [bool((dropping[position, 0]["mask"] == 255).all()) for position in range(80)]
     groups = [set(dropped[start : start + 4]) for start in range(0, 80, 4)]
     assert all(len(group) == 1 for group in groups)

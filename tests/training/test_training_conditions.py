@@ -15,8 +15,9 @@ from semseg_diffusers.data.dataset import attribute_numbers, attribute_values, l
 from semseg_diffusers.models.unet_mask_guided import label_keep_probability
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.base_model import load_first_weights
+from semseg_diffusers.training.class_balance import class_rarity
 from semseg_diffusers.training.dataset import AUGMENT_DIM, TrainingDataset, Warp, Warps, warp_image, warp_mask
-from semseg_diffusers.training.networks import build_network, class_rarity
+from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, diffusion_loss
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -45,12 +46,13 @@ def pairs(toy):
     return load_pairs(toy)
 
 
-def samples(pairs, **changes):
-    arguments = {
-        "seed": 0, "horizontal_flip": True, "crop_size": None, "mask_dropout": 0.0, "mask_dropout_group": 1,
-        "min_timestep": 0, "num_train_timesteps": 1000,
-    }  # fmt: skip
-    return TrainingDataset(pairs, **{**arguments, **changes})
+def samples(pairs, attributes=None, rarity=None, **changes):
+    given = settings(**{"mask_dropout": 0.0, "attribute_dropout": 0.0, **changes})
+    return TrainingDataset(pairs, given, attributes=attributes, rarity=rarity)
+
+
+def augmented(scale, translate, probability):
+    return {"augment_scale": scale, "augment_translate": translate, "augment_probability": probability}
 
 
 def settings(**changes) -> TrainingSettings:
@@ -177,7 +179,7 @@ def test_defaults_give_the_samples_of_before_and_nothing_more(pairs):
     plain = samples(pairs)[3, 1]
     assert set(plain) == {"image", "mask", "noise", "timestep", "stem"}
     values = attribute_values(pairs, ["weather", "timeofday"])
-    told = samples(pairs, attributes=values, attribute_dropout=0.5, warps=Warps(0, 0.0, 0.0))[3, 1]
+    told = samples(pairs, attributes=values, attribute_dropout=0.5, **augmented(0.2, 0.1, 0.0))[3, 1]
     assert set(told) == {*plain, "attributes", "augmentation"}
     for name in ("mask", "noise", "timestep"):
         assert torch.equal(told[name], plain[name])
@@ -188,9 +190,9 @@ def test_defaults_give_the_samples_of_before_and_nothing_more(pairs):
     "options",
     [
         {"mask_ablation": 0.5},
-        {"label_diffusion": [1.0] * 19},
-        {"warps": Warps(0.3, 0.2, None)},
-        {"warps": Warps(0.3, 0.2, 0.5)},
+        {"rarity": [1.0] * 19},
+        augmented(0.3, 0.2, None),
+        augmented(0.3, 0.2, 0.5),
         {"attributes": {"weather": ["clear", "foggy", "rainy"]}, "attribute_dropout": 0.5},
     ],
     ids=lambda options: next(iter(options)),
@@ -223,7 +225,7 @@ def test_ablation_takes_whole_classes_each_by_its_own_draw(pairs):
 
 def test_label_diffusion_keeps_by_the_timestep_of_the_sample_as_sampling_does(pairs):
     psi = [1.0] * 10 + [50.0] * 9
-    faded = samples(pairs, horizontal_flip=False, label_diffusion=psi)
+    faded = samples(pairs, horizontal_flip=False, rarity=psi)
     plain = samples(pairs, horizontal_flip=False)
     kept, expected = [], []
     for position in range(100):
@@ -318,8 +320,8 @@ def test_probability_zero_warps_nothing_and_none_warps_all(probability):
 
 
 def test_only_what_is_told_stands_in_the_batch(pairs):
-    assert "augmentation" not in samples(pairs, warps=Warps(0.2, 0.1, None))[0, 0]
-    told = [samples(pairs, warps=Warps(0.2, 0.1, 0.3))[position, 0] for position in range(40)]
+    assert "augmentation" not in samples(pairs, **augmented(0.2, 0.1, None))[0, 0]
+    told = [samples(pairs, **augmented(0.2, 0.1, 0.3))[position, 0] for position in range(40)]
     bare = [samples(pairs)[position, 0] for position in range(40)]
     for one, plain in zip(told, bare, strict=True):
         if not one["augmentation"].any():
@@ -353,7 +355,7 @@ def test_loss_hands_attributes_and_augmentation_to_the_network(pairs):
     unet = build_network(given, pairs.labels, (16, 32), values, [1.0] * 19).eval()
     for embedding in (unet.attribute_embedding, unet.augment_embedding):
         torch.nn.init.normal_(embedding.weight)
-    drawn = samples(pairs, attributes=values, warps=Warps(0.2, 0.1, 1.0))
+    drawn = samples(pairs, attributes=values, **augmented(0.2, 0.1, 1.0))
     batch = torch.utils.data.default_collate([drawn[position, position] for position in range(2)])
     scheduler = build_noise_scheduler(given)
     losses_of = {

@@ -442,4 +442,4 @@ def test_a_base_of_the_hub_is_downloaded(toy, base, hub, tmp_path, clean_process
     arguments = (str(Path(__file__).parents[1]), str(toy), str(tmp_path / "run"))
     done = clean_process(FROM_THE_HUB, *arguments, environment=hub.environment(tmp_path / "home"))
     assert "ValueError --base_model alice/nothing: it has neither unet/config.json" in done.stdout
-    assert "HubError --base_model: loading 'alice/nowhere'" in done.stdout
+    assert "HubError --base_model: loading the model 'alice/nowhere'" in done.stdout

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 SCRIPT = """
 import os
 from semseg_diffusers.training import dataset as samples
-from semseg_diffusers.training.train import main
+from semseg_diffusers.training.loop import main
 
 read = samples.TrainingDataset.__getitem__
 

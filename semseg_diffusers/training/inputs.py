@@ -1,0 +1,137 @@
+"""What a run reads before its first step: data, statistics of the masks, the network and its noise schedule."""
+
+import functools
+import json
+import sys
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler, ModelMixin
+
+from semseg_diffusers.data.dataset import PairDataset, attribute_values, column_options, load_pairs, read_record
+from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.training.base_model import BaseModel, load_base
+from semseg_diffusers.training.class_balance import ClassBalance, ClassCounts, class_rarity, count_classes
+from semseg_diffusers.training.hardware import check_regions
+from semseg_diffusers.training.networks import build_network
+from semseg_diffusers.training.objective import build_noise_scheduler
+from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.distributed import run_on_all_ranks
+
+
+# Characters that Linux allows for a socket's path, less what multiprocessing adds: /pymp-XXXXXXXX/listener-XXXXXXXX.
+LONGEST_FOLDER = 107 - len("/pymp-/listener-") - 2 * 8
+
+
+@dataclass
+class Inputs:
+    """What a run reads before its first step; everything that can be refused is refused here."""
+
+    pairs: PairDataset
+    preview_pairs: PairDataset
+    preview_reason: str | None  # why previews use the training split, if they do
+    source_format: str | None  # what the data was prepared from
+    attributes: dict[str, list[str]]
+    counts: ClassCounts | None
+    balance: ClassBalance | None
+    rarity: list[float] | None
+    base: BaseModel | None
+    unet: ModelMixin
+    noise_scheduler: DDPMScheduler
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a checkpoint was trained on and must find again on resume; `attributes` etc. by their option."""
+        config = self.unet.config
+        base = {name: weight for name, weight in self.unet.named_parameters() if not weight.requires_grad}
+        found = {
+            "labels": self.pairs.labels.to_config(),
+            "num_pairs": len(self.pairs),
+            "class_pixels": None if self.balance is None else self.balance.digest,
+            **{name: getattr(config, name, None) for name in ("attributes", "label_diffusion")},
+            "base_model": weights_hash(base) if base else None,
+        }
+        return json.loads(json.dumps(found))
+
+
+def load_inputs(settings: TrainingSettings, accelerator: Accelerator) -> Inputs:
+    """Read the data and build the network that fits it. Called by every process.
+
+    Raises:
+        ValueError, OSError: what cannot be read, or does not go together; in the first process where it occurs.
+    """
+    run_on_all_ranks(lambda: check_temporary_folder(settings.dataloader_num_workers))
+    # one process of a machine builds the table of `datasets`, then the others find it
+    is_first = accelerator.is_local_main_process
+    data = run_on_all_ranks(lambda: _read_data(settings) if is_first else None)
+    inputs = run_on_all_ranks(lambda: _build_inputs(settings, accelerator, *(data or _read_data(settings))))
+    if settings.gradient_checkpointing:
+        inputs.unet.enable_gradient_checkpointing()
+    if settings.channels_last:
+        inputs.unet.to(memory_format=torch.channels_last)
+    return inputs
+
+
+def check_temporary_folder(num_workers: int) -> None:
+    """Refuse a temporary folder whose path is too long for the sockets of data loading processes.
+
+    Without this check the batch is lost in the worker process, and training waits for it forever.
+
+    Raises:
+        ValueError: naming the folder and what to do.
+    """
+    folder = tempfile.gettempdir()
+    if num_workers and sys.platform == "linux" and len(folder) > LONGEST_FOLDER:
+        raise ValueError(
+            f"the temporary folder '{folder}' has {len(folder)} characters; worker processes need one of at most "
+            f"{LONGEST_FOLDER}. Set TMPDIR to a shorter one, or give --dataloader_num_workers 0."
+        )
+
+
+def _read_data(settings: TrainingSettings) -> tuple[PairDataset, PairDataset, str | None]:
+    """Return the training split, that whose masks the previews use, and why it is the same, if it is."""
+    columns = column_options(settings)
+    pairs = load_pairs(settings.dataset, settings.train_split, **columns)
+    if not settings.preview_steps:
+        return pairs, pairs, None
+    if settings.validation_split == settings.train_split:
+        return pairs, pairs, f"--validation_split is {settings.validation_split} as well"
+    try:
+        return pairs, load_pairs(settings.dataset, settings.validation_split, **columns), None
+    except (FileNotFoundError, ValueError) as error:
+        return pairs, pairs, str(error).rstrip(".")
+
+
+def _build_inputs(
+    settings: TrainingSettings,
+    accelerator: Accelerator,
+    pairs: PairDataset,
+    preview_pairs: PairDataset,
+    preview_reason: str | None,
+) -> Inputs:
+    attributes = attribute_values(pairs, settings.attributes)
+    counts = balance = rarity = base = None
+    if settings.class_balanced_sampling or settings.label_diffusion:
+        counts = count_classes(pairs, every_mask=True, num_workers=max(1, settings.dataloader_num_workers))
+        if settings.class_balanced_sampling:
+            balance = ClassBalance(counts.pixels, settings.class_balance_temperature, settings.class_balance_min_share)
+        if settings.label_diffusion:
+            rarity = class_rarity(counts.pixels)
+    if settings.base_model is not None:
+        base = load_base(settings)
+    size = settings.random_crop_size
+    if size is not None:
+        for split in (pairs, preview_pairs):
+            split.check_holds(*size)
+    unet = build_network(
+        settings, pairs.labels, size or pairs.resolution, attributes, rarity, None if base is None else base.unet
+    )
+    check_regions(accelerator, unet)
+    noise_scheduler = (base.noise_scheduler if base is not None else None) or build_noise_scheduler(settings)
+    return Inputs(
+        pairs, preview_pairs, preview_reason, read_record(settings.dataset).get("format"), attributes, counts, balance,
+        rarity, base, unet, noise_scheduler,
+    )  # fmt: skip
