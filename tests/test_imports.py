@@ -1,4 +1,4 @@
-"""Imports point one way, and a file that lies beside weights on the Hub needs nothing of ours."""
+"""Imports point one way, and a file beside the weights on the Hub needs nothing of ours."""
 
 import ast
 import re
@@ -62,7 +62,7 @@ def wrong_imports(module: str, source: str, package: str) -> list[str]:
 
 
 def name_of(path: Path) -> tuple[str, str]:
-    """Return the dotted names of a file's module and of the package it stands in."""
+    """Return the dotted names of a file's module and of the package it is in."""
     parts = path.relative_to(ROOT).with_suffix("").parts
     package = ".".join(parts[:-1])
     return (package if parts[-1] == "__init__" else ".".join(parts)), package

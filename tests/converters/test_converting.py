@@ -79,7 +79,7 @@ def load(folder: Path) -> MaskGuidedDDPMPipeline:
 
 
 @torch.no_grad()
-def test_paper_draws_what_its_authors_network_draws(converted):
+def test_paper_predicts_what_its_authors_network_predicts(converted):
     unet, values = load(converted / "paper").unet, golden_values("paper_unet_tiny")
     masked = unet(values["sample"], values["timestep"], mask=values["label_map"]).sample
     torch.testing.assert_close(masked, values["output_masked"], rtol=0, atol=1e-4)
@@ -88,7 +88,7 @@ def test_paper_draws_what_its_authors_network_draws(converted):
 
 
 @torch.no_grad()
-def test_sdm_draws_what_its_authors_network_draws(converted):
+def test_sdm_predicts_what_its_authors_network_predicts(converted):
     unet, values = load(converted / "sdm").unet, golden_values("sdm_unet_tiny")
     masked = unet(values["sample"], values["timestep"], mask=values["label_map"]).sample
     torch.testing.assert_close(masked, values["output_masked"], rtol=0, atol=1e-4)
@@ -98,7 +98,7 @@ def test_sdm_draws_what_its_authors_network_draws(converted):
 
 @torch.no_grad()
 @pytest.mark.parametrize("channels", [1, 3])
-def test_konz_draws_what_the_plain_network_draws_of_image_and_ids(channels, tmp_path):
+def test_konz_predicts_what_the_plain_network_predicts_from_image_and_ids(channels, tmp_path):
     plain = konz_folder(tmp_path / "theirs", channels)
     assert convert("--from", KONZ, tmp_path / "theirs", "--output", tmp_path / "ours", "--num_classes", 4) == 0
     unet = load(tmp_path / "ours").unet
@@ -176,7 +176,7 @@ def test_instance_edges_are_the_last_channel_of_the_mask(files, tmp_path):
     torch.testing.assert_close(output, values["output_masked"], rtol=0, atol=1e-4)
 
 
-def test_size_of_sdms_images_is_told_by_its_widths(tmp_path):
+def test_size_of_sdms_images_follows_from_its_widths(tmp_path):
     from semseg_diffusers.models.published.unet_sdm import SDMUNet2DModel
 
     unet = SDMUNet2DModel(model_channels=32, channel_mult=(1, 2, 3, 4), num_res_blocks=2, num_head_channels=32)
@@ -232,7 +232,7 @@ torch.save(pipe(ids, generator=torch.Generator().manual_seed(0), **options).imag
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["paper", "sdm", "konz"])
-def test_converted_folder_draws_the_same_in_a_clean_process_without_the_package(
+def test_converted_folder_generates_the_same_in_a_clean_process_without_the_package(
     converted, name, tmp_path, clean_process
 ):
     clean_process(OUR_CLASS + DRAW, converted / name, tmp_path / "with.pt")

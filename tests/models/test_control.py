@@ -1,4 +1,4 @@
-"""The control branch beside a frozen network: what it begins from, what stays the base's, how much of it counts."""
+"""The control branch beside a frozen network: what it starts from, what stays the base's, how much of it counts."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def base_of(family: str) -> UNet2DModel:
     return UNet2DModel(**{**TINY_PARENT, **PARENTS[family]}).eval()
 
 
-# What it begins from
+# What it starts from
 
 
 @every_family
@@ -71,7 +71,7 @@ def test_a_trained_branch_moves_every_kind_of_base_and_leaves_it_alone_where_the
 
 
 @torch.no_grad()
-def test_the_branch_begins_as_a_copy_and_the_base_is_not_the_one_that_was_given():
+def test_the_branch_starts_as_a_copy_and_the_base_is_not_the_one_that_was_given():
     base = tiny_base()
     unet = tiny_control(trained=False, base=base)
     for name, weight in base.state_dict().items():
@@ -84,7 +84,7 @@ def test_the_branch_begins_as_a_copy_and_the_base_is_not_the_one_that_was_given(
     assert all(torch.equal(weight, before[name]) for name, weight in base.state_dict().items())
 
 
-def test_dtype_and_size_are_those_of_the_base_unless_another_size_is_wanted():
+def test_dtype_and_size_are_those_of_the_base_unless_another_size_is_given():
     base = tiny_base().to(torch.bfloat16)
     assert {weight.dtype for weight in tiny_control(base=base).parameters()} == {torch.bfloat16}
     assert tiny_control().config.sample_size == 16
@@ -121,7 +121,7 @@ def test_the_branch_alone_learns_and_all_of_it():
     assert learning == {name for name in found if name.startswith("control.")}
 
 
-def test_at_the_beginning_the_zero_convolutions_learn():
+def test_at_the_start_only_the_zero_convolutions_learn():
     found = gradients(tiny_control(trained=False), inputs()[2])
     learning = {name for name, gradient in found.items() if gradient is not None and gradient.any()}
     assert learning == {name for name in found if name.startswith("control.zero_conv")}
@@ -151,7 +151,7 @@ def test_training_mode_leaves_the_dropout_of_the_base_off():
     assert not any(module.training for module in unet.eval().modules())
 
 
-def test_made_anew_it_has_no_dropout_in_the_base():
+def test_a_network_from_its_config_has_no_dropout_in_the_base():
     unet = MaskControlNetModel(**{**tiny_base(dropout=0.5).config, "num_classes": 5})
     training = {name.split(".")[0] for name, module in unet.named_modules() if module.training}
     assert training == {"", "control"}
@@ -166,7 +166,7 @@ def test_encoded_mask_is_the_hint_and_which_samples_are_known():
 
 
 @torch.no_grad()
-def test_conditioning_scale_goes_from_the_base_alone_to_all_of_the_branch_and_further():
+def test_conditioning_scale_runs_from_the_base_alone_to_all_of_the_branch_and_further():
     unet = tiny_control()
     sample, timestep, mask = inputs()
     base = unet(sample, timestep).sample
@@ -194,7 +194,7 @@ def test_the_branch_is_not_run_where_nothing_of_it_counts():
 
 
 @torch.no_grad()
-def test_a_class_conditional_base_is_told_its_own_label_where_none_is_given():
+def test_a_class_conditional_base_gets_its_own_label_where_none_is_given():
     base = base_of("class embedding")
     unet = tiny_control(base=base, base_class_label=2)
     sample, timestep, mask = inputs()
@@ -257,7 +257,7 @@ def control_pipe(kind=MaskGuidedDDPMPipeline, scheduler=None, **settings):
 
 @pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_draws_with_it(name):
+def test_every_scheduler_samples_with_it(name):
     pipe = control_pipe(scheduler=getattr(diffusers, name)())
     images = draw(pipe, random_ids(2), seeds=(0, 1), num_inference_steps=5)
     assert images.shape == (2, 3, SIZE, SIZE)
@@ -321,7 +321,7 @@ def test_conditioning_scales_that_mean_nothing_are_refused(unet, scale, message)
         draw(pipe, None, conditioning_scale=scale)
 
 
-def test_a_guide_with_a_branch_is_told_the_scale_and_one_without_is_not():
+def test_a_guide_with_a_branch_gets_the_scale_and_one_without_does_not():
     pipe = control_pipe()
     mask = random_ids()
     by_itself = draw(pipe, mask, guide_unet=pipe.unet, conditioning_scale=0.5, guidance_scale=2.0)
@@ -352,8 +352,8 @@ def test_images_of_every_conditioning_scale_are_made_and_recorded(generator, tmp
             conditioning_scale=row["conditioning_scale"],
             generator=torch.Generator().manual_seed(row["seed"]),
         ).images[0]
-        drawn = pixels(tmp_path / "grid" / row["image_file_name"])
-        assert np.abs(np.asarray(image).astype(int) - drawn).max() <= 1
+        saved = pixels(tmp_path / "grid" / row["image_file_name"])
+        assert np.abs(np.asarray(image).astype(int) - saved).max() <= 1
     generate_dataset(generator, masks, tmp_path / "plain", GenerationSettings(num_inference_steps=2))
     assert "conditioning_scale" not in read_metadata(tmp_path / "plain")[0]
 

@@ -1,6 +1,6 @@
-"""What the network is told beside the plain mask: attributes, a pyramid, coordinates, augmentation, fading labels.
+"""What the network reads beside the plain mask: attributes, a pyramid, coordinates, augmentation, fading labels.
 
-Each of them starts from zero weights, so a network with them begins as the one without.
+Each of them starts from zero weights, so a network with them starts as the one without.
 """
 
 import pytest
@@ -70,7 +70,7 @@ def plain(given: dict) -> dict:
 
 @every_form
 @torch.no_grad()
-def test_untrained_network_with_everything_says_what_the_plain_one_says(form):
+def test_untrained_network_with_everything_predicts_what_the_plain_one_predicts(form):
     given = inputs()
     with_all, without = tiny(trained=False, **form, **EVERYTHING), tiny(trained=False, **form)
     assert torch.equal(with_all(**given).sample, without(**plain(given)).sample)
@@ -98,7 +98,7 @@ def test_every_new_weight_learns_from_the_first_step(form):
     given["attributes"] = torch.tensor([[0, 0], [1, 1], [0, 2], [1, -1]])
     unet(**given).sample.square().mean().backward()
     without = [name for name, parameter in unet.named_parameters() if not parameter.grad.abs().sum() > 0]
-    # What stands before a weight of zeros learns from the second step.
+    # What comes before a weight of zeros learns from the second step.
     assert all(name.startswith("mask_norms.convs") for name in without)
 
 
@@ -315,7 +315,7 @@ def test_coordinates_are_centres_of_pixels():
 
 
 @torch.no_grad()
-def test_network_with_coordinates_knows_where_it_is():
+def test_network_with_coordinates_depends_on_the_position():
     flat = {"sample": torch.zeros(1, 3, 32, 32), "timestep": 10}
     inside = (slice(None), slice(None), slice(14, 18), slice(14, 18))  # away from the padding of the borders
     shallow = {
@@ -344,7 +344,7 @@ def test_keep_probability_starts_whole_ends_gone_and_is_higher_for_rare_classes(
     torch.testing.assert_close(label_keep_probability(torch.tensor(0.25), torch.tensor(100.0)).item(), expected)
 
 
-def test_diffused_mask_keeps_each_class_as_often_as_its_time_says():
+def test_diffused_mask_keeps_each_class_with_its_probability():
     unet = tiny(label_diffusion=PSI, num_train_timesteps=1000)
     mask = torch.arange(5).view(1, 1, 5).expand(3, 20000, 5)
     timestep = torch.tensor([0, 400, 900])

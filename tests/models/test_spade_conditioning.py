@@ -1,6 +1,6 @@
-"""A mask that modulates the decoder: it begins as the plain network, tells what each cell holds, trains and resumes.
+"""A mask that modulates the decoder: it starts as the plain network, reads shares of cells, trains and resumes.
 
-What every way of conditioning owes stands in test_unet_mask_guided.py and test_network_conditions.py.
+What every way of conditioning owes is in test_every_network.py and test_network_conditions.py.
 """
 
 import pytest
@@ -31,14 +31,14 @@ def untrained(**settings) -> MaskGuidedUNet2DModel:
     return MaskGuidedUNet2DModel(**{**TINY, **settings}).eval()
 
 
-# It begins as the network without
+# It starts as the network without
 
 
 @pytest.mark.parametrize(
     ("family", "patch_size"), [(name, size) for name in PARENTS for size in (1, 2) if (name, size) != ("ncsnpp", 2)]
 )
 @torch.no_grad()
-def test_untrained_network_says_what_that_of_the_same_seed_says_which_only_adds(family, patch_size):
+def test_untrained_network_predicts_what_that_of_the_same_seed_predicts_which_only_adds(family, patch_size):
     settings = {**PARENTS[family], "patch_size": patch_size}
     unet, plain = untrained(**SPADE, **settings), untrained(**settings)
     sample, timestep, mask = inputs(channels=unet.config.in_channels)
@@ -184,7 +184,7 @@ def toy(tmp_path_factory):
     return folder
 
 
-def test_it_trains_from_added_weights_resumes_as_it_ran_straight_and_draws(toy, tmp_path):
+def test_it_trains_from_added_weights_resumes_as_it_ran_straight_and_samples(toy, tmp_path):
     train_here(tiny_settings(toy, tmp_path / "add", max_train_steps=1))
     settings = {
         **SPADE, "spade_channels": 8, "init_from": str(tmp_path / "add"), "checkpointing_steps": 1,

@@ -1,4 +1,4 @@
-"""The network with an id channel: what it draws is what a plain `UNet2DModel` draws of image and id / 255."""
+"""The network with an id channel: it predicts what a plain `UNet2DModel` predicts from image and id / 255."""
 
 import pytest
 import torch

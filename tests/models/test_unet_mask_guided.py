@@ -1,4 +1,4 @@
-"""The mask-guided network: what it says of masks, that it is still a `UNet2DModel`, and what diffusers asks of it."""
+"""The mask-guided network: its masks, patches and settings, and that it is still a `UNet2DModel`."""
 
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_every_kind_of_parent_takes_a_mask(form, family):
 
 @pytest.mark.parametrize("family", CLASS_LABELS)
 @torch.no_grad()
-def test_class_labels_move_the_output_and_are_asked_for(family):
+def test_class_labels_move_the_output_and_are_required(family):
     unet = tiny(**PARENTS[family])
     sample, timestep, mask = inputs()
     labels = CLASS_LABELS[family]
@@ -130,7 +130,7 @@ def test_a_plain_networks_config_makes_a_mask_guided_one():
 
 
 @pytest.mark.parametrize("patch_size", [2, 4])
-def test_every_pixel_inside_lies_in_as_many_patches_as_the_next(patch_size):
+def test_every_pixel_inside_is_in_as_many_patches_as_the_next(patch_size):
     # A kernel that its stride divides overlaps evenly, so no grid comes from it (Odena et al. 2016, Deconvolution and
     # Checkerboard Artifacts); with a kernel as wide as its stride, patches would not overlap, and every sum be 1.
     unet = tiny(patch_size=patch_size)

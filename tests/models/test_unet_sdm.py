@@ -237,7 +237,7 @@ def test_pipeline_samples_with_the_learned_variance():
     torch.testing.assert_close(image, latents, rtol=0, atol=1e-4)
 
 
-def test_pipeline_computes_the_modulation_once_unless_told_otherwise():
+def test_pipeline_computes_the_modulation_once_unless_the_cache_is_disabled():
     unet = tiny()
     calls = []
     unet.middle_block[0].in_norm.mlp_gamma.register_forward_pre_hook(lambda _, args: calls.append(args[0].shape[0]))

@@ -80,7 +80,7 @@ def test_pipelines_and_commands_share_their_defaults(kind):
     assert [arguments[name].default for name in names] == [getattr(settings, name) for name in names]
 
 
-def test_previews_of_a_training_are_drawn_as_images_are_by_default():
+def test_previews_of_a_training_are_sampled_as_images_are_by_default():
     training, settings = TrainingSettings(dataset="none", output_dir="none"), GenerationSettings()
     assert training.preview_inference_steps == settings.num_inference_steps
     assert training.preview_guidance_scale == settings.guidance_scale

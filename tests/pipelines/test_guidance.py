@@ -279,7 +279,7 @@ def test_a_batch_of_fading_masks_equals_single_ones(scheduler):
         assert torch.allclose(both[i], draw(pipe, random_ids(2)[i], seeds=(3 + i,))[0], atol=1e-4)
 
 
-def test_noise_of_fading_masks_is_drawn_after_the_latents():
+def test_noise_of_fading_masks_is_sampled_after_the_latents():
     hardly = fading_unet(rarity=1e30)  # nothing is gone before the very last of the noise
     assert torch.equal(draw(pipeline(hardly), random_ids()), draw(pipeline(), random_ids()))
 

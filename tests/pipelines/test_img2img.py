@@ -45,14 +45,14 @@ def pipe() -> MaskGuidedImg2ImgPipeline:
 
 
 @pytest.mark.parametrize("name", NOISING)
-def test_strength_one_equals_drawing_from_noise(name):
+def test_strength_one_equals_sampling_from_noise(name):
     from_noise = pipeline(scheduler=new_scheduler(name))
     images = from_noise(random_ids(), num_inference_steps=5, generator=seeded(0), output_type="pt").images
     assert torch.equal(redraw(img2img(new_scheduler(name)), PHOTO, random_ids(), strength=1.0), images)
 
 
 @pytest.mark.parametrize("name", NOISING)
-def test_strength_zero_returns_the_photo_to_the_last_bit(name, batches):
+def test_strength_zero_returns_the_image_to_the_last_bit(name, batches):
     pipe = img2img(DDPMScheduler() if name == "PNDMScheduler" else new_scheduler(name))
     calls = batches(pipe.unet)
     (image,) = pipe(PHOTO, random_ids(), strength=0.0, num_inference_steps=5).images
@@ -62,7 +62,7 @@ def test_strength_zero_returns_the_photo_to_the_last_bit(name, batches):
 
 
 @pytest.mark.parametrize("name", [name for name in NOISING if name != "PNDMScheduler"])
-def test_more_strength_leaves_less_of_the_photo(name):
+def test_more_strength_leaves_less_of_the_image(name):
     pipe = img2img(new_scheduler(name))
     photo = torch.from_numpy(PHOTO / 127.5 - 1).permute(2, 0, 1)
     little, much = (
@@ -88,7 +88,7 @@ def test_strength_is_the_part_of_the_steps_that_is_done(batches):
         assert seen == [(i, t, ["latents"]) for i, t in enumerate(expected)]
 
 
-def test_sampling_starts_from_the_photo_at_the_noise_of_the_first_step(pipe):
+def test_sampling_starts_from_the_image_at_the_noise_of_the_first_step(pipe):
     noise = torch.randn(1, 3, SIZE, SIZE, generator=seeded(0))
     latents = redraw(
         pipe, PHOTO, random_ids(), strength=0.2, guidance_scale=1.0, num_inference_steps=5, output_type="latent"
@@ -116,7 +116,7 @@ def test_guidance_interval_is_of_the_whole_schedule(pipe, batches):
 # --- photos and batches ---
 
 
-def test_every_form_of_a_photo_gives_the_same_image(pipe, tmp_path):
+def test_every_form_of_a_image_gives_the_same_image(pipe, tmp_path):
     picture = Image.fromarray(PHOTO)
     picture.save(tmp_path / "photo.png")
     tensor = torch.from_numpy(PHOTO).permute(2, 0, 1)
@@ -137,7 +137,7 @@ def test_every_form_of_a_photo_gives_the_same_image(pipe, tmp_path):
         assert torch.allclose(redraw(pipe, form, random_ids()), expected, atol=1e-5)
 
 
-def test_a_photo_is_turned_as_the_camera_was_held(pipe, tmp_path):
+def test_a_image_is_turned_by_its_exif_orientation(pipe, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     Image.fromarray(PHOTO[::-1, ::-1]).save(tmp_path / "held.png", exif=exif)
@@ -145,7 +145,7 @@ def test_a_photo_is_turned_as_the_camera_was_held(pipe, tmp_path):
     assert np.array_equal(np.asarray(image), PHOTO)
 
 
-def test_a_larger_photo_is_cropped_and_resized_as_the_photos_of_the_training_are(pipe):
+def test_a_larger_image_is_cropped_and_resized_as_the_images_of_the_training_are(pipe):
     large = Image.fromarray(np.random.default_rng(1).integers(0, 256, (3 * SIZE, 5 * SIZE, 3), dtype=np.uint8))
     (image,) = pipe(large, random_ids(1, 3 * SIZE, 5 * SIZE), strength=0.0).images
     assert image == crop_resize(3 * SIZE, 5 * SIZE, (SIZE, SIZE)).resize_image(large)
@@ -163,7 +163,7 @@ def test_batch_of_two_equals_two_singles(scheduler):
     assert torch.equal(one_for_both, redraw(pipe, [PHOTO, PHOTO], masks, seeds=(3, 4)))
 
 
-def test_attributes_and_a_guide_go_with_photos():
+def test_attributes_and_a_guide_go_with_images():
     unet = tiny_unet(attributes={"weather": ["clear", "rainy"]})
     torch.nn.init.normal_(unet.attribute_embedding.weight, generator=seeded(1))
     pipe = img2img(unet=unet)
@@ -173,7 +173,7 @@ def test_attributes_and_a_guide_go_with_photos():
     assert torch.equal(redraw(pipe, PHOTO, random_ids(), guide_unet=unet), plain)
 
 
-def test_fading_masks_go_with_photos():
+def test_fading_masks_go_with_images():
     pipe = img2img(unet=tiny_unet(num_train_timesteps=1000, label_diffusion=[3.0] * 19))
     both = redraw(pipe, PHOTO, random_ids(2), seeds=(3, 4))
     assert torch.allclose(both[1], redraw(pipe, PHOTO, random_ids(2)[1], seeds=(4,))[0], atol=1e-4)
@@ -201,7 +201,7 @@ def test_latents_that_a_callback_returns_are_used(pipe):
     assert (latent == 0).all()
 
 
-def test_half_precision_keeps_the_photo_at_strength_zero():
+def test_half_precision_keeps_the_image_at_strength_zero():
     pipe = img2img().to(torch.bfloat16)
     (image,) = pipe(PHOTO, random_ids(), strength=0.0).images
     assert np.array_equal(np.asarray(image), PHOTO)
@@ -246,13 +246,13 @@ def test_bad_input_is_refused_before_any_work(pipe, batches, tmp_path, monkeypat
     assert calls == []
 
 
-def test_a_photo_of_no_known_type_is_refused(pipe):
+def test_a_image_of_no_known_type_is_refused(pipe):
     with pytest.raises(TypeError, match="the image is of type int; expected a path"):
         pipe(3, random_ids())
 
 
 @pytest.mark.parametrize("name", ["EDMEulerScheduler", "IPNDMScheduler"])
-def test_schedulers_that_cannot_noise_photos_are_refused_by_name(name):
+def test_schedulers_that_cannot_noise_images_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} cannot add the noise of a step to an image"):
         redraw(img2img(new_scheduler(name)), PHOTO, random_ids())
 

@@ -1,4 +1,4 @@
-"""Local editing on tiny real networks: what lies outside the region stays to the last bit, whatever the settings."""
+"""Local editing on tiny real networks: what is outside the region stays to the last bit, whatever the settings."""
 
 import numpy as np
 import pytest
@@ -52,7 +52,7 @@ def pipe() -> MaskGuidedInpaintPipeline:
 
 
 @pytest.mark.parametrize("name", NOISING)
-def test_outside_the_region_the_photo_stays_to_the_last_bit(name):
+def test_outside_the_region_the_image_stays_to_the_last_bit(name):
     pipe = inpaint(new_scheduler(name))
     (image,) = edit(pipe, PHOTO, random_ids(), output_type="pil")
     assert not (changed(image) & ~REGION).any()
@@ -61,7 +61,7 @@ def test_outside_the_region_the_photo_stays_to_the_last_bit(name):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_keeps_the_photo_too(dtype):
+def test_half_precision_keeps_the_image_too(dtype):
     pipe = inpaint().to(dtype)
     (image,) = edit(pipe, PHOTO, random_ids(), output_type="pil")
     assert not (changed(image) & ~REGION).any()
@@ -69,7 +69,7 @@ def test_half_precision_keeps_the_photo_too(dtype):
     assert np.array_equal(array[~REGION], PHOTO[~REGION].astype(np.float32) / 255)
 
 
-def test_an_empty_region_returns_the_photo_and_draws_nothing(pipe, batches):
+def test_an_empty_region_returns_the_image_and_samples_nothing(pipe, batches):
     calls = batches(pipe.unet)
     (image,) = edit(pipe, PHOTO, random_ids(), np.zeros_like(REGION), output_type="pil")
     assert not changed(image).any()
@@ -136,7 +136,7 @@ def test_masks_of_every_form_may_say_what_changed(pipe, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler])
-def test_at_each_step_the_outside_is_the_photo_at_the_noise_of_the_next(kind):
+def test_at_each_step_the_outside_is_the_image_at_the_noise_of_the_next(kind):
     noise = torch.randn(1, 3, SIZE, SIZE, generator=seeded(0))
     photo = torch.from_numpy(PHOTO).permute(2, 0, 1)[None].float() / 127.5 - 1
     seen = []
@@ -228,7 +228,7 @@ def test_output_types_agree_and_latents_of_callbacks_are_used(pipe):
 
 
 @pytest.mark.parametrize("padding", [0, 4, 40])
-def test_a_large_photo_is_edited_in_a_window_and_stays_outside_the_region(pipe, padding, batches):
+def test_a_large_image_is_edited_in_a_window_and_stays_outside_the_region(pipe, padding, batches):
     rng = np.random.default_rng(1)
     photo = rng.integers(0, 256, (50, 70, 3), dtype=np.uint8)
     region = np.zeros((50, 70), dtype=bool)
@@ -242,7 +242,7 @@ def test_a_large_photo_is_edited_in_a_window_and_stays_outside_the_region(pipe, 
     assert calls == [2] * 4  # guided, at the network's own size
 
 
-def test_a_window_of_the_drawn_size_is_drawn_pixel_for_pixel(pipe):
+def test_a_window_of_the_generated_size_is_not_resized(pipe):
     rng = np.random.default_rng(1)
     photo = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     ids = rng.integers(0, 19, (40, 60)).astype(np.uint8)
@@ -270,7 +270,7 @@ def test_the_window_has_the_aspect_and_holds_the_region(rows, columns, padding, 
     assert crop_window(region, 16, 16, padding) == window
 
 
-def test_photos_of_several_sizes_come_back_as_pictures(pipe):
+def test_images_of_several_sizes_come_back_as_images(pipe):
     photos = [np.zeros((SIZE, SIZE, 3), np.uint8), np.zeros((40, 60, 3), np.uint8)]
     masks = [np.zeros((SIZE, SIZE), np.uint8), np.zeros((40, 60), np.uint8)]
     regions = [np.ones((SIZE, SIZE), bool), np.zeros((40, 60), bool)]

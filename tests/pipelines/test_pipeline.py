@@ -51,7 +51,7 @@ def test_scheduler_gives_finite_images_and_the_same_ones_again(name, prediction_
 
 
 @pytest.mark.parametrize("name", ["DDPMScheduler", "EulerAncestralDiscreteScheduler", "LCMScheduler"])
-def test_stochastic_schedulers_draw_from_the_given_generator_alone(name):
+def test_stochastic_schedulers_use_the_given_generator_alone(name):
     pipe = pipeline(scheduler=getattr(diffusers, name)())
     state = torch.random.get_rng_state()
     first = draw(pipe, random_ids())
@@ -128,7 +128,7 @@ def test_all_unknown_mask_equals_no_mask(mask_conditioning, patch_size):
     assert not torch.allclose(draw(pipe, random_ids()), without, atol=1e-3)
 
 
-def test_partial_mask_lies_between_whole_and_none(pipe):
+def test_partial_mask_is_between_full_and_none(pipe):
     whole = random_ids()
     partial = whole.clone()
     partial[:, :, SIZE // 2 :] = 255
@@ -573,7 +573,7 @@ def test_bad_input_is_refused_before_any_work(pipe, batches, tmp_path, monkeypat
     assert calls == []
 
 
-def test_too_few_steps_for_runge_kutta_are_refused_and_the_least_that_are_not_draw(pipe):
+def test_too_few_steps_for_runge_kutta_are_refused_and_the_least_that_are_enough_work(pipe):
     pipe = MaskGuidedDDPMPipeline(pipe.unet, PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=False))
     mask = torch.zeros(SIZE, SIZE).long()
     with pytest.raises(
