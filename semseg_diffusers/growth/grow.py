@@ -1,48 +1,55 @@
 """Run all stages from a dataset to a better segmentation network, and back into the dataset: the command `grow`."""
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from accelerate.utils.memory import clear_device_cache
+
+from semseg_diffusers.cli import COMMANDS, command_parser, load
 from semseg_diffusers.data.dataset import column_options, load_pairs
 from semseg_diffusers.growth.growth_page import write_growth_page
 from semseg_diffusers.growth.merge import read_real_record
-from semseg_diffusers.growth.settings import GrowSettings
-from semseg_diffusers.growth.stages import Progress, Stage, default_target, make_stage
-from semseg_diffusers.utils.files import exclusive_folder
-from semseg_diffusers.utils.signals import route_signals
+from semseg_diffusers.growth.settings import STAGES, GrowSettings
+from semseg_diffusers.growth.stages import Stage, comparable_words, default_target, make_stages
+from semseg_diffusers.utils.files import exclusive_folder, read_json, write_json
+from semseg_diffusers.utils.signals import exit_on_signals, route_signals
 
 
 STATE_FILE, PAGE_FILE = "grow.json", "index.html"
-# Stages whose commands run in several processes -> the module that a launcher starts.
+# Stages that can run in several processes -> the module that a launcher starts.
 LAUNCHED = {"train": "semseg_diffusers.training", "generate": "semseg_diffusers.generation"}
 
 
-class StageError(ValueError):
-    """A stage ended with an error, which it has reported itself."""
-
-
-def run(settings: GrowSettings) -> None:
-    """Run the stages that are not done yet, and write the page."""
+def run(settings: GrowSettings) -> int:
+    """Run the stages that are not done yet, and write the page; returns the exit code."""
     if settings.config_file is not None and not Path(settings.config_file).is_file():
         raise ValueError(f"--config_file: there is no file '{settings.config_file}'.")
     read_real_record(settings.dataset)
     pairs = load_pairs(settings.dataset, "train", **column_options(settings))
     num_masks = settings.num_masks or len(pairs)
-    for name in settings.stages:  # before the statistics, which take time
-        make_stage(settings, name, settings.target or ["CLASS=4"], num_masks).check()
+    make_stages(
+        settings, settings.target or ["CLASS=4"], num_masks
+    )  # checks all before the statistics, which are slow
     target = settings.target or (default_target(pairs) if settings.masks is None else ())
-    stages = [make_stage(settings, name, target, num_masks) for name in settings.stages]
+    stages = make_stages(settings, target, num_masks)
+    del pairs
     if settings.dry_run:
         sys.stdout.write("".join(f"{stage.command}\n" for stage in stages))
-        return
-    with exclusive_folder(settings.output, "growing in"):
+        return 0
+    with exclusive_folder(settings.output, "growing in"), exit_on_signals():
         progress = Progress(settings.output / STATE_FILE)
         for stage in stages:
             progress.check(stage)
             if not progress.is_done(stage.name):
                 progress.note(stage, done=False)
-                run_stage(stage, settings.config_file)
+                status = 0 if stage.is_complete else run_stage(stage, settings.config_file)
+                if status:
+                    text = f"stage {stage.name} ended with exit code {status}. The same command resumes it."
+                    sys.stderr.write(f"error: {text}\n")
+                    return status
                 progress.note(stage, done=True)
             if stage.name == settings.until:
                 break
@@ -50,30 +57,74 @@ def run(settings: GrowSettings) -> None:
         remaining = [stage.name for stage in stages if stage.name not in done]
         write_growth_page(settings.output / PAGE_FILE, settings.dataset, settings.model, done, remaining)
     sys.stdout.write(f"page: {settings.output / PAGE_FILE}\n")
+    return 0
 
 
-def run_stage(stage: Stage, config_file: str | None) -> None:
-    """Run the command of a stage in a process of its own, unless its folder is complete.
+def run_stage(stage: Stage, config_file: str | None) -> int:
+    """Run a stage in this process, or in those that accelerate launches; returns its exit code.
 
     Raises:
-        StageError: it ended with an error.
+        ValueError: as the command.
     """
-    if stage.is_complete:
-        return
     sys.stdout.write(f"\n[{stage.name}] {stage.command}\n")
     sys.stdout.flush()
-    words = [sys.executable, "-m", "semseg_diffusers.cli", *stage.arguments]
     if config_file is not None and stage.name in LAUNCHED:
-        launcher = ["accelerate.commands.launch", "--config_file", config_file, "-m", LAUNCHED[stage.name]]
-        words = [sys.executable, "-m", *launcher, *stage.arguments[1:]]
-    process = subprocess.Popen(words)
+        return _launch(stage, config_file)
+    try:
+        return load(COMMANDS[STAGES[stage.name]].run)(stage.settings) or 0
+    except (ValueError, OSError) as err:
+        raise ValueError(f"stage {stage.name}: {str(err).rstrip('.')}. The same command resumes it.") from err
+    finally:
+        clear_device_cache(garbage_collection=True)  # the next stage needs the memory
+
+
+def _launch(stage: Stage, config_file: str) -> int:
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
+    process = subprocess.Popen([*launcher, "-m", LAUNCHED[stage.name], *stage.settings.to_arguments()])
     try:
         with route_signals(lambda number, _: process.send_signal(number)):
-            status = process.wait()
+            return process.wait()
     except KeyboardInterrupt:  # the terminal has sent the signal to the stage as well
         process.wait()
         raise
-    if status:
-        raise StageError(
-            f"stage {stage.name} ended with exit code {status}; its message is above. The same command resumes it."
-        )
+
+
+class Progress:
+    """Which stages were started and which are done, with their commands, kept in `grow.json` of the output folder.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._stages: dict[str, dict[str, Any]] = read_json(path)["stages"] if path.is_file() else {}
+
+    def is_done(self, name: str) -> bool:
+        """Return whether a stage is done."""
+        return name in self._stages and self._stages[name]["done"]
+
+    def check(self, stage: Stage) -> None:
+        """Refuse a stage that was done with other options.
+
+        Raises:
+            ValueError: naming what differs.
+        """
+        if not self.is_done(stage.name) and not (stage.is_complete and stage.name in self._stages):
+            return
+        command, *words = self._stages[stage.name]["command"]
+        before = comparable_words(command_parser(command).parse_settings(words))  # old names of options become new
+        now = comparable_words(stage.settings)
+        if before != now:
+            different = [word for word in [*now, *before] if (word in now) != (word in before)]
+            raise ValueError(
+                f"stage {stage.name} was done with other options (they differ in {shlex.join(different[:6])}). Give "
+                f"those again, or remove '{stage.folder}' and what later stages made of it with '{self.path}', or "
+                "choose another --output."
+            )
+
+    def note(self, stage: Stage, done: bool) -> None:
+        """Record that a stage starts, or is done."""
+        command = [STAGES[stage.name], *comparable_words(stage.settings)]
+        self._stages[stage.name] = {"command": command, "done": done}
+        write_json(self.path, {"stages": self._stages})

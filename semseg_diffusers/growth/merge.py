@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from semseg_diffusers.data.dataset import (
     PairDataset,
@@ -30,11 +31,10 @@ from semseg_diffusers.growth.settings import MergeSettings
 from semseg_diffusers.hub.cards import metadata
 from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.files import read_json, write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 
-PREFIX = "synthetic_"  # of the names of generated pairs
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -49,7 +49,7 @@ def run(settings: MergeSettings) -> None:
 
 
 def merge(
-    dataset: str, generated: str, output: str, split: str = "train", overwrite: bool = False, **columns
+    dataset: str, generated: str, output: str, split: str = "train", overwrite: bool = False, **columns: Any
 ) -> dict[str, int]:
     """Write a prepared folder with the pairs of a dataset and generated ones.
 
@@ -74,8 +74,9 @@ def merge(
         raise ValueError(f"--split {split}: '{dataset}' has {', '.join(splits)}.")
     real = splits[split]
     labels, synthetic_rows, record = read_generated(Path(generated))
-    check_fits(real, labels, synthetic_rows, generated)
-    taken = sorted({synthetic_name(row) for row in synthetic_rows} & set(real.stems))
+    _check_fits(real, labels, Path(generated), synthetic_rows[0])
+    names = [f"synthetic_{Path(row['image_file_name']).stem}" for row in synthetic_rows]
+    taken = sorted({*names} & {*real.stems})
     if taken:
         raise ValueError(f"{real.name} holds a pair '{taken[0]}' already, the name of a generated pair. Rename it.")
     rows: dict[str, list[dict]] = {}
@@ -85,22 +86,30 @@ def merge(
             make_split(folder, name)
             rows[name] = []
             for index in range(len(pairs)):
-                rows[name].append(copy_real(folder / name, pairs, index))
+                rows[name].append(_copy_real(folder / name, pairs, index))
                 bar.update()
         notes = []
-        for row in synthetic_rows:
-            copied = copy_synthetic(folder / split, Path(generated), row, labels)
+        for row, name in zip(synthetic_rows, names, strict=True):
+            copied = _copy_synthetic(folder / split, Path(generated), row, labels, name)
             shared = {column: row.get(column) for column in real.attributes}
             rows[split].append({**copied, **shared, "synthetic": True})
             notes.append({**row, **copied, "split": split})
             bar.update()
         write_text(folder / SYNTHETIC_FILE, "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in notes))
-        synthetic = {"count": len(synthetic_rows), "split": split, **provenance(record, source.get("format"))}
+        card = Path(str(record.get("model"))) / CARD  # if it names no licence, that of the dataset applies
+        license_name = metadata(card.read_text(encoding="utf-8")).get("license") if card.is_file() else None
+        synthetic = {
+            "count": len(synthetic_rows),
+            "split": split,
+            "model": str(record.get("model")),
+            "revision": record.get("revision"),
+            "license": license_name or data_license(source.get("format"))[0],
+        }
         finish_dataset(folder, rows, real.labels, {**source, "source": dataset, "synthetic": synthetic})
     return {**{name: len(lines) for name, lines in rows.items()}, "synthetic": len(synthetic_rows)}
 
 
-def read_real_record(dataset: str) -> dict:
+def read_real_record(dataset: str) -> dict[str, Any]:
     """Return the record that `prepare` wrote of a dataset without generated pairs.
 
     Raises:
@@ -115,7 +124,7 @@ def read_real_record(dataset: str) -> dict:
     return record
 
 
-def read_generated(folder: Path) -> tuple[LabelSet, list[dict], dict]:
+def read_generated(folder: Path) -> tuple[LabelSet, list[dict[str, Any]], dict[str, Any]]:
     """Return the classes, metadata rows and record of a folder written by `generate` or `filter`.
 
     Raises:
@@ -133,16 +142,11 @@ def read_generated(folder: Path) -> tuple[LabelSet, list[dict], dict]:
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise ValueError(f"{len(missing)} files of '{folder / METADATA_FILE}' are missing, such as '{missing[0]}'.")
-    record = json.loads((folder / GENERATION_FILE).read_text(encoding="utf-8"))
-    return LabelSet.from_json(folder / LABELS_FILE), rows, record
+    return LabelSet.from_json(folder / LABELS_FILE), rows, read_json(folder / GENERATION_FILE)
 
 
-def check_fits(real: PairDataset, labels: LabelSet, synthetic_rows: list[dict], generated: str) -> None:
-    """Refuse generated images whose classes or size differ from those of the real images.
-
-    Raises:
-        ValueError: naming what differs.
-    """
+def _check_fits(real: PairDataset, labels: LabelSet, generated: Path, row: dict[str, Any]) -> None:
+    """Refuse generated images whose classes or size (that of the first) differ from those of the real images."""
     if labels.names != real.labels.names:
         other = sorted({*labels.names} ^ {*real.labels.names}) or ["their order"]
         raise ValueError(
@@ -150,8 +154,7 @@ def check_fits(real: PairDataset, labels: LabelSet, synthetic_rows: list[dict], 
             "with a model of this dataset, or map the dataset to the model's classes: prepare --map_to."
         )
     if len(set(real.sizes)) == 1:
-        with open_image(Path(generated) / synthetic_rows[0]["image_file_name"], "image") as image:
-            width, height = image.size
+        width, height = open_image(generated / row["image_file_name"], "image").size
         if (height, width) != real.sizes[0]:
             raise ValueError(
                 f"--generated '{generated}' has images of {height} x {width}, {real.name} images of "
@@ -159,55 +162,28 @@ def check_fits(real: PairDataset, labels: LabelSet, synthetic_rows: list[dict], 
             )
 
 
-def copy_real(folder: Path, pairs: PairDataset, index: int) -> dict:
+def _copy_real(folder: Path, pairs: PairDataset, index: int) -> dict[str, Any]:
     """Write a real pair into the folder of a split, PNG images byte for byte, and return its row."""
     stem, ids, file = pairs.stems[index], pairs.mask(index), pairs.photo_file(index)
-    attributes = {name: values[index] for name, values in pairs.attributes.items()}
-    row = pair_row(stem)
+    row: dict[str, Any] = pair_row(stem)
     if file.startswith(PNG):
-        (folder / row["image_file_name"]).parent.mkdir(parents=True, exist_ok=True)
+        for name in row["image_file_name"], row["mask_file_name"]:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)  # a stem may hold folders
         (folder / row["image_file_name"]).write_bytes(file)
-        (folder / row["mask_file_name"]).parent.mkdir(parents=True, exist_ok=True)
         pairs.labels.decode(ids).save(folder / row["mask_file_name"])
     else:
-        row = save_pair(folder, stem, pairs.photo(index), ids, pairs.labels)
-    return {**row, **attributes, "synthetic": False}
+        save_pair(folder, stem, pairs.photo(index), ids, pairs.labels)
+    return {**row, **{name: values[index] for name, values in pairs.attributes.items()}, "synthetic": False}
 
 
-def synthetic_name(row: dict) -> str:
-    """Return the name of a generated pair in the dataset."""
-    return PREFIX + Path(row["image_file_name"]).stem
-
-
-def copy_synthetic(folder: Path, generated: Path, row: dict, labels: LabelSet) -> dict:
-    """Copy a generated pair into the folder of a split under its new name, and return its row.
-
-    Raises:
-        ValueError: image or mask cannot be read, they differ in size, or the mask holds unknown ids.
-    """
+def _copy_synthetic(folder: Path, generated: Path, row: dict[str, Any], labels: LabelSet, name: str) -> dict[str, str]:
+    """Copy a generated pair into the folder of a split, and return its row; both files are read to their end."""
     image, mask = generated / row["image_file_name"], generated / row["mask_file_name"]
-    size = open_image(image, "image").size  # reads all of it
-    height, width = labels.encode(mask).shape  # as above, and checks the ids
+    size = open_image(image, "image").size
+    height, width = labels.encode(mask).shape  # checks the ids
     if size != (width, height):
         raise ValueError(f"image '{image}' is {size[1]} x {size[0]}, its mask {height} x {width} (height x width).")
-    copied = pair_row(synthetic_name(row))
+    copied = pair_row(name)
     shutil.copyfile(image, folder / copied["image_file_name"])
     shutil.copyfile(mask, folder / copied["mask_file_name"])
     return copied
-
-
-def provenance(record: dict, source_format: str | None) -> dict:
-    """Return model and licence of generated images.
-
-    Args:
-        record: content of `generation.json`.
-        source_format: format that the dataset was prepared from; its licence is used if the model card names none.
-    """
-    model = str(record.get("model"))
-    card = Path(model) / CARD
-    license_name = metadata(card.read_text(encoding="utf-8")).get("license") if card.is_file() else None
-    return {
-        "model": model,
-        "revision": record.get("revision"),
-        "license": license_name or data_license(source_format)[0],
-    }

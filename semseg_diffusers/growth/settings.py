@@ -34,7 +34,7 @@ class GrowSettings(ColumnOptions, Settings):
 
     Without --model, a diffusion model is trained first. Each stage is a command of this package with a folder of its
     own (`statistics`, `train`, `enrich`, `generate`, `segmenter`, `filter`, `study`, `merge`). It is printed before it
-    runs, so that it can be inspected, or run by hand with other options. The same command resumes an interrupted one.
+    runs, so that it can be inspected, or run by hand with other options. The same command resumes an interrupted loop.
     `index.html` shows the results of all stages; `grow.json` lists those that are done.
     """
 
@@ -82,8 +82,8 @@ class GrowSettings(ColumnOptions, Settings):
             raise ValueError(f"--until {self.until}: there is no such stage, as its result was given.")
 
     @cached_property
-    def changes(self) -> dict[str, dict[str, list[str]]]:
-        """Options of stages given by --set: stage -> name -> values."""
+    def changes(self) -> dict[str, dict[str, str]]:
+        """Options of stages given by --set: stage -> name -> value."""
         return read_changes(self.set)
 
     @property
@@ -115,20 +115,20 @@ class MergeSettings(ColumnOptions, Settings):
     overwrite: bool = option(False, help="replace a prepared dataset at --output")
 
 
-def read_changes(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+def read_changes(texts: Sequence[str]) -> dict[str, dict[str, str]]:
     """Parse options of stages such as "train.max_train_steps=2000" or "study.seeds=0,1,2".
 
     Returns:
-        stage -> name -> values; none for "true", which is a switch.
+        stage -> name -> value.
 
     Raises:
         ValueError: another form, or an unknown stage.
 
     Example:
         >>> read_changes(["study.seeds=0,1", "generate.skip_errors=true"])
-        {'study': {'seeds': ['0', '1']}, 'generate': {'skip_errors': []}}
+        {'study': {'seeds': '0,1'}, 'generate': {'skip_errors': 'true'}}
     """
-    changes: dict[str, dict[str, list[str]]] = {}
+    changes: dict[str, dict[str, str]] = {}
     for text in texts:
         name, _, value = text.partition("=")
         stage, _, option_name = name.partition(".")
@@ -136,5 +136,5 @@ def read_changes(texts: Sequence[str]) -> dict[str, dict[str, list[str]]]:
             raise ValueError(f"--set '{text}': expected STAGE.OPTION=VALUE, such as train.max_train_steps=2000.")
         if stage not in STAGES:
             raise ValueError(f"--set '{text}': there is no stage '{stage}'; expected one of {', '.join(STAGES)}.")
-        changes.setdefault(stage, {})[option_name] = [] if value == "true" else value.split(",")
+        changes.setdefault(stage, {})[option_name] = value
     return changes

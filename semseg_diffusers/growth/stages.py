@@ -1,16 +1,15 @@
-"""The stages of growing a dataset: commands of the package with their options, each with a folder of its own.
+"""The stages of growing a dataset: commands of the package with their settings, each with a folder of its own.
 
-Whatever `grow` does can therefore be done by hand, stage by stage, with the commands that it prints and keeps.
+Whatever `grow` does can therefore be done by hand, stage by stage, with the commands that it prints and records.
 """
 
 import dataclasses
-import json
 import os
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from semseg_diffusers.cli import command_parser
+from semseg_diffusers.cli import COMMANDS, load
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
 from semseg_diffusers.masks.editing.placement import check_placeable
@@ -18,12 +17,11 @@ from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
 from semseg_diffusers.masks.statistics.underrepresented import underrepresented_classes
-from semseg_diffusers.utils.files import write_text
+from semseg_diffusers.utils.settings import Settings, build_settings, value_type
 
 
 # Stage -> a file that its folder holds only when the stage is complete, for commands that are slow to find out.
 MARKERS = {"train": "model_index.json", "enrich": "enrich.json", "segmenter": "config.json", "merge": "prepare.json"}
-RENAMED = {"--wish": "--target"}  # options in the grow.json of earlier versions
 FACTOR = 4.0  # times its pixel share that an underrepresented class should have in the new masks
 MAX_SHARE = 0.25  # of all pixels, for all targets together; `enrich` refuses twice as much
 MAX_PRIOR_MASKS = 200  # from which the scene prior is fitted
@@ -36,111 +34,92 @@ class Stage:
 
     name: str  # one of STAGES
     folder: Path  # its output
-    options: Mapping[str, Sequence[str]]  # name without dashes -> values; none for a switch
-
-    @property
-    def arguments(self) -> list[str]:
-        """Command and options, as the console script takes them."""
-        words = [STAGES[self.name]]
-        for name, values in self.options.items():
-            words += [f"--{name}", *values]
-        return words
+    settings: Settings  # of the command
 
     @property
     def command(self) -> str:
         """The equivalent shell command."""
-        return shlex.join(["semseg-diffusers", *self.arguments])
-
-    @property
-    def comparable(self) -> list[str]:
-        """The command with absolute paths, so that it can be compared with that of an earlier call."""
-        return [os.path.abspath(word) if os.path.exists(word) else word for word in self.arguments]
+        return self.settings.to_command(STAGES[self.name])
 
     @property
     def is_complete(self) -> bool:
         """Whether the folder alone shows that the stage is complete."""
         return self.name in MARKERS and (self.folder / MARKERS[self.name]).is_file()
 
-    def check(self) -> None:
-        """Parse the options as the command will.
 
-        Raises:
-            ValueError: naming the stage and the problem.
-        """
-        parser = command_parser(STAGES[self.name])
-        parser.error = _raise
-        parse = getattr(parser, "parse_settings", parser.parse_args)
-        try:
-            parse(self.arguments[1:])
-        except ValueError as err:
-            reason = str(err).removesuffix(".")
-            raise ValueError(
-                f"stage {self.name}: {reason}. `semseg-diffusers {STAGES[self.name]} --help` lists its options."
-            ) from err
+def comparable_words(settings: Settings) -> list[str]:
+    """Return the options with absolute paths, to compare them with those of an earlier call."""
+    return [os.path.abspath(word) if os.path.exists(word) else word for word in settings.to_arguments()]
 
 
-def _raise(message: str) -> None:
-    raise ValueError(message)
-
-
-def make_stage(settings: GrowSettings, name: str, target: Sequence[str], num_masks: int) -> Stage:
-    """Return a stage with all its options.
+def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -> list[Stage]:
+    """Return the stages whose results are not given, with checked settings.
 
     Args:
-        settings: of the command.
-        name: one of `settings.stages`.
+        settings: of `grow`.
         target: what the new masks have more of, CLASS=FACTOR.
         num_masks: how many new masks.
 
     Raises:
-        ValueError: --set changes an option that `grow` sets itself.
+        ValueError: --set changes an option that `grow` sets itself, or that the command of the stage refuses.
     """
     folders = {stage: settings.output / stage for stage in STAGES}
-    model = settings.model or str(folders["train"])
-    seed = {"seed": [str(settings.seed)]}
-    device = {} if settings.device is None else {"device": [settings.device]}
-    columns = {}
-    if (settings.image_column, settings.mask_column) != ("image", "mask"):
-        columns = {"image_column": [settings.image_column], "mask_column": [settings.mask_column]}
-    if settings.labels is not None:
-        columns["labels"] = [settings.labels]
-    own: dict[str, dict[str, list[str]]] = {
-        "statistics": columns,
-        "train": {**columns, **seed, **device, "resume_from_checkpoint": ["latest"]},
-        "enrich": {**seed, "num_masks": [str(num_masks)], "target": list(target)},
+    columns = {"image_column": settings.image_column, "mask_column": settings.mask_column, "labels": settings.labels}
+    data = {"dataset": settings.dataset, **columns}
+    seed, device = {"seed": settings.seed}, {"device": settings.device}
+    generated, filtered = str(folders["generate"]), str(folders["filter"])
+    options: dict[str, dict[str, Any]] = {
+        "statistics": data,
+        "train": {**data, **seed, **device, "resume_from_checkpoint": "latest"},
+        "enrich": {"dataset": settings.dataset, **seed, "num_masks": num_masks, "target": target},
         "generate": {
-            "model": [model],
-            "masks": [settings.masks or str(folders["enrich"] / "masks")],
-            "num_images_per_mask": [str(settings.num_images_per_mask)],
+            "model": settings.model or str(folders["train"]),
+            "masks": settings.masks or str(folders["enrich"] / "masks"),
+            "num_images_per_mask": settings.num_images_per_mask,
             **seed,
             **device,
         },
         # the network that selects images must not be selected on the images that the study evaluates on
-        "segmenter": {**columns, **device, "seed": [str(settings.seed + FILTER_SEED)], "validation_split": ["none"]},
+        "segmenter": {**data, **device, "seed": settings.seed + FILTER_SEED, "validation_split": "none"},
         "filter": {
-            **columns,
-            "generated": [str(folders["generate"])],
-            "segmenter": [settings.filter_segmenter or str(folders["segmenter"])],
+            **data,
+            "generated": generated,
+            "segmenter": settings.filter_segmenter or str(folders["segmenter"]),
             **seed,
             **device,
         },
         "study": {
-            **columns,
-            "generated": [str(folders["generate"])],
-            "filtered": [str(folders["filter"])],
-            "amounts": [f"{amount:g}" for amount in settings.amounts],
-            "seeds": [str(number) for number in settings.seeds],
+            **data,
+            "generated": generated,
+            "filtered": filtered,
+            "amounts": settings.amounts,
+            "seeds": settings.seeds,
             **device,
         },
-        "merge": {**columns, "generated": [str(folders["filter"])]},
+        "merge": {**data, "generated": filtered},
     }
-    output = {"output_dir" if name == "train" else "output": [str(folders[name])]}
-    options = {**({} if name == "generate" else {"dataset": [settings.dataset]}), **own[name], **output}
-    changes = settings.changes.get(name, {})
+    stages = []
+    for name in settings.stages:
+        own = {**options[name], "output_dir" if name == "train" else "output": str(folders[name])}
+        stages.append(Stage(name, folders[name], _command_settings(name, own, settings.changes.get(name, {}))))
+    return stages
+
+
+def _command_settings(name: str, own: dict[str, Any], changes: dict[str, str]) -> Settings:
+    """Return the settings of a stage's command: those of `grow`, then those of --set."""
     for option in changes:
-        if option in options and option not in ("seed", "device"):
-            raise ValueError(f"--set {name}.{option}: grow sets it itself, to {' '.join(options[option])}.")
-    return Stage(name, folders[name], {**options, **changes})
+        if option in own and option not in ("seed", "device"):
+            raise ValueError(f"--set {name}.{option}: grow sets it itself, to {own[option]}.")
+    kind = load(COMMANDS[STAGES[name]].settings)
+    several = {field.name for field in dataclasses.fields(kind) if value_type(field)[1]}
+    values = {option: text.split(",") if option in several else text for option, text in changes.items()}
+    try:
+        return build_settings(kind, ("grow", own), ("--set", values), named=frozenset(values))
+    except ValueError as err:
+        reason = str(err).removesuffix(".")
+        raise ValueError(
+            f"stage {name}: {reason}. `semseg-diffusers {STAGES[name]} --help` lists its options."
+        ) from err
 
 
 def default_target(pairs: PairDataset) -> list[str]:
@@ -158,7 +137,7 @@ def default_target(pairs: PairDataset) -> list[str]:
     chosen = [int(k * step) for k in range(min(len(pairs), MAX_PRIOR_MASKS))]
     prior = fit_scene_prior(((pairs.stems[i], pairs.mask(i)) for i in chosen), Street.of(pairs.labels))
     weak = [entry.name for entry in underrepresented_classes(statistics)]
-    rarest = sorted((name for name in share if share[name] > 0 and name not in weak), key=share.get)
+    rarest = sorted((name for name in share if share[name] > 0 and name not in weak), key=lambda name: share[name])
     placeable = []
     for name in [*weak, *rarest]:
         try:
@@ -175,45 +154,3 @@ def default_target(pairs: PairDataset) -> list[str]:
     total = sum(FACTOR * share[name] for name in names)
     factor = FACTOR if total <= MAX_SHARE else max(1.1, FACTOR * MAX_SHARE / total)
     return [f"{name}={factor:.3g}" for name in names]
-
-
-class Progress:
-    """Which stages were started and which are done, with their commands, kept in `grow.json` of the output folder.
-
-    Args:
-        path: of the file.
-    """
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._stages: dict[str, dict] = (
-            json.loads(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
-        )
-
-    def is_done(self, name: str) -> bool:
-        return name in self._stages and self._stages[name]["done"]
-
-    def check(self, stage: Stage) -> None:
-        """Refuse a stage that was done with other options.
-
-        Raises:
-            ValueError: naming what differs.
-        """
-        if not self.is_done(stage.name) and not (stage.is_complete and stage.name in self._stages):
-            return
-        before, now = (
-            [RENAMED.get(word, word) for word in words]
-            for words in (self._stages[stage.name]["command"], stage.comparable)
-        )
-        if before != now:
-            different = [word for word in [*now, *before] if (word in now) != (word in before)]
-            raise ValueError(
-                f"stage {stage.name} was done with other options (they differ in {shlex.join(different[:6])}). Give "
-                f"those again, or remove '{stage.folder}' and what later stages made of it with '{self.path}', or "
-                "choose another --output."
-            )
-
-    def note(self, stage: Stage, done: bool) -> None:
-        """Record that a stage starts, or is done."""
-        self._stages[stage.name] = {"command": stage.comparable, "done": done}
-        write_text(self.path, json.dumps({"stages": self._stages}, indent=1) + "\n")

@@ -1,8 +1,9 @@
-"""Growing a dataset: the stages and their commands, what comes of them, and how a loop that was killed goes on."""
+"""Growing a dataset: the stages and their commands, their results, and how an interrupted loop resumes."""
 
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from PIL import Image
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, cli
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
+from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
-from semseg_diffusers.growth.stages import make_stage
+from semseg_diffusers.growth.stages import make_stages
 from semseg_diffusers.hub.folders import check_dataset_folder, dataset_card
 
 
@@ -36,7 +38,7 @@ def command(*words: object) -> int:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory) -> Path:
-    """Drawn street scenes, 40 to learn from and four to validate on."""
+    """Return a dataset of street scenes, 40 for training and four for validation."""
     folder = tmp_path_factory.mktemp("toy") / "data"
     assert command("toy", "--output", folder, "--num_train", 40, "--num_val", 4, "--resolution", "96x128") == 0
     return folder
@@ -44,7 +46,7 @@ def toy(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(toy, tmp_path_factory) -> Path:
-    """An untrained model of the scenes' classes."""
+    """Return an untrained model of the scenes' classes."""
     labels = LabelSet.from_json(toy / "labels.json")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -88,18 +90,26 @@ def test_masks_in_which_nothing_can_be_placed_are_asked_for(model, tmp_path, cap
 
 
 def test_changes_reach_their_stage():
-    changes = ("study.jobs=2", "generate.skip_errors=true", "generate.guidance_scale=2")
-    settings = GrowSettings(dataset="d", output=Path("o"), set=changes)
-    generate = make_stage(settings, "generate", [], 3)
-    assert generate.arguments[-3:] == ["--skip_errors", "--guidance_scale", "2"]
-    generate.check()
-    assert make_stage(settings, "study", [], 3).options["jobs"] == ["2"]
+    changes = ("study.jobs=2", "generate.skip_errors=true", "generate.attributes=weather=rainy,timeofday=night")
+    changes += ("generate.scheduler=UniPCMultistepScheduler:solver_order=1,predict_x0=false",)
+    stages = make_stages(GrowSettings(dataset="d", output=Path("o"), set=changes), ["car=2"], 3)
+    settings = {stage.name: stage.settings for stage in stages}
+    assert settings["generate"].skip_errors
+    assert settings["generate"].attributes == ("weather=rainy", "timeofday=night")
+    assert settings["generate"].scheduler == "UniPCMultistepScheduler:solver_order=1,predict_x0=false"
+    assert settings["study"].jobs == 2
+
+
+def test_the_printed_command_gives_the_settings_of_its_stage():
+    for stage in make_stages(GrowSettings(dataset="d", output=Path("o"), labels="camvid"), ["car=2", "person=3"], 3):
+        _, name, *words = shlex.split(stage.command)
+        assert cli.command_parser(name).parse_settings(words) == stage.settings
 
 
 def test_the_network_that_filters_has_no_seed_of_the_study():
     settings = GrowSettings(dataset="d", output=Path("o"), seeds=(0, 1, 2, 3))
-    (seed,) = make_stage(settings, "segmenter", [], 3).options["seed"]
-    assert int(seed) not in settings.seeds
+    (segmenter,) = (stage for stage in make_stages(settings, ["car=2"], 3) if stage.name == "segmenter")
+    assert segmenter.settings.seed not in settings.seeds
 
 
 @pytest.mark.parametrize(
@@ -111,8 +121,8 @@ def test_the_network_that_filters_has_no_seed_of_the_study():
         (("--set", "jobs=2"), "expected STAGE.OPTION=VALUE"),
         (("--set", "study.jobs="), "expected STAGE.OPTION=VALUE"),
         (("--set", "paint.jobs=2"), "there is no stage 'paint'"),
-        (("--set", "study.no_such_option=2"), "stage study: unrecognized arguments"),
-        (("--set", "study.jobs=many"), "stage study: command line: --jobs: expected a whole number"),
+        (("--set", "study.no_such_option=2"), "stage study: --set: unknown option"),
+        (("--set", "study.jobs=many"), "stage study: --set: --jobs: expected a whole number"),
         (("--set", "filter.generated=elsewhere"), "grow sets it itself"),
         (("--model", "run", "--set", "train.max_train_steps=3"), "there is no such stage"),
         (("--model", "run", "--until", "train"), "no such stage"),
@@ -129,7 +139,7 @@ def test_what_no_stage_could_do_is_refused_before_the_first(toy, tmp_path, capsy
 # Stages that are done ----------------------------------------------------------------------------------------------
 
 
-def test_weak_classes_are_wished_for_and_other_options_are_refused(toy, model, tmp_path, capfd):
+def test_underrepresented_classes_are_the_default_target_and_other_options_are_refused(toy, model, tmp_path, capfd):
     words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--model", model, "--until", "enrich")
     assert command(*words, "--num_masks", 2) == 0
     wishes = json.loads((tmp_path / "grown/enrich/enrich.json").read_text())["wishes"]
@@ -142,26 +152,53 @@ def test_weak_classes_are_wished_for_and_other_options_are_refused(toy, model, t
     assert command(*words, "--num_masks", 2) == 0
     assert "[enrich]" not in capfd.readouterr().out
     state = json.loads((tmp_path / "grown/grow.json").read_text())
-    for done in (True, False):  # whole, though a kill came before that was noted
+    for done in (True, False):  # complete, but killed before that was recorded
         state["stages"]["enrich"]["done"] = done
         (tmp_path / "grown/grow.json").write_text(json.dumps(state))
         assert command(*words, "--num_masks", 3) == 2
         assert "stage enrich was done with other options" in capfd.readouterr().err
 
 
-def test_a_stage_that_fails_ends_the_way(toy, model, tmp_path, capfd):
+def test_a_stage_that_fails_ends_the_loop(toy, model, tmp_path, capfd):
     words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--until", "generate", "--model", model)
     assert command(*words, "--masks", tmp_path / "none") == 2
-    assert "stage generate ended with exit code 2" in capfd.readouterr().err
+    assert "error: stage generate: no mask file and no folder of masks at" in capfd.readouterr().err
     stages = json.loads((tmp_path / "grown/grow.json").read_text())["stages"]
     assert {name: stage["done"] for name, stage in stages.items()} == {"statistics": True, "generate": False}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_stage_and_the_same_command_resumes_it(toy, model, tmp_path, monkeypatch, capfd, number):
+    shutil.copytree(toy / "val/masks", tmp_path / "masks")
+    words = ["grow", "--dataset", toy, "--output", tmp_path / "grown", "--until", "generate", "--model", model]
+    words += ["--masks", tmp_path / "masks", "--num_images_per_mask", 1, "--device", "cpu"]
+    words += ["--set", "generate.num_inference_steps=2", "generate.batch_size=1"]
+    step, calls = DDIMScheduler.step, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == 4:  # in the second image
+            os.kill(os.getpid(), number)
+        return step(*args, **kwargs)
+
+    monkeypatch.setattr(DDIMScheduler, "step", interrupted)
+    if number == signal.SIGINT:
+        assert command(*words) == 130
+    else:
+        with pytest.raises(SystemExit) as ended:
+            command(*words)
+        assert ended.value.code == 143
+    monkeypatch.undo()
+    assert [row["synthetic"] for row in read_metadata(tmp_path / "grown/generate")] == [True]
+    assert command(*words) == 0
+    assert "3 images generated, 1 kept" in capfd.readouterr().out
 
 
 # The merged dataset -----------------------------------------------------------------------------------------------
 
 
 def small_dataset(folder: Path, size: int = 16) -> Path:
-    """Two pairs to learn from, with weather, and one to validate on."""
+    """Write two training pairs, with weather, and one for validation."""
     rows = {}
     for split, count in (("train", 2), ("val", 1)):
         place, rows[split] = make_split(folder, split), []
@@ -175,7 +212,7 @@ def small_dataset(folder: Path, size: int = 16) -> Path:
 
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory) -> Path:
-    """Two images of each of three masks."""
+    """Return a folder with two images of each of three masks."""
     folder = tmp_path_factory.mktemp("generated")
     tiny_pipeline().save_pretrained(folder / "run")
     words = (
@@ -211,7 +248,7 @@ def test_merged_set_holds_both_and_says_which_is_which(generated, tmp_path, caps
     assert record["splits"] == {"train": 8, "val": 1}
 
 
-def test_card_of_a_grown_set_says_what_is_drawn(generated, tmp_path):
+def test_card_of_a_grown_set_says_what_is_generated(generated, tmp_path):
     data = small_dataset(tmp_path / "data")
     command("merge", "--dataset", data, "--generated", generated, "--output", tmp_path / "grown")
     labels, record_file = check_dataset_folder(tmp_path / "grown")
@@ -231,7 +268,7 @@ def test_photos_are_copied_byte_for_byte(generated, tmp_path):
     assert synthetic == (generated / "images/b_1.png").read_bytes()
 
 
-def test_merging_again_into_the_same_folder_is_refused_unless_told(generated, tmp_path, capsys):
+def test_merging_again_into_the_same_folder_needs_overwrite(generated, tmp_path, capsys):
     data = small_dataset(tmp_path / "data")
     words = ("merge", "--dataset", data, "--generated", generated, "--output", tmp_path / "grown")
     assert command(*words) == 0
@@ -249,7 +286,7 @@ def test_a_grown_set_is_not_grown_again(generated, tmp_path, capsys):
     assert command("grow", "--dataset", tmp_path / "grown", "--output", tmp_path / "more", "--dry_run") == 2
     assert "holds 6 synthetic pairs already" in capsys.readouterr().err
     record = json.loads((tmp_path / "grown/prepare.json").read_text())
-    del record["synthetic"]  # made by other hands
+    del record["synthetic"]  # of another tool
     (tmp_path / "grown/prepare.json").write_text(json.dumps(record))
     assert command(*words) == 2
     assert "holds a pair 'synthetic_a_0' already" in capsys.readouterr().err
@@ -295,7 +332,7 @@ def test_images_that_do_not_fit_are_refused(generated, toy, tmp_path, capsys):
     assert not (tmp_path / "grown").exists()
 
 
-# The whole way -----------------------------------------------------------------------------------------------------
+# The whole loop ----------------------------------------------------------------------------------------------------
 
 
 def grow_words(toy: Path, model: Path, output: Path) -> list[str]:
