@@ -171,7 +171,9 @@ class PairDataset(torch.utils.data.Dataset):
         """Return image or mask of a row, and its name in messages."""
         entry = row[self._columns[what]]
         if entry is None:
-            raise ValueError(f"pair '{self.stems[index]}' of {self.name} has no {what}: '{self._columns[what]}'.")
+            raise ValueError(
+                f"pair '{self.stems[index]}' of {self.name} has no {what} in column '{self._columns[what]}'."
+            )
         if entry["bytes"] is None:
             return open_image(entry["path"], what), entry["path"]
         source = self._source(entry, index)

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+from helpers.driving_sets import all_bytes
 from PIL import ExifTags, Image
 
 from semseg_diffusers import cli
@@ -66,10 +67,6 @@ def fitted(photo: Image.Image, ids: np.ndarray, resolution: tuple[int, int], fit
     placement = crop_resize(*ids.shape, resolution, fit)
     kept = ids[placement.rows[:, None], placement.columns]
     return placement.resize_image(photo), placement.pad_ids(kept, 255)
-
-
-def all_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def assert_nothing_left(tmp_path: Path) -> None:
@@ -239,16 +236,7 @@ def test_stems_that_sound_like_splits_stay_in_their_split(prepare, source, tmp_p
 
 
 def test_enlarging_is_allowed_counted_and_said(source, tmp_path, capsys):
-    arguments = [
-        "--source",
-        str(source),
-        "--format",
-        "folder",
-        "--output",
-        str(tmp_path / "out"),
-        "--num_workers",
-        "1",
-    ]
+    arguments = ["--source", str(source), "--output", str(tmp_path / "out"), "--num_workers", "1"]
     assert cli.main(["prepare", *arguments, "--resolution", "80"]) == 0
     assert "warning: 6 pairs were smaller than 80 and were enlarged" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "prepare.json").read_text())["enlarged"] == 6
@@ -258,16 +246,7 @@ def test_enlarging_is_allowed_counted_and_said(source, tmp_path, capsys):
 
 def test_skip_unmatched_goes_on_and_says_so(source, tmp_path, capsys):
     (source / "masks" / "p3.png").unlink()
-    arguments = [
-        "--source",
-        str(source),
-        "--format",
-        "folder",
-        "--output",
-        str(tmp_path / "out"),
-        "--num_workers",
-        "1",
-    ]
+    arguments = ["--source", str(source), "--output", str(tmp_path / "out"), "--num_workers", "1"]
     assert cli.main(["prepare", *arguments]) == 2
     assert "1 images have no mask (p3.png)" in capsys.readouterr().err
     assert cli.main(["prepare", *arguments, "--skip_unmatched"]) == 0

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from helpers.driving_sets import ids_of, save, save_photo
+from helpers.driving_sets import all_bytes, ids_of, save, save_photo
 
 from semseg_diffusers import cli
 from semseg_diffusers.data import prepare
@@ -40,10 +40,6 @@ def source(tmp_path):
 
 def settings_of(source: Path, output: Path, **changes) -> PrepareSettings:
     return PrepareSettings(source=str(source), output=str(output), **{"resolution": (24, 24), "seed": 0, **changes})
-
-
-def all_bytes(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture
@@ -204,37 +200,6 @@ def test_two_runs_into_one_output_are_refused(source, tmp_path, monkeypatch):
 
 
 # Several processes -------------------------------------------------------------------------------------------------
-
-
-def double(item: int) -> int:
-    """Work that fails on 7 as a wrong file does, and on 9 as a full disk does."""
-    if item == 7:
-        raise ValueError("seven")
-    if item == 9:
-        raise OSError("nine")
-    return 2 * item
-
-
-def die(item: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return item
-
-
-@pytest.mark.parametrize("num_workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_results_come_in_the_order_of_the_items_with_errors_in_their_place(num_workers):
-    results = list(workers.map_in_order(double, iter(range(9)), num_workers))
-    assert [(item, str(result)) for item, result in results] == [
-        (item, "seven" if item == 7 else str(2 * item)) for item in range(9)
-    ]
-    with pytest.raises(OSError, match="nine"):
-        list(workers.map_in_order(double, range(12), num_workers))
-    assert list(workers.map_in_order(double, [], num_workers)) == []
-
-
-@pytest.mark.slow
-def test_a_process_that_is_killed_is_an_error_with_advice():
-    with pytest.raises(OSError, match="one of the 2 processes was killed; .*--num_workers"):
-        list(workers.map_in_order(die, range(4), 2))
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from helpers.driving_sets import (
     bdd100k_polygons,
     detection_labels,
     ids_of,
+    prepare,
     rectangle,
     save,
     save_json,
@@ -20,18 +21,8 @@ from helpers.driving_sets import (
 )
 from PIL import Image
 
-from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.readers import read_source
 from semseg_diffusers.data.readers.bdd100k import iterate_frames
-from semseg_diffusers.data.settings import PrepareSettings
-
-
-def prepare(source, output, **settings):
-    report = prepare_dataset(
-        PrepareSettings(source=str(source), output=str(output), **{"resolution": None, **settings})
-    )
-    return report, {split: load_pairs(output, split, cache_dir=output.parent / "cache") for split in report.splits}
 
 
 def test_masks_are_read_as_they_are(tmp_path):

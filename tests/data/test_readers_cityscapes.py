@@ -3,15 +3,12 @@
 import datasets
 import numpy as np
 import pytest
-from helpers.driving_sets import SIZE, cityscapes, ids_of, save, save_photo
+from helpers.driving_sets import SIZE, cityscapes, ids_of, prepare, save, save_photo
 from PIL import Image
 
-from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import CAMVID, LabelSet
-from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.readers import read_source
 from semseg_diffusers.data.readers.camvid import COLORS
-from semseg_diffusers.data.settings import PrepareSettings
 
 
 # labels.py of cityscapesScripts: id -> trainId.
@@ -23,13 +20,6 @@ TRAIN_IDS = {
 
 def as_train_ids(label_ids: np.ndarray) -> np.ndarray:
     return np.vectorize(lambda value: TRAIN_IDS.get(value, 255))(label_ids)
-
-
-def prepare(source, output, **settings):
-    report = prepare_dataset(
-        PrepareSettings(source=str(source), output=str(output), **{"resolution": None, **settings})
-    )
-    return report, {split: load_pairs(output, split, cache_dir=output.parent / "cache") for split in report.splits}
 
 
 # Cityscapes --------------------------------------------------------------------------------------------------------

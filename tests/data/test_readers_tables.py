@@ -3,14 +3,12 @@
 import datasets
 import numpy as np
 import pytest
+from helpers import driving_sets
 from helpers.driving_sets import ids_of
 from PIL import Image
 
-from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.readers import read_source
-from semseg_diffusers.data.settings import PrepareSettings
 
 
 FEATURES = datasets.Features(
@@ -36,9 +34,7 @@ def parquet(tmp_path, monkeypatch):
 
 
 def prepare(source, output, **settings):
-    settings = {"resolution": None, "labels": "bdd100k", **settings}
-    report = prepare_dataset(PrepareSettings(source=str(source), output=str(output), **settings))
-    return report, {split: load_pairs(output, split, cache_dir=output.parent / "cache2") for split in report.splits}
+    return driving_sets.prepare(source, output, **{"labels": "bdd100k", **settings})
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -1,7 +1,8 @@
-"""Miniatures of the public driving sets in their true layouts: small pictures, the real names and ids."""
+"""Miniatures of public driving datasets in their real layouts, with the real names and ids, and their preparation."""
 
 import json
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -96,3 +97,21 @@ def zip_folder(folder: Path, archive: Path, top: str = "") -> Path:
             if path.is_file():
                 file.write(path, f"{top}{path.relative_to(folder)}")
     return archive
+
+
+def prepare(source: Path, output: Path, **settings):
+    """Prepare a source, at its native resolution by default; return the report and the pairs of each split."""
+    from semseg_diffusers.data.dataset import load_pairs
+    from semseg_diffusers.data.prepare import prepare_dataset
+    from semseg_diffusers.data.settings import PrepareSettings
+
+    settings = {"resolution": None, **settings}
+    report = prepare_dataset(PrepareSettings(source=str(source), output=str(output), **settings))
+    cache = output.parent / "cache of pairs"
+    return report, {split: load_pairs(output, split, cache_dir=cache) for split in report.splits}
+
+
+def all_bytes(folder: Path, without: Collection[str] = ()) -> dict[str, bytes]:
+    """Return the content of all files by path; those of some names left out."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in without)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
