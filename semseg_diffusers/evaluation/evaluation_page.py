@@ -15,7 +15,7 @@ from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.metrics import without_classes
 from semseg_diffusers.reports.evaluation_text import results_commands
 from semseg_diffusers.reports.findings import evaluation_findings, fraction_of_ceiling, ratio
-from semseg_diffusers.reports.render import BarRow, axis_ticks, is_finite, number, write_page
+from semseg_diffusers.reports.render import BarRow, axis_ticks, is_finite, write_page
 from semseg_diffusers.utils.images import to_image
 
 
@@ -157,22 +157,14 @@ def write_report(path: str | Path, results: Mapping[str, Any], images: ReportIma
         "evaluation.html.j2",
         results=results,
         findings=evaluation_findings(results),
-        grid=_grid(images.grid) if images.grid else None,
+        images=images,
         classes=[] if images.labels is None else _classes_in(masks, images.labels),
         agreement=_agreement(results, images.labels),
         fidelity=[entry for entry in results.get("fidelity") or [] if entry.get("references")],
         ratio=ratio,
-        neighbours=[_neighbours(found, images) for found in results.get("neighbours") or []],
-        examples=_examples(results.get("examples") or {}, images),
+        neighbours=[_neighbours(found) for found in results.get("neighbours") or []],
         commands=results_commands(dict(results), model, separator=" \\\n  "),
     )
-
-
-def _grid(rows: Sequence[tuple[str, list[Image.Image | None]]]) -> dict[str, Any]:
-    most = max(len(cells) for _, cells in rows)
-    samples = [f"sample {index + 1}" for index in range(most - 2)] if most > 3 else ["sample"]
-    filled = [(stem, cells + [None] * (most - len(cells))) for stem, cells in rows]
-    return {"headers": ["mask", "real photo", *samples], "rows": filled}
 
 
 def _classes_in(masks: Sequence[Image.Image], labels: LabelSet) -> list[tuple[str, tuple[int, int, int]]]:
@@ -215,49 +207,15 @@ def _agreement(results: Mapping[str, Any], labels: LabelSet | None) -> dict[str,
     }
 
 
-def _neighbours(found: Mapping[str, Any], images: ReportImages) -> dict[str, Any]:
-    """Return distances and closest pairs by the features of one network, or by pixels."""
+def _neighbours(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the distances by the features of one network, or by pixels, sorted and with their axis."""
     threshold, distances = found.get("threshold"), found.get("distances") or {}
-    sets = []
-    for name, key in (("real photos", "real"), ("generated", "generated")) if distances else ():
-        values = sorted(filter(is_finite, distances[key]))
-        sets.append(
-            (name, values, len(values), values[0], statistics.median(values)) if values else (name, [], 0, None, None)
-        )
-    ends = [value for _, values, *_ in sets for value in values] + ([threshold] if is_finite(threshold) else [])
-    cards, without = [], []
-    for pair in found.get("closest") or []:
-        text = f"{pair['image']} (generated), {pair['train_stem']} (training photo): {number(pair['distance'])}"
-        text += ", mirrored" if pair.get("mirrored") else ""
-        shown = images.closest.get((pair["image"], pair["train_stem"]))
-        if shown is None:
-            without.append(text)
-        else:
-            cards.append((text, dict(zip(("generated image", "training photo"), shown, strict=True))))
+    sets = {key: sorted(filter(is_finite, distances[key])) for key in ("real", "generated") if distances}
+    ends = [value for values in sets.values() for value in values] + ([threshold] if is_finite(threshold) else [])
+    medians = {key: statistics.median(values) if values else None for key, values in sets.items()}
     return {
         **found,
         "sets": sets,
+        "medians": medians,
         "axis": axis_ticks(min(ends), max(ends)) if ends else [0.0, 1.0],
-        "cards": cards,
-        "without": without,
     }
-
-
-def _examples(
-    examples: Mapping[str, Any], images: ReportImages
-) -> list[tuple[str, list[tuple[str, list[Image.Image | None]]], list[str]]]:
-    """Return the worst and the best images: rows of images, and names of those without."""
-    found = []
-    for name, kind in (("Worst", "worst"), ("Best", "best")) if examples.get("best") or examples.get("worst") else ():
-        rows, without = [], []
-        for entry in examples.get(kind) or []:
-            text, shown = (
-                f"{entry['image']}, mean IoU {number(entry['mean_iou'])}",
-                images.examples.get(entry["image"]),
-            )
-            if shown is None:
-                without.append(text)
-            else:
-                rows.append((text, shown))
-        found.append((name, rows, without))
-    return found

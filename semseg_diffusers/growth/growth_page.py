@@ -14,7 +14,7 @@ from semseg_diffusers.utils.files import read_json
 
 def write_growth_page(
     path: Path, dataset: str, model: str | None, done: Mapping[str, tuple[Path, str]], remaining: Sequence[str]
-) -> Path:
+) -> None:
     """Write the page of the stages done so far.
 
     Args:
@@ -23,9 +23,6 @@ def write_growth_page(
         model: diffusion model; None if it was trained for this dataset.
         done: stage -> (its folder, its command).
         remaining: names of the other stages.
-
-    Returns:
-        the path.
     """
     stages = {
         "study": ("results.json", "report.html"),
@@ -48,4 +45,3 @@ def write_growth_page(
     merged = done["merge"][0] if "merge" in done else None
     context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands, "merged": merged}
     write_page(path, "growth.html.j2", reasons=REASONS, **context, **records)
-    return path

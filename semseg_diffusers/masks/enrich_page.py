@@ -24,7 +24,7 @@ class Reached:
     """A target and what was reached."""
 
     name: str
-    wished: float  # factor of the share in the dataset
+    wished: float  # factor of the share in the dataset; codespell:ignore
     reached: float  # the same, of the new masks
     share_before: float  # of the labelled pixels
     share_after: float
@@ -54,7 +54,7 @@ def compare_targets(
         found.append(
             Reached(
                 name=name,
-                wished=factor,
+                wished=factor,  # codespell:ignore
                 reached=new[class_id].pixel_share / old[class_id].pixel_share,
                 share_before=old[class_id].pixel_share,
                 share_after=new[class_id].pixel_share,
@@ -124,7 +124,7 @@ def write_enrich_page(
             for each, i in zip(reached, ids, strict=True)
         ],
         refusals=[f"{each.name}: {why}, {count} times" for each in reached for why, count in each.refused.items()],
-        settings={key: record[key] for key in record if key not in ("wishes", "sizes")},
+        settings={key: record[key] for key in record if key not in ("wishes", "sizes")},  # codespell:ignore
     )
 
 

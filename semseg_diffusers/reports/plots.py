@@ -75,11 +75,10 @@ def line_plot(
         known = np.isfinite(y)
         y = np.where(known, y, np.nan)
         alone = known & ~np.r_[False, known[:-1]] & ~np.r_[known[1:], False]  # a line through them has no length
-        style = {"color": SERIES[color], "linestyle": DASHES[dash], "linewidth": 1.4, "solid_joinstyle": "round"}
-        axes.plot(x, y, clip_on=False, **style)
+        axes.plot(x, y, color=SERIES[color], linestyle=DASHES[dash], linewidth=1.4, clip_on=False)
         for at in np.flatnonzero(alone):
-            dot = {"color": SERIES[color], "linewidth": 4, "solid_capstyle": "round"}
-            axes.plot([x[at], x[at]], [y[at], y[at]], clip_on=False, **dot)
+            dot = [x[at], x[at]], [y[at], y[at]]
+            axes.plot(*dot, color=SERIES[color], linewidth=4, solid_capstyle="round", clip_on=False)
         last = ""
         if known.any():
             x, y = x[known], y[known]
@@ -128,12 +127,12 @@ def training_curve(log: Sequence[Mapping[str, Any]], best_step: int | None = Non
     if scores:
         right = axes.twinx()
         _curve(right, log, "mean_iou", "validation mean IoU", SCORE_COLOR, marker="o", markersize=4)
-        if best_step in scores:
+        if best_step is not None and best_step in scores:
             at = (best_step, scores[best_step])
             right.plot(*at, "o", color=SCORE_COLOR, markersize=10, fillstyle="none")
             side = "right" if best_step > max(scores) / 2 else "left"
-            offset = {"xytext": (0, -18), "textcoords": "offset points", "ha": side}
-            right.annotate(f"kept: {at[1]:.3f}", at, color=SCORE_COLOR, **offset)
+            text, below = f"kept: {at[1]:.3f}", (0, -18)
+            right.annotate(text, at, below, textcoords="offset points", color=SCORE_COLOR, ha=side)
     return figure_image(figure)
 
 
@@ -155,11 +154,18 @@ def figure_image(figure: "Figure") -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
 
 
-def new_figure(size: tuple[int, int], dpi: int) -> "Figure":
-    """Return an empty figure of a size in pixels."""
-    from matplotlib.figure import Figure
+def new_figure(size: tuple[int, int], dpi: int, **layout: Any) -> "Figure":
+    """Return an empty figure.
 
-    return Figure(figsize=(size[0] / dpi, size[1] / dpi), dpi=dpi, layout="constrained")
+    Args:
+        size: width and height in pixels.
+        dpi: pixels per inch; text is measured in points, 72 per inch.
+        **layout: pads and spaces of matplotlib's `ConstrainedLayoutEngine`.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure((size[0] / dpi, size[1] / dpi), dpi=dpi, layout=ConstrainedLayoutEngine(**layout))
 
 
 def _svg(figure: "Figure") -> Markup:

@@ -84,6 +84,11 @@ def exact(value: Any) -> str:
     return str(value)
 
 
+def rgb_hex(color: Sequence[int]) -> str:
+    """Write a colour of three levels as `#rrggbb`."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Return the leaves of nested mappings.
 
@@ -112,17 +117,11 @@ class BarRow(NamedTuple):
     color: tuple[int, int, int] | None = None  # of the class it names
 
 
-class Cell(NamedTuple):
-    """A cell as the template prints it; `pad`, in widths of a digit, aligns decimal points."""
-
-    text: str
-    pad: float = 0.0
-
-
 class Column(NamedTuple):
-    """The cells of a column; numbers are aligned to the right."""
+    """The cells of a column as text, and as pads, in widths of a digit, that align the decimal points of numbers."""
 
-    cells: list[Cell]
+    texts: list[str]
+    pads: list[float]
     is_numeric: bool
 
 
@@ -138,18 +137,17 @@ def align_columns(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> list
     return [_align([row[index] for row in rows]) for index in range(len(headers))]
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _align(values: Sequence[Any]) -> Column:
-    if not any(map(_is_number, values)) or not all(value is None or _is_number(value) for value in values):
-        return Column([Cell(value if isinstance(value, str) else exact(value)) for value in values], False)
+    kinds = {type(value) for value in values if value is not None}
+    if not kinds or not all(issubclass(kind, (int, float)) and kind is not bool for kind in kinds):
+        return Column(
+            [value if isinstance(value, str) else exact(value) for value in values], [0.0] * len(values), False
+        )
     texts = [number(value) for value in values]
     tails = [text.partition(".")[2] if "e" not in text else "" for text in texts]
     widths = [len(tail) + 0.5 if tail else 0.0 for tail in tails]  # a point is about half a digit wide
     pads = [0.0 if value is None else max(widths) - width for value, width in zip(values, widths, strict=True)]
-    return Column([Cell(text, pad) for text, pad in zip(texts, pads, strict=True)], True)
+    return Column(texts, pads, True)
 
 
 def axis_ticks(low: float, high: float, count: int = 4) -> list[float]:
@@ -163,7 +161,7 @@ def axis_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
     if low == high:
         low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    return MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high).tolist()
+    return list(map(float, MaxNLocator(count, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)))
 
 
 def bar_axis(rows: Sequence[BarRow], maximum: float | None = None) -> list[float]:
@@ -241,7 +239,7 @@ def _environment() -> Environment:
         "axis_text": lambda value: f"{value:,.10g}",
         "ends_and_middle": lambda axis: [axis[0], *([axis[len(axis) // 2]] if len(axis) % 2 else []), axis[-1]],
         "exact": exact,
-        "hex": lambda color: "#{:02x}{:02x}{:02x}".format(*color),
+        "hex": rgb_hex,
         "join_versions": lambda versions: ", ".join(" ".join(item) for item in (versions or {}).items()) or NOTHING,
         "number": number,
         "percent": percent,

@@ -46,8 +46,8 @@ def read_log(path: Path) -> list[dict]:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Return the checkpoint folders of a run, oldest first."""
-    found = [path for path in run.glob("checkpoint-*") if path.is_dir() and CHECKPOINT_NAME.fullmatch(path.name)]
-    return sorted(found, key=lambda path: int(CHECKPOINT_NAME.fullmatch(path.name)[1]))
+    found = [(CHECKPOINT_NAME.fullmatch(path.name), path) for path in run.glob("checkpoint-*") if path.is_dir()]
+    return [path for _, path in sorted((int(match[1]), path) for match, path in found if match)]
 
 
 def preview_path(run: Path, step: int) -> Path:

@@ -116,7 +116,7 @@ def _class_tables(comparisons: Sequence[Mapping[str, Any]], most: float, names: 
     return tables
 
 
-def _pools(settings: StudySettings, data: StudyData) -> dict[str, Any]:
+def _pools(settings: StudySettings, data: StudyData) -> list[tuple[str, list[Image.Image]]]:
     """Return a few pairs of each set that a pool uses, at even distances in the order of the first seed."""
     seed, most = settings.seeds[0], max(settings.amounts)
     rows = []
@@ -127,15 +127,15 @@ def _pools(settings: StudySettings, data: StudyData) -> dict[str, Any]:
         members = [index for _, index in pool_members(Training(arm, None if arm == "real" else most, seed), data)]
         count = min(PAIRS, len(members))
         chosen = [members[index * len(members) // count] for index in range(count)]
-        images: list[Image.Image | None] = []
+        images: list[Image.Image] = []
         for item in (pairs[index] for index in chosen):
             images += [
                 Image.fromarray(item["image"].permute(1, 2, 0).numpy()),
                 pairs.labels.decode(item["mask"].numpy()),
             ]
         text = f"{ARMS[arm]}: {', '.join(pairs.names[index] for index in chosen)}"
-        rows.append((text, images + [None] * (2 * (PAIRS - count))))
-    return {"headers": ["photo", "mask"] * PAIRS, "rows": rows}
+        rows.append((text, images))
+    return rows
 
 
 def _unknown_share(pairs: Any) -> float:

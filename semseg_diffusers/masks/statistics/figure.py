@@ -13,7 +13,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.statistics.counts import ClassFigures, MaskStatistics, class_figures, heat_maps
 from semseg_diffusers.masks.statistics.underrepresented import RARE_SHARE
 from semseg_diffusers.reports.plots import figure_image, new_figure
-from semseg_diffusers.reports.render import percent
+from semseg_diffusers.reports.render import percent, rgb_hex
 
 
 LOWEST = 1e-5  # left end of the logarithmic scale: a share of the labelled pixels
@@ -42,9 +42,8 @@ def plot_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
     heat_rows = -(-len(order) // HEAT_COLUMNS)
     heat_height = HEAT_HEADER + WIDTH // HEAT_COLUMNS * heat.shape[1] // heat.shape[2]
     heights = (ROW * len(order) + HEADER, heat_height * heat_rows + ROW)
-    figure = new_figure((WIDTH, sum(heights)), dpi=100)
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.02)
-    top, bottom = figure.subfigures(2, 1, height_ratios=heights)
+    figure = new_figure((WIDTH, sum(heights)), dpi=100, w_pad=0.12, h_pad=0.08, wspace=0.02)
+    top, bottom = figure.subfigures(2, 1, height_ratios=heights, squeeze=False).flat
     top.suptitle(title, x=0.01, ha="left", fontsize=17)
     pixels, images, numbers = top.subplots(1, 3, sharey=True, width_ratios=(4.8, 3, 3.8))
     _plot_bars(pixels, images, labels, [figures[index] for index in order], order)
@@ -63,7 +62,7 @@ def plot_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
         axes.imshow(heat[index], cmap=HEAT_COLORS, vmin=0, vmax=max(heat[index].max(), 1e-12), aspect="equal")
         axes.set_title(_shorten(labels.names[index]), loc="left", fontsize=10, parse_math=False)
         axes.set_title(most, loc="right", fontsize=9, color=GREY)
-        axes.spines[:].set_color(_rgb(labels.colors[index]))
+        axes.spines[:].set_color(rgb_hex(labels.colors[index]))
         axes.spines["top"].set(linewidth=5, capstyle="butt")
     return figure_image(figure)
 
@@ -89,7 +88,7 @@ def heat_image(heat: np.ndarray) -> Image.Image:
 
 def _plot_bars(pixels: Any, images: Any, labels: LabelSet, figures: list[ClassFigures], order: list[int]) -> None:
     rows = np.arange(len(figures))
-    style = {"height": 0.55, "color": [_rgb(labels.colors[index]) for index in order], "edgecolor": GREY}
+    style = {"height": 0.55, "color": [rgb_hex(labels.colors[index]) for index in order], "edgecolor": GREY}
     for axes, name in ((pixels, "pixel_share"), (images, "image_share")):
         shares = [getattr(row, name) for row in figures]
         bars = axes.barh(rows, np.maximum(shares, LOWEST), **style)
@@ -129,8 +128,8 @@ def _write_numbers(axes: Any, figures: list[ClassFigures]) -> None:
     for column, title in enumerate(titles, start=1):
         axes.text(column / len(titles), -0.7, title, ha="right", va="bottom", fontsize=10)
     for row, of_class in enumerate(figures):
-        texts = (f"{of_class.images}", f"{of_class.objects}", f"{of_class.objects_per_image:.1f}")
-        texts += (f"{of_class.median_object:.0f} px", f"{of_class.typical_object:.0f} px")
+        texts = [f"{of_class.images}", f"{of_class.objects}", f"{of_class.objects_per_image:.1f}"]
+        texts += [f"{of_class.median_object:.0f} px", f"{of_class.typical_object:.0f} px"]
         for column, text in enumerate(texts, start=1):
             axes.text(column / len(titles), row, text, ha="right", va="center", fontsize=9)
     note = "typical object: half of the pixels of the class are in objects at least this large"
@@ -139,7 +138,3 @@ def _write_numbers(axes: Any, figures: list[ClassFigures]) -> None:
 
 def _shorten(name: str) -> str:
     return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."
-
-
-def _rgb(color: tuple[int, int, int]) -> tuple[float, ...]:
-    return tuple(level / 255 for level in color)
