@@ -224,8 +224,10 @@ def test_other_images_are_refused_and_leave_no_output(tmp_path, capsys, content,
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_settings_out_of_range_are_refused(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "value", "message"), [("--min_area", -1, "0 or more"), ("--max_strange", 2, "between 0 and 1")]
+)
+def test_settings_out_of_range_are_refused(tmp_path, capsys, name, value, message):
     LABELS.decode(np.zeros((4, 4), dtype=np.uint8)).save(tmp_path / "a.png")
-    for name, value, message in (("--min_area", -1, "0 or more"), ("--max_strange", 2, "between 0 and 1")):
-        assert clean(tmp_path / "a.png", tmp_path / "out", "--labels", "bdd100k", name, value) == 2
-        assert f"{name} must be {message}; got {value}" in capsys.readouterr().err
+    assert clean(tmp_path / "a.png", tmp_path / "out", "--labels", "bdd100k", name, value) == 2
+    assert f"{name} must be {message}; got {value}" in capsys.readouterr().err

@@ -26,7 +26,6 @@ from semseg_diffusers.masks.statistics.counts import (
 from semseg_diffusers.masks.statistics.figure import log_position, plot_statistics
 from semseg_diffusers.masks.statistics.page import write_statistics_page
 from semseg_diffusers.masks.statistics.underrepresented import RULES, underrepresented_classes
-from semseg_diffusers.toy.scenes import write_toy_dataset
 
 
 THREE = LabelSet(("road", "pole", "train"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
@@ -208,11 +207,6 @@ def test_a_balanced_dataset_has_no_underrepresented_class():
 
 
 @pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    return write_toy_dataset(tmp_path_factory.mktemp("data") / "toy", num_train=12, num_val=3, size=(24, 40), seed=1)
-
-
-@pytest.fixture(scope="module")
 def written(toy, tmp_path_factory):
     output = tmp_path_factory.mktemp("stats") / "new" / "folder"
     assert cli.main(["stats", "--dataset", str(toy), "--output", str(output), "--num_workers", "2"]) == 0
@@ -225,8 +219,8 @@ def test_json_matches_the_library(toy, written):
     statistics = collect_statistics(pairs.mask, len(pairs), pairs.labels, pairs.attributes)
     expected = [{"id": i, **dataclasses.asdict(row)} for i, row in enumerate(class_figures(statistics))]
     assert record["classes"] == expected
-    assert record["sizes"] == [{"height": 24, "width": 40, "masks": 12}]
-    assert sum(group["num_masks"] for group in record["groups"] if group["attribute"] == "weather") == 12
+    assert record["sizes"] == [{"height": 16, "width": 32, "masks": 6}]
+    assert sum(group["num_masks"] for group in record["groups"] if group["attribute"] == "weather") == 6
     assert record["weak_classes"][0]["reasons"][0]["rule"] in record["rules"]
 
 
@@ -235,7 +229,7 @@ def test_arrays_are_the_heat_maps_and_the_pixels_of_each_mask(toy, written):
     arrays = np.load(written / "stats.npz")
     assert arrays["stems"].tolist() == pairs.stems
     assert np.array_equal(arrays["pixels"][3], count_pixels(pairs.mask(3), 19))
-    assert arrays["heat"].shape == (19, 19, 32)
+    assert arrays["heat"].shape == (19, 16, 32)
     groups = json.loads((written / "stats.json").read_text())["groups"]
     names = {f"heat:{group['attribute']}={group['value']}" for group in groups}
     assert set(arrays.files) == {"stems", "pixels", "heat", *names}
@@ -250,7 +244,7 @@ def test_the_folder_contains_only_the_four_files(written):
 def test_split_and_underrepresented_classes_are_printed(toy, tmp_path, capsys):
     assert cli.main(["stats", "--dataset", str(toy), "--split", "val", "--output", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "toy (val): 3 masks of 24 x 40, 0.0% unknown" in printed
+    assert "toy (val): 2 masks of 16 x 32, 0.0% unknown" in printed
     assert "underrepresented: train (never seen: no pixel in any mask)" in printed
 
 
