@@ -149,9 +149,7 @@ def kept_share_on_real(
 ) -> dict[str, Any]:
     """Measure what the rule keeps of real labels, on at most `MAX_REFERENCES` evenly spaced images.
 
-    Returns:
-        `num_photos`, `kept_share`, `kept_share_by_class` of the classes present, and the `least_kept_share` of an
-        image; shares are None without labelled pixels.
+    Returns `num_photos`, the shares of `kept_shares`, and the `least_kept_share` of an image, or None.
     """
     labels, count = pairs.labels, min(len(pairs), MAX_REFERENCES)
     indices = [index * len(pairs) // count for index in range(count)]

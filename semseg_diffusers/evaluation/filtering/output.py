@@ -113,11 +113,7 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> 
 
 @contextlib.contextmanager
 def exclusive_filter(output: Path) -> Iterator[None]:
-    """Lock a folder for this process, and remove unfinished files of an earlier run.
-
-    Raises:
-        ValueError: another run writes to this folder.
-    """
+    """Lock a folder for this process, and remove unfinished files of an earlier run."""
     with sole_run(output, "filtering into"):
         for path in (output / READ).glob("*"):
             if is_temporary(path):

@@ -50,9 +50,7 @@ def filter_ids(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray, igno
 def mask_hardness(pixels: np.ndarray, class_losses: np.ndarray) -> float | None:
     """Return the mean class loss over the pixels of a mask (FreeMask); None if no pixel's class has one.
 
-    Args:
-        pixels: of each class in the mask (num_classes,).
-        class_losses: mean loss of each class on real images (num_classes,), or NaN.
+    `pixels` of each class in the mask, and their mean loss on real images, or NaN, are (num_classes,).
 
     Example:
         >>> mask_hardness(np.array([30, 10, 7]), np.array([0.1, 0.5, np.nan]))
@@ -75,12 +73,7 @@ def ranks_of(hardness: Mapping[str, float | None]) -> dict[str, int]:
 
 
 def images_to_keep(rank: int, num_masks: int, num_images: int) -> int:
-    """Return how many images of a mask are kept: n = min(1 + round(rank / M * N), N) (FreeMask).
-
-    Args:
-        rank: of the mask, 0 for the easiest.
-        num_masks: M.
-        num_images: N, of this mask.
+    """Return how many of a mask's N images are kept: n = min(1 + round(rank / M * N), N) for M masks (FreeMask).
 
     Example:
         >>> [images_to_keep(rank, 5, 4) for rank in range(5)]
@@ -101,23 +94,20 @@ class Scored:
 
     @property
     def kept_share(self) -> float | None:
-        """Share of the labelled pixels that kept their labels; None without labelled pixels."""
+        """Return the share of the labelled pixels that kept their labels; None without labelled pixels."""
         return sum(self.kept) / sum(self.pixels) if any(self.pixels) else None
 
 
 def reasons_to_drop(
     images: Sequence[Scored], minimum_kept: float, ranks: Mapping[str, int] | None = None
 ) -> dict[str, str]:
-    """Choose the images to drop.
+    """Choose the images to drop; return name -> one of `REASONS`.
 
     Args:
         images: all of them.
         minimum_kept: share of the labelled pixels that an image must keep.
         ranks: of the masks by hardness, to keep more images of harder ones; None keeps all. The best images of a mask
             keep the largest share, then have the lowest loss, then come first by name.
-
-    Returns:
-        name -> one of `REASONS`.
     """
 
     def best_first(image: Scored) -> tuple[float, float, str]:

@@ -50,17 +50,19 @@ class LabelledImages:
     """Image-mask pairs of one size, with pixel counts of each class.
 
     Args:
-        pairs: `PairDataset`: `labels`, `resolution`, `len`, and items with `image` uint8 (3, H, W) and `mask` (H, W).
+        pairs: a dataset of items with `image` uint8 (3, H, W) and `mask` (H, W).
+        like: images with the same labels and resolution, whose class weights are used; by default the pairs have
+            `labels` and `resolution`, as a `PairDataset`, and weights of their own.
 
     Raises:
         ValueError: no pairs, sizes that differ, or masks that hold only unknown pixels.
     """
 
-    def __init__(self, pairs: Any):
+    def __init__(self, pairs: Any, like: "LabelledImages | None" = None):
         if len(pairs) == 0:
             raise ValueError("expected at least one image-mask pair; the dataset is empty.")
-        self.labels: LabelSet = pairs.labels
-        self.resolution: tuple[int, int] = tuple(pairs.resolution)  # height, width
+        self.labels: LabelSet = (like or pairs).labels
+        self.resolution: tuple[int, int] = (like or pairs).resolution  # height, width
         self._pairs = pairs
         self.pixels = torch.zeros(self.labels.num_classes, dtype=torch.int64)  # of each class, over all masks
         for index in range(len(pairs)):
@@ -68,6 +70,8 @@ class LabelledImages:
             self.pixels += torch.bincount(mask[mask != self.labels.ignore_index], minlength=self.labels.num_classes)
         if self.pixels.sum() == 0:
             raise ValueError("the masks hold no labelled pixel, only unknown ones: there is nothing to train on.")
+        if like is not None:
+            self.pixels = like.pixels
 
     def __len__(self) -> int:
         return len(self._pairs)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from semseg_diffusers.data.dataset import DecodedPairs, column_options, load_pairs
 from semseg_diffusers.data.settings import SPLITS
@@ -27,13 +28,8 @@ MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs kept in memory, per process a
 RUN_SETTINGS = "settings.json"  # of a training run: the data it was trained on
 
 
-class CachedPairs:
-    """The pairs of an image set, kept in memory after decoding, up to a limit.
-
-    Args:
-        images: the set.
-        resolution: height and width of every image.
-    """
+class CachedPairs(Dataset):
+    """The pairs of an image set of one resolution, kept in memory after decoding, up to a limit."""
 
     def __init__(self, images: ImageSet, resolution: tuple[int, int]):
         self.images, self.labels, self.names, self.resolution = images, images.labels, images.names, resolution
@@ -103,11 +99,7 @@ def num_synthetic(amount: float, num_real: int) -> int:
 
 
 def check_amounts(settings: StudySettings, data: StudyData) -> None:
-    """Raise for amounts that exceed the available images.
-
-    Raises:
-        ValueError: naming the number of images, and the largest amount.
-    """
+    """Raise for amounts that exceed the available images."""
     largest, num_real = max(settings.amounts), len(data.real)
     needed = num_synthetic(largest, num_real)
     for name in dict.fromkeys(SYNTHETIC[arm] for arm in settings.arms if arm in SYNTHETIC):
@@ -133,31 +125,13 @@ def pool_members(training: Training, data: StudyData) -> list[tuple[str, int]]:
     return real + synthetic if training.arm.startswith("real_") else synthetic
 
 
-class Pool:
-    """The pairs of a pool, from several sets, as one dataset."""
-
-    def __init__(self, members: list[tuple[str, int]], data: StudyData):
-        self.labels, self.resolution = data.real.labels, data.real.resolution
-        self._members, self._sets = members, data.sets
-
-    def __len__(self) -> int:
-        return len(self._members)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """Return `image` and `mask`, as `CachedPairs`."""
-        name, index_in_set = self._members[index]
-        return self._sets[name][index_in_set]
-
-
 def training_pairs(training: Training, data: StudyData) -> LabelledImages:
-    """Return the pairs that a network is trained on.
-
-    Classes are weighted by their pixels in the real images, so that all arms share the loss. A class in no real
-    training mask has no weight.
-    """
-    pairs = LabelledImages(Pool(pool_members(training, data), data))
-    pairs.pixels = LabelledImages(data.real).pixels
-    return pairs
+    """Return the pairs that a network is trained on, with class weights of the real images: all arms share the loss."""
+    indices: dict[str, list[int]] = {}
+    for name, index in pool_members(training, data):
+        indices.setdefault(name, []).append(index)
+    pool = ConcatDataset(Subset(data.sets[name], chosen) for name, chosen in indices.items())
+    return LabelledImages(pool, like=LabelledImages(data.real))
 
 
 # Leaks ---------------------------------------------------------------------------------------------------------------

@@ -49,12 +49,7 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def paired_difference(
     values: Sequence[float], others: Sequence[float], confidence: float = CONFIDENCE
 ) -> dict[str, Any]:
-    """Compare two variants that share their seeds.
-
-    Args:
-        values: scores of the first, one per seed; higher is better.
-        others: scores of the second, in the same order of seeds.
-        confidence: of the interval.
+    """Compare the scores of two variants, one per seed in the same order; higher is better.
 
     Returns:
         `mean` of the differences, ends of its interval `low` and `high` (None for one seed), the differences as
