@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.filtering.filter_page import choose_examples
-from semseg_diffusers.evaluation.filtering.losses import LEGEND, NOT_CHECKED, ClassLosses, loss_map
+from semseg_diffusers.evaluation.filtering.filter_page import LEGEND, NOT_CHECKED, choose_examples, loss_map
+from semseg_diffusers.evaluation.filtering.losses import ClassLosses
 from semseg_diffusers.evaluation.filtering.rules import (
     EASY_MASK,
     NOTHING_LABELLED,

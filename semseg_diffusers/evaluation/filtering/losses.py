@@ -1,4 +1,4 @@
-"""Losses of a segmentation network: their class means on real images, what the rule keeps, and maps of the losses."""
+"""Losses of a segmentation network: their class means on real images, and what the rule keeps of these."""
 
 import hashlib
 import json
@@ -10,53 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.evaluation_page import STRIPE, UNKNOWN
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, filter_ids
 from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.utils.files import read_json
 from semseg_diffusers.utils.progress import progress_bar
-
-
-STEPS = {  # loss / tolerance of its class, upper bound -> color and description on the page
-    0.5: ((240, 240, 240), "below half of the tolerance"),
-    1.0: ((250, 222, 150), "half of it to all of it"),
-    2.0: ((244, 140, 60), "above it, to twice: unknown"),
-    4.0: ((214, 50, 40), "twice to four times: unknown"),
-    np.inf: ((105, 0, 25), "more: unknown"),
-}
-NOT_CHECKED = "unknown before, or of a class that cannot be checked"
-LEGEND = {text: color for color, text in STEPS.values()} | {NOT_CHECKED: UNKNOWN[0]}
-
-
-def loss_map(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray) -> Image.Image:
-    """Show each pixel's loss relative to the tolerance of its class, in the colors of `LEGEND`; stripes: not checked.
-
-    Args:
-        ids: class ids (H, W); those without a threshold are unknown.
-        losses: (H, W); NaN where there is none.
-        thresholds: of each class (num_classes,); NaN or infinite where there is none.
-
-    Returns:
-        P-mode image, so that resizing keeps hard edges.
-
-    Example:
-        >>> image = loss_map(np.array([[0, 0, 255]]), np.array([[0.1, 1.5, np.nan]]), np.array([1.0]))
-        >>> [image.convert("RGB").getpixel((x, 0)) for x in range(3)]
-        [(240, 240, 240), (244, 140, 60), (200, 200, 200)]
-    """
-    limit = np.full(256, np.nan)
-    limit[: len(thresholds)] = np.where(np.isfinite(thresholds), thresholds, np.nan)
-    ratio = losses / limit[ids]  # (H, W)
-    steps = np.searchsorted(list(STEPS), ratio, side="left").clip(max=len(STEPS) - 1)
-    rows, columns = np.indices(ids.shape)
-    stripes = len(STEPS) + (rows + columns) // STRIPE % 2
-    image = Image.fromarray(np.where(np.isfinite(ratio), steps, stripes).astype(np.uint8), mode="P")
-    image.putpalette([level for color in (*(color for color, _ in STEPS.values()), *UNKNOWN) for level in color])
-    return image
 
 
 MAX_REFERENCES = 200  # real images that the rule is measured on, evenly spaced

@@ -130,7 +130,7 @@ def training_pairs(training: Training, data: StudyData) -> LabelledImages:
     indices: dict[str, list[int]] = {}
     for name, index in pool_members(training, data):
         indices.setdefault(name, []).append(index)
-    pool = ConcatDataset(Subset(data.sets[name], chosen) for name, chosen in indices.items())
+    pool: ConcatDataset = ConcatDataset(Subset(data.sets[name], chosen) for name, chosen in indices.items())
     return LabelledImages(pool, like=LabelledImages(data.real))
 
 
