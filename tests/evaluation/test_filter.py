@@ -213,7 +213,7 @@ def filter_here(place, generated, output, after_forwards=None, **options):
         if after_forwards is not None and count > after_forwards:
             raise KeyboardInterrupt
 
-    judge._network.register_forward_hook(forward)
+    judge.network.register_forward_hook(forward)
     real = Real(load_pairs(place.dataset, "train"), "data (train)", load_pairs(place.dataset, "val"), "data (val)")
     try:
         filter_dataset(generated, real, judge, output, **options)
@@ -343,7 +343,7 @@ def test_a_judge_that_is_the_filter_is_refused_unless_allowed(place, generated, 
 
 def test_another_judge_is_recorded(place, generated, tmp_path):
     other = shutil.copytree(place.segmenter, tmp_path / "other")
-    judge = load_judge(other, LABELS)._network
+    judge = load_judge(other, LABELS).network
     judge.decode_head.classifier.bias.data += 0.01
     judge.save_pretrained(other)
     run(place, generated, tmp_path / "out", "--judge", other)

@@ -58,7 +58,7 @@ def test_the_loss_is_the_cross_entropy_at_the_networks_own_resolution(segmenter)
     masks = torch.randint(0, 4, (2, 16, 16), generator=torch.Generator().manual_seed(1))
     losses = judge.losses(pictures(), masks)
     with torch.no_grad():
-        logits = judge._network(judge.preprocessing(pictures())).logits
+        logits = judge.network(judge.preprocessing(pictures())).logits
     assert judge.preprocessing.input_size(16, 16) == (32, 32)
     expected = F.cross_entropy(F.interpolate(logits, (16, 16), mode="bilinear"), masks, reduction="none")
     torch.testing.assert_close(losses, expected)
@@ -68,7 +68,7 @@ def test_probabilities_of_classes_that_map_to_one_are_added(segmenter):
     judge = load_judge(segmenter, LABELS)
     masks = torch.ones(2, 16, 16, dtype=torch.uint8)
     with torch.no_grad():
-        logits = judge._network(judge.preprocessing(pictures())).logits
+        logits = judge.network(judge.preprocessing(pictures())).logits
     probabilities = F.interpolate(logits, (16, 16), mode="bilinear").softmax(1)
     torch.testing.assert_close(judge.losses(pictures(), masks), -probabilities[:, 1:3].sum(1).log())
 

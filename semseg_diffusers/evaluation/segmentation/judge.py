@@ -4,7 +4,9 @@ Supports networks of `AutoModelForSemanticSegmentation`, and Mask2Former and Mas
 `AutoModelForUniversalSegmentation`. Their classes are matched to those of the data by name.
 """
 
+import functools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,49 +31,41 @@ MASK_CLASSIFIERS = ("mask2former", "maskformer")  # universal segmentation netwo
 OPTION = "--segmenter"
 
 
+@dataclass(frozen=True, eq=False)
 class Judge:
     """Predicts class ids of images. Created by `load_judge`.
-
-    Args:
-        network: in evaluation mode, on its device.
-        preprocessing: of the network.
-        labels: the classes of the predictions.
-        class_names: the classes of the network, in the order of their ids.
-        name: folder or Hub id.
-        revision: Hub commit, or a hash of the weights.
-        post_processor: image processor that turns outputs of a mask classifier into a map; None for plain logits.
-        validation: scores recorded when the network was trained.
-        weights_sha256: hash of the weights as loaded, which identifies the network independently of its location.
 
     Raises:
         ValueError: no class of the data matches one of the network.
     """
 
-    def __init__(
-        self,
-        network: PreTrainedModel,
-        preprocessing: Preprocessing,
-        labels: LabelSet,
-        class_names: tuple[str, ...],
-        name: str,
-        revision: str,
-        post_processor: Any = None,
-        validation: dict[str, Any] | None = None,
-        weights_sha256: str | None = None,
-    ):
-        mapping = match_classes(class_names, labels)
-        if set(mapping) == {None}:
+    network: PreTrainedModel  # in evaluation mode, on its device
+    preprocessing: Preprocessing
+    labels: LabelSet  # the classes of the predictions
+    class_names: tuple[str, ...]  # of the network, in the order of their ids
+    name: str  # folder or Hub id
+    revision: str  # Hub commit, or a hash of the weights
+    post_processor: Any = None  # image processor that turns outputs of a mask classifier into a map; None for logits
+    validation: dict[str, Any] | None = None  # scores recorded when the network was trained
+    weights_sha256: str | None = None  # of the weights as loaded: identifies the network independently of its location
+
+    def __post_init__(self):
+        if set(self.mapping) == {None}:
             raise ValueError(
-                f"{OPTION} '{name}' predicts {', '.join(class_names[:4])}, ..., and none of the classes of the data "
-                f"({', '.join(labels.names[:4])}, ...). Use a network for the same kind of scenes, or train one: "
-                "semseg-diffusers segmenter."
+                f"{OPTION} '{self.name}' predicts {', '.join(self.class_names[:4])}, ..., and none of the classes of "
+                f"the data ({', '.join(self.labels.names[:4])}, ...). Use a network for the same kind of scenes, or "
+                "train one: semseg-diffusers segmenter."
             )
-        self.labels, self.preprocessing, self.weights_sha256 = labels, preprocessing, weights_sha256
-        self.not_judged = tuple(label for index, label in enumerate(labels.names) if index not in mapping)
-        self._network, self._post_processor, self._mapping = network, post_processor, mapping
-        self._class_names, self._name, self._revision = class_names, name, revision
-        self._validation = validation
-        self._table = torch.from_numpy(lookup_table(mapping, labels.ignore_index)).to(network.device)
+
+    @functools.cached_property
+    def mapping(self) -> tuple[int | None, ...]:
+        """Return the id of the data for each class of the network; None without a counterpart."""
+        return match_classes(self.class_names, self.labels)
+
+    @property
+    def not_judged(self) -> tuple[str, ...]:
+        """Return the classes of the data that the network does not know."""
+        return tuple(name for index, name in enumerate(self.labels.names) if index not in self.mapping)
 
     def describe(self, resolution: tuple[int, int] | None = None) -> dict[str, Any]:
         """Return a description for results, as JSON.
@@ -81,14 +75,14 @@ class Judge:
         """
         fixed = resolution is not None or "height" in self.preprocessing.size
         return {
-            "name": self._name,
-            "revision": self._revision,
-            "architecture": type(self._network).__name__,
-            "num_parameters": self._network.num_parameters(),
+            "name": self.name,
+            "revision": self.revision,
+            "architecture": type(self.network).__name__,
+            "num_parameters": self.network.num_parameters(),
             "input_size": list(self.preprocessing.input_size(*(resolution or (1, 1)))) if fixed else None,
-            "classes": len(self._class_names),
+            "classes": len(self.class_names),
             "not_judged": list(self.not_judged),
-            "validation": self._validation,
+            "validation": self.validation,
         }
 
     def identity(self, resolution: tuple[int, int]) -> dict[str, Any]:
@@ -96,7 +90,7 @@ class Judge:
         return {
             **self.describe(resolution),
             "preprocessing": {**vars(self.preprocessing), "size": dict(self.preprocessing.size)},
-            "mapping": list(self._mapping),
+            "mapping": list(self.mapping),
             "ignore_index": self.labels.ignore_index,
         }
 
@@ -112,15 +106,16 @@ class Judge:
             without a counterpart.
         """
         pixel_values, size = self._prepare(images)
-        if self._post_processor is None:
-            ids = compute_logits(self._network, pixel_values, size).argmax(1)  # (B, H, W)
+        if self.post_processor is None:
+            ids = compute_logits(self.network, pixel_values, size).argmax(1)  # (B, H, W)
         else:
-            outputs = self._network(pixel_values=pixel_values)
+            outputs = self.network(pixel_values=pixel_values)
             for key in ("class_queries_logits", "masks_queries_logits"):
                 outputs[key] = outputs[key].float()
-            maps = self._post_processor.post_process_semantic_segmentation(outputs, target_sizes=[size] * len(images))
+            maps = self.post_processor.post_process_semantic_segmentation(outputs, target_sizes=[size] * len(images))
             ids = torch.stack(maps)  # (B, H, W)
-        return self._table[ids].cpu()
+        table = torch.from_numpy(lookup_table(self.mapping, self.labels.ignore_index))
+        return table.to(ids.device)[ids].cpu()
 
     @torch.no_grad()
     def losses(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -138,20 +133,20 @@ class Judge:
         Raises:
             ValueError: a mask classifier, which has no class probabilities of each pixel; shapes that differ.
         """
-        if self._post_processor is not None:
+        if self.post_processor is not None:
             raise ValueError(
-                f"{OPTION} '{self._name}' is a {type(self._network).__name__}, which gives no class "
+                f"{OPTION} '{self.name}' is a {type(self.network).__name__}, which gives no class "
                 "probabilities of each pixel; expected a network for semantic segmentation, such as `semseg-diffusers "
                 "segmenter` trains."
             )
         pixel_values, size = self._prepare(images)
         if masks.shape != (len(images), *size):
             raise ValueError(f"expected masks of shape {(len(images), *size)}; got {tuple(masks.shape)}.")
-        logs = compute_logits(self._network, pixel_values, size).log_softmax(1)  # (B, classes of the network, H, W)
+        logs = compute_logits(self.network, pixel_values, size).log_softmax(1)  # (B, classes of the network, H, W)
         ids = masks.to(logs.device)
         losses = torch.full(ids.shape, torch.nan, device=logs.device)
         for label in range(self.labels.num_classes):
-            own = [index for index, counterpart in enumerate(self._mapping) if counterpart == label]
+            own = [index for index, counterpart in enumerate(self.mapping) if counterpart == label]
             present = ids == label
             if own and present.any():
                 losses[present] = -logs[:, own].logsumexp(1)[present]
@@ -161,7 +156,7 @@ class Judge:
         """Return the network's input, and the size of the images."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected uint8 images (B, 3, H, W); got {images.dtype} of shape {tuple(images.shape)}.")
-        pixel_values = self.preprocessing(images.to(self._network.device)).to(self._network.dtype)
+        pixel_values = self.preprocessing(images.to(self.network.device)).to(self.network.dtype)
         return pixel_values, (images.shape[2], images.shape[3])
 
 

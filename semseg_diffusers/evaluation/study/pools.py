@@ -126,7 +126,7 @@ def pool_members(training: Training, data: StudyData) -> list[tuple[str, int]]:
 
 
 def training_pairs(training: Training, data: StudyData) -> LabelledImages:
-    """Return the pairs that a network is trained on, with class weights of the real images: all arms share the loss."""
+    """Return the pairs to train on, with the class weights of the real images, so that all arms share the loss."""
     indices: dict[str, list[int]] = {}
     for name, index in pool_members(training, data):
         indices.setdefault(name, []).append(index)
