@@ -1,17 +1,13 @@
 """Converts a published checkpoint into a pipeline folder, complete or not at all."""
 
-import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
 
 import diffusers
 import torch
 
 from semseg_diffusers.converters.settings import ConvertSettings
-from semseg_diffusers.converters.sources import Conversion, convert_id_channel, convert_paper, convert_sdm
+from semseg_diffusers.converters.sources import CONVERTERS
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.settings import parse_resolution
 from semseg_diffusers.hub.folders import new_model_card
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import check_output, hash_file, new_folder, package_version, write_json, write_text
@@ -19,29 +15,22 @@ from semseg_diffusers.utils.files import check_output, hash_file, new_folder, pa
 
 CONVERSION_FILE = "conversion.json"  # marks a folder that `convert` made, and may replace
 KIND = "converted pipeline"
-CONVERTERS: dict[str, Callable[..., Conversion]] = {
-    "paper": convert_paper,
-    "sdm": convert_sdm,
-    "segmentation-guided-diffusion": convert_id_channel,
-}
 
 
-def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite: bool = False) -> Path:
-    """Write a pipeline folder with its card and `conversion.json`; after an error nothing of it remains.
+def convert(settings: ConvertSettings) -> None:
+    """Convert a published checkpoint into a pipeline folder, and print what it holds.
 
     Args:
-        conversion: network, scheduler and label set.
-        output: the folder; it must not exist, or be empty.
-        overwrite: replace a folder that `convert` made, and no other.
-
-    Returns:
-        the folder.
+        settings: checkpoint, its source (`source="paper"`, ...) and output folder, with the options of `convert`.
 
     Raises:
-        ValueError: something else is there, or the network cannot generate images of its sample size.
+        FileNotFoundError: no such checkpoint.
+        ValueError: it holds code or another network, options do not fit, or the output folder must not be replaced.
     """
-    output, unet = Path(os.path.abspath(output)), conversion.unet
-    size = unet.config.sample_size
+    labels = None if settings.colormap is None else LabelSet.from_name(settings.colormap)
+    output = check_output(settings.output, settings.overwrite, CONVERSION_FILE, KIND)  # before gigabytes are read
+    conversion = CONVERTERS[settings.source](settings, labels)
+    unet, size = conversion.unet, conversion.unet.config.sample_size
     if size is not None and any(side % unet.size_divisor for side in ((size,) if isinstance(size, int) else size)):
         raise ValueError(f"sample_size is {size}; this network generates multiples of {unet.size_divisor} pixels.")
     digest = hash_file(conversion.weights_file)
@@ -60,42 +49,17 @@ def save_conversion(conversion: Conversion, output: str | os.PathLike, overwrite
         f"Converted by `semseg-diffusers convert --from {conversion.source}` from `{conversion.weights_file.name}` "
         f"(SHA-256 {digest}): {conversion.work} Nothing was trained here. {conversion.sampling}"
     )
-    with new_folder(output, CONVERSION_FILE, KIND, overwrite) as folder:
+    with new_folder(output, CONVERSION_FILE, KIND, settings.overwrite) as folder:
         MaskGuidedDDPMPipeline(unet=unet, scheduler=conversion.scheduler).save_pretrained(folder)
-        card = new_model_card(folder, output.name, title=output.name, origin=origin)
-        write_text(folder / "README.md", card)
+        write_text(folder / "README.md", new_model_card(folder, output.name, title=output.name, origin=origin))
         write_json(folder / CONVERSION_FILE, record)
-    return output
 
-
-def convert(settings: ConvertSettings) -> None:
-    """Convert a published checkpoint into a pipeline folder, and print what it holds.
-
-    Args:
-        settings: checkpoint, its source (`source="paper"`, ...) and output folder, with the options of `convert`.
-
-    Raises:
-        FileNotFoundError: no such checkpoint.
-        ValueError: it holds code or another network, options do not fit, or the output folder must not be replaced.
-    """
-    options = settings.source_options()
-    if "sample_size" in options:
-        size = parse_resolution(options["sample_size"])
-        if size is None:
-            raise ValueError("--sample_size: expected a number (256) or HxW (256x512); got native.")
-        options["sample_size"] = size[0] if size[0] == size[1] else size
-    labels = None if settings.colormap is None else LabelSet.from_name(settings.colormap)
-    check_output(settings.output, settings.overwrite, CONVERSION_FILE, KIND)  # before gigabytes are read
-
-    conversion = CONVERTERS[settings.source](settings.checkpoint, labels=labels, **options)
-    folder = save_conversion(conversion, settings.output, settings.overwrite)
-    unet = conversion.unet
     lines = [
         f"{type(unet).__name__}, {unet.num_parameters():,} parameters, {conversion.labels.num_classes} classes, "
-        f"sample_size {unet.config.sample_size}",
+        f"sample_size {size}",
         *([f"weights taken: {conversion.details['weights']}"] if "weights" in conversion.details else []),
         *([] if labels else ["the classes have numbers as names: use --colormap, so that masks in colours are read"]),
-        f"written: {folder}",
+        f"written: {output}",
         "its licence is not known here: find it out and set it at the head of README.md before you publish",
     ]
     sys.stdout.write("\n".join(lines) + "\n")

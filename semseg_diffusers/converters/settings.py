@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from semseg_diffusers.data.settings import LABEL_PRESETS
+from semseg_diffusers.data.settings import LABEL_PRESETS, parse_resolution
 from semseg_diffusers.utils.settings import Settings, option
 
 
@@ -12,6 +12,14 @@ SOURCES = {
     "sdm": ("instance_edges", "num_head_channels", "sample_size", "num_train_timesteps"),
     "segmentation-guided-diffusion": ("num_classes",),
 }
+
+
+def _parse_sample_size(text: str | int) -> int | tuple[int, int]:
+    """Return the size of images as networks record it: one number for squares."""
+    size = parse_resolution(str(text))
+    if size is None:
+        raise ValueError("expected a number (256) or HxW (256x512); got native.")
+    return size[0] if size[0] == size[1] else size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +41,9 @@ class ConvertSettings(Settings):
     weights: str | None = option(None, choices=("ema", "raw"), help="paper: which of two sets (default: ema)")
     instance_edges: bool = option(False, help="sdm: the last channel of the mask holds the edges between instances")
     num_head_channels: int | None = option(None, at_least=1, metavar="N", help="sdm: width of a head (default: 64)")
-    sample_size: str | None = option(None, metavar="HxW", help="paper, sdm: size of its images, e.g. 256x512")
+    sample_size: int | tuple[int, int] | None = option(
+        None, metavar="HxW", help="paper, sdm: size of its images, e.g. 256x512", parse=_parse_sample_size
+    )
     num_train_timesteps: int | None = option(
         None, at_least=1, metavar="N", help="paper, sdm: diffusion steps (default: 1000)"
     )
@@ -44,11 +54,6 @@ class ConvertSettings(Settings):
 
     def __post_init__(self):
         super().__post_init__()
-        for name in self.source_options():
-            if name not in SOURCES[self.source]:
+        for name in sorted({name for names in SOURCES.values() for name in names}):
+            if name not in SOURCES[self.source] and getattr(self, name) not in (None, False):
                 raise ValueError(f"--{name} is no option of --from {self.source}.")
-
-    def source_options(self) -> dict:
-        """Return the options that only some sources have, where they are given."""
-        names = sorted({name for names in SOURCES.values() for name in names})
-        return {name: getattr(self, name) for name in names if getattr(self, name) not in (None, False)}

@@ -9,7 +9,6 @@
   more than the image has, class id / 255; only their segmentation channel mode "single" was ever built there.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ import torch
 from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 
 from semseg_diffusers.converters.checkpoints import load_weights, read_checkpoint, shape_of, shorten, state_dict_of
+from semseg_diffusers.converters.settings import ConvertSettings
 from semseg_diffusers.data.labels import LabelSet, free_color
 from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DModel
 from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel, paper_betas
@@ -73,33 +73,12 @@ def labels_for(labels: LabelSet | None, num_classes: int, hint: str = "") -> Lab
 # Bozsó et al. ------------------------------------------------------------------------------------------------------
 
 
-def convert_paper(
-    path: str | os.PathLike,
-    *,
-    labels: LabelSet | None = None,
-    weights: str | None = None,
-    sample_size: int | tuple[int, int] | None = None,
-    num_train_timesteps: int = 1000,
-) -> Conversion:
-    """Read a checkpoint of the paper's code; widths and the number of classes come from the weights.
-
-    Args:
-        path: the file.
-        labels: classes, from `colormap.json`; "class 0", ... if None.
-        weights: "ema" or "raw", where the file holds both; by default the average if there is one.
-        sample_size: height and width of the training images, 128 if None.
-        num_train_timesteps: diffusion steps of the training.
-
-    Returns:
-        the network with its scheduler.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file holds code, another network, or no such weights.
-    """
+def convert_paper(settings: ConvertSettings, labels: LabelSet | None) -> Conversion:
+    """Read a checkpoint of the paper's code; widths and the number of classes come from the weights."""
+    path = settings.checkpoint
     # Their Lightning files hold the run's settings as objects of their code, beside the weights.
     other_file = "The `ema_model_epoch_N.ckpt` that the paper's training saves beside it holds weights alone. "
-    chosen, which = _choose_weights(read_checkpoint(path, other_file), weights, path)
+    chosen, which = _choose_weights(read_checkpoint(path, other_file), settings.weights, path)
     shape = partial(shape_of, chosen, source="paper", path=path)
     hidden_dim, in_channels = shape("inc.double_conv.0.weight", 4)[:2]
     num_classes = shape("mask_conv.double_conv.0.weight", 4)[1]
@@ -108,7 +87,7 @@ def convert_paper(
     labels = labels_for(labels, num_classes)
     with torch.device("meta"):
         unet = PaperUNet2DModel(
-            sample_size=sample_size or 128,
+            sample_size=settings.sample_size or 128,
             in_channels=in_channels,
             out_channels=out_channels,
             num_classes=num_classes,
@@ -117,6 +96,7 @@ def convert_paper(
             **labels.to_config(),
         )
     load_weights(unet, chosen, path)
+    num_train_timesteps = settings.num_train_timesteps or 1000
     scheduler = DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
         trained_betas=paper_betas(num_train_timesteps),
@@ -164,33 +144,10 @@ def _choose_weights(content, name: str | None, path) -> tuple[dict[str, torch.Te
 # Semantic Diffusion Model ------------------------------------------------------------------------------------------
 
 
-def convert_sdm(
-    path: str | os.PathLike,
-    *,
-    labels: LabelSet | None = None,
-    instance_edges: bool = False,
-    num_head_channels: int = 64,
-    sample_size: int | tuple[int, int] | None = None,
-    num_train_timesteps: int = 1000,
-) -> Conversion:
-    """Read a checkpoint of SDM's code; depth, widths, attention and classes come from the weights.
-
-    Args:
-        path: the file.
-        labels: classes; "class 0", ... if None.
-        instance_edges: the last channel of the mask holds the edges between instances (their `--no_instance False`),
-            and is no class.
-        num_head_channels: their `--num_head_channels`; 64 in their scripts.
-        sample_size: height and width of the training images; derived from the widths if None, as in their code.
-        num_train_timesteps: diffusion steps of the training.
-
-    Returns:
-        the network with its scheduler.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file holds code, another network, or one with settings that none of their scripts has.
-    """
+def convert_sdm(settings: ConvertSettings, labels: LabelSet | None) -> Conversion:
+    """Read a checkpoint of SDM's code; depth, widths, attention and classes come from the weights."""
+    path, instance_edges = settings.checkpoint, settings.instance_edges
+    num_head_channels = settings.num_head_channels or 64  # as in their scripts
     weights = state_dict_of(read_checkpoint(path), path)
     config = _read_sdm_config(weights, path)
     mask_channels = shape_of(weights, "middle_block.0.in_norm.mlp_shared.0.weight", 4, "sdm", path)[1]
@@ -198,7 +155,7 @@ def convert_sdm(
     if labels is not None and mask_channels == labels.num_classes + 1:
         hint = " Does the last channel hold the instance edges? Then set --instance_edges."
     labels = labels_for(labels, mask_channels - int(instance_edges), hint)
-    sample_size = SDM_SAMPLE_SIZES.get(config["channel_mult"]) if sample_size is None else sample_size
+    sample_size = settings.sample_size or SDM_SAMPLE_SIZES.get(config["channel_mult"])
     if sample_size is None:
         raise ValueError(
             f"the widths {config['channel_mult']} x {config['model_channels']} of '{path}' do not determine the size "
@@ -215,6 +172,7 @@ def convert_sdm(
         )
     load_weights(unet, weights, path)
     learned = unet.config.out_channels == 2 * unet.config.in_channels
+    num_train_timesteps = settings.num_train_timesteps or 1000
     scheduler = DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
         beta_start=0.1 / num_train_timesteps,  # guided-diffusion's linear schedule, 1e-4 to 0.02 at 1000 steps
@@ -276,24 +234,9 @@ def _read_sdm_config(weights: Mapping[str, torch.Tensor], path) -> dict:
 # Konz et al. -------------------------------------------------------------------------------------------------------
 
 
-def convert_id_channel(
-    folder: str | os.PathLike, *, labels: LabelSet | None = None, num_classes: int | None = None
-) -> Conversion:
-    """Read a pipeline folder of segmentation-guided-diffusion, or the `unet` folder in it.
-
-    Args:
-        folder: output folder of their training.
-        labels: classes, background first; "class 0", ... if None.
-        num_classes: number of classes with background, needed without `labels`: no weight depends on it.
-
-    Returns:
-        the network with its scheduler.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: it holds no such network, or nothing gives the number of classes.
-    """
-    folder = Path(folder)
+def convert_id_channel(settings: ConvertSettings, labels: LabelSet | None) -> Conversion:
+    """Read a pipeline folder of segmentation-guided-diffusion, or the `unet` folder in it."""
+    folder, num_classes = Path(settings.checkpoint), settings.num_classes
     if not folder.is_dir():
         found = "is a file" if folder.is_file() else "does not exist"
         raise FileNotFoundError(f"'{folder}' {found}; expected the folder that training wrote, with unet/ in it.")
@@ -348,3 +291,6 @@ def convert_id_channel(
         "is only meaningful if it was trained on masks with classes removed.",
         details={"num_classes": labels.num_classes},
     )
+
+
+CONVERTERS = {"paper": convert_paper, "sdm": convert_sdm, "segmentation-guided-diffusion": convert_id_channel}
