@@ -1,5 +1,6 @@
 """The page of the painter. Its canvas is our own component, since gradio's blends edges and has no named colours:
-template, style and script are in `canvas/`, and its value is the mask as run lengths (`inputs.py`)."""
+template, style and script are in `canvas/`, and its value is the mask as run lengths (`inputs.py`).
+"""
 
 import html
 from importlib import resources

@@ -1,5 +1,6 @@
 """Generates samples for the page, one after the other and each from its own seed, with the plan, metadata and
-pipelines of `generate`, so that the results are those of that command."""
+pipelines of `generate`, so that the results are those of that command.
+"""
 
 import copy
 import hashlib
@@ -7,7 +8,7 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,35 +78,22 @@ class SamplingRequest:
     attribute_guidance_scale: float | None = None
     strength: float = 0.5
 
-    def checked(self, limits: Limits) -> "SamplingRequest":
-        """Return this request with checked numbers.
+    def settings(self, limits: Limits) -> GenerationSettings:
+        """Return the settings that `generate` would use, with checked numbers.
 
         Raises:
             ValueError: naming the first that is out of range.
         """
         if self.mode not in MODES:
             raise ValueError(f"the mode is {self.mode!r:.40}; expected one of {', '.join(MODES)}.")
-        scale = self.attribute_guidance_scale
-        return replace(
-            self,
-            scheduler=check_scheduler(self.scheduler),
+        strength, scale = check_number("strength", self.strength, 0, 1), self.attribute_guidance_scale
+        return GenerationSettings(
             num_inference_steps=check_number("number of steps", self.num_inference_steps, 1, limits.max_steps, int),
             guidance_scale=check_number("guidance", self.guidance_scale, 0, MAX_GUIDANCE),
             seed=check_number("seed", self.seed, 0, MAX_SEED, int),
-            num_images=check_number("number of samples", self.num_images, 1, limits.max_images, int),
-            attribute_guidance_scale=None if scale is None else check_number("guidance", scale, 0, MAX_GUIDANCE),
-            strength=check_number("strength", self.strength, 0, 1),
-        )
-
-    def settings(self) -> GenerationSettings:
-        """Return the settings that `generate` would use."""
-        return GenerationSettings(
-            num_inference_steps=int(self.num_inference_steps),
-            guidance_scale=self.guidance_scale,
-            seed=int(self.seed),
             attributes=self.attributes or None,
-            attribute_guidance_scale=self.attribute_guidance_scale,
-            strength=self.strength if self.mode == REDRAW else None,
+            attribute_guidance_scale=None if scale is None else check_number("guidance", scale, 0, MAX_GUIDANCE),
+            strength=strength if self.mode == REDRAW else None,
             edit=EditSettings() if self.mode == EDIT else None,
         )
 
@@ -170,27 +158,28 @@ class Sampler:
         Raises:
             ValueError: the request is out of range, or not possible with the model or the scheduler.
         """
-        request = request.checked(self.limits)
+        settings, scheduler = request.settings(self.limits), check_scheduler(request.scheduler)
+        num_images = check_number("number of samples", request.num_images, 1, self.limits.max_images, int)
         known = {name: [value] for name, value in (request.attributes or {}).items()}
         check_attributes(known, self.attributes, "attributes")
         source = GenerationInput(ids, {})
         if request.mode != NOISE:
             if photo is None:
                 raise ValueError(f"'{request.mode}' changes a photo: load one first.")
-            region = changed_region(photo.ids, ids, EditSettings().margin) if request.mode == EDIT else None
+            region = None if settings.edit is None else changed_region(photo.ids, ids, settings.edit.margin)
             source = changed_input(ids, photo.image, "", region)
         if source.is_unchanged:
             raise ValueError("the mask equals that of the photo, so there is nothing to edit: change it.")
         pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler is its own
         own = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        pipeline.scheduler = own if request.scheduler is None else new_scheduler(request.scheduler, own.config)
-        plan = plan_generation(pipeline, request.settings())
+        pipeline.scheduler = own if scheduler is None else new_scheduler(scheduler, own.config)
+        plan = plan_generation(pipeline, settings)
         # The name is a hash of all that the image depends on.
         record = json.dumps({**plan.record, "photo": source.columns.get("source_photo_hash")}, sort_keys=True)
         before = photo.ids.tobytes() if photo is not None and request.mode == EDIT else b""
         digest = hashlib.sha256(ids.tobytes() + before + record.encode()).hexdigest()[:10]
         mask_file = Path(f"{STEM}_{digest}.png")
-        for index in range(int(request.num_images)):
+        for index in range(num_images):
             job = Job(Path(f"{STEM}.png"), index)
             image = self._generate_one(pipeline, plan, job, source, on_step)
             row = {**plan.row(Job(mask_file, index), source.columns), "seed": plan.seed(job)}

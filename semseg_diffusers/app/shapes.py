@@ -1,5 +1,6 @@
 """What the page offers: objects to place by a click (silhouettes of the toy scenes' cars, people and trees, and
-complete objects cut from given masks), and masks to start from."""
+complete objects cut from given masks), and masks to start from.
+"""
 
 import os
 from collections.abc import Callable, Sequence

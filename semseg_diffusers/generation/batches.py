@@ -1,9 +1,11 @@
 """Generates images in batches, each image from its own seed. A batch that does not fit in memory is halved, which
-leaves the images as they are."""
+leaves the images as they are.
+"""
 
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +99,8 @@ class BatchGenerator:
         if sampling.strength is not None:
             options = {"image": [each.image for each in inputs], "strength": sampling.strength}
         if sampling.edit is not None:
-            edit = sampling.edit
-            options = {
-                "image": [each.image for each in inputs],
-                "edit_region": [each.region for each in inputs],
-                "padding_mask_crop": edit.padding_mask_crop,
-                "feather": edit.feather,
-                "jump_length": edit.jump_length,
-                "jump_n_sample": edit.jump_n_sample,
-            }
+            options = {key: value for key, value in asdict(sampling.edit).items() if key != "margin"}
+            options |= {"image": [each.image for each in inputs], "edit_region": [each.region for each in inputs]}
         if self.plan.known:
             pairs = zip(jobs, inputs, strict=True)
             options["attributes"] = [self.plan.attributes(job, each.columns) for job, each in pairs]

@@ -224,20 +224,15 @@ def _scan_masks(
 
 def _check_processes_agree(plan: Plan, processes: Processes) -> None:
     """Refuse processes that have loaded different models or label sets, as machines may with paths of their own."""
-    different = [
-        (what, options)
-        for what, value, options in (
-            ("weights", [plan.record["revision"], plan.record["guide_revision"]], "--model and --guide_model"),
-            ("label sets of the masks", plan.record["mask_labels"], "--mask_labels"),
-        )
-        if len({*processes.gather(json.dumps(value))}) > 1
-    ]
 
-    def check() -> None:
-        for what, options in different:
+    def check(what: str, values: list[str], options: str) -> None:
+        if len({*values}) > 1:
             raise ValueError(f"the processes have loaded different {what}: give all machines the same {options}.")
 
-    processes.run_in_main(check)
+    weights = processes.gather(json.dumps([plan.record["revision"], plan.record["guide_revision"]]))
+    processes.run_in_main(lambda: check("weights", weights, "--model and --guide_model"))
+    label_sets = processes.gather(json.dumps(plan.record["mask_labels"]))
+    processes.run_in_main(lambda: check("label sets of the masks", label_sets, "--mask_labels"))
 
 
 def _name(path: Path, masks: str | os.PathLike) -> str:

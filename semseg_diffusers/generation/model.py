@@ -1,5 +1,6 @@
 """The networks that generation works with: a pipeline from a folder or the Hub, another scheduler, a guide, and what
-lets them compute faster on a device."""
+lets them compute faster on a device.
+"""
 
 import inspect
 import json

@@ -81,9 +81,7 @@ class SamplingOptions(Settings):
 
     _group = "sampling"
     num_inference_steps: int = option(20, help="sampling steps")
-    guidance_scale: float = option(
-        2.0, help="how strongly the mask is followed; 1 is no guidance, at half the cost"
-    )  # fmt: skip
+    guidance_scale: float = option(2.0, help="how strongly the mask is followed; 1 is no guidance, at half the cost")
     guidance_start: float = option(0.0, help="share of the steps at which guidance starts")
     guidance_stop: float = option(1.0, help="share of the steps at which guidance stops")
     scheduler: str | None = option(
@@ -156,9 +154,7 @@ class PhotoOptions(Settings):
         "for masks of `enrich`, of those that they were made from",
     )  # fmt: skip
     edit: bool = option(False, help="regenerate real images where --masks differ from their old masks")
-    old_masks: str | None = option(
-        None, metavar="DIR", help="masks of the real images (default: masks/ in --photos)"
-    )  # fmt: skip
+    old_masks: str | None = option(None, metavar="DIR", help="masks of the real images (default: masks/ in --photos)")
     edit_margin: int = option(4, metavar="PIXELS", help="regenerate these around the difference, too")
     padding_mask_crop: int | None = option(
         None, metavar="PIXELS",

@@ -1,6 +1,5 @@
 """Options of `grow` and `merge`. Imports nothing heavy, so that `--help` is instant."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -45,17 +44,13 @@ class GrowSettings(ColumnOptions, Settings):
     filter_segmenter: str | None = option(
         None, metavar="DIR|ID", help="network that filters (default: one is trained first)"
     )
-    num_masks: int | None = option(
-        None, at_least=1, help="new masks (default: as many as there are training images)"
-    )  # fmt: skip
+    num_masks: int | None = option(None, at_least=1, help="new masks (default: as many as there are training images)")
     num_images_per_mask: int = option(2, at_least=1, metavar="N", help="images generated of each mask")
     target: tuple[str, ...] = option(
         (), metavar="CLASS=FACTOR", old_names=("wish",),
         help="what the new masks have more of (default: four times each underrepresented class that can be placed)",
     )  # fmt: skip
-    amounts: tuple[float, ...] = option(
-        (1.0,), help="synthetic images in the study, as multiples of the real ones"
-    )  # fmt: skip
+    amounts: tuple[float, ...] = option((1.0,), help="synthetic images in the study, as multiples of the real ones")
     seeds: tuple[int, ...] = option((0, 1, 2), help="seeds of the study")
     seed: int = option(0, at_least=0, help="seed of all other stages")
     device: str | None = option(None, help="default: GPU if any")
@@ -73,18 +68,26 @@ class GrowSettings(ColumnOptions, Settings):
         super().__post_init__()
         if self.masks is not None and (self.target or self.num_masks is not None):
             raise ValueError("--target and --num_masks are for new masks; with --masks none are made. Omit them.")
-        for stage, given in self._given.items():
-            if given is not None and stage in self.changes:
-                raise ValueError(
-                    f"--set {stage}.{next(iter(self.changes[stage]))}: there is no such stage, as '{given}' was given."
-                )
+        for stage, changes in self.changes.items():
+            if stage not in self.stages:
+                option_name, given = next(iter(changes)), self._given[stage]
+                raise ValueError(f"--set {stage}.{option_name}: there is no such stage, as '{given}' was given.")
         if self.until is not None and self.until not in self.stages:
             raise ValueError(f"--until {self.until}: there is no such stage, as its result was given.")
 
     @cached_property
     def changes(self) -> dict[str, dict[str, str]]:
         """Options of stages given by --set: stage -> name -> value."""
-        return read_changes(self.set)
+        changes: dict[str, dict[str, str]] = {}
+        for text in self.set:
+            name, _, value = text.partition("=")
+            stage, _, option_name = name.partition(".")
+            if not option_name or not value:
+                raise ValueError(f"--set '{text}': expected STAGE.OPTION=VALUE, such as train.max_train_steps=2000.")
+            if stage not in STAGES:
+                raise ValueError(f"--set '{text}': there is no stage '{stage}'; expected one of {', '.join(STAGES)}.")
+            changes.setdefault(stage, {})[option_name] = value
+        return changes
 
     @property
     def stages(self) -> list[str]:
@@ -113,28 +116,3 @@ class MergeSettings(ColumnOptions, Settings):
     output: str = option(metavar="DIR", help="folder to create")
     split: str = option("train", help="split that the generated pairs join")
     overwrite: bool = option(False, help="replace a prepared dataset at --output")
-
-
-def read_changes(texts: Sequence[str]) -> dict[str, dict[str, str]]:
-    """Parse options of stages such as "train.max_train_steps=2000" or "study.seeds=0,1,2".
-
-    Returns:
-        stage -> name -> value.
-
-    Raises:
-        ValueError: another form, or an unknown stage.
-
-    Example:
-        >>> read_changes(["study.seeds=0,1", "generate.skip_errors=true"])
-        {'study': {'seeds': '0,1'}, 'generate': {'skip_errors': 'true'}}
-    """
-    changes: dict[str, dict[str, str]] = {}
-    for text in texts:
-        name, _, value = text.partition("=")
-        stage, _, option_name = name.partition(".")
-        if not option_name or not value:
-            raise ValueError(f"--set '{text}': expected STAGE.OPTION=VALUE, such as train.max_train_steps=2000.")
-        if stage not in STAGES:
-            raise ValueError(f"--set '{text}': there is no stage '{stage}'; expected one of {', '.join(STAGES)}.")
-        changes.setdefault(stage, {})[option_name] = value
-    return changes
