@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from first_pictures import draw_first_pictures
+from first_images import generate_first_images
 from PIL import Image, ImageDraw
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
@@ -68,15 +68,15 @@ def let_it_snow(scenes: Path) -> None:
 
 
 def paint_car(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
-    """Paint a car into a mask (H, W), as with an editor's polygon tool: in a P-mode picture the index is the id."""
-    picture = labels.decode(ids)
-    draw = ImageDraw.Draw(picture)
+    """Paint a car into a mask (H, W), as with an editor's polygon tool: in a P-mode image the index is the id."""
+    image = labels.decode(ids)
+    draw = ImageDraw.Draw(image)
     height, width = ids.shape
     car = labels.names.index("car")
     draw.polygon([(x * width, y * height) for x, y in CAR_BODY], fill=car)
     for left, top, right, bottom in WHEELS:
         draw.ellipse((left * width, top * height, right * width, bottom * height), fill=car)
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def find_free_street(pairs: PairDataset) -> int:
@@ -150,7 +150,7 @@ def main() -> int:
     scenes, run = output / "scenes", output / "run"
 
     print("\n== 0. first images, from a network that comes with the repository", flush=True)
-    first = draw_first_pictures(output, start, args.first_steps)
+    first = generate_first_images(output, start, args.first_steps)
 
     run_step(
         "1. a dataset: toy scenes with exact masks",
@@ -182,7 +182,7 @@ def main() -> int:
     )
 
     print("\n== 4. before and after training, and a mask edited by hand", flush=True)
-    picture = make_result(run, load_pairs(scenes, "val"), output)
+    result = make_result(run, load_pairs(scenes, "val"), output)
 
     run_step(
         "5. a small segmentation network, trained on the originals",
@@ -201,7 +201,7 @@ def main() -> int:
     scores = json.loads((output / "evaluation" / "results.json").read_text(encoding="utf-8"))["agreement"]
     lead = scores["generated"]["mean_iou"] - scores["shuffled"]["mean_iou"]
     print(
-        f"\nTotal: {time.perf_counter() - start:.0f} s.\nFirst images: {first}\nResult:       {picture}\n"
+        f"\nTotal: {time.perf_counter() - start:.0f} s.\nFirst images: {first}\nResult:       {result}\n"
         f"Report:       {output / 'evaluation' / 'report.html'}\nModel:        {run}"
     )
     if lead < args.margin:

@@ -54,10 +54,10 @@ class Scene:
     def facades(self, side: float, near: float, *houses: tuple[float, float]) -> None:
         """Draw houses in a row, each (metres along the street, metres high), with the end walls facing the camera."""
         ends = np.cumsum([near, *(length for length, _ in houses)])
-        for begin, end, (_, height) in reversed([*zip(ends, ends[1:], houses, strict=False)]):
+        for start, end, (_, height) in reversed([*zip(ends, ends[1:], houses, strict=False)]):
             outside = side + np.sign(side) * 12
-            self.area("building", (side, begin), (side, begin, height), (outside, begin, height), (outside, begin))
-            self.front("building", side, begin, end, height)
+            self.area("building", (side, start), (side, start, height), (outside, start, height), (outside, start))
+            self.front("building", side, start, end, height)
 
     def box(self, name: str, side: float, ahead: float, width: float, low: float, high: float) -> None:
         """Draw an upright rectangle that faces the camera."""

@@ -1,4 +1,4 @@
-"""The painter as a Hugging Face Space: the model that `MODEL_ID` names, else the one that lies here or is shipped.
+"""The painter as a Hugging Face Space: with the model in `MODEL_ID`, else `model/` here, else one of a checkout.
 
 python examples/space/app.py          # the same on this machine: http://127.0.0.1:7860
 """
@@ -11,17 +11,17 @@ from semseg_diffusers.cli import main
 
 
 HERE = Path(__file__).resolve().parent
-# A folder beside this file first, then what a checkout carries.
+# A folder beside this file first, then those of a checkout.
 FOLDERS = (HERE / "model", HERE.parent.parent / "checkpoints/camvid128", HERE.parent.parent / "checkpoints/toy")
 
 
 def find_model() -> str:
-    """The Hub id in `MODEL_ID`, else the first folder that is there."""
+    """Return the Hub id in `MODEL_ID`, else the first folder that exists."""
     if os.environ.get("MODEL_ID"):
         return os.environ["MODEL_ID"]
     found = next((folder for folder in FOLDERS if (folder / "model_index.json").is_file()), None)
     if found is None:
-        sys.exit("error: set MODEL_ID to a model on the Hub, or put a run folder beside app.py, called model/.")
+        sys.exit("error: set MODEL_ID to a model on the Hub, or put a run folder beside app.py, named model/.")
     return str(found)
 
 

@@ -47,7 +47,7 @@ class GrowSettings(ColumnOptions, Settings):
     num_masks: int | None = option(None, at_least=1, help="new masks (default: as many as there are training images)")
     num_images_per_mask: int = option(2, at_least=1, metavar="N", help="images generated of each mask")
     target: tuple[str, ...] = option(
-        (), metavar="CLASS=FACTOR", old_names=("wish",),
+        (), metavar="CLASS=FACTOR", old_names=("wish",),  # codespell:ignore wish
         help="what the new masks have more of (default: four times each underrepresented class that can be placed)",
     )  # fmt: skip
     amounts: tuple[float, ...] = option((1.0,), help="synthetic images in the study, as multiples of the real ones")

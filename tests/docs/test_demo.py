@@ -19,7 +19,7 @@ from semseg_diffusers.utils.images import grid_cells
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "examples"))  # where they import each other from
-demo, first_pictures = (importlib.import_module(name) for name in ("demo", "first_pictures"))
+demo, first_images = (importlib.import_module(name) for name in ("demo", "first_images"))
 CAMVID, BDD = LabelSet.from_preset("camvid"), LabelSet.from_preset("bdd100k")
 
 
@@ -89,7 +89,7 @@ def test_the_demo_refuses_a_folder_with_other_files(tmp_path):
 
 @pytest.mark.parametrize(("labels", "size"), [(CAMVID, 128), (BDD, 64)], ids=["camvid128", "toy"])
 def test_the_masks_of_the_first_images_are_streets_in_the_model_classes(labels, size):
-    masks = first_pictures.make_masks(labels, size)
+    masks = first_images.make_masks(labels, size)
     assert len(masks) == 5
     for title, ids in masks.items():
         assert (ids.shape, ids.dtype) == ((size, size), np.uint8), title
@@ -98,23 +98,23 @@ def test_the_masks_of_the_first_images_are_streets_in_the_model_classes(labels, 
         assert {"sky", "building", "road", "sidewalk", "vegetation", "car", "person"} <= names, title
         assert labels.names[ids[-1, size // 2]] == "road", title
         assert labels.names[ids[0, size // 2]] == "sky", title
-    before, edited = masks[first_pictures.EDITED], masks[f"{first_pictures.EDITED}, edited"]
+    before, edited = masks[first_images.EDITED], masks[f"{first_images.EDITED}, edited"]
     assert 0.02 < (before != edited).mean() < 0.15
 
 
 def test_the_painted_mask_is_read_by_its_palette_as_camvid_classes():
-    picture = Image.open(first_pictures.PAINTED)
+    picture = Image.open(first_images.PAINTED)
     assert (picture.mode, picture.size) == ("P", (128, 128))
     assert np.array_equal(CAMVID.encode(picture), np.asarray(picture))
 
 
 def test_the_best_existing_checkpoint_is_used_and_a_fallback_named(tmp_path, monkeypatch, capsys):
     best, toy = tmp_path / "camvid128", tmp_path / "toy"
-    monkeypatch.setattr(first_pictures, "CHECKPOINTS", (best, toy))
+    monkeypatch.setattr(first_images, "CHECKPOINTS", (best, toy))
     with pytest.raises(SystemExit, match="do not exist; restore them from git"):
-        first_pictures.find_checkpoint()
+        first_images.find_checkpoint()
     for folder in (toy, best):
         folder.mkdir()
         (folder / "model_index.json").touch()
-        assert first_pictures.find_checkpoint() == folder
+        assert first_images.find_checkpoint() == folder
     assert capsys.readouterr().out.count(f"{best} does not exist: using {toy}") == 1

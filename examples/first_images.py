@@ -1,6 +1,6 @@
 """First images: a network that comes with the repository generates streets from masks, with several samplers.
 
-Run `python examples/first_pictures.py`, or `make demo`, which starts with it. The masks are drawn by code, edited with
+Run `python examples/first_images.py`, or `make demo`, which starts with it. The masks are drawn by code, edited with
 `edit`'s operations, or painted in the browser; the result is `demo/first.png`, with each mask and image in `first/`.
 """
 
@@ -72,7 +72,7 @@ def make_masks(labels: LabelSet, size: int) -> dict[str, np.ndarray]:
     return masks
 
 
-def draw_first_pictures(output: Path, start: float, num_inference_steps: int | None = None) -> Path:
+def generate_first_images(output: Path, start: float, num_inference_steps: int | None = None) -> Path:
     """Generate each mask with each sampler, all from the same noise.
 
     Args:
@@ -115,4 +115,4 @@ def draw_first_pictures(output: Path, start: float, num_inference_steps: int | N
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "demo", help="folder (default: demo)")
-    draw_first_pictures(parser.parse_args().output, time.perf_counter())
+    generate_first_images(parser.parse_args().output, time.perf_counter())
