@@ -546,13 +546,31 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         tau = torch.as_tensor(timestep, dtype=torch.float32) / self.config.num_train_timesteps
         return diffuse_labels(mask, tau, noise, self._rarities)
 
-    def _embed_attributes(self, attributes: torch.Tensor) -> torch.Tensor:
+    def _embed_attributes(self, attributes: torch.Tensor, batch_size: int) -> torch.Tensor:
         """Map indices of values (B, A) to (B, time_embed_dim); unknown ones add nothing."""
+        names = list(self.config.attributes or ())
+        if not names:
+            raise ValueError("`attributes` were given, but this network has none.")
+        if attributes.is_floating_point() or attributes.shape != (batch_size, len(names)):
+            raise ValueError(
+                f"`attributes` must be integers {batch_size} x {len(names)}, the indices of the values of "
+                f"{', '.join(names)} (-1: unknown); got {attributes.dtype} of shape {tuple(attributes.shape)}."
+            )
         chosen = [
             attributes[:, index : index + 1] == torch.arange(len(values), device=attributes.device)
             for index, values in enumerate(self.config.attributes.values())
         ]
         return self.attribute_embedding(torch.cat(chosen, dim=1).to(self.dtype))
+
+    # EDM, Karras et al. 2022, appendix F.2
+    def _embed_augmentation(self, augmentation: torch.Tensor, batch_size: int) -> torch.Tensor:
+        """Map augmentation vectors (B, augment_dim) to (B, time_embed_dim)."""
+        length = self.config.augment_dim
+        if not length:
+            raise ValueError("`augmentation` was given, but this network has no `augment_dim`.")
+        if augmentation.shape != (batch_size, length):
+            raise ValueError(f"`augmentation` must be {batch_size} x {length}; got {tuple(augmentation.shape)}.")
+        return self.augment_embedding(augmentation)
 
     def _run(self, module: nn.Module, *inputs: torch.Tensor) -> Any:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -595,23 +613,6 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         batch_size, _, height, width = sample.shape
         if mask is not None:
             mask_features = self.encode_mask(mask, dtype=sample.dtype)
-        if attributes is not None:
-            names = list(self.config.attributes or ())
-            if not names:
-                raise ValueError("`attributes` were given, but this network has none.")
-            if attributes.is_floating_point() or attributes.shape != (batch_size, len(names)):
-                raise ValueError(
-                    f"`attributes` must be integers {batch_size} x {len(names)}, the indices of the values of "
-                    f"{', '.join(names)} (-1: unknown); got {attributes.dtype} of shape {tuple(attributes.shape)}."
-                )
-        if augmentation is not None:
-            if not self.config.augment_dim:
-                raise ValueError("`augmentation` was given, but this network has no `augment_dim`.")
-            if augmentation.shape != (batch_size, self.config.augment_dim):
-                raise ValueError(
-                    f"`augmentation` must be {batch_size} x {self.config.augment_dim}; got "
-                    f"{tuple(augmentation.shape)}."
-                )
 
         # 0. centre the input if necessary
         if self.config.center_input_sample:
@@ -636,9 +637,9 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         elif class_labels is not None:
             raise ValueError("`class_labels` were given, but this network has no class embedding.")
         if attributes is not None:
-            emb = emb + self._embed_attributes(attributes).to(emb)
-        if augmentation is not None:  # EDM, Karras et al. 2022, appendix F.2
-            emb = emb + self.augment_embedding(augmentation.to(emb))
+            emb = emb + self._embed_attributes(attributes, batch_size).to(emb)
+        if augmentation is not None:
+            emb = emb + self._embed_augmentation(augmentation.to(emb), batch_size)
 
         # 2. stem: joins image and mask at full resolution
         skip_sample: torch.Tensor | None = sample
