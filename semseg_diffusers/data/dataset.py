@@ -6,7 +6,6 @@ set.
 
 import functools
 import io
-import json
 import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,6 +20,7 @@ from semseg_diffusers.data.dataset_format import LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.utils.files import read_json
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 from semseg_diffusers.utils.images import decode_image, decoder_errors
 
@@ -274,16 +274,7 @@ def load_pairs(
 
     name = os.fspath(dataset)
     check_name(name, "dataset")
-    if Path(name).is_dir():
-        if revision is not None:
-            raise ValueError(f"'{name}' is a local folder and has no revision '{revision}'; datasets of the Hub do.")
-        if labels is None and not (Path(name) / LABELS_FILE).is_file():
-            raise ValueError(
-                f"'{name}' has no {LABELS_FILE}. Make it with `semseg-diffusers prepare`, or give its label set."
-            )
-        labels = labels or LabelSet.from_json(Path(name) / LABELS_FILE)
-    else:
-        labels, revision = find_on_hub(name, labels, revision)
+    labels, revision = find_labels(name, labels, revision)
     with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
         tables = datasets.load_dataset(
             name, revision=revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir)
@@ -323,38 +314,44 @@ def split_names(dataset: str | os.PathLike) -> list[str]:
     return [SPLITS.get(split, split) for split in known]
 
 
-def find_on_hub(name: str, labels: LabelSet | None, revision: str | None) -> tuple[LabelSet, str | None]:
-    """Return the label set of a dataset on the Hub, and its commit, so that the pairs come from the same one.
+def find_labels(name: str, labels: LabelSet | None, revision: str | None = None) -> tuple[LabelSet, str | None]:
+    """Return the label set of a dataset; and, of one on the Hub, its commit, so that the pairs come from the same one.
 
     Args:
-        name (`str`): Hub id.
-        labels (`LabelSet`, *optional*): the classes, if given; else the dataset's `labels.json`.
-        revision (`str`, *optional*): branch, tag or commit.
+        name (`str`): folder or Hub id.
+        labels (`LabelSet`, *optional*): the classes, if given; else those in the dataset's `labels.json`.
+        revision (`str`, *optional*): branch, tag or commit on the Hub.
 
     Raises:
-        ValueError: it has no `labels.json`, or the Hub cannot be reached, and no classes are given.
+        ValueError: no classes are given, and there is no `labels.json`, or no such folder and no connection.
         HubError: the Hub has no such dataset or revision, or denies access.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
+    missing = f"'{name}' has no {LABELS_FILE}: give its label set: --labels with a preset or a JSON file."
+    if Path(name).is_dir():
+        if revision is not None:
+            raise ValueError(f"'{name}' is a local folder and has no revision '{revision}'; datasets of the Hub do.")
+        if labels is None and not (Path(name) / LABELS_FILE).is_file():
+            raise ValueError(f"{missing} `semseg-diffusers prepare` makes datasets with one.")
+        return labels or LabelSet.from_json(Path(name) / LABELS_FILE), None
     with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
         try:
             path = Path(hf_hub_download(name, LABELS_FILE, repo_type="dataset", revision=revision))
         except LocalEntryNotFoundError as err:
             if labels is None:
-                raise ValueError(
-                    f"'{name}' is not a local folder, and the Hub cannot be reached to look for it."
-                ) from err
+                missing = f"'{name}' is not a local folder, and the Hub cannot be reached to look for it."
+                raise ValueError(missing) from err
             return labels, revision  # `datasets` may still have the pairs in its cache
         except EntryNotFoundError as err:
             if labels is None:
-                raise ValueError(f"dataset '{name}' has no {LABELS_FILE}: give its label set.") from err
+                raise ValueError(missing) from err
             return labels, err.response.headers.get("X-Repo-Commit", revision)  # type: ignore[attr-defined]
     return labels or LabelSet.from_json(path), path.parent.name
 
 
-def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict:
+def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict[str, Any]:
     """Return the `prepare.json` of a dataset, from its folder or the Hub; an empty dict if there is none."""
     name = os.fspath(dataset)
     path = Path(name) / SETTINGS_FILE
@@ -367,7 +364,7 @@ def read_record(dataset: str | os.PathLike, revision: str | None = None) -> dict
                 path = Path(hf_hub_download(name, SETTINGS_FILE, repo_type="dataset", revision=revision))
             except EntryNotFoundError:  # not there, or neither in the cache
                 return {}
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 UNDEFINED = "undefined"  # what BDD100K writes for unknown, beside null and ""

@@ -4,15 +4,14 @@ An archive may come from anywhere: entries that could reach outside it, hide in 
 is opened, before any file of it is read.
 """
 
-import contextlib
 import functools
 import stat
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import NamedTuple
 
 
 LARGEST_FILE = 8 * 2**30  # bytes, unpacked; the largest label file of a public dataset has 1.5 GB
@@ -72,28 +71,20 @@ class ArchivePath:
         for name in sorted(_contents(self.archives).folders[self.inner]):
             yield self / name
 
-    @contextlib.contextmanager
-    def open(self, mode: str = "rb") -> Iterator[IO[bytes]]:
-        """Open the file for reading bytes.
+    def read_bytes(self) -> bytes:
+        """Return the content of the file.
 
         Raises:
             FileNotFoundError: no such file.
             ValueError: the archive is damaged, or packed in a way that Python does not know.
         """
-        assert mode == "rb", f"mode is {mode!r}"
         archive, info = self._entry()
         try:
-            with _open(archive).open(info) as file:
-                yield file
+            return _open(archive).read(info)
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as err:
             raise ValueError(
                 f"'{self}' cannot be read from its archive ({err}). Download or copy the archive again."
             ) from err
-
-    def read_bytes(self) -> bytes:
-        """Return the content of the file."""
-        with self.open() as file:
-            return file.read()
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Return the content of the file as text."""
@@ -132,10 +123,9 @@ def close_archives() -> None:
     _open.cache_clear()
 
 
-@dataclass(frozen=True)
-class _Contents:
-    files: dict[PurePosixPath, tuple[Path, zipfile.ZipInfo]] = field(default_factory=dict)  # path -> where it is
-    folders: dict[PurePosixPath, set[str]] = field(default_factory=lambda: {ROOT: set()})  # path -> names in it
+class _Contents(NamedTuple):
+    files: dict[PurePosixPath, tuple[Path, zipfile.ZipInfo]]  # path -> where it is
+    folders: dict[PurePosixPath, set[str]]  # path -> names in it
 
 
 @functools.lru_cache(maxsize=16)
@@ -148,7 +138,7 @@ def _open(archive: Path) -> zipfile.ZipFile:
 
 @functools.lru_cache(maxsize=4)
 def _contents(archives: tuple[Path, ...]) -> _Contents:
-    found = _Contents()
+    found = _Contents({}, {ROOT: set()})
     for archive in archives:
         for info in _open(archive).infolist():
             _check(archive, info)

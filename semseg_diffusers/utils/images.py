@@ -54,13 +54,6 @@ def to_image(cell: Any, labels: Any = None) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0)))  # (H, W, 3)
 
 
-def _fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Resize to `size` (width, height); palette images keep hard edges."""
-    if image.mode == "P":
-        return image.resize(size, Image.Resampling.NEAREST).convert("RGB")
-    return image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-
-
 def _wrap(text: str, width: int, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """Break text into lines of at most `width` pixels, between words if possible."""
     lines = [""]
@@ -137,8 +130,12 @@ def image_grid(
         if label_texts:
             draw.multiline_text((GAP, y), label_texts[index], fill=INK, font=font)
         for column, cell in enumerate(row):
-            if cell is not None:
-                sheet.paste(_fit(cell, (width, height)), (left + column * (width + GAP), y))
+            if cell is None:
+                continue
+            if cell.mode == "P":  # hard edges
+                cell = cell.resize((width, height), Image.Resampling.NEAREST).convert("RGB")
+            cell = cell.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+            sheet.paste(cell, (left + column * (width + GAP), y))
     sheet.info[GRID_NOTE] = json.dumps([left, top, width, height, columns, len(cells)])
     return sheet
 

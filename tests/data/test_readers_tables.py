@@ -76,7 +76,7 @@ def test_a_share_for_validation_is_taken_from_a_table_but_not_from_a_stream(tmp_
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"labels": None}, "the classes of '.*' are not known; name those of the ids or colours in its masks"),
+        ({"labels": None}, "'.*' has no labels.json: give its label set: --labels"),
         (
             {"image_column": "picture"},
             "column 'picture' of '.*' holds no images; give --image_column: photo, seg, depth",

@@ -31,8 +31,8 @@ from semseg_diffusers.data.readers.pairs import (
     Pair,
     ReadOptions,
     Source,
-    find_labels,
     folders_by_split,
+    labels_of_source,
     match_folders,
     read_file,
     split_folders,
@@ -56,7 +56,7 @@ def find_folder(root: AnyPath) -> AnyPath | None:
 
 def read_folder(root: AnyPath, options: ReadOptions, label_files: Sequence[str] = LABEL_FILES) -> Source:
     """Read `images/` and `masks/`, with the same split folders inside each or none; or both in each split folder."""
-    labels = find_labels(root, options.labels, label_files)
+    labels = labels_of_source(root, options.labels, label_files)
     if (root / "images").is_dir():
         folders = folders_by_split(root / "images", root / "masks")
     else:

@@ -127,7 +127,7 @@ def read_file(file: ImageFile) -> bytes:
     return file.read_bytes()
 
 
-def find_labels(root: AnyPath, labels: str | None, files: Sequence[str]) -> LabelSet:
+def labels_of_source(root: AnyPath, labels: str | None, files: Sequence[str]) -> LabelSet:
     """Return the given label set, or that of the first of `files` in the source."""
     if labels is not None:
         return LabelSet.from_name(labels)

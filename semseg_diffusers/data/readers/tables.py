@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from semseg_diffusers.data.dataset import find_on_hub
-from semseg_diffusers.data.dataset_format import LABELS_FILE
+from semseg_diffusers.data.dataset import find_labels
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.readers.pairs import AnyPath, Encoded, Pair, ReadOptions, Source
 from semseg_diffusers.data.settings import SPLITS
@@ -32,16 +31,7 @@ def is_table(root: AnyPath) -> bool:
 def read_table(name: str, options: ReadOptions) -> Source:
     """Read a dataset of `datasets`, a folder or a Hub id, with --image_column, --mask_column and --labels."""
     check_name(name, "dataset")
-    labels, revision = None if options.labels is None else LabelSet.from_name(options.labels), None
-    if not Path(name).is_dir():
-        labels, revision = find_on_hub(name, labels, None)
-    elif labels is None:
-        if not (Path(name) / LABELS_FILE).is_file():
-            raise ValueError(
-                f"the classes of '{name}' are not known; name those of the ids or colours in its masks: --labels with "
-                "a preset or a JSON file."
-            )
-        labels = LabelSet.from_json(Path(name) / LABELS_FILE)
+    labels, revision = find_labels(name, None if options.labels is None else LabelSet.from_name(options.labels))
     tables = _load(name, revision, options.streaming)
     columns = _columns(name, next(iter(tables.values())), options)
     how = "as a stream" if options.streaming else "whole"
