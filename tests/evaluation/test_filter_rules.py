@@ -1,15 +1,11 @@
-"""The filter's rules: losses are cross-entropies, thresholds are per class, harder masks keep more images."""
+"""The filter's rules: thresholds are per class, harder masks keep more images."""
 
 import dataclasses
 import json
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
 
-from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.filter_page import LEGEND, NOT_CHECKED, choose_examples, loss_map
 from semseg_diffusers.evaluation.filtering.losses import ClassLosses
 from semseg_diffusers.evaluation.filtering.rules import (
@@ -25,84 +21,6 @@ from semseg_diffusers.evaluation.filtering.rules import (
     reasons_to_drop,
 )
 from semseg_diffusers.evaluation.filtering.settings import FilterSettings
-from semseg_diffusers.evaluation.segmentation.judge import load_judge
-from semseg_diffusers.evaluation.segmentation.networks import new_network
-from semseg_diffusers.evaluation.segmentation.settings import SEGFORMER_PROCESSOR
-
-
-LABELS = LabelSet(("sky", "car", "lion"), ((70, 130, 180), (0, 0, 142), (9, 9, 9)))
-
-
-@pytest.fixture(scope="module")
-def segmenter(tmp_path_factory):
-    """Save an untrained network of the classes sky, car, truck, tree: car and truck map to one class of the labels."""
-    folder = tmp_path_factory.mktemp("segmenter")
-    names = ("sky", "car", "truck", "tree")
-    network = new_network("segformer-mini", LabelSet(names, tuple((i, 0, 0) for i in range(1, 5))), seed=0)
-    network.save_pretrained(folder)
-    size = {"size": {"height": 32, "width": 32}}
-    (folder / "preprocessor_config.json").write_text(json.dumps({**SEGFORMER_PROCESSOR, **size}))
-    return folder
-
-
-def pictures(count=2):
-    return torch.randint(0, 256, (count, 3, 16, 16), generator=torch.Generator().manual_seed(0)).byte()
-
-
-# Losses --------------------------------------------------------------------------------------------------------------
-
-
-def test_the_loss_is_the_cross_entropy_at_the_networks_own_resolution(segmenter):
-    labels = LabelSet(("sky", "car", "truck", "tree"), tuple((i, 0, 0) for i in range(1, 5)))
-    judge = load_judge(segmenter, labels)
-    masks = torch.randint(0, 4, (2, 16, 16), generator=torch.Generator().manual_seed(1))
-    losses = judge.losses(pictures(), masks)
-    with torch.no_grad():
-        logits = judge.network(judge.preprocessing(pictures())).logits
-    assert judge.preprocessing.input_size(16, 16) == (32, 32)
-    expected = F.cross_entropy(F.interpolate(logits, (16, 16), mode="bilinear"), masks, reduction="none")
-    torch.testing.assert_close(losses, expected)
-
-
-def test_probabilities_of_classes_that_map_to_one_are_added(segmenter):
-    judge = load_judge(segmenter, LABELS)
-    masks = torch.ones(2, 16, 16, dtype=torch.uint8)
-    with torch.no_grad():
-        logits = judge.network(judge.preprocessing(pictures())).logits
-    probabilities = F.interpolate(logits, (16, 16), mode="bilinear").softmax(1)
-    torch.testing.assert_close(judge.losses(pictures(), masks), -probabilities[:, 1:3].sum(1).log())
-
-
-def test_a_batch_of_two_has_the_losses_of_two_singles(segmenter):
-    judge, masks = load_judge(segmenter, LABELS), torch.ones(2, 16, 16, dtype=torch.uint8)
-    singles = [judge.losses(image[None], mask[None]) for image, mask in zip(pictures(), masks, strict=True)]
-    torch.testing.assert_close(judge.losses(pictures(), masks), torch.cat(singles))
-
-
-def test_unknown_pixels_and_classes_unknown_to_the_network_have_no_loss(segmenter):
-    judge = load_judge(segmenter, LABELS)
-    masks = torch.tensor([0, 1, 2, 255], dtype=torch.uint8).repeat(1, 16, 4)
-    losses = judge.losses(pictures(1), masks)
-    assert torch.equal(losses.isnan(), masks >= 2)
-    with pytest.raises(ValueError, match=r"expected masks of shape \(2, 16, 16\); got \(1, 16, 16\)"):
-        judge.losses(pictures(), masks)
-
-
-def test_a_mask_classifier_is_refused_as_it_has_no_losses(tmp_path):
-    swin = SwinConfig(
-        image_size=32, embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 2, 2], window_size=2,
-        out_features=["stage1", "stage2", "stage3", "stage4"],
-    )  # fmt: skip
-    config = Mask2FormerConfig(
-        backbone_config=swin, hidden_dim=32, feature_size=32, mask_feature_size=32, num_attention_heads=2,
-        encoder_feedforward_dim=8, dim_feedforward=8, encoder_layers=1, decoder_layers=2, num_queries=4,
-        id2label=LABELS.id2label, label2id=LABELS.label2id,
-    )  # fmt: skip
-    Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
-    processor = {"image_processor_type": "Mask2FormerImageProcessor", "size": {"height": 32, "width": 32}}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**SEGFORMER_PROCESSOR, **processor}))
-    with pytest.raises(ValueError, match="a Mask2FormerForUniversalSegmentation, which gives no class probabilities"):
-        load_judge(tmp_path, LABELS).losses(pictures(), torch.zeros(2, 16, 16, dtype=torch.uint8))
 
 
 # Pixels --------------------------------------------------------------------------------------------------------------

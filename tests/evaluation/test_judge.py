@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 import torch
+import torch.nn.functional as F
+from helpers.segmenters import save_network
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -28,12 +30,15 @@ from semseg_diffusers.evaluation.metrics import (
     without_classes,
 )
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
+from semseg_diffusers.evaluation.segmentation.networks import new_network
 from semseg_diffusers.evaluation.segmentation.settings import MOBILEVIT_PROCESSOR, SEGFORMER_PROCESSOR
 from semseg_diffusers.evaluation.settings import DEFAULT_SEGMENTER
 
 
 CAMVID = LabelSet.from_preset("camvid")
 CITYSCAPES = LabelSet.from_preset("cityscapes")
+FOUR = LabelSet(("sky", "car", "truck", "tree"), tuple((i, 0, 0) for i in range(1, 5)))
+LION = LabelSet(("sky", "car", "lion"), ((70, 130, 180), (0, 0, 142), (9, 9, 9)))
 CLASSES = {"id2label": CITYSCAPES.id2label, "label2id": CITYSCAPES.label2id}
 MASK2FORMER_PROCESSOR = {
     **SEGFORMER_PROCESSOR,
@@ -47,12 +52,6 @@ MASK2FORMER_PROCESSOR = {
 def photos(count=3, height=24, width=40):
     coarse = torch.randint(0, 256, (count, 3, height // 4, width // 4), generator=torch.Generator().manual_seed(0))
     return coarse.repeat_interleave(4, 2).repeat_interleave(4, 3).byte()
-
-
-def save(folder, network, processor):
-    network.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +102,7 @@ def folders(tmp_path_factory):
             for module in network.modules():
                 if isinstance(module, torch.nn.BatchNorm2d):
                     torch.nn.init.ones_(module.weight)
-        save(root / name, network, processor)
+        save_network(root / name, network, processor)
     return root
 
 
@@ -234,6 +233,57 @@ def test_a_missing_file_is_named_and_pickles_are_not_read(folders, tmp_path):
     )
     with pytest.raises(ValueError, match=r"loading the weights \(model.safetensors; pickles are not read\)"):
         load_judge(tmp_path, CITYSCAPES)
+
+
+# Losses --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def segmenter(tmp_path_factory):
+    """Save an untrained network of the classes sky, car, truck, tree: car and truck map to one class of `LION`."""
+    network = new_network("segformer-mini", FOUR, seed=0)
+    processor = {**SEGFORMER_PROCESSOR, "size": {"height": 32, "width": 32}}
+    return save_network(tmp_path_factory.mktemp("segmenter"), network, processor)
+
+
+def test_the_loss_is_the_cross_entropy_at_the_networks_own_resolution(segmenter):
+    judge = load_judge(segmenter, FOUR)
+    masks = torch.randint(0, 4, (2, 16, 16), generator=torch.Generator().manual_seed(1))
+    losses = judge.losses(photos(2, 16, 16), masks)
+    with torch.no_grad():
+        logits = judge.network(judge.preprocessing(photos(2, 16, 16))).logits
+    assert judge.preprocessing.input_size(16, 16) == (32, 32)
+    expected = F.cross_entropy(F.interpolate(logits, (16, 16), mode="bilinear"), masks, reduction="none")
+    torch.testing.assert_close(losses, expected)
+
+
+def test_probabilities_of_classes_that_map_to_one_are_added(segmenter):
+    judge = load_judge(segmenter, LION)
+    masks = torch.ones(2, 16, 16, dtype=torch.uint8)
+    with torch.no_grad():
+        logits = judge.network(judge.preprocessing(photos(2, 16, 16))).logits
+    probabilities = F.interpolate(logits, (16, 16), mode="bilinear").softmax(1)
+    torch.testing.assert_close(judge.losses(photos(2, 16, 16), masks), -probabilities[:, 1:3].sum(1).log())
+
+
+def test_a_batch_of_two_has_the_losses_of_two_singles(segmenter):
+    judge, masks = load_judge(segmenter, LION), torch.ones(2, 16, 16, dtype=torch.uint8)
+    singles = [judge.losses(image[None], mask[None]) for image, mask in zip(photos(2, 16, 16), masks, strict=True)]
+    torch.testing.assert_close(judge.losses(photos(2, 16, 16), masks), torch.cat(singles))
+
+
+def test_unknown_pixels_and_classes_unknown_to_the_network_have_no_loss(segmenter):
+    judge = load_judge(segmenter, LION)
+    masks = torch.tensor([0, 1, 2, 255], dtype=torch.uint8).repeat(1, 16, 4)
+    losses = judge.losses(photos(1, 16, 16), masks)
+    assert torch.equal(losses.isnan(), masks >= 2)
+    with pytest.raises(ValueError, match=r"expected masks of shape \(2, 16, 16\); got \(1, 16, 16\)"):
+        judge.losses(photos(2, 16, 16), masks)
+
+
+def test_a_mask_classifier_is_refused_as_it_has_no_losses(folders):
+    with pytest.raises(ValueError, match="a Mask2FormerForUniversalSegmentation, which gives no class probabilities"):
+        load_judge(folders / "mask2former", CAMVID).losses(photos(), torch.zeros(3, 24, 40, dtype=torch.uint8))
 
 
 # Scores of predictions -------------------------------------------------------------------------------------------

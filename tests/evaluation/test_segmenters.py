@@ -9,6 +9,7 @@ import time
 
 import pytest
 import torch
+from helpers.segmenters import save_network
 from PIL import Image
 from transformers import (
     AutoImageProcessor,
@@ -135,10 +136,7 @@ def test_the_network_of_torchvision_is_saved_and_loaded_like_all_others(tmp_path
 @pytest.mark.parametrize("same_classes", [True, False])
 def test_fine_tuning_initializes_the_last_layer_only_for_other_classes(same_classes, tmp_path):
     base = new_network("segformer-mini", LABELS, seed=1)
-    base.save_pretrained(tmp_path)
-    (tmp_path / "preprocessor_config.json").write_text(
-        json.dumps({**SEGFORMER_PROCESSOR, "size": {"height": 8, "width": 8}})
-    )
+    save_network(tmp_path, base, {**SEGFORMER_PROCESSOR, "size": {"height": 8, "width": 8}})
     labels = LABELS if same_classes else LabelSet(("road", "sky", "bus"), LABELS.colors)
     network, processor = load_pretrained(PretrainedSource(tmp_path, None, "--base_model"), labels)
     assert list(processor["image_mean"]) == SEGFORMER_PROCESSOR["image_mean"]

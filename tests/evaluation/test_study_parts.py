@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from helpers.segmenters import save_network
 from helpers.study_place import change_rows, write_scenes_as_generated
 from scipy.stats import ttest_rel
 
@@ -327,8 +328,7 @@ def refused(settings: StudySettings) -> list[str]:
 def test_the_network_that_filtered_cannot_be_the_base_model(place, tmp_path):
     data = load_data(settings_of(place))
     network = new_network("segformer-mini", data.real.labels, seed=1)
-    network.save_pretrained(tmp_path / "segmenter")
-    (tmp_path / "segmenter" / "preprocessor_config.json").write_text(json.dumps(SEGFORMER_PROCESSOR))
+    save_network(tmp_path / "segmenter", network, SEGFORMER_PROCESSOR)
     filtered = write_scenes_as_generated(tmp_path / "filtered", 6, SIZE)
     (filtered / "filter.json").write_text(json.dumps({"segmenter_sha256": weights_hash(network.state_dict())}))
     settings = {"filtered": str(filtered), "base_model": str(tmp_path / "segmenter")}
