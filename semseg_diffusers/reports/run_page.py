@@ -164,8 +164,8 @@ def _sheet(image: Image.Image) -> dict[str, Any]:
     return {"image": image, "columns": len(cells[0]) if cells else 4}
 
 
-def _plots(log: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
-    """Return loss, learning rate and speed over the steps, by caption."""
+def _plots(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Plot]]:
+    """Return loss, learning rate and speed over the steps, each with a caption."""
 
     def points(name: str) -> Points:
         return [(line["step"], line[name]) for line in log]
@@ -173,17 +173,17 @@ def _plots(log: Sequence[Mapping[str, Any]]) -> dict[str, Plot]:
     loss = points("loss")
     values = [value for _, value in loss if is_finite(value)]
     if not values:
-        return {}
+        return []
     lines = {"each interval": thin(loss)}
     if len(loss) > 2 * RUNNING_MEAN:
         lines[f"mean of {RUNNING_MEAN} intervals"] = thin(_running_mean(loss, RUNNING_MEAN))
     logarithmic = min(values) > 0 and max(values) / min(values) > LOGARITHMIC_RATIO
-    scale = " (the axis is logarithmic)" if logarithmic else ""
-    plots = {"Training loss": line_plot(lines, "optimizer step", f"loss{scale}", logarithmic)}
-    slowed = "Images per second; a preview or a checkpoint slows the interval after it"
-    for name, caption in (("learning_rate", "Learning rate"), ("images_per_second", slowed)):
+    y_name = "training loss (the axis is logarithmic)" if logarithmic else "training loss"
+    plots = [("", line_plot(lines, "optimizer step", y_name, logarithmic))]
+    slowed = "A preview or a checkpoint slows the interval after it."
+    for name, caption in (("learning_rate", ""), ("images_per_second", slowed)):
         text = name.replace("_", " ")
-        plots[caption] = line_plot({text: thin(points(name))}, "optimizer step", text)
+        plots.append((caption, line_plot({text: thin(points(name))}, "optimizer step", text)))
     return plots
 
 
