@@ -37,7 +37,6 @@ from semseg_diffusers.evaluation.segmentation.training import (
     shuffled_batches,
     train_segmenter,
 )
-from semseg_diffusers.reports.plots import training_curve
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
 
@@ -380,21 +379,6 @@ def test_invalid_training_options_are_refused():
     other.labels = LabelSet(("road", "sky", "bus"), LABELS.colors)
     with pytest.raises(ValueError, match="expected one label set"):
         train_segmenter(network, MINI, pairs, LabelledImages(other))
-
-
-def test_training_curve_shows_loss_and_score():
-    log = [
-        {"step": 20, "loss": 2.0},
-        {"step": 20, "mean_iou": 0.1},
-        {"step": 40, "loss": 1.0},
-        {"step": 40, "mean_iou": 0.3},
-    ]
-    both, loss_only = training_curve(log, 40, "toy"), training_curve([line for line in log if "loss" in line])
-    colors = [{color for _, color in picture.getcolors(1 << 20)} for picture in (both, loss_only)]
-    assert (214, 84, 20) in colors[0]
-    assert (214, 84, 20) not in colors[1]
-    assert all((31, 119, 180) in found for found in colors)
-    assert training_curve([]).size == both.size
 
 
 # The command -----------------------------------------------------------------------------------------------
