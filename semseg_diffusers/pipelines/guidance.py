@@ -152,7 +152,13 @@ class Conditions:
         """
         levels = tuple(levels)
         if levels not in self._inputs:  # made at the first step that needs them
-            self._inputs[levels] = self._constant_inputs(levels)
+            same = {} if self.mask_noise is not None else self._mask_inputs(levels, self.known)
+            if self.class_labels is not None:
+                same["class_labels"] = torch.cat([self.class_labels] * len(levels))
+            if self.attributes is not None:
+                unknown = torch.full_like(self.attributes, -1)
+                same["attributes"] = torch.cat([self.attributes if level == "full" else unknown for level in levels])
+            self._inputs[levels] = same
         inputs = dict(self._inputs[levels])
         if self.mask_noise is not None:
             faded = self.unet.diffuse_mask(self.ids, timestep, self.mask_noise)  # (B, H, W)
@@ -162,18 +168,9 @@ class Conditions:
         return inputs
 
     def _encode(self, ids: torch.Tensor, instances: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
-        """Mask features (N, ...), or the ids themselves where only `forward` may compute."""
+        """Return mask features (N, ...), or the ids themselves where only `forward` may compute."""
         ids = ids if instances is None else self.unet.with_instances(ids, instances)
         return (ids,) if self.takes_ids else self.unet.encode_mask(ids)
-
-    def _constant_inputs(self, levels: tuple[str, ...]) -> dict:
-        inputs = {} if self.mask_noise is not None else self._mask_inputs(levels, self.known)
-        if self.class_labels is not None:
-            inputs["class_labels"] = torch.cat([self.class_labels] * len(levels))
-        if self.attributes is not None:
-            unknown = torch.full_like(self.attributes, -1)
-            inputs["attributes"] = torch.cat([self.attributes if level == "full" else unknown for level in levels])
-        return inputs
 
     def _mask_inputs(self, levels: tuple[str, ...], known: tuple[torch.Tensor, ...]) -> dict:
         if "none" in levels and not self._unknown:
@@ -185,7 +182,7 @@ class Conditions:
 
 
 def has_offload_hooks(unet: torch.nn.Module) -> bool:
-    """Whether hooks bring weights to the device inside `forward` only, so that no other method may compute."""
+    """Return whether hooks bring weights to the device inside `forward` only, so that no other method may compute."""
     hooks = ("_hf_hook", "_diffusers_hook")  # accelerate's and diffusers' own
     return any(hasattr(module, hook) for module in unet.modules() for hook in hooks)
 

@@ -360,7 +360,7 @@ def stack_ids(ids: list[np.ndarray | None], height: int, width: int) -> torch.Te
 
 
 def uses_prk_steps(scheduler) -> bool:
-    """Whether it is a PNDM scheduler that takes its first steps by the Runge-Kutta method."""
+    """Return whether it is a PNDM scheduler that takes its first steps by the Runge-Kutta method."""
     return getattr(scheduler.config, "skip_prk_steps", True) is False
 
 

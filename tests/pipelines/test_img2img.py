@@ -116,7 +116,7 @@ def test_guidance_interval_is_of_the_whole_schedule(pipe, batches):
 # --- photos and batches ---
 
 
-def test_every_form_of_a_image_gives_the_same_image(pipe, tmp_path):
+def test_every_form_of_an_image_gives_the_same_image(pipe, tmp_path):
     picture = Image.fromarray(PHOTO)
     picture.save(tmp_path / "photo.png")
     tensor = torch.from_numpy(PHOTO).permute(2, 0, 1)
@@ -137,7 +137,7 @@ def test_every_form_of_a_image_gives_the_same_image(pipe, tmp_path):
         assert torch.allclose(redraw(pipe, form, random_ids()), expected, atol=1e-5)
 
 
-def test_a_image_is_turned_by_its_exif_orientation(pipe, tmp_path):
+def test_an_image_is_turned_by_its_exif_orientation(pipe, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
     Image.fromarray(PHOTO[::-1, ::-1]).save(tmp_path / "held.png", exif=exif)
@@ -234,6 +234,7 @@ def test_pipelines_are_made_from_one_another_and_share_the_network():
         ({"image": [PHOTO, PHOTO]}, "got 2 of `image` for 1 masks"),
         ({"image": "empty.png"}, "image 'empty.png' is empty"),
         ({"guidance_scale": "3"}, "`guidance_scale` is '3'"),
+        ({"strength": 0.0, "generator": [torch.Generator()] * 3}, "got 3 generators for 1 images"),
         ({"attributes": {"weather": "rainy"}}, "this network knows no attributes"),
     ],
 )
@@ -246,7 +247,7 @@ def test_bad_input_is_refused_before_any_work(pipe, batches, tmp_path, monkeypat
     assert calls == []
 
 
-def test_a_image_of_no_known_type_is_refused(pipe):
+def test_an_image_of_no_known_type_is_refused(pipe):
     with pytest.raises(TypeError, match="the image is of type int; expected a path"):
         pipe(3, random_ids())
 
