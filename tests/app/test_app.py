@@ -1,4 +1,4 @@
-"""The painter without a browser: what comes from outside, what is drawn, where it goes, and the page over HTTP."""
+"""The painter without a browser: input from outside, samples, where they are kept, and the page over HTTP."""
 
 import io
 import json
@@ -53,9 +53,9 @@ CAMVID, BDD = LabelSet.from_preset("camvid"), LabelSet.from_preset("bdd100k")
 UNKNOWN = np.full(SIZE, 255, dtype=np.uint8)
 
 
-def file_of(picture: Image.Image, form: str = "png", **options) -> bytes:
+def file_of(image: Image.Image, form: str = "png", **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, form, **options)
+    image.save(buffer, form, **options)
     return buffer.getvalue()
 
 
@@ -82,7 +82,7 @@ def test_a_mask_comes_back_as_it_went(height, width, data):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "expected"),
     [
         ({"height": 10**9}, "this model expects 16 x 16"),
         ({"width": "16"}, "this model expects 16 x 16"),
@@ -100,8 +100,8 @@ def test_a_mask_comes_back_as_it_went(height, width, data):
         ({"runs": [0, 255, 77, 1]}, "holds class 77"),
     ],
 )
-def test_a_mask_of_another_form_is_refused(changes, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_mask_of_another_form_is_refused(changes, expected):
+    with pytest.raises(ValueError, match=expected):
         unpack_mask({**pack_mask(STREET), **changes}, LABELS, SIZE)
 
 
@@ -111,7 +111,7 @@ def test_what_is_no_mask_at_all_is_refused(value):
         unpack_mask(value, LABELS, SIZE)
 
 
-# Numbers, schedulers, pictures ---------------------------------------------------------------------------------------
+# Numbers, schedulers, images -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [0, 11, -1, 10**9, 10**400, 2.5, float("nan"), float("inf"), True, None, "3", [3]])
@@ -190,7 +190,7 @@ HOSTILE = {
     "empty": b"",
     "heavy": b"\x89PNG\r\n\x1a\n" + b"0" * 1_000_001,
 }
-TOLD = {
+MESSAGES = {
     **dict.fromkeys(("zip", "svg", "html", "gif", "tiff"), "not an image in a supported format"),
     "cut off": "cannot be read as an image",
     "huge": "not an image in a supported format|60000 x 60000 pixels",
@@ -201,20 +201,20 @@ TOLD = {
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_an_upload_that_is_no_picture_or_too_large_is_refused(kind):
-    with pytest.raises(ValueError, match=TOLD[kind]):
+def test_an_upload_that_is_no_image_or_too_large_is_refused(kind):
+    with pytest.raises(ValueError, match=MESSAGES[kind]):
         read_upload(HOSTILE[kind], "photo", LIMITS)
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "bmp"])
-def test_pictures_are_told_by_their_content(form):
+def test_image_formats_are_detected_from_the_content(form):
     assert read_upload(file_of(photo_of(0), form), "photo", LIMITS).size == SIZE[::-1]
 
 
 def test_a_mask_is_read_from_ids_palette_and_colours():
     ids = draw_ids(1)
-    for picture in (Image.fromarray(ids), LABELS.decode(ids), LABELS.decode(ids).convert("RGB")):
-        assert np.array_equal(read_mask_upload(file_of(picture), LABELS, SIZE, LIMITS, clean=False), ids)
+    for image in (Image.fromarray(ids), LABELS.decode(ids), LABELS.decode(ids).convert("RGB")):
+        assert np.array_equal(read_mask_upload(file_of(image), LABELS, SIZE, LIMITS, clean=False), ids)
 
 
 def test_a_mask_of_another_size_is_cropped_and_resized_by_nearest_neighbour():
@@ -245,7 +245,7 @@ def test_a_photo_is_brought_to_the_size_of_the_model():
     assert read_photo_upload(file_of(photo_of(3)), SIZE, LIMITS).tobytes() == photo_of(3).tobytes()
 
 
-# What one starts from ------------------------------------------------------------------------------------------------
+# Masks to start from -------------------------------------------------------------------------------------------------
 
 
 def test_examples_hold_what_a_label_set_has_classes_for():
@@ -265,7 +265,7 @@ def test_masks_of_a_folder_are_offered_at_the_size_of_the_model(tmp_path):
         folder_masks(tmp_path / "masks", LabelSet(("a",), ((1, 1, 1),)), SIZE)
 
 
-def test_things_are_of_classes_that_the_label_set_has():
+def test_objects_are_of_classes_that_the_label_set_has():
     shapes = {shape.name: shape for shape in drawn_shapes(CAMVID)}
     assert {"car", "person", "rider", "tree", "sign"} <= shapes.keys()
     assert shapes.keys().isdisjoint({"bus", "truck", "train", "bicycle", "traffic light"})  # of wider classes there
@@ -279,7 +279,7 @@ def test_things_are_of_classes_that_the_label_set_has():
         assert sum(shape.packed()["runs"][1::2]) == shape.ids.size
 
 
-def test_whole_things_are_cut_from_masks():
+def test_complete_objects_are_cut_from_masks():
     ids = np.zeros((32, 32), dtype=np.uint8)
     ids[10:20, 5:15] = LABELS.label2id["car"]
     ids[10:20, 25:] = LABELS.label2id["car"]  # the frame cuts it
@@ -287,16 +287,16 @@ def test_whole_things_are_cut_from_masks():
     assert (car.name, car.ids.shape, set(np.unique(car.ids))) == ("car 1", (10, 10), {LABELS.label2id["car"]})
 
 
-# Drawing -------------------------------------------------------------------------------------------------------------
+# Sampling ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_sample_is_what_the_pipeline_draws_from_its_seed(sampler):
-    (drawn,) = sampler.generate(STREET, SamplingRequest(num_images=1, num_inference_steps=3, seed=5))
-    generator = torch.Generator().manual_seed(drawn.row["seed"])
+def test_a_sample_is_what_the_pipeline_generates_from_its_seed(sampler):
+    (sample,) = sampler.generate(STREET, SamplingRequest(num_images=1, num_inference_steps=3, seed=5))
+    generator = torch.Generator().manual_seed(sample.row["seed"])
     direct = tiny_pipeline()(STREET, num_inference_steps=3, generator=generator).images[0]
-    assert drawn.image.tobytes() == direct.tobytes()
-    assert drawn.row["seed"] == image_seed(5, STEM, 0)
-    assert drawn.row["scheduler"] == "DDIMScheduler"
+    assert sample.image.tobytes() == direct.tobytes()
+    assert sample.row["seed"] == image_seed(5, STEM, 0)
+    assert sample.row["scheduler"] == "DDIMScheduler"
 
 
 def test_seeds_do_not_depend_on_what_is_painted_and_names_do(sampler):
@@ -310,12 +310,12 @@ def test_seeds_do_not_depend_on_what_is_painted_and_names_do(sampler):
     assert again[1].image.tobytes() == one[1].image.tobytes()
 
 
-def test_a_scheduler_is_of_one_drawing_only(sampler):
-    (drawn,) = sampler.generate(
+def test_a_scheduler_is_of_one_request_only(sampler):
+    (sample,) = sampler.generate(
         STREET, SamplingRequest(scheduler="UniPCMultistepScheduler:solver_order=1", num_images=1)
     )
-    assert drawn.row["scheduler"] == "UniPCMultistepScheduler"
-    assert drawn.record["scheduler_config"]["solver_order"] == 1
+    assert sample.row["scheduler"] == "UniPCMultistepScheduler"
+    assert sample.record["scheduler_config"]["solver_order"] == 1
     assert type(sampler.pipeline.scheduler).__name__ == "DDIMScheduler"
     assert {"DDIMScheduler", "UniPCMultistepScheduler"} <= set(sampler.schedulers)
 
@@ -323,40 +323,40 @@ def test_a_scheduler_is_of_one_drawing_only(sampler):
 def test_an_edit_keeps_every_pixel_outside_of_it(sampler):
     photo, new = Photo(photo_of(1), STREET), STREET.copy()
     new[8:11, 4:7] = LABELS.label2id["car"]
-    (drawn,) = sampler.generate(new, SamplingRequest(mode=EDIT, num_images=1, num_inference_steps=2), photo)
-    different = (np.asarray(drawn.image) != np.asarray(photo.image)).any(axis=-1)
+    (sample,) = sampler.generate(new, SamplingRequest(mode=EDIT, num_images=1, num_inference_steps=2), photo)
+    different = (np.asarray(sample.image) != np.asarray(photo.image)).any(axis=-1)
     region = np.zeros(SIZE, dtype=bool)
     region[4:15, 0:11] = True  # four pixels around
     assert different.any()
     assert not different[~region].any()
-    assert drawn.row["source_photo"] is None
-    assert len(drawn.row["source_photo_hash"]) == 16
+    assert sample.row["source_photo"] is None
+    assert len(sample.row["source_photo_hash"]) == 16
 
 
 def test_a_photo_without_a_mask_is_edited_where_it_is_painted(sampler):
     new = UNKNOWN.copy()
     new[0, 0] = 0
-    (drawn,) = sampler.generate(
+    (sample,) = sampler.generate(
         new, SamplingRequest(mode=EDIT, num_images=1, num_inference_steps=1), Photo(photo_of(1), UNKNOWN)
     )
-    assert np.array_equal(np.asarray(drawn.image)[5:], np.asarray(photo_of(1))[5:])
+    assert np.array_equal(np.asarray(sample.image)[5:], np.asarray(photo_of(1))[5:])
     with pytest.raises(ValueError, match="there is nothing to edit"):
         list(sampler.generate(UNKNOWN, SamplingRequest(mode=EDIT), Photo(photo_of(1), UNKNOWN)))
 
 
 def test_edits_of_one_photo_that_had_another_mask_have_other_names(sampler):
-    wish, new = SamplingRequest(mode=EDIT, num_images=1, num_inference_steps=2), STREET.copy()
+    asked, new = SamplingRequest(mode=EDIT, num_images=1, num_inference_steps=2), STREET.copy()
     new[8:11, 4:7] = LABELS.label2id["car"]
-    a_part, all_of_it = (next(sampler.generate(new, wish, Photo(photo_of(1), old))) for old in (STREET, UNKNOWN))
+    a_part, all_of_it = (next(sampler.generate(new, asked, Photo(photo_of(1), old))) for old in (STREET, UNKNOWN))
     assert a_part.image.tobytes() != all_of_it.image.tobytes()
     assert a_part.job.file_name != all_of_it.job.file_name
 
 
 def test_strength_nought_is_the_photo(sampler):
-    (drawn,) = sampler.generate(
+    (sample,) = sampler.generate(
         STREET, SamplingRequest(mode=REDRAW, strength=0.0, num_images=1), Photo(photo_of(1), UNKNOWN)
     )
-    assert drawn.image.tobytes() == photo_of(1).tobytes()
+    assert sample.image.tobytes() == photo_of(1).tobytes()
 
 
 def test_attributes_reach_the_row_and_are_checked():
@@ -364,15 +364,15 @@ def test_attributes_reach_the_row_and_are_checked():
     asked = SamplingRequest(
         num_images=1, num_inference_steps=1, attributes={"weather": "rainy"}, attribute_guidance_scale=3.0
     )
-    (drawn,) = sampler.generate(STREET, asked)
-    assert (drawn.row["weather"], drawn.row["timeofday"]) == ("rainy", None)
-    assert drawn.row["attribute_guidance_scale"] == 3.0
+    (sample,) = sampler.generate(STREET, asked)
+    assert (sample.row["weather"], sample.row["timeofday"]) == ("rainy", None)
+    assert sample.row["attribute_guidance_scale"] == 3.0
     with pytest.raises(ValueError, match="'snowy' is not a value of 'weather'"):
         list(sampler.generate(STREET, SamplingRequest(attributes={"weather": "snowy"})))
 
 
 @pytest.mark.parametrize(
-    ("asked", "told"),
+    ("asked", "expected"),
     [
         (SamplingRequest(num_inference_steps=51), "number of steps is 51; expected a whole number from 1 to 50"),
         (SamplingRequest(num_images=5), "number of samples is 5"),
@@ -386,44 +386,44 @@ def test_attributes_reach_the_row_and_are_checked():
         (SamplingRequest(scheduler="EDMEulerScheduler"), "noise levels"),
     ],
 )
-def test_a_wish_out_of_range_is_refused_before_any_work(sampler, asked, told):
-    with pytest.raises(ValueError, match=told):
+def test_a_request_out_of_range_is_refused_before_any_work(sampler, asked, expected):
+    with pytest.raises(ValueError, match=expected):
         next(sampler.generate(STREET, asked))
 
 
-def test_steps_are_told_and_a_drawing_ends_between_two(sampler):
-    told, cancelled = [], threading.Event()
+def test_steps_are_reported_and_sampling_ends_between_two(sampler):
+    reported, cancelled = [], threading.Event()
 
     def on_step(index: int, step: int, steps: int) -> None:
-        told.append((index, step, steps))
+        reported.append((index, step, steps))
         if cancelled.is_set():
             raise Cancelled
 
-    drawing = sampler.generate(STREET, SamplingRequest(num_images=3, num_inference_steps=2), None, on_step)
-    next(drawing)
-    assert told == [(0, 1, 2), (0, 2, 2)]
+    sampling = sampler.generate(STREET, SamplingRequest(num_images=3, num_inference_steps=2), None, on_step)
+    next(sampling)
+    assert reported == [(0, 1, 2), (0, 2, 2)]
     cancelled.set()
     with pytest.raises(Cancelled):
-        next(drawing)
-    assert told[-1] == (1, 1, 2)
+        next(sampling)
+    assert reported[-1] == (1, 1, 2)
     assert (
         len(list(sampler.generate(STREET, SamplingRequest(num_images=1, num_inference_steps=1)))) == 1
     )  # nothing is held
 
 
-def test_nothing_of_earlier_samples_can_be_taken_away_while_others_are_shown(tmp_path, sampler):
+def test_earlier_samples_cannot_be_downloaded_while_others_are_shown(tmp_path, sampler):
     handlers = Handlers(sampler, Collection(tmp_path / "painted", LABELS, SIZE), str(tmp_path / "files"))
     request = gr.Request(session_hash="visitor")
-    drawing = handlers.generate(request, *arguments(images=2), progress=lambda *_, **__: None)
-    *meanwhile, (_, drawn, download_at_end, keep_at_end, told) = list(drawing)
+    sampling = handlers.generate(request, *arguments(images=2), progress=lambda *_, **__: None)
+    *meanwhile, (_, samples, download_at_end, keep_at_end, message) = list(sampling)
     for _, _, download, keep, _ in meanwhile:
         assert (download.interactive, keep.value, keep.visible) == (False, [], False)
-    assert (download_at_end.interactive, keep_at_end.value, told) == (True, ["0", "1"], "2 generated.")
+    assert (download_at_end.interactive, keep_at_end.value, message) == (True, ["0", "1"], "2 generated.")
     with pytest.raises(gr.Error, match="choose samples to keep"):
-        handlers.add(drawn, meanwhile[0][3].value)
+        handlers.add(samples, meanwhile[0][3].value)
 
 
-def test_a_mask_that_waited_is_not_drawn_into_a_photo_that_came_later(tmp_path, sampler):
+def test_a_mask_that_waited_does_not_change_a_photo_that_came_later(tmp_path, sampler):
     handlers = Handlers(sampler, None, str(tmp_path))
     request = gr.Request(session_hash="visitor")
     (first, photo, *_), (_, later, *_) = (handlers.load_photo(file_of(photo_of(seed))) for seed in (1, 2))
@@ -444,7 +444,7 @@ def test_only_the_visitor_of_a_request_cancels_it(tmp_path, sampler):
 
 
 @pytest.mark.parametrize("ending", ["cancel", "leave"])
-def test_what_was_drawn_before_stays_when_nothing_of_the_next_is_drawn(tmp_path, sampler, ending):
+def test_earlier_samples_stay_when_the_next_request_gives_none(tmp_path, sampler, ending):
     handlers = Handlers(sampler, None, str(tmp_path))
     request = gr.Request(session_hash="visitor")
     end = getattr(handlers, ending)
@@ -453,7 +453,7 @@ def test_what_was_drawn_before_stays_when_nothing_of_the_next_is_drawn(tmp_path,
     assert handlers.cancel(request) == ("Cancelled: nothing is being generated.", True)
 
 
-def test_samples_drawn_before_an_error_can_be_kept(tmp_path, sampler, monkeypatch):
+def test_samples_generated_before_an_error_can_be_kept(tmp_path, sampler, monkeypatch):
     handlers = Handlers(sampler, Collection(tmp_path / "painted", LABELS, SIZE), str(tmp_path / "files"))
     draw_one = sampler._generate_one
 
@@ -463,20 +463,20 @@ def test_samples_drawn_before_an_error_can_be_kept(tmp_path, sampler, monkeypatc
         return draw_one(pipeline, plan, job, *more)
 
     monkeypatch.setattr(sampler, "_generate_one", fail_at_the_second)
-    drawing = handlers.generate(
+    sampling = handlers.generate(
         gr.Request(session_hash="visitor"), *arguments(images=3), progress=lambda *_, **__: None
     )
     shown = []
     with pytest.raises(gr.Error, match="the numbers ended"):
-        shown.extend(iter(drawing))  # what came before the error is kept
-    _, drawn, download, keep, told = shown[-1]
-    assert (download.interactive, keep.value, told) == (True, ["0"], "Ended by an error; 1 of 3 generated.")
-    assert handlers.add(drawn, keep.value) == "1 added to painted; it holds 1."
+        shown.extend(iter(sampling))  # what came before the error is kept
+    _, samples, download, keep, message = shown[-1]
+    assert (download.interactive, keep.value, message) == (True, ["0"], "Ended by an error; 1 of 3 generated.")
+    assert handlers.add(samples, keep.value) == "1 added to painted; it holds 1."
 
 
 @pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")  # DEIS of diffusers
 @pytest.mark.parametrize("mode", MODES)
-def test_every_scheduler_that_is_offered_draws_in_every_way_from_one_step_on(sampler, mode):
+def test_every_scheduler_that_is_offered_generates_in_every_mode_from_one_step_on(sampler, mode):
     photo = Photo(photo_of(1), np.full(SIZE, 255, dtype=np.uint8))
     for scheduler in sampler.schedulers:
         for steps in (1, 3):
@@ -484,19 +484,19 @@ def test_every_scheduler_that_is_offered_draws_in_every_way_from_one_step_on(sam
             assert len(list(sampler.generate(STREET, asked, photo))) == 1, scheduler
 
 
-# Where it goes -------------------------------------------------------------------------------------------------------
+# Datasets and zips ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def drawn(sampler):
+def samples(sampler):
     return list(sampler.generate(STREET, SamplingRequest(num_images=2, num_inference_steps=1)))
 
 
-def test_a_folder_grows_without_overwriting_and_is_read_as_a_generated_one(tmp_path, sampler, drawn):
+def test_a_folder_grows_without_overwriting_and_is_read_as_a_generated_one(tmp_path, sampler, samples):
     folder = tmp_path / "painted"
     collection = Collection(folder, sampler.labels, sampler.size)
     assert not folder.exists()
-    assert (collection.add(drawn[:1]), collection.add(drawn), collection.add(drawn)) == (1, 1, 0)
+    assert (collection.add(samples[:1]), collection.add(samples), collection.add(samples)) == (1, 1, 0)
     before = {path: path.stat().st_mtime_ns for path in (folder / "images").iterdir()}
     more = list(
         sampler.generate(draw_ids(4), SamplingRequest(num_images=1, num_inference_steps=2, guidance_scale=3.0))
@@ -508,7 +508,7 @@ def test_a_folder_grows_without_overwriting_and_is_read_as_a_generated_one(tmp_p
 
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert [row["guidance_scale"] for row in sorted(rows, key=lambda row: row["guidance_scale"])] == [2.0, 2.0, 3.0]
-    for entry in drawn + more:
+    for entry in samples + more:
         assert np.array_equal(LABELS.encode(folder / "masks" / entry.job.file_name), entry.ids)
         assert Image.open(folder / "images" / entry.job.file_name).tobytes() == entry.image.tobytes()
     assert check_prepared(folder).findings == ()
@@ -520,31 +520,31 @@ def test_a_folder_grows_without_overwriting_and_is_read_as_a_generated_one(tmp_p
     assert {tuple(pairs[i]["mask"].shape) for i in range(3)} == {SIZE}
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path, sampler, drawn):
+def test_a_folder_of_something_else_is_refused(tmp_path, sampler, samples):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ValueError, match="is a file; expected a folder"):
         Collection(tmp_path / "file", LABELS, SIZE)
     with pytest.raises(ValueError, match="was not made by the painter"):
         Collection(tmp_path, LABELS, SIZE)
-    Collection(tmp_path / "painted", LABELS, SIZE).add(drawn)
+    Collection(tmp_path / "painted", LABELS, SIZE).add(samples)
     for labels, size in ((CAMVID, SIZE), (LABELS, (32, 32))):
         with pytest.raises(ValueError, match=r"other classes or of another size \(16 x 16"):
             Collection(tmp_path / "painted", labels, size)
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_a_folder_whose_process_ended_before_its_first_image_is_gone_on_with(tmp_path, drawn):
+def test_a_folder_whose_process_ended_before_its_first_image_is_continued(tmp_path, samples):
     folder = tmp_path / "painted"
     folder.mkdir()
     (folder / "generation.json").write_text(json.dumps({"painted": True, "height": 32, "width": 32}))
-    assert Collection(folder, LABELS, SIZE).add(drawn) == 2
+    assert Collection(folder, LABELS, SIZE).add(samples) == 2
     assert LabelSet.from_json(folder / "labels.json") == LABELS
     assert json.loads((folder / "generation.json").read_text())["height"] == SIZE[0]
 
 
-def test_many_visitors_add_at_once(tmp_path, sampler, drawn):
+def test_many_visitors_add_at_once(tmp_path, sampler, samples):
     collection = Collection(tmp_path / "painted", LABELS, SIZE)
-    threads = [threading.Thread(target=collection.add, args=([entry],)) for entry in drawn * 3]
+    threads = [threading.Thread(target=collection.add, args=([entry],)) for entry in samples * 3]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -552,12 +552,12 @@ def test_many_visitors_add_at_once(tmp_path, sampler, drawn):
     assert len((tmp_path / "painted" / "metadata.jsonl").read_text().splitlines()) == 2
 
 
-def test_a_zip_is_such_a_folder_and_names_no_place_of_this_machine(tmp_path, sampler, drawn):
+def test_a_zip_is_such_a_folder_and_names_no_path_of_this_machine(tmp_path, sampler, samples):
     (tmp_path / "zip").mkdir()
-    with zipfile.ZipFile(io.BytesIO(zip_of(drawn, LABELS))) as archive:
+    with zipfile.ZipFile(io.BytesIO(zip_of(samples, LABELS))) as archive:
         assert all(not name.startswith(("/", "..")) for name in archive.namelist())
         archive.extractall(tmp_path / "zip")
-    Collection(tmp_path / "painted", LABELS, SIZE).add(drawn)
+    Collection(tmp_path / "painted", LABELS, SIZE).add(samples)
     folders = tmp_path / "zip", tmp_path / "painted"
     for name in ("images", "masks"):
         one, other = ({path.name: path.read_bytes() for path in (folder / name).iterdir()} for folder in folders)
@@ -565,19 +565,19 @@ def test_a_zip_is_such_a_folder_and_names_no_place_of_this_machine(tmp_path, sam
     assert read_generated(tmp_path / "zip")[1] == read_generated(tmp_path / "painted")[1]
 
 
-def test_a_zip_names_a_model_of_this_machine_by_its_last_part_only(tmp_path, drawn):
+def test_a_zip_names_a_model_of_this_machine_by_its_last_part_only(tmp_path, samples):
     (tmp_path / "secret" / "run").mkdir(parents=True)
     place = {"model": str(tmp_path / "secret" / "run")}
-    for entry in drawn:
+    for entry in samples:
         entry.row.update(place)
         entry.record.update(place)
     try:
-        with zipfile.ZipFile(io.BytesIO(zip_of(drawn, LABELS))) as archive:
+        with zipfile.ZipFile(io.BytesIO(zip_of(samples, LABELS))) as archive:
             for name in archive.namelist():
                 assert b"secret" not in archive.read(name), name
             assert json.loads(archive.read("generation.json"))["model"] == "run"
     finally:
-        for entry in drawn:
+        for entry in samples:
             entry.row["model"] = entry.record["model"] = "unsaved"
 
 
@@ -595,16 +595,16 @@ def test_a_program_generates_and_adds_over_http(place):
     address, folder = place
     how, answer = call(address, "generate", *arguments(images=2), session="visitor")
     assert how == "complete"
-    gallery, _, download, _, told = answer
-    assert told == "2 generated."
+    gallery, _, download, _, message = answer
+    assert message == "2 generated."
     seeds = [image_seed(0, STEM, index) for index in range(2)]
     assert [entry["caption"] for entry in gallery] == [f"0: {seeds[0]}", f"1: {seeds[1]}"]
-    picture = Image.open(io.BytesIO(httpx.get(gallery[0]["image"]["url"]).content))
-    assert (picture.format, picture.size) == ("PNG", (16, 16))
+    image = Image.open(io.BytesIO(httpx.get(gallery[0]["image"]["url"]).content))
+    assert (image.format, image.size) == ("PNG", (16, 16))
     with zipfile.ZipFile(io.BytesIO(httpx.get(download["value"]["url"]).content)) as archive:
         assert "metadata.jsonl" in archive.namelist()
     assert call(address, "add", None, ["1"], session="visitor") == ("complete", ["1 added to painted; it holds 1."])
-    assert call(address, "add", None, ["1"], session="other")[0] == "error"  # has drawn nothing
+    assert call(address, "add", None, ["1"], session="other")[0] == "error"  # has generated nothing
     assert len(names(folder / "painted" / "images")) == 1
     assert call(address, "cancel", session="visitor") == ("complete", ["Cancelled: nothing is being generated.", True])
 
@@ -678,7 +678,7 @@ def test_no_file_of_the_machine_can_be_read_or_written(place, tmp_path):
     assert {path.name for path in folder.iterdir()} <= {"files", "painted"}
 
 
-def test_nothing_is_told_to_other_hosts_and_nobody_watches(place):
+def test_nothing_is_sent_to_other_hosts_and_nobody_watches(place):
     config = httpx.get(f"{place[0]}config").json()
     assert config["analytics_enabled"] is False
     assert config["max_file_size"] == 1_000_000
@@ -697,16 +697,16 @@ def test_a_missing_gradio_is_named_with_its_extra(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_a_space_serves_the_model_that_it_is_told_and_leaves_nothing_behind(tmp_path):
+def test_a_space_serves_the_model_of_its_variable_and_leaves_nothing_behind(tmp_path):
     tiny_pipeline().save_pretrained(tmp_path / "run")
     (tmp_path / "temporary").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    told = {"MODEL_ID": str(tmp_path / "run"), "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)}
+    variables = {"MODEL_ID": str(tmp_path / "run"), "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "examples/space/app.py"), "--port", str(port)],
-        env={**os.environ, **told},
+        env={**os.environ, **variables},
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
@@ -735,7 +735,7 @@ def test_a_space_installs_what_the_package_needs():
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "expected"),
     [
         (["--max_steps", "0"], "--max_steps must be more than 0; got 0"),
         (["--seed", "-1"], "--seed must be between 0 and"),
@@ -745,9 +745,9 @@ def test_a_space_installs_what_the_package_needs():
         (["--output", "run"], "was not made by the painter"),
     ],
 )
-def test_wrong_options_are_one_line_before_the_page_is_served(tmp_path, monkeypatch, capsys, options, told):
+def test_wrong_options_are_one_line_before_the_page_is_served(tmp_path, monkeypatch, capsys, options, expected):
     monkeypatch.chdir(tmp_path)
     tiny_pipeline().save_pretrained("run")
     assert cli.main(["app", "--model", "run", *options]) == 2
-    assert told in capsys.readouterr().err
+    assert expected in capsys.readouterr().err
     assert names(tmp_path) == ["run"]

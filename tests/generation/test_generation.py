@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler, SchedulerMixin
+from helpers.generation_places import LABELS, draw_ids, names, pixels
 from PIL import Image
 
 from semseg_diffusers import cli
@@ -29,9 +30,6 @@ from semseg_diffusers.utils.files import exclusive_folder, write_text
 from semseg_diffusers.utils.signals import SIGNALS
 
 
-LABELS = LabelSet(
-    ("road", "sky", "car", "person", "pole"), ((128, 64, 128), (70, 130, 180), (0, 0, 142), (220, 20, 60), (9, 9, 9))
-)
 FEW = GenerationSettings(num_inference_steps=2, guidance_scale=2.0)
 
 
@@ -40,10 +38,6 @@ def pipeline(tiny_unet):
     unet = MaskGuidedUNet2DModel.from_config(tiny_unet.config, **LABELS.to_config())
     unet.load_state_dict(tiny_unet.state_dict())
     return MaskGuidedDDPMPipeline(unet=unet, scheduler=DDIMScheduler())
-
-
-def draw_ids(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 5, size, dtype=np.uint8)
 
 
 @pytest.fixture
@@ -56,15 +50,7 @@ def masks(tmp_path):
     return folder
 
 
-def pixels(path) -> np.ndarray:
-    return np.asarray(Image.open(path)).astype(int)
-
-
-def names(folder) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def test_ids_palettes_and_colours_become_the_same_labels(pipeline, masks, tmp_path):
+def test_ids_palettes_and_colours_give_the_same_labels(pipeline, masks, tmp_path):
     report = generate_dataset(pipeline, masks, tmp_path / "out", FEW, num_images_per_mask=2)
     assert (report.num_made, report.num_kept) == (6, 0)
     expected = [f"{stem}_{index}.png" for stem in "abc" for index in range(2)]
@@ -186,13 +172,13 @@ def test_a_signal_ends_the_command_and_what_is_made_is_listed(pipeline, masks, t
     options += ["--num_inference_steps", "2", "--batch_size", "1", "--device", "cpu"]
     step, calls = DDIMScheduler.step, []
 
-    def told_to_end(*args, **kwargs):
+    def terminated(*args, **kwargs):
         calls.append(0)
         if len(calls) == 4:  # in the second image
             os.kill(os.getpid(), number)
         return step(*args, **kwargs)
 
-    monkeypatch.setattr(DDIMScheduler, "step", told_to_end)
+    monkeypatch.setattr(DDIMScheduler, "step", terminated)
     ignored = signal.signal(number, signal.SIG_DFL)  # nohup may have set SIGHUP to be ignored, and that stays in force
     before = signal.getsignal(number)
     with pytest.raises(SystemExit) as ended:
@@ -242,7 +228,7 @@ def test_columns_that_others_have_added_to_the_metadata_stay(pipeline, masks, tm
     assert read_metadata(out) == rows
 
 
-def test_images_that_a_tool_wrote_anew_are_listed(pipeline, masks, tmp_path):
+def test_images_rewritten_by_another_tool_are_listed(pipeline, masks, tmp_path):
     out = tmp_path / "out"
     generate_dataset(pipeline, masks, out, FEW)
     rows = read_metadata(out)
@@ -279,7 +265,7 @@ def test_a_row_is_not_lost_to_a_process_that_looked_earlier(pipeline, masks, tmp
     assert len(written) == 2
 
 
-def test_a_broken_metadata_file_is_named_and_made_anew_once_it_is_gone(pipeline, masks, tmp_path):
+def test_a_broken_metadata_file_is_named_and_restored_once_it_is_deleted(pipeline, masks, tmp_path):
     out = tmp_path / "out"
     generate_dataset(pipeline, masks, out, FEW)
     complete = (out / "metadata.jsonl").read_text()
@@ -302,7 +288,7 @@ def test_a_run_that_was_killed_before_its_first_image_is_continued(pipeline, mas
         shutil.rmtree(out / name)
     (out / "labels.json").unlink()
     (out / "metadata.jsonl").unlink()
-    other = GenerationSettings(num_inference_steps=1)  # no image stands against other settings
+    other = GenerationSettings(num_inference_steps=1)  # no image prevents other settings
     assert generate_dataset(pipeline, masks, out, other).num_made == 3
     assert json.loads((out / "generation.json").read_text())["num_inference_steps"] == 1
 
@@ -416,7 +402,7 @@ def _write(masks, name, content):
         ("z.png", np.full((16, 16), 7, np.uint8), r"z\.png' holds class 7; this model knows 0-4 and 255"),
         ("z.png", np.full((16, 16, 3), (1, 2, 3), np.uint8), r"z\.png' holds 1 colour .*\(1, 2, 3\) in 256 pixels"),
         ("z.png", b"", r"z\.png' is empty"),
-        ("z.png", b"no picture", r"z\.png' cannot be read"),
+        ("z.png", b"no image", r"z\.png' cannot be read"),
         ("a.jpg", np.zeros((16, 16), np.uint8), r"a\.jpg' and .*a\.png' have the same stem"),
     ],
 )
@@ -436,7 +422,7 @@ def test_a_tolerance_takes_the_nearest_colour(pipeline, tmp_path):
     assert np.array_equal(pixels(tmp_path / "out" / "masks" / "c_0.png"), draw_ids(2))
 
 
-def test_a_mask_of_another_size_is_saved_as_it_was_drawn_from(pipeline, tmp_path):
+def test_a_mask_of_another_size_is_saved_as_the_condition_was(pipeline, tmp_path):
     Image.fromarray(draw_ids(3, (32, 64))).save(tmp_path / "wide.png")
     generate_dataset(pipeline, tmp_path / "wide.png", tmp_path / "out", FEW)
     assert np.array_equal(pixels(tmp_path / "out" / "masks" / "wide_0.png"), draw_ids(3, (32, 64))[1::2, 17:48:2])
@@ -492,7 +478,7 @@ def test_a_scheduler_of_other_noise_levels_or_steps_is_answered_with_those_that_
     assert name not in str(refused.value).split("known: ")[1].split(", ")
 
 
-def test_a_scheduler_without_a_schedule_of_betas_gives_way_to_one_of_its_kind():
+def test_a_scheduler_without_a_schedule_of_betas_is_replaced_by_one_of_its_kind():
     assert isinstance(new_scheduler("EDMDPMSolverMultistepScheduler", EDMEulerScheduler().config), SchedulerMixin)
 
 
@@ -547,7 +533,7 @@ def test_sampling_leaves_the_pipeline_as_it_was(pipeline, masks, tmp_path):
     assert torch.equal(state, torch.random.get_rng_state())
 
 
-def test_contact_sheet_shows_mask_and_samples_and_can_be_left_away(pipeline, masks, tmp_path):
+def test_contact_sheet_shows_mask_and_samples_and_can_be_omitted(pipeline, masks, tmp_path):
     report = generate_dataset(pipeline, masks, tmp_path / "out", FEW, num_images_per_mask=2, contact_sheet_rows=2)
     with Image.open(report.contact_sheet) as sheet:
         sheet.load()

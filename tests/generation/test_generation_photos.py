@@ -30,7 +30,7 @@ def pipeline():
 
 @pytest.fixture
 def split(tmp_path):
-    """Photos with their masks, as a split of a prepared dataset lies."""
+    """Return a folder of photos with their masks, as a split of a prepared dataset."""
     save_masks(tmp_path / "val" / "masks")
     save_photos(tmp_path / "val" / "images")
     return tmp_path / "val"
@@ -92,7 +92,7 @@ def test_masks_that_a_photo_has_already_are_left_out_and_counted(pipeline, split
     assert not (tmp_path / "none").exists()
 
 
-def test_photos_and_masks_may_lie_in_three_folders(pipeline, split, tmp_path):
+def test_photos_and_masks_may_be_in_three_folders(pipeline, split, tmp_path):
     new = edit_masks(split, tmp_path / "new")
     (split / "images").rename(tmp_path / "photos")
     (split / "masks").rename(tmp_path / "old")
@@ -102,7 +102,7 @@ def test_photos_and_masks_may_lie_in_three_folders(pipeline, split, tmp_path):
         generate_dataset(pipeline, new, tmp_path / "other", EDIT, inputs=Inputs(photos=tmp_path / "photos"))
 
 
-def test_enriched_masks_find_the_photo_of_the_mask_they_began_with(pipeline, split, tmp_path):
+def test_enriched_masks_find_the_photo_of_the_mask_they_were_made_from(pipeline, split, tmp_path):
     enriched = tmp_path / "enriched"
     new = edit_masks(split, tmp_path / "new")
     (enriched / "masks").mkdir(parents=True)
@@ -112,11 +112,11 @@ def test_enriched_masks_find_the_photo_of_the_mask_they_began_with(pipeline, spl
         rows.append({"mask_file_name": f"masks/{number:05}_{stem}.png", "base": stem})
     (enriched / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     generate_dataset(pipeline, enriched / "masks", tmp_path / "out", EDIT, inputs=Inputs(photos=split))
-    told = [row["source_photo"] for row in read_metadata(tmp_path / "out")]
-    assert told == [str(split / "images" / "b.png"), str(split / "images" / "a.png")]
+    sources = [row["source_photo"] for row in read_metadata(tmp_path / "out")]
+    assert sources == [str(split / "images" / "b.png"), str(split / "images" / "a.png")]
 
 
-def test_a_photo_keeps_its_own_size_where_a_window_is_drawn(pipeline, tmp_path):
+def test_a_photo_keeps_its_own_size_where_a_window_is_generated(pipeline, tmp_path):
     split = tmp_path / "val"
     save_masks(split / "masks", "a", (40, 50))
     save_photos(split / "images", "a", (40, 50))
@@ -131,7 +131,7 @@ def test_a_photo_keeps_its_own_size_where_a_window_is_drawn(pipeline, tmp_path):
     assert np.array_equal(pixels(tmp_path / "out" / "masks" / "a_0.png"), pixels(new / "a.png"))
 
 
-def test_a_photo_of_another_size_is_brought_to_that_of_the_model_as_its_masks_are(pipeline, tmp_path):
+def test_a_photo_of_another_size_is_resized_to_that_of_the_model_as_its_masks_are(pipeline, tmp_path):
     split = tmp_path / "val"
     save_masks(split / "masks", "a", (32, 64))
     save_photos(split / "images", "a", (32, 64))

@@ -374,7 +374,7 @@ def test_a_process_that_fails_ends_the_other_and_what_is_done_stays(new_place):
 
 @POSIX
 @pytest.mark.slow
-def test_a_launch_that_is_told_to_end_lists_what_it_made(new_place):
+def test_a_terminated_launch_lists_what_it_made(new_place):
     place = new_place(num_masks=10, num_images=4, steps=25)
     launch = place.launch()
     launch.wait_for_images(place, 3)

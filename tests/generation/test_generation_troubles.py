@@ -132,7 +132,7 @@ def test_all_bad_masks_are_named_before_anything_starts(pipeline, tmp_path):
     masks = save_masks(tmp_path / "masks", "abcdefghijklmn")
     pipeline.unet.register_forward_pre_hook(lambda *_: pytest.fail("the network was run"))
     spoil(masks, "bd")
-    (masks / "f.png").write_bytes(b"no picture")
+    (masks / "f.png").write_bytes(b"no image")
     message = r"3 masks cannot be used: mask '.*b\.png' holds class 7.*mask '.*d\.png' holds.*f\.png' cannot be read"
     with pytest.raises(ValueError, match=message + ".*Nothing was generated; --skip_errors"):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW)
@@ -203,14 +203,14 @@ def test_near_copies_of_training_photos_are_flagged_and_others_are_not(pipeline,
     out, masks = tmp_path / "out", save_masks(tmp_path / "masks", "abcd")
     generate_dataset(pipeline, masks, out, FEW)
     size = (16, 16)
-    pictures = {
+    images = {
         "a": scene(2),
         "b": scene(1).transpose(Image.Transpose.FLIP_LEFT_RIGHT),
         "c": ImageEnhance.Brightness(scene(3)).enhance(1.03),
         "d": scene(9),
     }
-    for name, picture in pictures.items():  # what a network that repeats its training would have drawn
-        picture.resize(size, Image.Resampling.LANCZOS).save(out / "images" / f"{name}_0.png")
+    for name, image in images.items():  # what a network that repeats its training would generate
+        image.resize(size, Image.Resampling.LANCZOS).save(out / "images" / f"{name}_0.png")
     found = flag_near_copies(out, load_pairs(tmp_path / "data", "train"), "data (train)")
     rows = read_metadata(out)
     assert [row["near_copy"] for row in rows] == [True, True, True, False]

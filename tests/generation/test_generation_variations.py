@@ -58,16 +58,16 @@ def test_every_mask_gets_every_combination_from_the_same_noise(pipeline, masks, 
     expected = [f"{stem}_v{number}_{index}.png" for stem in "abc" for number in range(4) for index in range(2)]
     assert [row["image_file_name"] for row in rows] == [f"images/{name}" for name in expected]
     assert names(tmp_path / "out" / "images") == names(tmp_path / "out" / "masks") == expected
-    told = [(row["variation"], row["guidance_scale"], row["weather"], row["timeofday"]) for row in rows[:8:2]]
-    assert told == [
+    values = [(row["variation"], row["guidance_scale"], row["weather"], row["timeofday"]) for row in rows[:8:2]]
+    assert values == [
         ("v0", 1.0, "clear", None), ("v1", 1.0, "rainy", None), ("v2", 3.0, "clear", None), ("v3", 3.0, "rainy", None)
     ]  # fmt: skip
     assert {row["seed"] for row in rows if row["stem"] == "a"} == {image_seed(0, "a", index) for index in range(2)}
-    drawn = {row["image_file_name"]: pixels(tmp_path / "out" / row["image_file_name"]) for row in rows}
+    generated = {row["image_file_name"]: pixels(tmp_path / "out" / row["image_file_name"]) for row in rows}
     for row in rows[1:8:2]:
         expected = image_of(pipeline, masks / "a.png", row)
-        assert np.abs(expected - drawn[row["image_file_name"]]).max() <= 1, row["image_file_name"]
-    of_a = [drawn[f"images/a_v{number}_0.png"] for number in range(4)]
+        assert np.abs(expected - generated[row["image_file_name"]]).max() <= 1, row["image_file_name"]
+    of_a = [generated[f"images/a_v{number}_0.png"] for number in range(4)]
     assert all(np.abs(one - other).max() > 2 for i, one in enumerate(of_a) for other in of_a[:i])
 
 
@@ -162,13 +162,11 @@ def test_each_mask_has_the_attributes_of_its_row_unless_they_are_asked_for(pipel
         assert np.abs(image_of(pipeline, masks / f"{row['stem']}.png", row) - made).max() <= 1
     settings = few(attributes={"timeofday": "night"}, variations={"weather": ("clear", "unknown")})
     generate_dataset(pipeline, masks, tmp_path / "asked", settings, inputs=Inputs(attributes_from=table))
-    told = [(row["weather"], row["timeofday"]) for row in read_metadata(tmp_path / "asked")]
-    assert told == [("clear", "night"), (None, "night")] * 3
+    values = [(row["weather"], row["timeofday"]) for row in read_metadata(tmp_path / "asked")]
+    assert values == [("clear", "night"), (None, "night")] * 3
 
 
-def test_a_split_of_a_prepared_set_tells_the_attributes_and_enriched_masks_have_those_they_began_with(
-    pipeline, masks, tmp_path
-):
+def test_attributes_come_from_a_split_and_enriched_masks_have_those_of_their_base(pipeline, masks, tmp_path):
     split, enriched = tmp_path / "val", tmp_path / "enriched"
     split.mkdir()
     lines = [{"stem": "a", "weather": "rainy"}, {"stem": "b", "weather": None}, {"stem": "c", "weather": "clear"}]
@@ -330,7 +328,7 @@ def test_a_guide_of_another_kind_is_refused_by_name(pipeline, masks, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_the_card_of_a_pushed_set_tells_the_grid(pipeline, masks, tmp_path):
+def test_the_card_of_a_pushed_set_describes_the_grid(pipeline, masks, tmp_path):
     settings = few(num_inference_steps=1, variations={"guidance_scale": (1.0, 3.0), "weather": ("clear", "rainy")})
     generate_dataset(pipeline, masks / "a.png", tmp_path / "out", settings)
     record = json.loads((tmp_path / "out" / "generation.json").read_text())

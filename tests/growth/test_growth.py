@@ -239,9 +239,9 @@ def test_merged_set_holds_both_and_says_which_is_which(generated, tmp_path, caps
     assert pairs.attributes["weather"][:2] == ["rainy", "rainy"]
     rows = [json.loads(line) for line in (tmp_path / "grown/train/metadata.jsonl").read_text().splitlines()]
     assert [row["synthetic"] for row in rows] == [False] * 2 + [True] * 6
-    told = [json.loads(line) for line in (tmp_path / "grown/synthetic.jsonl").read_text().splitlines()]
-    assert {row["stem"] for row in told} == {row["stem"] for row in rows[2:]}
-    assert all(row["seed"] and row["scheduler"] == "DDIMScheduler" for row in told)
+    notes = [json.loads(line) for line in (tmp_path / "grown/synthetic.jsonl").read_text().splitlines()]
+    assert {row["stem"] for row in notes} == {row["stem"] for row in rows[2:]}
+    assert all(row["seed"] and row["scheduler"] == "DDIMScheduler" for row in notes)
     record = json.loads((tmp_path / "grown/prepare.json").read_text())
     assert record["synthetic"]["count"] == 6
     assert record["synthetic"]["license"] == "cc-by-nc-4.0"
@@ -351,10 +351,10 @@ def test_a_loop_killed_at_random_and_resumed_gives_the_same_report(toy, model, t
     def start(output: Path) -> subprocess.Popen:
         return subprocess.Popen(grow_words(toy, model, output), env=environment, start_new_session=True)
 
-    begin = time.monotonic()
+    start_time = time.monotonic()
     assert start(tmp_path / "straight").wait(timeout=600) == 0
-    whole = time.monotonic() - begin
-    chance = random.Random(int(begin))
+    whole = time.monotonic() - start_time
+    chance = random.Random(int(start_time))
     for _ in range(2):
         process = start(tmp_path / "killed")
         try:
