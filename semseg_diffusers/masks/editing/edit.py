@@ -87,18 +87,15 @@ def _transform(entry: MaskObject, values: Values, flip: bool = False) -> MaskObj
     return entry.at(entry.bottom + rows, entry.left + columns)
 
 
-def _paste(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
-    (entry,) = _select(context.street.labels.encode(values["from"]), values, context)
-    changed = _transform(entry, values)
-    note = {"object": _about(entry, context), "put": _about(changed, context)}
-    return paste(ids, changed, standing_in_front(ids, context.street, changed.bottom)), note
-
-
-def _change(ids: np.ndarray, values: Values, context: Context, flip: bool = False) -> tuple[np.ndarray, dict]:
-    (entry,) = _select(ids, values, context)
+def _put(ids: np.ndarray, values: Values, context: Context, flip: bool = False) -> tuple[np.ndarray, dict]:
+    """Paste an object of another mask, or change one of this mask."""
+    labels, street = context.street.labels, context.street
+    (entry,) = _select(labels.encode(values["from"]) if "from" in values else ids, values, context)
     changed = _transform(entry, values, flip)
     note = {"object": _about(entry, context), "put": _about(changed, context)}
-    return move(ids, entry, changed, context.street), note
+    if "from" in values:
+        return paste(ids, changed, standing_in_front(ids, street, changed.bottom)), note
+    return move(ids, entry, changed, street), note
 
 
 def _place(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndarray, dict]:
@@ -190,11 +187,11 @@ def _draw(shape: Callable[..., np.ndarray], **needs: Kind) -> OperationType:
 
 OBJECT = {"at": POINT, "class": TEXT, "number": NATURAL}
 OPERATION_TYPES: dict[str, OperationType] = {
-    "paste": OperationType(_paste, {"from": TEXT}, {**OBJECT, "to": POINT, "scale": POSITIVE, "flip": FLAG}),
+    "paste": OperationType(_put, {"from": TEXT}, {**OBJECT, "to": POINT, "scale": POSITIVE, "flip": FLAG}),
     "place": OperationType(_place, {"class": TEXT}, {"count": NATURAL}),
-    "move": OperationType(_change, {}, {**OBJECT, "to": POINT, "by": POINT}),
-    "scale": OperationType(_change, {"factor": POSITIVE}, OBJECT),
-    "flip": OperationType(partial(_change, flip=True), {}, OBJECT),
+    "move": OperationType(_put, {}, {**OBJECT, "to": POINT, "by": POINT}),
+    "scale": OperationType(_put, {"factor": POSITIVE}, OBJECT),
+    "flip": OperationType(partial(_put, flip=True), {}, OBJECT),
     "remove": OperationType(_remove, {}, {**OBJECT, "number": NATURAL_OR_ALL}),
     "relabel": OperationType(_relabel, {"to": TEXT}, {"at": POINT, "class": TEXT}),
     "polygon": _draw(shapes.polygon, points=POINTS),

@@ -205,37 +205,52 @@ def class_figures(statistics: MaskStatistics, group: Group | None = None) -> lis
         group: an attribute and its value; all masks by default.
     """
     members = statistics.members(group)
-    num_classes = statistics.labels.num_classes
-    pixels = statistics.pixels[members]  # (n, C + 1)
-    totals, frames = pixels.sum(axis=0)[:-1], pixels.sum(axis=1)
-    images = (pixels[:, :-1] > 0).sum(axis=0)
+    totals = statistics.pixels[members][:, :-1].sum(axis=0)  # (C,)
+    images = (statistics.pixels[members][:, :-1] > 0).sum(axis=0)
     edges = statistics.edges[members].sum(axis=0)
     chosen = members[statistics.object_masks]
     classes, sizes = statistics.object_classes[chosen], statistics.object_sizes[chosen]
     shares = sizes / statistics.pixels.sum(axis=1)[statistics.object_masks[chosen]]
-    order = np.lexsort((sizes, classes))
-    bounds = np.searchsorted(classes[order], np.arange(num_classes + 1))
     figures = []
     for index, name in enumerate(statistics.labels.names):
-        own = order[bounds[index] : bounds[index + 1]]  # objects of this class, the smallest first
+        own = classes == index
+        median, typical = _medians(sizes[own])
+        median_share, typical_share = _medians(shares[own])
         figures.append(
             ClassFigures(
                 name=name,
                 pixels=int(totals[index]),
-                pixel_share=_ratio(totals[index], totals.sum()),
+                pixel_share=float(totals[index] / max(totals.sum(), 1)),
                 images=int(images[index]),
-                image_share=_ratio(images[index], len(frames)),
-                objects=len(own),
-                objects_per_image=_ratio(len(own), images[index]),
-                median_object=float(np.median(sizes[own])) if len(own) else 0.0,
-                typical_object=_weighted_median(sizes[own]),
-                median_object_share=float(np.median(shares[own])) if len(own) else 0.0,
-                typical_object_share=_weighted_median(np.sort(shares[own])),
-                edge_share=_ratio(edges[index], totals[index]),
+                image_share=float(images[index] / members.sum()),
+                objects=int(own.sum()),
+                objects_per_image=float(own.sum() / max(images[index], 1)),
+                median_object=median,
+                typical_object=typical,
+                median_object_share=median_share,
+                typical_object_share=typical_share,
+                edge_share=float(edges[index] / max(totals[index], 1)),
                 spread=_spread(statistics.cells[group][index]),
             )
         )
     return figures
+
+
+def _medians(sizes: np.ndarray) -> tuple[float, float]:
+    """Return the median of sizes, and the size at which half of their sum is reached."""
+    if len(sizes) == 0:
+        return 0.0, 0.0
+    sizes = np.sort(sizes)
+    upto = np.cumsum(sizes)
+    return float(np.median(sizes)), float(sizes[np.searchsorted(upto, upto[-1] / 2)])
+
+
+def _spread(cells: np.ndarray) -> float:
+    """Return the exponential of the entropy of (rows, columns) counts, as a share of all cells."""
+    if not cells.any():
+        return 0.0
+    p = cells[cells > 0] / cells.sum()
+    return float(np.exp(-(p * np.log(p)).sum()) / cells.size)
 
 
 def heat_maps(statistics: MaskStatistics, group: Group | None = None) -> np.ndarray:
@@ -247,24 +262,4 @@ def heat_maps(statistics: MaskStatistics, group: Group | None = None) -> np.ndar
 def unknown_share(statistics: MaskStatistics, group: Group | None = None) -> float:
     """Return the share of unknown pixels."""
     pixels = statistics.pixels[statistics.members(group)]
-    return _ratio(pixels[:, -1].sum(), pixels.sum())
-
-
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole else 0.0
-
-
-def _weighted_median(sizes: np.ndarray) -> float:
-    """Return the size, of ascending sizes, at which half of their sum is reached."""
-    if len(sizes) == 0:
-        return 0.0
-    upto = np.cumsum(sizes)
-    return float(sizes[np.searchsorted(upto, upto[-1] / 2)])
-
-
-def _spread(cells: np.ndarray) -> float:
-    """Return the exponential of the entropy of (rows, columns) counts, as a share of all cells."""
-    if not cells.any():
-        return 0.0
-    p = cells[cells > 0] / cells.sum()
-    return float(np.exp(-(p * np.log(p)).sum()) / cells.size)
+    return float(pixels[:, -1].sum() / pixels.sum())
