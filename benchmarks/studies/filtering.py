@@ -16,13 +16,11 @@ import torch
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.filtering.losses import (
     compute_class_losses,
-    count_pixels,
+    filter_pairs,
     find_class_losses,
     kept_shares,
     losses_key,
-    read_batch,
 )
-from semseg_diffusers.evaluation.filtering.rules import filter_ids
 from semseg_diffusers.evaluation.filtering.settings import FilterSettings
 from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
 from semseg_diffusers.evaluation.metrics import derangement
@@ -35,14 +33,15 @@ SEED = 0  # of the exchange of masks
 
 
 def shares_of(images: ImageSet, masks: Sequence[int], segmenter: Judge, thresholds: np.ndarray) -> list[float]:
-    """The share of its labels that each image keeps with the mask at the place that `masks` names."""
-    labels, shares = images.labels, []
-    for place, mask in enumerate(masks):
-        ids, losses = next(iter(read_batch(segmenter, [images.image(place)], [images.mask(mask)])))
-        filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
-        share = kept_shares(count_pixels(ids, labels), count_pixels(filtered, labels), labels)["kept_share"]
-        shares += [] if share is None else [share]
-    return shares
+    """Return the share of its labels that each image keeps with the mask at the index in `masks`."""
+
+    def pair_of(index: int) -> dict[str, torch.Tensor]:
+        return {"image": images.image(index), "mask": images.mask(masks[index])}
+
+    found = filter_pairs(segmenter, pair_of, range(len(masks)), thresholds, 1, "filtering", show_progress=False)
+    counts = [(np.array(scores["pixels"]), np.array(scores["kept"])) for _, scores in found]
+    shares = [kept_shares(before, after, images.labels)["kept_share"] for before, after in counts]
+    return [share for share in shares if share is not None]
 
 
 def main() -> None:

@@ -18,12 +18,11 @@ from semseg_diffusers.evaluation.features import NETWORK_ERRORS, reason_of
 from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, example_pictures, write_filter_page
 from semseg_diffusers.evaluation.filtering.losses import (
     compute_class_losses,
-    count_pixels,
+    filter_pairs,
     find_class_losses,
     kept_share_on_real,
     kept_shares,
     losses_key,
-    read_losses,
 )
 from semseg_diffusers.evaluation.filtering.output import (
     PAGE_FILE,
@@ -41,7 +40,6 @@ from semseg_diffusers.evaluation.filtering.rules import (
     FILTER_FILE,
     REASONS,
     Scored,
-    filter_ids,
     mask_hardness,
     ranks_of,
     reasons_to_drop,
@@ -211,18 +209,10 @@ def _filter_masks(
     def pair_of(index: int) -> dict[str, torch.Tensor]:
         return {"image": images.image(index), "mask": images.mask(index)}
 
-    found = read_losses(segmenter, pair_of, missing, batch_size, "filtering", show_progress)
-    for index, (ids, losses) in zip(missing, found, strict=True):
-        filtered = filter_ids(ids, losses, thresholds, images.labels.ignore_index)
-        known = np.isfinite(losses)
-        note = {
-            "digest": digests[index],
-            "pixels": count_pixels(ids, images.labels).tolist(),
-            "kept": count_pixels(filtered, images.labels).tolist(),
-            "loss": round(float(losses[known].mean()), 6) if known.any() else None,
-        }
+    found = filter_pairs(segmenter, pair_of, missing, thresholds, batch_size, "filtering", show_progress)
+    for index, (filtered, scores) in zip(missing, found, strict=True):
+        note = notes[index] = {"digest": digests[index], **scores}
         store_mask(output, images.names[index], images.labels, filtered, note)
-        notes[index] = note
     return [
         Scored(name, stem, tuple(note["pixels"]), tuple(note["kept"]), note["loss"])
         for name, stem, note in zip(images.names, images.stems, notes, strict=True)

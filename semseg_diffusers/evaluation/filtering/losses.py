@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from semseg_diffusers.data.dataset import PairDataset
+from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, filter_ids
 from semseg_diffusers.evaluation.segmentation.judge import Judge
@@ -111,17 +112,13 @@ def kept_share_on_real(
 
     Returns `num_photos`, the shares of `kept_shares`, and the `least_kept_share` of an image, or None.
     """
-    labels, count = pairs.labels, min(len(pairs), MAX_REFERENCES)
-    indices = [index * len(pairs) // count for index in range(count)]
-    before, after = (np.zeros(labels.num_classes, np.int64) for _ in range(2))
-    of_images, title = [], "reference images"
-    for ids, losses in read_losses(segmenter, pairs.__getitem__, indices, batch_size, title, show_progress):
-        pixels = count_pixels(ids, labels)
-        kept = count_pixels(filter_ids(ids, losses, thresholds, labels.ignore_index), labels)
-        before, after = before + pixels, after + kept
-        of_images.append(kept_shares(pixels, kept, labels)["kept_share"])
-    least = min((share for share in of_images if share is not None), default=None)
-    return {"num_photos": count, **kept_shares(before, after, labels), "least_kept_share": least}
+    count = min(len(pairs), MAX_REFERENCES)
+    indices, title = [index * len(pairs) // count for index in range(count)], "reference images"
+    found = filter_pairs(segmenter, pairs.__getitem__, indices, thresholds, batch_size, title, show_progress)
+    before, after = np.array([(scores["pixels"], scores["kept"]) for _, scores in found]).swapaxes(0, 1)
+    shares = [kept_shares(*counts, pairs.labels)["kept_share"] for counts in zip(before, after, strict=True)]
+    least = min((share for share in shares if share is not None), default=None)
+    return {"num_photos": count, **kept_shares(before.sum(0), after.sum(0), pairs.labels), "least_kept_share": least}
 
 
 def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict[str, Any]:
@@ -139,9 +136,22 @@ def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict
     }
 
 
-def count_pixels(ids: np.ndarray, labels: LabelSet) -> np.ndarray:
-    """Return the number of pixels of each class (num_classes,), int64, without unknown ones."""
-    return np.bincount(ids[ids != labels.ignore_index].ravel(), minlength=labels.num_classes)
+def filter_pairs(
+    segmenter: Judge,
+    pair_of: Callable[[int], Mapping[str, torch.Tensor]],
+    indices: Sequence[int],
+    thresholds: np.ndarray,
+    batch_size: int,
+    title: str,
+    show_progress: bool,
+) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Yield the filtered mask (H, W) of each pair, and its `pixels` and `kept` pixels by class and mean `loss`."""
+    labels = segmenter.labels
+    for ids, losses in read_losses(segmenter, pair_of, indices, batch_size, title, show_progress):
+        filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
+        pixels, kept = (count_pixels(each, labels.num_classes)[:-1].tolist() for each in (ids, filtered))
+        known = losses[np.isfinite(losses)]
+        yield filtered, {"pixels": pixels, "kept": kept, "loss": round(float(known.mean()), 6) if len(known) else None}
 
 
 def read_losses(
