@@ -124,6 +124,8 @@ def test_what_is_no_archive_or_damaged_is_named(tmp_path):
     (tmp_path / "a.zip").write_bytes(b"<html>404</html>")
     with pytest.raises(ValueError, match="'.*a.zip' cannot be opened as a zip archive"):
         open_archives([tmp_path / "a.zip"])
+    with pytest.raises(ValueError, match="the layout of '.*empty.zip' is not known"):
+        read_source(write_zip(tmp_path / "empty.zip", {}))
     data = write_zip(tmp_path / "b.zip", {"a.txt": b"hello world"}).read_bytes()
     (tmp_path / "b.zip").write_bytes(data.replace(b"hello world", b"hellO world"))
     with pytest.raises(ValueError, match=r"'.*b.zip/a.txt' cannot be read from its archive \(Bad CRC"):

@@ -38,7 +38,7 @@ from semseg_diffusers.data.readers.pairs import (
     split_folders,
 )
 from semseg_diffusers.data.readers.tables import is_table, read_table
-from semseg_diffusers.utils.archives import ArchivePath, open_archives
+from semseg_diffusers.utils.archives import open_archives
 
 
 __all__ = ["FORMATS", "IMAGE_ENDINGS", "NAMED", "Encoded", "Pair", "Source", "open_source", "read_file", "read_source"]
@@ -123,6 +123,11 @@ FORMATS: dict[str, Format] = {
 }
 
 
+# Folders that are part of a layout, when one is alone at the top of an archive.
+PARTS = {"images", "masks", "labels", "seg", "training", "train", "leftImg8bit", "gtFine", "rgb_anon", "gt"}
+PARTS |= {"bdd100k", "CamVid"}
+
+
 def read_source(
     source: str | Path | Sequence[str | Path],
     data_format: str | None = None,
@@ -201,18 +206,13 @@ def _open_paths(paths: Sequence[Path], data_format: str | None) -> AnyPath:
         if path.is_dir() and len(paths) > 1:
             raise ValueError(f"--source '{path}' is a folder; expected one folder alone, or several zip archives.")
     if paths[0].is_dir():
-        entries = [path for path in paths[0].iterdir() if not path.name.startswith(".")]
-        paths_in_folder = sorted(path for path in entries if path.suffix == ".zip")
-        if not paths_in_folder or any(path.is_dir() for path in entries):
+        visible = [path for path in paths[0].iterdir() if not path.name.startswith(".")]
+        inside = sorted(path for path in visible if path.suffix == ".zip")
+        if not inside or any(path.is_dir() for path in visible):
             return paths[0]
-        paths = paths_in_folder
-    return _only_folder(open_archives(paths))
-
-
-def _only_folder(top: ArchivePath) -> ArchivePath:
-    """Return the folder that holds all of an archive, unless its name is part of a layout."""
+        paths = inside
+    top = open_archives(paths)
     entries = list(top.iterdir())
-    known = {"images", "masks", "labels", "seg", "training", "train", "leftImg8bit", "gtFine", "rgb_anon", "gt"}
-    if len(entries) == 1 and entries[0].is_dir() and entries[0].name not in known | {"bdd100k", "CamVid"}:
-        return entries[0]
-    return top
+    # an archive is often packed with the folder that holds all of it
+    packed = len(entries) == 1 and entries[0].is_dir() and entries[0].name not in PARTS
+    return entries[0] if packed else top

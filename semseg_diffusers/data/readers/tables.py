@@ -30,15 +30,19 @@ def is_table(root: AnyPath) -> bool:
 
 def read_table(name: str, options: ReadOptions) -> Source:
     """Read a dataset of `datasets`, a folder or a Hub id, with --image_column, --mask_column and --labels."""
+    import datasets  # here: importing it takes longer than everything else in this file
+
     check_name(name, "dataset")
     labels, revision = find_labels(name, None if options.labels is None else LabelSet.from_name(options.labels))
     tables = _load(name, revision, options.streaming)
     columns = _columns(name, next(iter(tables.values())), options)
+    for split, table in tables.items():
+        for column in columns:
+            table = table.cast_column(column, datasets.Image(decode=False))
+        tables[split] = table.select_columns([c for c in table.column_names if c in (*columns, "stem")])
     how = "as a stream" if options.streaming else "whole"
     notes = (f"read the columns {columns[0]} and {columns[1]}, {how}",)
-    return Source(
-        labels, TablePairs(name, {split: _undecoded(tables[split], columns) for split in tables}, columns), notes=notes
-    )
+    return Source(labels, TablePairs(name, tables, columns), notes=notes)
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def _encoded(entry: dict[str, Any] | None, name: str) -> Encoded:
 
 def _load(name: str, revision: str | None, streaming: bool) -> dict[str, Any]:
     """Return the tables by split."""
-    import datasets  # here: importing it takes longer than everything else in this file
+    import datasets
 
     if any((Path(name) / file).is_file() for file in TABLE_FILES):
         if streaming:
@@ -107,15 +111,6 @@ def _load(name: str, revision: str | None, streaming: bool) -> dict[str, Any]:
             f"{', '.join(others)}."
         )
     return tables
-
-
-def _undecoded(table: Any, columns: tuple[str, str]) -> Any:
-    """Return the columns that are read, without decoding their images."""
-    import datasets
-
-    for column in columns:
-        table = table.cast_column(column, datasets.Image(decode=False))
-    return table.select_columns([column for column in table.column_names if column in (*columns, "stem")])
 
 
 def _columns(name: str, table: Any, options: ReadOptions) -> tuple[str, str]:
