@@ -97,11 +97,7 @@ def state_dict_of(content: Any, path: str | os.PathLike) -> dict[str, torch.Tens
 
 
 def shape_of(weights: Mapping[str, torch.Tensor], key: str, num_dims: int, source: str, path) -> tuple[int, ...]:
-    """Return the shape of a weight that settings of the network are read from; `source` is the layout, as in --from.
-
-    Raises:
-        ValueError: it is missing, or has another number of dimensions.
-    """
+    """Return the shape of a weight that settings of the network are read from, else raise a `ValueError`."""
     if key not in weights:
         prefixes = {"inc.": "paper", "ema_model.": "paper", "model.": "paper", "input_blocks.": "sdm"}
         others = (name for start, name in prefixes.items() if any(found.startswith(start) for found in weights))
@@ -120,11 +116,7 @@ def shape_of(weights: Mapping[str, torch.Tensor], key: str, num_dims: int, sourc
 
 
 def load_weights(unet: torch.nn.Module, weights: Mapping[str, torch.Tensor], path: str | os.PathLike) -> None:
-    """Load weights into a network built on the meta device; its keys and theirs must be the same.
-
-    Raises:
-        ValueError: keys are missing or unexpected, shapes differ, or a weight is not finite.
-    """
+    """Load weights into a network built on the meta device; keys, shapes and finite numbers are checked."""
     expected = unet.state_dict()
     found = {
         "keys are missing": [key for key in expected if key not in weights],

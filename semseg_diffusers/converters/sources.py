@@ -51,11 +51,7 @@ class Conversion:
 
 
 def labels_for(labels: LabelSet | None, num_classes: int, hint: str = "") -> LabelSet:
-    """Return the label set of a converted network: the given one, or numbers as names and distinct colours.
-
-    Raises:
-        ValueError: it has another number of classes than the weights read, or more than 8-bit ids can count.
-    """
+    """Return the label set of a converted network: the given one, or numbers as names and distinct colours."""
     if not 1 <= num_classes <= 255:
         raise ValueError(f"masks hold 8-bit ids, so 1 to 255 classes; the weights read {num_classes}.")
     if labels is not None:

@@ -93,12 +93,7 @@ class MaskBranch(nn.Module):
 
 
 class ControlBranch(nn.Module):
-    """A copy of a network's encoder and middle that reads the mask, with zero convolutions behind each output.
-
-    Args:
-        unet (`UNet2DModel`): The network whose parts (`COPIED`) are copied, with their weights.
-        num_classes (`int`): Channels of the one-hot mask.
-    """
+    """A copy of a network's encoder and middle that reads the mask, with zero convolutions behind each output."""
 
     conv_in: nn.Module
     time_embedding: nn.Module
@@ -121,16 +116,9 @@ class ControlBranch(nn.Module):
     def forward(
         self, sample: torch.Tensor, t_emb: torch.Tensor, class_labels: torch.Tensor | None, hint: torch.Tensor
     ) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """Compute what is added to the base's skip connections and to its middle.
+        """Compute what is added to the base's skip connections, the stem's first, and to its middle (B, C, h, w).
 
-        Args:
-            sample (`torch.Tensor`): Noisy images (B, in_channels, H, W), centred where the base needs it.
-            t_emb (`torch.Tensor`): Projected timesteps (B, time channels).
-            class_labels (`torch.Tensor`, *optional*): What the base's class embedding reads.
-            hint (`torch.Tensor`): The mask at the width of the stem (B, C, H, W).
-
-        Returns:
-            `tuple`: One map for each skip connection, the stem's first; and the middle's (B, C, h, w).
+        `t_emb` are projected timesteps (B, time channels), `hint` is the mask at the width of the stem (B, C, H, W).
         """
         emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
         if self.class_embedding is not None:

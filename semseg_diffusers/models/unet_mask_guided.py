@@ -81,14 +81,10 @@ def pixel_coordinates(maps: torch.Tensor) -> torch.Tensor:
 
 
 def label_keep_probability(tau: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
-    """Return the probability that label diffusion keeps a pixel of a class at a time.
+    """Return the probability that label diffusion keeps a pixel of a class, 1 at `tau` 0 and 0 at `tau` 1, float32.
 
-    Args:
-        tau (`torch.Tensor`): Fraction of the diffusion, 0 (image) to 1 (noise), broadcastable against `psi`.
-        psi (`torch.Tensor`): Rarity of the class, more than 0: 1 for the most frequent; larger ones keep more pixels.
-
-    Returns:
-        `torch.Tensor`: Probabilities in [0, 1], 1 at `tau` 0 and 0 at `tau` 1, of the broadcast shape, float32.
+    `tau` is the fraction of the diffusion, 0 (image) to 1 (noise); `psi` the rarity of the class, more than 0: 1 for
+    the most frequent; larger ones keep more pixels.
 
     Example:
         >>> keep = label_keep_probability(torch.tensor(0.5), torch.tensor([1.0, 100.0]))
@@ -102,18 +98,11 @@ def label_keep_probability(tau: torch.Tensor, psi: torch.Tensor) -> torch.Tensor
 
 
 def diffuse_labels(mask: torch.Tensor, tau: torch.Tensor, noise: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
-    """Set pixels of a mask to unknown (255), each by the keep-probability of its class.
+    """Set pixels of a mask (B, H, W) to unknown (255), each by the keep-probability of its class.
 
-    With the same noise, what is unknown at one time is unknown at every later one.
-
-    Args:
-        mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype; ids of no class are unchanged.
-        tau (`torch.Tensor`): Fraction of the diffusion, 0 to 1, a scalar or (B,).
-        noise (`torch.Tensor`): (B, H, W), uniform in [0, 1).
-        psi (`torch.Tensor`): See `label_keep_probability`, (num_classes,).
-
-    Returns:
-        `torch.Tensor`: Class ids (B, H, W), int64.
+    `tau` is a scalar or (B,), `noise` uniform in [0, 1), (B, H, W), `psi` (num_classes,), see
+    `label_keep_probability`. With the same noise, what is unknown at one time is unknown at every later one; ids of no
+    class are unchanged.
     """
     mask = mask.long()
     psi, noise = psi.to(mask.device), noise.to(mask.device)
@@ -192,15 +181,8 @@ def modulate(normed: torch.Tensor, maps: tuple[torch.Tensor, ...], slot: tuple[i
 def modulate_norms(blocks: list[tuple[nn.Module, int]]) -> dict[int, int]:
     """Convert every residual block inside modules of diffusers to a `ModulatedResnetBlock2D`, in place.
 
-    Args:
-        blocks (`list[tuple[nn.Module, int]]`): Modules, each with the factor by which its input maps are smaller than
-            the image.
-
-    Returns:
-        `dict[int, int]`: Factor -> channels of all norms at it, in rising order: what `MaskModulation` takes.
-
-    Raises:
-        ValueError: A module holds no residual blocks, or ones whose norms are conditioned on the time alone.
+    Each module comes with the factor by which its input maps are smaller than the image. Returns the channels of all
+    norms at each factor, in rising order: what `MaskModulation` takes.
     """
     found: list[tuple[ResnetBlock2D, tuple[int, int]]] = []
     for block, factor in blocks:

@@ -22,20 +22,12 @@ def guidance_weights(
     has_attributes: bool = False,
     has_guide: bool = False,
 ) -> dict[str, float]:
-    """Return the weight of each prediction in the guided one.
+    """Return the weight of each prediction in the guided one: level -> weight, without weights of 0; they sum to 1.
 
     A network predicts at three levels: "none" (neither mask nor attributes), "mask" (the mask alone) and "full"
-    (both); "guide" is the guide network's prediction at its full level.
-
-    Args:
-        scale (`float`): Guidance scale; 1 leaves the conditional prediction alone.
-        attribute_scale (`float`, *optional*): Scale of the attributes alone; `scale` if None.
-        has_mask (`bool`, defaults to True): Whether any mask is known.
-        has_attributes (`bool`, defaults to False): Whether any attribute is known.
-        has_guide (`bool`, defaults to False): Whether a guide network takes the place of the unconditional prediction.
-
-    Returns:
-        `dict[str, float]`: Level -> weight, without weights of 0; they sum to 1.
+    (both); "guide" is the guide network's prediction at its full level. `attribute_scale` is that of the attributes
+    alone, `scale` if None; a scale of 1 leaves the conditional prediction alone. `has_mask` says whether any mask is
+    known.
 
     Example:
         >>> guidance_weights(3.0)
@@ -55,16 +47,10 @@ def guidance_weights(
 
 
 def guide(predictions: Mapping[str, torch.Tensor], weights: Mapping[str, float], channels: int) -> torch.Tensor:
-    """Combine predictions into the guided one.
+    """Combine the predictions of the levels by their weights (`guidance_weights`).
 
-    Args:
-        predictions (`dict[str, torch.Tensor]`): Level -> prediction, (B, C, H, W), or (B, 2C, H, W) where the network
-            predicts the variance too.
-        weights (`dict[str, float]`): See `guidance_weights`.
-        channels (`int`): C; the variance is not guided, it is that of the last level.
-
-    Returns:
-        `torch.Tensor`: (B, C or 2C, H, W).
+    Predictions are (B, C, H, W), or (B, 2C, H, W) where the network predicts the variance too: of C `channels`. The
+    variance is not guided, it is that of the last level.
     """
     parts, rest = [predictions[level] for level in weights], list(weights.values())
     if len(parts) == 1:
@@ -80,18 +66,11 @@ def guide(predictions: Mapping[str, torch.Tensor], weights: Mapping[str, float],
 class Conditions:
     """Mask, attributes and class labels of a run as the networks take them, encoded once for all steps and images.
 
-    Args:
-        unet (`torch.nn.Module`): The network.
-        ids (`torch.Tensor`): Class ids on its device, (number of masks, H, W).
-        num_images_per_mask (`int`): Images of a mask follow each other in the batch.
-        class_labels (`torch.Tensor`, *optional*): One for each mask.
-        attributes (`torch.Tensor`, *optional*): (number of masks, attributes of the network), -1 where unknown.
-        mask_noise (`torch.Tensor`, *optional*): Uniform noise in [0, 1) for each image, (B, H, W), which a network
-            reads that was trained on masks that fade with the noise (`label_diffusion`): at each step they are
-            encoded again.
-        instances (`torch.Tensor`, *optional*): Instance ids (number of masks, H, W); a network with `instance_edges`
-            reads them.
-        guide_unet (`torch.nn.Module`, *optional*): The guide network, which takes the same.
+    `ids` (number of masks, H, W), `instances` (the same, for networks with `instance_edges`), `class_labels` (number
+    of masks,) and `attributes` (number of masks, attributes of the network; -1 is unknown) are on the networks'
+    device. Images of a mask follow each other in the batch. A network that was trained on masks that fade with the
+    noise (`label_diffusion`) reads `mask_noise`, uniform in [0, 1), (B, H, W): its masks are encoded again at each
+    step.
     """
 
     def __init__(
@@ -143,13 +122,7 @@ class Conditions:
             yield self.unet, levels, self.inputs(levels, timestep, conditioning_scale)
 
     def inputs(self, levels: Sequence[str], timestep, conditioning_scale: float | None = None) -> dict:
-        """Return the keyword arguments of the network's `forward` for a batch of all images at each level.
-
-        Args:
-            levels (sequence): "none", "mask" or "full".
-            timestep: The scheduler's timestep.
-            conditioning_scale (`float`, *optional*): Scale of the control branch, for networks that have one.
-        """
+        """Return the keyword arguments of the network's `forward` for a batch of all images at each level."""
         levels = tuple(levels)
         if levels not in self._inputs:  # made at the first step that needs them
             same = {} if self.mask_noise is not None else self._mask_inputs(levels, self.known)

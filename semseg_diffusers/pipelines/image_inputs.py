@@ -54,19 +54,9 @@ def read_images(images, num_masks: int) -> list[np.ndarray]:
 
 
 def read_image(image, source: str = "the image") -> np.ndarray:
-    """Read one image.
+    """Read one image as (H, W, 3) float32 in [0, 1], rotated upright by its EXIF orientation.
 
-    Args:
-        image (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): Arrays are (H, W, 3), tensors (3, H, W), of
-            type uint8, or floats in [0, 1].
-        source (`str`, defaults to "the image"): Its name in error messages; a path names itself.
-
-    Returns:
-        `np.ndarray`: (H, W, 3) float32 in [0, 1], rotated upright by its EXIF orientation.
-
-    Raises:
-        ValueError: The file is no image, or the image is transparent, of another shape or out of range.
-        TypeError: It is none of these.
+    Arrays are (H, W, 3), tensors (3, H, W), of type uint8, or floats in [0, 1]. Errors name `source`, or the path.
     """
     if isinstance(image, (str, os.PathLike)):
         source, image = f"image '{os.fspath(image)}'", open_image(image, "image")
@@ -100,15 +90,7 @@ def read_image(image, source: str = "the image") -> np.ndarray:
 
 
 def read_region(region) -> np.ndarray:
-    """Read one region to regenerate: (H, W) bool.
-
-    Args:
-        region (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): Booleans or integers (H, W), or an image;
-            pixels that are not zero, or not black, are regenerated.
-
-    Raises:
-        ValueError: It is of another shape or type.
-    """
+    """Read one region to regenerate, (H, W) bool: where an image is not black, or an array (H, W) not zero."""
     if isinstance(region, (str, os.PathLike)):
         region = open_image(region, "region")
     if isinstance(region, Image.Image):
@@ -130,13 +112,10 @@ def changed_region(old_ids: np.ndarray, new_ids: np.ndarray, margin: int) -> np.
 
 
 def crop_window(region: np.ndarray, height: int, width: int, padding: int) -> Box | None:
-    """Return the window around a region (H, W) that is generated at height x width.
+    """Return the window around a region (H, W) that is generated at height x width; None where none holds the region.
 
     It has their aspect ratio, holds the region with `padding` pixels around it as far as the frame reaches, and is at
     least height x width, so that nothing is generated smaller than the image shows it.
-
-    Returns:
-        Box or None: None where no window of this aspect ratio inside the frame holds the region.
     """
     frame_height, frame_width = region.shape
     if not region.any():
@@ -178,17 +157,9 @@ def crop_resize_region(region: np.ndarray, box: Box, height: int, width: int) ->
 
 
 def paste(image: np.ndarray, generated: np.ndarray, region: np.ndarray, box: Box, feather: int) -> np.ndarray:
-    """Paste a generated window into the region of an image; every other pixel is unchanged.
+    """Paste a generated window (h, w, 3) of any size into the region (H, W) of an image (H, W, 3), resized to its box.
 
-    Args:
-        image (`np.ndarray`): (H, W, 3).
-        generated (`np.ndarray`): The window, (h, w, 3), of any size.
-        region (`np.ndarray`): (H, W) bool.
-        box (`tuple`): Position of the window in the image.
-        feather (`int`): Pixels, inside the region, over which the image fades into the generated one.
-
-    Returns:
-        `np.ndarray`: (H, W, 3).
+    Inside the region the image fades into it over `feather` pixels; every other pixel is unchanged.
     """
     left, top, right, bottom = box
     size = bottom - top, right - left

@@ -17,18 +17,9 @@ UNKNOWN = 255  # the id that every network reads as "class unknown"
 
 
 def open_image(path, what: str = "mask") -> Image.Image:
-    """Open and fully decode an image file.
+    """Open and fully decode an image file; `what` names it in errors.
 
-    Args:
-        path (`str` or `os.PathLike`): The file.
-        what (`str`, defaults to "mask"): Its name in error messages.
-
-    Returns:
-        `PIL.Image.Image`: The decoded image; the file is closed.
-
-    Raises:
-        OSError: The file does not exist or may not be read.
-        ValueError: The file is empty, truncated or no image.
+    An empty, truncated or foreign file is a `ValueError`, a missing one an `OSError`.
     """
     path = os.fspath(path)
     if os.path.isfile(path) and os.path.getsize(path) == 0:
@@ -76,22 +67,11 @@ def colors_to_ids(
     tolerance: float = 0.0,
     source=None,
 ) -> np.ndarray:
-    """Convert a colour image to class ids.
+    """Convert an RGB image (H, W, 3) uint8 to class ids (H, W) uint8; `colors` are those of the classes in order.
 
-    Args:
-        image (`np.ndarray`): RGB image, (H, W, 3) uint8.
-        colors (sequence): The RGB colour of each class, in class order.
-        ignore_index (`int`, defaults to 255): The id of pixels in the ignore colour.
-        ignore_color (sequence, *optional*): The RGB colour that means "unknown".
-        tolerance (`float`, defaults to 0): Colours of no class become the class with the nearest colour, if its
-            Euclidean distance in RGB (0 to 441) is at most this.
-        source (*optional*): The file, named in error messages.
-
-    Returns:
-        `np.ndarray`: Class ids, (H, W) uint8.
-
-    Raises:
-        ValueError: The image holds colours of no class.
+    Pixels in the ignore colour become `ignore_index`. A colour of no class becomes the class with the nearest one if
+    its Euclidean distance in RGB (0 to 441) is at most `tolerance`, else it is a `ValueError` that names the file
+    `source`.
     """
     known_colors, known_ids = [tuple(color) for color in colors], list(range(len(colors)))
     if ignore_color is not None and tuple(ignore_color) not in known_colors:  # a class wins over the ignore colour
@@ -250,21 +230,11 @@ def read_mask(
     tolerance: float = 0.0,
     source=None,
 ) -> np.ndarray:
-    """Read one mask of any form as class ids.
+    """Read one mask of any form as class ids, (H, W) uint8.
 
-    Args:
-        mask (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One channel (modes 1, L, I, I;16; integer
-            arrays (H, W)) is ids; a P-mode image is ids if its palette agrees (`palette_agrees`), else colours; RGB,
-            and RGBA without transparency, is colours; float or bool (num_classes, H, W) is one-hot.
-        num_classes (`int`): Ids run from 0 to `num_classes - 1`.
-        colors (sequence, *optional*): RGB colour of each class. Without it, only ids are read.
-        ignore_index (`int`, defaults to 255): The id of unknown pixels.
-        ignore_color (sequence, *optional*): The RGB colour of unknown pixels.
-        tolerance (`float`, defaults to 0): See `colors_to_ids`.
-        source (*optional*): Named in error messages; a path names itself.
-
-    Returns:
-        `np.ndarray`: Class ids, (H, W) uint8.
+    One channel (modes 1, L, I, I;16; integer arrays (H, W)) is ids; a P-mode image is ids if its palette agrees
+    (`palette_agrees`), else colours; RGB, and RGBA without transparency, is colours (`colors_to_ids`), which needs
+    `colors`; float or bool (num_classes, H, W) is one-hot. Errors name `source`; a path names itself.
 
     Raises:
         ValueError: Unreadable file, unknown colours, transparency, floats, or ids out of range.
@@ -296,17 +266,7 @@ def read_mask(
 
 
 def read_instances(instances) -> np.ndarray:
-    """Read one map of instance ids, such as Cityscapes' `instanceIds`.
-
-    Args:
-        instances (path, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): One channel of integers, (H, W).
-
-    Returns:
-        `np.ndarray`: Instance ids, (H, W) int64.
-
-    Raises:
-        ValueError: Unreadable file, another number of channels, or no integers.
-    """
+    """Read one map of instance ids (one channel of integers), such as Cityscapes' `instanceIds`: (H, W) int64."""
     source = None
     if isinstance(instances, (str, os.PathLike)):
         source = os.fspath(instances)
@@ -321,10 +281,7 @@ def read_instances(instances) -> np.ndarray:
 
 
 def center_crop_box(height: int, width: int, target_height: int, target_width: int) -> tuple[int, int, int, int]:
-    """Return the largest centred box with the target's aspect ratio.
-
-    Returns:
-        `tuple[int, int, int, int]`: (left, top, right, bottom), as `PIL.Image.Image.crop` takes it.
+    """Return the largest centred box with the target's aspect ratio: (left, top, right, bottom), as PIL crops.
 
     Example:
         >>> center_crop_box(720, 1280, 128, 128)

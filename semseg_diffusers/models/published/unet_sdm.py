@@ -69,13 +69,9 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
 
 
 def instance_edges(instances: torch.Tensor) -> torch.Tensor:
-    """Mark each pixel that differs from a neighbour above, below, left or right of it, as the authors do.
+    """Mark each pixel of ids (B, H, W), or one-hot classes (B, C, H, W), that differs from a neighbour.
 
-    Args:
-        instances (`torch.Tensor`): Instance ids (B, H, W), or one-hot classes (B, C, H, W).
-
-    Returns:
-        `torch.Tensor`: bool (B, 1, H, W).
+    Neighbours are above, below, left and right, as for the authors; returns bool (B, 1, H, W).
     """
     ids = instances.unsqueeze(1) if instances.ndim == 3 else instances  # (B, C, H, W)
     across = (ids[..., :, 1:] != ids[..., :, :-1]).any(dim=1, keepdim=True)  # (B, 1, H, W-1)
