@@ -181,6 +181,7 @@ def _without_specks(classes: np.ndarray, exact: np.ndarray, min_area: int) -> tu
 def run(settings: CleanSettings) -> None:
     """Run `semseg-diffusers clean`."""
     paths, labels = find_masks(settings.masks), labels_of_masks(settings.masks, settings.labels)
+    names = {**labels.id2label, labels.ignore_index: "unknown"}
 
     def change(path: Path) -> tuple[np.ndarray, dict[str, Any], list[Image.Image]]:
         image = open_image(path)
@@ -190,7 +191,17 @@ def run(settings: CleanSettings) -> None:
         shown = [image.convert("RGB"), labels.decode(cleaned.ids), show_guesses(cleaned)]
         for cell in shown:
             cell.thumbnail((CELL, CELL), Image.Resampling.NEAREST if cell.mode == "P" else Image.Resampling.LANCZOS)
-        return cleaned.ids, _note(cleaned, labels), shown
+        ids, counts = np.unique(cleaned.ids, return_counts=True)
+        note = {
+            "exact_share": float(cleaned.exact.mean()),
+            "guessed_share": float(cleaned.guessed.mean()),
+            "strange_share": float(cleaned.strange.mean()),
+            "speck_pixels": int(cleaned.specks.sum()),
+            "classes": {names[i]: n for i, n in zip(ids.tolist(), counts.tolist(), strict=True)},
+            "colors": [{"color": list(color), "pixels": n} for color, n in list(cleaned.colors.items())[:MAX_COLORS]],
+            "num_colors": len(cleaned.colors),
+        }
+        return cleaned.ids, note, shown
 
     with new_output(settings.output) as folder:
         notes = write_changed(paths, labels, folder, change, "guessed.png", ["painted", "cleaned", "guessed"])
@@ -202,21 +213,6 @@ def run(settings: CleanSettings) -> None:
         f"from their surroundings; look at {Path(settings.output) / 'guessed.png'}. "
         f"Next: semseg-diffusers generate --masks {Path(settings.output) / 'masks'}\n"
     )
-
-
-def _note(cleaned: Cleaned, labels: LabelSet) -> dict:
-    """Return the entry of a mask in `clean.json`."""
-    names = {**labels.id2label, labels.ignore_index: "unknown"}
-    ids, counts = np.unique(cleaned.ids, return_counts=True)
-    return {
-        "exact_share": float(cleaned.exact.mean()),
-        "guessed_share": float(cleaned.guessed.mean()),
-        "strange_share": float(cleaned.strange.mean()),
-        "speck_pixels": int(cleaned.specks.sum()),
-        "classes": {names[i]: n for i, n in zip(ids.tolist(), counts.tolist(), strict=True)},
-        "colors": [{"color": list(color), "pixels": n} for color, n in list(cleaned.colors.items())[:MAX_COLORS]],
-        "num_colors": len(cleaned.colors),
-    }
 
 
 def _refusal(path: Path, cleaned: Cleaned, most: float) -> str:

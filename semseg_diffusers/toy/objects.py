@@ -200,11 +200,6 @@ def draw_sign(p: Painter, rng: Rng, x: float, z: float) -> None:
 # Moving objects ----------------------------------------------------------------------------------------------------
 
 
-def _flank(p: Painter, half: float) -> float:
-    """Return the flank of a vehicle at the origin that faces the road's middle."""
-    return -half if p.x > 0 else half
-
-
 def _lights(p: Painter, half: float, y: float, radius: float, size: tuple[float, float], color: Color) -> None:
     """Draw two lights, `half` from the middle: lamps in the dark, else ellipses of a size."""
     for dx in (-half, half):
@@ -223,7 +218,7 @@ def draw_car(p: Painter, rng: Rng, x: float, z: float, oncoming: bool) -> None:
     """Draw a car along the road: its end faces the camera and one flank shows, more of it the farther to the side."""
     p, paint = p.at(x, z, CAR), rng.jitter(rng.pick(CAR_PAINTS), 0.12)
     half, roof, length = rng.between(0.86, 0.96), rng.between(1.42, 1.72), rng.between(3.9, 4.6)
-    waist, flank = 0.58 * roof, _flank(p, half)
+    waist, flank = 0.58 * roof, -half if x > 0 else half
     p.shadow(-half - 0.1, half + 0.1, -0.25, length)
     for place in (0.18, 0.8):
         p.ellipse((flank, 0.32, place * length), 0.16, 0.33, TYRE)
@@ -261,7 +256,7 @@ def draw_box_vehicle(p: Painter, rng: Rng, x: float, z: float, kind: int, oncomi
     """Draw a bus, truck or tram along the road."""
     half, height, length, paints = BOX_VEHICLES[kind]
     p, paint, stripe = p.at(x, z, kind), rng.jitter(rng.pick(paints), 0.1), rng.jitter((0.9, 0.9, 0.88), 0.05)
-    flank = _flank(p, half)
+    flank = -half if x > 0 else half
     p.shadow(-half - 0.1, half + 0.1, -0.3, length)
     if abs(x) > half:
         p.polygon(side(flank, 0, length, 0.42, height), tint(paint, 0.72))

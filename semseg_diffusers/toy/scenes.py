@@ -89,11 +89,7 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
 
 
 def _choose_look(rng: Rng) -> Look:
-    at = rng.random() * sum(share for share, _ in LOOKS)
-    for share, look in LOOKS:  # noqa: B007
-        at -= share
-        if at < 0:
-            break
+    (look,) = rng.choices([look for _, look in LOOKS], [share for share, _ in LOOKS])
     exposure, visibility, amount = rng.between(0.90, 1.08), rng.between(0.8, 1.25), 0.07 * sum(look.sky_top)
     return dataclasses.replace(
         look,
@@ -154,10 +150,10 @@ def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator
         down = np.clip((y - p.horizon / scale) / (height - p.horizon / scale), 0, 1) ** 0.5
         down *= np.exp(-(((y - 0.8 * height) / (0.32 * height)) ** 2))
         image *= 1 + 1.5 * (down[:, None] * across)[..., None]
-    for lamp_x, lamp_y, radius, colour in glowing[:40]:
+    for lamp_x, lamp_y, radius, color in glowing[:40]:
         reach = 2.2 * radius / scale + 0.012 * height
         spot = np.exp(-(((y - lamp_y / scale) / reach) ** 2))[:, None] * np.exp(-(((x - lamp_x / scale) / reach) ** 2))
-        image += (0.5 if look.timeofday == "night" else 0.25) * spot[..., None] * np.array(colour, np.float32) / 255
+        image += (0.5 if look.timeofday == "night" else 0.25) * spot[..., None] * np.array(color, np.float32) / 255
     # 5. A wet road mirrors what is above it.
     if look.wet:
         horizon = p.horizon / scale
@@ -179,10 +175,10 @@ def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator
 
 
 def _uncovered(image: np.ndarray, lamp: tuple) -> bool:
-    x, y, _, colour = lamp
+    x, y, _, color = lamp
     column, row = math.floor(x), math.floor(y)
     inside = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
-    return inside and tuple(image[row, column]) == colour
+    return inside and tuple(image[row, column]) == color
 
 
 # A dataset of scenes -----------------------------------------------------------------------------------------------
