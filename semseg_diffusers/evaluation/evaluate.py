@@ -19,18 +19,11 @@ from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.dataset_format import GENERATION_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import collect_images, write_report
-from semseg_diffusers.evaluation.features import (
-    NETWORK_ERRORS,
-    FeatureExtractor,
-    load_extractor,
-    reason_of,
-    with_paper_features,
-)
+from semseg_diffusers.evaluation.features import FeatureExtractor, check_reads, load_extractor, with_paper_features
 from semseg_diffusers.evaluation.filtering.rules import read_filter
 from semseg_diffusers.evaluation.inference import cached_inference
 from semseg_diffusers.evaluation.inputs import ImageSet, RealData, generated_images, load_real_data
-from semseg_diffusers.evaluation.metrics import PredictedImages, score_agreement
-from semseg_diffusers.evaluation.results import Features, all_figures, code_commit, fidelity_comparisons, versions
+from semseg_diffusers.evaluation.results import Outputs, assemble_results, fidelity_comparisons
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.generate import generate_dataset
@@ -73,18 +66,9 @@ def load_networks(
         dtype=dtype,
     )
     extractors = [load_extractor(name, device=device, dtype=dtype) for name in with_paper_features(settings.features)]
-    height, width = pairs.resolution
-    noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    named = [(f"--segmenter '{settings.segmenter}'", judge.read)]
-    named += [(f"--features '{extractor.name}'", extractor) for extractor in extractors]
-    for name, network in named:
-        try:
-            network(noise)
-        except NETWORK_ERRORS as err:
-            raise ValueError(
-                f"{name} cannot read images of {height} x {width} (height x width), the size of the real images: "
-                f"{reason_of(err)}"
-            ) from err
+    check_reads(judge.read, f"--segmenter '{settings.segmenter}'", pairs.resolution)
+    for extractor in extractors:
+        check_reads(extractor, f"--features '{extractor.name}'", pairs.resolution)
     return judge, extractors
 
 
@@ -186,24 +170,12 @@ def write_masks(folder: Path, images: ImageSet) -> None:
         save_png(folder / f"{stem}.png", images.labels.decode(images.mask(index)))
 
 
-class Clock:
-    """Start time and durations of the parts of this call; work of interrupted calls is not counted."""
-
-    def __init__(self) -> None:
-        self.started = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        self._start = time.monotonic()
-        self._parts: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def measure(self, part: str) -> Iterator[None]:
-        """Add the time spent in the block to a part."""
-        start = time.monotonic()
-        yield
-        self._parts[part] = round(self._parts.get(part, 0.0) + time.monotonic() - start, 2)
-
-    def seconds(self) -> dict[str, float]:
-        """Return the duration of each part, and in total."""
-        return {**self._parts, "total": round(time.monotonic() - self._start, 2)}
+@contextlib.contextmanager
+def measure(seconds: dict[str, float], part: str) -> Iterator[None]:
+    """Add the time spent in the block to a part; work of interrupted calls is not counted."""
+    start = time.monotonic()
+    yield
+    seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - start, 2)
 
 
 def _generate(
@@ -261,7 +233,9 @@ def evaluate(
         PeerError: another process failed.
     """
     processes = processes or Processes()
-    output, clock = Path(settings.output), Clock()
+    output = Path(settings.output)
+    started, start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
+    seconds: dict[str, float] = {}
 
     # 1. Load real images and networks, and check everything
     data = load_real_data(settings, processes)
@@ -288,68 +262,55 @@ def evaluate(
         processes.run_in_main(open_output)
 
         # 3. Run the networks on the real images: an unreadable one ends the run before any image is generated
-        def infer(network: Network, identity: dict[str, Any], images: ImageSet, title: str) -> Any:
-            return cached_inference(
-                network,
-                images,
-                identity={**identity, "dtype": settings.dtype},
-                folder=output / "cache",
-                batch_size=settings.batch_size,
-                processes=processes,
-                title=title if show_progress else None,
-            )
+        networks: list[tuple[str, Network, dict[str, Any]]] = [  # part of the time, network, identity
+            ("reading", judge.read, judge.identity(pairs.resolution)),
+            *(("features", extractor, extractor.describe()) for extractor in extractors),
+            ("features", thumbnails, THUMBNAILS),
+        ]
 
-        networks: list[tuple[Network, dict[str, Any]]] = [(network, network.describe()) for network in extractors]
-        networks.append((thumbnails, THUMBNAILS))
-        identity = judge.identity(pairs.resolution)
-        with clock.measure("reading"):
-            predictions_of_real = infer(judge.read, identity, real, "segmenting real images")
-        with clock.measure("features"):
-            of_real = [infer(network, what, real, f"{what['name']}: real images") for network, what in networks]
-            of_train = [
-                None if train is None else infer(network, what, train, f"{what['name']}: training images")
-                for network, what in networks
-            ]
+        def infer(images: ImageSet, title: str, first: int = 0) -> list[Any]:
+            results: list[Any] = [None] * first
+            for part, network, identity in networks[first:]:
+                with measure(seconds, part):
+                    found = cached_inference(
+                        network,
+                        images,
+                        identity={**identity, "dtype": settings.dtype},
+                        folder=output / "cache",
+                        batch_size=settings.batch_size,
+                        processes=processes,
+                        title=f"{identity['name']}: {title}" if show_progress else None,
+                    )
+                results.append(found)
+            return results
+
+        of_real = infer(real, "real images")
+        of_train = [None] * len(networks) if train is None else infer(train, "training images", first=1)
 
         # 4. Generate the images, and run the networks on them
-        with clock.measure("generation"):
+        with measure(seconds, "generation"):
             if pipeline is not None:
                 generated = _generate(settings, pipeline, pairs, masks, output, processes, show_progress)
                 pipeline = None  # frees its memory
-        with clock.measure("reading"):
-            predictions = infer(judge.read, identity, generated, "segmenting generated images")
-        with clock.measure("features"):
-            of_images = [infer(network, what, generated, f"{what['name']}: generated") for network, what in networks]
+        of_generated = infer(generated, "generated images")
 
         # 5. Score them, and write results and page, once
         def finish() -> dict[str, Any]:
-            agreement = score_agreement(
-                PredictedImages(real.stems, predictions_of_real, real.masks()),
-                PredictedImages(generated.stems, predictions, generated.masks()),
-                pairs.labels,
-                settings.seed,
-                judge.not_judged,
-            )
-            descriptions = [what for _, what in networks]
-            features = [Features(*parts) for parts in zip(descriptions, of_real, of_images, of_train, strict=True)]
+            descriptions = [judge.describe(pairs.resolution), *(identity for _, _, identity in networks[1:])]
+            tensors = zip(descriptions, of_real, of_generated, of_train, strict=True)
+            predictions, *features = (Outputs(*parts) for parts in tensors)
             record = Path(settings.generated or output / "generated") / GENERATION_FILE
             results = {
                 "kind": "evaluation",
-                "settings": settings.record(),
-                "seed": settings.seed,
-                "commit": code_commit(),
-                "versions": versions("torch", "transformers", "diffusers", "torchmetrics"),
-                "started": clock.started,
-                "resolution": list(pairs.resolution),
+                "started": started,
                 "generation": read_json(record) if record.is_file() else None,
-                "segmenter": judge.describe(pairs.resolution),
-                **all_figures(settings, data, generated, agreement, features),
-                "seconds": clock.seconds(),
+                **assemble_results(settings, data, generated, predictions, features),
+                "seconds": {**seconds, "total": round(time.monotonic() - start, 2)},
             }
             if filter_record is not None and filter_record["segmenter_sha256"] == judge.weights_sha256:
                 results["notes"].append(SAME_NETWORK_NOTE)
-            pictures = collect_images(results, real, train, generated, predictions)
-            write_report(output / PAGE_FILE, results, pictures)
+            shown = collect_images(results, real, train, generated, predictions.generated)
+            write_report(output / PAGE_FILE, results, shown)
             write_json(output / RESULTS_FILE, results)
             return results
 

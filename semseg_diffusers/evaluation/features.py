@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import pickle
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,19 @@ def reason_of(err: Exception) -> str:
     """Return the line of an error with the cause; TorchScript puts its own code above it."""
     lines = [line.strip() for line in str(err).splitlines() if line.strip()]
     return next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(err).__name__)
+
+
+def check_reads(network: Callable[[torch.Tensor], Any], name: str, resolution: tuple[int, int]) -> None:
+    """Try a network on noise of the size of the real images; raise if it fails."""
+    height, width = resolution
+    noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    try:
+        network(noise)
+    except NETWORK_ERRORS as err:
+        raise ValueError(
+            f"{name} cannot read images of {height} x {width} (height x width), the size of the real images: "
+            f"{reason_of(err)}"
+        ) from err
 
 
 def _first_line(err: Exception) -> str:

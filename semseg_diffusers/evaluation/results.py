@@ -14,7 +14,13 @@ from semseg_diffusers.evaluation.features import is_paper_features
 from semseg_diffusers.evaluation.fidelity import SSIM_KERNEL, fid, kid, paired_ssim, small_set_note
 from semseg_diffusers.evaluation.inputs import ImageSet, RealData
 from semseg_diffusers.evaluation.memorization import nearest, nearest_by_pixels
-from semseg_diffusers.evaluation.metrics import Agreement, derangement, shuffled_range, spread_choice
+from semseg_diffusers.evaluation.metrics import (
+    PredictedImages,
+    derangement,
+    score_agreement,
+    shuffled_range,
+    spread_choice,
+)
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.utils.files import package_version
 
@@ -29,34 +35,35 @@ EXAMPLES_RULE = "mean IoU of an image over the classes in its mask; the first sa
 
 
 @dataclass(frozen=True)
-class Features:
-    """Features of all images by one network, (N, D) each.
+class Outputs:
+    """What a network returns for all images: predictions (N, H, W) or features (N, D)."""
 
-    Args:
-        network: `describe()` of the extractor.
-        real, generated: of the split's real images and of the generated ones.
-        train: of the training images, if any.
-    """
-
-    network: dict[str, Any]
-    real: torch.Tensor
+    network: dict[str, Any]  # its description
+    real: torch.Tensor  # of the split's real images
     generated: torch.Tensor
-    train: torch.Tensor | None
+    train: torch.Tensor | None  # of the training images, if any; features only
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two sets compared with the same reference: generated images, and as many other real images (the floor).
-
-    Args:
-        reference, others: names of the reference images and of the floor's.
-        reference_rows, floor_rows: their rows among the real images of the split, followed by the training images.
-    """
+    """Two sets compared with the same reference: generated images, and as many other real images (the floor)."""
 
     reference: str
-    reference_rows: list[int]
-    others: str
-    floor_rows: list[int]
+    reference_rows: list[int]  # among the real images of the split, followed by the training images
+    others: str  # name of the floor's images
+    floor_rows: list[int]  # likewise
+
+    def select(self, features: Outputs, stems: Sequence[str], seed: int) -> tuple[torch.Tensor, ...]:
+        """Return the features of the reference, of as many generated images as the floor has, and of the floor.
+
+        Args:
+            features: of all images.
+            stems: of the generated images.
+            seed: of the choice among these.
+        """
+        real = features.real if features.train is None else torch.cat([features.real, features.train])
+        chosen = spread_choice(stems, len(self.floor_rows), seed)
+        return real[self.reference_rows], features.generated[chosen], real[self.floor_rows]
 
 
 def fidelity_comparisons(
@@ -96,23 +103,10 @@ def fidelity_comparisons(
     return comparisons
 
 
-def _compared_features(
-    features: Features, images: ImageSet, comparison: Comparison, seed: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the features of reference, generated images and floor, as many of the second as of the third."""
-    real = features.real if features.train is None else torch.cat([features.real, features.train])
-    chosen = spread_choice(images.stems, len(comparison.floor_rows), seed)
-    return real[comparison.reference_rows], features.generated[chosen], real[comparison.floor_rows]
-
-
-def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationSettings) -> dict[str, Any]:
-    """Return FID and KID of generated images against real images, with the floor.
-
-    Args:
-        features: of all sets.
-        images: the generated ones.
-        settings: seed, names of the splits, KID's subsets.
-    """
+def fidelity_figures(
+    features: Outputs, images: ImageSet, comparisons: Sequence[Comparison], settings: EvaluationSettings
+) -> dict[str, Any]:
+    """Return FID and KID of generated images against real images, with the floor."""
 
     def distances(reference: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
         kernel = kid(reference, others, settings.seed, settings.kid_subsets, settings.kid_subset_size)
@@ -124,10 +118,9 @@ def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationS
         }
 
     own = OWN_FEATURES_NOTE if features.network["name"] == settings.segmenter else None
-    num_train = 0 if features.train is None else len(features.train)
     references = []
-    for comparison in fidelity_comparisons(settings, len(features.real), num_train, len(images)):
-        reference, chosen, floor = _compared_features(features, images, comparison, settings.seed)
+    for comparison in comparisons:
+        reference, chosen, floor = comparison.select(features, images.stems, settings.seed)
         small = small_set_note(len(reference), len(chosen), reference.shape[1])
         references.append(
             {
@@ -143,16 +136,13 @@ def fidelity_figures(features: Features, images: ImageSet, settings: EvaluationS
 
 
 def paper_figures(
-    settings: EvaluationSettings, real: ImageSet, images: ImageSet, features: Features | None
+    settings: EvaluationSettings,
+    real: ImageSet,
+    images: ImageSet,
+    features: Outputs | None,
+    comparisons: Sequence[Comparison],
 ) -> dict[str, Any]:
-    """Return the paper's FID of 64 features, and its SSIM between an image and the real image of its mask.
-
-    Args:
-        settings: seed and names of the splits.
-        real: real images of the split.
-        images: the generated ones.
-        features: of `inception-64`; None if not requested.
-    """
+    """Return the paper's FID, of the features of `inception-64`, and its SSIM to the real image of the same mask."""
     index_of = {stem: index for index, stem in enumerate(real.stems)}
     pairs = [(index, index_of[stem]) for index, stem in enumerate(images.stems) if stem in index_of]
     figures: dict[str, Any] = {"fid_64": None, "fid_64_floor": None, "fid_64_missing": None}
@@ -161,9 +151,7 @@ def paper_figures(
             "it needs the standard Inception's first 64 features: add inception to --features (extra fid)"
         )
     else:
-        num_train = 0 if features.train is None else len(features.train)
-        comparison = fidelity_comparisons(settings, len(real), num_train, len(images))[0]
-        reference, chosen, floor = _compared_features(features, images, comparison, settings.seed)
+        reference, chosen, floor = comparisons[0].select(features, images.stems, settings.seed)
         figures |= {"fid_64": fid(reference, chosen), "fid_64_floor": fid(reference, floor)}
     figures |= {"ssim_paired": None, "ssim_unrelated": None}
     if pairs and min(real.image(0).shape[1:]) >= SSIM_KERNEL:
@@ -178,18 +166,8 @@ def paper_figures(
     return figures
 
 
-def diversity_figures(features: Sequence[Features], images: ImageSet) -> list[dict[str, Any]] | None:
-    """Return how much samples of one mask differ, by each network; None if it cannot be measured."""
-    if not features or why_no_diversity(images.stems):
-        return None
-    return [
-        {"features": entry.network["name"], **asdict(diversity(entry.generated, images.stems, entry.real))}
-        for entry in features
-    ]
-
-
 def neighbour_figures(
-    images: ImageSet, train: ImageSet, thumbnails: Features, features: Features | None, settings: EvaluationSettings
+    images: ImageSet, train: ImageSet, features: Outputs | None, thumbnails: Outputs, settings: EvaluationSettings
 ) -> list[dict[str, Any]]:
     """Return the training images closest to generated ones, by features of one network and by pixels."""
     searches = [(nearest_by_pixels, thumbnails, "grey thumbnails (distance in levels of 255)")]
@@ -223,31 +201,51 @@ def example_figures(images: ImageSet, mean_iou: Sequence[float | None]) -> dict[
     return {"rule": EXAMPLES_RULE, "best": entries[::-1][:count], "worst": entries[:count]}
 
 
-def all_figures(
+def assemble_results(
     settings: EvaluationSettings,
     data: RealData,
     generated: ImageSet,
-    agreement: Agreement,
-    features: Sequence[Features],
+    predictions: Outputs,
+    features: Sequence[Outputs],
 ) -> dict[str, Any]:
-    """Return all parts of `results.json` that follow from images, predictions and features.
+    """Return `results.json`, without what is known of the run only (its times, and how the images were generated).
 
     Args:
         settings: of the evaluation.
         data: the real images.
         generated: the generated ones.
-        agreement: of both with their masks.
-        features: of each network, and of thumbnails at the end.
+        predictions: of the segmenter.
+        features: of each network, and thumbnails at the end.
     """
     *networks, thumbnails = features
     paper = next((entry for entry in networks if is_paper_features(entry.network["name"])), None)
     networks = [entry for entry in networks if entry is not paper]
+    num_train = 0 if data.train is None else len(data.train)
+    comparisons = (
+        fidelity_comparisons(settings, len(data.real), num_train, len(generated)) if settings.features else []
+    )
+    agreement = score_agreement(
+        PredictedImages(data.real.stems, predictions.real, data.real.masks()),
+        PredictedImages(generated.stems, predictions.generated, generated.masks()),
+        generated.labels,
+        settings.seed,
+        predictions.network["not_judged"],
+    )
     judged = zip(generated.stems, agreement.image_mean_iou, strict=True)
     unlabelled = list(dict.fromkeys(stem for stem, mean_iou in judged if mean_iou is None))
-    neighbours = None
+    neighbours, diversities = None, None
     if data.train is not None:
         first = networks[0] if networks else None
-        neighbours = neighbour_figures(generated, data.train, thumbnails, first, settings)
+        neighbours = neighbour_figures(generated, data.train, first, thumbnails, settings)
+    no_diversity = why_no_diversity(generated.stems)
+    if networks and no_diversity is None:
+        diversities = [
+            {
+                "features": entry.network["name"],
+                **asdict(diversity(entry.generated, generated.stems, entry.real)),
+            }
+            for entry in networks
+        ]
     notes = []
     if data.train is None:
         notes.append(
@@ -255,16 +253,22 @@ def all_figures(
         )
     if not networks:
         notes.append("Fidelity and diversity were not measured: --features names no network for them.")
-    elif (why := why_no_diversity(generated.stems)) is not None:
-        notes.append(f"Diversity was not measured: {why}")
+    elif no_diversity is not None:
+        notes.append(f"Diversity was not measured: {no_diversity}")
     if unlabelled:
         notes.append(
             f"{len(unlabelled)} masks hold no labelled pixel that is scored, such as that of {unlabelled[0]}."
         )
     return {
+        "settings": settings.record(),
+        "seed": settings.seed,
+        "commit": code_commit(),
+        "versions": versions("torch", "transformers", "diffusers", "torchmetrics"),
+        "resolution": list(data.pairs.resolution),
+        "segmenter": predictions.network,
         "data": {
             "num_real": len(data.real),
-            "num_train": 0 if data.train is None else len(data.train),
+            "num_train": num_train,
             "num_generated": len(generated),
             "num_masks": len(set(generated.stems)),
             "masks_without_labels": unlabelled,
@@ -275,9 +279,9 @@ def all_figures(
             "shuffled": asdict(agreement.shuffled),
             "paper": None if agreement.paper is None else asdict(agreement.paper),
         },
-        "fidelity": [fidelity_figures(entry, generated, settings) for entry in networks],
-        "paper_metrics": paper_figures(settings, data.real, generated, paper),
-        "diversity": diversity_figures(networks, generated),
+        "fidelity": [fidelity_figures(entry, generated, comparisons, settings) for entry in networks],
+        "paper_metrics": paper_figures(settings, data.real, generated, paper, comparisons),
+        "diversity": diversities,
         "neighbours": neighbours,
         "examples": example_figures(generated, agreement.image_mean_iou),
         "notes": notes,

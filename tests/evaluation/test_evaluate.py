@@ -139,7 +139,7 @@ def test_ssim_of_unrelated_photos_takes_each_photo_once(place, tmp_path):
     )
     pairs = load_pairs(place.dataset, "val")
     figures = [
-        paper_figures(settings, photo_set(pairs), generated_images(settings.generated, pairs), None)
+        paper_figures(settings, photo_set(pairs), generated_images(settings.generated, pairs), None, [])
         for settings in (once, repeated)
     ]
     assert figures[0] == figures[1]

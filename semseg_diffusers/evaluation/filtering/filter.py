@@ -14,7 +14,7 @@ import torch
 from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import SPLITS, parse_resolution
-from semseg_diffusers.evaluation.features import NETWORK_ERRORS, reason_of
+from semseg_diffusers.evaluation.features import check_reads
 from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, example_pictures, write_filter_page
 from semseg_diffusers.evaluation.filtering.losses import (
     compute_class_losses,
@@ -116,7 +116,9 @@ def filter_dataset(
         raise ValueError(f"--batch_size must be at least 1; got {batch_size}.")
     rows, generation = read_generated(generated)
     images, labels = generated_images(generated, real.pairs), real.pairs.labels
-    _check_segmenter(segmenter, real.pairs)
+    zeros = torch.zeros(1, *real.pairs.resolution, dtype=torch.uint8)
+    name = segmenter.describe(real.pairs.resolution)["name"]
+    check_reads(lambda noise: segmenter.losses(noise, zeros), f"--segmenter '{name}'", real.pairs.resolution)
     key = losses_key(segmenter, dtype, real.pairs)
     recorded = {
         **{field.name: getattr(settings, field.name) for field in fields(FilterSettings)},
@@ -176,20 +178,6 @@ def filter_dataset(
         write_filter_page(output / PAGE_FILE, record, scored, reasons, examples, pictures, labels)
         write_record(output, record)
     return record
-
-
-def _check_segmenter(segmenter: Judge, pairs: PairDataset) -> None:
-    """Raise for a network that cannot read images of this size, or gives no losses."""
-    height, width = pairs.resolution
-    noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    try:
-        segmenter.losses(noise, torch.zeros(1, height, width, dtype=torch.uint8))
-    except NETWORK_ERRORS as err:
-        name = segmenter.describe(pairs.resolution)["name"]
-        raise ValueError(
-            f"--segmenter '{name}' cannot read images of {height} x {width} (height x width), the size of the real "
-            f"images: {reason_of(err)}"
-        ) from err
 
 
 def _filter_masks(
