@@ -1,5 +1,7 @@
 """Diversity of samples of the same mask, compared with samples of different masks and with real images.
-Measured by cosine distances of features; a generator that ignores its noise gets 0 within a mask."""
+
+Measured by cosine distances of features; a generator that ignores its noise gets 0 within a mask.
+"""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,11 +1,14 @@
 """Features of images, by which sets of images are compared: an encoder of transformers, Inception, a TorchScript file.
-DINOv2 by default: its distances match human judgment better than Inception's (Stein et al. 2023, arXiv:2306.04675)."""
+
+DINOv2 by default: its distances match human judgment better than Inception's (Stein et al. 2023, arXiv:2306.04675).
+"""
 
 import hashlib
 import itertools
 import pickle
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +43,15 @@ def reason_of(err: Exception) -> str:
     return next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(err).__name__)
 
 
-def check_reads(network: Callable[[torch.Tensor], Any], name: str, resolution: tuple[int, int]) -> None:
-    """Try a network on noise of the size of the real images; raise if it fails."""
+def check_reads(network: Callable[[torch.Tensor], Any], name: str, resolution: tuple[int, int]) -> Any:
+    """Return what a network makes of two images of noise; raise, naming the network, if it fails."""
     height, width = resolution
-    noise = torch.randint(256, (1, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randint(256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     try:
-        network(noise)
+        return network(noise)
     except NETWORK_ERRORS as err:
         raise ValueError(
-            f"{name} cannot read images of {height} x {width} (height x width), the size of the real images: "
-            f"{reason_of(err)}"
+            f"{name} cannot read images of {height} x {width} (height x width): {reason_of(err)}"
         ) from err
 
 
@@ -58,51 +60,28 @@ def _first_line(err: Exception) -> str:
     return lines[0][:200].rstrip(".") if lines else type(err).__name__
 
 
+@dataclass(eq=False)
 class FeatureExtractor:
-    """A network that extracts features; created by `load_extractor`.
-
-    Args:
-        name: as requested.
-        module: network from uint8 images (B, 3, H, W) to features (B, D), preprocessing included. Its attribute
-            `output` names the output that the features are taken from, after a forward pass.
-        revision: Hub commit, or hash of weights and settings.
-        architecture: name of the network's class.
-        input_size: height and width to which the module resizes images; None: not at all.
-        device: of the module.
+    """A network that extracts features from images; created by `load_extractor`.
 
     Raises:
-        ValueError: two black images do not give features (2, D).
+        ValueError: the network does not turn two images into features (2, D).
     """
 
-    def __init__(
-        self,
-        name: str,
-        module: torch.nn.Module,
-        revision: str,
-        architecture: str,
-        input_size: tuple[int, int] | None,
-        device: str | torch.device = "cpu",
-    ):
-        self.name, self.device, self.input_size = name, torch.device(device), input_size
-        self.module = module.to(self.device).eval().requires_grad_(False)
-        height, width = input_size or PROBE_SIZE
-        try:
-            found = self._forward(torch.zeros(2, 3, height, width, dtype=torch.uint8))
-        except NETWORK_ERRORS as err:
-            raise ValueError(
-                f"--features: '{name}' ({architecture}) does not turn images of {height} x {width} into features: "
-                f"{reason_of(err)}"
-            ) from err
-        self.num_features = found.shape[1]
-        self._description = {
-            "name": name,
-            "revision": revision,
-            "architecture": architecture,
-            "output": module.output,
-            "num_features": self.num_features,
-            "input_size": None if input_size is None else list(input_size),
-        }
+    name: str  # as requested
+    module: torch.nn.Module  # uint8 images (B, 3, H, W) -> (B, D); its `output` names the output that is taken
+    revision: str  # Hub commit, or hash of weights and settings
+    architecture: str
+    input_size: tuple[int, int] | None  # height and width to which the module resizes images; None: not at all
+    device: str | torch.device = "cpu"
+    num_features: int = field(init=False)
 
+    def __post_init__(self) -> None:
+        self.module.to(self.device).eval().requires_grad_(False)
+        found = check_reads(self, f"--features '{self.name}'", self.input_size or PROBE_SIZE)
+        self.num_features = found.shape[1]
+
+    @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Extract features.
 
@@ -115,27 +94,29 @@ class FeatureExtractor:
         Raises:
             ValueError: images of another shape or type, or features that are not finite.
         """
-        features = self._forward(images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"expected uint8 images (B, 3, H, W); got {images.dtype} {tuple(images.shape)}")
+        features = self.module(images.to(self.device))
+        if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(images):
+            shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+            raise ValueError(f"expected features of shape ({len(images)}, D) from the network; got {shape}")
         if not features.isfinite().all():
             raise ValueError(
                 f"features by '{self.name}' are not finite. Does the network overflow? Use float32 (--dtype), or "
                 "another network (--features)."
             )
-        return features
-
-    def _forward(self, images: torch.Tensor) -> torch.Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"expected uint8 images (B, 3, H, W); got {images.dtype} {tuple(images.shape)}")
-        with torch.no_grad():
-            features = self.module(images.to(self.device))
-        if not isinstance(features, torch.Tensor) or features.ndim != 2 or len(features) != len(images):
-            shape = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
-            raise ValueError(f"expected features of shape ({len(images)}, D) from the network; got {shape}")
         return features.float()
 
     def describe(self) -> dict[str, Any]:
         """Return name, revision, architecture, output, number of features and input size, for JSON."""
-        return dict(self._description)
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "architecture": self.architecture,
+            "output": self.module.output,
+            "num_features": self.num_features,
+            "input_size": None if self.input_size is None else list(self.input_size),
+        }
 
 
 def extract(extractor: FeatureExtractor, images: Iterable[torch.Tensor], batch_size: int = 32) -> torch.Tensor:
@@ -170,7 +151,7 @@ def load_extractor(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> FeatureExtractor:
-    """Load a network and try it on two black images, so that errors appear before any image is read.
+    """Load a network and try it on noise, so that errors appear before any image is read.
 
     Args:
         name: one of

@@ -1,5 +1,7 @@
 """Distances between sets of features, Fréchet (FID, Heusel et al. 2017) and kernel (KID, Binkowski et al. 2018); SSIM.
-Computed by torchmetrics in float64, from features that `cached_inference` extracted."""
+
+Computed by torchmetrics in float64, from features that `cached_inference` extracted.
+"""
 
 import importlib
 import warnings

@@ -1,5 +1,7 @@
 """Runs a network on many images, shared between processes, with results cached in chunks.
-A chunk's file name is a hash of everything it depends on, network and pixels, so a stale result is never used."""
+
+A chunk's file name is a hash of everything it depends on, network and pixels, so a stale result is never used.
+"""
 
 import hashlib
 import json

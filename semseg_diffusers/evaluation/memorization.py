@@ -1,6 +1,8 @@
 """Memorization: distances of generated images to their nearest training images, compared with held-out real images.
+
 Driving datasets are cut from video, so a held-out image can be a few frames from a training image: only distances
-smaller than those of held-out images are evidence (as in the checks of Stein et al. 2023, arXiv:2306.04675)."""
+smaller than those of held-out images are evidence (as in the checks of Stein et al. 2023, arXiv:2306.04675).
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,8 +39,7 @@ class Neighbours:
     num_closer: int  # generated images closer than the threshold
     share_closer: float
     closest: tuple[Match, ...]  # by distance, then by name
-    generated_distances: tuple[float, ...]  # of all generated images, ascending
-    real_distances: tuple[float, ...]  # of all held-out images, ascending
+    distances: dict[str, list[float]]  # of all "generated" and held-out "real" images, ascending
 
 
 def nearest_features(
@@ -92,8 +93,7 @@ def nearest(
         num_closer=num_closer,
         share_closer=num_closer / len(names),
         closest=tuple(sorted(matches, key=lambda match: (match.distance, match.image))[:num_closest]),
-        generated_distances=tuple(sorted(distances.tolist())),
-        real_distances=tuple(sorted(real.tolist())),
+        distances={"generated": sorted(distances.tolist()), "real": sorted(real.tolist())},
     )
 
 

@@ -1,5 +1,7 @@
 """Agreement with masks: IoU per class, mean IoU and pixel accuracy, with floor and ceiling.
-One confusion matrix over a set, not a mean over images; the mean is over classes in the masks, as BDD100K does."""
+
+One confusion matrix over a set, not a mean over images; the mean is over classes in the masks, as BDD100K does.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

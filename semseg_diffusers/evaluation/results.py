@@ -176,15 +176,12 @@ def neighbour_figures(
     figures = []
     for search, by, name in searches:
         assert by.train is not None, "there are training images"
-        values = asdict(search(by.generated, images.names, by.train, train.stems, by.real, NUM_CLOSEST))
-        distances = {"generated": values.pop("generated_distances"), "real": values.pop("real_distances")}
         figures.append(
             {
                 "features": name,
                 "reference": settings.train_split,
-                **values,
                 "threshold_is": f"1st percentile of the distances from images of {settings.split} to training images",
-                "distances": distances,
+                **asdict(search(by.generated, images.names, by.train, train.stems, by.real, NUM_CLOSEST)),
             }
         )
     return figures

@@ -1,4 +1,4 @@
-"""Diversity equals a plain loop over pairs, and says why where there is nothing to compare."""
+"""Diversity equals a plain loop over pairs, and gives the reason if there is nothing to compare."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def test_diversity_equals_a_plain_loop_over_pairs():
     assert (found.num_masks, found.samples_per_mask) == (3, 2)
 
 
-def test_diversity_hangs_neither_on_order_nor_on_the_length_of_features():
+def test_diversity_does_not_depend_on_order_or_length_of_features():
     features, masks = random_features(6, 0), list("aabbcc")
     order = [3, 0, 5, 1, 4, 2]
     found = diversity(features, masks)
@@ -59,7 +59,7 @@ def test_samples_that_ignore_their_mask_have_ratio_one():
     assert found.ratio == pytest.approx(1, abs=0.1)
 
 
-def test_one_mask_and_one_photo_leave_out_what_they_cannot_tell():
+def test_one_mask_and_one_real_image_give_within_masks_only():
     found = diversity(random_features(3, 0), ["a"] * 3, real=random_features(1, 1))
     assert (found.between_masks, found.real_between, found.ratio) == (None, None, None)
     assert found.within_masks > 0
@@ -70,7 +70,7 @@ def test_equal_images_of_all_masks_have_no_ratio():
     assert (found.within_masks, found.between_masks, found.ratio) == (0, 0, None)
 
 
-def test_one_sample_a_mask_gives_the_reason():
+def test_one_sample_per_mask_gives_the_reason():
     assert why_no_diversity(["a", "b", "a"]) is None
     reason = why_no_diversity(["a", "b", "c"])
     assert reason == (

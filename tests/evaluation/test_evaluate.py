@@ -1,4 +1,4 @@
-"""`evaluate`: figures between ceiling and floor, controls that move them as they must, refusals before any work."""
+"""`evaluate`: figures between floor and ceiling, controls that change them as expected, errors before any work."""
 
 import json
 import re
@@ -67,7 +67,7 @@ def test_a_model_is_evaluated_from_the_masks_of_a_split(of_model):
     assert len(list((output / "generated" / "images").glob("*.png"))) == 16
 
 
-def test_untrained_images_lie_at_the_floor_and_real_photos_far_above(of_model):
+def test_untrained_images_are_near_the_floor_and_real_images_far_above(of_model):
     agreement = results_of(of_model[1])["agreement"]
     assert agreement["real"]["mean_iou"] > 0.8
     assert agreement["generated"]["mean_iou"] < 0.4
@@ -89,7 +89,7 @@ def test_the_same_seed_gives_the_same_results_at_any_batch_size(place, of_model,
     assert {**same, "settings": None} == {**before, "settings": None}
 
 
-def test_the_same_command_goes_on_and_other_settings_need_another_folder(place, of_model):
+def test_the_same_command_resumes_and_other_settings_need_another_folder(place, of_model):
     _, output, options = of_model
     before = results_of(output)
     images = {path: path.stat().st_mtime_ns for path in (output / "generated" / "images").iterdir()}
@@ -104,7 +104,7 @@ def test_the_same_command_goes_on_and_other_settings_need_another_folder(place, 
     assert results_of(output)["settings"]["guidance_scale"] == 2.0
 
 
-def test_real_photos_as_generated_images_reach_ceiling_and_floor(place, tmp_path):
+def test_real_images_as_generated_images_reach_ceiling_and_floor(place, tmp_path):
     place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"))
     results = results_of(tmp_path / "out")
     agreement = results["agreement"]
@@ -127,7 +127,7 @@ def test_real_photos_as_generated_images_reach_ceiling_and_floor(place, tmp_path
     assert any("--num_images_per_mask 2" in note for note in results["notes"])
 
 
-def test_ssim_of_unrelated_photos_takes_each_photo_once(place, tmp_path):
+def test_ssim_of_unrelated_images_uses_each_image_once(place, tmp_path):
     photos = place.val_copy(tmp_path / "photos")
     twice = place.val_copy(tmp_path / "twice")
     for path in list(twice.iterdir()):
@@ -164,7 +164,7 @@ def test_blurred_images_make_fid_rise(place, tmp_path):
     assert fids[0] < fids[1] < fids[2]
 
 
-def test_a_copied_training_photo_is_found(place, tmp_path):
+def test_a_copied_training_image_is_found(place, tmp_path):
     folder = place.val_copy(tmp_path / "photos")
     copied, source = sorted(folder.iterdir())[3], sorted((place.dataset / "train" / "images").iterdir())[7]
     shutil.copy(source, copied)
@@ -178,7 +178,7 @@ def test_a_copied_training_photo_is_found(place, tmp_path):
         assert found["num_closer"] >= 1
 
 
-def test_masks_that_cannot_be_read_are_refused_before_networks_read(place, tmp_path):
+def test_unreadable_masks_are_refused_before_inference(place, tmp_path):
     folder = shutil.copytree(place.dataset / "val", tmp_path / "listed")
     path = sorted((folder / "masks").iterdir())[-1]
     Image.fromarray(np.full((SIZE, SIZE), 77, np.uint8)).save(path)
@@ -187,7 +187,7 @@ def test_masks_that_cannot_be_read_are_refused_before_networks_read(place, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_the_papers_variant_is_left_out_where_nothing_is_read_in_the_photos():
+def test_the_papers_variant_is_omitted_without_predictions_on_real_images():
     masks = torch.zeros(2, 4, 4, dtype=torch.uint8)
     real = PredictedImages(("a", "b"), torch.full_like(masks, LABELS.ignore_index), masks)
     agreement = score_agreement(real, PredictedImages(("a", "b"), masks, masks), LABELS, seed=0)
@@ -196,7 +196,7 @@ def test_the_papers_variant_is_left_out_where_nothing_is_read_in_the_photos():
     assert agreement.real.mean_iou == 0
 
 
-def test_classes_that_are_not_judged_are_no_mistakes_on_the_page():
+def test_classes_that_are_not_judged_are_no_errors_on_the_page():
     mask = torch.zeros(4, 4, dtype=torch.uint8)
     mask[2:] = LABELS.names.index("car")
     images = ImageSet(LABELS, ("a",), ("a",), lambda _: torch.zeros(3, 4, 4, dtype=torch.uint8), lambda _: mask)
@@ -224,10 +224,10 @@ def test_masks_without_labels_do_not_count(place, tmp_path):
     assert "no labelled pixel" in error
     error = place.evaluate(tmp_path / "none", dataset=dataset, model=place.model, expect=2)
     assert "no labelled pixel" in error
-    assert not (tmp_path / "none").exists()  # before an image is made
+    assert not (tmp_path / "none").exists()  # before an image is generated
 
 
-def test_without_training_photos_halves_of_the_split_are_the_floor(place, tmp_path):
+def test_without_training_images_halves_of_the_split_are_the_floor(place, tmp_path):
     place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"), train_split="nothing")
     results = results_of(tmp_path / "out")
     (row,) = results["fidelity"][0]["references"]
@@ -236,7 +236,7 @@ def test_without_training_photos_halves_of_the_split_are_the_floor(place, tmp_pa
     assert any("has no split 'nothing'" in note for note in results["notes"])
 
 
-def test_photos_of_the_split_itself_are_no_training_photos(place, tmp_path):
+def test_the_split_itself_is_no_training_split(place, tmp_path):
     folder = place.val_copy(tmp_path / "photos")
     place.evaluate(tmp_path / "out", generated=folder, train_split="validation")
     results = results_of(tmp_path / "out")
@@ -247,7 +247,7 @@ def test_photos_of_the_split_itself_are_no_training_photos(place, tmp_path):
     assert any("'validation' is the split that is evaluated" in note for note in results["notes"])
 
 
-def test_broken_training_photos_are_not_taken_for_none(place, tmp_path):
+def test_broken_training_images_are_an_error(place, tmp_path):
     dataset = place.data_copy(tmp_path / "data")
     path = sorted((dataset / "train" / "images").iterdir())[0]
     Image.open(path).resize((16, 16)).save(path)
@@ -255,7 +255,7 @@ def test_broken_training_photos_are_not_taken_for_none(place, tmp_path):
     assert "(train) differ in size" in error
 
 
-def test_a_file_whose_name_begins_with_inception_is_only_itself(place, tmp_path, monkeypatch):
+def test_a_file_whose_name_starts_with_inception_is_a_file(place, tmp_path, monkeypatch):
     class Means(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return images.float().mean((2, 3))
@@ -270,7 +270,7 @@ def test_a_file_whose_name_begins_with_inception_is_only_itself(place, tmp_path,
         assert results["paper_metrics"]["fid_64"] is None
 
 
-def test_a_data_set_without_a_label_set_is_given_one(place, tmp_path):
+def test_a_dataset_without_a_label_set_takes_the_given_one(place, tmp_path):
     dataset = place.data_copy(tmp_path / "data")
     labels = (dataset / "labels.json").rename(tmp_path / "classes.json")
     images = place.val_copy(tmp_path / "photos")
@@ -279,7 +279,7 @@ def test_a_data_set_without_a_label_set_is_given_one(place, tmp_path):
     assert results_of(tmp_path / "out")["agreement"]["real"]["mean_iou"] > 0.8
 
 
-def test_features_can_be_left_away(place, tmp_path):
+def test_features_can_be_omitted(place, tmp_path):
     place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"), features="none")
     results = results_of(tmp_path / "out")
     assert results["fidelity"] == []
@@ -314,7 +314,7 @@ class NotFinite(torch.nn.Module):
         ({"features": "only_large.pt"}, r"--features 'only_large.pt' cannot read images of 32 x 32.*too small"),
     ],
 )
-def test_what_cannot_be_done_is_refused_before_an_image_is_made(place, tmp_path, monkeypatch, changes, message):
+def test_unsuitable_options_are_refused_before_an_image_is_generated(place, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
     torch.jit.script(OnlyLarge()).save("only_large.pt")
     torch.jit.script(NotFinite()).save("not_finite.pt")
@@ -327,7 +327,7 @@ def test_what_cannot_be_done_is_refused_before_an_image_is_made(place, tmp_path,
 
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("ending", [".png", ".jpg"])
-def test_a_photo_that_is_cut_off_is_refused_before_an_image_is_made(place, tmp_path, split, ending):
+def test_a_truncated_image_is_refused_before_an_image_is_generated(place, tmp_path, split, ending):
     dataset = place.data_copy(tmp_path / "data")
     png = sorted((dataset / split / "images").iterdir())[-1]
     photo = png.with_suffix(ending)
@@ -358,7 +358,7 @@ def test_a_model_of_another_size_or_other_classes_is_refused(place, tmp_path):
     assert re.search("street", error)
 
 
-def test_a_folder_of_something_else_is_left_alone(place, tmp_path):
+def test_a_folder_of_something_else_is_not_touched(place, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
     error = place.evaluate(tmp_path / "mine", generated=place.val_copy(tmp_path / "photos"), expect=2)
@@ -366,7 +366,7 @@ def test_a_folder_of_something_else_is_left_alone(place, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
-def test_a_folder_of_masks_of_the_user_is_left_alone(place, tmp_path):
+def test_a_folder_of_masks_of_the_user_is_not_touched(place, tmp_path):
     masks = tmp_path / "mine" / "masks"
     shutil.copytree(place.dataset / "val" / "masks", masks)
     (masks / "scene000.png").rename(masks / "drawn.png")
@@ -377,7 +377,7 @@ def test_a_folder_of_masks_of_the_user_is_left_alone(place, tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"[1]", b'{"settings": "none"}', b"\xff\xfe"])
-def test_a_results_file_of_something_else_is_named(place, tmp_path, content):
+def test_another_results_file_is_refused(place, tmp_path, content):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_bytes(content)
     error = place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"), expect=2)
@@ -385,7 +385,7 @@ def test_a_results_file_of_something_else_is_named(place, tmp_path, content):
     assert (tmp_path / "out" / "results.json").read_bytes() == content
 
 
-def test_settings_that_do_not_go_together_are_refused():
+def test_settings_that_contradict_each_other_are_refused():
     for options in ({}, {"model": "a", "generated": "b"}):
         with pytest.raises(ValueError, match="--model.*or --generated, not both"):
             EvaluationSettings(dataset="d", output="o", **options)
@@ -402,7 +402,7 @@ def test_settings_that_do_not_go_together_are_refused():
         EvaluationSettings(dataset="d", output="o", generated="b", kid_subset_size=1)
 
 
-def test_the_library_returns_what_the_file_holds_and_leaves_the_random_state(place, tmp_path):
+def test_evaluate_returns_the_results_and_keeps_the_random_state(place, tmp_path):
     state = torch.random.get_rng_state()
     results = evaluate(
         EvaluationSettings(

@@ -1,4 +1,4 @@
-"""Evaluation by two processes that `accelerate launch` starts: the figures of one, also after a kill in the middle."""
+"""Evaluation by two processes that `accelerate launch` starts: the results of one process, also after a kill."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def assert_equal(found, expected, path=""):
         assert found == expected, path
 
 
-def test_two_processes_find_what_one_finds_and_go_on_after_a_kill(place, tmp_path):
+def test_two_processes_equal_one_and_resume_after_a_kill(place, tmp_path):
     place.command("evaluate", *options(place, tmp_path / "one"))
     expected = results_of(tmp_path / "one")
 
@@ -101,7 +101,7 @@ def test_two_processes_find_what_one_finds_and_go_on_after_a_kill(place, tmp_pat
     assert (output / "report.html").is_file()
 
 
-def test_what_one_process_refuses_ends_both_with_one_message(place, tmp_path):
+def test_an_error_of_one_process_ends_both_with_one_message(place, tmp_path):
     log = tmp_path / "refused.log"
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text(json.dumps({"settings": {"dataset": "another"}}))

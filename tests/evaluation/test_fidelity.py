@@ -1,4 +1,4 @@
-"""FID, KID and SSIM equal independent values, do not hang on order or parts, and refuse what they cannot tell."""
+"""FID, KID and SSIM equal independent values, do not depend on order, and refuse unsuitable sets."""
 
 import sys
 import warnings
@@ -15,7 +15,7 @@ from semseg_diffusers.evaluation.fidelity import fid, kid, paired_ssim, small_se
 from semseg_diffusers.toy.scenes import draw_scene
 
 
-class Given(torch.nn.Module):
+class Precomputed(torch.nn.Module):
     num_features = 6
 
     def forward(self, features):
@@ -86,13 +86,13 @@ def test_fid_equals_the_closed_form_of_gaussians_with_known_moments():
 
 def test_fid_equals_torchmetrics_on_the_same_features():
     real, generated = random_features(60, 0), random_features(45, 1)
-    metric = FrechetInceptionDistance(feature=Given())
+    metric = FrechetInceptionDistance(feature=Precomputed())
     metric.update(real.double(), real=True)
     metric.update(generated.double(), real=False)
     assert fid(real, generated) == metric.compute().item()
 
 
-def test_fid_hangs_neither_on_order_nor_on_parts():
+def test_fid_does_not_depend_on_order():
     real, generated = random_features(60, 0), random_features(45, 1)
     shuffled = generated[torch.randperm(45, generator=torch.Generator().manual_seed(0))]
     assert fid(real, shuffled) == pytest.approx(fid(real, generated), rel=1e-9)
@@ -155,7 +155,7 @@ def test_kid_equals_torchmetrics_with_the_same_seed():
     direction = torch.linspace(1, 2, 6, dtype=torch.float64)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        metric = KernelInceptionDistance(feature=Given(), subsets=5, subset_size=10)
+        metric = KernelInceptionDistance(feature=Precomputed(), subsets=5, subset_size=10)
     metric.update(real.double()[(real.double() @ direction).argsort()], real=True)
     metric.update(generated.double()[(generated.double() @ direction).argsort()], real=False)
     with torch.random.fork_rng(devices=[]):
@@ -174,7 +174,7 @@ def test_kid_subset_is_half_of_the_smaller_set_unless_given():
     assert kid(large, large, seed=0, subsets=1).subset_size == 1000
 
 
-def test_kid_seed_decides_and_the_global_random_state_stays():
+def test_kid_depends_on_its_seed_and_keeps_the_global_random_state():
     real, generated = random_features(30, 0), random_features(25, 1)
     before = torch.get_rng_state()
     first, again, other = (kid(real, generated, seed=seed, subsets=5) for seed in (0, 0, 1))
@@ -183,14 +183,14 @@ def test_kid_seed_decides_and_the_global_random_state_stays():
     assert first.mean != other.mean
 
 
-def test_kid_hangs_neither_on_order_nor_on_parts():
+def test_kid_does_not_depend_on_order():
     real, generated = random_features(30, 0), random_features(25, 1)
     shuffled = generated[torch.randperm(25, generator=torch.Generator().manual_seed(0))]
     assert kid(real, shuffled, seed=0, subsets=5) == kid(real, generated, seed=0, subsets=5)
     assert kid(torch.cat(real.split(7)), generated, seed=0) == kid(real, generated, seed=0)
 
 
-def test_kid_warns_of_nothing():
+def test_kid_raises_no_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         kid(random_features(8, 0), random_features(8, 1), seed=0, subsets=2)
@@ -273,7 +273,7 @@ def test_paired_ssim_is_the_mean_of_torchmetrics_per_pair():
     assert paired_ssim(iter(images), iter(images)) == pytest.approx(1, abs=1e-6)
 
 
-def test_ssim_refuses_pairs_that_it_cannot_compare():
+def test_ssim_refuses_unsuitable_pairs():
     image = photo(0)
     with pytest.raises(ValueError, match=r"pair 1 has \(16, 24\) and \(24, 24\)"):
         paired_ssim([image, image], [image, photo(0, (24, 24))])

@@ -1,10 +1,10 @@
-"""A pass gives each image to the network once, in any split between processes, and never again after a stop."""
+"""Each image passes through the network once, however processes share them, and never again when resumed."""
 
 import pytest
 import torch
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation import inference as passes
+from semseg_diffusers.evaluation import inference
 from semseg_diffusers.evaluation.inference import cached_inference
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.utils.distributed import Processes
@@ -19,7 +19,7 @@ def image_set(pixels=PIXELS):
 
 
 class Network:
-    """Says the mean of each image, and remembers how many it saw."""
+    """Returns the mean of each image, and counts the images."""
 
     def __init__(self):
         self.seen = 0
@@ -30,8 +30,8 @@ class Network:
 
 
 @pytest.fixture(autouse=True)
-def small_pieces(monkeypatch):
-    monkeypatch.setattr(passes, "CHUNK", 4)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(inference, "CHUNK", 4)
 
 
 def run(network, folder, images=None, **changes):
@@ -46,14 +46,14 @@ def test_results_are_those_of_the_images_in_their_order(tmp_path, batch_size):
     assert network.seen == 11
 
 
-def test_what_is_done_is_not_done_again(tmp_path):
+def test_cached_chunks_are_not_recomputed(tmp_path):
     first = run(Network(), tmp_path)
     again = Network()
     assert torch.equal(run(again, tmp_path), first)
     assert again.seen == 0
 
 
-def test_a_stopped_pass_goes_on_where_it_was(tmp_path):
+def test_interrupted_inference_resumes(tmp_path):
     class Stopped(Network):
         def __call__(self, images):
             if self.seen >= 6:
@@ -65,10 +65,10 @@ def test_a_stopped_pass_goes_on_where_it_was(tmp_path):
     assert [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")] == []
     network = Network()
     assert torch.equal(run(network, tmp_path), PIXELS.float().mean((1, 2, 3)))
-    assert network.seen == 7  # the first piece of four was whole
+    assert network.seen == 7  # the first chunk of four was complete
 
 
-def test_another_network_or_other_pixels_are_never_taken_for_these(tmp_path):
+def test_another_network_or_other_pixels_are_recomputed(tmp_path):
     run(Network(), tmp_path)
     other_network = Network()
     run(other_network, tmp_path, identity={"name": "another"})
@@ -77,10 +77,10 @@ def test_another_network_or_other_pixels_are_never_taken_for_these(tmp_path):
     changed[5] += 1
     network = Network()
     assert torch.equal(run(network, tmp_path, image_set(changed)), changed.float().mean((1, 2, 3)))
-    assert network.seen == 4  # the piece that holds the changed image
+    assert network.seen == 4  # the chunk with the changed image
 
 
-def test_a_damaged_piece_is_made_anew(tmp_path):
+def test_a_damaged_chunk_is_recomputed(tmp_path):
     first = run(Network(), tmp_path)
     sorted(tmp_path.iterdir())[0].write_bytes(b"damaged")
     network = Network()
@@ -88,13 +88,13 @@ def test_a_damaged_piece_is_made_anew(tmp_path):
     assert 0 < network.seen <= 4
 
 
-def test_a_piece_that_cannot_be_written_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(OSError, match=r"piece.safetensors' cannot be written"):  # safetensors' own error is none
-        passes._save(tmp_path / "gone" / "piece.safetensors", torch.zeros(3))
+def test_a_chunk_that_cannot_be_written_raises_an_error_with_its_path(tmp_path):
+    with pytest.raises(OSError, match=r"chunk.safetensors' cannot be written"):  # safetensors' own error is none
+        inference._save(tmp_path / "gone" / "chunk.safetensors", torch.zeros(3))
 
 
-def test_shares_of_processes_make_up_the_whole(tmp_path):
-    """Each share by itself, as processes that gather names only would do it."""
+def test_shares_of_processes_cover_all_images(tmp_path):
+    """One share after the other, without gathering the names."""
 
     class Share(Processes):
         def gather(self, value):
@@ -117,7 +117,7 @@ def test_shares_of_processes_make_up_the_whole(tmp_path):
     assert whole.seen == 0
 
 
-def test_a_piece_that_cannot_be_seen_is_an_error_that_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(passes, "LISTING_PATIENCE", 0)
+def test_a_chunk_that_another_machine_cannot_see_raises_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "LISTING_PATIENCE", 0)
     with pytest.raises(OSError, match="one file system"):
-        passes._load_patiently(tmp_path / "none.safetensors")
+        inference._load_patiently(tmp_path / "none.safetensors")

@@ -1,4 +1,4 @@
-"""Generated images find their masks by metadata or by name; what does not fit is refused with the file's name."""
+"""Generated images are paired with masks by metadata or by name; errors name the file."""
 
 import json
 import shutil
@@ -33,14 +33,14 @@ def listed(scenes, tmp_path):
 
 
 def named(folder, val, names):
-    """A folder of pictures of another program: {name: index of the photo}."""
+    """A folder of images of another program: {name: index of the image}."""
     folder.mkdir(parents=True)
     for name, index in names.items():
         Image.fromarray(val[index]["image"].permute(1, 2, 0).numpy()).save(folder / name)
     return folder
 
 
-def test_images_with_metadata_bring_their_masks(listed, val):
+def test_images_with_metadata_have_their_own_masks(listed, val):
     images, real = generated_images(listed, val), real_images(val)
     assert images.names == images.stems == real.stems
     for index in range(3):
@@ -59,7 +59,7 @@ def test_images_of_another_program_are_paired_by_name(val, tmp_path):
         assert torch.equal(images.mask(2), val[index]["mask"])
 
 
-def test_a_name_that_may_be_a_mask_or_a_sample_of_another_is_read_by_its_neighbours_or_refused(tmp_path):
+def test_an_ambiguous_name_is_resolved_by_the_other_names_or_refused(tmp_path):
     scenes = write_toy_dataset(tmp_path / "scenes", num_train=1, num_val=3, size=(32, 48))
     rows = [json.loads(row) for row in (scenes / "val" / "metadata.jsonl").read_text().splitlines()]
     for row, stem in zip(rows, ("x", "x_0", "x_1"), strict=True):
@@ -94,7 +94,7 @@ def test_a_subset_keeps_images_and_masks_together(listed, val):
     assert torch.equal(chosen.mask(1), images.mask(0))
 
 
-def test_what_does_not_fit_is_refused(listed, val, tmp_path):
+def test_unsuitable_folders_are_refused(listed, val, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         generated_images(tmp_path / "none", val)
     with pytest.raises(ValueError, match=r"1 of 1 images .* named after no mask of the split, such as 'other_0.png'"):

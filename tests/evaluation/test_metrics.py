@@ -52,14 +52,14 @@ def test_masks_without_a_labelled_pixel_cannot_be_scored():
 
 @pytest.mark.parametrize("count", [2, 3, 10])
 @pytest.mark.parametrize("seed", range(5))
-def test_a_derangement_keeps_nothing_in_place(count, seed):
+def test_derangement_has_no_fixed_point(count, seed):
     order = derangement(count, seed)
     assert sorted(order) == list(range(count))
     assert all(place != index for index, place in enumerate(order))
     assert order == derangement(count, seed)
 
 
-def test_shuffled_images_never_meet_their_own_mask():
+def test_shuffled_masks_are_of_other_images():
     stems = ["a", "a", "b", "b", "c", "c"]
     others = [stems[index] for index in shuffled_indices(stems, seed=0)]
     assert all(other != stem for stem, other in zip(stems, others, strict=True))
@@ -69,7 +69,7 @@ def test_shuffled_images_never_meet_their_own_mask():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_choice_takes_second_samples_only_where_masks_run_out(seed):
+def test_spread_choice_covers_all_masks_before_second_samples(seed):
     stems = [stem for stem in "abcdef" for _ in range(3)]
     for count in range(len(stems) + 1):
         chosen = spread_choice(stems, count, seed)

@@ -116,7 +116,7 @@ def filter_dataset(
         raise ValueError(f"--batch_size must be at least 1; got {batch_size}.")
     rows, generation = read_generated(generated)
     images, labels = generated_images(generated, real.pairs), real.pairs.labels
-    zeros = torch.zeros(1, *real.pairs.resolution, dtype=torch.uint8)
+    zeros = torch.zeros(2, *real.pairs.resolution, dtype=torch.uint8)
     name = segmenter.describe(real.pairs.resolution)["name"]
     check_reads(lambda noise: segmenter.losses(noise, zeros), f"--segmenter '{name}'", real.pairs.resolution)
     key = losses_key(segmenter, dtype, real.pairs)
