@@ -57,10 +57,9 @@ test-all: lint
 # Paths that codespell checks against the words to avoid as well; the others are still to be rewritten.
 PLAIN := README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md CODE_OF_CONDUCT.md .github docs/*.md docs/tutorials \
 	docs/how_to docs/reference docs/hooks docs/results/*.md examples semseg_diffusers/__init__.py semseg_diffusers/cli.py \
-	semseg_diffusers/app semseg_diffusers/converters semseg_diffusers/data semseg_diffusers/evaluation/filtering \
-	semseg_diffusers/evaluation/segmentation semseg_diffusers/evaluation/study semseg_diffusers/generation \
-	semseg_diffusers/growth semseg_diffusers/masks semseg_diffusers/models semseg_diffusers/pipelines \
-	semseg_diffusers/reports semseg_diffusers/toy semseg_diffusers/training semseg_diffusers/utils
+	semseg_diffusers/app semseg_diffusers/converters semseg_diffusers/data semseg_diffusers/evaluation \
+	semseg_diffusers/generation semseg_diffusers/growth semseg_diffusers/masks semseg_diffusers/models \
+	semseg_diffusers/pipelines semseg_diffusers/reports semseg_diffusers/toy semseg_diffusers/training semseg_diffusers/utils
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -14,8 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
+from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
+from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing
 from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
 
@@ -241,26 +244,23 @@ def _hash_files(paths: Iterable[Path]) -> str:
 class _Encoder(torch.nn.Module):
     """An image encoder of transformers, with the preprocessing of its saved image processor."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(self, encoder: Any, processor: Any, size: tuple[int, int] | None, use_pooler: bool):
         super().__init__()
         self.encoder, self.size, self.use_pooler = encoder, size, use_pooler
         self.output: str | None = None  # set by the first forward pass
         self.has_class_token = any(name.endswith(("cls_token", "class_embedding")) for name in encoder.state_dict())
-        self.scale = getattr(processor, "rescale_factor", 1 / 255) if processor.do_rescale else 1.0
-        self.flip = bool(getattr(processor, "do_flip_channel_order", False))  # MobileViT expects BGR
         mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.preprocessing = Preprocessing(
+            size={},  # resized by `_resize`
+            scale=getattr(processor, "rescale_factor", 1 / 255) if processor.do_rescale else 1.0,
+            mean=tuple(mean),
+            std=tuple(std),
+            flip_channels=bool(getattr(processor, "do_flip_channel_order", False)),  # MobileViT expects BGR
+        )
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 pixel values (B, 3, h, w) of uint8 images (B, 3, H, W)."""
-        pixels = _resize(images, self.size) * self.scale
-        if self.flip:
-            pixels = pixels.flip(1)
-        return (pixels - self.mean) / self.std
+        return self.preprocessing.normalize(_resize(images, self.size))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         outputs = self.encoder(pixel_values=self.prepare(images).to(self.encoder.dtype))
@@ -290,8 +290,6 @@ def _load_encoder(
     device: str | torch.device,
     dtype: torch.dtype,
 ) -> FeatureExtractor:
-    import transformers  # not needed by the other kinds
-
     folder = _encoder_folder(name, revision)
     try:
         processor, config = (
@@ -346,8 +344,6 @@ def _encoder_folder(name: str, revision: str | None) -> Path:
         if revision is not None:
             raise ValueError(f"--features: '{name}' is a local folder and has no revision '{revision}'; omit it.")
     else:
-        from huggingface_hub import snapshot_download
-
         action = f"--features: '{name}' is no folder here; loading it from the Hub"
         patterns = ["*.json", "model.safetensors", "model-*-of-*.safetensors"]
         try:
