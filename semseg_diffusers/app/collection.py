@@ -25,16 +25,7 @@ PAINTED = "painted"  # in generation.json: its settings are those of the first i
 
 
 class Collection:
-    """A dataset folder of painted pairs.
-
-    Args:
-        folder: to create, or to continue if it has the classes and the size of this model.
-        labels: of the model.
-        size: height and width of its images.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
+    """A dataset folder of painted pairs, to create, or to continue if it has these classes and this size."""
 
     def __init__(self, folder: Path, labels: LabelSet, size: tuple[int, int]):
         self.folder, self.labels, self.size = folder, labels, size
@@ -66,11 +57,7 @@ class Collection:
         return sum(1 for _ in (self.folder / "images").glob("*.png"))
 
     def add(self, samples: Sequence[Sample]) -> int:
-        """Write the pairs that are missing, and return their number.
-
-        Raises:
-            ValueError: the folder holds something else by now, or another process writes to it.
-        """
+        """Write the pairs that are missing, and return their number."""
         with self._lock, sole_run(self.folder, "adding to"):
             self.check()
             open_output(self.folder, {**samples[0].record, PAINTED: True}, self.labels)

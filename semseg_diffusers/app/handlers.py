@@ -44,13 +44,7 @@ def show_errors() -> Iterator[None]:
 
 
 class Handlers:
-    """Functions that the page calls.
-
-    Args:
-        sampler: generates.
-        collection: stores pairs, if they can be kept.
-        cache: folder of the files that visitors may download.
-    """
+    """Functions that the page calls; `cache` is the folder of the files that visitors may download."""
 
     def __init__(self, sampler: Sampler, collection: Collection | None, cache: str):
         self.sampler, self.collection, self.cache = sampler, collection, cache

@@ -56,16 +56,7 @@ def pack_mask(ids: np.ndarray) -> dict[str, Any]:
 
 
 def unpack_mask(value: Any, labels: LabelSet, size: tuple[int, int]) -> np.ndarray:
-    """Return the mask of a canvas or an API call as class ids, (H, W) uint8.
-
-    Args:
-        value: `{"height", "width", "runs"}`.
-        labels: allowed classes.
-        size: expected height and width.
-
-    Raises:
-        ValueError: another form or size, or an id that is neither a class nor unknown.
-    """
+    """Return the mask of a canvas or an API call as class ids, (H, W) uint8 of this size."""
     height, width = size
     form = f'{{"height": {height}, "width": {width}, "runs": [id, count, ...]}}'
     if not isinstance(value, dict) or not {"height", "width", "runs"} <= value.keys():
@@ -90,11 +81,7 @@ def unpack_mask(value: Any, labels: LabelSet, size: tuple[int, int]) -> np.ndarr
 
 
 def check_number(name: str, value: Any, least: float, most: float, kind: type = float) -> Any:
-    """Return a number from JSON as int or float.
-
-    Raises:
-        ValueError: it is none, not finite, out of range, or has a fraction where `kind` is int.
-    """
+    """Return a number from JSON as int or float, if it is one in this range; 3.0 is a whole number."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not least <= value <= most or kind(value) != value:  # nan is in no range
         expected = "a whole number" if kind is int else "a number"
@@ -103,11 +90,7 @@ def check_number(name: str, value: Any, least: float, most: float, kind: type = 
 
 
 def check_scheduler(text: Any) -> str | None:
-    """Return a scheduler in the form of `generate --scheduler`, with harmless options only; None for the model's own.
-
-    Raises:
-        ValueError: naming the option, and those that are allowed.
-    """
+    """Return a scheduler as `generate --scheduler` takes it, with harmless options only; None for the model's own."""
     if text is None or text == "":
         return None
     if not isinstance(text, str) or len(text) > 200:
@@ -129,17 +112,7 @@ def check_scheduler(text: Any) -> str | None:
 
 
 def read_upload(data: Any, what: str, limits: Limits, max_size: int | None = None) -> Image.Image:
-    """Decode an uploaded image, rotated as its EXIF data say.
-
-    Args:
-        data: content of the file.
-        what: its name in messages: "mask", "photo".
-        limits: of uploads.
-        max_size: pixels per side, if it is less than the limit.
-
-    Raises:
-        ValueError: too large a file, a format not in `FORMATS`, too many pixels, or damaged.
-    """
+    """Decode an uploaded image, called `what` in messages, rotated as its EXIF data say."""
     if not isinstance(data, bytes) or not data:
         raise ValueError(f"the {what} is empty. Choose an image file.")
     if len(data) > limits.max_upload_mb * 1e6:
@@ -162,17 +135,9 @@ def read_upload(data: Any, what: str, limits: Limits, max_size: int | None = Non
 
 
 def read_mask_upload(data: Any, labels: LabelSet, size: tuple[int, int], limits: Limits, clean: bool) -> np.ndarray:
-    """Return a mask file as class ids (H, W), center-cropped and resized by nearest neighbour.
+    """Return a mask file (ids, palette, or class colours) as ids of this size (H, W), center-cropped and resized.
 
-    Args:
-        data: content of the file: ids, a palette, or the label set's colours.
-        labels: of the model.
-        size: height and width of the result.
-        limits: of uploads.
-        clean: clean soft edges and JPEG noise, as `semseg-diffusers clean` does.
-
-    Raises:
-        ValueError: not an image, too large, or not a mask of these classes.
+    `clean` removes soft edges and JPEG noise, as `semseg-diffusers clean` does.
     """
     image = read_upload(data, "mask", limits, MAX_CLEANED_SIZE if clean else None)
     if not clean:
@@ -187,10 +152,6 @@ def read_mask_upload(data: Any, labels: LabelSet, size: tuple[int, int], limits:
 
 
 def read_photo_upload(data: Any, size: tuple[int, int], limits: Limits) -> Image.Image:
-    """Return an RGB image, center-cropped and resized as `prepare` does.
-
-    Raises:
-        ValueError: not an image, or too large.
-    """
+    """Return an RGB image, center-cropped and resized as `prepare` does."""
     image = read_upload(data, "photo", limits).convert("RGB")
     return crop_resize(image.height, image.width, size).resize_image(image)

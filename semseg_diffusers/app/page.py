@@ -37,7 +37,7 @@ def build_page(
     title: str,
     seed: int = 0,
 ) -> gr.Blocks:
-    """Build the page.
+    """Build the page, not launched.
 
     Args:
         sampler: generates.
@@ -46,9 +46,6 @@ def build_page(
         shapes: objects to place.
         title: name of the model.
         seed: initial seed.
-
-    Returns:
-        the page, not launched; `queue` is set.
     """
     with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
         photo, samples = gr.State(None), gr.State(None)
@@ -206,21 +203,9 @@ def serve(
     in_browser: bool = False,
     in_background: bool = False,
 ) -> str:
-    """Serve a page of `build_page`.
+    """Serve a page until Ctrl-C, and return its address; `in_background` returns at once, and `page.close()` ends it.
 
-    Args:
-        page: the page.
-        limits: of an upload.
-        host: address to listen on.
-        port: port to listen on; None takes a free one.
-        in_browser: open the page in a browser of this machine.
-        in_background: return at once; `page.close()` ends it. Otherwise this call lasts until Ctrl-C.
-
-    Returns:
-        the address.
-
-    Raises:
-        OSError: the port is taken.
+    A `port` of None takes a free one.
     """
     # fonts that every system has: those of gradio's own themes would be downloaded
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

@@ -79,11 +79,7 @@ class SamplingRequest:
     strength: float = 0.5
 
     def settings(self, limits: Limits) -> GenerationSettings:
-        """Return the settings that `generate` would use, with checked numbers.
-
-        Raises:
-            ValueError: naming the first that is out of range.
-        """
+        """Return the settings that `generate` would use, with checked numbers."""
         if self.mode not in MODES:
             raise ValueError(f"the mode is {self.mode!r:.40}; expected one of {', '.join(MODES)}.")
         strength, scale = check_number("strength", self.strength, 0, 1), self.attribute_guidance_scale
@@ -114,15 +110,7 @@ class Sample:
 
 
 class Sampler:
-    """A model that generates for the page, one visitor at a time.
-
-    Args:
-        pipeline: mask-guided pipeline; its device and dtype are used.
-        limits: of a request.
-
-    Raises:
-        ValueError: the model has no label set, or no size of its own.
-    """
+    """A model that generates for the page, one visitor at a time."""
 
     def __init__(self, pipeline: Any, limits: Limits):
         self.pipeline, self.limits = pipeline, limits
@@ -146,17 +134,10 @@ class Sampler:
         photo: Photo | None = None,
         on_step: Callable[[int, int, int], None] = lambda *_: None,
     ) -> Iterator[Sample]:
-        """Generate the samples of a mask, one after the other.
+        """Generate the samples of a mask, (H, W) class ids of the model's size, one after the other.
 
-        Args:
-            ids: class ids, (H, W) of the model's size.
-            request: what to generate.
-            photo: for the modes that change one.
-            on_step: called after each step with the index of the sample, its finished steps, and the steps of each;
-                it may raise to end sampling.
-
-        Raises:
-            ValueError: the request is out of range, or not possible with the model or the scheduler.
+        `on_step` is called after each step with the index of the sample, its finished steps, and the steps of each; it
+        may raise to end sampling.
         """
         settings, scheduler = request.settings(self.limits), check_scheduler(request.scheduler)
         num_images = check_number("number of samples", request.num_images, 1, self.limits.max_images, int)

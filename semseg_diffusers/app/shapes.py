@@ -155,11 +155,7 @@ def toy_masks(labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
 
 
 def folder_masks(folder: str | os.PathLike, labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """Return masks of a folder by name, resized.
-
-    Raises:
-        FileNotFoundError, ValueError: no masks, or one that does not fit the label set.
-    """
+    """Return masks of a folder by name, resized."""
     paths = find_masks(folder)
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(MAX_EXAMPLES, len(paths))).round().astype(int)]
     return {path.stem: resize_ids(labels.encode(path), *size) for path in chosen}

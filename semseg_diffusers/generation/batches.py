@@ -24,14 +24,7 @@ OUT_OF_MEMORY = ("not enough memory", "STATUS_ALLOC_FAILED")
 
 
 class BatchGenerator:
-    """Generates the images of a plan.
-
-    Args:
-        pipeline: mask-guided pipeline; its device, dtype and scheduler are used.
-        plan: what to generate.
-        guide: network that guidance leads away from.
-        on_step: called after each step; it may raise to end the run.
-    """
+    """Generates the images of a plan; `on_step` is called after each step and may raise to end the run."""
 
     def __init__(self, pipeline: Any, plan: Plan, guide: Any, on_step: Callable[[], None]):
         self.pipeline, self.plan, self.guide = pipeline_for(pipeline, plan.settings), plan, guide
@@ -40,19 +33,13 @@ class BatchGenerator:
     def generate(
         self, jobs: list[Job], read: Callable[[Path], GenerationInput], batch_size: int, prefix: str = ""
     ) -> Iterator[tuple[Job, GenerationInput, Image.Image]]:
-        """Generate images in the order of their jobs; when the memory is full, continue with half the batch.
+        """Yield each job with its input and its image; when the memory is full, continue with half the batch.
 
         Args:
-            jobs: those of a group follow each other.
+            jobs: in order; those of a group follow each other.
             read: returns the input of a mask.
             batch_size: images at a time, at most.
             prefix: of messages, such as the name of this process.
-
-        Yields:
-            job, its input, its image.
-
-        Raises:
-            ValueError: not even one image fits in memory, or the images are not finite.
         """
         start = 0
         while start < len(jobs):
@@ -82,11 +69,7 @@ class BatchGenerator:
             tqdm.write(text, file=sys.stderr)
 
     def generate_batch(self, jobs: list[Job], inputs: list[GenerationInput]) -> list[Image.Image]:
-        """Generate images of one group of the plan together.
-
-        Raises:
-            ValueError: values are no longer finite after a step.
-        """
+        """Generate images of one group of the plan together; values that are not finite are a `ValueError`."""
         finite: list[torch.Tensor] = []  # after each step; read at the end, so that no step waits for the device
 
         def on_step_end(_pipeline, _step, _timestep, tensors: dict[str, torch.Tensor]) -> dict:

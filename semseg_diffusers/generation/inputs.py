@@ -51,11 +51,7 @@ class Names:
         return [stem, self._base[stem]] if stem in self._base else [stem]
 
     def find(self, stem: str, among: Mapping[str, Any], what: str, where: str | os.PathLike) -> Any:
-        """Return the entry under a mask's name.
-
-        Raises:
-            ValueError: there is none.
-        """
+        """Return the entry under a mask's name."""
         names = self.of(stem)
         name = next((name for name in names if name in among), None)
         if name is None:
@@ -64,18 +60,12 @@ class Names:
 
 
 def read_attribute_table(path: str | os.PathLike, known: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """Read attributes of masks.
+    """Return rows with attributes by the stem of their mask.
 
     Args:
         path: CSV with a column `stem`; JSON lines with `stem` or `mask_file_name`; or a folder with such a
             `metadata.jsonl`, such as a split of a prepared dataset.
-        known: the network's attributes.
-
-    Returns:
-        stem of the mask -> row.
-
-    Raises:
-        ValueError: no such file, rows without a stem, or none of the attributes in them.
+        known: the network's attributes; a table without any of them is refused.
     """
     path = Path(path) / METADATA_FILE if Path(path).is_dir() else Path(path)
     if not path.is_file():
@@ -131,12 +121,7 @@ def changed_input(
     columns: Mapping[str, Any] | None = None,
     lost: int | np.ndarray = 0,
 ) -> GenerationInput:
-    """Return an input that changes a real image, with what the metadata keep of it.
-
-    Args:
-        ids, image, region, columns, lost: of the input.
-        source: file of the image.
-    """
+    """Return an input that changes a real image from the file `source`, with what the metadata keep of it."""
     digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
     columns = {**(columns or {}), "source_photo": source, "source_photo_hash": digest}
     if region is not None:
@@ -145,17 +130,7 @@ def changed_input(
 
 
 class InputReader:
-    """Reads masks with what belongs to them.
-
-    Args:
-        masks: mask file or folder.
-        plan: what to generate.
-        inputs: where the rest is.
-        tolerance: RGB distance within which the nearest class colour is taken.
-
-    Raises:
-        FileNotFoundError, ValueError: no masks, images, old masks or attributes where `inputs` says.
-    """
+    """Reads masks with what belongs to them; the nearest class colour within the RGB distance `tolerance` is taken."""
 
     def __init__(self, masks: str | os.PathLike, plan: Plan, inputs: Inputs, tolerance: float):
         self.mask_paths = find_masks(masks)
@@ -184,11 +159,7 @@ class InputReader:
             self._old_mask_files = {path.stem: path for path in find_masks(self._old_mask_folder)}
 
     def read(self, path: Path) -> GenerationInput:
-        """Read a mask and what belongs to it.
-
-        Raises:
-            ValueError: the mask cannot be used; it says why.
-        """
+        """Read a mask and what belongs to it; a `ValueError` says why it cannot be used."""
         own_ids, own_size = self._read_ids(path)
         mapping = self._plan.mapping
         ids, lost = (own_ids, 0) if mapping is None else (mapping.map(own_ids), mapping.count(own_ids))
@@ -230,9 +201,6 @@ def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: 
 
     They are mapped on request only: the labels of the images would be of other classes than the dataset's, which may
     be noticed after hours of work.
-
-    Raises:
-        ValueError: naming the file, and the option that maps them.
     """
     for folder in dict.fromkeys(path.parent for path in mask_paths):
         file = label_file_near(folder, masks)

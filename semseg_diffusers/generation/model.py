@@ -174,13 +174,7 @@ def model_revision(unet: Any) -> str:
 
 
 def speed_up(*networks: Any, torch_compile: bool, channels_last: bool) -> None:
-    """Let networks compute faster, with the same results but for rounding.
-
-    Args:
-        networks: changed in place; they save and load as before.
-        torch_compile: compile `forward` at its first call, which takes minutes at most.
-        channels_last: store channels beside each other, as tensor cores read them.
-    """
+    """Let networks compute faster, with the same results but for rounding; they save and load as before."""
     for network in networks:
         if channels_last:
             network.to(memory_format=torch.channels_last)

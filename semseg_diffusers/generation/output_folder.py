@@ -40,11 +40,7 @@ LISTING_TIMEOUT = 60  # seconds until a network file system shows what another m
 
 
 def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None:
-    """Refuse an output folder that holds anything but images of the same settings.
-
-    Raises:
-        ValueError: naming the settings that differ, or the folder that is not ours.
-    """
+    """Refuse an output folder that holds anything but images of the same settings."""
     if not output.exists():
         return
     file = output / GENERATION_FILE
@@ -88,15 +84,7 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def sole_run(output: Path, work: str = "generating into") -> Iterator[None]:
-    """Lock a folder for this process, and remove the incomplete files of earlier ones.
-
-    Args:
-        output: the folder.
-        work: what is done in it, for the message.
-
-    Raises:
-        ValueError: another process writes to this folder.
-    """
+    """Lock a folder for this process, and remove the incomplete files of earlier ones."""
     with exclusive_folder(output, work):
         for folder in (output, output / "images", output / "masks"):
             for path in folder.glob("*"):
@@ -139,15 +127,8 @@ def update_skipped(output: Path, skipped: dict[str, str], used: Iterable[str]) -
 def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet, row: dict[str, Any]) -> bool:
     """Return whether an image and its mask exist and can be read to their end.
 
-    Args:
-        output: the folder.
-        job: the image.
-        ids: its mask.
-        labels: the classes.
-        row: its row of the metadata; the image carries its own, and values in both must be equal.
-
     Raises:
-        ValueError: they are of another mask with this name, another source image or other attributes.
+        ValueError: they are of another mask with this name, or the image carries other values than its row.
     """
     image_file, mask_file = output / "images" / job.file_name, output / "masks" / job.file_name
     if not (image_file.is_file() and mask_file.is_file()):
@@ -192,10 +173,7 @@ def update_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Bring `metadata.jsonl` up to date: a row for each complete pair, those of earlier runs included.
 
     Several processes may do this at once. Each looks again after it has written, so the last one has seen all.
-
-    Args:
-        output: the folder.
-        rows: of the images of this run, whether they exist yet or not; others keep their row, or carry it.
+    `rows` are those of this run, whether their images exist yet or not; other images keep their row, or carry it.
     """
     ours = {row["image_file_name"]: row for row in rows}
     model = read_json(output / GENERATION_FILE)["model"]
@@ -234,11 +212,7 @@ def _row_in_image(path: Path, model: str) -> dict[str, Any]:
 
 
 def wait_for_images(output: Path, jobs: list[Job]) -> None:
-    """Wait until the images of all processes are visible here.
-
-    Raises:
-        ValueError: some are not, after a minute.
-    """
+    """Wait until the images of all processes are visible here, a minute at most."""
     deadline = time.monotonic() + LISTING_TIMEOUT
     while True:
         names = {path.name for path in (output / "images").iterdir()}
@@ -256,14 +230,7 @@ def wait_for_images(output: Path, jobs: list[Job]) -> None:
 def save_contact_sheet(
     output: Path, jobs: list[list[Job]], titles: list[str], sources: list[Image.Image | None] | None
 ) -> Path:
-    """Write `contact_sheet.png` of some masks, read from the output folder: mask, source image if any, samples.
-
-    Args:
-        output: the folder.
-        jobs: images of each mask, the same number of each; those beyond the sheet's columns are left out.
-        titles: one for each image of a mask.
-        sources: real image that those of each mask were generated from, if any.
-    """
+    """Write `contact_sheet.png` with a row for each mask: the mask, its source image if any, its first samples."""
     rows = []
     for number, images in enumerate(jobs):
         names = [job.file_name for job in images[:CONTACT_SHEET_COLUMNS]]

@@ -94,12 +94,7 @@ class Plan:
         return image_seed(self.settings.seed, job.stem, job.index)
 
     def attributes(self, job: Job, columns: Mapping[str, Any]) -> dict[str, str | None]:
-        """Return the value of each attribute for an image; None leaves it to the model.
-
-        Args:
-            job: the image.
-            columns: of its input; the settings take precedence.
-        """
+        """Return each attribute of an image, None where the model chooses; settings precede the input's `columns`."""
         of_mask = {name: columns.get(name) for name in self.known}
         varied = {name: value for name, value in self.variations[job.variation].items() if name not in SWEEPABLE}
         values = {**of_mask, **(self.settings.attributes or {}), **varied}
@@ -107,17 +102,16 @@ class Plan:
 
     def row(self, job: Job, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Return the metadata row of an image; `columns` are those of its input."""
-        sampling = self.sampling(job)
+        sampling = asdict(self.sampling(job))
         optional = {
-            "variant": sampling.variant,
+            "variant": sampling["variant"],
             "variation": job.variation or None,
-            "attribute_guidance_scale": sampling.attribute_guidance_scale,
-            "conditioning_scale": sampling.conditioning_scale,
-            "guide_model": self.record["guide_model"],
-            "guide_revision": self.record["guide_revision"],
-            "strength": sampling.strength,
+            **{name: sampling[name] for name in ("attribute_guidance_scale", "conditioning_scale")},
+            **{name: self.record[name] for name in ("guide_model", "guide_revision")},
+            "strength": sampling["strength"],
             **{name: value for name, value in columns.items() if name not in self.known},
         }
+        required = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop")
         return {
             "image_file_name": f"images/{job.file_name}",
             "mask_file_name": f"masks/{job.file_name}",
@@ -128,10 +122,7 @@ class Plan:
             "revision": self.record["revision"],
             "seed": self.seed(job),
             "scheduler": self.record["scheduler"],
-            "num_inference_steps": sampling.num_inference_steps,
-            "guidance_scale": sampling.guidance_scale,
-            "guidance_start": sampling.guidance_start,
-            "guidance_stop": sampling.guidance_stop,
+            **{name: sampling[name] for name in required},
             **{name: value for name, value in optional.items() if value is not None},
             **self.attributes(job, columns),
             "synthetic": True,

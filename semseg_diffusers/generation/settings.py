@@ -95,11 +95,7 @@ class SamplingOptions(Settings):
     )  # fmt: skip
 
     def generation_settings(self, **others: Any) -> GenerationSettings:
-        """Return what the images depend on.
-
-        Args:
-            **others: fields of `GenerationSettings` that are not sampling options, such as the seed.
-        """
+        """Return what the images depend on; `others` are fields that are not sampling options, such as the seed."""
         return GenerationSettings(
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
@@ -279,11 +275,7 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
 def check_option_combinations(
     settings: GenerationSettings, inputs: Inputs, known_attributes: Mapping[str, list[str]]
 ) -> None:
-    """Refuse settings and inputs that do not go together, or not with the attributes of the model.
-
-    Raises:
-        ValueError: naming the options.
-    """
+    """Refuse settings and inputs that do not go together, or not with the attributes of the model."""
     edits, redraws = settings.edit is not None, settings.strength is not None
     fixed, varied = settings.attributes or {}, settings.variations or {}
     changes = "--strength" if redraws else "--edit"
@@ -314,9 +306,6 @@ def check_option_combinations(
 def read_attributes(texts: Iterable[str]) -> dict[str, str]:
     """Parse the values of --attributes.
 
-    Raises:
-        ValueError: another form, or a name given twice.
-
     Example:
         >>> read_attributes(["weather=rainy", "timeofday=night"])
         {'weather': 'rainy', 'timeofday': 'night'}
@@ -325,10 +314,7 @@ def read_attributes(texts: Iterable[str]) -> dict[str, str]:
 
 
 def read_variations(texts: Iterable[str]) -> dict[str, tuple]:
-    """Parse the values of --variations.
-
-    Raises:
-        ValueError: another form, a name or value given twice, or a setting whose value is not a number.
+    """Parse the values of --variations; those of settings are numbers.
 
     Example:
         >>> read_variations(["guidance_scale=1.5,3", "weather=clear,rainy"])
@@ -351,11 +337,7 @@ def read_variations(texts: Iterable[str]) -> dict[str, tuple]:
 
 
 def check_attributes(given: Mapping[str, Iterable[str]], known: Mapping[str, list[str]], option: str) -> None:
-    """Refuse names and values of attributes that a network does not know.
-
-    Raises:
-        ValueError: listing those that it knows.
-    """
+    """Refuse names and values of attributes that a network does not know."""
     for name, values in given.items():
         if name not in known:
             expected = f"it knows {', '.join(known)}" if known else "it was trained without any"
@@ -383,11 +365,7 @@ def _split_names(texts: Iterable[str], option: str, form: str) -> dict[str, str]
 def grid(variations: Mapping[str, tuple] | None) -> dict[str, dict[str, Any]]:
     """Return all combinations, the last name changing fastest, under names that sort in this order.
 
-    Returns:
-        name -> what it sets; without variations, a single unnamed one that sets nothing.
-
-    Raises:
-        ValueError: there are more than 1000.
+    Without variations, there is a single unnamed one that sets nothing.
 
     Example:
         >>> grid({"guidance_scale": (1.5, 3.0)})

@@ -61,11 +61,7 @@ def run(settings: GrowSettings) -> int:
 
 
 def run_stage(stage: Stage, config_file: str | None) -> int:
-    """Run a stage in this process, or in those that accelerate launches; returns its exit code.
-
-    Raises:
-        ValueError: as the command.
-    """
+    """Run a stage in this process, or in those that accelerate launches; returns its exit code."""
     sys.stdout.write(f"\n[{stage.name}] {stage.command}\n")
     sys.stdout.flush()
     if config_file is not None and stage.name in LAUNCHED:
@@ -90,11 +86,7 @@ def _launch(stage: Stage, config_file: str) -> int:
 
 
 class Progress:
-    """Which stages were started and which are done, with their commands, kept in `grow.json` of the output folder.
-
-    Args:
-        path: of the file.
-    """
+    """Which stages were started and which are done, with their commands, kept in `grow.json` of the output folder."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -105,11 +97,7 @@ class Progress:
         return name in self._stages and self._stages[name]["done"]
 
     def check(self, stage: Stage) -> None:
-        """Refuse a stage that was done with other options.
-
-        Raises:
-            ValueError: naming what differs.
-        """
+        """Refuse a stage that was done with other options."""
         if not self.is_done(stage.name) and not (stage.is_complete and stage.name in self._stages):
             return
         command, *words = self._stages[stage.name]["command"]

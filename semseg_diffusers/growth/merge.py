@@ -110,11 +110,7 @@ def merge(
 
 
 def read_real_record(dataset: str) -> dict[str, Any]:
-    """Return the record that `prepare` wrote of a dataset without generated pairs.
-
-    Raises:
-        ValueError: it was grown already: its generated pairs would count as real, and their metadata would be lost.
-    """
+    """Return the record that `prepare` wrote, unless the dataset was grown: generated pairs would count as real."""
     record = read_record(dataset)
     if "synthetic" in record:
         raise ValueError(
@@ -125,11 +121,7 @@ def read_real_record(dataset: str) -> dict[str, Any]:
 
 
 def read_generated(folder: Path) -> tuple[LabelSet, list[dict[str, Any]], dict[str, Any]]:
-    """Return the classes, metadata rows and record of a folder written by `generate` or `filter`.
-
-    Raises:
-        ValueError: it is not one, holds no images, or lacks files that its metadata name.
-    """
+    """Return the classes, metadata rows and record of a complete folder written by `generate` or `filter`."""
     for name in (GENERATION_FILE, METADATA_FILE, LABELS_FILE):
         if not (folder / name).is_file():
             raise ValueError(

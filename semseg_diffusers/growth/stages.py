@@ -59,49 +59,34 @@ def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -
         settings: of `grow`.
         target: what the new masks have more of, CLASS=FACTOR.
         num_masks: how many new masks.
-
-    Raises:
-        ValueError: --set changes an option that `grow` sets itself, or that the command of the stage refuses.
     """
-    folders = {stage: settings.output / stage for stage in STAGES}
-    columns = {"image_column": settings.image_column, "mask_column": settings.mask_column, "labels": settings.labels}
-    data = {"dataset": settings.dataset, **columns}
-    seed, device = {"seed": settings.seed}, {"device": settings.device}
-    generated, filtered = str(folders["generate"]), str(folders["filter"])
+    folders = {stage: str(settings.output / stage) for stage in STAGES}
+    model = settings.model or folders["train"]
+    masks = settings.masks or str(settings.output / "enrich" / "masks")
+    segmenter = settings.filter_segmenter or folders["segmenter"]
+    generated, filtered = folders["generate"], folders["filter"]
+    dataset, seed, device = {"dataset": settings.dataset}, {"seed": settings.seed}, {"device": settings.device}
+    data = {**dataset, **{name: getattr(settings, name) for name in ("image_column", "mask_column", "labels")}}
+    number = {"num_images_per_mask": settings.num_images_per_mask}
+    study = {"amounts": settings.amounts, "seeds": settings.seeds}
+    # the network that selects images must not be selected on the images that the study evaluates on
+    selection = {"seed": settings.seed + FILTER_SEED, "validation_split": "none"}
     options: dict[str, dict[str, Any]] = {
         "statistics": data,
         "train": {**data, **seed, **device, "resume_from_checkpoint": "latest"},
-        "enrich": {"dataset": settings.dataset, **seed, "num_masks": num_masks, "target": target},
-        "generate": {
-            "model": settings.model or str(folders["train"]),
-            "masks": settings.masks or str(folders["enrich"] / "masks"),
-            "num_images_per_mask": settings.num_images_per_mask,
-            **seed,
-            **device,
-        },
-        # the network that selects images must not be selected on the images that the study evaluates on
-        "segmenter": {**data, **device, "seed": settings.seed + FILTER_SEED, "validation_split": "none"},
-        "filter": {
-            **data,
-            "generated": generated,
-            "segmenter": settings.filter_segmenter or str(folders["segmenter"]),
-            **seed,
-            **device,
-        },
-        "study": {
-            **data,
-            "generated": generated,
-            "filtered": filtered,
-            "amounts": settings.amounts,
-            "seeds": settings.seeds,
-            **device,
-        },
+        "enrich": {**dataset, **seed, "num_masks": num_masks, "target": target},
+        "generate": {"model": model, "masks": masks, **number, **seed, **device},
+        "segmenter": {**data, **device, **selection},
+        "filter": {**data, "generated": generated, "segmenter": segmenter, **seed, **device},
+        "study": {**data, "generated": generated, "filtered": filtered, **study, **device},
         "merge": {**data, "generated": filtered},
     }
     stages = []
     for name in settings.stages:
-        own = {**options[name], "output_dir" if name == "train" else "output": str(folders[name])}
-        stages.append(Stage(name, folders[name], _command_settings(name, own, settings.changes.get(name, {}))))
+        own = {**options[name], "output_dir" if name == "train" else "output": folders[name]}
+        stages.append(
+            Stage(name, settings.output / name, _command_settings(name, own, settings.changes.get(name, {})))
+        )
     return stages
 
 
