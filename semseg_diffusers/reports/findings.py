@@ -78,8 +78,8 @@ def _agreement(agreement: Mapping[str, Any]) -> Finding | None:
         return Finding(topic, f"{measured} Floor and ceiling are too close for a conclusion: use a better segmenter.")
     if fraction > 1:
         reading = (
-            "The segmenter reads the generated images better than real photos. They are easier to read, which does "
-            "not make them better: simple, typical pictures are."
+            "The segmenter does better on the generated images than on real photos. They are easier to segment, as "
+            "simple, typical images are, which does not make them better."
         )
     elif fraction <= 0:
         reading = "The images carry their masks no better than masks of other images: they do not follow them."
@@ -124,13 +124,10 @@ def _neighbours(neighbours: Mapping[str, Any]) -> Finding:
     else:
         text = f"No generated image is closer to a training photo than {what}."
     if is_finite(generated) and is_finite(real):
-        medians = f"(median {number(generated)} against {number(real)})"
-        text += (
-            f" On the whole the images are closer to the training photos than unseen real photos do {medians}: "
-            "a sign of copying, or of images without detail."
-            if generated < real
-            else f" On the whole the images are no closer to the training photos than unseen real photos do {medians}."
-        )
+        how = "closer" if generated < real else "no closer"
+        text += f" On the whole the images are {how} to the training photos than unseen real photos are (median "
+        text += f"{number(generated)} against {number(real)})"
+        text += ": a sign of copying, or of images without detail." if generated < real else "."
     return Finding(f"Memorized photos, by {neighbours['features']}", text)
 
 

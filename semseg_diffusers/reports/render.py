@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -244,6 +245,7 @@ def _environment() -> Environment:
         "number": number,
         "percent": percent,
         "place": place,
+        "shell": lambda words: shlex.join(map(str, words)),
         "slug": lambda title: re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"),
     }
     environment.tests["finite"] = is_finite

@@ -6,7 +6,6 @@ Only the run folder is read: neither the dataset nor the network is needed.
 
 import contextlib
 import math
-import shlex
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -69,7 +68,6 @@ def write_run_page(run: Path, output: Path | None = None, defaults: Mapping[str,
         preview=_preview(folder),
         plots=_plots(folder.log),
         classes=_classes(folder.record),
-        steps=_next_steps(folder),
         changed=[
             [name, exact(value), exact(defaults.get(name))]
             for name, value in folder.settings.items()
@@ -136,14 +134,10 @@ def duration(seconds: float) -> str:
         ('42 s', '10 min', '2 h 30 min', '2 d 7 h')
     """
     seconds = round(seconds)
-    if seconds < 100:
-        return f"{seconds} s"
-    for larger, smaller, names in ((86400, 3600, "d h"), (3600, 60, "h min")):
-        if seconds >= larger:
-            large, small = names.split()
-            whole, rest = divmod(seconds, larger)
-            return f"{whole} {large} {rest // smaller} {small}"
-    return f"{seconds // 60} min"
+    for size, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {name} {seconds % size // part} {part_name}"
+    return f"{seconds // 60} min" if seconds >= 100 else f"{seconds} s"
 
 
 # Samples and curves --------------------------------------------------------------------------------------------------
@@ -203,11 +197,8 @@ def _running_mean(points: Points, length: int) -> Points:
 
 
 def _mean(points: Points) -> tuple[int, float | None]:
-    values = [value for _, value in points if value is not None and math.isfinite(value)]
+    values = [value for _, value in points if is_finite(value)]
     return points[-1][0], sum(values) / len(values) if values else None
-
-
-# Data and commands ---------------------------------------------------------------------------------------------------
 
 
 def _classes(record: Mapping[str, Any]) -> list[BarRow]:
@@ -218,34 +209,3 @@ def _classes(record: Mapping[str, Any]) -> list[BarRow]:
         BarRow(entry["name"], [100 * entry["pixels"] / labelled], [entry["masks"]], entry["color"])
         for entry in classes
     ]
-
-
-def _next_steps(folder: RunFolder) -> list[tuple[str, str | None]]:
-    """Return what can be done with the run, and the command for it."""
-    run, settings = str(folder.path), folder.settings
-    processes = folder.record.get("num_processes", 1)
-    train = ["semseg-diffusers", "train"]
-    if processes > 1:
-        train = ["accelerate", "launch", "--num_processes", str(processes), "-m", "semseg_diffusers.training"]
-    train += ["--config", f"{run}/settings.json", "--resume_from_checkpoint", "latest"]
-    steps: list[tuple[str, str | None]] = []
-    if folder.state in ("stopped", "failed", "killed", "unknown") and folder.checkpoint:
-        steps.append((f"Resume from {folder.checkpoint}, as if the run had never ended:", shlex.join(train)))
-    elif folder.state in ("stopped", "failed", "killed"):
-        steps.append(("There is no checkpoint to resume from yet: give the command again.", None))
-    if folder.is_saved:
-        generate = ["generate", "--model", run, "--masks", "MASKS", "--output", "IMAGES"]
-        data = ["--dataset", settings["dataset"], "--split", settings["validation_split"]]
-        evaluate = ["evaluate", "--model", run, *data, "--output", "EVALUATION"]
-        longer = ["--max_train_steps", str(2 * (folder.num_steps or folder.step))]
-        steps += [
-            ("Turn masks into labelled images:", shlex.join(["semseg-diffusers", *generate])),
-            (
-                "Measure how well images follow their masks, and whether they are copies:",
-                shlex.join(["semseg-diffusers", *evaluate]),
-            ),
-            ("Train longer:", shlex.join([*train, *longer])),
-        ]
-    else:
-        steps.append(("The pipeline for `generate` and `evaluate` is saved at the end of the run.", None))
-    return [*steps, ("Write this page again:", shlex.join(["semseg-diffusers", "report", run]))]
