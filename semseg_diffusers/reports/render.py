@@ -156,7 +156,7 @@ def axis_ticks(low: float, high: float, count: int = 4) -> list[float]:
 
     Example:
         >>> axis_ticks(0, 0.93), axis_ticks(0, 5000)
-        ([0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 1500.0, 3000.0, 4500.0, 6000.0])
+        ([0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 2000.0, 4000.0, 6000.0])
     """
     from matplotlib.ticker import MaxNLocator
 
