@@ -60,21 +60,10 @@ class CropResize:
 
 
 def crop_resize(height: int, width: int, resolution: tuple[int, int] | None, fit: str = "crop") -> CropResize:
-    """Decide how a frame of height x width is brought to a resolution.
+    """Decide how a frame is brought to a resolution (height, width); None keeps it as it is.
 
-    Args:
-        height, width (`int`): of the frame, pixels.
-        resolution (`tuple[int, int]`, *optional*): height and width of the result; None keeps the frame as it is.
-        fit (`str`, defaults to `"crop"`): "crop" takes the largest centred part with the aspect ratio of the
-            resolution; "whole" the whole frame, whose aspect ratio must be the same; "pad" the whole frame, padded
-            with black in the image and unknown in the mask.
-
-    Raises:
-        ValueError: the whole frame is to be taken and has another aspect ratio.
-
-    Example:
-        >>> crop_resize(720, 1280, (128, 128)).box, crop_resize(720, 1280, (128, 128), "pad").inset
-        ((280, 0, 1000, 720), (0, 28, 128, 100))
+    "crop" takes the largest centred part with the aspect ratio of the resolution, "whole" the whole frame, whose
+    aspect ratio must be the same, "pad" the whole frame, padded with black in the image and unknown in the mask.
     """
     frame, whole = (height, width), (0, 0, width, height)
     if resolution is None:

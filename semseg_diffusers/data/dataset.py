@@ -34,10 +34,6 @@ class DecodedPairs:
 
     It holds as many of the first pairs of a dataset as fit, and is filled as they are read; two processes that decode
     the same pair write the same bytes.
-
-    Args:
-        sizes (`list[tuple[int, int]]`): height and width of each pair, pixels.
-        most_bytes (`int`): limit of the memory.
     """
 
     def __init__(self, sizes: list[tuple[int, int]], most_bytes: int):
@@ -315,17 +311,7 @@ def split_names(dataset: str | os.PathLike) -> list[str]:
 
 
 def find_labels(name: str, labels: LabelSet | None, revision: str | None = None) -> tuple[LabelSet, str | None]:
-    """Return the label set of a dataset; and, of one on the Hub, its commit, so that the pairs come from the same one.
-
-    Args:
-        name (`str`): folder or Hub id.
-        labels (`LabelSet`, *optional*): the classes, if given; else those in the dataset's `labels.json`.
-        revision (`str`, *optional*): branch, tag or commit on the Hub.
-
-    Raises:
-        ValueError: no classes are given, and there is no `labels.json`, or no such folder and no connection.
-        HubError: the Hub has no such dataset or revision, or denies access.
-    """
+    """Return the label set of a dataset, and its commit on the Hub, so that the pairs come from the same one."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -372,18 +358,7 @@ MOST_VALUES = 256  # a column with more distinct values identifies pairs rather 
 
 
 def attribute_values(pairs: PairDataset, names: Iterable[str]) -> dict[str, list[str]]:
-    """Return the values of each attribute in a split.
-
-    Args:
-        pairs (`PairDataset`): the split, usually that of training.
-        names (`Iterable[str]`): columns of text.
-
-    Returns:
-        `dict[str, list[str]]`: names and values sorted, unknown ones left out.
-
-    Raises:
-        ValueError: there is no such column, it is unknown throughout, or it has too many distinct values.
-    """
+    """Return the values of text columns in a split, sorted, without unknown ones."""
     found = {}
     for name in sorted(set(names)):
         if name not in pairs.attributes:
@@ -405,15 +380,7 @@ def attribute_values(pairs: PairDataset, names: Iterable[str]) -> dict[str, list
 
 
 def attribute_numbers(pairs: PairDataset, values: Mapping[str, Sequence[str]]) -> torch.Tensor:
-    """Return the index of each pair's value in the list of each attribute.
-
-    Args:
-        pairs (`PairDataset`): a split; a missing column is unknown throughout.
-        values (`Mapping`): attribute -> its values in order, as in `attribute_values` or a network's config.
-
-    Returns:
-        `torch.Tensor`: (N, A) int64, -1 if the value is unknown or not in the list.
-    """
+    """Return the index of each pair's value in the list of each attribute: (N, A) int64, -1 if it is not there."""
     numbers = torch.full((len(pairs), len(values)), -1)
     for column, (name, known) in enumerate(values.items()):
         for row, value in enumerate(pairs.attributes.get(name, ())):

@@ -43,15 +43,7 @@ UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before y
 
 @contextlib.contextmanager
 def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a folder to fill that becomes `output` at the end; nothing is left of it after an error.
-
-    Args:
-        output (`str` or `os.PathLike`): target folder; it must not exist, or be empty.
-        overwrite (`bool`, defaults to `False`): replace an existing prepared dataset, and nothing else.
-
-    Raises:
-        ValueError: `output` is not empty.
-    """
+    """Yield a folder to fill that becomes `output` at the end; only a prepared dataset is overwritten."""
     with new_folder(output, SETTINGS_FILE, "prepared dataset", overwrite) as folder:
         yield folder
 
@@ -82,8 +74,7 @@ def finish_dataset(
 ) -> None:
     """Write each split's metadata, the label set, and the settings with counts and versions.
 
-    A column of nulls becomes a column of "" in a split, if another split has text there: `load_dataset` would give it
-    another type and refuse the splits.
+    A column of nulls becomes one of "" if another split has text there: `load_dataset` would refuse the two types.
     """
     columns = {name for split in rows.values() for row in split for name, value in row.items() if value is not None}
     for split, of_split in rows.items():
@@ -100,16 +91,7 @@ def finish_dataset(
 
 
 def data_license(source_format: str | None, thing: str | None = None) -> tuple[str | None, str]:
-    """Return the Hub's name of a data licence, and a sentence about it.
-
-    Args:
-        source_format: format from which the data was prepared (`camvid`, `toy`, ...).
-        thing: what else the licence applies to ("these weights").
-
-    Example:
-        >>> data_license("camvid", "these weights")
-        ('cc-by-nc-4.0', 'CamVid (SegNet form), CC BY-NC 4.0: research use; the same holds for these weights.')
-    """
+    """Return the Hub's name of a data licence and a sentence about it, for the data and for a `thing` made of it."""
     if source_format not in DATA_LICENSES:
         return None, UNKNOWN_LICENSE
     name, sentence = DATA_LICENSES[source_format]
@@ -120,16 +102,7 @@ def data_license(source_format: str | None, thing: str | None = None) -> tuple[s
 
 
 def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:
-    """Return the mask files of a folder and its sub-folders in order of their path, or the one file given.
-
-    Args:
-        masks (path): mask file or folder.
-        what (`str`, defaults to "mask"): name in messages; images are found in the same way.
-
-    Raises:
-        FileNotFoundError: no such file or folder.
-        ValueError: a folder without images, or two masks of one stem, whose results would have the same name.
-    """
+    """Return the mask files of a folder and its sub-folders in order of their path, or the one file given."""
     masks = Path(masks)
     if masks.is_file():
         return [masks]
@@ -150,13 +123,7 @@ def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:
 
 
 def label_file_near(folder: str | os.PathLike, masks: str | os.PathLike) -> Path | None:
-    """Return the label file that is nearest to a folder of masks: in it, or above it.
-
-    Args:
-        folder (`str` or `os.PathLike`): folder of a mask.
-        masks (`str` or `os.PathLike`): the mask file, or the folder with sub-folders, that was given; the search ends
-            two folders above: `DIR/labels.json` is found for `DIR/val/masks`.
-    """
+    """Return the nearest label file in or above `folder`, up to two folders above `masks`, the given path."""
     folder, start = Path(os.path.abspath(folder)), Path(os.path.abspath(masks))
     start = start.parent if start.is_file() else start
     last = [start, *start.parents][: ABOVE_MASKS + 1][-1]
@@ -168,15 +135,7 @@ def label_file_near(folder: str | os.PathLike, masks: str | os.PathLike) -> Path
 
 
 def labels_of_masks(masks: str | os.PathLike, labels: str | None = None) -> LabelSet:
-    """Return the given label set, or that in the label file beside the masks or above them.
-
-    Args:
-        masks (path): a mask file or a folder of them.
-        labels (`str`, *optional*): a preset, or a JSON file (`colormap.json` or `labels.json`).
-
-    Raises:
-        ValueError: no such preset or file, or none near the masks.
-    """
+    """Return the given label set, or that in the label file beside the masks or above them."""
     if labels is not None:
         return LabelSet.from_name(labels)
     found = label_file_near(masks if Path(masks).is_dir() else Path(masks).parent, masks)
@@ -190,11 +149,7 @@ def labels_of_masks(masks: str | os.PathLike, labels: str | None = None) -> Labe
 
 @contextlib.contextmanager
 def new_output(output: str | os.PathLike) -> Iterator[Path]:
-    """Yield a folder to fill that becomes `output` at the end; nothing is left of it after an error.
-
-    Raises:
-        ValueError: `output` is a file, or not empty.
-    """
+    """Yield a folder to fill that becomes `output` at the end; nothing is overwritten."""
     output = Path(output)
     if output.is_dir() and any(output.iterdir()):
         raise ValueError(f"--output '{output}' is not empty. Name another folder.")

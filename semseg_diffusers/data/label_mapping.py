@@ -1,7 +1,7 @@
 """Map the classes of one label set, and its masks, to another.
 
-First by name, then by the tables below: another name of the same class, otherwise a superclass, as datasets are
-commonly merged (CamVid's 32 classes into 11, Mapillary's and IDD's into Cityscapes' 19).
+First by name, then by the tables of classes.yaml: another name of the same class, otherwise a superclass, as datasets
+are commonly merged (CamVid's 32 classes into 11, Mapillary's and IDD's into Cityscapes' 19).
 """
 
 import re
@@ -10,60 +10,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.labels import CLASSES, LabelSet
 
 
-# Names of the same class, normalized.
-SYNONYMS = (
-    ("person", "pedestrian", "people", "human", "individual"),
-    ("rider", "bicyclist", "cyclist", "motorcyclist", "other rider"),
-    ("vegetation", "tree", "trees", "vegetation misc", "plant", "bush", "plant life"),
-    ("terrain", "grass", "earth", "field", "ground vegetation", "non drivable fallback"),
-    ("sidewalk", "pavement", "footpath", "pedestrian area"),
-    ("traffic sign", "sign symbol", "traffic sign front", "sign", "signboard"),
-    ("traffic light", "traffic signal", "stoplight"),
-    ("pole", "column pole", "utility pole", "street light", "streetlight", "poles", "pole group"),
-    ("car", "automobile", "suv pickup truck", "suvpickup truck", "passenger car"),
-    ("truck", "lorry"),
-    ("bus", "coach"),
-    ("motorcycle", "motorbike", "minibike", "motorcycle scooter", "scooter"),
-    ("bicycle", "bike"),
-    ("train", "on rails", "tram", "streetcar"),
-    ("building", "edifice", "house", "skyscraper"),
-    ("fence", "fencing", "railing"),
-    ("wall", "retaining wall"),
-    ("road", "street", "route", "lane", "carriageway"),
-    ("lane marking", "lane mkgs driv", "lane marking general", "road marking", "lane mkgs non driv"),
-    ("unknown", "void", "unlabelled", "unlabeled", "ignore"),
-)
-# Superclasses, the nearest first -> the classes that they contain.
-_CONTAINED = {
-    ("truck bus", "car"): ("truck", "bus"),
-    ("truck", "car"): ("truck bus", "caravan", "trailer"),
-    ("car",): ("train", "other moving", "autorickshaw"),
-    ("rider",): ("bicycle",),
-    ("bicycle", "rider"): ("motorcycle",),
-    ("person",): ("child", "rider"),
-    ("vegetation",): ("terrain",),
-    ("building",): ("wall", "bridge", "tunnel", "archway"),
-    ("fence",): ("guard rail",),
-    ("fence", "wall"): ("barrier",),
-    ("traffic sign",): ("traffic light", "traffic sign back", "traffic sign frame", "misc text"),
-    ("pole",): ("traffic cone",),
-    ("road",): ("lane marking", "crosswalk plain", "lane marking crosswalk", "bike lane", "service lane", "parking"),
-    ("sidewalk",): ("road shoulder", "parking block", "curb", "curb cut"),
-    ("background",): ("road",),  # of the paper's set, which has no road
-}
-SUPERCLASSES = {name: above for above, names in _CONTAINED.items() for name in names}
+SYNONYMS = tuple(map(tuple, CLASSES["synonyms"]))
+SUPERCLASSES = {name: tuple(entry["superclasses"]) for entry in CLASSES["superclasses"] for name in entry["classes"]}
 
 
 def normalize(name: str) -> str:
-    """Return a class name in one spelling: lower case, single spaces, no punctuation.
-
-    Example:
-        >>> normalize("Traffic_Sign"), normalize("Column-Pole "), normalize("Sign (Front)")
-        ('traffic sign', 'column pole', 'sign front')
-    """
+    """Return a class name in one spelling: lower case, single spaces, no punctuation."""
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # SignSymbol
     return " ".join(re.sub(r"[^a-z0-9]+", " ", spaced.lower()).split())
 
@@ -107,20 +62,7 @@ def _synonyms(name: str) -> tuple[str, ...]:
 
 
 def map_ids(ids: np.ndarray, mapping: Sequence[int | None], ignore_index: int = 255) -> np.ndarray:
-    """Map class ids from one label set to another.
-
-    Args:
-        ids: integers of any shape; those that are no class of the mapping become unknown.
-        mapping: result of `match_classes`.
-        ignore_index: the id of unknown pixels in the result.
-
-    Returns:
-        uint8 of the same shape.
-
-    Example:
-        >>> map_ids(np.array([0, 1, 2, 255]), (4, None, 4))
-        array([  4, 255,   4, 255], dtype=uint8)
-    """
+    """Map class ids of any shape by the result of `match_classes`, to uint8; ids of no class become unknown."""
     return lookup_table(mapping, ignore_index)[np.clip(np.asarray(ids).astype(np.int64), -1, len(mapping))]
 
 
@@ -130,19 +72,7 @@ def lookup_table(mapping: Sequence[int | None], ignore_index: int = 255) -> np.n
 
 
 def count_pixels(ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return the pixels of each class in a mask, and of "unknown" at the end.
-
-    Args:
-        ids (`np.ndarray`): class ids, (H, W) unsigned integers; other values are unknown.
-        num_classes (`int`): C.
-
-    Returns:
-        `np.ndarray`: (C + 1,) int64.
-
-    Example:
-        >>> count_pixels(np.array([[0, 0, 2], [1, 0, 255]], dtype=np.uint8), num_classes=3).tolist()
-        [3, 1, 1, 1]
-    """
+    """Return the pixels of each class in a mask of unsigned integers, and of "unknown" at the end: (C + 1,) int64."""
     return np.bincount(np.minimum(ids, num_classes).reshape(-1), minlength=num_classes + 1)
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from semseg_diffusers.data.settings import LabelsSettings
@@ -23,42 +24,10 @@ from semseg_diffusers.utils.images import save_png
 
 Color: TypeAlias = tuple[int, int, int]  # RGB
 
-# The 19 training classes of Cityscapes, which BDD100K shares, in train id order and in Cityscapes' colours.
-CITYSCAPES = {
-    "road": (128, 64, 128),
-    "sidewalk": (244, 35, 232),
-    "building": (70, 70, 70),
-    "wall": (102, 102, 156),
-    "fence": (190, 153, 153),
-    "pole": (153, 153, 153),
-    "traffic light": (250, 170, 30),
-    "traffic sign": (220, 220, 0),
-    "vegetation": (107, 142, 35),
-    "terrain": (152, 251, 152),
-    "sky": (70, 130, 180),
-    "person": (220, 20, 60),
-    "rider": (255, 0, 0),
-    "car": (0, 0, 142),
-    "truck": (0, 0, 70),
-    "bus": (0, 60, 100),
-    "train": (0, 80, 100),
-    "motorcycle": (0, 0, 230),
-    "bicycle": (119, 11, 32),
-}
-# The 11 classes that CamVid is reported on, under our names, in the colours of the SegNet release.
-CAMVID = {
-    "sky": (128, 128, 128),
-    "building": (128, 0, 0),
-    "pole": (192, 192, 128),
-    "road": (128, 64, 128),
-    "sidewalk": (60, 40, 222),
-    "vegetation": (128, 128, 0),
-    "traffic sign": (192, 128, 128),
-    "fence": (64, 64, 128),
-    "car": (64, 0, 128),
-    "person": (64, 64, 0),
-    "rider": (0, 128, 192),
-}
+CLASSES: dict[str, Any] = yaml.safe_load(Path(__file__).with_name("classes.yaml").read_text(encoding="utf-8"))
+CITYSCAPES, CAMVID = (
+    {name: tuple(color) for name, color in CLASSES["presets"][preset].items()} for preset in ("cityscapes", "camvid")
+)
 # The paper's 19 classes: no road, which is "background" there together with everything unlabelled; colours by formula.
 PAPER_NAMES = ("background", *list(CITYSCAPES)[1:])
 PAPER = {name: ((123 * i + 7) % 256, (456 * i + 8) % 256, (789 * i + 9) % 256) for i, name in enumerate(PAPER_NAMES)}

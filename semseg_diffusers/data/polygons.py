@@ -65,11 +65,7 @@ class RegionMask:
         return digest.hexdigest()
 
     def rasterize(self, height: int, width: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-        """Return class ids (len(rows), len(columns)) uint8 of a frame of height x width, 255 where no region is.
-
-        Raises:
-            ValueError: the regions belong to a frame of another size.
-        """
+        """Return class ids (len(rows), len(columns)) uint8 of a frame of height x width, 255 where no region is."""
         polygons = [region for region in self.regions if isinstance(region, Polygon)]
         reach = np.max([polygon.vertices.max(axis=0, initial=0) for polygon in polygons], axis=0, initial=0)
         if (reach > MAX_REACH * np.array([width, height])).any():
@@ -90,17 +86,10 @@ class RegionMask:
 
 
 def flatten(vertices: np.ndarray, types: str) -> np.ndarray:
-    """Replace the Bezier curves of an outline by straight segments.
+    """Replace the Bezier curves of an outline (N, 2) by straight segments, (M, 2) float64.
 
     Two control points follow a corner, and the vertex after them, or the first one of the outline, ends the curve.
     One control point without a second is taken for a corner.
-
-    Args:
-        vertices (`np.ndarray`): (N, 2), pixels.
-        types (`str`): L or C for each vertex.
-
-    Returns:
-        `np.ndarray`: the outline, (M, 2) float64; the last point joins the first.
     """
     points = np.asarray(vertices, dtype=np.float64)
     if "C" not in types:
@@ -123,16 +112,10 @@ def flatten(vertices: np.ndarray, types: str) -> np.ndarray:
 
 
 def draw_polygons(polygons: Sequence[Polygon], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Fill polygons, a later one over an earlier one, at chosen rows and columns of the frame.
+    """Fill polygons, a later one over an earlier one, at chosen rows and columns of the frame, which increase.
 
     The pixels are those of the whole frame: filling every row and column and taking some of them gives the same.
-
-    Args:
-        polygons (`Sequence[Polygon]`): in drawing order.
-        rows, columns (`np.ndarray`): increasing pixel numbers, 0 or more, (H,) and (W,).
-
-    Returns:
-        `np.ndarray`: class ids (H, W) uint8, `UNKNOWN` where no polygon is.
+    Returns class ids (H, W) uint8, `UNKNOWN` where no polygon is.
     """
     ids = np.full((len(rows), len(columns)), UNKNOWN, dtype=np.uint8)
     if not polygons:
@@ -206,10 +189,9 @@ def _cross_rows(
 ) -> tuple[np.ndarray, ...]:
     """Intersect each straight segment with each row.
 
-    Returns:
-        tuple of arrays, one entry for each segment and row: the number of the polygon, the index of the row, the first
-        index of a column that it touches and the one after the last, +1 or -1 where it crosses the middle of the row
-        downwards or upwards (else 0), and the index of the first column to the right of that crossing.
+    Returns arrays with one entry for each segment and row: the number of the polygon, the index of the row, the first
+    index of a column that it touches and the one after the last, +1 or -1 where it crosses the middle of the row
+    downwards or upwards (else 0), and the index of the first column to the right of that crossing.
     """
     low, high = np.minimum(starts[:, 1], ends[:, 1]), np.maximum(starts[:, 1], ends[:, 1])
     first_row = np.searchsorted(rows, np.floor(low))
@@ -238,13 +220,6 @@ def read_counts(counts: str | Sequence[int]) -> np.ndarray:
 
     A number of the text is in characters of 5 bits each, low ones first, from "0" up; bit 6 says that more follow,
     bit 5 of the last one is the sign. From the fourth on it is the difference to the number two places before.
-
-    Raises:
-        ValueError: the text is cut off, or a run has a negative length.
-
-    Example:
-        >>> read_counts("52203").tolist(), read_counts([5, 2, 2, 2]).tolist()
-        ([5, 2, 2, 2, 5], [5, 2, 2, 2])
     """
     if isinstance(counts, str):
         numbers: list[int] = []
@@ -271,14 +246,7 @@ def read_counts(counts: str | Sequence[int]) -> np.ndarray:
 
 
 def draw_runs(regions: Sequence[RunLengths], height: int, width: int) -> np.ndarray:
-    """Fill regions given by run lengths, a later one over an earlier one.
-
-    Returns:
-        `np.ndarray`: class ids (height, width) uint8, `UNKNOWN` where no region is.
-
-    Raises:
-        ValueError: a region is for another size, or its runs do not fill it.
-    """
+    """Fill regions given by run lengths, a later one over an earlier one; return class ids (height, width) uint8."""
     flat = np.full(height * width, UNKNOWN, dtype=np.uint8)  # down the columns
     for number, region in enumerate(regions):
         if tuple(region.size) != (height, width):

@@ -98,11 +98,7 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
 
 
 def choose_validation(source: Source, settings: PrepareSettings) -> frozenset[str]:
-    """Return the stems of the training pairs that become `val`, selected by their stems and the seed only.
-
-    Raises:
-        ValueError: the source has splits, nothing is left for training, or it is a stream.
-    """
+    """Return the stems of the training pairs that become `val`, selected by their stems and the seed only."""
     if settings.val_fraction == 0:
         return frozenset()
     if settings.streaming:
@@ -226,11 +222,7 @@ def make_pair(
 ) -> dict[str, Any]:
     """Read a pair, map its mask to another label set if asked to, crop and resize both, and write them.
 
-    Returns:
-        `enlarged`, whether it was smaller than the resolution; with a mapping `pixels` of each class before it.
-
-    Raises:
-        ValueError: a file cannot be used.
+    Returns `enlarged`, whether it was smaller than the resolution; with a mapping `pixels` of each class before it.
     """
     image, crop = read_image(pair.image, settings.resolution, settings.fit)
     ids, labels = read_ids(pair, source, crop, settings.tolerance), source.labels
@@ -246,13 +238,9 @@ def make_pair(
 def read_image(
     file: ImageFile, resolution: tuple[int, int] | None, fit: str = "crop"
 ) -> tuple[Image.Image, CropResize]:
-    """Read an image as RGB in its EXIF orientation; a JPEG that will be much reduced is decoded at a smaller size.
+    """Read an image as RGB in its EXIF orientation, and decide how it is brought to the resolution.
 
-    Returns:
-        the image, and how it is brought to the resolution.
-
-    Raises:
-        ValueError: it cannot be read, has more than 8 bits per channel, or does not fit the resolution.
+    A JPEG that will be much reduced is decoded at a smaller size.
     """
     crops: list[CropResize] = []
 
@@ -271,11 +259,7 @@ def read_image(
 
 
 def read_ids(pair: Pair, source: Source, crop: CropResize, tolerance: float = 0.0) -> np.ndarray:
-    """Read the mask of a pair as class ids, uint8, at the rows and columns that the crop shows.
-
-    Raises:
-        ValueError: the file cannot be read, has values that are no class, or another size than the image.
-    """
+    """Read the mask of a pair as class ids, uint8, at the rows and columns that the crop shows."""
     rows, columns = crop.rows, crop.columns
     if isinstance(pair.mask, RegionMask):
         return pair.mask.rasterize(*crop.frame, rows, columns)

@@ -36,15 +36,7 @@ class ColumnOptions(Settings):
 
 
 def parse_resolution(text: str) -> tuple[int, int] | None:
-    """Parse "128" (a square), "96x160" (height x width) or "native" (None).
-
-    Raises:
-        ValueError: another form, or a side out of range.
-
-    Example:
-        >>> parse_resolution("128"), parse_resolution("96x160"), parse_resolution("native")
-        ((128, 128), (96, 160), None)
-    """
+    """Parse "128" (a square), "96x160" (height x width) or "native" (None)."""
     if text == "native":
         return None
     sides = text.lower().split("x")

@@ -239,6 +239,8 @@ def read_mask(
     Raises:
         ValueError: Unreadable file, unknown colours, transparency, floats, or ids out of range.
     """
+    if num_classes > 255:
+        raise ValueError(f"masks hold 8-bit ids, so at most 255 classes; this model has {num_classes}.")
     if isinstance(mask, (str, os.PathLike)):
         source = os.fspath(mask) if source is None else source
         mask = open_image(mask)

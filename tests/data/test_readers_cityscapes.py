@@ -139,7 +139,7 @@ def test_the_32_colours_of_camvid_become_its_11_classes(tmp_path, layout):
 
 def test_every_class_of_camvid_is_merged_from_some_colour():
     assert COLORS.keys() == CAMVID.keys()
-    assert len({color for members in COLORS.values() for color in members.values()}) == 31
+    assert len({tuple(color) for members in COLORS.values() for color in members.values()}) == 31
 
 
 def test_a_strange_colour_in_camvid_is_named(tmp_path):

@@ -63,14 +63,7 @@ def same_images(fingerprints: Sequence[Fingerprint]) -> list[list[int]]:
 
 
 def near_duplicates(ones: Sequence[Fingerprint], others: Sequence[Fingerprint]) -> list[tuple[int, int, float]]:
-    """Find for each of `ones` the image of `others` that shows nearly the same, if there is one.
-
-    The number of differing signs of all pairs comes from one matrix product; only pairs below the limit are compared
-    by their pixels.
-
-    Returns:
-        list of (index in `ones`, index of the nearest in `others`, mean difference in grey levels).
-    """
+    """Return near-duplicates: index in `ones`, index of the nearest in `others`, mean difference in grey levels."""
     if not ones or not others:
         return []
     signs = np.stack([entry.signs for entry in others]).astype(np.float32)  # (M, 256)
@@ -122,13 +115,7 @@ class PairFacts:
 
 
 def inspect_pair(pair: Pair, source: Source | None, tolerance: float = 0.0) -> PairFacts:
-    """Look at image and mask.
-
-    Args:
-        pair (`Pair`)
-        source (`Source`, *optional*): how the masks are read; without it, the values of the mask are not checked.
-        tolerance (`float`, defaults to 0): see `LabelSet.encode`.
-    """
+    """Look at image and mask; without a source, the values of the mask are not checked."""
     facts = PairFacts(str(pair.image), str(pair.mask), pair.split)
     try:
         _inspect_image(_read(pair.image, facts), facts)

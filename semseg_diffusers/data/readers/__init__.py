@@ -138,20 +138,11 @@ def read_source(
     """Find the pairs in a source.
 
     Args:
-        source (`str`, `Path` or a list of them): a folder; one or several zip archives; a folder of zip archives; or,
-            for "datasets", a Hub id.
-        data_format (`str`, *optional*): one of `FORMATS`; recognised by default.
-        labels (`str`, *optional*): preset, or path of a `colormap.json` or `labels.json`; for "folder", "paper",
-            "datasets".
-        skip_unmatched (`bool`, defaults to `False`): leave out files without a partner instead of stopping.
+        source: a folder; one or several zip archives; a folder of zip archives; or, for "datasets", a Hub id.
+        data_format: one of `FORMATS`; recognised by default.
+        labels: preset, or path of a `colormap.json` or `labels.json`; for "folder", "paper", "datasets".
+        skip_unmatched: leave out files without a partner instead of stopping.
         **options: other fields of `ReadOptions`.
-
-    Returns:
-        `Source`: with one pair at least.
-
-    Raises:
-        ValueError: the source does not have the format's layout, or that of several; files have no partner; the
-            classes are not known; the format does not take an option; an archive is not safe.
     """
     root, name = open_source(source, data_format)
     chosen, read_options = FORMATS[name], ReadOptions(labels, skip_unmatched, **options)
@@ -170,11 +161,7 @@ def read_source(
 def open_source(
     source: str | Path | Sequence[str | Path], data_format: str | None = None
 ) -> tuple[AnyPath | str, str]:
-    """Return the folder to read, which may be in archives, or a Hub id; and the format.
-
-    Raises:
-        ValueError: no such source or format; the layout is that of no format, or of several.
-    """
+    """Return the folder to read, which may be in archives, or a Hub id; and the format."""
     if data_format is not None and data_format not in FORMATS:
         raise ValueError(f"there is no format '{data_format}'; expected one of {', '.join(FORMATS)}.")
     names = [source] if isinstance(source, (str, Path)) else list(source)

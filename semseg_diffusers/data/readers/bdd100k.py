@@ -135,11 +135,7 @@ def _with_attributes(root: AnyPath, source: Source) -> Source:
 
 
 def iterate_frames(file: AnyPath) -> Iterator[dict[str, Any]]:
-    """Yield the frames of a label file, one after the other: decoded at once, the largest would take many GB.
-
-    Raises:
-        ValueError: the file is cut off, or not a list of frames.
-    """
+    """Yield the frames of a label file, one after the other: decoded at once, the largest would take many GB."""
     try:
         text, decoder = file.read_text(encoding="utf-8-sig"), json.JSONDecoder()
         found = START.match(text)
@@ -164,18 +160,9 @@ def _stem_of(name: object) -> str:
 def read_regions(
     file: AnyPath, kind: str, class_ids: Mapping[str, int]
 ) -> tuple[dict[str, tuple[Polygon | RunLengths, ...]], Counter[str]]:
-    """Read the regions of every frame in their drawing order.
+    """Read the regions of every frame in their drawing order, by the stem of the image.
 
-    Args:
-        file: the label file.
-        kind: "poly2d" or "rle".
-        class_ids: name of a category -> id; labels of other categories are left out, so unknown.
-
-    Returns:
-        the regions by the stem of the image, and how many labels each other category has.
-
-    Raises:
-        ValueError: a label is not as Scalabel writes it, or an image occurs twice.
+    Labels of categories without an id are left out, so unknown, and counted in the second result.
     """
     found: dict[str, tuple[Polygon | RunLengths, ...]] = {}
     others: Counter[str] = Counter()

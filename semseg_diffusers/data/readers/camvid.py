@@ -3,7 +3,7 @@
 The 32 classes become the 11 that CamVid is reported on, merged as for SegNet (Badrinarayanan et al. 2017).
 """
 
-from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.labels import CLASSES, LabelSet
 from semseg_diffusers.data.readers.pairs import (
     AnyPath,
     Folders,
@@ -17,28 +17,7 @@ from semseg_diffusers.data.readers.pairs import (
 )
 
 
-# The classes of the original release and their colours, by the one of the 11 into which they are merged.
-COLORS = {
-    "person": {
-        "Animal": (64, 128, 64), "CartLuggagePram": (64, 0, 192), "Child": (192, 128, 64), "Pedestrian": (64, 64, 0),
-    },
-    "building": {
-        "Archway": (192, 0, 128), "Bridge": (0, 128, 64), "Building": (128, 0, 0), "Tunnel": (64, 0, 64),
-        "Wall": (64, 192, 0),
-    },
-    "rider": {"Bicyclist": (0, 128, 192), "MotorcycleScooter": (192, 0, 192)},
-    "car": {
-        "Car": (64, 0, 128), "OtherMoving": (128, 64, 64), "SUVPickupTruck": (64, 128, 192), "Train": (192, 64, 128),
-        "Truck_Bus": (192, 128, 192),
-    },
-    "pole": {"Column_Pole": (192, 192, 128), "TrafficCone": (0, 0, 64)},
-    "fence": {"Fence": (64, 64, 128)},
-    "road": {"LaneMkgsDriv": (128, 0, 192), "LaneMkgsNonDriv": (192, 0, 64), "Road": (128, 64, 128)},
-    "traffic sign": {"Misc_Text": (128, 128, 64), "SignSymbol": (192, 128, 128), "TrafficLight": (0, 64, 64)},
-    "sidewalk": {"ParkingBlock": (64, 192, 128), "RoadShoulder": (128, 128, 192), "Sidewalk": (0, 0, 192)},
-    "sky": {"Sky": (128, 128, 128)},
-    "vegetation": {"Tree": (128, 128, 0), "VegetationMisc": (192, 192, 0)},
-}  # fmt: skip
+COLORS = CLASSES["camvid_original"]  # class -> classes of the original release that are merged into it -> colour
 COLOR_ENDING = "_L"  # a mask in colours is called <stem of its image>_L.png
 
 

@@ -73,16 +73,7 @@ class Source:
             return None
 
     def encode(self, mask: Image.Image, name: object, tolerance: float = 0.0) -> np.ndarray:
-        """Return the class ids (H, W) uint8 of a mask as it is in the files.
-
-        Args:
-            mask: ids, or colours of the label set.
-            name: of the file, for messages.
-            tolerance: see `LabelSet.encode`.
-
-        Raises:
-            ValueError: it has colours or ids that are no class.
-        """
+        """Return the class ids (H, W) uint8 of a mask as it is in the files, by `LabelSet.encode`."""
         if self.file_labels is not None:
             return self.change_ids(self.file_labels.encode(mask, tolerance=tolerance, source=name))
         ids = self.change_ids(np.asarray(mask)) if self.changed_ids and mask.mode in ID_MODES else mask
@@ -113,11 +104,7 @@ class ReadOptions:
 
 
 def read_file(file: ImageFile) -> bytes:
-    """Return the bytes of an image file.
-
-    Raises:
-        ValueError: it is larger than an image can be.
-    """
+    """Return the bytes of an image file, which must not be larger than an image can be."""
     if isinstance(file, Encoded):
         return file.data
     size = file.size if isinstance(file, ArchivePath) else file.stat().st_size
@@ -172,11 +159,7 @@ def split_folders(folder: AnyPath) -> dict[str, AnyPath]:
 
 
 def folders_by_split(images: AnyPath, masks: AnyPath) -> Folders:
-    """Return the folders of images and masks of each split; without split folders, all is `train`.
-
-    Raises:
-        ValueError: the split folders of images and masks differ, or are mixed with files or other folders.
-    """
+    """Return the folders of images and masks of each split; without split folders, all is `train`."""
     image_splits, mask_splits = _only_splits(images), _only_splits(masks)
     if not image_splits and not mask_splits:
         return {"train": (images, masks)}
@@ -234,19 +217,7 @@ def match_folders(
 def match_stems(
     found: Mapping[str, tuple[Mapping[str, AnyPath], Mapping[str, Any]]], skip_unmatched: bool, places: str
 ) -> tuple[tuple[Pair, ...], tuple[Any, ...]]:
-    """Pair images and masks of each split by stem.
-
-    Args:
-        found: split -> (stem -> image, stem -> mask).
-        skip_unmatched: leave out files without a partner.
-        places: where they were found, for messages.
-
-    Returns:
-        the pairs, and the files without a partner.
-
-    Raises:
-        ValueError: nothing matches, or a file has no partner and is not to be left out.
-    """
+    """Pair images and masks by stem, from split -> (stem -> image, stem -> mask); return the rest too."""
     pairs: list[Pair] = []
     alone: tuple[list, list] = ([], [])  # images, masks
     for split, (images, masks) in sorted(found.items()):
