@@ -3,11 +3,11 @@
 Where a dataset shows too few things, their sizes and positions follow from here (`scene_prior.py`).
 """
 
-import re
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from semseg_diffusers.data.label_mapping import normalize
 from semseg_diffusers.data.labels import LabelSet
 
 
@@ -53,16 +53,6 @@ ONE_OBJECT = (("rider", "motorcycle", "bicycle"), ("pole", "polegroup", "columnp
               "signsymbol"))  # fmt: skip
 
 
-def plain(name: str) -> str:
-    """Return a class name in lower case, letters and digits only, for comparison.
-
-    Example:
-        >>> plain("Traffic Light"), plain("SUVPickupTruck")
-        ('trafficlight', 'suvpickuptruck')
-    """
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 @dataclass(frozen=True)
 class Street:
     """The roles of a label set's classes in a street. Create it with `Street.of(labels)`."""
@@ -76,7 +66,7 @@ class Street:
     @classmethod
     def of(cls, labels: LabelSet) -> "Street":
         """Derive the roles from the names of the classes."""
-        names = [plain(name) for name in labels.names]
+        names = [normalize(name).replace(" ", "") for name in labels.names]
         things = {i: THINGS[THING_NAMES[name]] for i, name in enumerate(names) if name in THING_NAMES}
         ground = {i: GROUND_NAMES[name] for i, name in enumerate(names) if name in GROUND_NAMES}
         if "road" not in ground.values() and BACKGROUND in names:
