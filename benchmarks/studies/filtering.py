@@ -15,8 +15,8 @@ import torch
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.filtering.losses import (
+    LossReader,
     compute_class_losses,
-    filter_pairs,
     find_class_losses,
     kept_shares,
     losses_key,
@@ -38,7 +38,7 @@ def shares_of(images: ImageSet, masks: Sequence[int], segmenter: Judge, threshol
     def pair_of(index: int) -> dict[str, torch.Tensor]:
         return {"image": images.image(index), "mask": images.mask(masks[index])}
 
-    found = filter_pairs(segmenter, pair_of, range(len(masks)), thresholds, 1, "filtering", show_progress=False)
+    found = LossReader(segmenter, batch_size=1).filter(pair_of, range(len(masks)), thresholds, "filtering")
     counts = [(np.array(scores["pixels"]), np.array(scores["kept"])) for _, scores in found]
     shares = [kept_shares(before, after, images.labels)["kept_share"] for before, after in counts]
     return [share for share in shares if share is not None]
@@ -56,7 +56,7 @@ def main() -> None:
     segmenter = load_judge(args.segmenter, train.labels)
     key = losses_key(segmenter, torch.float32, train)
     losses = None if args.class_losses is None else find_class_losses(args.class_losses, key)
-    losses = losses or compute_class_losses(segmenter, train, key, batch_size=8, show_progress=True)
+    losses = losses or compute_class_losses(LossReader(segmenter, show_progress=True), train, key)
     margin = FilterSettings().tolerance_margin
     thresholds = losses.thresholds(margin, keep_unchecked=False)
     results = {}

@@ -17,8 +17,8 @@ from semseg_diffusers.data.settings import SPLITS, parse_resolution
 from semseg_diffusers.evaluation.features import check_reads
 from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, example_pictures, write_filter_page
 from semseg_diffusers.evaluation.filtering.losses import (
+    LossReader,
     compute_class_losses,
-    filter_pairs,
     find_class_losses,
     kept_share_on_real,
     kept_shares,
@@ -109,6 +109,7 @@ def filter_dataset(
         ValueError: folders, sizes, classes or network do not match; an output with other settings.
     """
     settings, generated, output = settings or FilterSettings(), Path(generated), Path(output)
+    reader = LossReader(segmenter, batch_size, show_progress)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     # 1. Check all inputs
@@ -136,7 +137,7 @@ def filter_dataset(
 
     with exclusive_filter(output):
         # 2. Mean losses of each class on real images, and thresholds from them
-        losses = losses or compute_class_losses(segmenter, real.pairs, key, batch_size, show_progress)
+        losses = losses or compute_class_losses(reader, real.pairs, key)
         thresholds = losses.thresholds(settings.tolerance_margin, settings.keep_unchecked)
         record: dict[str, Any] = {
             "kind": "filter",
@@ -151,11 +152,10 @@ def filter_dataset(
         write_record(output, record)
         reference = None
         if real.reference is not None:
-            found = kept_share_on_real(segmenter, real.reference, thresholds, batch_size, show_progress)
-            reference = {"name": real.reference_name, **found}
+            reference = {"name": real.reference_name, **kept_share_on_real(reader, real.reference, thresholds)}
 
         # 3. Filter the masks of the images, then choose the images
-        scored = _filter_masks(segmenter, images, generated, output, thresholds, batch_size, show_progress)
+        scored = _filter_masks(reader, images, generated, output, thresholds)
         hardness = {image.stem: mask_hardness(np.array(image.pixels), losses.array()) for image in scored}
         ranks = ranks_of(hardness)
         reasons = reasons_to_drop(scored, settings.minimum_kept, ranks if settings.resample else None)
@@ -181,13 +181,7 @@ def filter_dataset(
 
 
 def _filter_masks(
-    segmenter: Judge,
-    images: ImageSet,
-    generated: Path,
-    output: Path,
-    thresholds: np.ndarray,
-    batch_size: int,
-    show_progress: bool,
+    reader: LossReader, images: ImageSet, generated: Path, output: Path, thresholds: np.ndarray
 ) -> list[Scored]:
     """Filter the mask of each image, except those that an earlier run finished."""
     digests = [image_digest(generated, name, thresholds) for name in images.names]
@@ -197,7 +191,7 @@ def _filter_masks(
     def pair_of(index: int) -> dict[str, torch.Tensor]:
         return {"image": images.image(index), "mask": images.mask(index)}
 
-    found = filter_pairs(segmenter, pair_of, missing, thresholds, batch_size, "filtering", show_progress)
+    found = reader.filter(pair_of, missing, thresholds, "filtering")
     for index, (filtered, scores) in zip(missing, found, strict=True):
         note = notes[index] = {"digest": digests[index], **scores}
         store_mask(output, images.names[index], images.labels, filtered, note)

@@ -60,6 +60,39 @@ class ClassLosses:
         return cls(record["key"], names, mean, pixels, record["num_photos"])
 
 
+PairOf = Callable[[int], Mapping[str, torch.Tensor]]  # index -> `image` uint8 (3, H, W) and `mask` ids (H, W)
+
+
+@dataclass(frozen=True)
+class LossReader:
+    """Reads pairs with the network that filters."""
+
+    segmenter: Judge
+    batch_size: int = 8
+    show_progress: bool = False
+
+    def read(self, pair_of: PairOf, indices: Sequence[int], title: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield ids and losses (H, W) of pairs."""
+        with progress_bar(total=len(indices), desc=title, unit="image", disable=not self.show_progress) as bar:
+            for start in range(0, len(indices), self.batch_size):
+                pairs = [pair_of(index) for index in indices[start : start + self.batch_size]]
+                images, masks = ([pair[name] for pair in pairs] for name in ("image", "mask"))
+                yield from read_batch(self.segmenter, images, masks)
+                bar.update(len(pairs))
+
+    def filter(
+        self, pair_of: PairOf, indices: Sequence[int], thresholds: np.ndarray, title: str
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Yield the filtered mask (H, W) of each pair, and its `pixels` and `kept` pixels by class and mean `loss`."""
+        labels = self.segmenter.labels
+        for ids, losses in self.read(pair_of, indices, title):
+            filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
+            pixels, kept = (count_pixels(each, labels.num_classes)[:-1].tolist() for each in (ids, filtered))
+            known = losses[np.isfinite(losses)]
+            loss = round(float(known.mean()), 6) if len(known) else None
+            yield filtered, {"pixels": pixels, "kept": kept, "loss": loss}
+
+
 def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
     """Hash everything class losses depend on: weights, preprocessing, classes, image files and masks."""
     identity = segmenter.identity(pairs.resolution)
@@ -73,9 +106,7 @@ def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
     return f"sha256:{digest.hexdigest()[:32]}"
 
 
-def compute_class_losses(
-    segmenter: Judge, pairs: PairDataset, key: str, batch_size: int, show_progress: bool = False
-) -> ClassLosses:
+def compute_class_losses(reader: LossReader, pairs: PairDataset, key: str) -> ClassLosses:
     """Compute the mean class losses on all images of a split; `key` is from `losses_key`.
 
     Raises:
@@ -83,8 +114,7 @@ def compute_class_losses(
     """
     num_classes = pairs.labels.num_classes
     total, count = np.zeros(num_classes), np.zeros(num_classes, np.int64)
-    indices, title = range(len(pairs)), "real images"
-    for ids, losses in read_losses(segmenter, pairs.__getitem__, indices, batch_size, title, show_progress):
+    for ids, losses in reader.read(pairs.__getitem__, range(len(pairs)), "real images"):
         known = np.isfinite(losses)
         total += np.bincount(ids[known], weights=losses[known], minlength=num_classes)
         count += np.bincount(ids[known], minlength=num_classes)
@@ -105,16 +135,14 @@ def find_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses | None
     return found if found.key == key else None
 
 
-def kept_share_on_real(
-    segmenter: Judge, pairs: PairDataset, thresholds: np.ndarray, batch_size: int, show_progress: bool = False
-) -> dict[str, Any]:
+def kept_share_on_real(reader: LossReader, pairs: PairDataset, thresholds: np.ndarray) -> dict[str, Any]:
     """Measure what the rule keeps of real labels, on at most `MAX_REFERENCES` evenly spaced images.
 
     Returns `num_photos`, the shares of `kept_shares`, and the `least_kept_share` of an image, or None.
     """
     count = min(len(pairs), MAX_REFERENCES)
-    indices, title = [index * len(pairs) // count for index in range(count)], "reference images"
-    found = filter_pairs(segmenter, pairs.__getitem__, indices, thresholds, batch_size, title, show_progress)
+    indices = [index * len(pairs) // count for index in range(count)]
+    found = reader.filter(pairs.__getitem__, indices, thresholds, "reference images")
     before, after = np.array([(scores["pixels"], scores["kept"]) for _, scores in found]).swapaxes(0, 1)
     shares = [kept_shares(*counts, pairs.labels)["kept_share"] for counts in zip(before, after, strict=True)]
     least = min((share for share in shares if share is not None), default=None)
@@ -134,40 +162,6 @@ def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict
             if before[label]
         },
     }
-
-
-def filter_pairs(
-    segmenter: Judge,
-    pair_of: Callable[[int], Mapping[str, torch.Tensor]],
-    indices: Sequence[int],
-    thresholds: np.ndarray,
-    batch_size: int,
-    title: str,
-    show_progress: bool,
-) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Yield the filtered mask (H, W) of each pair, and its `pixels` and `kept` pixels by class and mean `loss`."""
-    labels = segmenter.labels
-    for ids, losses in read_losses(segmenter, pair_of, indices, batch_size, title, show_progress):
-        filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
-        pixels, kept = (count_pixels(each, labels.num_classes)[:-1].tolist() for each in (ids, filtered))
-        known = losses[np.isfinite(losses)]
-        yield filtered, {"pixels": pixels, "kept": kept, "loss": round(float(known.mean()), 6) if len(known) else None}
-
-
-def read_losses(
-    segmenter: Judge,
-    pair_of: Callable[[int], Mapping[str, torch.Tensor]],
-    indices: Sequence[int],
-    batch_size: int,
-    title: str,
-    show_progress: bool,
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield ids and losses (H, W) of pairs; `pair_of` returns `image` (3, H, W) and `mask` (H, W) at an index."""
-    with progress_bar(total=len(indices), desc=title, unit="image", disable=not show_progress) as bar:
-        for start in range(0, len(indices), batch_size):
-            batch = [pair_of(index) for index in indices[start : start + batch_size]]
-            yield from read_batch(segmenter, [pair["image"] for pair in batch], [pair["mask"] for pair in batch])
-            bar.update(len(batch))
 
 
 def read_batch(
