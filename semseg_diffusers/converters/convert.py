@@ -8,7 +8,7 @@ import torch
 from semseg_diffusers.converters.settings import ConvertSettings
 from semseg_diffusers.converters.sources import CONVERTERS
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.hub.folders import new_model_card
+from semseg_diffusers.hub.cards import new_model_card
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import check_output, hash_file, new_folder, package_version, write_json, write_text
 

@@ -3,11 +3,12 @@
 A part is between `<!-- begin NAME ... -->` and `<!-- end NAME -->`; what a user writes elsewhere is never changed.
 """
 
-import json
+import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -15,10 +16,14 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from huggingface_hub.repocard_data import eval_results_to_model_index
 from jinja2 import Environment, FileSystemLoader
 
+from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.hub.folders import CARD, INDEX, RESULTS_FOLDER, stored_weights, without_machine_paths
 from semseg_diffusers.reports.evaluation_text import ROWS, results_commands, results_table
-from semseg_diffusers.utils.files import package_version
+from semseg_diffusers.utils.files import package_version, read_json
 
+
+logger = logging.getLogger(__name__)
 
 BY_VARIANT = "; by `variant=` also "  # followed by the names of the weights that are saved beside the pipeline's own
 # How the pipelines that edit images are called; the others take a mask alone.
@@ -54,39 +59,31 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(**values)
 
 
-# Rendering ---------------------------------------------------------------------------------------------------------
+# Models ------------------------------------------------------------------------------------------------------------
 
 
-def render_model_card(
-    config: Mapping[str, Any],
-    *,
-    title: str,
+def new_model_card(
+    folder: Path,
     source: str,
-    pipeline_class: str = "MaskGuidedDDPMPipeline",
-    parameters: int | None = None,
-    scheduler_config: Mapping[str, Any] | None = None,
+    *,
+    title: str | None = None,
     license_name: str | None = None,
     origin: str | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> str:
-    """Fill `model_card.md`.
+    """Return the first card of a folder that holds a pipeline.
 
     Args:
-        config: of the network, as saved: label set, attributes, size and class.
-        title: the card's first line.
-        source: folder or repository id that `from_pretrained` takes.
-        pipeline_class: class of the pipeline.
-        parameters: number of the network's weights, if known.
-        scheduler_config: of the scheduler saved beside it; needed without `run`.
+        folder: the model.
+        source: repository, or folder, that `from_pretrained` takes.
+        title: the card's first line, if it is not the folder's name.
         license_name: the Hub's name of the licence, if known.
         origin: where weights of others come from, for a converted pipeline.
         run: what a training run knows: `settings`, `num_pairs`, `data_license` (a sentence), `step`,
             `samples_per_step`, `averages` (variant and decay of each weight average, that of the pipeline first),
             `trained_seconds` and `loss`; None for a pipeline saved without a run.
     """
-    size = config.get("sample_size")
-    height, width = (size, size) if isinstance(size, int) else size or (None, None)
-    dataset = run["settings"].dataset if run else ""
+    config, dataset = read_json(folder / "unet" / "config.json"), run["settings"].dataset if run else ""
     data = ModelCardData(
         library_name="diffusers",
         pipeline_tag="image-to-image",
@@ -94,21 +91,17 @@ def render_model_card(
         datasets=[dataset] if dataset.count("/") == 1 and not Path(dataset).is_dir() else None,
         tags=["diffusers", "semantic-segmentation", "mask-to-image", "synthetic-data", "semseg-diffusers"],
     )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate"))
     text = render(
         "model_card.md",
         card_data=data.to_yaml(),
-        title=title,
+        title=title or folder.resolve().name,
         version=package_version(),
-        versions=versions,
-        use=model_use(source, pipeline_class=pipeline_class),
+        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate")),
+        use=model_use(source, pipeline=read_json(folder / INDEX)["_class_name"]),
         labels=LabelSet.from_config(config),
-        attributes=config.get("attributes"),
-        network=config.get("_class_name", ""),
-        height=height,
-        width=width,
-        parameters=parameters,
-        scheduler=scheduler_config,
+        config=config,
+        parameters=stored_weights(folder / "unet")[0],
+        scheduler=read_json(folder / "scheduler" / "scheduler_config.json"),
         origin=origin,
         run=run,
         by_variant=BY_VARIANT,
@@ -116,25 +109,42 @@ def render_model_card(
     return text + "\n"
 
 
-def model_use(
-    source: str,
-    revision: str | None = None,
-    pipeline_class: str = "MaskGuidedDDPMPipeline",
-    stored: str = "float32",
+def model_card(
+    folder: Path, source: str, scores: Mapping[str, dict], revision: str | None = None, stored: str | None = None,
     has_code: bool = True,
-) -> str:
-    """Return the part of a card on loading a model.
+) -> str:  # fmt: skip
+    """Return the folder's card, or a new one, with its parts written for publishing.
 
     Args:
-        source: folder or repository id that `from_pretrained` takes.
+        folder: the model.
+        source: repository, or folder, that `from_pretrained` takes.
+        scores: from `read_scores`.
         revision: branch, if it is not the main one.
-        pipeline_class: class of the pipeline.
-        stored: dtype of the stored weights.
-        has_code: whether code files are saved beside the weights.
+        stored: dtype of the published weights, if it is not the folder's.
+        has_code: whether code files are published beside the weights.
     """
-    call = CALLS.get(pipeline_class, 'pipe("mask.png")')
+    card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else new_model_card(folder, source)
+    card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {source.split('/')[-1]}\n", 1)
+    stored = stored or stored_weights(folder / "unet")[1]
+    use = model_use(source, revision, read_json(folder / INDEX)["_class_name"], stored, has_code)
+    card = replace_part(card, "use", use)
+    if scores:
+        if not has_part(card, "results"):
+            card += "\n## Results\n\n<!-- begin results -->\n<!-- end results -->\n"
+        text = "\n\n".join(results_text(score, source, file) for file, score in scores.items())
+        card = replace_part(card, "results", text)
+        card = with_metadata(card, **{"model-index": model_index(source, list(scores.values()))})
+    return card
+
+
+def model_use(
+    source: str, revision: str | None = None, pipeline: str = "MaskGuidedDDPMPipeline", stored: str = "float32",
+    has_code: bool = True,
+) -> str:  # fmt: skip
+    """Return the part of a card on loading a model; arguments as in `folders.model_card`."""
+    call = CALLS.get(pipeline, 'pipe("mask.png")')
     return render(
-        "model_use.md", source=source, revision=revision, pipeline=pipeline_class, call=call, stored=stored,
+        "model_use.md", source=source, revision=revision, pipeline=pipeline, call=call, stored=stored,
         has_code=has_code,
     )  # fmt: skip
 
@@ -144,26 +154,43 @@ def without_variants(card: str) -> str:
     return re.sub(rf"{re.escape(BY_VARIANT)}[^|\n]*(?= \|)", "", card)
 
 
-def render_dataset_card(*, title: str, license_name: str | None, license_text: str, synthetic: bool) -> str:
-    """Fill `dataset_card.md`; its parts are empty until `replace_part` fills them."""
-    data = DatasetCardData(
-        license=license_name,
-        task_categories=["image-segmentation"],
-        annotations_creators=["machine-generated"] if synthetic else None,
-        tags=["semantic-segmentation", "semseg-diffusers", *(["synthetic"] if synthetic else [])],
-        pretty_name=title,
-    )
-    return (
-        render(
-            "dataset_card.md", card_data=data.to_yaml(), title=title, license_text=license_text, synthetic=synthetic
+# Datasets ----------------------------------------------------------------------------------------------------------
+
+
+def dataset_card(
+    folder: Path,
+    repo_id: str,
+    revision: str | None,
+    labels: LabelSet,
+    record: dict[str, Any],
+    counts: Mapping[str, int],
+    card_there: str,
+) -> str:
+    """Return the card in the folder, else the one on the Hub, else a new one, with its parts written for a push."""
+    if (folder / CARD).is_file():
+        card = (folder / CARD).read_text(encoding="utf-8")
+    elif has_part(card_there, "content"):
+        card = card_there
+    else:
+        synthetic = "guidance_scale" in record
+        license_name, license_text = data_license(None if synthetic else record.get("format"))
+        if synthetic:
+            model_card_file = Path(record.get("model", "")) / CARD
+            if model_card_file.is_file():
+                license_name = metadata(model_card_file.read_text(encoding="utf-8")).get("license")
+            license_text = "Images carry the licence of their model's training data"
+            license_text += f": {license_name}." if license_name else ". It is not known here: fill it in."
+        data = DatasetCardData(
+            license=license_name,
+            task_categories=["image-segmentation"],
+            annotations_creators=["machine-generated"] if synthetic else None,
+            tags=["semantic-segmentation", "semseg-diffusers", *(["synthetic"] if synthetic else [])],
+            pretty_name=repo_id.split("/")[-1],
         )
-        + "\n"
-    )
-
-
-def dataset_use(repo_id: str, revision: str | None = None) -> str:
-    """Return the part of a card on loading a dataset and training with it."""
-    return render("dataset_use.md", repo_id=repo_id, revision=revision)
+        facts = {"title": data.pretty_name, "license_text": license_text, "synthetic": synthetic}
+        card = render("dataset_card.md", card_data=data.to_yaml(), **facts) + "\n"
+    card = replace_part(card, "use", render("dataset_use.md", repo_id=repo_id, revision=revision))
+    return replace_part(card, "content", dataset_content(labels, record, counts))
 
 
 def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[str, int]) -> str:
@@ -174,15 +201,28 @@ def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[st
         record: `prepare.json` or `generation.json`.
         counts: split -> number of pairs.
     """
-    resolution = record.get("resolution")
+    size = record.get("resolution")
     if "guidance_scale" in record:
-        size = f"{record['height']} x {record['width']}"
-    else:
-        size = " x ".join(map(str, resolution)) if isinstance(resolution, list) else None
+        size = [record["height"], record["width"]]
+    size = " x ".join(map(str, size)) if isinstance(size, list) else None
     return render("dataset_content.md", labels=labels, record=without_machine_paths(record), counts=counts, size=size)
 
 
 # Results -----------------------------------------------------------------------------------------------------------
+
+
+def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any]]:
+    """Read files of `evaluate`: path beside the card -> results, without the machine's paths.
+
+    Raises:
+        FileNotFoundError, ValueError: a file does not exist, is something else, or two would get one name.
+    """
+    paths = [Path(path) for path in results]
+    # `evaluate` calls all of them results.json, so they get their folder's name
+    names = [f"{path.resolve().parent.name}.json" if path.name == "results.json" else path.name for path in paths]
+    if len(set(names)) < len(names):
+        raise ValueError("--results: two files have the same name; give each its own.")
+    return {f"{RESULTS_FOLDER}/{name}": read_results(path) for name, path in zip(names, paths, strict=True)}
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -193,13 +233,12 @@ def read_results(path: Path) -> dict[str, Any]:
         ValueError: it is something else.
     """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise ValueError(f"--results '{path}' is not valid JSON: {err}.") from err
-    found = results if isinstance(results, dict) else {}
-    missing = [key for key in RESULT_KEYS if key not in found]
+        results = read_json(path)
+    except ValueError as err:
+        raise ValueError(f"--results {err}") from err
+    missing = [key for key in RESULT_KEYS if key not in results]
     for key, names in RESULT_KEYS.items():
-        missing += [f"{key}.{name}" for name in names if key in found and name not in found[key]]
+        missing += [f"{key}.{name}" for name in names if key in results and name not in results[key]]
     if missing:
         raise ValueError(
             f"--results '{path}' was not written by `semseg-diffusers evaluate`: {', '.join(missing)} is missing."
@@ -208,13 +247,7 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def results_text(results: dict[str, Any], model: str, file: str) -> str:
-    """Return the Results section of a card for one file of results.
-
-    Args:
-        results: from `read_results`.
-        model: repository id, or folder, that the commands name.
-        file: the file of all results, relative to the card.
-    """
+    """Return the Results section of a card for one file of results, which it links; `model` is named in commands."""
     table, commands = results_table(results), results_commands(results, model)
     return render("results.md", results=results, table=table, commands=commands, file=file)
 
@@ -300,19 +333,27 @@ def outside_parts(card: str) -> str:
     return re.sub(r"<!-- begin (\w+)\b[^\n]*-->\n.*?<!-- end \1 -->", "", text, flags=re.DOTALL).strip()
 
 
-def without_machine_paths(value: Any) -> Any:
-    """Shorten absolute paths in a JSON value to their last part, so that no folders of a machine are published.
+def merge(
+    card: str, there: str, repo_id: str, from_there: Sequence[str] = (), not_from_there: Sequence[str] = ()
+) -> str:
+    """Fill missing metadata of a card from the one on the Hub, which may have been edited there.
 
-    Example:
-        >>> without_machine_paths({"dataset": "/home/alice/data/camvid128", "output": "runs/a", "seed": 0})
-        {'dataset': 'camvid128', 'output': 'runs/a', 'seed': 0}
+    Args:
+        card: the new one.
+        there: that on the Hub; empty if there is none.
+        repo_id: for messages.
+        from_there: keys whose values on the Hub take precedence.
+        not_from_there: keys that are never taken from there.
     """
-    if isinstance(value, dict):
-        return {key: without_machine_paths(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [without_machine_paths(entry) for entry in value]
-    if isinstance(value, str):
-        for kind in (PurePosixPath, PureWindowsPath):
-            if kind(value).is_absolute() or value.startswith("~"):
-                return kind(value).name
-    return value
+    ours, theirs = metadata(card), metadata(there)
+    kept = {
+        key: value
+        for key, value in theirs.items()
+        if key in from_there or (ours.get(key) is None and key not in not_from_there)
+    }
+    if outside_parts(there) not in ("", outside_parts(card)):
+        logger.warning(f"README.md of '{repo_id}' had other text; it stays in its history on the Hub.")
+    card = with_metadata(card, **kept)
+    if not metadata(card).get("license"):
+        logger.warning(f"the card of '{repo_id}' names no licence: write `license:` at the head of its README.md.")
+    return card

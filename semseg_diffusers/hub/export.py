@@ -1,4 +1,4 @@
-"""Exports a trained model as a folder to share, with a card that shows its results and samples of a few masks.
+"""Export a trained model as a folder to share, with a card that shows its results and samples of a few masks.
 
 It generates, so it stands above the rest of this package, which the layers below it use.
 """
@@ -29,12 +29,11 @@ from semseg_diffusers.hub.folders import (
     check_model_folder,
     check_weights,
     json_bytes,
-    model_card,
     model_files,
     package_class,
-    read_scores,
     run_files,
     stored_hash,
+    without_machine_paths,
 )
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
@@ -62,7 +61,7 @@ def choose_masks(settings: SheetOptions) -> tuple[list[Path], int]:
     Raises:
         FileNotFoundError, ValueError: no masks, or too few.
     """
-    paths = find_masks(Path(settings.masks))
+    paths = find_masks(str(settings.masks))
     if len(paths) < settings.num_masks:
         raise ValueError(
             f"'{settings.masks}' holds {len(paths)} masks; expected at least --num_masks {settings.num_masks}. Use "
@@ -97,7 +96,7 @@ def make_sheet(
         chosen.mkdir(parents=True)
         for path in paths:
             shutil.copy(path, chosen)
-        if near := label_file_near(paths[0].parent, settings.masks):  # so that masks of other classes are refused
+        if near := label_file_near(paths[0].parent, str(settings.masks)):  # so that masks of other classes are refused
             LabelSet.from_json(near).save_json(chosen / LABELS_FILE)
         generate_dataset(
             pipeline,
@@ -188,89 +187,61 @@ def export_model(settings: ExportSettings) -> Path:
     folder, dtype = Path(settings.model), settings.dtype
     index = check_model_folder(folder)
     pipeline_class = package_class(index["_class_name"], folder)
-    scores = read_scores(settings.results)
+    scores = cards.read_scores(settings.results)
     if settings.masks is not None:
         choose_masks(settings)  # checked before any work, like the next
         mask_labels = None if settings.mask_labels is None else LabelSet.from_name(settings.mask_labels)
     output = check_output(settings.output, settings.overwrite, EXPORT_FILE, KIND)
 
     with new_folder(output, EXPORT_FILE, KIND, settings.overwrite) as made:
-        # 1. Weights and configs; then log and settings of the run
+        # 1. Weights and configs
         pipeline = pipeline_class.from_pretrained(folder)
-        round_weights(pipeline.unet, dtype)
+        pipeline.unet.to(getattr(torch, dtype))
+        lost = [name for name, tensor in pipeline.unet.state_dict().items() if not tensor.isfinite().all()]
+        if lost:
+            raise ValueError(
+                f"--dtype {dtype} cannot hold the weights {', '.join(lost[:3])}: use bfloat16 or float32."
+            )
         pipeline.save_pretrained(made)
         for path in [*made.rglob("*.py")]:
             path.unlink()
-        for name, content in (model_files(made, index, with_code=False) | run_files(folder)).items():
-            _write(made / name, content)
         before, after = stored_hash(folder), stored_hash(made)
-        for path, score in zip(settings.results, scores.values(), strict=True):
-            scored = check_weights(score, path, folder, made)
+        for file, score in zip(settings.results, scores.values(), strict=True):
+            scored = check_weights(score, file, folder, made)
             if scored is not None and scored != after:
                 score["notes"] = [*score.get("notes", []), f"Measured before the weights were rounded to {dtype}."]
-        # 2. The card, and what it shows
-        source = cards.without_machine_paths(settings.output)
-        card = cards.without_variants(model_card(folder, index, source, None, scores, stored=dtype, has_code=False))
-        if not cards.metadata(card).get("license"):
+        # 2. The card, and what it shows; log, settings and page of the run
+        source = without_machine_paths(settings.output)
+        card = cards.without_variants(cards.model_card(folder, source, scores, stored=dtype, has_code=False))
+        license_name = cards.metadata(card).get("license")
+        if not license_name:
             logger.warning(f"the card names no licence: write `license:` at the head of '{output / CARD}'.")
-        elif (folder / RUN_PAGE).is_file():
-            _write(made / RUN_PAGE, folder / RUN_PAGE)
         record: dict[str, Any] = {"dtype": dtype, "weights": after, "weights_before": before}
+        contents = model_files(made, index, with_code=False) | run_files(folder)
         preview = ""  # the image of the folder's own card shows other weights
         if settings.masks is not None:
             device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            data, record["sheet"] = make_sheet(load_pipeline(made).to(device), settings, mask_labels)
-            _write(made / SHEET_FILE, data)
-            preview = f"![Masks and samples]({SHEET_FILE})\n\n{_caption(record, card)}"
+            contents[SHEET_FILE], record["sheet"] = make_sheet(load_pipeline(made).to(device), settings, mask_labels)
+            about = {"sheet": record["sheet"], "dtype": dtype, "license_name": license_name}
+            preview = cards.render("sheet.md", file=SHEET_FILE, **about)
         if preview or cards.has_part(card, "preview"):
             card = cards.replace_part(card, "preview", preview)
-        _write(made / CARD, card.encode())
+        contents[CARD] = card.encode()
+        contents |= {name: json_bytes(score) for name, score in scores.items()}
         if not scores:  # the card still shows those it had
-            for path in sorted((folder / RESULTS_FOLDER).glob("*.json")):
-                _write(made / RESULTS_FOLDER / path.name, path)
-        for name, score in scores.items():
-            _write(made / name, json_bytes(score))
-        record["versions"] = {
-            "semseg_diffusers": package_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-        }
-        _write(made / EXPORT_FILE, json_bytes(record))
+            contents |= {f"{RESULTS_FOLDER}/{path.name}": path for path in (folder / RESULTS_FOLDER).glob("*.json")}
+        if license_name and (folder / RUN_PAGE).is_file():
+            contents[RUN_PAGE] = folder / RUN_PAGE
+        versions = {"semseg_diffusers": package_version(), "torch": torch.__version__}
+        record["versions"] = {**versions, "diffusers": diffusers.__version__}
+        contents[EXPORT_FILE] = json_bytes(record)
+        for name, content in contents.items():
+            (made / name).parent.mkdir(exist_ok=True)
+            if isinstance(content, bytes):
+                (made / name).write_bytes(content)
+            elif content != made / name:
+                shutil.copyfile(content, made / name)
     return output
-
-
-def round_weights(unet: torch.nn.Module, dtype: str) -> None:
-    """Convert the weights of a network to a dtype, in place.
-
-    Raises:
-        ValueError: some are too large for it.
-    """
-    unet.to(getattr(torch, dtype))
-    lost = [name for name, tensor in unet.state_dict().items() if not tensor.isfinite().all()]
-    if lost:
-        raise ValueError(f"--dtype {dtype} cannot hold the weights {', '.join(lost[:3])}: use bfloat16 or float32.")
-
-
-def _write(path: Path, content: Path | bytes) -> None:
-    """Write a file of the folder; one that is already in place is left alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content != path:
-        shutil.copyfile(content, path)
-
-
-def _caption(record: dict[str, Any], card: str) -> str:
-    """Return the card's text below the sheet."""
-    sheet, stored = record["sheet"], record["dtype"]
-    license_name = cards.metadata(card).get("license")
-    licence = f"\nLicence of the weights and of their samples: {license_name}." if license_name else ""
-    rounded = "" if stored == "float32" else f", rounded to {stored}"
-    return (
-        f"*{len(sheet['masks'])} of {sheet['of']} masks, chosen by seed {sheet['seed']}, and the first samples of "
-        f"each, none left out.\nGenerated by these very weights{rounded}: {sheet['scheduler']},\n"
-        f"{sheet['num_inference_steps']} steps, guidance {sheet['guidance_scale']:g}.{licence}*"
-    )
 
 
 def export(settings: ExportSettings) -> None:

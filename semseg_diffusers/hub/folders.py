@@ -1,13 +1,12 @@
-"""Folders that are published, on the Hub or as a folder to share: are they complete, which files, with what card."""
+"""Folders that are published, on the Hub or as a folder to share: are they complete, which files, which weights."""
 
 import hashlib
 import inspect
 import json
-import logging
 import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import diffusers
@@ -16,21 +15,18 @@ from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE, data_license
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.hub import cards
 from semseg_diffusers.utils.files import read_json
 
 
-logger = logging.getLogger(__name__)
-
 CARD, INDEX, CODE = "README.md", "model_index.json", "pipeline.py"
 OUR_PIPELINES = "MaskGuided"  # start of the class names of our pipelines
-WEIGHTS = (".safetensors", ".bin")
 LOADED_FROM = "_name_or_path"  # in the config of a network that was loaded and saved again: a path of the machine
 EXPORT_FILE = "export.json"  # marks a folder that `export` made, and may replace
 SHEET_FILE = "samples.jpg"  # masks and samples of them, in such a folder
 RESULTS_FOLDER = "results"  # beside the card: what `evaluate` wrote
+Contents = dict[str, Path | bytes]  # path in the repository -> file or content
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:
@@ -38,20 +34,22 @@ def json_bytes(value: dict[str, Any]) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
 
 
-def merge_cards(card: str, there: str, repo_id: str, from_there: Sequence[str], not_from_there: Sequence[str]) -> str:
-    """Fill missing metadata of a card from the card on the Hub, which may have been edited there."""
-    ours, theirs = cards.metadata(card), cards.metadata(there)
-    kept = {
-        key: value
-        for key, value in theirs.items()
-        if key in from_there or (ours.get(key) is None and key not in not_from_there)
-    }
-    if cards.outside_parts(there) not in ("", cards.outside_parts(card)):
-        logger.warning(f"{CARD} of '{repo_id}' had other text; it stays in its history on the Hub.")
-    card = cards.with_metadata(card, **kept)
-    if not cards.metadata(card).get("license"):
-        logger.warning(f"the card of '{repo_id}' names no licence: write `license:` at the head of its {CARD}.")
-    return card
+def without_machine_paths(value: Any) -> Any:
+    """Shorten absolute paths in a JSON value to their last part, so that no folders of a machine are published.
+
+    Example:
+        >>> without_machine_paths({"dataset": "/home/alice/data/camvid128", "output": "runs/a", "seed": 0})
+        {'dataset': 'camvid128', 'output': 'runs/a', 'seed': 0}
+    """
+    if isinstance(value, dict):
+        return {key: without_machine_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [without_machine_paths(entry) for entry in value]
+    if isinstance(value, str):
+        for kind in (PurePosixPath, PureWindowsPath):
+            if kind(value).is_absolute() or value.startswith("~"):
+                return kind(value).name
+    return value
 
 
 # Models ----------------------------------------------------------------------------------------------------------
@@ -66,10 +64,9 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder '{folder}'; expected one that holds a model.")
     if not (folder / INDEX).is_file():
+        hint = "Expected a run folder of `semseg-diffusers train`, or one that `pipe.save_pretrained` wrote."
         if any(folder.glob("checkpoint-*")):
             hint = "The run is not finished: resume it with --resume_from_checkpoint latest."
-        else:
-            hint = "Expected a run folder of `semseg-diffusers train`, or one that `pipe.save_pretrained` wrote."
         raise ValueError(f"'{folder}' holds no {INDEX}, so it is no saved pipeline. {hint}")
     index = read_json(folder / INDEX)
     if not str(index.get("_class_name")).startswith(OUR_PIPELINES):
@@ -80,7 +77,7 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     missing = [name for name, path in code_files(folder, index).items() if not path.is_file()]
     configs = [f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json" for name in components(index)]
     missing += [name for name in configs if not (folder / name).is_file()]
-    if not any(path.suffix in WEIGHTS for path in _complete_files(folder / "unet")):
+    if not any(path.suffix in (".safetensors", ".bin") for path in _complete_files(folder / "unet")):
         missing.append("unet/diffusion_pytorch_model.safetensors")
     if missing:
         raise ValueError(f"'{folder}' is no complete pipeline: {', '.join(missing)} is missing. Save it again.")
@@ -92,7 +89,7 @@ def components(index: Mapping[str, Any]) -> dict[str, list[str]]:
     return {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
 
 
-def package_class(name: str, folder: Path) -> type:
+def package_class(name: str, folder: Path) -> Any:
     """Return the class of this package that a saved folder names.
 
     Raises:
@@ -111,18 +108,17 @@ def code_files(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
 
     An exported folder holds none; an older one may hold all of the pipeline's code in a single file.
     """
-
-    def with_siblings(name: str, source: Path) -> dict[str, Path]:
-        siblings = sorted(get_relative_imports(source)) if source.is_file() else []
-        return {name: source} | {f"{sibling}.py": source.parent / f"{sibling}.py" for sibling in siblings}
-
-    ours = {name: entry for name, entry in components(index).items() if entry[0] != "diffusers"}
-    modules = {f"{name}/{library}.py": cls for name, (library, cls) in ours.items()}
+    modules = {
+        f"{name}/{library}.py": cls for name, (library, cls) in components(index).items() if library != "diffusers"
+    }
     if any((folder / name).is_file() for name in (CODE, *modules)):
-        return with_siblings(CODE, folder / CODE) | {name: folder / name for name in modules}
-    source = inspect.getsourcefile(package_class(index["_class_name"], folder))
-    sources = {name: Path(inspect.getsourcefile(package_class(cls, folder))) for name, cls in modules.items()}
-    return with_siblings(CODE, Path(source)) | sources
+        sources = {name: folder / name for name in (CODE, *modules)}
+    else:
+        classes = {CODE: index["_class_name"], **modules}
+        sources = {name: Path(inspect.getfile(package_class(cls, folder))) for name, cls in classes.items()}
+    pipeline = sources[CODE]
+    siblings = sorted(get_relative_imports(pipeline)) if pipeline.is_file() else []
+    return sources | {f"{name}.py": pipeline.parent / f"{name}.py" for name in siblings}
 
 
 def _complete_files(folder: Path) -> list[Path]:
@@ -132,9 +128,9 @@ def _complete_files(folder: Path) -> list[Path]:
     return [path for path in files if not path.name.startswith(".") and not half_written.search(path.name)]
 
 
-def model_files(folder: Path, index: Mapping[str, Any], with_code: bool = True) -> dict[str, Path | bytes]:
-    """Return what is published of a model, without card and previews: path in the repository -> file or content."""
-    contents: dict[str, Path | bytes] = {
+def model_files(folder: Path, index: Mapping[str, Any], with_code: bool = True) -> Contents:
+    """Return what is published of a model, without card and previews."""
+    contents: Contents = {
         f"{name}/{path.name}": path
         for name in components(index)
         for path in _complete_files(folder / name)
@@ -149,99 +145,25 @@ def model_files(folder: Path, index: Mapping[str, Any], with_code: bool = True) 
     if exported:  # its card names these
         exported += [f"{RESULTS_FOLDER}/{path.name}" for path in sorted((folder / RESULTS_FOLDER).glob("*.json"))]
     contents |= {name: folder / name for name in exported} | run_files(folder)
-    return contents | code_files(folder, index) if with_code else contents
-
-
-def run_files(folder: Path) -> dict[str, Path | bytes]:
-    """Return what a training run left beside its pipeline: its log, and its settings without the machine's paths."""
-    contents: dict[str, Path | bytes] = {}
-    if (folder / "log.jsonl").is_file():
-        contents["log.jsonl"] = folder / "log.jsonl"
-    if (folder / "settings.json").is_file():
-        contents["settings.json"] = json_bytes(cards.without_machine_paths(read_json(folder / "settings.json")))
+    if with_code:
+        contents.update(code_files(folder, index))
     return contents
 
 
-def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any]]:
-    """Read files of `evaluate`: path beside the card -> results, without the machine's paths.
-
-    Raises:
-        FileNotFoundError, ValueError: a file does not exist, is something else, or two would get one name.
-    """
-    paths = [Path(path) for path in results]
-    # `evaluate` calls all of them results.json, so they get their folder's name
-    names = [f"{path.resolve().parent.name}.json" if path.name == "results.json" else path.name for path in paths]
-    if len(set(names)) < len(names):
-        raise ValueError("--results: two files have the same name; give each its own.")
-    return {f"{RESULTS_FOLDER}/{name}": cards.read_results(path) for name, path in zip(names, paths, strict=True)}
+def run_files(folder: Path) -> Contents:
+    """Return what a training run left beside its pipeline: its log, and its settings without the machine's paths."""
+    contents: Contents = {}
+    if (folder / "log.jsonl").is_file():
+        contents["log.jsonl"] = folder / "log.jsonl"
+    if (folder / "settings.json").is_file():
+        contents["settings.json"] = json_bytes(without_machine_paths(read_json(folder / "settings.json")))
+    return contents
 
 
-def new_model_card(
-    folder: Path,
-    source: str,
-    *,
-    title: str | None = None,
-    license_name: str | None = None,
-    origin: str | None = None,
-    run: Mapping[str, Any] | None = None,
-) -> str:
-    """Return the first card of a folder that holds a pipeline.
-
-    Args:
-        folder: the model.
-        source: repository, or folder, that `from_pretrained` takes.
-        title: the card's first line, if it is not the folder's name.
-        license_name, origin, run: see `cards.render_model_card`.
-    """
-    return cards.render_model_card(
-        read_json(folder / "unet" / "config.json"),
-        title=title or folder.resolve().name,
-        source=source,
-        pipeline_class=read_json(folder / INDEX)["_class_name"],
-        parameters=_stored_weights(folder / "unet")[0],
-        scheduler_config=read_json(folder / "scheduler" / "scheduler_config.json"),
-        license_name=license_name,
-        origin=origin,
-        run=run,
-    )
+# Weights -----------------------------------------------------------------------------------------------------------
 
 
-def model_card(
-    folder: Path,
-    index: dict[str, Any],
-    repo_id: str,
-    revision: str | None,
-    scores: Mapping[str, dict],
-    stored: str | None = None,
-    has_code: bool = True,
-) -> str:
-    """Return the folder's card, or a new one, with its parts written for a repository.
-
-    Args:
-        folder: the model.
-        index: its `model_index.json`.
-        repo_id: repository, or folder, that `from_pretrained` takes.
-        revision: branch, if it is not the main one.
-        scores: from `read_scores`.
-        stored: dtype of the published weights, if it is not the folder's.
-        has_code: whether code files are published beside the weights.
-    """
-    path, dtype = folder / CARD, _stored_weights(folder / "unet")[1]
-    card = path.read_text(encoding="utf-8") if path.is_file() else new_model_card(folder, repo_id)
-    name = repo_id.split("/")[-1]
-    card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {name}\n", 1)
-    use = cards.model_use(repo_id, revision, index["_class_name"], stored or dtype, has_code)
-    card = cards.replace_part(card, "use", use)
-    if scores:
-        text = "\n\n".join(cards.results_text(score, repo_id, file) for file, score in scores.items())
-        if not cards.has_part(card, "results"):
-            card += "\n## Results\n\n<!-- begin results -->\n<!-- end results -->\n"
-        card = cards.replace_part(card, "results", text)
-        card = cards.with_metadata(card, **{"model-index": cards.model_index(repo_id, list(scores.values()))})
-    return card
-
-
-def _stored_weights(folder: Path) -> tuple[int | None, str]:
+def stored_weights(folder: Path) -> tuple[int | None, str]:
     """Return number and dtype of a folder's own weights, from the headers of safetensors files; (None, "float32")."""
     total, dtype = 0, ""
     for path in (path for path in _complete_files(folder) if re.fullmatch(r"[^.]+\.safetensors", path.name)):
@@ -257,7 +179,7 @@ def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()[:16]}"
 
 
@@ -317,34 +239,3 @@ def check_dataset_folder(folder: Path) -> tuple[LabelSet, str]:
             f"'{folder}' was not made by `semseg-diffusers prepare` or `generate`: it holds no {missing}.{hint}"
         )
     return LabelSet.from_json(folder / LABELS_FILE), record_file
-
-
-def dataset_card(
-    folder: Path,
-    repo_id: str,
-    revision: str | None,
-    labels: LabelSet,
-    record: dict[str, Any],
-    counts: Mapping[str, int],
-    card_there: str,
-) -> str:
-    """Return the card in the folder, else the one on the Hub, else a new one, with its parts written for a push."""
-    synthetic = "guidance_scale" in record
-    path = folder / CARD
-    if path.is_file():
-        card = path.read_text(encoding="utf-8")
-    elif cards.has_part(card_there, "content"):
-        card = card_there
-    else:
-        license_name, license_text = data_license(None if synthetic else record.get("format"))
-        if synthetic:
-            card_of_model = Path(record.get("model", "")) / CARD
-            if card_of_model.is_file():
-                license_name = cards.metadata(card_of_model.read_text(encoding="utf-8")).get("license")
-            license_text = "Images carry the licence of their model's training data"
-            license_text += f": {license_name}." if license_name else ". It is not known here: fill it in."
-        card = cards.render_dataset_card(
-            title=repo_id.split("/")[-1], license_name=license_name, license_text=license_text, synthetic=synthetic
-        )
-    card = cards.replace_part(card, "use", cards.dataset_use(repo_id, revision))
-    return cards.replace_part(card, "content", cards.dataset_content(labels, record, counts))

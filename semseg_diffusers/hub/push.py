@@ -1,14 +1,14 @@
-"""Publishes models and datasets on the Hugging Face Hub, with their cards, and loads models from it.
+"""Publish models and datasets on the Hugging Face Hub, with their cards, and load models from it.
 
 The token comes from HF_TOKEN or `hf auth login`.
 """
 
+import contextlib
 import json
-import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +26,15 @@ from semseg_diffusers.hub.folders import (
     check_model_folder,
     check_weights,
     components,
-    dataset_card,
     json_bytes,
-    merge_cards,
-    model_card,
     model_files,
-    read_scores,
+    without_machine_paths,
 )
 from semseg_diffusers.hub.settings import PushSettings
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import read_json, write_text
 from semseg_diffusers.utils.hub_errors import LOG_IN, HubError, check_name, hub_errors
 
-
-logger = logging.getLogger(__name__)
 
 # What a repository may hold and still count as empty: files that the Hub's page writes when it creates one.
 EMPTY_FILES = frozenset((".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"))
@@ -89,7 +84,7 @@ def prepare_repo(
                 f"--private: '{full}' exists and is public. Make it private on its page (Settings) first, or name "
                 "another repository."
             )
-        _check_content(full, {file.rfilename for file in found.siblings or ()}, repo_type)
+        _check_content(full, _file_names(found), repo_type)
     return full
 
 
@@ -112,16 +107,25 @@ def _check_content(repo_id: str, files: set[str], repo_type: str) -> None:
     )
 
 
-def _open_branch(api: HfApi, repo_id: str, repo_type: str, revision: str | None) -> tuple[set[str], str]:
-    """Create the branch if necessary; return its files and the text of its card."""
-    if revision is not None:
-        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-    info = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
-    files = {file.rfilename for file in info.siblings or ()}
-    if CARD not in files:
-        return files, ""
-    path = hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=revision)
-    return files, Path(path).read_text(encoding="utf-8")
+def _file_names(info: Any) -> set[str]:
+    return {file.rfilename for file in info.siblings or ()}
+
+
+@contextlib.contextmanager
+def _repository(
+    folder: Path, repo_id: str | None, repo_type: str, revision: str | None, private: bool | None
+) -> Iterator[tuple[str, set[str], str]]:
+    """Prepare a repository and its branch for a push of a folder; yield its id, its files and the text of its card."""
+    repo_id = prepare_repo(repo_id, default_name=folder.resolve().name, repo_type=repo_type, private=private)
+    api, card = HfApi(), ""
+    with hub_errors(f"pushing '{folder}' to '{repo_id}'", repo_id, repo_type, revision=revision, again=AGAIN):
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+        files = _file_names(api.repo_info(repo_id, repo_type=repo_type, revision=revision))
+        if CARD in files:
+            path = hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=revision)
+            card = Path(path).read_text(encoding="utf-8")
+        yield repo_id, files, card
 
 
 # Models ------------------------------------------------------------------------------------------------------------
@@ -160,18 +164,15 @@ def push_model(
     """
     folder = Path(folder)
     index = check_model_folder(folder)
-    scores = read_scores(results or ())
+    scores = cards.read_scores(results or ())
     for path, score in zip(results or (), scores.values(), strict=True):
         check_weights(score, path, folder)
 
-    repo_id = prepare_repo(repo_id, default_name=folder.resolve().name, private=private)
-    api = HfApi()
-    with hub_errors(f"pushing '{folder}' to '{repo_id}'", repo_id, revision=revision, again=AGAIN):
-        there, card_there = _open_branch(api, repo_id, "model", revision)
-        card = model_card(folder, index, repo_id, revision, scores)
-        card = merge_cards(card, card_there, repo_id, (), ("model-index",))
+    with _repository(folder, repo_id, "model", revision, private) as (repo_id, there, card_there):
+        card = cards.model_card(folder, repo_id, scores, revision)
+        card = cards.merge(card, card_there, repo_id, not_from_there=("model-index",))
         contents = model_files(folder, index)
-        preview = next(iter(sorted(folder.glob("previews/[!.]*.png"), reverse=True)), None)
+        preview = max(folder.glob("previews/[!.]*.png"), default=None)
         license_name = cards.metadata(card).get("license")
         if preview is not None and license_name:
             contents[f"previews/{preview.name}"] = preview
@@ -183,7 +184,7 @@ def push_model(
         contents |= {name: json_bytes(score) for name, score in scores.items()}
         owned = tuple(f"{part}/" for part in (*components(index), "previews"))
         stale = sorted(name for name in there if name.startswith(owned) and name not in contents)
-        commit = api.create_commit(
+        commit = HfApi().create_commit(
             repo_id,
             [
                 *(CommitOperationDelete(name) for name in stale),
@@ -233,27 +234,24 @@ def push_dataset(
     for split in tables:
         _ = load_pairs(folder, split)[0]  # checks columns, label set and sizes
         for column in {"source_mask", "model"} & set(tables[split].column_names):
-            values = cards.without_machine_paths(tables[split][column][:])
+            values = without_machine_paths(tables[split][column][:])
             tables[split] = tables[split].remove_columns(column).add_column(column, values)
 
-    repo_id = prepare_repo(repo_id, default_name=folder.resolve().name, repo_type="dataset", private=private)
-    api = HfApi()
-    with hub_errors(f"pushing '{folder}' to '{repo_id}'", repo_id, "dataset", revision=revision, again=AGAIN):
-        _, card_there = _open_branch(api, repo_id, "dataset", revision)
+    with _repository(folder, repo_id, "dataset", revision, private) as (repo_id, _, card_there):
         counts = {split: len(table) for split, table in tables.items()}
-        card = dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
-        card = merge_cards(card, card_there, repo_id, ("configs", "dataset_info"), ())
+        card = cards.dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
+        card = cards.merge(card, card_there, repo_id, from_there=("configs", "dataset_info"))
         # 1. card and label set, so that after a broken connection the repository is known to be ours
         files = {
             CARD: card.encode(),
             LABELS_FILE: json_bytes(labels.to_config()),
-            record_file: json_bytes(cards.without_machine_paths(record)),
+            record_file: json_bytes(without_machine_paths(record)),
         }
         if (folder / SYNTHETIC_FILE).is_file():
             lines = (folder / SYNTHETIC_FILE).read_text(encoding="utf-8").splitlines()
-            rows = (json.dumps(cards.without_machine_paths(json.loads(line))) for line in lines)
+            rows = (json.dumps(without_machine_paths(json.loads(line))) for line in lines)
             files[SYNTHETIC_FILE] = "".join(f"{row}\n" for row in rows).encode()
-        api.create_commit(
+        HfApi().create_commit(
             repo_id,
             [CommitOperationAdd(name, content) for name, content in files.items()],
             commit_message=f"{commit_message or 'Push dataset'}: card and label set",
@@ -313,13 +311,10 @@ def _check_variant(folder: Path, variant: str) -> None:
 
 def push(settings: PushSettings) -> None:
     """Run the command `push`: publish a model or a dataset and print its address."""
-    options = {
-        "revision": settings.revision,
-        "commit_message": settings.commit_message,
-        "private": settings.private or None,
-    }
+    private = settings.private or None
+    where: dict[str, Any] = {"revision": settings.revision, "commit_message": settings.commit_message}
     if settings.model is not None:
-        url = push_model(settings.model, settings.repo_id, results=settings.results, **options)
+        url = push_model(settings.model, settings.repo_id, results=settings.results, private=private, **where)
     else:
-        url = push_dataset(settings.dataset, settings.repo_id, **options)
+        url = push_dataset(str(settings.dataset), settings.repo_id, private=private, **where)
     sys.stdout.write(f"pushed: {url}\n")

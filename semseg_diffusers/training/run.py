@@ -25,7 +25,8 @@ from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
 
 from semseg_diffusers.data.dataset_format import data_license
-from semseg_diffusers.hub.folders import CARD, new_model_card
+from semseg_diffusers.hub.cards import new_model_card
+from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.reports.run_folder import RECORD_FILE, STATUS_FILE, list_previews, preview_path, read_log
 from semseg_diffusers.reports.run_page import page_at_end, update_run_page, write_run_page

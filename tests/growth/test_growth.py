@@ -23,7 +23,8 @@ from semseg_diffusers.data.dataset_format import finish_dataset, make_split, sav
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
 from semseg_diffusers.growth.stages import make_stages
-from semseg_diffusers.hub.folders import check_dataset_folder, dataset_card
+from semseg_diffusers.hub.cards import dataset_card
+from semseg_diffusers.hub.folders import check_dataset_folder
 
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -145,14 +145,16 @@ def saved_run(pipeline, tmp_path_factory):
     return run
 
 
-def test_a_card_lists_the_attributes_that_the_network_knows():
+def test_a_card_lists_the_attributes_that_the_network_knows(run):
     known = {"timeofday": ["day", "night"], "weather": ["clear", "rainy"]}
-    config = {**LabelSet.from_preset("bdd100k").to_config(), "attributes": known}
-    about = {"title": "t", "source": "t", "scheduler_config": {}}
-    card = cards.render_model_card(config, **about)
+    config_file = run / "unet" / "config.json"
+    config = json.loads(config_file.read_text())
+    write_json(config_file, {**config, "attributes": known})
+    card = cards.new_model_card(run, "t")
     assert 'pipe("mask.png", attributes={"timeofday": "day"})`.\n\n| attribute | values |\n|---|---|\n' in card
     assert "\n| timeofday | day, night |\n| weather | clear, rainy |\n\n## Data\n" in card
-    plain = cards.render_model_card({**config, "attributes": None}, **about)
+    write_json(config_file, {**config, "attributes": None})
+    plain = cards.new_model_card(run, "t")
     assert "ttributes" not in plain
     assert "|\n\n## Data\n" in plain
 
