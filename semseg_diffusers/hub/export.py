@@ -1,6 +1,6 @@
 """Export a trained model as a folder to share, with a card that shows its results and samples of a few masks.
 
-It generates, so it stands above the rest of this package, which the layers below it use.
+It generates, so it may import the layers that use the rest of this package.
 """
 
 import io

@@ -144,14 +144,15 @@ class TrainingStoppedError(Exception):
     """The run was asked to stop, and has saved a checkpoint.
 
     Args:
-        reason: the signal, or the end of the launcher.
+        number: of the signal, or `LAUNCHER_GONE`.
         step: optimizer steps done.
-        exit_code: 128 + the signal's number, as in shells.
     """
 
-    def __init__(self, reason: str, step: int, exit_code: int):
-        super().__init__(f"stopped by {reason} after step {step}")
-        self.reason, self.step, self.exit_code = reason, step, exit_code
+    def __init__(self, number: int, step: int):
+        self.reason, self.exit_code = "the end of the process that launched it", 128 + signal.SIGTERM
+        if number != LAUNCHER_GONE:
+            self.reason, self.exit_code = signal.Signals(number).name, 128 + number  # as in shells
+        super().__init__(f"stopped by {self.reason} after step {step}")
 
 
 class StopRequest:
@@ -164,7 +165,8 @@ class StopRequest:
     """
 
     def __init__(self, accelerator: Accelerator):
-        self._accelerator, self._launcher, self._number = accelerator, Launcher(), 0
+        self._accelerator, self._launcher = accelerator, Launcher()
+        self.number = 0  # of the signal, or `LAUNCHER_GONE`; 0 as long as there is none
         self._group = None
         if accelerator.num_processes > 1 and torch.distributed.is_initialized():
             # a separate group on the CPU, so that asking never waits for the accelerator's queue
@@ -180,19 +182,19 @@ class StopRequest:
         self._handlers.close()
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        self._number = self._number or number
+        self.number = self.number or number
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
 
     def requested(self) -> bool:
         """Return whether any process was asked to stop. Called by every process, after the same steps."""
         if self._launcher.is_gone:
-            self._number = self._number or LAUNCHER_GONE
+            self.number = self.number or LAUNCHER_GONE
         if self._group is not None:
-            number = torch.tensor(self._number)
+            number = torch.tensor(self.number)
             torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX, group=self._group)
-            self._number = int(number)
-        return self._number != 0
+            self.number = int(number)
+        return self.number != 0
 
     def shutdown(self) -> None:
         """End trackers and leave the process group. Called by every process at the end of the run."""
@@ -201,12 +203,6 @@ class StopRequest:
         else:  # a broken group cannot be left in order
             for tracker in self._accelerator.trackers:
                 tracker.finish()
-
-    def stopped(self, step: int) -> TrainingStoppedError:
-        """Return the exception with reason and exit code, once `requested`."""
-        if self._number == LAUNCHER_GONE:
-            return TrainingStoppedError("the end of the process that launched it", step, 128 + signal.SIGTERM)
-        return TrainingStoppedError(signal.Signals(self._number).name, step, 128 + self._number)
 
 
 def ignore_signals(_index: int) -> None:

@@ -363,7 +363,7 @@ class Run:
             TrainingStoppedError: always.
         """
         self.stop_request.shutdown()
-        raise self.stop_request.stopped(self.step)
+        raise TrainingStoppedError(self.stop_request.number, self.step)
 
     def preview(self) -> None:
         """Sample a preview and hand it to the trackers."""

@@ -422,7 +422,7 @@ FROM_THE_HUB = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from helpers.training_runs import train_here
-from training.test_training_control import control_settings, parse
+from training.test_base_model import control_settings, parse
 from semseg_diffusers.training.base_model import load_base
 run = train_here(control_settings(sys.argv[2], sys.argv[3], "alice/streets", max_train_steps=1))
 assert (run / "unet" / "unet_mask_control.py").is_file()
