@@ -97,11 +97,7 @@ def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str
 def check_inputs(settings: EvaluationSettings, data: RealData, masks: ImageSet, not_judged: Sequence[str]) -> None:
     """Raise for sets that are too small, and for masks that cannot be read or hold nothing to score.
 
-    Args:
-        settings: of the evaluation.
-        data: the real images.
-        masks: of the generated images, or those to generate images from.
-        not_judged: names of the classes that the segmenter does not know.
+    `masks` are those of the generated images, or those to generate images from.
     """
     num_masks = len(set(masks.stems))
     if num_masks < 2:

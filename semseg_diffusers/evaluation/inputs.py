@@ -10,7 +10,6 @@ from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -19,6 +18,7 @@ from semseg_diffusers.data.dataset_format import LABELS_FILE, MASK_SUFFIXES, MET
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.generation.near_copies import to_tensor
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.distributed import Processes
@@ -132,11 +132,9 @@ def generated_images(folder: str | os.PathLike, real: PairDataset) -> ImageSet:
     if repeated:
         raise ValueError(f"'{folder}' holds two images called '{repeated[0]}'; expected distinct names.")
 
-    def read_image(index: int) -> torch.Tensor:
-        pixels = np.asarray(open_image(files[index], "image").convert("RGB"))  # (H, W, 3)
-        return torch.from_numpy(pixels.transpose(2, 0, 1).copy())  # (3, H, W)
-
-    return ImageSet(real.labels, names, stems, read_image, read_mask).sorted()
+    return ImageSet(
+        real.labels, names, stems, lambda index: to_tensor(open_image(files[index], "image")), read_mask
+    ).sorted()
 
 
 def _from_metadata(folder: Path, real: PairDataset) -> tuple[list[Path], tuple[str, ...], ReadMask]:

@@ -54,13 +54,7 @@ class Comparison:
     floor_rows: list[int]  # likewise
 
     def select(self, features: Outputs, stems: Sequence[str], seed: int) -> tuple[torch.Tensor, ...]:
-        """Return the features of the reference, of as many generated images as the floor has, and of the floor.
-
-        Args:
-            features: of all images.
-            stems: of the generated images.
-            seed: of the choice among these.
-        """
+        """Return features of the reference, of as many generated images as in the floor, and of the floor."""
         real = features.real if features.train is None else torch.cat([features.real, features.train])
         chosen = spread_choice(stems, len(self.floor_rows), seed)
         return real[self.reference_rows], features.generated[chosen], real[self.floor_rows]
@@ -207,12 +201,7 @@ def assemble_results(
 ) -> dict[str, Any]:
     """Return `results.json`, without what is known of the run only (its times, and how the images were generated).
 
-    Args:
-        settings: of the evaluation.
-        data: the real images.
-        generated: the generated ones.
-        predictions: of the segmenter.
-        features: of each network, and thumbnails at the end.
+    `features` are those of each network, with thumbnails at the end.
     """
     *networks, thumbnails = features
     paper = next((entry for entry in networks if is_paper_features(entry.network["name"])), None)

@@ -129,10 +129,10 @@ def flag_near_copies(
 
     def at_output_size(index: int) -> torch.Tensor:
         image = training.photo(index)
-        return _to_tensor(crop_resize(image.height, image.width, (height, width)).resize_image(image))
+        return to_tensor(crop_resize(image.height, image.width, (height, width)).resize_image(image))
 
     references = thumbnails(at_output_size(index) for index in shown(range(len(training)), "training photos"))
-    images = thumbnails(_to_tensor(open_image(file, "image")) for file in shown(files, "near-copies"))
+    images = thumbnails(to_tensor(open_image(file, "image")) for file in shown(files, "near-copies"))
     distances, indices, _ = nearest_thumbnails(images, references)
     for row, distance, index in zip(rows, distances.tolist(), indices.tolist(), strict=True):
         row["nearest_training_photo"] = training.stems[index]
@@ -154,5 +154,6 @@ def flag_near_copies(
     return copies
 
 
-def _to_tensor(image: Image.Image) -> torch.Tensor:
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """Return an image as uint8 (3, H, W), RGB."""
     return torch.from_numpy(np.asarray(image.convert("RGB")).transpose(2, 0, 1).copy())  # (3, H, W)
