@@ -1,1 +1,1 @@
-"""The study: does a segmentation network get better with synthetic images, and by more than chance?"""
+"""A study: whether synthetic images improve a segmentation network, measured over seeds."""
