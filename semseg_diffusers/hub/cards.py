@@ -212,11 +212,7 @@ def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[st
 
 
 def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any]]:
-    """Read files of `evaluate`: path beside the card -> results, without the machine's paths.
-
-    Raises:
-        FileNotFoundError, ValueError: a file does not exist, is something else, or two would get one name.
-    """
+    """Read files of `evaluate`: path beside the card -> results, without the machine's paths."""
     paths = [Path(path) for path in results]
     # `evaluate` calls all of them results.json, so they get their folder's name
     names = [f"{path.resolve().parent.name}.json" if path.name == "results.json" else path.name for path in paths]
@@ -226,12 +222,7 @@ def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Read what `semseg-diffusers evaluate` wrote, without paths of the machine.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: it is something else.
-    """
+    """Read what `semseg-diffusers evaluate` wrote, without paths of the machine; refuse another file."""
     try:
         results = read_json(path)
     except ValueError as err:
@@ -298,11 +289,7 @@ def has_part(card: str, name: str) -> bool:
 
 
 def metadata(card: str) -> dict[str, Any]:
-    """Return the YAML block at the head of a card; empty if there is none.
-
-    Raises:
-        ValueError: the block is no YAML, or no mapping.
-    """
+    """Return the YAML block at the head of a card; empty if there is none."""
     block = _METADATA.match(card.replace("\r\n", "\n"))
     try:
         values = yaml.safe_load(block[1]) if block else None
@@ -336,14 +323,9 @@ def outside_parts(card: str) -> str:
 def merge(
     card: str, there: str, repo_id: str, from_there: Sequence[str] = (), not_from_there: Sequence[str] = ()
 ) -> str:
-    """Fill missing metadata of a card from the one on the Hub, which may have been edited there.
+    """Fill missing metadata of a card from the one on the Hub, which may have been edited there, and may be empty.
 
-    Args:
-        card: the new one.
-        there: that on the Hub; empty if there is none.
-        repo_id: for messages.
-        from_there: keys whose values on the Hub take precedence.
-        not_from_there: keys that are never taken from there.
+    Values on the Hub take precedence for keys in `from_there`; those in `not_from_there` are never taken.
     """
     ours, theirs = metadata(card), metadata(there)
     kept = {

@@ -56,11 +56,7 @@ QUALITIES = range(92, 39, -4)  # of JPEG, best first
 
 
 def choose_masks(settings: SheetOptions) -> tuple[list[Path], int]:
-    """Return the masks of the sheet, sorted by name, and the number of masks that they are chosen from.
-
-    Raises:
-        FileNotFoundError, ValueError: no masks, or too few.
-    """
+    """Return the masks of the sheet, sorted by name, and the number of masks that they are chosen from."""
     paths = find_masks(str(settings.masks))
     if len(paths) < settings.num_masks:
         raise ValueError(
@@ -75,19 +71,7 @@ def make_sheet(
 ) -> tuple[bytes, dict[str, Any]]:
     """Generate samples and arrange them beside their masks, above the legend.
 
-    Each image has its own seed, so the same call gives the same sheet.
-
-    Args:
-        pipeline: mask-guided pipeline, with its scheduler and device.
-        settings: masks, samples and seed.
-        mask_labels: classes of the masks, if they are not the model's.
-
-    Returns:
-        JPEG of at most 400 kB, and its record: `masks` (their names), `of` (how many there were to choose from),
-        `samples`, `seed`, `scheduler`, `num_inference_steps`, `guidance_scale`.
-
-    Raises:
-        FileNotFoundError, ValueError: no masks, too few, or ones that the model cannot read.
+    Each image has its own seed, so the same call gives the same sheet: a JPEG of at most 400 kB, and its record.
     """
     paths, of = choose_masks(settings)
     generation = GenerationSettings(seed=settings.seed)

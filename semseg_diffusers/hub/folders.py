@@ -56,11 +56,7 @@ def without_machine_paths(value: Any) -> Any:
 
 
 def check_model_folder(folder: Path) -> dict[str, Any]:
-    """Return the `model_index.json` of a folder that holds a complete pipeline of ours, with or without code files.
-
-    Raises:
-        ValueError: it does not; the message says what is missing.
-    """
+    """Return the `model_index.json` of a folder that holds a complete pipeline of ours, with or without code files."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder '{folder}'; expected one that holds a model.")
     if not (folder / INDEX).is_file():
@@ -90,11 +86,7 @@ def components(index: Mapping[str, Any]) -> dict[str, list[str]]:
 
 
 def package_class(name: str, folder: Path) -> Any:
-    """Return the class of this package that a saved folder names.
-
-    Raises:
-        ValueError: there is none of this name.
-    """
+    """Return the class of this package that a saved folder names."""
     cls = getattr(diffusers, name, None)  # where `semseg_diffusers.register` puts them
     if cls is None:
         raise ValueError(
@@ -194,13 +186,8 @@ def stored_hash(folder: Path) -> str | None:
 def check_weights(results: Mapping[str, Any], path: str | os.PathLike, *folders: Path) -> str | None:
     """Refuse results of images from other weights than those of a folder, where the results say which.
 
-    Args:
-        results: from `evaluate`.
-        path: of their file, for messages.
-        folders: that hold the weights; of two, one holds the rounded form of the other's.
-
-    Returns:
-        the hash of the weights that generated, if it is known to be that of one of the folders.
+    Of two folders, one holds the rounded form of the other's weights. Returns the hash of the weights that generated,
+    if it is known to be that of one of the folders.
     """
     generation = results.get("generation") or {}
     if generation.get("variant") is not None:
@@ -224,11 +211,7 @@ def check_weights(results: Mapping[str, Any], path: str | os.PathLike, *folders:
 
 
 def check_dataset_folder(folder: Path) -> tuple[LabelSet, str]:
-    """Return the label set of a dataset of ours, and the file that records how it was made.
-
-    Raises:
-        ValueError: it is none; the message says what is missing.
-    """
+    """Return the label set of a dataset of ours, and the file that records how it was made."""
     if not folder.is_dir():
         raise ValueError(f"there is no folder '{folder}' to push.")
     record_file = next((name for name in (SETTINGS_FILE, GENERATION_FILE) if (folder / name).is_file()), None)

@@ -39,19 +39,9 @@ class BaseModel:
 
 
 def find_file(source: str, name: str, option: str) -> Path | None:
-    """Return a file of a local folder, or of a Hub repository, from which it is downloaded.
+    """Return the path of a file in a local folder, or in a Hub repository, from which it is downloaded; None without.
 
-    Args:
-        source: a folder, or a Hub id.
-        name: its path inside.
-        option: that names the source, for errors: "--init_from".
-
-    Returns:
-        its local path; None if there is no such file.
-
-    Raises:
-        ValueError: the source is neither a folder nor a valid id.
-        HubError: the Hub has no such repository, denies access, or cannot be reached.
+    `option` names the source in errors: "--init_from".
     """
     check_name(source)
     if Path(source).is_dir():
@@ -85,16 +75,8 @@ def _read(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] |
 def control_defaults(source: str) -> dict[str, Any]:
     """Return the defaults of a run on a base.
 
-    Masks are not dropped: without a mask only the base contributes, and nothing is learned.
-
-    Args:
-        source: a folder with a `UNet2DModel` or a pipeline of one, or a Hub id of one.
-
-    Returns:
-        values of `TrainingSettings`: the network, and the base's schedule if it has one.
-
-    Raises:
-        ValueError, HubError: there is no such folder or repository, or its schedule is not supported.
+    Masks are not dropped: without a mask only the base contributes, and nothing is learned. The noise schedule is the
+    base's, if it has one.
     """
     found = {"network": "control", "mask_dropout": 0.0}
     config = _scheduler_config(source)
@@ -127,15 +109,7 @@ def _scheduler_config(source: str) -> dict[str, Any] | None:
 
 
 def load_base(settings: TrainingSettings) -> BaseModel:
-    """Read the base of a run, and refuse one that cannot be used, or contradicts the settings.
-
-    Args:
-        settings: of the run, with `base_model`.
-
-    Raises:
-        ValueError: not a plain `UNet2DModel` of images, a missing class label, or a contradicted setting.
-        HubError: the Hub has no such model, or denies access.
-    """
+    """Read the base of a run, and refuse one that cannot be used, or contradicts the settings."""
     source = str(settings.base_model)
     unet = _load_network(source)
     config, refusal = unet.config, None
@@ -218,18 +192,10 @@ def _load_schedule(source: str, settings: TrainingSettings) -> DDPMScheduler | N
 
 
 def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], list[str]]:
-    """Load the weights of another model that have the name and the shape of the network's own.
-
-    Args:
-        unet: the network, changed in place.
-        source: a folder with a pipeline or a network, or a Hub id of one.
+    """Load the weights of another model that have the name and the shape of the network's own, in place.
 
     Returns:
-        names of the weights that were not loaded, with the reason, and of those without a counterpart.
-
-    Raises:
-        ValueError: there is no such model, its weights are not safetensors, or none match.
-        HubError: the Hub has no such model, or does not let one in.
+        names of the network's weights that were not loaded, with the reason, and of theirs without a counterpart.
     """
     weights_file, config = _find_weights(source)
     try:

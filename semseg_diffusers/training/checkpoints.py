@@ -49,11 +49,7 @@ CHANGEABLE_ON_RESUME = frozenset(
 
 @contextlib.contextmanager
 def atomic_write(target: Path, staging: Path | None, run: Path) -> Iterator[None]:
-    """If `target` cannot be written, as on a full disk, remove `staging` and report what is left.
-
-    Raises:
-        OSError: in place of the different errors of torch, safetensors and the system.
-    """
+    """If `target` cannot be written, as on a full disk, remove `staging` and report what is left, as an OSError."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -72,9 +68,6 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path, ema: EMA | Non
 
     With averages the pipeline gets the weights of the first; the network's own and further averages are saved beside
     them as diffusers' variants: `unet/diffusion_pytorch_model.raw.safetensors`, which `variant="raw"` loads.
-
-    Raises:
-        OSError: it could not be written.
     """
     staging = folder / ".pipeline.writing"
     shutil.rmtree(staging, ignore_errors=True)
@@ -95,16 +88,7 @@ def save_checkpoint(
 ) -> None:
     """Write `checkpoint-<step>`, then remove the oldest above `total_limit`. Called by every process.
 
-    Args:
-        run: run folder.
-        step: optimizer steps done.
-        accelerator: holds network, optimizer and scaler.
-        ema: weight averages, if any.
-        state: JSON values for the loop on resume.
-        total_limit: how many checkpoints to keep; None keeps all.
-
-    Raises:
-        OSError: it could not be written, as on a full disk; earlier checkpoints are unchanged.
+    `state` holds JSON values for the loop on resume. If it cannot be written, earlier checkpoints are unchanged.
     """
     target, staging = run / f"checkpoint-{step}", run / f".checkpoint-{step}.writing"
     if accelerator.is_main_process:
@@ -187,12 +171,7 @@ def verify(checkpoint: Path) -> None:
 
 
 def find_checkpoint(run: Path, which: str) -> Path | None:
-    """Return the checkpoint of `--resume_from_checkpoint`: `latest` is the newest complete one, or None.
-
-    Raises:
-        ValueError: a checkpoint given by its path is incomplete.
-        FileNotFoundError: no such folder.
-    """
+    """Return the checkpoint of `--resume_from_checkpoint`: `latest` is the newest complete one, or None."""
     if which != "latest":
         for path in (Path(which), run / which):
             if path.is_dir():
@@ -210,11 +189,7 @@ def find_checkpoint(run: Path, which: str) -> Path | None:
 
 
 def checkpoint_to_resume(settings: TrainingSettings, inputs: Inputs, run: Path, samples_per_step: int) -> Path | None:
-    """Return the checkpoint to resume from, or None.
-
-    Raises:
-        ValueError: the folder holds a run that is not to be resumed, or the checkpoint belongs to another run.
-    """
+    """Return the checkpoint to resume from, or None; refuse a folder, or a checkpoint, of another run."""
     in_use = bool(list_checkpoints(run)) or (run / "model_index.json").exists()
     if settings.resume_from_checkpoint is None:
         if in_use:

@@ -52,16 +52,7 @@ class ClassCounts:
 
 
 def count_classes(pairs: PairDataset, every_mask: bool, num_workers: int = 1) -> ClassCounts:
-    """Count the masks of a split.
-
-    Args:
-        pairs: the split, one pair or more.
-        every_mask: count all, however long it takes; else about `MOST_PIXELS` pixels.
-        num_workers: threads.
-
-    Raises:
-        ValueError: a mask cannot be read, or does not match the label set.
-    """
+    """Count the masks of a split with `num_workers` threads: every one, or about `MOST_PIXELS` pixels."""
     num_classes, height_width = pairs.labels.num_classes, pairs.sizes[0]
     most = len(pairs) if every_mask else max(1, MOST_PIXELS // (height_width[0] * height_width[1]))
     chosen = evenly(len(pairs), most)

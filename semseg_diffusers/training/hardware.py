@@ -33,15 +33,10 @@ CPU_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 def build_accelerator(settings: TrainingSettings, run: Path, trackers: list[str]) -> Accelerator:
-    """Return the accelerator of a run. What the settings leave open, `accelerate config` or `accelerate launch` sets.
+    """Return the accelerator of a run; what the settings leave open, `accelerate config` or `accelerate launch` sets.
 
-    Args:
-        settings: of the run.
-        run: run folder; trackers write to `logs` in it.
-        trackers: names of accelerate's trackers, checked; may be empty.
-
-    Raises:
-        ValueError: the machine does not support an option, or the launched processes did not form one group.
+    Trackers write to `logs` in the run folder. Refuses options that the machine does not support, and launched
+    processes that did not form one group.
     """
     accelerator = Accelerator(
         cpu=uses_cpu(settings.device),
@@ -62,11 +57,7 @@ def build_accelerator(settings: TrainingSettings, run: Path, trackers: list[str]
 
 
 def check_hardware(settings: TrainingSettings, accelerator: Accelerator) -> None:
-    """Refuse what this machine cannot do before anything is read.
-
-    Raises:
-        ValueError: sharded training, TF32 or float16 without a GPU that supports it, a missing compiler.
-    """
+    """Refuse what this machine cannot do before anything is read."""
     device = accelerator.device.type
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if sharded or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
@@ -96,11 +87,7 @@ def check_hardware(settings: TrainingSettings, accelerator: Accelerator) -> None
 
 
 def check_regions(accelerator: Accelerator, network: torch.nn.Module) -> None:
-    """Refuse accelerate's regional compilation for a network that it cannot compile block by block.
-
-    Raises:
-        ValueError: a list of layers has an empty entry, as the middle block does without attention.
-    """
+    """Refuse regional compilation of a list of layers with an empty entry, as the middle block without attention."""
     plugin = accelerator.state.dynamo_plugin
     lists = (module for module in network.modules() if isinstance(module, torch.nn.ModuleList))
     block_by_block = plugin.backend != DynamoBackend.NO and plugin.use_regional_compilation

@@ -58,11 +58,7 @@ class Inputs:
 
 
 def load_inputs(settings: TrainingSettings, accelerator: Accelerator) -> Inputs:
-    """Read the data and build the network that fits it. Called by every process.
-
-    Raises:
-        ValueError, OSError: what cannot be read, or does not go together; in the first process where it occurs.
-    """
+    """Read the data and build the network that fits it. Called by every process."""
     run_on_all_ranks(lambda: check_temporary_folder(settings.dataloader_num_workers))
     # one process of a machine builds the table of `datasets`, then the others find it
     is_first = accelerator.is_local_main_process
@@ -79,9 +75,6 @@ def check_temporary_folder(num_workers: int) -> None:
     """Refuse a temporary folder whose path is too long for the sockets of data loading processes.
 
     Without this check the batch is lost in the worker process, and training waits for it forever.
-
-    Raises:
-        ValueError: naming the folder and what to do.
     """
     folder = tempfile.gettempdir()
     if num_workers and sys.platform == "linux" and len(folder) > LONGEST_FOLDER:

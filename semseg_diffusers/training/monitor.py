@@ -37,11 +37,7 @@ class TrainingDivergedError(ValueError):
 class LossMonitor:
     """Collect the loss of each forward pass without waiting for the device, and check them together.
 
-    Args:
-        accelerator: of the run.
-        run: run folder; messages name its newest checkpoint.
-        accumulation: forward passes per optimizer step.
-        largest_weight: largest weight of a sample's loss.
+    An optimizer step has `accumulation` forward passes; messages name the newest checkpoint in the folder `run`.
     """
 
     def __init__(self, accelerator: Accelerator, run: Path, accumulation: int, largest_weight: float = 1.0):
@@ -141,12 +137,7 @@ class DataTimer:
 
 
 class TrainingStoppedError(Exception):
-    """The run was asked to stop, and has saved a checkpoint.
-
-    Args:
-        number: of the signal, or `LAUNCHER_GONE`.
-        step: optimizer steps done.
-    """
+    """The run was asked to stop by a signal (or `LAUNCHER_GONE`), and has saved a checkpoint."""
 
     def __init__(self, number: int, step: int):
         self.reason, self.exit_code = "the end of the process that launched it", 128 + signal.SIGTERM
@@ -159,9 +150,6 @@ class StopRequest:
     """Context in which termination signals are recorded instead of ending the process; the loop asks after each step.
 
     The end of the launcher counts as well, and Ctrl-C in a run of one process; a second Ctrl-C interrupts at once.
-
-    Args:
-        accelerator: of the run; all its processes must call `requested` equally often.
     """
 
     def __init__(self, accelerator: Accelerator):

@@ -61,15 +61,9 @@ def prediction_target(
 # Min-SNR, Hang et al. 2023, section 3.4: min(SNR, gamma) on the error of x0, divided by what turns the error of the
 # predicted quantity into it: SNR for epsilon, SNR + 1 for v, 1 for x0.
 def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
-    """Return the weight of each sample's mean squared error.
+    """Return the weight of each sample's mean squared error (B,), float32; ones without gamma.
 
-    Args:
-        noise_scheduler: the training schedule.
-        timestep: timesteps (B,).
-        snr_gamma: gamma, more than 0; None gives ones.
-
-    Returns:
-        weights (B,), float32. At an SNR of 0 they are the limits: 0 for v and x0; epsilon has no such timestep.
+    At an SNR of 0 they are the limits: 0 for v and x0; epsilon has no such timestep.
     """
     if snr_gamma is None:
         return torch.ones(timestep.shape, device=timestep.device)
@@ -116,13 +110,9 @@ class ClassWeighting:
     # class, with mean 1 over the labelled ones. Unknown pixels weigh 0 there, since they have no class; here the image
     # is learned in them too.
     def pixel_weights(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return the weight of each pixel.
+        """Return the weight of each pixel of a mask of ids (B, H, W), long, with mean 1 over each sample.
 
-        Args:
-            mask: ids (B, H, W), long.
-
-        Returns:
-            weights (B, H, W), float32, with mean 1 over each sample; unknown pixels weigh 1 before normalisation.
+        Unknown pixels weigh 1 before normalisation.
         """
         ids = mask.flatten(1)  # (B, H * W)
         known = (ids < self.num_classes).float()

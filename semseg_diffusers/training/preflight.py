@@ -28,15 +28,7 @@ MOST_NAMES = 12  # in a sentence
 def collect_warnings(
     settings: TrainingSettings, inputs: Inputs, counts: ClassCounts, num_steps: int, samples_per_step: int
 ) -> list[str]:
-    """Return all warnings of a run, the most serious first.
-
-    Args:
-        settings: of the run.
-        inputs: data and network.
-        counts: classes of the training masks.
-        num_steps: optimizer steps of the whole run.
-        samples_per_step: images per optimizer step.
-    """
+    """Return all warnings of a run, the most serious first."""
     num_samples = num_steps * samples_per_step
     return [
         *_of_base(settings, inputs),

@@ -33,17 +33,9 @@ def sample_preview(
     ema: EMA | None,
     pairs: PairDataset,
 ) -> Image.Image:
-    """Sample from evenly spaced masks of a split, with the averaged weights if there are any.
+    """Return a grid mask | samples | image of evenly spaced masks of a split.
 
-    Args:
-        settings: number of masks, samples and steps, guidance scale and seed.
-        unet: its own weights are restored afterwards.
-        noise_scheduler: the training schedule; the sampler is built from its config (`build_sampler`).
-        ema: weight averages; the first is used.
-        pairs: masks and images.
-
-    Returns:
-        a grid: mask | samples | image.
+    Samples use the first of the averages, if there are any; the network gets its own weights back.
     """
     num_masks, num_samples = min(settings.preview_masks, len(pairs)), settings.preview_samples
     indices = [row * len(pairs) // num_masks for row in range(num_masks)]

@@ -72,17 +72,8 @@ logger = get_logger(__name__)
 class Run:
     """The state of a training run: network, optimizer, schedule, averages, step, log, checkpoints.
 
-    A context manager, which holds the run folder, handles termination signals and records how the run ends. Every
-    method is called by every process.
-
-    Args:
-        settings: of the run.
-        accelerator: of the run.
-        inputs: data and network.
-        trackers: names of accelerate's trackers.
-
-    Raises:
-        ValueError: the folder is in use, or holds another run.
+    A context manager, which holds the run folder, handles termination signals and records how the run ends; it refuses
+    a folder that is in use, or holds another run. Every method is called by every process.
     """
 
     def __init__(

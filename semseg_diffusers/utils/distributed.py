@@ -56,8 +56,7 @@ class Launcher:
 def uses_cpu(device: str | None) -> bool:
     """Return whether accelerate must be asked for the CPU: without an accelerator it forms no group otherwise.
 
-    Args:
-        device: as given by the user; None leaves it to accelerate and its configuration.
+    A `device` of None leaves it to accelerate and its configuration.
     """
     configured = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     on_cpu = configured if device is None else torch.device(device).type == "cpu"
@@ -65,11 +64,7 @@ def uses_cpu(device: str | None) -> bool:
 
 
 def check_device_available(device: str | None) -> None:
-    """Refuse a device that does not exist here; None is left to accelerate.
-
-    Raises:
-        ValueError: naming --device.
-    """
+    """Refuse a device that does not exist here; None is left to accelerate."""
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as err:  # torch asserts that it was built for the device
@@ -196,11 +191,7 @@ class Processes:
             PartialState().destroy_process_group()
 
     def end_with_launcher(self) -> None:
-        """End this process if its launcher is gone: a killed launcher leaves its processes running.
-
-        Raises:
-            PeerError: the launcher has ended.
-        """
+        """Raise PeerError if the launcher is gone: a killed launcher leaves its processes running."""
         if self.launcher is not None and self.launcher.is_gone:
             raise PeerError("the launcher of this process has ended")
 
@@ -208,14 +199,8 @@ class Processes:
 def join_processes(device: str | None = None) -> tuple[Processes, torch.device]:
     """Join the processes that `accelerate launch` or `torchrun` started; without a launcher there is only this one.
 
-    Args:
-        device: as given by the user; None gives each process its own accelerator, if there are any.
-
-    Returns:
-        the processes, and the device of this one.
-
-    Raises:
-        ValueError: a device that not every process can have, or processes that cannot find each other.
+    A `device` of None gives each process its own accelerator, if there are any. Returns the processes, and the device
+    of this one; refuses a device that not every process can have, and processes that cannot find each other.
     """
     check_device_available(device)
     launched, launcher, cpu = launched_processes(), Launcher(), uses_cpu(device)
@@ -247,15 +232,7 @@ def _check_own_device(asked: str | None, own: torch.device, count: int) -> None:
 
 
 def run_distributed(device: str | None, work: Callable[[Processes, torch.device], None]) -> int:
-    """Run a command in every process of the launch, or in this one alone.
-
-    Args:
-        device: as given by the user.
-        work: the command; it prints in the main process only.
-
-    Returns:
-        exit code of this process.
-    """
+    """Run a command, which prints in the main process only, in every process of the launch; return the exit code."""
     with exit_on_signals():
         try:
             processes, own = join_processes(device)
@@ -271,13 +248,7 @@ def run_distributed(device: str | None, work: Callable[[Processes, torch.device]
 
 
 def process_main(settings: type[Settings], run: Callable[[Any], int | None], prog: str) -> NoReturn:
-    """Run a command in a process that `accelerate launch` starts, and end the process.
-
-    Args:
-        settings: of the command.
-        run: function of the command.
-        prog: name of the program in its help.
-    """
+    """Run a command in a process that `accelerate launch` starts, and end the process."""
     try:
         status = run(SettingsParser(settings, prog=prog).parse_settings()) or 0
     except (ValueError, OSError) as error:

@@ -128,13 +128,8 @@ def _locked(path: Path, message: str, patience: float = 0, remove: bool = False)
 def exclusive_folder(folder: Path, work: str, patience: float = 15) -> Iterator[None]:
     """Lock a folder for this process, and create it if necessary; it is removed again if nothing was written to it.
 
-    Args:
-        folder: the folder.
-        work: what is done in it, for the message: "training into".
-        patience: seconds to wait; processes of a killed launch end after their current step.
-
-    Raises:
-        ValueError: another process holds it.
+    The message names the `work` in it: "training into". `patience` is in seconds: processes of a killed launch end
+    after their current step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
@@ -194,14 +189,7 @@ def check_output(output: str | os.PathLike, overwrite: bool, marker: str, kind: 
 
 @contextlib.contextmanager
 def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
-    """Yield a folder to fill that becomes `output` at the end; nothing is left of it after an error.
-
-    Args:
-        output, marker, kind, overwrite: as in `check_output`.
-
-    Raises:
-        ValueError: `output` is not empty.
-    """
+    """Yield a folder to fill that becomes `output` (`check_output`) at the end; after an error nothing is left."""
     output = check_output(output, overwrite, marker, kind)
     output.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{output.name}.tmp-{socket.gethostname()}-"
@@ -250,13 +238,7 @@ class Staging:
     done: dict[tuple[str, str], dict] = field(default_factory=dict)  # (split, stem) -> record of the pair
 
     def note(self, split: str, stem: str, files: tuple[str, ...], **facts) -> None:
-        """Record that a pair is finished.
-
-        Args:
-            split, stem: of the pair.
-            files: its files, relative to the split's folder.
-            **facts: further values for the record.
-        """
+        """Record that a pair is finished, with its files relative to the split's folder, and further facts."""
         sizes = {name: (self.folder / split / name).stat().st_size for name in files}
         line = {"split": split, "stem": stem, "sizes": sizes, **facts}
         with open(self.folder / PROGRESS_FILE, "a", encoding="utf-8") as file:
