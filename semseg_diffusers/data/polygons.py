@@ -52,7 +52,7 @@ class RegionMask:
         """Return the name in messages, as of a path."""
         return self.source
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> tuple[str]:
         """Return a hash of the regions."""
         digest = hashlib.sha256()
         for region in self.regions:
@@ -62,7 +62,7 @@ class RegionMask:
                 else (region.counts, region.size)
             )
             digest.update(repr((region.class_id, content)).encode())
-        return digest.hexdigest()
+        return (digest.hexdigest(),)
 
     def rasterize(self, height: int, width: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return class ids (len(rows), len(columns)) uint8 of a frame of height x width, 255 where no region is."""

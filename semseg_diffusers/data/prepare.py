@@ -137,13 +137,10 @@ def _fingerprint(source: Source) -> str:
     for pair in source.pairs:
         facts: list[Any] = [pair.split, pair.stem, dict(pair.attributes)]
         for file in (pair.image, pair.mask):
-            if isinstance(file, ArchivePath):
+            if isinstance(file, (ArchivePath, RegionMask)):
                 facts.append((str(file), *file.fingerprint()))
-            elif isinstance(file, RegionMask):
-                facts.append((file.source, file.fingerprint()))
             elif isinstance(file, Path):
-                status = os.stat(file)
-                facts.append((str(file), status.st_size, status.st_mtime_ns))
+                facts.append((str(file), file.stat().st_size, file.stat().st_mtime_ns))
         digest.update(repr(tuple(facts)).encode())
     return digest.hexdigest()
 

@@ -23,13 +23,9 @@ ROOT = PurePosixPath()
 
 @dataclass(frozen=True, order=True)
 class ArchivePath:
-    """A file or folder in one or several zip archives, as if all were unpacked into one folder.
+    """A file or folder `inner` in one or several zip archives, as if all were unpacked into one folder.
 
     It can be pickled; each process opens the archives itself.
-
-    Args:
-        archives (`tuple[Path, ...]`): the archives.
-        inner (`PurePosixPath`): the path inside.
     """
 
     archives: tuple[Path, ...]
@@ -72,12 +68,7 @@ class ArchivePath:
             yield self / name
 
     def read_bytes(self) -> bytes:
-        """Return the content of the file.
-
-        Raises:
-            FileNotFoundError: no such file.
-            ValueError: the archive is damaged, or packed in a way that Python does not know.
-        """
+        """Return the content of the file."""
         archive, info = self._entry()
         try:
             return _open(archive).read(info)
@@ -107,11 +98,7 @@ class ArchivePath:
 
 
 def open_archives(archives: Sequence[Path]) -> ArchivePath:
-    """Return the top folder of one or several archives, after checking that they are safe.
-
-    Raises:
-        ValueError: a file is not a zip archive or has an unsafe entry, or archives have different files of one name.
-    """
+    """Return the top folder of one or several archives, after checking that they are safe."""
     top = ArchivePath(tuple(archives))
     _contents(top.archives)
     return top
@@ -167,18 +154,15 @@ def _contents(archives: tuple[Path, ...]) -> _Contents:
 def _check(archive: Path, info: zipfile.ZipInfo) -> None:
     """Refuse entries that an archive of images and labels has no reason to have."""
     name, parts = info.orig_filename, PurePosixPath(info.filename).parts
-    reason = None
-    if name.startswith("/") or not parts or ":" in parts[0] or "\\" in name or "\0" in name:
-        reason = "is not a path inside it"
-    elif ".." in parts:
-        reason = "leads out of it"
-    elif stat.S_ISLNK(info.external_attr >> 16):
-        reason = "is a link"
-    elif info.flag_bits & 1:
-        reason = "is encrypted"
-    elif info.file_size > LARGEST_FILE:
-        reason = f"unpacks to {info.file_size / 2**30:.1f} GiB"
-    elif info.file_size > max(SMALL_FILE, LARGEST_RATIO * info.compress_size):
-        reason = f"unpacks to {info.file_size // max(info.compress_size, 1)} times its size"
-    if reason:
-        raise ValueError(f"archive '{archive}' is refused: its entry {name!r} {reason}.")
+    reasons = {
+        "is not a path inside it": name.startswith("/") or not parts or ":" in parts[0] or {"\\", "\0"} & set(name),
+        "leads out of it": ".." in parts,
+        "is a link": stat.S_ISLNK(info.external_attr >> 16),
+        "is encrypted": info.flag_bits & 1,
+        f"unpacks to {info.file_size / 2**30:.1f} GiB": info.file_size > LARGEST_FILE,
+        f"unpacks to {info.file_size // max(info.compress_size, 1)} times its size": info.file_size
+        > max(SMALL_FILE, LARGEST_RATIO * info.compress_size),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(f"archive '{archive}' is refused: its entry {name!r} {reason}.")

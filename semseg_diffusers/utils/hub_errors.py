@@ -22,6 +22,16 @@ from huggingface_hub.errors import (
 
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN (tokens: https://huggingface.co/settings/tokens)."
+# The more specific classes come first.
+HINTS: dict[type[Exception], str] = {
+    LocalTokenNotFoundError: f"no token of the Hub is set. {LOG_IN}",
+    OfflineModeIsEnabled: "the Hub cannot be reached: HF_HUB_OFFLINE is set, and nothing is in the cache. Unset it.",
+    GatedRepoError: f"'{{repo_id}}' is gated: request access on its page, then log in. {LOG_IN}",
+    RevisionNotFoundError: "'{repo_id}' has no branch, tag or commit '{revision}'. Its page on the Hub lists them.",
+    LocalEntryNotFoundError: "it is not in the cache, and the Hub cannot be reached: there is no connection, or "
+    "HF_HUB_OFFLINE is set.",
+    EntryNotFoundError: "'{repo_id}' does not have the requested file ({first_line}).",
+}
 
 
 class HubError(OSError):
@@ -36,13 +46,8 @@ def hub_errors(
 
     Args:
         action: the attempted action ("pushing the model to 'user/name'"), at the start of the message.
-        repo_id: "user/name".
-        repo_type: "model" or "dataset".
-        revision: requested branch, tag or commit.
+        repo_id, repo_type, revision: what was requested.
         again: what to do if the connection broke or the Hub was busy.
-
-    Raises:
-        HubError: from the exception of huggingface_hub.
     """
     try:
         yield
@@ -54,11 +59,7 @@ def hub_errors(
 
 
 def check_name(name: str, repo_type: str = "model") -> None:
-    """Refuse a name that is neither a local folder nor a valid id of the Hub.
-
-    Raises:
-        ValueError: naming it.
-    """
+    """Refuse a name that is neither a local folder nor a valid id of the Hub."""
     if not Path(name).is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise ValueError(f"there is no folder '{name}', and it is not a {repo_type} id of the Hub (owner/name).")
 
@@ -79,13 +80,11 @@ def _hub_cause(error: BaseException) -> Exception | None:
 
 
 def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, again: str) -> str:
-    """Return what the Hub answered and what to do; the more specific classes come first."""
-    if isinstance(err, LocalTokenNotFoundError):
-        return f"no token of the Hub is set. {LOG_IN}"
-    if isinstance(err, OfflineModeIsEnabled):
-        return "the Hub cannot be reached: HF_HUB_OFFLINE is set, and nothing is in the cache. Unset it."
-    if isinstance(err, GatedRepoError):
-        return f"'{repo_id}' is gated: request access on its page, then log in. {LOG_IN}"
+    """Return what the Hub answered and what to do."""
+    first_line = next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
+    for kind, hint in HINTS.items():
+        if isinstance(err, kind):
+            return hint.format(repo_id=repo_id, revision=revision, first_line=first_line)
     if isinstance(err, RepositoryNotFoundError):
         other = "dataset" if repo_type == "model" else "model"
         with contextlib.suppress(HTTPError, OSError):  # only used to make the message more specific
@@ -95,23 +94,14 @@ def _hint(err: Exception, repo_id: str, repo_type: str, revision: str | None, ag
             f"the Hub has no {repo_type} '{repo_id}', or it is private, and there is no such local folder. Check the "
             f"name. For a private one: {LOG_IN}"
         )
-    if isinstance(err, RevisionNotFoundError):
-        return f"'{repo_id}' has no branch, tag or commit '{revision}'. Its page on the Hub lists them."
-    if isinstance(err, LocalEntryNotFoundError):
-        return (
-            "it is not in the cache, and the Hub cannot be reached: there is no connection, or HF_HUB_OFFLINE is set."
-        )
-    first_line = next((line.strip() for line in str(err).splitlines() if line.strip()), type(err).__name__)
-    if isinstance(err, EntryNotFoundError):
-        return f"'{repo_id}' does not have the requested file ({first_line})."
+    again = again or "Try again later."
     if not isinstance(err, HfHubHTTPError):
-        return f"the connection broke ({first_line}). {again or 'Try again later.'}"
+        return f"the connection broke ({first_line}). {again}"
     status, answer = err.response.status_code, " ".join((err.server_message or first_line).split())
     if status == 401:
         return f"the Hub refuses your token ({answer}). HF_TOKEN takes precedence over a saved login. {LOG_IN}"
     if status == 403:
         owner = repo_id.split("/")[0]
         return f"your token is not allowed to do this ({answer}). Use one with write access to '{owner}'. {LOG_IN}"
-    if status < 500 and status not in (408, 409, 412, 429):
-        return f"the Hub answers {status} ({answer})."
-    return f"the Hub answers {status} ({answer}). {again or 'Try again later.'}"
+    final = status < 500 and status not in (408, 409, 412, 429)
+    return f"the Hub answers {status} ({answer})." + ("" if final else f" {again}")

@@ -34,9 +34,6 @@ def to_image(cell: Any, labels: Any = None) -> Image.Image:
     Args:
         cell: PIL image; (3, H, W) tensor or array, uint8 or float in [0, 1]; or (H, W) integer class ids.
         labels: label set with the colours of class ids; only needed for ids.
-
-    Raises:
-        ValueError: for another shape, or for ids without a label set.
     """
     if isinstance(cell, Image.Image):
         return cell
@@ -78,25 +75,13 @@ def image_grid(
     labels: Any = None,
     cell_size: int = 128,
 ) -> Image.Image:
-    """Return a grid of images with column headers on top and row labels on the left.
+    """Return an RGB grid of images with column headers on top and row labels on the left.
 
     Args:
         rows: one sequence of cells per row (see `to_image`); `None` leaves a cell empty, rows may differ in length.
-        headers: one text per column, wrapped to the column.
-        row_labels: one text per row.
+        headers, row_labels: one text per column, wrapped to it, and one per row.
         labels: label set with the colours of class ids; P-mode masks have their own palette.
-        cell_size: cells are enlarged until the short side of the first has this many pixels; larger ones are kept.
-
-    Returns:
-        RGB image. All cells have the size of the first; `grid_cells` returns them.
-
-    Raises:
-        ValueError: no image at all, or another number of headers or row labels.
-
-    Example:
-        >>> photo = Image.new("RGB", (64, 64))
-        >>> image_grid([[photo, photo]], headers=["mask", "sample"]).width
-        268
+        cell_size: cells are enlarged until the short side of the first, whose size all have, has this many pixels.
     """
     cells = [[None if cell is None else to_image(cell, labels) for cell in row] for row in rows]
     first = next((cell for row in cells for cell in row if cell is not None), None)
@@ -141,16 +126,7 @@ def image_grid(
 
 
 def grid_cells(sheet: Image.Image) -> list[list[Image.Image]] | None:
-    """Return the cells of an `image_grid`, row by row, including empty ones; None for another image.
-
-    Args:
-        sheet: result of `image_grid`, or of reading what `save_png` wrote.
-
-    Example:
-        >>> photo = Image.new("RGB", (128, 128), "red")
-        >>> [[cell.size for cell in row] for row in grid_cells(image_grid([[photo, photo]], headers=["a", "b"]))]
-        [[(128, 128), (128, 128)]]
-    """
+    """Return the cells of an `image_grid`, row by row, including empty ones; None for another image."""
     if GRID_NOTE not in sheet.info:
         return None
     left, top, width, height, columns, rows = json.loads(sheet.info[GRID_NOTE])
@@ -172,14 +148,8 @@ def decode_image(
 ) -> Image.Image:
     """Decode the bytes of an image file completely, in its EXIF orientation.
 
-    Args:
-        data: content of the file.
-        what, source: kind and origin, for messages.
-        smallest: called with the height and width of the image; returns the smallest sufficient height and width. A
-            JPEG is then decoded at 1, 1/2, 1/4 or 1/8 of its size, which is much faster.
-
-    Raises:
-        ValueError: it is empty, truncated, not an image, or too large; or raised by `smallest`.
+    `smallest` is called with the height and width of the image and returns the smallest sufficient ones: a JPEG is
+    then decoded at 1, 1/2, 1/4 or 1/8 of its size, which is much faster.
     """
     if not data:
         raise ValueError(f"{what} '{source}' is empty (0 bytes). Write or copy the file again.")

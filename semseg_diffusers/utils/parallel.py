@@ -26,17 +26,13 @@ PRELOAD = "semseg_diffusers.data.prepare"  # loaded once by the fork server
 def map_in_order(
     work: Callable[[Item], Result], items: Iterable[Item], num_workers: int, count: int | None = None
 ) -> Iterator[tuple[Item, Result | ValueError]]:
-    """Yield each item with its result, or with the `ValueError` that it raised.
+    """Yield each item with its result, or with the `ValueError` that it raised; other errors end the iteration.
 
     Args:
         work: a module-level function, or a `functools.partial` of one; it and the items are pickled.
         items: consumed lazily.
         num_workers: processes; with 1, and for few items, this process does the work.
         count: number of items, if known.
-
-    Raises:
-        OSError: a process was killed, for example because memory ran out.
-        Exception: any other exception of the work.
     """
     if count is not None:
         num_workers = min(num_workers, count // SMALLEST_SHARE)

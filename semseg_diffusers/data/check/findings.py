@@ -1,4 +1,4 @@
-"""What a check can find: a table of the kinds, and how the facts about single pairs become findings about the dataset.
+"""What a check can find (findings.yaml), and how the facts about single pairs become findings about the dataset.
 
 An error is what `prepare` or training would refuse, or what makes results wrong; a warning is what a user should know.
 """
@@ -12,81 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from semseg_diffusers.data.check.inspection import PairFacts, color_distances, near_duplicates, same_images
-from semseg_diffusers.data.dataset_format import LABELS_FILE, METADATA_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 
 
 EXAMPLES = 5  # files named in a finding
-ERROR, WARNING = "error", "warning"
+ERROR = "error"
 COLUMNS = ("image_file_name", "mask_file_name")
-REDO = "prepare the dataset again, or correct the rows"
-UNLEARNED = "a model cannot learn them here; add images that show them, or leave them out of masks to generate from"
-
-# Kind, which does not change between versions -> severity, what was found, what to do.
-CHECKS = {
-    # of a source, or of a prepared dataset
-    "layout": (
-        ERROR, "the source cannot be read in this format",
-        "name the right --format, or put the files where it expects them; only single images were checked",
-    ),
-    "unpaired file": (
-        ERROR, "images without a mask, or masks without an image",
-        "give image and mask the same name up to the ending, or leave them out: prepare --skip_unmatched",
-    ),
-    "one stem": (ERROR, "names that several files have in common up to the ending", "keep one of each"),
-    "label set": (ERROR, f"no usable {LABELS_FILE}", "masks are not checked against classes; prepare it again"),
-    "record": (
-        WARNING, f"no {SETTINGS_FILE}",
-        "it was not made by prepare, toy or generate: nothing says how, and prepare does not overwrite it",
-    ),
-    "no pairs": (
-        ERROR, "no pairs to check",
-        f"expected {METADATA_FILE} with the keys {' and '.join(COLUMNS)} in each split's folder",
-    ),
-    "metadata": (ERROR, f"lines without {' and '.join(COLUMNS)}, or not JSON", REDO),
-    "row without file": (ERROR, "files that a row names and that do not exist", REDO),
-    "file without row": (WARNING, "images that no row names, so nothing reads them", "remove them"),
-    "row twice": (WARNING, "files that several rows name", "keep one of the rows"),
-    # of single files
-    "empty file": (ERROR, "files of 0 bytes", "copy or download them again, or remove the pairs"),
-    "unreadable file": (ERROR, "files that cannot be read", "copy or download them again, or remove the pairs"),
-    "no mask": (ERROR, "images that are not masks", ""),
-    "size of mask": (
-        ERROR, "masks of another size than their image (height x width)",
-        "was one of the two resized, cropped or rotated? Export the masks at the size of the images",
-    ),
-    "several sizes": (
-        WARNING, "sizes of images (height x width)",
-        "training expects one size: prepare with --resolution N or HxW, not native",
-    ),
-    "JPEG mask": (
-        ERROR, "masks saved as JPEG, which changes ids and colours",
-        "export the masks again as PNG; what compression has changed cannot be undone",
-    ),
-    "unknown mask": (
-        WARNING, "masks that are unknown everywhere",
-        "a model learns nothing about classes from them; label them or remove the pairs",
-    ),
-    "mode of photo": (ERROR, "images without 8 bits per channel", "convert them to RGB with 8 bits per channel"),
-    "plain photo": (WARNING, "images of a single colour", "look at them: are they lens caps, or failures?"),
-    # of the values of masks
-    "ids out of range": (ERROR, "masks with ids that are no class", ""),
-    "unknown colours": (ERROR, "masks with colours that no class has", ""),
-    "class never seen": (WARNING, "classes that no mask shows", UNLEARNED),
-    "class not in train": (WARNING, "classes that other splits show and train does not", UNLEARNED),
-    # of all images together
-    "same photo in two splits": (
-        ERROR, "images in several splits, equal in every pixel",
-        "results on the other split say nothing: remove the images from one of them",
-    ),
-    "same photo twice": (WARNING, "images that are in a split more than once", "keep one of each"),
-    "near-duplicates": (
-        WARNING, "images of {other} that show nearly the same as one of {one} ({near} of {all})",
-        "neighbours of one video? Then {other} is easier than new scenes: split by drives, not by frames",
-    ),
-}  # fmt: skip
+# Kind, which does not change between versions -> severity, what, advice
+CHECKS: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("findings.yaml").read_text("utf-8"))
 
 
 @dataclass(frozen=True)
@@ -107,9 +43,8 @@ def find(kind: str, items: Sequence[object], /, **changes: Any) -> list[Finding]
     """Return the finding of a kind in `CHECKS`, with some fields changed; none without items."""
     if not items:
         return []
-    severity, what, advice = CHECKS[kind]
     shown, more = tuple(map(str, items[:EXAMPLES])), max(len(items) - EXAMPLES, 0)
-    return [replace(Finding(severity, kind, what, len(items), shown, advice, more=more), **changes)]
+    return [replace(Finding(kind=kind, count=len(items), examples=shown, more=more, **CHECKS[kind]), **changes)]
 
 
 def pair_findings(facts: Sequence[PairFacts], labels: LabelSet | None) -> list[Finding]:
@@ -275,8 +210,7 @@ def _duplicates(facts: Sequence[PairFacts]) -> list[Finding]:
         ones, others = splits[one], splits[other]
         near = sorted(near_duplicates([own for _, own in others], [own for _, own in ones]), key=lambda row: row[2])
         named = [f"{others[i][0].image} ~ {ones[j][0].image}" for i, j, _ in near]
-        _, what, advice = CHECKS["near-duplicates"]
-        what = what.format(one=one, other=other, near=len(near), all=len(others))
-        kind = f"near-duplicates {one}/{other}"
-        found += find("near-duplicates", named, kind=kind, what=what, advice=advice.format(other=other))
+        values = {"one": one, "other": other, "near": len(near), "all": len(others)}
+        texts = {key: text.format(**values) for key, text in CHECKS["near-duplicates"].items()}
+        found += find("near-duplicates", named, kind=f"near-duplicates {one}/{other}", **texts)
     return found

@@ -118,7 +118,14 @@ def inspect_pair(pair: Pair, source: Source | None, tolerance: float = 0.0) -> P
     """Look at image and mask; without a source, the values of the mask are not checked."""
     facts = PairFacts(str(pair.image), str(pair.mask), pair.split)
     try:
-        _inspect_image(_read(pair.image, facts), facts)
+        image = decode_image(_read(pair.image, facts), "image", facts.image)
+        facts.image_size = (image.height, image.width)
+        if image.mode in IMAGE_MODES:
+            image = image.convert("RGB")
+            facts.one_color = len(image.getcolors(1) or ()) == 1
+            facts.fingerprint = fingerprint(image)
+        else:
+            facts.image_mode = image.mode
     except READ_ERRORS as err:
         facts.image_fault = _text_of(err)
     try:
@@ -151,17 +158,6 @@ def _read(file: ImageFile, facts: PairFacts) -> bytes:
 
 def _text_of(err: BaseException) -> str:
     return str(err) or type(err).__name__
-
-
-def _inspect_image(data: bytes, facts: PairFacts) -> None:
-    image = decode_image(data, "image", facts.image)
-    facts.image_size = (image.height, image.width)
-    if image.mode not in IMAGE_MODES:
-        facts.image_mode = image.mode
-        return
-    rgb = image.convert("RGB")
-    facts.one_color = len(rgb.getcolors(1) or ()) == 1
-    facts.fingerprint = fingerprint(rgb)
 
 
 def _inspect_mask(data: bytes, facts: PairFacts, source: Source | None, tolerance: float) -> None:

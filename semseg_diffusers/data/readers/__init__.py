@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from semseg_diffusers.data.dataset_format import COLORMAP_FILE, LABEL_FILES
-from semseg_diffusers.data.labels import PAPER_NAMES
+from semseg_diffusers.data.labels import PAPER_NAMES, PRESET_NAMES, LabelSet
 from semseg_diffusers.data.readers.bdd100k import find_bdd100k, read_bdd100k
 from semseg_diffusers.data.readers.camvid import find_camvid, read_camvid
 from semseg_diffusers.data.readers.cityscapes import (
@@ -32,7 +32,6 @@ from semseg_diffusers.data.readers.pairs import (
     ReadOptions,
     Source,
     folders_by_split,
-    labels_of_source,
     match_folders,
     read_file,
     split_folders,
@@ -56,7 +55,13 @@ def find_folder(root: AnyPath) -> AnyPath | None:
 
 def read_folder(root: AnyPath, options: ReadOptions, label_files: Sequence[str] = LABEL_FILES) -> Source:
     """Read `images/` and `masks/`, with the same split folders inside each or none; or both in each split folder."""
-    labels = labels_of_source(root, options.labels, label_files)
+    files = [root / name for name in label_files if (root / name).is_file()]
+    if options.labels is None and not files:
+        raise ValueError(
+            f"the classes of '{root}' are not known: looked for {' and '.join(label_files)} in it. Give --labels: one "
+            f"of {', '.join(PRESET_NAMES)}, or a JSON file."
+        )
+    labels = LabelSet.from_json(files[0]) if options.labels is None else LabelSet.from_name(options.labels)
     if (root / "images").is_dir():
         folders = folders_by_split(root / "images", root / "masks")
     else:

@@ -122,10 +122,15 @@ def _with_attributes(root: AnyPath, source: Source) -> Source:
     files = [folder / name for folder, name in folders if folder is not None and (folder / name).is_file()]
     if not files:
         return source
-    known = read_attributes(files, {pair.stem for pair in source.pairs}, ATTRIBUTES)
+    known: dict[str, dict[str, str | None]] = dict.fromkeys((pair.stem for pair in source.pairs), {})
+    for frame in (frame for file in files for frame in iterate_frames(file)):
+        stem, attributes = _stem_of(frame.get("name")), frame.get("attributes")
+        if known.get(stem) == {} and isinstance(attributes, dict):  # the first file counts
+            texts = {name: value for name, value in attributes.items() if isinstance(value, str)}
+            known[stem] = {name: None if texts.get(name) == "undefined" else texts.get(name) for name in ATTRIBUTES}
     unknown = dict.fromkeys(ATTRIBUTES)
-    pairs = tuple(replace(pair, attributes=known.get(pair.stem, unknown)) for pair in source.pairs)
-    note = f"{', '.join(ATTRIBUTES)}: known for {len(known)} of {len(pairs)} images"
+    pairs = tuple(replace(pair, attributes=known[pair.stem] or unknown) for pair in source.pairs)
+    note = f"{', '.join(ATTRIBUTES)}: known for {sum(map(bool, known.values()))} of {len(pairs)} images"
     return replace(source, pairs=pairs, notes=(*source.notes, note))
 
 
@@ -206,18 +211,3 @@ def _read_label(region: Any, kind: str, class_id: int) -> Iterator[Polygon | Run
         if np.abs(vertices).max(initial=0) > 1e6:
             raise ValueError(f"a vertex at {np.abs(vertices).max():.0f} pixels; expected vertices near the frame")
         yield Polygon(class_id, vertices, types)
-
-
-def read_attributes(files: list[AnyPath], stems: set[str], names: tuple[str, ...]) -> dict[str, dict[str, str | None]]:
-    """Return the attributes of images by stem, None if "undefined"; of several files, the first one counts."""
-    found: dict[str, dict[str, str | None]] = {}
-    for file in files:
-        for frame in iterate_frames(file):
-            stem, attributes = _stem_of(frame.get("name")), frame.get("attributes")
-            if stem in stems and stem not in found and isinstance(attributes, dict):
-                values = {name: attributes.get(name) for name in names}
-                found[stem] = {
-                    name: value if isinstance(value, str) and value != "undefined" else None
-                    for name, value in values.items()
-                }
-    return found

@@ -33,15 +33,11 @@ MASK_ENDINGS = ("labelTrainIds", "labelIds")  # in the order of preference
 KITTI_VALIDATION = 5  # one frame in so many is for validation
 
 
-def _both(*folders: AnyPath | None) -> Folders | None:
-    images, masks = folders
-    return None if images is None or masks is None else {"": (images, masks)}
-
-
 def find_cityscapes(root: AnyPath) -> Folders | None:
     """Return the folders of images and masks of Cityscapes."""
     images = first_folder(root, "leftImg8bit", "leftImg8bit_trainvaltest/leftImg8bit")
-    return _both(images, first_folder(root, "gtFine", "gtFine_trainvaltest/gtFine"))
+    masks = first_folder(root, "gtFine", "gtFine_trainvaltest/gtFine")
+    return None if images is None or masks is None else {"": (images, masks)}
 
 
 def read_cityscapes(folders: Folders, options: ReadOptions) -> Source:
@@ -51,12 +47,10 @@ def read_cityscapes(folders: Folders, options: ReadOptions) -> Source:
 
 def find_acdc(root: AnyPath) -> Folders | None:
     """Return the folders of images and masks of ACDC, by condition."""
-    both = _both(
-        first_folder(root, "rgb_anon", "rgb_anon_trainvaltest/rgb_anon"), first_folder(root, "gt", "gt_trainval/gt")
-    )
-    if both is None:
+    images = first_folder(root, "rgb_anon", "rgb_anon_trainvaltest/rgb_anon")
+    masks = first_folder(root, "gt", "gt_trainval/gt")
+    if images is None or masks is None:
         return None
-    images, masks = both[""]
     names = [path.name for path in list_folder(masks) if path.is_dir() and (images / path.name).is_dir()]
     return {name: (images / name, masks / name) for name in names}
 

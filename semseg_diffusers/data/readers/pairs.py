@@ -14,7 +14,7 @@ from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.polygons import RegionMask
-from semseg_diffusers.data.settings import LABEL_PRESETS, SPLITS
+from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.utils.archives import ArchivePath
 
 
@@ -112,19 +112,6 @@ def read_file(file: ImageFile) -> bytes:
         limit = LARGEST_IMAGE >> 20
         raise ValueError(f"'{file}' has {size / 2**20:.0f} MiB; expected an image of at most {limit} MiB.")
     return file.read_bytes()
-
-
-def labels_of_source(root: AnyPath, labels: str | None, files: Sequence[str]) -> LabelSet:
-    """Return the given label set, or that of the first of `files` in the source."""
-    if labels is not None:
-        return LabelSet.from_name(labels)
-    found = next((root / name for name in files if (root / name).is_file()), None)
-    if found is None:
-        raise ValueError(
-            f"the classes of '{root}' are not known: looked for {' and '.join(files)} in it. Give --labels: one of "
-            f"{', '.join(LABEL_PRESETS)}, or a JSON file."
-        )
-    return LabelSet.from_json(found)
 
 
 # Folders -----------------------------------------------------------------------------------------------------------

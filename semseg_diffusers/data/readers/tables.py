@@ -62,11 +62,12 @@ class TablePairs(Iterable[Pair]):
                 while (split, stem) in seen:
                     stem = f"{stem}_{index:06}"
                 seen.add((split, stem))
-                image, mask = (
-                    _encoded(row[column], f"{what} of row {index} ({key}) of {self.name}")
-                    for column, what in zip(self.columns, ("image", "mask"), strict=True)
-                )
-                yield Pair(stem, image, mask, split)
+                files = []
+                for column, what in zip(self.columns, ("image", "mask"), strict=True):
+                    entry = row[column] or {"bytes": b""}  # refused on reading, with its name
+                    data = entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes()
+                    files.append(Encoded(data, f"{what} of row {index} ({key}) of {self.name}"))
+                yield Pair(stem, files[0], files[1], split)
 
     def __len__(self) -> int:
         """Return the number of pairs; a stream raises a TypeError."""
@@ -84,12 +85,6 @@ def _stem(row: dict[str, Any], column: str, index: int) -> str:
     stem = str(row["stem"]) if row.get("stem") else PurePosixPath(path.replace("\\", "/")).stem if path else ""
     usable = stem and not stem.startswith(".") and not set(stem) & set('/\\:*?"<>|') and stem.isprintable()
     return stem if usable else f"{index:06}"
-
-
-def _encoded(entry: dict[str, Any] | None, name: str) -> Encoded:
-    if not entry:
-        return Encoded(b"", name)  # refused on reading, with its name
-    return Encoded(entry["bytes"] if entry["bytes"] is not None else Path(entry["path"]).read_bytes(), name)
 
 
 def _load(name: str, revision: str | None, streaming: bool) -> dict[str, Any]:
