@@ -6,6 +6,7 @@ Needs Chromium or Chrome on the PATH, and Playwright; skipped without them.
 import io
 import json
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from importlib import resources
@@ -282,14 +283,16 @@ def test_a_mask_is_loaded_and_hostile_files_are_refused_in_words(visitor, place)
     assert {path.name for path in place[1].iterdir()} <= {"files", "painted"}
 
 
-def test_a_request_is_cancelled_between_two_steps(visitor):
+def test_a_request_is_cancelled_between_two_steps(visitor, place):
     visitor.page.get_by_role("button", name="Steps, guidance, scheduler").click()
     visitor.page.get_by_label("number input for Steps").fill("50")
     visitor.page.keyboard.press("Tab")
+    slow = place[2].pipeline.unet.register_forward_pre_hook(lambda *_: time.sleep(0.2))  # as a network of real size
     visitor.page.get_by_role("button", name="Generate").click()
     visitor.page.locator("#message", has_text="step").wait_for()
     visitor.page.get_by_role("button", name="Cancel").click()
     visitor.sees("Cancelled;")
+    slow.remove()
 
 
 def test_a_waiting_request_is_cancelled_and_the_next_one_takes_its_place(browser, place, visitor, tmp_path):
