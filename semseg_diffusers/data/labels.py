@@ -174,21 +174,21 @@ class LabelSet:
             ValueError: the config has no names or no colours, or ids that do not run from 0.
         """
         values = config if isinstance(config, Mapping) else vars(config)
+        tables: list[list[Any]] = []
         for key in ("id2label", "id2color"):
             if not values.get(key):
                 raise ValueError(f"the config has no label set ({key} is missing); give one: LabelSet.from_json().")
-        names = {int(i): name for i, name in values["id2label"].items()}
-        colors = {int(i): color for i, color in values["id2color"].items()}
-        for key, entries in (("id2label", names), ("id2color", colors)):
-            if sorted(entries) != list(range(len(names))):
-                raise ValueError(f"{key} has the ids {sorted(entries)}; expected 0 to {len(names) - 1} without gaps.")
-        in_order = tuple(_as_color(colors[i], f"'{names[i]}'") for i in range(len(names)))
+            entries, count = {int(i): entry for i, entry in values[key].items()}, len(values["id2label"])
+            if sorted(entries) != list(range(count)):
+                raise ValueError(f"{key} has the ids {sorted(entries)}; expected 0 to {count - 1} without gaps.")
+            tables.append([entries[i] for i in range(count)])
+        names, colors = tables[0], tuple(_as_color(color, f"'{name}'") for name, color in zip(*tables, strict=True))
         ignore_color, ignore_index = values.get("ignore_color"), values.get("ignore_index")
         return cls(
-            tuple(names[i] for i in range(len(names))),
-            in_order,
+            tuple(names),
+            colors,
             ignore_index=255 if ignore_index is None else ignore_index,
-            ignore_color=free_color(in_order) if ignore_color is None else tuple(ignore_color),
+            ignore_color=free_color(colors) if ignore_color is None else tuple(ignore_color),
         )
 
     def to_config(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ vertices go to the nearest corner of a pixel, and a pixel belongs to a polygon t
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -41,7 +42,7 @@ class RunLengths:
 class RegionMask:
     """A mask given by regions in a label file; later regions cover earlier ones."""
 
-    regions: tuple[Polygon | RunLengths, ...]  # all of one kind
+    regions: tuple[Any, ...]  # of `Polygon`, or of `RunLengths`
     source: str  # the label file, for messages
 
     def __str__(self) -> str:
@@ -56,30 +57,25 @@ class RegionMask:
         """Return a hash of the regions."""
         digest = hashlib.sha256()
         for region in self.regions:
-            content: tuple = (
-                (region.vertices.tobytes(), region.types)
-                if isinstance(region, Polygon)
-                else (region.counts, region.size)
-            )
+            outline = isinstance(region, Polygon)
+            content = (region.vertices.tobytes(), region.types) if outline else (region.counts, region.size)
             digest.update(repr((region.class_id, content)).encode())
         return (digest.hexdigest(),)
 
     def rasterize(self, height: int, width: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return class ids (len(rows), len(columns)) uint8 of a frame of height x width, 255 where no region is."""
-        polygons = [region for region in self.regions if isinstance(region, Polygon)]
-        reach = np.max([polygon.vertices.max(axis=0, initial=0) for polygon in polygons], axis=0, initial=0)
+        if self.regions and isinstance(self.regions[0], RunLengths):
+            try:
+                return draw_runs(self.regions, height, width)[rows[:, None], columns]
+            except ValueError as err:
+                raise ValueError(f"mask '{self}': {err}; its image is {height} x {width} (height x width).") from err
+        reach = np.max([polygon.vertices.max(axis=0, initial=0) for polygon in self.regions], axis=0, initial=0)
         if (reach > MAX_REACH * np.array([width, height])).any():
             raise ValueError(
                 f"mask '{self}' reaches to x = {reach[0]:.0f}, y = {reach[1]:.0f}; its image is {height} x {width} "
                 "(height x width). Was the image resized?"
             )
-        if len(polygons) == len(self.regions):
-            return draw_polygons(polygons, rows, columns)
-        try:
-            runs = [region for region in self.regions if isinstance(region, RunLengths)]
-            return draw_runs(runs, height, width)[rows[:, None], columns]
-        except ValueError as err:
-            raise ValueError(f"mask '{self}': {err}; its image is {height} x {width} (height x width).") from err
+        return draw_polygons(self.regions, rows, columns)
 
 
 # Polygons ----------------------------------------------------------------------------------------------------------

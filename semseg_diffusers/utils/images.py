@@ -29,12 +29,7 @@ INK = (20, 20, 20)
 
 
 def to_image(cell: Any, labels: Any = None) -> Image.Image:
-    """Return one cell as a PIL image.
-
-    Args:
-        cell: PIL image; (3, H, W) tensor or array, uint8 or float in [0, 1]; or (H, W) integer class ids.
-        labels: label set with the colours of class ids; only needed for ids.
-    """
+    """Return a PIL image, (3, H, W) uint8 or float in [0, 1], or (H, W) class ids of `labels`, as a PIL image."""
     if isinstance(cell, Image.Image):
         return cell
     array = cell.detach().cpu().numpy() if isinstance(cell, torch.Tensor) else np.asarray(cell)

@@ -28,11 +28,8 @@ def map_in_order(
 ) -> Iterator[tuple[Item, Result | ValueError]]:
     """Yield each item with its result, or with the `ValueError` that it raised; other errors end the iteration.
 
-    Args:
-        work: a module-level function, or a `functools.partial` of one; it and the items are pickled.
-        items: consumed lazily.
-        num_workers: processes; with 1, and for few items, this process does the work.
-        count: number of items, if known.
+    The work, which is pickled, is a module-level function or a `functools.partial` of one. Items are consumed lazily;
+    with one worker, or few items (`count`), this process does the work.
     """
     if count is not None:
         num_workers = min(num_workers, count // SMALLEST_SHARE)

@@ -157,11 +157,11 @@ def _check_single_images(images: list[Path], num_workers: int, progress: bool) -
     for path in images:
         stems.setdefault((path.parent, path.stem), []).append(str(path))
     found = find("one stem", [" = ".join(names) for names in stems.values() if len(names) > 1])
-    empty = [path for path in images if path.stat().st_size == 0]
-    rest = [path for path in images if path not in set(empty)]
+    empty = [str(path) for path in images if not path.stat().st_size]
+    rest = [path for path in images if path.stat().st_size]
     faults = _in_threads(image_fault, rest, len(rest), num_workers, progress)
     broken = [(str(path), fault) for path, fault in zip(rest, faults, strict=True) if fault]
-    return [*found, *unreadable_findings(list(map(str, empty)), broken)]
+    return [*found, *unreadable_findings(empty, broken)]
 
 
 def _read_rows(part: Path, split: str) -> tuple[list[Pair], list[Finding]]:

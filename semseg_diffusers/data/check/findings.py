@@ -56,7 +56,7 @@ def pair_findings(facts: Sequence[PairFacts], labels: LabelSet | None) -> list[F
     found += find("mode of photo", [f"{entry.image} ({entry.image_mode})" for entry in facts if entry.image_mode])
     found += find("plain photo", [entry.image for entry in facts if entry.one_color])
     if labels is not None:
-        found += [*_wrong_ids(facts, labels), *_wrong_colors(facts, labels), *_classes(facts, labels)]
+        found += [*_wrong_values(facts, labels), *_classes(facts, labels)]
     return [*found, *_duplicates(facts)]
 
 
@@ -71,13 +71,14 @@ def unreadable_findings(empty: Sequence[str], broken: Sequence[tuple[str, str]])
 
 def _unreadable(facts: Sequence[PairFacts]) -> list[Finding]:
     empty = [path for entry in facts for path in entry.empty]
+    nothing = set(empty)
     masks = [(entry.mask, entry.mask_fault, entry.mask_size) for entry in facts if entry.mask_fault]
     broken = [(entry.image, entry.image_fault) for entry in facts if entry.image_fault]
     broken += [(mask, fault) for mask, fault, size in masks if size is None]
     wrong = {mask: fault for mask, fault, size in masks if size is not None}
     reasons = {"reasons": dict(list(wrong.items())[: 10 * EXAMPLES])}
     return [
-        *unreadable_findings(empty, [fault for fault in broken if fault[0] not in set(empty)]),
+        *unreadable_findings(empty, [(path, fault) for path, fault in broken if path not in nothing]),
         *find("no mask", list(wrong), advice=next(iter(wrong.values()), ""), details=reasons),
     ]
 
@@ -99,60 +100,43 @@ def _sizes(facts: Sequence[PairFacts]) -> list[Finding]:
 # Values of masks ---------------------------------------------------------------------------------------------------
 
 
-def _wrong_ids(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
-    seen = [(entry.mask, entry.ids) for entry in facts if entry.ids]
-    if not seen:
-        return []
-    known = {*range(labels.num_classes), labels.ignore_index}
-    pixels: Counter[int] = sum((ids for _, ids in seen), Counter())
+def _wrong_values(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
+    """Return findings about masks with ids, or with colours, that are no class."""
+    known: set[Any] = {*range(labels.num_classes), labels.ignore_index}
+    found: list[Finding] = []
+    for kind, key in (("ids out of range", "ids"), ("unknown colours", "colors")):
+        masks: list[str] = []
+        pixels, files = Counter[Any](), Counter[Any]()
+        for entry in facts:
+            if values := getattr(entry, key):
+                masks.append(entry.mask)
+                pixels.update(values)
+                files.update(values.keys())
+        if not masks:
+            continue
+        wrong = [value for value, _ in pixels.most_common() if value not in known]
+        if key == "ids":
+            what = f"masks with ids that are no class of 0-{labels.num_classes - 1} or {labels.ignore_index} (unknown)"
+            advice, names = _ids_advice(list(pixels), labels), {value: (f"id {value}", str(value)) for value in wrong}
+        else:
+            what = f"masks with colours that no class has ({len(wrong)} colours)"
+            advice = _colors_advice(wrong, labels)
+            names = {color: (str(color), "#{:02x}{:02x}{:02x}".format(*color)) for color in wrong}
+        texts = [f"{text} in {files[v]} files, {pixels[v]} pixels" for v, (text, _) in names.items()]
+        details = {name: {"files": files[v], "pixels": pixels[v]} for v, (_, name) in names.items()}
+        examples = (*texts[:EXAMPLES], *masks[:EXAMPLES])
+        shown = {key: dict(list(details.items())[: 20 * EXAMPLES])}
+        found += find(kind, masks, what=what, examples=examples, advice=advice, details=shown)
+    return found
+
+
+def _ids_advice(ids: list[int], labels: LabelSet) -> str:
+    """Return the likely cause of ids that are no class, all ids of the masks given."""
     try:
-        labels.check_ids(np.array(list(pixels)))
+        labels.check_ids(np.array(ids))
     except ValueError as err:
-        advice = str(err).rpartition("(ignore). ")[2]
-    else:
-        raise AssertionError("ids that are no class have passed the check of ids")
-    return _wrong_values(
-        "ids out of range",
-        seen,
-        {value: (f"id {value}", str(value)) for value, _ in pixels.most_common() if value not in known},
-        "ids",
-        what=f"masks with ids that are no class of 0-{labels.num_classes - 1} or {labels.ignore_index} (unknown)",
-        advice=advice,
-    )
-
-
-def _wrong_colors(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
-    seen = [(entry.mask, entry.colors) for entry in facts if entry.colors]
-    pixels: Counter[tuple[int, int, int]] = sum((colors for _, colors in seen), Counter())
-    order = [color for color, _ in pixels.most_common()]
-    if not order:
-        return []
-    return _wrong_values(
-        "unknown colours",
-        seen,
-        {color: (str(color), "#{:02x}{:02x}{:02x}".format(*color)) for color in order},
-        "colors",
-        what=f"masks with colours that no class has ({len(order)} colours)",
-        advice=_colors_advice(order, labels),
-    )
-
-
-def _wrong_values(
-    kind: str, seen: Sequence[tuple[str, Counter]], wrong: dict[Any, tuple[str, str]], key: str, **changes: str
-) -> list[Finding]:
-    """Return a finding about masks with wrong values, which have a text and a name in the details."""
-    pixels: Counter[Any] = sum((values for _, values in seen), Counter())
-    files = Counter(value for _, values in seen for value in values)
-    named = [f"{text} in {files[value]} files, {pixels[value]} pixels" for value, (text, _) in wrong.items()]
-    details = {name: {"files": files[value], "pixels": pixels[value]} for value, (_, name) in wrong.items()}
-    masks = [mask for mask, _ in seen]
-    return find(
-        kind,
-        masks,
-        examples=(*named[:EXAMPLES], *masks[:EXAMPLES]),
-        details={key: dict(list(details.items())[: 20 * EXAMPLES])},
-        **changes,
-    )
+        return str(err).rpartition("(ignore). ")[2]
+    raise AssertionError("ids that are no class have passed the check of ids")
 
 
 def _colors_advice(colors: list[tuple[int, int, int]], labels: LabelSet) -> str:

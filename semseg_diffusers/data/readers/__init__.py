@@ -140,15 +140,7 @@ def read_source(
     skip_unmatched: bool = False,
     **options: Any,
 ) -> Source:
-    """Find the pairs in a source.
-
-    Args:
-        source: a folder; one or several zip archives; a folder of zip archives; or, for "datasets", a Hub id.
-        data_format: one of `FORMATS`; recognised by default.
-        labels: preset, or path of a `colormap.json` or `labels.json`; for "folder", "paper", "datasets".
-        skip_unmatched: leave out files without a partner instead of stopping.
-        **options: other fields of `ReadOptions`.
-    """
+    """Find the pairs in a folder, in zip archives, or, for "datasets", under a Hub id; see `ReadOptions`."""
     root, name = open_source(source, data_format)
     chosen, read_options = FORMATS[name], ReadOptions(labels, skip_unmatched, **options)
     for option in fields(ReadOptions):

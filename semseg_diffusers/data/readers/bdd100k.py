@@ -58,9 +58,17 @@ def find_bdd100k(root: AnyPath) -> AnyPath | None:
 
 def read_bdd100k(root: AnyPath, options: ReadOptions) -> Source:
     """Read `images/10k/{train,val}` and `labels/sem_seg/{masks,polygons,rles}`, or the older `seg/`."""
-    images = _find(root, IMAGES)
-    if images is None:
-        return _with_attributes(root, _read_legacy(root, options))
+    images, legacy = _find(root, IMAGES), _find(root, "seg")
+    if images is None and legacy is not None:
+        if options.annotations not in (None, "masks"):
+            raise ValueError(
+                f"'{root}' is the release of 2018, which has masks only; got --annotations {options.annotations}."
+            )
+        folders = folders_by_split(legacy / "images", legacy / "labels")
+        pairs, unmatched = match_folders(folders, options.skip_unmatched, LEGACY_ENDING)
+        source = Source(LabelSet.from_preset("bdd100k"), pairs, unmatched, notes=("read the layout of 2018",))
+        return _with_attributes(root, source)
+    assert images is not None, "find_bdd100k found a layout"
     kinds = {name: folder for name in ANNOTATIONS if (folder := _find(root, f"{LABELS}/{name}")) is not None}
     chosen = options.annotations or next(iter(kinds), "masks")
     if chosen not in kinds:
@@ -79,19 +87,6 @@ def read_bdd100k(root: AnyPath, options: ReadOptions) -> Source:
     if test is not None and all(pair.split != "test" for pair in source.pairs):
         notes.append(f"left out: {len(by_stem(list_images(test)))} test images, which have no labels")
     return _with_attributes(root, replace(source, notes=tuple(notes)))
-
-
-def _read_legacy(root: AnyPath, options: ReadOptions) -> Source:
-    """Read the release of 2018: `seg/images/{split}/<stem>.jpg`, `seg/labels/{split}/<stem>_train_id.png`."""
-    images, masks = _find(root, "seg/images"), _find(root, "seg/labels")
-    assert images is not None, "find_bdd100k looked for it"
-    assert masks is not None, "find_bdd100k looked for it"
-    if options.annotations not in (None, "masks"):
-        raise ValueError(
-            f"'{root}' is the release of 2018, which has masks only; got --annotations {options.annotations}."
-        )
-    pairs, unmatched = match_folders(folders_by_split(images, masks), options.skip_unmatched, LEGACY_ENDING)
-    return Source(LabelSet.from_preset("bdd100k"), pairs, unmatched, notes=("read the layout of 2018",))
 
 
 def _read_regions(images: AnyPath, folder: AnyPath, kind: str, skip_unmatched: bool) -> Source:
