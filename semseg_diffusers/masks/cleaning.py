@@ -119,10 +119,9 @@ def _most_around(classes: np.ndarray) -> np.ndarray:
 def _grow(
     classes: np.ndarray, rgb: np.ndarray, distances: np.ndarray, inverse: np.ndarray, table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decide open pixels (-1) of classes (H, W) from the decided ones around them, ring by ring.
+    """Decide open pixels (-1) from those around them, ring by ring; return also how far each is from any blend there.
 
-    `distances` (U, N) are those of each colour of the image to each of the table (N, 3), `inverse` (H, W) is the index
-    of each pixel's colour. Returns also the distance of each open pixel's colour to what is around it and its blends.
+    `distances` (U, N) are those of the image's colours to the table's (N, 3), `inverse` (H, W) the pixels' colours.
     """
     classes, blend = classes.copy(), np.full(classes.shape, np.inf, dtype=np.float32)
     while True:
@@ -221,21 +220,19 @@ def _refusal(path: Path, cleaned: Cleaned, most: float) -> str:
         found = f"only {cleaned.plain_share:.0%} of its pixels are close to a class colour"
         hint = "Is it a photo, or painted in the colours of another label set?"
     else:
-        found = (
-            f"{cleaned.strange.mean():.0%} of its pixels have colours of no class, more than --max_strange {most:g}"
-        )
+        share = cleaned.strange.mean()
+        found = f"{share:.0%} of its pixels have colours of no class, more than --max_strange {most:g}"
         hint = "Is a part unpainted? Paint it, in the colour of unknown where the model should choose."
-    legend = "See the colours with semseg-diffusers labels."
-    return f"mask '{path}': {found}; the most frequent such colours are {named}. {hint} {legend}"
+    hint += " See the colours with semseg-diffusers labels."
+    return f"mask '{path}': {found}; the most frequent such colours are {named}. {hint}"
 
 
 def show_guesses(cleaned: Cleaned) -> Image.Image:
     """Return the cleaned mask in grey with guessed pixels marked: P mode, so that it is shown with hard edges."""
-    grey = np.arange(256, dtype=np.uint8) // 2 + 100
     shown = np.minimum(cleaned.ids, 19) * 6  # neighbouring classes differ in grey
     shown[cleaned.guessed], shown[cleaned.strange] = 254, 255
-    image = Image.fromarray(shown.astype(np.uint8))
-    palette = np.stack([grey] * 3, axis=1)
+    palette = (np.arange(256, dtype=np.uint8) // 2 + 100)[:, None].repeat(3, axis=1)
     palette[254], palette[255] = MARK, STRANGE_MARK
-    image.putpalette(palette.astype(np.uint8).tobytes())
+    image = Image.fromarray(shown)
+    image.putpalette(palette.tobytes())
     return image

@@ -22,15 +22,7 @@ class MaskObjects:
 
 
 def find_objects(ids: np.ndarray, ignore_index: int = 255) -> MaskObjects:
-    """Split a mask (H, W) of ids into its objects: pixels of one class that touch, corners included (8-connected).
-
-    Unknown pixels, those with the `ignore_index`, belong to no object.
-
-    Example:
-        >>> found = find_objects(np.array([[0, 1, 1], [1, 0, 0]]))
-        >>> found.numbers.tolist(), found.classes.tolist(), found.sizes.tolist()
-        ([[1, 2, 2], [2, 1, 1]], [0, 1], [3, 3])
-    """
+    """Split a mask (H, W) of ids into objects: pixels of one class, not unknown, that touch, corners included."""
     height, width = ids.shape
     # 1. runs: where the class changes or a row starts
     is_start = np.ones((height, width), dtype=bool)

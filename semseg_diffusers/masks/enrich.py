@@ -4,8 +4,9 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,18 +19,12 @@ from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
 from semseg_diffusers.masks.editing.street import Street
-from semseg_diffusers.masks.enrich_page import (
-    Reached,
-    both_statistics,
-    compare_targets,
-    contact_sheet,
-    write_enrich_page,
-)
 from semseg_diffusers.masks.settings import EnrichSettings
-from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
-from semseg_diffusers.reports.render import percent
+from semseg_diffusers.masks.statistics.counts import MaskStatistics, class_figures, collect_statistics, heat_maps
+from semseg_diffusers.masks.statistics.figure import heat_image, plot_statistics
+from semseg_diffusers.reports.render import BarRow, percent, write_page
 from semseg_diffusers.utils.files import package_version, write_json, write_text
-from semseg_diffusers.utils.images import save_png
+from semseg_diffusers.utils.images import image_grid, save_png
 from semseg_diffusers.utils.progress import progress_bar
 
 
@@ -111,17 +106,16 @@ def enrich_masks(
         yield NewMask(index, base, scene.ids, tuple(added), refused)
 
 
+# The command -------------------------------------------------------------------------------------------------------
+
 MAX_FIT_MASKS = 2000  # masks that the prior is fitted to
 MAX_TARGET_SHARE = 0.5  # share of all pixels that all target classes may have together
-CONTACT_SHEET_ROWS = 20  # masks on the contact sheet
+MAX_PAIRS, SHEET_COLUMNS = 20, 4  # masks on the contact sheet, before and after, and in a row of it
+MAX_EXAMPLES = 12  # of these on the page
 
 
 def parse_targets(texts: Sequence[str], labels: LabelSet) -> dict[int, float]:
-    """Return class id -> factor from texts like "person=4".
-
-    Raises:
-        ValueError: If a text has another form, an unknown class or a repeated one, or a factor of 1 or less.
-    """
+    """Return class id -> factor from texts like "person=4"."""
     targets: dict[int, float] = {}
     for text in texts:
         name, _, factor = text.rpartition("=")
@@ -144,19 +138,19 @@ def run(settings: EnrichSettings) -> None:
     pairs = load_pairs(settings.dataset, settings.split)
     factors = parse_targets(settings.target, pairs.labels)
     with new_output(settings.output) as folder:
-        reached = _enrich(settings, pairs, factors, folder)
+        record = _enrich(settings, pairs, factors, folder)
     texts = []
-    for entry in reached:
-        target = entry.wished  # codespell:ignore
-        text = f"{entry.name} target {target:g}x, reached {entry.reached:.2f}x ({percent(entry.share_after)})"
-        if entry.reached < 0.95 * target and entry.refused:
-            text += f", mostly because: {next(iter(entry.refused))}"
+    for entry in record["wishes"]:  # codespell:ignore
+        target, reached, share = entry["wished"], entry["reached"], percent(entry["share_after"])  # codespell:ignore
+        text = f"{entry['name']} target {target:g}x, reached {reached:.2f}x ({share})"
+        if reached < 0.95 * target and entry["refused"]:
+            text += f", mostly because: {next(iter(entry['refused']))}"
         texts.append(text)
     sys.stdout.write(f"{settings.num_masks} masks in {settings.output}: {'; '.join(texts)}\n")
 
 
-def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, float], folder: Path) -> list[Reached]:
-    """Fill the output folder."""
+def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, float], folder: Path) -> dict:
+    """Fill the output folder; return the content of `enrich.json`."""
     labels = pairs.labels
     # 1. the prior, and whether the targets are possible at all
     step = max(1, len(pairs) / MAX_FIT_MASKS)
@@ -180,19 +174,18 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
         pairs.mask, len(pairs), prior, targets, settings.num_masks, seed=settings.seed, max_added=settings.max_added
     )
     rows: list[dict] = []
-    sheet: list[tuple[dict, list[Image.Image]]] = []
+    pairs_seen: list[tuple[dict, list[Image.Image]]] = []  # rows with masks before and after, to look at
     for new in progress_bar(new_masks, total=settings.num_masks, desc="placing", unit="mask"):
         name = f"masks/{new.index:05}_{Path(pairs.stems[new.base]).name}.png"
         labels.decode(new.ids).save(folder / name)
         refused = {class_name: dict(reasons.most_common()) for class_name, reasons in new.refused.items()}
         row = {"mask_file_name": name, "base": pairs.stems[new.base], "added": list(new.added), "refused": refused}
         rows.append(row)
-        if new.added and len(sheet) < CONTACT_SHEET_ROWS:
-            sheet.append((row, [labels.decode(pairs.mask(new.base)), labels.decode(new.ids)]))
+        if new.added and len(pairs_seen) < MAX_PAIRS:
+            pairs_seen.append((row, [labels.decode(pairs.mask(new.base)), labels.decode(new.ids)]))
 
     # 3. the results
     after = collect_statistics(lambda i: labels.encode(folder / rows[i]["mask_file_name"]), len(rows), labels)
-    reached = compare_targets(factors, before, after, rows)
     labels.save_json(folder / LABELS_FILE)
     write_text(folder / "manifest.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     record = {
@@ -201,7 +194,7 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
         "num_masks": settings.num_masks,
         "max_added": settings.max_added,
         "seed": settings.seed,
-        "wishes": [asdict(entry) for entry in reached],  # codespell:ignore
+        "wishes": _compare(factors, before, after, rows),  # codespell:ignore
         "sizes": {
             labels.names[class_id]: {
                 "slope": model.slope,
@@ -215,7 +208,76 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
         "versions": {"semseg_diffusers": package_version(), "numpy": np.__version__},
     }
     write_json(folder / "enrich.json", record)
-    save_png(folder / "contact_sheet.png", contact_sheet([masks for _, masks in sheet]))
-    save_png(folder / "statistics.png", both_statistics(before, after, Path(settings.dataset).name))
-    write_enrich_page(folder / "statistics.html", record, reached, before, after, sheet)
+    starts = range(0, len(pairs_seen), SHEET_COLUMNS)
+    grid = [[mask for _, masks in pairs_seen[start : start + SHEET_COLUMNS] for mask in masks] for start in starts]
+    headers = ["before", "after"] * min(len(pairs_seen), SHEET_COLUMNS)
+    sheet = image_grid(grid, headers, cell_size=160) if grid else Image.new("RGB", (8, 8), "white")
+    save_png(folder / "contact_sheet.png", sheet)
+    titles = (before, f"before: {Path(settings.dataset).name}"), (after, "after: the new masks")
+    figures = [np.asarray(plot_statistics(*part)) for part in titles]
+    save_png(folder / "statistics.png", Image.fromarray(np.vstack(figures)))
+    _write_page(folder / "statistics.html", record, before, after, pairs_seen)
+    return record
+
+
+def _compare(
+    factors: Mapping[int, float], before: MaskStatistics, after: MaskStatistics, rows: Sequence[dict]
+) -> list[dict[str, Any]]:
+    """Return what was reached of each target: shares of the labelled pixels, connected regions per mask."""
+    old, new = class_figures(before), class_figures(after)
+    reached = []
+    for class_id, factor in factors.items():
+        name = before.labels.names[class_id]
+        refused: Counter = Counter()
+        for row in rows:
+            refused.update(row["refused"].get(name, {}))
+        shares = old[class_id].pixel_share, new[class_id].pixel_share
+        entry = {
+            "name": name,
+            "wished": factor,  # codespell:ignore
+            "reached": shares[1] / shares[0],
+            "share_before": shares[0],
+            "share_after": shares[1],
+            "objects_before": old[class_id].objects / len(before.pixels),
+            "objects_after": new[class_id].objects / len(after.pixels),
+            "added": sum(entry["class"] == name for row in rows for entry in row["added"]),
+            "refused": dict(refused.most_common()),
+        }
+        reached.append(entry)
     return reached
+
+
+def _write_page(
+    path: Path,
+    record: dict[str, Any],
+    before: MaskStatistics,
+    after: MaskStatistics,
+    pairs: list[tuple[dict, list[Image.Image]]],
+) -> None:
+    """Write the page: targets, all classes, pairs of masks with their line of the manifest, refusals."""
+    reached = record["wishes"]  # codespell:ignore
+    heat_before, heat_after = heat_maps(before), heat_maps(after)
+    classes = []
+    for old, new in zip(class_figures(before), class_figures(after), strict=True):
+        objects = [old.objects / len(before.pixels), new.objects / len(after.pixels)]
+        classes.append(BarRow(old.name, [100 * old.pixel_share, 100 * new.pixel_share], objects))
+    examples = []
+    for row, masks in pairs[:MAX_EXAMPLES]:
+        counts = Counter(entry["class"] for entry in row["added"])
+        caption = f"{row['base']}: " + ", ".join(f"{count} {name}" for name, count in counts.items())
+        examples.append((caption, dict(zip(("before", "after"), masks, strict=True))))
+    ids = {entry["name"]: before.labels.label2id[entry["name"]] for entry in reached}
+    write_page(
+        path,
+        "enrich.html.j2",
+        record=record,
+        reached=reached,
+        classes=classes,
+        examples=examples,
+        heat_maps=[
+            (name, {"before": heat_image(heat_before[i]), "after": heat_image(heat_after[i])})
+            for name, i in ids.items()
+        ],
+        refusals=[f"{row['name']}: {why}, {count} times" for row in reached for why, count in row["refused"].items()],
+        settings={key: record[key] for key in record if key not in ("wishes", "sizes")},  # codespell:ignore
+    )

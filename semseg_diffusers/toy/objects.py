@@ -93,17 +93,17 @@ def draw_barrier(p: Painter, rng: Rng, x: float, z0: float, z1: float, kind: str
     """Draw a wall, wooden fence, railing or guard rail along the road at x."""
     p, middle = p.at(x, 0.0, WALL if kind == "wall" else FENCE), (z0 + z1) / 2
     if kind == "wall":
-        height, color = rng.between(1.1, 2.6), rng.jitter((0.55, 0.51, 0.46), 0.15)
+        height, color = rng.uniform(1.1, 2.6), rng.jitter((0.55, 0.51, 0.46), 0.15)
         for z in _steps(z0, z1, 4.0):
-            p.polygon(side(0, z, min(z + 4.0, z1), 0, height), tint(color, rng.between(0.92, 1.05)), z)
+            p.polygon(side(0, z, min(z + 4.0, z1), 0, height), tint(color, rng.uniform(0.92, 1.05)), z)
         p.polygon(side(0, z0, z1, height - 0.18, height), tint(color, 1.2), middle)
     elif kind == "planks":
-        height, color = rng.between(1.1, 1.9), rng.jitter((0.46, 0.31, 0.19), 0.2)
+        height, color = rng.uniform(1.1, 1.9), rng.jitter((0.46, 0.31, 0.19), 0.2)
         p.polygon(side(0, z0, z1, 0, height), tint(color, 0.72), middle)
         for z in _steps(z0, min(z1, 45.0), 0.7):
-            p.polygon(side(0, z, z + 0.48, 0, height), tint(color, rng.between(0.9, 1.15)), z, detail=True)
+            p.polygon(side(0, z, z + 0.48, 0, height), tint(color, rng.uniform(0.9, 1.15)), z, detail=True)
     elif kind == "railing":
-        height, color = rng.between(1.0, 1.5), rng.jitter((0.62, 0.65, 0.67), 0.25)
+        height, color = rng.uniform(1.0, 1.5), rng.jitter((0.62, 0.65, 0.67), 0.25)
         p.polygon(side(0, z0, z1, 0, height), tint(color, 0.5), middle)
         p.polygon(side(0, z0, z1, height - 0.14, height), color, middle)
         p.polygon(side(0, z0, z1, 0.06, 0.18), color, middle, detail=True)
@@ -136,8 +136,8 @@ def draw_tree(p: Painter, rng: Rng, x: float, z: float, height: float) -> None:
     for i in range(13):
         angle, reach = 2.4 * i + rng.random(), 0.62 * spread * math.sqrt((i + 0.5) / 13)
         dx, dy = 1.25 * reach * math.cos(angle), reach * math.sin(angle)
-        radius = spread * rng.between(0.42, 0.66)
-        shade = 0.82 + 0.33 * dy / spread - 0.12 * p.look.sun * dx / spread + rng.between(-0.1, 0.1)
+        radius = spread * rng.uniform(0.42, 0.66)
+        shade = 0.82 + 0.33 * dy / spread - 0.12 * p.look.sun * dx / spread + rng.uniform(-0.1, 0.1)
         p.ellipse((dx, crown + dy), radius, 0.9 * radius, tint(leaf, shade))
 
 
@@ -146,8 +146,8 @@ def draw_hedge(p: Painter, rng: Rng, x: float, z0: float, z1: float, height: flo
     leaf = rng.jitter((0.25, 0.37, 0.16), 0.2)
     p.at(x, 0, VEGETATION).polygon(side(0, z0, z1, 0, 0.8 * height), tint(leaf, 0.75), (z0 + z1) / 2)
     for z in reversed(_steps(z0, min(z1, 60.0), 1.3)):
-        radius = height * rng.between(0.42, 0.55)
-        bush = tint(leaf, rng.between(0.75, 1.15))
+        radius = height * rng.uniform(0.42, 0.55)
+        bush = tint(leaf, rng.uniform(0.75, 1.15))
         p.at(x, z, VEGETATION).ellipse((0, 0.62 * height), 1.2 * radius, radius, bush)
 
 
@@ -163,7 +163,7 @@ def draw_street_lamp(p: Painter, x: float, z: float) -> None:
 def draw_traffic_light(p: Painter, rng: Rng, x: float, z: float) -> None:
     """Draw a signal on a pole beside the road, with a second one on an arm over it."""
     pole, light, grey = p.at(x, z, POLE), p.at(x, z, TRAFFIC_LIGHT), (0.26, 0.27, 0.28)
-    lit, arm = int(rng.random() * 3), rng.between(2.2, 4.2) * (-1 if x > 0 else 1)
+    lit, arm = int(rng.random() * 3), rng.uniform(2.2, 4.2) * (-1 if x > 0 else 1)
     housing = rng.pick(((0.09, 0.10, 0.10), (0.62, 0.49, 0.10)))
     pole.line([(0, 0), (0, 5.6)], 0.2, grey)
     pole.line([(0, 5.5), (arm, 5.5)], 0.14, grey)
@@ -179,7 +179,7 @@ def draw_traffic_light(p: Painter, rng: Rng, x: float, z: float) -> None:
 
 def draw_sign(p: Painter, rng: Rng, x: float, z: float) -> None:
     """Draw a disc, triangle, diamond or plate on a pole."""
-    kind, y, r = int(rng.random() * 4), rng.between(2.3, 2.8), rng.between(0.36, 0.48)
+    kind, y, r = int(rng.random() * 4), rng.uniform(2.3, 2.8), rng.uniform(0.36, 0.48)
     p.at(x, z, POLE).line([(0, 0), (0, y)], 0.09, (0.45, 0.46, 0.47))
     p = p.at(x, z, TRAFFIC_SIGN)
     if kind == 0:
@@ -217,7 +217,7 @@ def _pane(low_half: float, high_half: float, low: float, high: float, lean: floa
 def draw_car(p: Painter, rng: Rng, x: float, z: float, oncoming: bool) -> None:
     """Draw a car along the road: its end faces the camera and one flank shows, more of it the farther to the side."""
     p, paint = p.at(x, z, CAR), rng.jitter(rng.pick(CAR_PAINTS), 0.12)
-    half, roof, length = rng.between(0.86, 0.96), rng.between(1.42, 1.72), rng.between(3.9, 4.6)
+    half, roof, length = rng.uniform(0.86, 0.96), rng.uniform(1.42, 1.72), rng.uniform(3.9, 4.6)
     waist, flank = 0.58 * roof, -half if x > 0 else half
     p.shadow(-half - 0.1, half + 0.1, -0.25, length)
     for place in (0.18, 0.8):
@@ -290,7 +290,7 @@ def draw_box_vehicle(p: Painter, rng: Rng, x: float, z: float, kind: int, oncomi
 
 def draw_person(p: Painter, rng: Rng, x: float, z: float) -> None:
     """Draw a walking person."""
-    p, size, step = p.at(x, z, PERSON), rng.between(0.88, 1.06), rng.between(-0.2, 0.2)
+    p, size, step = p.at(x, z, PERSON), rng.uniform(0.88, 1.06), rng.uniform(-0.2, 0.2)
     coat, trousers = rng.jitter(rng.pick(CLOTHES), 0.15), rng.jitter((0.20, 0.22, 0.30), 0.3)
     skin, hair = rng.pick(SKINS), rng.jitter((0.20, 0.14, 0.10), 0.4)
     p.shadow(-0.3, 0.3, -0.15, 0.25)

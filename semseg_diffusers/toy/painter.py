@@ -43,16 +43,9 @@ class Painter:
     """Image and mask under one camera; colours get the light, the shade and the haze of the look.
 
     Points are relative to the origin of `at`, which also gives the class. Each shape takes the haze of its `depth`, by
-    default that of the origin. A `detail` (a window, a lane marking) does not change the mask.
-
-    Args:
-        size: height and width of the drawing in pixels.
-        look: light and weather.
-        horizon: height of the horizon, 0 at the top to 1 at the bottom.
-        focal: focal length over the image height.
-        eye: height of the camera in metres.
-        bend: sideways shift of the world in metres per square metre ahead: the road's curve.
-        line: the thinnest line in pixels of the drawing.
+    default that of the origin. A `detail` (a window, a lane marking) does not change the mask. `horizon` is from 0 at
+    the top to 1, `focal` a length over the image height, `eye` the camera's height in metres, `bend` the world's shift
+    to the side in metres per square metre ahead (the road's curve), `line` the thinnest line in pixels.
     """
 
     def __init__(
@@ -66,9 +59,8 @@ class Painter:
         self.mask = Image.new("L", (self.width, self.height), SKY)
         self._image_draw = ImageDraw.Draw(self.image, "RGBA")  # RGBA: fills with an alpha blend
         self._mask_draw = ImageDraw.Draw(self.mask)
-        self.lamps: list[
-            tuple[float, float, float, tuple[int, int, int]]
-        ] = []  # x, y, radius, colour of light sources
+        # x, y, radius and colour of light sources
+        self.lamps: list[tuple[float, float, float, tuple[int, int, int]]] = []
         self.x, self.z, self.label = 0.0, 0.0, SKY
 
     def at(self, x: float, z: float, label: int) -> "Painter":
@@ -169,10 +161,6 @@ def tint(color: Color, factor: float) -> Color:
 
 class Rng(random.Random):
     """Random numbers as scenes need them."""
-
-    def between(self, low: float, high: float) -> float:
-        """Return a number between two others."""
-        return low + (high - low) * self.random()
 
     def chance(self, share: float) -> bool:
         """Return True with a probability."""

@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import math
 import os
 import sys
 from pathlib import Path
@@ -74,10 +73,10 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     painter = Painter(
         (height * scale, width * scale),
         look,
-        horizon=rng.between(0.48, 0.60),
-        focal=rng.between(0.68, 0.92),
-        eye=rng.between(1.35, 1.95),
-        bend=0.0 if rng.chance(0.45) else rng.between(-0.0019, 0.0019),
+        horizon=rng.uniform(0.48, 0.60),
+        focal=rng.uniform(0.68, 0.92),
+        eye=rng.uniform(1.35, 1.95),
+        bend=0.0 if rng.chance(0.45) else rng.uniform(-0.0019, 0.0019),
         line=1.15 * scale,
     )
     _draw_sky(painter)
@@ -90,7 +89,7 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
 
 def _choose_look(rng: Rng) -> Look:
     (look,) = rng.choices([look for _, look in LOOKS], [share for share, _ in LOOKS])
-    exposure, visibility, amount = rng.between(0.90, 1.08), rng.between(0.8, 1.25), 0.07 * sum(look.sky_top)
+    exposure, visibility, amount = rng.uniform(0.90, 1.08), rng.uniform(0.8, 1.25), 0.07 * sum(look.sky_top)
     return dataclasses.replace(
         look,
         light=tint(look.light, exposure),
@@ -126,7 +125,8 @@ def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator
     """Apply texture, clouds, reduction, glow, wet road, rain and sensor noise; the mask does not change."""
     look, (height, width) = p.look, ids.shape
     mask, image = np.asarray(p.mask), np.asarray(p.image)
-    glowing = [lamp for lamp in p.lamps if _uncovered(image, lamp)]
+    inside = (lamp for lamp in p.lamps if 0 <= lamp[0] < p.width and 0 <= lamp[1] < p.height)
+    glowing = [lamp for lamp in inside if p.image.getpixel((int(lamp[0]), int(lamp[1]))) == lamp[3]]  # not covered
     # 1. Texture at the size of the drawing.
     fine = noise.standard_normal((p.height // 2, p.width // 2), dtype=np.float32).repeat(2, 0).repeat(2, 1)
     fine = np.pad(fine, ((0, p.height - fine.shape[0]), (0, p.width - fine.shape[1])), mode="edge")
@@ -172,13 +172,6 @@ def _develop(p: Painter, ids: np.ndarray, scale: int, noise: np.random.Generator
     image *= (1 - 0.28 * corner)[..., None]
     image += noise.standard_normal(image.shape, dtype=np.float32) * (0.012 if look.timeofday == "night" else 0.007)
     return Image.fromarray((image.clip(0, 1) * 255 + 0.5).astype(np.uint8))
-
-
-def _uncovered(image: np.ndarray, lamp: tuple) -> bool:
-    x, y, _, color = lamp
-    column, row = math.floor(x), math.floor(y)
-    inside = 0 <= row < image.shape[0] and 0 <= column < image.shape[1]
-    return inside and tuple(image[row, column]) == color
 
 
 # A dataset of scenes -----------------------------------------------------------------------------------------------

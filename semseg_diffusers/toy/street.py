@@ -37,12 +37,12 @@ class Street:
         self.p, self.rng = p, rng
         self.kind = rng.pick(("city street", "city street", "city street", "residential", "residential", "highway"))
         self.highway = self.kind == "highway"
-        self.lane = rng.between(2.8, 3.4)  # width
+        self.lane = rng.uniform(2.8, 3.4)  # width
         right, left = (2, 2) if self.highway else (1 + int(rng.random() * 1.4), 1 + int(rng.random() * 1.4))  # lanes
         self.parking = 2.3 if not self.highway and rng.chance(0.4) else 0.5  # width at each edge
         self.left, self.right = -(0.5 + left) * self.lane - self.parking, (right - 0.5) * self.lane + self.parking
-        self.walk = 0.0 if self.highway else rng.between(2.0, 4.5)  # width of the sidewalks
-        self.crossing = rng.between(15, 30) if not self.highway and rng.chance(0.4) else None  # z of a crossing street
+        self.walk = 0.0 if self.highway else rng.uniform(2.0, 4.5)  # width of the sidewalks
+        self.crossing = rng.uniform(15, 30) if not self.highway and rng.chance(0.4) else None  # z of a crossing street
         self.objects: list[tuple[float, Callable[[], None]]] = []  # distance, drawing function
 
     def along(self, z: float, end: float, step: Callable[[], float]) -> Iterator[float]:
@@ -65,13 +65,13 @@ class Street:
         """Draw distant houses and woods along the horizon."""
         rng, x = self.rng, -220.0
         while x < 220:
-            width = rng.between(12, 40)
+            width = rng.uniform(12, 40)
             if rng.chance({"city street": 0.75, "residential": 0.4, "highway": 0.2}[self.kind]):
                 color = rng.jitter(rng.pick(things.FACADES), 0.2)
                 house = self.p.at(x, FAR, things.BUILDING)
-                house.polygon(face(0, width, 0, rng.between(8, 34), 10), color)
+                house.polygon(face(0, width, 0, rng.uniform(8, 34), 10), color)
             else:
-                color, top = rng.jitter((0.25, 0.36, 0.18), 0.2), rng.between(5, 14)
+                color, top = rng.jitter((0.25, 0.36, 0.18), 0.2), rng.uniform(5, 14)
                 wood = self.p.at(x, FAR, things.VEGETATION)
                 wood.polygon(face(0, width, 0, 0.7 * top, 10), color)
                 for i in range(4):
@@ -114,7 +114,7 @@ class Street:
         lines += [(center + lane * i, False, PAINT) for i in range(1, 3) if center + lane * i < right - 0.8]
         if self.parking < 1:
             lines += [(left + 0.35, True, PAINT), (right - 0.35, True, PAINT)]
-        shift, worn = rng.between(0, 6), rng.between(0.8, 1.0)
+        shift, worn = rng.uniform(0, 6), rng.uniform(0.8, 1.0)
         for x, solid, color in lines:
             for z in range(-6, 78, 6):
                 z0, z1 = z + shift, z + shift + (6.0 if solid else 2.6)
@@ -131,44 +131,44 @@ class Street:
         city, highway = kind == "city street", self.highway
         lots = edge + outward * walk
         # All three are sampled, so that the kinds share their random numbers.
-        setbacks = [rng.between(*limits) for limits in ((0.1, 1.5), (4, 9), (14, 26))]
+        setbacks = [rng.uniform(*limits) for limits in ((0.1, 1.5), (4, 9), (14, 26))]
         setback = setbacks[list(BARRIERS).index(kind)]
         # 1. Houses, lot by lot.
-        z, storeys = rng.between(1.5, 8), rng.between(3.5, 9)
+        z, storeys = rng.uniform(1.5, 8), rng.uniform(3.5, 9)
         while z < 125:
-            end = z + (rng.between(8, 20) if city else rng.between(8, 13))
+            end = z + (rng.uniform(8, 20) if city else rng.uniform(8, 13))
             built = rng.chance({"city street": 0.9, "residential": 0.8, "highway": 0.22}[kind])
             if built and self.is_free(z, end):
                 gable = not city or rng.chance(0.15)
-                height = 3.1 * (rng.between(1.9, 3.0) if gable else max(storeys * rng.between(0.6, 1.4), 1.5))
+                height = 3.1 * (rng.uniform(1.9, 3.0) if gable else max(storeys * rng.uniform(0.6, 1.4), 1.5))
                 self.add(end, things.draw_building, lots + outward * setback, z, end, height, gable)
-            z = end + (0.0 if city and rng.chance(0.75) else rng.between(2, 7))
+            z = end + (0.0 if city and rng.chance(0.75) else rng.uniform(2, 7))
         # 2. Boundaries of the lots.
-        z, x = 1.5, lots + outward * (rng.between(0.8, 5) if highway else 0.25)
+        z, x = 1.5, lots + outward * (rng.uniform(0.8, 5) if highway else 0.25)
         barrier = rng.pick(BARRIERS[kind])
         while z < 90:
-            end = z + rng.between(9, 22)
+            end = z + rng.uniform(9, 22)
             if barrier and self.is_free(z, end) and (not city or setback > 0.6):
                 if barrier == "hedge":
-                    self.add(end + 0.2, things.draw_hedge, x, z, end, rng.between(0.9, 1.5))
+                    self.add(end + 0.2, things.draw_hedge, x, z, end, rng.uniform(0.9, 1.5))
                 else:
                     self.add(end + 0.2, things.draw_barrier, x, z, end, barrier)
             if rng.chance(0.4):
                 barrier = rng.pick(BARRIERS[kind])
-            z = end + (0.0 if highway else rng.between(0, 4))
+            z = end + (0.0 if highway else rng.uniform(0, 4))
         # 3. Trees: in gardens, or a row of street trees.
         row = city and rng.chance(0.45)
-        spacing = rng.between(6, 16) if highway else rng.between(7, 12)
-        for z in self.along(rng.between(6, 14), 100, lambda: spacing * rng.between(0.7, 1.3)):
+        spacing = rng.uniform(6, 16) if highway else rng.uniform(7, 12)
+        for z in self.along(rng.uniform(6, 14), 100, lambda: spacing * rng.uniform(0.7, 1.3)):
             if self.is_free(z - 1, z + 1) and (row or (not city and rng.chance(0.75))):
-                away = 0.7 if row else walk + rng.between(1.5, 6 if kind == "residential" else 14)
-                self.add(z, things.draw_tree, edge + outward * away, z, rng.between(5, 11))
+                away = 0.7 if row else walk + rng.uniform(1.5, 6 if kind == "residential" else 14)
+                self.add(z, things.draw_tree, edge + outward * away, z, rng.uniform(5, 11))
         # 4. Lamps, signs, signals.
-        z, step, beside = rng.between(8, 24), rng.between(18, 28), edge + outward * 0.45
+        z, step, beside = rng.uniform(8, 24), rng.uniform(18, 28), edge + outward * 0.45
         for place in self.along(z, 100, lambda: step):
             self.objects.append((place, partial(things.draw_street_lamp, self.p, beside, place)))
         for _ in range(int(rng.random() * 4)):
-            z = rng.between(6, 32)
+            z = rng.uniform(6, 32)
             if self.is_free(z, z):
                 self.add(z, things.draw_sign, beside, z)
         if crossing and rng.chance(0.85):
@@ -177,52 +177,52 @@ class Street:
         # 5. People and parked bicycles on the sidewalk.
         if walk:
             for _ in range(int(rng.random() * (10 if city else 5))):
-                z = rng.between(4.5, 22)
-                self.add(z, things.draw_person, edge + outward * rng.between(0.4, walk - 0.2), z)
+                z = rng.uniform(4.5, 22)
+                self.add(z, things.draw_person, edge + outward * rng.uniform(0.4, walk - 0.2), z)
             if rng.chance(0.3):
-                z, wheels = rng.between(5, 16), things.BICYCLE if rng.chance(0.65) else things.MOTORCYCLE
-                self.add(z, things.draw_two_wheeler, edge + outward * 0.5, z, wheels, False, rng.between(0.5, 1.0))
+                z, wheels = rng.uniform(5, 16), things.BICYCLE if rng.chance(0.65) else things.MOTORCYCLE
+                self.add(z, things.draw_two_wheeler, edge + outward * 0.5, z, wheels, False, rng.uniform(0.5, 1.0))
 
     def add_traffic(self) -> None:
         """Add vehicles on the lanes, at the curb and on the crossing, riders, crossing pedestrians, the odd tram."""
         rng, highway, left, right, lane = self.rng, self.highway, self.left, self.right, self.lane
-        parking, crossing, busy = self.parking, self.crossing, rng.between(0.1, 0.75)
+        parking, crossing, busy = self.parking, self.crossing, rng.uniform(0.1, 0.75)
         tram = not highway and rng.chance(0.1)
         lanes = [(-lane * (i + 1), True) for i in range(2) if -lane * (i + 1) > left]
         lanes += [(lane * i, False) for i in range(2) if lane * i < right - 0.8 * lane]
         for i, (x, oncoming) in enumerate(lanes):
             if tram and oncoming and i == 0:
-                z = rng.between(6, 18)
+                z = rng.uniform(6, 18)
                 self.add(z, things.draw_box_vehicle, x, z, things.TRAIN, True)
                 continue
-            z = rng.between(5.5, 14) if x else rng.between(7, 16)  # none on our own bonnet
+            z = rng.uniform(5.5, 14) if x else rng.uniform(7, 16)  # none on our own bonnet
             while z < 95:
                 if rng.chance(busy):
-                    z += self.add_vehicle(x + rng.between(-0.25, 0.25), z, oncoming, 0.26 if highway else 0.15)
-                z += rng.between(4, 16)
+                    z += self.add_vehicle(x + rng.uniform(-0.25, 0.25), z, oncoming, 0.26 if highway else 0.15)
+                z += rng.uniform(4, 16)
         if parking > 1:
             for x, oncoming in ((left + 1.1, True), (right - 1.1, False)):
-                z, full = rng.between(3.5, 9), rng.between(0.2, 0.95)
+                z, full = rng.uniform(3.5, 9), rng.uniform(0.2, 0.95)
                 while z < 70:
                     if self.is_free(z, z + 5, before=4) and rng.chance(full):
                         z += self.add_vehicle(x, z, oncoming, 0.04)
                     else:
                         z += 4.5
-                    z += rng.between(0.7, 1.6)
+                    z += rng.uniform(0.7, 1.6)
         if crossing:
             for way in (0.25, 0.75):
-                for x in self.along(rng.between(-16, 4), 16, lambda: rng.between(5, 11)):
+                for x in self.along(rng.uniform(-16, 4), 16, lambda: rng.uniform(5, 11)):
                     if rng.chance(0.3 * busy):
                         z = crossing + way * 2.4 * lane
                         self.add(z, things.draw_car_across, x, z)
             for _ in range(int(rng.random() * 3.4)):
-                z = crossing - rng.between(0.4, 2.4)
-                self.add(z, things.draw_person, rng.between(left, right), z)
+                z = crossing - rng.uniform(0.4, 2.4)
+                self.add(z, things.draw_person, rng.uniform(left, right), z)
         for _ in range(int(rng.random() * (1.8 if highway else 3.8))):
             wheels = things.MOTORCYCLE if highway or rng.chance(0.35) else things.BICYCLE
-            z = rng.between(5, 20)
-            x = rng.pick((right - parking - 0.2, left + parking + 0.2, 0.9 * lane)) + rng.between(-0.5, 0.3)
-            self.add(z, things.draw_two_wheeler, x, z, wheels, True, rng.between(0.05, 0.7))
+            z = rng.uniform(5, 20)
+            x = rng.pick((right - parking - 0.2, left + parking + 0.2, 0.9 * lane)) + rng.uniform(-0.5, 0.3)
+            self.add(z, things.draw_two_wheeler, x, z, wheels, True, rng.uniform(0.05, 0.7))
 
     def add_vehicle(self, x: float, z: float, oncoming: bool, heavy: float) -> float:
         """Add a vehicle, a bus or truck with the chance `heavy`; return its length."""

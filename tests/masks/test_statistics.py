@@ -23,8 +23,8 @@ from semseg_diffusers.masks.statistics.counts import (
     heat_maps,
     unknown_share,
 )
-from semseg_diffusers.masks.statistics.figure import log_position, plot_statistics
-from semseg_diffusers.masks.statistics.page import write_statistics_page
+from semseg_diffusers.masks.statistics.figure import plot_statistics
+from semseg_diffusers.masks.statistics.stats import log_position, write_statistics_page
 from semseg_diffusers.masks.statistics.underrepresented import RULES, underrepresented_classes
 
 
@@ -138,12 +138,13 @@ def test_heat_grid_never_has_more_cells_than_pixels(size):
     grid = heat_grid(*size)
     assert max(grid) <= 32
     assert all(1 <= cells <= side for cells, side in zip(grid, size, strict=True))
+    assert (heat_grid(720, 1280), heat_grid(16, 32)) == ((18, 32), (16, 32))
 
 
 def test_group_statistics_are_those_of_its_masks():
     weather = ["rainy", "clear", None, "clear"]
     masks = [MASKS[0], MASKS[1], MASKS[0], MASKS[1]]
-    statistics = collect(masks, attributes={"weather": weather, "camera": ["a"] * 4})
+    statistics = collect(masks, attributes={"weather": weather, "camera": ["a"] * 4, "file": list("1234")})
     assert statistics.groups == [("weather", "clear"), ("weather", "not given"), ("weather", "rainy")]
     alone = collect([MASKS[1], MASKS[1]])
     assert class_figures(statistics, ("weather", "clear")) == class_figures(alone)

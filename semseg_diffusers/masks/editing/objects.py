@@ -99,7 +99,9 @@ class MaskObject:
             return self
         present = np.unique(self.ids[self.shape])
         layers = [~self.shape, *((self.ids == i) & self.shape for i in present)]
-        cover = np.stack([_cover(layer, height, width) for layer in layers])  # (1 + classes, h', w')
+        how = Image.Resampling.BILINEAR if height > self.height else Image.Resampling.BOX
+        resized = [Image.fromarray(layer.astype(np.float32)).resize((width, height), how) for layer in layers]
+        cover = np.stack([np.asarray(share) for share in resized])  # (1 + classes, h', w') in [0, 1]
         inside = cover[1:].sum(axis=0) >= 0.5
         boxes = ndimage.find_objects(inside.astype(np.uint8))
         if not boxes:
@@ -110,13 +112,6 @@ class MaskObject:
         middle = self.left + (self.width - 1) / 2
         scaled = replace(self, ids=ids, shape=inside[boxes[0]])
         return scaled.at(self.bottom, round(middle - (scaled.width - 1) / 2))
-
-
-def _cover(layer: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Return the share of each new pixel that a bool layer (h, w) covers: (height, width) float32 in [0, 1]."""
-    enlarged = height > layer.shape[0]
-    how = Image.Resampling.BILINEAR if enlarged else Image.Resampling.BOX
-    return np.asarray(Image.fromarray(layer.astype(np.float32)).resize((width, height), how))
 
 
 def objects_of(ids: np.ndarray, street: Street, classes: Iterable[int] | None = None) -> list[MaskObject]:
@@ -162,7 +157,5 @@ def object_at(ids: np.ndarray, street: Street, row: int, column: int) -> MaskObj
     if ids[row, column] == street.labels.ignore_index:
         raise ValueError(f"the pixel at row {row}, column {column} is unknown (ignored); expected one with a class.")
     group = street.group == street.group[ids[row, column]]
-    for entry in objects_of(ids, street, np.flatnonzero(group[: street.labels.num_classes])):
-        if entry.pixels(ids.shape)[row, column]:
-            return entry
-    raise AssertionError("a known pixel belongs to a component of its class")
+    found = objects_of(ids, street, np.flatnonzero(group[: street.labels.num_classes]))
+    return next(entry for entry in found if entry.pixels(ids.shape)[row, column])

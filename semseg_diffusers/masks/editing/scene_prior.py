@@ -89,17 +89,16 @@ def fit_scene_prior(masks: Iterable[tuple[str, np.ndarray]], street: Street) -> 
                 row, height = (entry.bottom + 1) / ids.shape[0], entry.height / ids.shape[0]
                 complete[entry.class_id].append(SourceObject(entry, name, row, height, kind))
     examples = {
-        class_id: (np.array([source.row for source in sources]), np.array([source.height for source in sources]))
-        for class_id, sources in complete.items()
+        class_id: (np.array([one.row for one in found]), np.array([one.height for one in found]))
+        for class_id, found in complete.items()
     }
     height_models = fit_height_models(examples, street)
     sources: dict[int, list[SourceObject]] = {class_id: [] for class_id in street.things}
     for class_id, model in height_models.items():
         for source in complete[class_id]:
-            if source.row > model.horizon:
-                relative_height = float(source.height / model.height(source.row))
-                if model.spread[0] <= relative_height <= model.spread[1]:
-                    sources[class_id].append(replace(source, relative_height=relative_height))
+            relative = float(source.height / model.height(source.row)) if source.row > model.horizon else 0.0
+            if model.spread[0] <= relative <= model.spread[1]:
+                sources[class_id].append(replace(source, relative_height=relative))
     ground = {}
     for class_id, thing in street.things.items():  # observed counts plus pseudo-counts
         counts = Counter(source.ground for source in sources[class_id])
@@ -109,11 +108,10 @@ def fit_scene_prior(masks: Iterable[tuple[str, np.ndarray]], street: Street) -> 
 
 
 def fit_height_models(examples: Mapping[int, tuple[np.ndarray, np.ndarray]], street: Street) -> dict[int, HeightModel]:
-    """Fit a line to the heights of each class of things.
+    """Fit a line to the heights of each class of things, if any has enough of them.
 
-    A class with `MIN_OBJECTS` objects has its own line; one with `MIN_OBJECTS_FOR_SLOPE` its own slope from the
-    horizon of the others; one with fewer takes the slope of the others, scaled by its usual height in metres.
-    `examples` are class id -> contact rows and heights, (N,) each. Returns nothing if no class has enough objects.
+    `examples` are class id -> contact rows and heights, (N,) each. With fewer than `MIN_OBJECTS` the horizon is that
+    of the others; with fewer than `MIN_OBJECTS_FOR_SLOPE` the slope too, scaled by the usual height in metres.
     """
     fits = ((class_id, _theil_sen(rows, heights)) for class_id, (rows, heights) in examples.items())
     lines = {class_id: line for class_id, line in fits if line is not None}
@@ -146,17 +144,14 @@ def fit_height_models(examples: Mapping[int, tuple[np.ndarray, np.ndarray]], str
 
 
 def _theil_sen(rows: np.ndarray, heights: np.ndarray) -> tuple[float, float] | None:
-    """Return slope and horizon of the robust line; None for few objects, or heights that grow from no horizon.
-
-    `scipy.stats.theilslopes` compares all pairs; here pairs of nearly equal rows, which say little, do not count.
-    """
+    """Return slope and horizon of the robust line; None for few objects, or heights that grow from no horizon."""
     if len(rows) < MIN_OBJECTS:
         return None
     if len(rows) > MAX_OBJECTS:
         chosen = np.linspace(0, len(rows) - 1, MAX_OBJECTS).round().astype(int)
         rows, heights = rows[chosen], heights[chosen]
     first, second = np.triu_indices(len(rows), k=1)
-    apart = np.abs(rows[first] - rows[second]) >= MIN_ROW_DISTANCE
+    apart = np.abs(rows[first] - rows[second]) >= MIN_ROW_DISTANCE  # nearly equal rows say little
     if not apart.any():
         return None
     first, second = first[apart], second[apart]

@@ -55,12 +55,7 @@ class MaskStatistics:
 
 
 def count_edges(ids: np.ndarray, num_classes: int) -> np.ndarray:
-    """Count the pixels of each class, (C,) int64, next to another class or unknown in a mask (H, W) of ids.
-
-    Example:
-        >>> count_edges(np.array([[0, 0, 0, 1]], dtype=np.uint8), num_classes=2).tolist()
-        [1, 1]
-    """
+    """Count the pixels of each class, (C,) int64, next to another class or unknown in a mask (H, W) of ids."""
     at_edge = np.zeros(ids.shape, dtype=bool)
     across, down = ids[:, 1:] != ids[:, :-1], ids[1:] != ids[:-1]
     at_edge[:, 1:] |= across
@@ -71,12 +66,7 @@ def count_edges(ids: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def heat_grid(height: int, width: int) -> tuple[int, int]:
-    """Return rows and columns of a heat map: `LONG_SIDE` square cells along the longer side, none below a pixel.
-
-    Example:
-        >>> heat_grid(128, 128), heat_grid(720, 1280), heat_grid(16, 32)
-        ((32, 32), (18, 32), (16, 32))
-    """
+    """Return rows and columns of a heat map: `LONG_SIDE` square cells along the longer side, none below a pixel."""
     cell = max(height, width) / LONG_SIDE
     return max(1, min(height, round(height / cell))), max(1, min(width, round(width / cell)))
 
@@ -98,7 +88,7 @@ def collect_statistics(
         read: returns the class ids, (H, W) uint8, of mask 0, 1, ...; such as `PairDataset.mask`.
         num_masks: number of masks, 1 or more.
         labels: their classes.
-        attributes: text columns, one value per mask; see `grouping_attributes`.
+        attributes: text columns, one value per mask; those with 2 to `MAX_GROUP_VALUES` values group the masks.
         num_workers: threads; most of the work releases the GIL.
         progress: show a progress bar on stderr.
 
@@ -110,7 +100,11 @@ def collect_statistics(
     """
     if num_masks < 1:
         raise ValueError("expected at least one mask; got none.")
-    values = grouping_attributes(attributes or {}, num_masks)
+    values = {}
+    for name, given in (attributes or {}).items():
+        column = tuple(value or NOT_GIVEN for value in given)
+        if 2 <= len(set(column)) <= min(MAX_GROUP_VALUES, num_masks - 1):
+            values[name] = column
     rows, columns = heat_grid(*read(0).shape)
     groups: list[Group | None] = [None]
     for name, column in values.items():
@@ -162,20 +156,6 @@ def _in_threads(work: Callable[[int], object], count: int, num_workers: int, pro
         parts = (pool.map(work, range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK))
         results = itertools.chain.from_iterable(parts)
         yield from progress_bar(results, total=count, desc="counting", unit="mask", disable=not progress)
-
-
-def grouping_attributes(attributes: Mapping[str, Sequence[str | None]], num_masks: int) -> dict[str, tuple[str, ...]]:
-    """Return the columns that group masks: 2 to `MAX_GROUP_VALUES` distinct values, fewer than masks.
-
-    Example:
-        >>> columns = {"weather": ["rainy", None, "rainy"], "camera": ["a", "a", "a"], "file": ["1", "2", "3"]}
-        >>> grouping_attributes(columns, num_masks=3)
-        {'weather': ('rainy', 'not given', 'rainy')}
-    """
-    named = {name: tuple(value or NOT_GIVEN for value in column) for name, column in attributes.items()}
-    return {
-        name: column for name, column in named.items() if 2 <= len(set(column)) <= min(MAX_GROUP_VALUES, num_masks - 1)
-    }
 
 
 @dataclass(frozen=True)

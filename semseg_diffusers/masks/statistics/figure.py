@@ -3,7 +3,6 @@
 The bars correspond to figure 9 of the paper, on a logarithmic scale, so that rare classes are visible.
 """
 
-import math
 from typing import Any
 
 import numpy as np
@@ -26,15 +25,7 @@ RED, GREY, GRID = "#c81e1e", "#6e6e74", "#d6d6dc"
 
 
 def plot_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
-    """Plot bars of pixel and image shares, numbers of objects, and a heat map of each class.
-
-    Args:
-        statistics: from `collect_statistics`.
-        title: headline.
-
-    Returns:
-        RGB image, `WIDTH` pixels wide.
-    """
+    """Plot bars of pixel and image shares, numbers of objects, and a heat map of each class, `WIDTH` pixels wide."""
     labels = statistics.labels
     figures = class_figures(statistics)
     order = sorted(range(labels.num_classes), key=lambda index: -figures[index].pixel_share)
@@ -67,16 +58,6 @@ def plot_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
     return figure_image(figure)
 
 
-def log_position(share: float) -> float:
-    """Return the position of a share on the logarithmic scale of the bars: 0 up to `LOWEST`, 1 for all.
-
-    Example:
-        >>> log_position(1.0), log_position(1e-5), log_position(0.0), round(log_position(0.1), 3)
-        (1.0, 0.0, 0.0, 0.8)
-    """
-    return 1 - math.log(max(share, LOWEST)) / math.log(LOWEST)
-
-
 def heat_image(heat: np.ndarray) -> Image.Image:
     """Return a heat map (rows, columns) as a P-mode image, one pixel per cell, the largest value the darkest."""
     from matplotlib import colormaps
@@ -98,22 +79,13 @@ def _plot_bars(pixels: Any, images: Any, labels: LabelSet, figures: list[ClassFi
         axes.set_axisbelow(True)
         axes.spines[:].set_visible(False)
     pixels.set_title("share of the labelled pixels", loc="left", fontsize=11)
-    pixels.set_xscale("log")
-    pixels.set_xlim(LOWEST, 4)
-    pixels.set_xticks(
-        [10.0**power for power in range(-5, 1)], [f"{10.0 ** (power + 2):g} %" for power in range(-5, 1)]
-    )
+    pixels.set(xscale="log", xlim=(LOWEST, 4))
+    powers = range(-5, 1)
+    pixels.set_xticks([10.0**power for power in powers], [f"{10.0 ** (power + 2):g} %" for power in powers])
     pixels.minorticks_off()
     pixels.axvline(RARE_SHARE, color=RED, linestyle="--", linewidth=1)
-    pixels.text(
-        RARE_SHARE,
-        len(figures),
-        f"rare: below {percent(RARE_SHARE)}",
-        color=RED,
-        fontsize=9,
-        ha="center",
-        bbox=NO_LINES,
-    )
+    rare = f"rare: below {percent(RARE_SHARE)}"
+    pixels.text(RARE_SHARE, len(figures), rare, color=RED, fontsize=9, ha="center", bbox=NO_LINES)
     pixels.set_yticks(rows, [_shorten(row.name) for row in figures], parse_math=False)
     pixels.set_ylim(len(figures) + 0.1, -0.6)
     images.set_title("share of the images", loc="left", fontsize=11)

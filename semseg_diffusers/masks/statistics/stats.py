@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,25 @@ from semseg_diffusers.masks.statistics.counts import (
     heat_maps,
     unknown_share,
 )
-from semseg_diffusers.masks.statistics.figure import plot_statistics
-from semseg_diffusers.masks.statistics.page import write_statistics_page
-from semseg_diffusers.masks.statistics.underrepresented import RULES, UnderrepresentedClass, underrepresented_classes
+from semseg_diffusers.masks.statistics.figure import LOWEST, heat_image, plot_statistics
+from semseg_diffusers.masks.statistics.underrepresented import (
+    RARE_SHARE,
+    RULES,
+    UnderrepresentedClass,
+    underrepresented_classes,
+)
+from semseg_diffusers.reports.render import percent, write_page
 from semseg_diffusers.utils.files import package_version, write_text, written_beside
 from semseg_diffusers.utils.images import save_png
+
+
+TICKS = (LOWEST, 0.01, 1.0)  # shares labelled above the bars of the page
+MAX_SIZES = 5  # sizes of masks that the page lists
+
+
+def log_position(share: float) -> float:
+    """Return where a share is on the logarithmic scale of the bars, in percent: 0 up to `LOWEST`, 100 for all."""
+    return round(100 * (1 - math.log(max(share, LOWEST)) / math.log(LOWEST)), 2)
 
 
 def statistics_record(
@@ -53,13 +68,54 @@ def statistics_record(
     }
 
 
-def save_arrays(path: Path, statistics: MaskStatistics, stems: list[str]) -> None:
-    """Write `stats.npz`: `heat` and `heat:ATTRIBUTE=VALUE` (C, rows, columns), `pixels` (N, C + 1), `stems` (N,)."""
-    heat = {"heat": heat_maps(statistics)}
-    heat |= {f"heat:{name}={value}": heat_maps(statistics, (name, value)) for name, value in statistics.groups}
-    arrays: dict[str, Any] = {name: values.astype(np.float32) for name, values in heat.items()}
-    with written_beside(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, pixels=statistics.pixels, stems=np.array(stems), **arrays)
+def write_statistics_page(
+    path: Path, statistics: MaskStatistics, underrepresented: list[UnderrepresentedClass], name: str
+) -> None:
+    """Write the page: underrepresented classes with their reasons, then all statistics; `name` is for the title."""
+    labels = statistics.labels
+    by_share = sorted(enumerate(class_figures(statistics)), key=lambda item: -item[1].pixel_share)
+    conditions: dict[str, list[dict]] = {attribute: [] for attribute in statistics.attributes}
+    for group in statistics.groups:
+        figures = {row.name: row for row in class_figures(statistics, group)}
+        masks = int(statistics.members(group).sum())
+        conditions[group[0]].append({"value": group[1], "masks": masks, "figures": figures})
+    lead = f"{len(statistics.pixels)} masks, {labels.num_classes} classes. "
+    if underrepresented:
+        names = ", ".join(entry.name for entry in underrepresented)
+        lead += f"A model trained on them is likely to be weak on {names}."
+    else:
+        lead += "By the rules below no class is too rare, too small or too one-sided to be learned."
+    heat = heat_maps(statistics)
+    sizes = [f"{height} x {width} ({count} masks)" for (height, width), count in sorted(statistics.frames.items())]
+    if len(sizes) > MAX_SIZES:
+        sizes[MAX_SIZES:] = [f"and {len(sizes) - MAX_SIZES} more"]
+    rows, columns = heat.shape[1:]
+    write_page(
+        path,
+        "statistics.html.j2",
+        name=name,
+        lead=lead,
+        version=package_version(),
+        underrepresented=underrepresented,
+        rules=RULES,
+        colors=dict(zip(labels.names, labels.colors, strict=True)),
+        classes=[(row, log_position(row.pixel_share)) for _, row in by_share],
+        ticks=[(log_position(share), f"{100 * share:g} %") for share in TICKS],
+        rare_share=RARE_SHARE,
+        rare_position=log_position(RARE_SHARE),
+        heat_maps=[
+            (row.name, heat_image(heat[index]), percent(float(heat[index].max())))
+            for index, row in by_share
+            if row.pixels
+        ],
+        conditions=conditions,
+        counts={
+            "masks": f"{len(statistics.pixels)}",
+            "sizes": f"{', '.join(sizes)}, height x width",
+            "unknown pixels": f"{percent(unknown_share(statistics))} of all; excluded from all other numbers",
+            "cells of a heat map": f"{rows} x {columns}",
+        },
+    )
 
 
 def describe(statistics: MaskStatistics, name: str) -> str:
@@ -91,7 +147,13 @@ def run(settings: StatsSettings) -> None:
     output.mkdir(parents=True, exist_ok=True)
     record = statistics_record(statistics, underrepresented, settings.dataset, settings.split)
     write_text(output / "stats.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    save_arrays(output / "stats.npz", statistics, pairs.stems)
+    groups: dict[str, Group | None] = {"heat": None} | {
+        f"heat:{key}={value}": (key, value) for key, value in statistics.groups
+    }
+    arrays: dict[str, Any] = {key: heat_maps(statistics, group).astype(np.float32) for key, group in groups.items()}
+    with written_beside(output / "stats.npz") as temporary, temporary.open("wb") as file:
+        # heat maps (C, rows, columns), pixels (N, C + 1), stems (N,)
+        np.savez_compressed(file, pixels=statistics.pixels, stems=np.array(pairs.stems), **arrays)
     name = f"{Path(settings.dataset).name} ({settings.split})"
     save_png(output / "stats.png", plot_statistics(statistics, describe(statistics, name)))
     write_statistics_page(output / "index.html", statistics, underrepresented, name)

@@ -70,17 +70,16 @@ def underrepresented_classes(statistics: MaskStatistics) -> list[Underrepresente
 
 
 def _reasons(figures: ClassFigures) -> list[Reason]:
+    """Return the rules, but for that on conditions, that a class falls under."""
     if figures.pixels == 0:
         return [Reason("never seen", "no pixel in any mask")]
-    reasons = []
-    if figures.pixel_share < RARE_SHARE:
-        reasons.append(Reason("rare", f"{figures.pixel_share:.2%} of the labelled pixels"))
-    if figures.images < FEW_IMAGES:
-        reasons.append(Reason("few images", f"in {figures.images} images ({figures.image_share:.0%})"))
-    if figures.typical_object < SMALL_OBJECT:
-        reasons.append(Reason("small", f"half of its pixels in objects below {figures.typical_object:.0f} pixels"))
-    if figures.edge_share >= EDGE_SHARE:
-        reasons.append(Reason("thin", f"{figures.edge_share:.0%} of its pixels beside another class"))
-    if figures.spread < SPREAD:
-        reasons.append(Reason("one place", f"spreads over {figures.spread:.0%} of the frame"))
-    return reasons
+    share, images, size = figures.pixel_share, figures.images, figures.typical_object
+    edges, spread = figures.edge_share, figures.spread
+    checks = (
+        ("rare", share < RARE_SHARE, f"{share:.2%} of the labelled pixels"),
+        ("few images", images < FEW_IMAGES, f"in {images} images ({figures.image_share:.0%})"),
+        ("small", size < SMALL_OBJECT, f"half of its pixels in objects below {size:.0f} pixels"),
+        ("thin", edges >= EDGE_SHARE, f"{edges:.0%} of its pixels beside another class"),
+        ("one place", spread < SPREAD, f"spreads over {spread:.0%} of the frame"),
+    )
+    return [Reason(rule, text) for rule, applies, text in checks if applies]
