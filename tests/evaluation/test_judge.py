@@ -31,7 +31,7 @@ from semseg_diffusers.evaluation.metrics import (
 )
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.evaluation.segmentation.networks import new_network
-from semseg_diffusers.evaluation.segmentation.settings import MOBILEVIT_PROCESSOR, SEGFORMER_PROCESSOR
+from semseg_diffusers.evaluation.segmentation.settings import ARCHITECTURES
 from semseg_diffusers.evaluation.settings import DEFAULT_SEGMENTER
 
 
@@ -40,6 +40,8 @@ CITYSCAPES = LabelSet.from_preset("cityscapes")
 FOUR = LabelSet(("sky", "car", "truck", "tree"), tuple((i, 0, 0) for i in range(1, 5)))
 LION = LabelSet(("sky", "car", "lion"), ((70, 130, 180), (0, 0, 142), (9, 9, 9)))
 CLASSES = {"id2label": CITYSCAPES.id2label, "label2id": CITYSCAPES.label2id}
+SEGFORMER_PROCESSOR = ARCHITECTURES["segformer-mini"].processor
+MOBILEVIT_PROCESSOR = ARCHITECTURES["mobilevit-deeplabv3"].processor
 MASK2FORMER_PROCESSOR = {
     **SEGFORMER_PROCESSOR,
     "image_processor_type": "Mask2FormerImageProcessor",

@@ -27,8 +27,6 @@ from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource, 
 from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing
 from semseg_diffusers.evaluation.segmentation.settings import (
     ARCHITECTURES,
-    MOBILEVIT_PROCESSOR,
-    SEGFORMER_PROCESSOR,
 )
 from semseg_diffusers.evaluation.segmentation.training import (
     LabelledImages,
@@ -41,6 +39,8 @@ from semseg_diffusers.toy.scenes import write_toy_dataset
 
 
 LABELS = LabelSet(("road", "sky", "car"), ((128, 64, 128), (70, 130, 180), (0, 0, 142)))
+SEGFORMER_PROCESSOR = ARCHITECTURES["segformer-mini"].processor
+MOBILEVIT_PROCESSOR = ARCHITECTURES["mobilevit-deeplabv3"].processor
 MINI = Preprocessing.from_processor({**SEGFORMER_PROCESSOR, "size": {"height": 16, "width": 16}})
 
 

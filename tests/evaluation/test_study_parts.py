@@ -11,7 +11,7 @@ from helpers.study_place import change_rows, write_scenes_as_generated
 from scipy.stats import ttest_rel
 
 from semseg_diffusers.evaluation.segmentation.networks import new_network
-from semseg_diffusers.evaluation.segmentation.settings import SEGFORMER_PROCESSOR
+from semseg_diffusers.evaluation.segmentation.settings import ARCHITECTURES
 from semseg_diffusers.evaluation.study.pools import (
     base_weights,
     check_amounts,
@@ -142,7 +142,7 @@ def test_all_arms_share_the_class_weights(place):
     real, synthetic = (training_pairs(Training(*variant, 0), data) for variant in (("real", None), ("synthetic", 2.0)))
     assert torch.equal(real.class_weights(), synthetic.class_weights())
     assert len(synthetic) == 12
-    item = data.generated[shuffled_order(data.generated.names, 0)[0]]
+    item = data["generated"][shuffled_order(data["generated"].names, 0)[0]]
     image, mask = synthetic.batch([0])
     assert torch.equal(image[0], item["image"])
     assert torch.equal(mask[0], item["mask"].long())
@@ -278,7 +278,7 @@ def test_arms_are_compared_with_real_images_and_baselines():
 
 def leaks(settings: StudySettings) -> list[str]:
     data = load_data(settings)
-    return find_leaks(settings, data, {name: image_digests(pairs) for name, pairs in data.sets.items()})
+    return find_leaks(settings, data, {name: image_digests(pairs) for name, pairs in data.items()})
 
 
 def test_a_clean_study_has_no_leaks(place):
@@ -327,8 +327,8 @@ def refused(settings: StudySettings) -> list[str]:
 
 def test_the_network_that_filtered_cannot_be_the_base_model(place, tmp_path):
     data = load_data(settings_of(place))
-    network = new_network("segformer-mini", data.real.labels, seed=1)
-    save_network(tmp_path / "segmenter", network, SEGFORMER_PROCESSOR)
+    network = new_network("segformer-mini", data["real"].labels, seed=1)
+    save_network(tmp_path / "segmenter", network, ARCHITECTURES["segformer-mini"].processor)
     filtered = write_scenes_as_generated(tmp_path / "filtered", 6, SIZE)
     (filtered / "filter.json").write_text(json.dumps({"segmenter_sha256": weights_hash(network.state_dict())}))
     settings = {"filtered": str(filtered), "base_model": str(tmp_path / "segmenter")}

@@ -25,16 +25,15 @@ from semseg_diffusers.evaluation.filtering.losses import (
     losses_key,
 )
 from semseg_diffusers.evaluation.filtering.output import (
+    MOVES,
     PAGE_FILE,
+    READ,
     check_output,
-    exclusive_filter,
-    generation_hash,
     image_digest,
     publish,
     read_generated,
     store_mask,
     stored_note,
-    write_record,
 )
 from semseg_diffusers.evaluation.filtering.rules import (
     FILTER_FILE,
@@ -49,7 +48,9 @@ from semseg_diffusers.evaluation.inputs import ImageSet, check_one_size, generat
 from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.model import DTYPES
+from semseg_diffusers.generation.output_folder import is_temporary, sole_run
 from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.files import hash_json, write_json
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def filter_dataset(
         **{field.name: getattr(settings, field.name) for field in fields(FilterSettings)},
         "segmenter_sha256": segmenter.weights_sha256,
         "class_losses": key,  # of the segmenter, its input size and the real images
-        "images": generation_hash(generation),
+        "images": hash_json({name: value for name, value in generation.items() if name not in MOVES})[:16],
     }
     check_output(output, generated, recorded)
     losses = find_class_losses(output if class_losses is None else class_losses, key)
@@ -135,7 +136,10 @@ def filter_dataset(
             "segmenter on these images. Give a folder that was filtered with both, or omit the option to compute them."
         )
 
-    with exclusive_filter(output):
+    with sole_run(output, "filtering into"):
+        for path in filter(is_temporary, (output / READ).glob("*")):
+            path.unlink(missing_ok=True)
+
         # 2. Mean losses of each class on real images, and thresholds from them
         losses = losses or compute_class_losses(reader, real.pairs, key)
         thresholds = losses.thresholds(settings.tolerance_margin, settings.keep_unchecked)
@@ -149,7 +153,8 @@ def filter_dataset(
             "real": real.name,
             "class_losses": asdict(losses),
         }
-        write_record(output, record)
+        write_json(output / FILTER_FILE, record)  # first: it marks the folder as ours
+        (output / READ).mkdir(exist_ok=True)
         reference = None
         if real.reference is not None:
             reference = {"name": real.reference_name, **kept_share_on_real(reader, real.reference, thresholds)}
@@ -176,7 +181,7 @@ def filter_dataset(
         examples = choose_examples(scored, reasons, seed)
         pictures = example_pictures(examples, images, segmenter, thresholds)
         write_filter_page(output / PAGE_FILE, record, scored, reasons, examples, pictures, labels)
-        write_record(output, record)
+        write_json(output / FILTER_FILE, record)
     return record
 
 
@@ -303,18 +308,13 @@ def run(settings: FilterCommandSettings) -> int:
         seed=settings.seed,
         show_progress=True,
     )
-    sys.stdout.write(_summary(record, settings.output))
-    return 0 if record["results"]["num_kept"] else 1
-
-
-def _summary(record: dict[str, Any], output: str) -> str:
-    """Return what was kept, and the paths of the output."""
-    results, reference = record["results"], record["reference"]
+    results, of_real = record["results"], record["reference"]
     text = f"{results['num_kept']} of {results['num_images']} images kept"
     dropped = [f"{count} {reason}" for reason, count in results["num_dropped"].items() if count]
     text += f" (dropped: {', '.join(dropped)})" if dropped else ""
     if results["kept_share"] is not None:
         text += f"; {100 * results['kept_share']:.1f} % of the labelled pixels keep their label"
-    if reference is not None and reference["kept_share"] is not None:
-        text += f", of real images {100 * reference['kept_share']:.1f} %"
-    return f"{text}\n{output}, page: {output}/{PAGE_FILE}\n"
+    if of_real is not None and of_real["kept_share"] is not None:
+        text += f", of real images {100 * of_real['kept_share']:.1f} %"
+    sys.stdout.write(f"{text}\n{settings.output}, page: {settings.output}/{PAGE_FILE}\n")
+    return 0 if results["num_kept"] else 1

@@ -10,7 +10,7 @@ from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import STRIPE, UNKNOWN
-from semseg_diffusers.evaluation.filtering.losses import ClassLosses, read_batch
+from semseg_diffusers.evaluation.filtering.losses import ClassLosses
 from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, REASONS, Scored, filter_ids
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.segmentation.judge import Judge
@@ -96,7 +96,7 @@ def example_pictures(
     labels, pictures = images.labels, {}
     for name in {name: None for names in examples for name in names}:
         image, mask = images.image(index_of[name]), images.mask(index_of[name])
-        ids, losses = next(iter(read_batch(segmenter, [image], [mask])))
+        ids, losses = mask.numpy(), segmenter.losses(image[None], mask[None])[0].numpy()
         filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
         losses_shown = loss_map(ids, losses, thresholds)
         pictures[name] = [labels.decode(ids), to_image(image), labels.decode(filtered), losses_shown]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ PairOf = Callable[[int], Mapping[str, torch.Tensor]]  # index -> `image` uint8 (
 
 @dataclass(frozen=True)
 class LossReader:
-    """Reads pairs with the network that filters."""
+    """Computes the losses of pairs under the network that filters."""
 
     segmenter: Judge
     batch_size: int = 8
@@ -76,8 +76,8 @@ class LossReader:
         with progress_bar(total=len(indices), desc=title, unit="image", disable=not self.show_progress) as bar:
             for start in range(0, len(indices), self.batch_size):
                 pairs = [pair_of(index) for index in indices[start : start + self.batch_size]]
-                images, masks = ([pair[name] for pair in pairs] for name in ("image", "mask"))
-                yield from read_batch(self.segmenter, images, masks)
+                images, ids = (torch.stack([pair[name] for pair in pairs]) for name in ("image", "mask"))
+                yield from zip(ids.numpy(), self.segmenter.losses(images, ids).numpy(), strict=True)
                 bar.update(len(pairs))
 
     def filter(
@@ -107,11 +107,7 @@ def losses_key(segmenter: Judge, dtype: torch.dtype, pairs: PairDataset) -> str:
 
 
 def compute_class_losses(reader: LossReader, pairs: PairDataset, key: str) -> ClassLosses:
-    """Compute the mean class losses on all images of a split; `key` is from `losses_key`.
-
-    Raises:
-        ValueError: no pixel has a class that the network knows.
-    """
+    """Compute the mean class losses on all images of a split; `key` is from `losses_key`."""
     num_classes = pairs.labels.num_classes
     total, count = np.zeros(num_classes), np.zeros(num_classes, np.int64)
     for ids, losses in reader.read(pairs.__getitem__, range(len(pairs)), "real images"):
@@ -136,10 +132,7 @@ def find_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses | None
 
 
 def kept_share_on_real(reader: LossReader, pairs: PairDataset, thresholds: np.ndarray) -> dict[str, Any]:
-    """Measure what the rule keeps of real labels, on at most `MAX_REFERENCES` evenly spaced images.
-
-    Returns `num_photos`, the shares of `kept_shares`, and the `least_kept_share` of an image, or None.
-    """
+    """Measure what the rule keeps of real labels, on at most `MAX_REFERENCES` evenly spaced images."""
     count = min(len(pairs), MAX_REFERENCES)
     indices = [index * len(pairs) // count for index in range(count)]
     found = reader.filter(pairs.__getitem__, indices, thresholds, "reference images")
@@ -150,10 +143,7 @@ def kept_share_on_real(reader: LossReader, pairs: PairDataset, thresholds: np.nd
 
 
 def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict[str, Any]:
-    """Return `kept_share` of all labelled pixels (None without any), and `kept_share_by_class` of classes present.
-
-    `before` and `after` are the labelled pixels of each class (num_classes,).
-    """
+    """Return the shares kept, from the labelled pixels of each class (num_classes,) before and after filtering."""
     return {
         "kept_share": round(float(after.sum() / before.sum()), 6) if before.sum() else None,
         "kept_share_by_class": {
@@ -162,12 +152,3 @@ def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict
             if before[label]
         },
     }
-
-
-def read_batch(
-    segmenter: Judge, images: Iterable[torch.Tensor], masks: Iterable[torch.Tensor]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield ids and losses of images (3, H, W) and masks (H, W), each as an array (H, W)."""
-    ids = torch.stack(list(masks))
-    losses = segmenter.losses(torch.stack(list(images)), ids)  # (B, H, W)
-    return zip(ids.numpy(), losses.numpy(), strict=True)

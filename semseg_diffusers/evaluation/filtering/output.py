@@ -4,13 +4,12 @@
 `filter.json`, `filter.html`. Each filtered mask stores its scores, from which an interrupted run resumes.
 """
 
-import contextlib
 import filecmp
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,9 @@ from PIL.PngImagePlugin import PngInfo
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, read_filter
-from semseg_diffusers.generation.output_folder import in_order, is_temporary, read_metadata, sole_run, write_metadata
+from semseg_diffusers.generation.output_folder import in_order, is_temporary, read_metadata, write_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import hash_file, hash_json, read_json, write_json, write_text, written_beside
+from semseg_diffusers.utils.files import hash_file, read_json, write_json, write_text, written_beside
 from semseg_diffusers.utils.images import save_png
 
 
@@ -36,12 +35,7 @@ MOVES = ("model", "guide_model", "versions", "skipped", "near_copies")  # of gen
 
 
 def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows and the record of a folder written by `generate`.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: another kind of folder, or a filtered one.
-    """
+    """Return the rows and the record of a folder written by `generate`."""
     if not generated.is_dir():
         raise FileNotFoundError(f"there is no folder '{generated}'; --generated takes one written by `generate`.")
     missing = [name for name in (GENERATION_FILE, METADATA_FILE, LABELS_FILE) if not (generated / name).is_file()]
@@ -75,16 +69,8 @@ def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any
     return rows, read_json(generated / GENERATION_FILE)
 
 
-def generation_hash(record: Mapping[str, Any]) -> str:
-    """Hash the settings that images were generated with, independently of the model's location."""
-    return hash_json({name: value for name, value in record.items() if name not in MOVES})[:16]
-
-
 def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> None:
-    """Raise for an output folder with anything but images filtered with these settings, or inside the generated one.
-
-    `settings` is JSON of everything that the output depends on.
-    """
+    """Raise for a folder that holds anything but images filtered with these settings, or is inside `generated`."""
     ours, theirs = (Path(os.path.realpath(path)) for path in (output, generated))
     if ours == theirs or theirs in ours.parents or ours in theirs.parents:
         raise ValueError(
@@ -109,22 +95,6 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> 
     if different:
         shown = "; ".join(different)
         raise ValueError(f"--output '{output}' was filtered with other settings ({shown}). Choose another folder.")
-
-
-@contextlib.contextmanager
-def exclusive_filter(output: Path) -> Iterator[None]:
-    """Lock a folder for this process, and remove unfinished files of an earlier run."""
-    with sole_run(output, "filtering into"):
-        for path in (output / READ).glob("*"):
-            if is_temporary(path):
-                path.unlink(missing_ok=True)
-        yield
-
-
-def write_record(output: Path, record: Mapping[str, Any]) -> None:
-    """Write filter.json, which marks the folder as the filter's, and create the folder of filtered masks."""
-    (output / READ).mkdir(exist_ok=True)
-    write_json(output / FILTER_FILE, record)
 
 
 # Filtered masks ------------------------------------------------------------------------------------------------------
@@ -170,11 +140,7 @@ def publish(
     kept: list[dict[str, Any]],
     dropped: list[dict[str, Any]],
 ) -> None:
-    """Write the dataset from the filtered masks and copies of the images.
-
-    Its metadata list existing files only, at any moment. `generation` is the content of generation.json; `kept` and
-    `dropped` are rows of the metadata.
-    """
+    """Write the dataset from filtered masks and copies of the images; its metadata never list a missing file."""
     for row in kept:
         for key in ("image_file_name", "mask_file_name"):
             (output / row[key]).parent.mkdir(parents=True, exist_ok=True)

@@ -27,18 +27,7 @@ REASONS = {  # why images are dropped -> description on the page
 def filter_ids(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray, ignore_index: int) -> np.ndarray:
     """Set pixels to unknown whose loss exceeds the threshold of their class (FreeMask: margin times class mean).
 
-    Args:
-        ids: class ids (H, W), uint8.
-        losses: cross-entropy of each pixel (H, W), or NaN.
-        thresholds: of each class (num_classes,); infinity keeps all pixels of a class, NaN none.
-        ignore_index: the id of unknown pixels.
-
-    Returns:
-        uint8 (H, W).
-
-    Example:
-        >>> filter_ids(np.array([[0, 0, 1, 255]]), np.array([[0.1, 0.9, 0.9, np.nan]]), np.array([0.5, 1.0]), 255)
-        array([[  0, 255,   1, 255]], dtype=uint8)
+    A threshold of infinity keeps all pixels of a class, NaN none.
     """
     limit = np.full(256, np.nan)
     limit[: len(thresholds)] = thresholds
@@ -51,10 +40,6 @@ def mask_hardness(pixels: np.ndarray, class_losses: np.ndarray) -> float | None:
     """Return the mean class loss over the pixels of a mask (FreeMask); None if no pixel's class has one.
 
     `pixels` of each class in the mask, and their mean loss on real images, or NaN, are (num_classes,).
-
-    Example:
-        >>> mask_hardness(np.array([30, 10, 7]), np.array([0.1, 0.5, np.nan]))
-        0.2
     """
     known = np.isfinite(class_losses)
     total = pixels[known].sum()
@@ -62,23 +47,13 @@ def mask_hardness(pixels: np.ndarray, class_losses: np.ndarray) -> float | None:
 
 
 def ranks_of(hardness: Mapping[str, float | None]) -> dict[str, int]:
-    """Return the rank of each mask by hardness, 0 for the easiest; masks without one come first, ties go by name.
-
-    Example:
-        >>> ranks_of({"a": 0.7, "b": 0.2, "c": None})
-        {'c': 0, 'b': 1, 'a': 2}
-    """
+    """Return the rank of each mask by hardness, 0 for the easiest; masks without one come first, ties go by name."""
     order = sorted(hardness, key=lambda stem: (hardness[stem] is not None, hardness[stem] or 0.0, stem))
     return {stem: rank for rank, stem in enumerate(order)}
 
 
 def images_to_keep(rank: int, num_masks: int, num_images: int) -> int:
-    """Return how many of a mask's N images are kept: n = min(1 + round(rank / M * N), N) for M masks (FreeMask).
-
-    Example:
-        >>> [images_to_keep(rank, 5, 4) for rank in range(5)]
-        [1, 2, 3, 3, 4]
-    """
+    """Return how many of a mask's N images are kept: n = min(1 + round(rank / M * N), N) for M masks (FreeMask)."""
     return min(1 + round(rank / num_masks * num_images), num_images)
 
 
@@ -103,16 +78,9 @@ def reasons_to_drop(
 ) -> dict[str, str]:
     """Choose the images to drop; return name -> one of `REASONS`.
 
-    Args:
-        images: all of them.
-        minimum_kept: share of the labelled pixels that an image must keep.
-        ranks: of the masks by hardness, to keep more images of harder ones; None keeps all. The best images of a mask
-            keep the largest share, then have the lowest loss, then come first by name.
+    With `ranks` of the masks by hardness, harder ones keep more images: those that keep the largest share, then have
+    the lowest loss, then come first by name.
     """
-
-    def best_first(image: Scored) -> tuple[float, float, str]:
-        return -(image.kept_share or 0), np.inf if image.loss is None else image.loss, image.name
-
     reasons: dict[str, str] = {}
     of_mask: dict[str, list[Scored]] = {}
     for image in images:
@@ -123,18 +91,18 @@ def reasons_to_drop(
             reasons[image.name] = TOO_LITTLE_KEPT
     if ranks is not None:
         for stem, siblings in of_mask.items():
-            good = sorted((image for image in siblings if image.name not in reasons), key=best_first)
-            for image in good[images_to_keep(ranks[stem], len(of_mask), len(siblings)) :]:
-                reasons[image.name] = EASY_MASK
+            good = sorted(
+                (-(image.kept_share or 0), np.inf if image.loss is None else image.loss, image.name)
+                for image in siblings
+                if image.name not in reasons
+            )
+            for _, _, name in good[images_to_keep(ranks[stem], len(of_mask), len(siblings)) :]:
+                reasons[name] = EASY_MASK
     return reasons
 
 
 def read_filter(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """Return the record of `semseg-diffusers filter`; None for a folder that was not filtered.
-
-    Raises:
-        ValueError: a damaged file.
-    """
+    """Return the record of `semseg-diffusers filter`; None for a folder that was not filtered."""
     path = Path(folder) / FILTER_FILE
     if not path.is_file():
         return None

@@ -38,11 +38,7 @@ class TorchvisionDeepLabV3Config(PreTrainedConfig):
 
 
 class TorchvisionDeepLabV3(PreTrainedModel):
-    """torchvision's `deeplabv3_resnet50` (Chen et al. 2017) as a transformers model; its logits stay at stride 8.
-
-    Raises:
-        ValueError: torchvision cannot be imported.
-    """
+    """torchvision's `deeplabv3_resnet50` (Chen et al. 2017) as a transformers model; its logits stay at stride 8."""
 
     config_class = TorchvisionDeepLabV3Config
     main_input_name = "pixel_values"
@@ -76,16 +72,7 @@ def register_torchvision() -> None:
 
 
 class PretrainedSource:
-    """The folder or Hub id of a network.
-
-    Args:
-        name: folder or Hub id.
-        revision: branch, tag or commit on the Hub.
-        option: that named it, for messages.
-
-    Raises:
-        ValueError: the name is neither an existing folder nor a valid Hub id; a folder with a revision.
-    """
+    """The folder or Hub id of a network, with its revision and the option that named it."""
 
     def __init__(self, name: str | os.PathLike, revision: str | None, option: str):
         self.name, self.revision, self.option = os.fspath(name), revision, option
@@ -97,12 +84,7 @@ class PretrainedSource:
             raise ValueError(f"{option} '{self.name}' is a local folder and has no revision '{revision}'.")
 
     def load(self, loader: Any, what: str, **options: Any) -> Any:
-        """Call `loader.from_pretrained`; errors name the option and the expected files.
-
-        Raises:
-            HubError: the Hub or the connection failed.
-            ValueError: a file is missing or invalid.
-        """
+        """Call `loader.from_pretrained`; errors name the option and the expected files."""
         action = f"{self.option}: loading {what} of '{self.name}'"
         hint = (
             f"Without a connection, give {self.option} a folder that holds config.json, model.safetensors and "
@@ -143,12 +125,7 @@ class InitialSegmenter(NamedTuple):
 def build_segmenter(
     options: SegmenterTrainingOptions, labels: LabelSet, resolution: tuple[int, int], seed: int, device: str = "cpu"
 ) -> InitialSegmenter:
-    """Build a network with random weights, or load one to fine-tune, for images of this height and width.
-
-    Raises:
-        ValueError: no such network, or an invalid size.
-        HubError: the Hub or the connection failed.
-    """
+    """Build a network with random weights, or load one to fine-tune, for images of this height and width."""
     enlargement, least_side, rate = 2, 256, FINE_TUNING_RATE
     if options.architecture_name is None:
         assert options.base_model is not None
@@ -216,10 +193,6 @@ def load_pretrained(
     """Load a network to fine-tune, and the settings of its image processor.
 
     Its last layer is initialized again, by the seed, if its classes are not those of the labels.
-
-    Raises:
-        ValueError: another kind of network, or a missing file.
-        HubError: the Hub or the connection failed.
     """
     config = source.config()
     if type(config) not in MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING:

@@ -30,14 +30,7 @@ class Preprocessing:
 
     @classmethod
     def from_processor(cls, settings: Mapping[str, Any]) -> "Preprocessing":
-        """Read the settings of an image processor. A center crop is ignored: every pixel has to be read.
-
-        Args:
-            settings: as returned by `to_dict` of the processor.
-
-        Raises:
-            ValueError: the processor resizes in an unsupported way.
-        """
+        """Read the `to_dict` of an image processor. A center crop is ignored: every pixel has to be read."""
         size = {key: int(value) for key, value in dict(settings.get("size") or {}).items() if value}
         kind = settings.get("image_processor_type")
         if set(size) not in ({"height", "width"}, {"shortest_edge"}, {"shortest_edge", "longest_edge"}):

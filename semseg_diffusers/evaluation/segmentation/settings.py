@@ -1,32 +1,11 @@
-"""Settings of `segmenter`, the training options that it shares with `study`, and the table of architectures."""
+"""Settings of `segmenter`, the training options that it shares with `study`, and the architectures."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from semseg_diffusers.data.settings import SPLITS, ColumnOptions
-from semseg_diffusers.utils.settings import Settings, option
-
-
-# Settings of transformers' image processors without "size", which depends on the data. Written as JSON because
-# constructing a processor without torchvision warns, and loading one does not.
-_PROCESSOR = {
-    "do_resize": True,
-    "resample": 2,
-    "do_rescale": True,
-    "rescale_factor": 1 / 255,
-    "do_reduce_labels": False,
-}
-SEGFORMER_PROCESSOR = _PROCESSOR | {
-    "image_processor_type": "SegformerImageProcessor",
-    "do_normalize": True,
-    "image_mean": [0.485, 0.456, 0.406],
-    "image_std": [0.229, 0.224, 0.225],
-}
-MOBILEVIT_PROCESSOR = _PROCESSOR | {
-    "image_processor_type": "MobileViTImageProcessor",
-    "do_center_crop": False,
-    "do_flip_channel_order": True,
-}
+from semseg_diffusers.utils.settings import Settings, option, read_yaml
 
 
 class Architecture(NamedTuple):
@@ -41,38 +20,8 @@ class Architecture(NamedTuple):
 
 
 ARCHITECTURES = {
-    "segformer-mini": Architecture(
-        "SegFormer of 0.6 M parameters, minutes on a laptop", 3e-3,
-        {
-            "model_type": "segformer", "hidden_sizes": [32, 64, 96, 128], "depths": [1, 1, 1, 1],
-            "num_attention_heads": [1, 2, 3, 4], "decoder_hidden_size": 64,
-            "sr_ratios": [4, 2, 1, 1],  # half of the original's: images here are small
-            "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0,  # this small and briefly trained it underfits
-        },
-        SEGFORMER_PROCESSOR, enlargement=1, least_side=16,
-    ),
-    "segformer-b0": Architecture(  # the defaults of transformers
-        "SegFormer-B0 (Xie et al. 2021), 3.7 M", 5e-4, {"model_type": "segformer"}, SEGFORMER_PROCESSOR,
-    ),
-    "mobilevit-deeplabv3": Architecture(
-        "MobileViT-small with DeepLabV3's head, 6.4 M", 1e-3,
-        {"model_type": "mobilevit", "output_stride": 8},
-        MOBILEVIT_PROCESSOR,
-    ),
-    "mobilevit-deeplabv3-xxs": Architecture(
-        "MobileViT-XXS with DeepLabV3's head, 1.9 M", 1e-3,
-        {
-            "model_type": "mobilevit", "output_stride": 8, "hidden_sizes": [64, 80, 96],
-            "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320], "expand_ratio": 2.0, "hidden_dropout_prob": 0.05,
-        },
-        MOBILEVIT_PROCESSOR,
-    ),
-    "deeplabv3-resnet50": Architecture(
-        "torchvision's DeepLabV3, as the paper evaluates with, 40 M", 5e-4,
-        {"model_type": "torchvision_deeplabv3_resnet50"},
-        SEGFORMER_PROCESSOR,
-    ),
-}  # fmt: skip
+    name: Architecture(**values) for name, values in read_yaml(Path(__file__).with_name("architectures.yaml")).items()
+}
 DEFAULT_ARCHITECTURE = "segformer-b0"
 FINE_TUNING_RATE = 1e-4
 VALIDATION_SPLIT, NO_SPLIT = "val", "none"

@@ -47,15 +47,9 @@ RECIPE = {  # saved with the results
 
 
 class LabelledImages:
-    """Image-mask pairs of one size, with pixel counts of each class.
+    """Image-mask pairs of one size, a `PairDataset` for example, with pixel counts of each class.
 
-    Args:
-        pairs: a dataset of items with `image` uint8 (3, H, W) and `mask` (H, W).
-        like: images with the same labels and resolution, whose class weights are used; by default the pairs have
-            `labels` and `resolution`, as a `PairDataset`, and weights of their own.
-
-    Raises:
-        ValueError: no pairs, sizes that differ, or masks that hold only unknown pixels.
+    Labels, resolution and counts are those of `like`, if given.
     """
 
     def __init__(self, pairs: Any, like: "LabelledImages | None" = None):
@@ -101,16 +95,9 @@ def shuffled_batches(num_pairs: int, batch_size: int, generator: torch.Generator
 def augment(
     images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator, input_size: tuple[int, int]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip, crop and rescale each pair, and jitter brightness and contrast of the image.
+    """Flip, crop and rescale each pair, and jitter brightness and contrast of the image, float in 0..255.
 
-    Args:
-        images: (B, 3, H, W), float in 0..255.
-        masks: (B, H, W), integer ids, resampled by nearest neighbour.
-        generator: on the CPU.
-        input_size: height and width of the returned images; masks keep their size.
-
-    Returns:
-        images (B, 3, *input_size), masks int64 (B, H, W).
+    The images are returned at `input_size`; masks keep their size.
     """
     batch = len(images)
     size = MIN_CROP + (1 - MIN_CROP) * torch.rand(batch, generator=generator)  # share of each side

@@ -4,7 +4,6 @@ A larger amount contains the smaller one: the order of synthetic images is a pur
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,35 +46,19 @@ class CachedPairs(Dataset):
         return {"image": torch.from_numpy(pair[0]), "mask": torch.from_numpy(pair[1])}
 
 
-@dataclass(frozen=True)
-class StudyData:
-    """The sets of pairs that the trainings of a study use."""
-
-    real: CachedPairs
-    validation: CachedPairs
-    generated: CachedPairs | None = None
-    filtered: CachedPairs | None = None
-
-    @property
-    def sets(self) -> dict[str, CachedPairs]:
-        """Return the sets that there are, by name."""
-        return {name: pairs for name, pairs in vars(self).items() if pairs is not None}
+StudyData = dict[str, CachedPairs]  # "real" and "validation", and "generated" and "filtered" if given
 
 
 def load_data(settings: StudySettings) -> StudyData:
-    """Find the pairs, which are loaded on access.
-
-    Raises:
-        ValueError: an invalid split, folder or label set, or sizes that differ.
-    """
+    """Find the pairs, which are loaded on access."""
     columns = column_options(settings)
     train, validation = (
         load_pairs(settings.dataset, split, **columns) for split in (settings.train_split, settings.validation_split)
     )
     check_one_size(train, validation)
-    images = {name: generated_images(folder, train) for name, folder in settings.synthetic.items()}
-    images |= {"real": real_images(train), "validation": real_images(validation)}
-    return StudyData(**{name: CachedPairs(each, train.resolution) for name, each in images.items()})
+    images = {"real": real_images(train), "validation": real_images(validation)}
+    images |= {name: generated_images(folder, train) for name, folder in settings.synthetic.items()}
+    return {name: CachedPairs(each, train.resolution) for name, each in images.items()}
 
 
 # Pools ---------------------------------------------------------------------------------------------------------------
@@ -85,10 +68,6 @@ def shuffled_order(names: tuple[str, ...], seed: int) -> list[int]:
     """Return the indices of names, shuffled by a seed; the order of two names does not depend on the others.
 
     A filtered set, where images are missing, therefore has the order of the full one.
-
-    Example:
-        >>> shuffled_order(("a", "b", "c", "d"), 0), shuffled_order(("a", "b", "d"), 0)
-        ([2, 1, 3, 0], [1, 2, 0])
     """
     return sorted(range(len(names)), key=lambda i: hashlib.sha256(f"{seed}/{names[i]}".encode()).digest())
 
@@ -100,10 +79,10 @@ def num_synthetic(amount: float, num_real: int) -> int:
 
 def check_amounts(settings: StudySettings, data: StudyData) -> None:
     """Raise for amounts that exceed the available images."""
-    largest, num_real = max(settings.amounts), len(data.real)
+    largest, num_real = max(settings.amounts), len(data["real"])
     needed = num_synthetic(largest, num_real)
     for name in dict.fromkeys(SYNTHETIC[arm] for arm in settings.arms if arm in SYNTHETIC):
-        available = len(data.sets[name])
+        available = len(data[name])
         if needed > available:
             raise ValueError(
                 f"--amounts {largest:g} needs {needed} images for {num_real} real ones, and --{name} holds "
@@ -113,15 +92,15 @@ def check_amounts(settings: StudySettings, data: StudyData) -> None:
 
 def pool_members(training: Training, data: StudyData) -> list[tuple[str, int]]:
     """Return the pool of a training: name of the set and index in it, for every pair."""
-    real = [("real", index) for index in range(len(data.real))]
+    real = [("real", index) for index in range(len(data["real"]))]
     if training.amount is None:
         return real
     count = num_synthetic(training.amount, len(real))
     if training.arm == "real_duplicated":
-        order = shuffled_order(data.real.names, training.seed)
+        order = shuffled_order(data["real"].names, training.seed)
         return real + [("real", order[index % len(order)]) for index in range(count)]
     name = SYNTHETIC[training.arm]
-    synthetic = [(name, index) for index in shuffled_order(data.sets[name].names, training.seed)[:count]]
+    synthetic = [(name, index) for index in shuffled_order(data[name].names, training.seed)[:count]]
     return real + synthetic if training.arm.startswith("real_") else synthetic
 
 
@@ -130,8 +109,8 @@ def training_pairs(training: Training, data: StudyData) -> LabelledImages:
     indices: dict[str, list[int]] = {}
     for name, index in pool_members(training, data):
         indices.setdefault(name, []).append(index)
-    pool: ConcatDataset = ConcatDataset(Subset(data.sets[name], chosen) for name, chosen in indices.items())
-    return LabelledImages(pool, like=LabelledImages(data.real))
+    pool: ConcatDataset = ConcatDataset(Subset(data[name], chosen) for name, chosen in indices.items())
+    return LabelledImages(pool, like=LabelledImages(data["real"]))
 
 
 # Leaks ---------------------------------------------------------------------------------------------------------------
@@ -152,19 +131,16 @@ def data_hash(pairs: CachedPairs, digests: Iterable[bytes]) -> str:
 
 
 def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list[bytes]]) -> list[str]:
-    """Return leaks of validation images into the training sets, one sentence each.
-
-    `digests` holds `image_digests` of each set.
-    """
+    """Return leaks of validation images into the training sets, one sentence each; `digests` are of each set."""
     found = []
-    of_validation = dict(zip(digests["validation"], data.validation.names, strict=True))
+    of_validation = dict(zip(digests["validation"], data["validation"].names, strict=True))
     for name in [name for name in digests if name != "validation"]:
         same = [of_validation[digest] for digest in digests[name] if digest in of_validation]
         if same:
             where = "the training split" if name == "real" else f"--{name}"
             found.append(f"{len(same)} validation image(s) are also in {where}, pixel by pixel, such as '{same[0]}'.")
     # a name in both splits means nothing
-    only_validation = set(data.validation.names) - set(data.real.names)
+    only_validation = set(data["validation"].names) - set(data["real"].names)
     for name, folder in settings.synthetic.items():
         rows = read_metadata(folder)
         leaked = sorted(only_validation & _made_from(rows))

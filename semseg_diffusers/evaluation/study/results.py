@@ -36,12 +36,7 @@ MORE_SEEDS = 5
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Return mean, standard deviation of the sample (None for one seed) and values of a score over seeds.
-
-    Example:
-        >>> spread([0.5, 0.25])["mean"]
-        0.375
-    """
+    """Return mean, standard deviation of the sample (None for one seed) and values of a score over seeds."""
     std = statistics.stdev(values) if len(values) > 1 else None
     return {"mean": statistics.fmean(values), "std": std, "values": list(values)}
 
@@ -51,14 +46,7 @@ def paired_difference(
 ) -> dict[str, Any]:
     """Compare the scores of two variants, one per seed in the same order; higher is better.
 
-    Returns:
-        `mean` of the differences, ends of its interval `low` and `high` (None for one seed), the differences as
-        `values`, and the `reading`: one of `READINGS`.
-
-    Example:
-        >>> found = paired_difference([0.50, 0.52, 0.51], [0.40, 0.41, 0.42])
-        >>> f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})", found["reading"]
-        ('0.100 (0.075 to 0.125)', 'better')
+    The interval of the mean, `low` to `high`, is None for one seed; `reading` is one of `READINGS`.
     """
     differences = [value - other for value, other in zip(values, others, strict=True)]
     mean, low, high, reading = statistics.fmean(differences), None, None, UNKNOWN
@@ -84,9 +72,27 @@ def arms_and_comparisons(
     settings: StudySettings, result_of: Callable[[Training], dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the entries `arms` and `comparisons` of `results.json`, from the result of each training."""
-    runs = {
-        variant: [result_of(Training(*variant, seed)) for seed in settings.seeds] for variant in variants(settings)
-    }
+    arms = []
+    miou_of: dict[Variant, list[float]] = {}  # by seed
+    iou_of: dict[Variant, dict[str, list[float]]] = {}
+    for variant in variants(settings):
+        results = [result_of(Training(*variant, seed)) for seed in settings.seeds]
+        num_pairs, scores = results[0]["num_pairs"], [result["scores"] for result in results]
+        miou_of[variant] = [each["mean_iou"] for each in scores]
+        iou_of[variant] = {name: [each["iou"][name] for each in scores] for name in scores[0]["iou"]}
+        arms.append(
+            {
+                "arm": variant[0],
+                "amount": variant[1],
+                "title": title(*variant),
+                "num_pairs": num_pairs,
+                "num_synthetic": results[0]["num_synthetic"],
+                "passes": settings.max_train_steps * settings.train_batch_size / num_pairs,
+                "mean_iou": spread(miou_of[variant]),
+                "pixel_accuracy": spread([each["pixel_accuracy"] for each in scores]),
+                "iou": {name: spread(values) for name, values in iou_of[variant].items()},
+            }
+        )
     pairs = compared(settings)
     strict = 1 - (1 - CONFIDENCE) / max(1, len(pairs))  # Bonferroni correction for all comparisons
     comparisons = [
@@ -94,47 +100,19 @@ def arms_and_comparisons(
             "arm": variant[0],
             "amount": variant[1],
             "against": {"arm": other[0], "amount": other[1]},
-            **_compare(runs[variant], runs[other], strict),
+            "mean_iou": {
+                **paired_difference(miou_of[variant], miou_of[other]),
+                "all_counted": paired_difference(miou_of[variant], miou_of[other], strict)["reading"],
+            },
+            "iou": {name: paired_difference(ious, iou_of[other][name]) for name, ious in iou_of[variant].items()},
         }
         for variant, other in pairs
     ]
-    return [_arm(settings, variant, results) for variant, results in runs.items()], comparisons
-
-
-def _arm(settings: StudySettings, variant: Variant, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    num_pairs, scores = results[0]["num_pairs"], [result["scores"] for result in results]
-    return {
-        "arm": variant[0],
-        "amount": variant[1],
-        "title": title(*variant),
-        "num_pairs": num_pairs,
-        "num_synthetic": results[0]["num_synthetic"],
-        "passes": settings.max_train_steps * settings.train_batch_size / num_pairs,
-        "mean_iou": spread([each["mean_iou"] for each in scores]),
-        "pixel_accuracy": spread([each["pixel_accuracy"] for each in scores]),
-        "iou": {name: spread([each["iou"][name] for each in scores]) for name in scores[0]["iou"]},
-    }
-
-
-def _compare(results: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]], strict: float) -> dict[str, Any]:
-    """Return the differences of mean IoU and of each class; `all_counted` is corrected for all comparisons."""
-    ours, theirs = ([result["scores"] for result in runs] for runs in (results, others))
-    values, baseline = ([each["mean_iou"] for each in scores] for scores in (ours, theirs))
-    corrected = paired_difference(values, baseline, strict)["reading"]
-    return {
-        "mean_iou": {**paired_difference(values, baseline), "all_counted": corrected},
-        "iou": {
-            name: paired_difference([each["iou"][name] for each in ours], [each["iou"][name] for each in theirs])
-            for name in ours[0]["iou"]
-        },
-    }
+    return arms, comparisons
 
 
 def num_beyond(comparisons: Sequence[dict[str, Any]]) -> tuple[int, int]:
-    """Return how many comparisons of single classes are beyond noise, and their total number.
-
-    Classes that neither network ever predicts, and those with one seed, do not count.
-    """
+    """Return how many differences of classes are beyond noise, and their number; one seed and zeros do not count."""
     found = [entry for comparison in comparisons for entry in comparison["iou"].values() if any(entry["values"])]
     readings = [entry["reading"] for entry in found if entry["reading"] != UNKNOWN]
     return sum(reading != WITHIN for reading in readings), len(readings)
@@ -144,23 +122,12 @@ def num_beyond(comparisons: Sequence[dict[str, Any]]) -> tuple[int, int]:
 
 
 def title(arm: str, amount: float | None) -> str:
-    """Return the readable title of an arm with its amount.
-
-    Example:
-        >>> title("real_synthetic", 0.5), title("real", None)
-        ('real + synthetic, 0.5x', 'real photos')
-    """
+    """Return the readable title of an arm with its amount, such as "real + synthetic, 0.5x"."""
     return ARMS[arm] if amount is None else f"{ARMS[arm]}, {amount:.10g}x"
 
 
 def difference_text(comparison: Mapping[str, Any]) -> str:
-    """Describe one comparison of mean IoU.
-
-    Example:
-        >>> found = {"mean": 0.021, "low": 0.004, "high": 0.038, "reading": "better", "all_counted": "better"}
-        >>> difference_text({"mean_iou": found, "against": {"arm": "real", "amount": None}})
-        '+0.021 mIoU (0.004 to 0.038) over real photos: beyond the noise between seeds.'
-    """
+    """Describe one comparison of mean IoU."""
     found, other = comparison["mean_iou"], title(**comparison["against"])
     interval = "" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})"
     text = f"{found['mean']:+.3f} mIoU{interval} over {other}: {READINGS[found['reading']]}."
@@ -171,37 +138,28 @@ def difference_text(comparison: Mapping[str, Any]) -> str:
 
 def findings(results: Mapping[str, Any]) -> dict[str, str]:
     """Return the findings of a study, topic -> sentences: each arm at each amount, then how reliable they are."""
-    comparisons = results["comparisons"]
+    comparisons, num_seeds, chance = results["comparisons"], len(results["seeds"]), 1 - CONFIDENCE
     found = {}
     order = dict.fromkeys((each["arm"], each["amount"]) for each in comparisons)
     for variant in sorted(order, key=lambda variant: variant[0] == "real_duplicated"):  # the control last
         texts = [difference_text(each) for each in comparisons if (each["arm"], each["amount"]) == variant]
         topic = title(*variant)
         found[topic[0].upper() + topic[1:]] = " ".join(texts)
-    return {**found, "Comparisons": _comparisons_text(comparisons), "Seeds": _seeds_text(len(results["seeds"]))}
-
-
-def _comparisons_text(comparisons: Sequence[dict[str, Any]]) -> str:
-    """Describe how many comparisons would be beyond noise by chance."""
-    number, chance = len(comparisons), 1 - CONFIDENCE
-    text = f"{number} of mean IoU, each with a {100 * CONFIDENCE:g} % interval"
-    text += f": without any true difference, about {number * chance:.1f} of them would be beyond noise by chance."
-    beyond, classes = num_beyond(comparisons)
+    number, (beyond, classes) = len(comparisons), num_beyond(comparisons)
+    text = f"{number} of mean IoU, each with a {100 * CONFIDENCE:g} % interval: without any true difference, "
+    text += f"about {number * chance:.1f} of them would be beyond noise by chance."
     if classes:
         text += f" By class, {beyond} of {classes} are beyond noise; chance alone gives about {classes * chance:.0f}."
-    return text
-
-
-def _seeds_text(number: int) -> str:
-    if number == 1:
-        return "One seed: differences cannot be distinguished from chance. Use at least three."
+    found["Comparisons"] = text
+    if num_seeds == 1:
+        return {**found, "Seeds": "One seed: differences cannot be distinguished from chance. Use at least three."}
     text = (
-        f"n = {number}. A difference within the noise shows neither a gain nor a loss. Intervals are Student's t of "
-        "the paired differences. They cover initial weights, order of the data, augmentation and choice of synthetic "
-        "images; not other training or validation images, nor a retrained generator."
+        f"n = {num_seeds}. A difference within the noise shows neither a gain nor a loss. Intervals are Student's t "
+        "of the paired differences. They cover initial weights, order of the data, augmentation and choice of "
+        "synthetic images; not other training or validation images, nor a retrained generator."
     )
-    if number < FEW_SEEDS:
+    if num_seeds < FEW_SEEDS:
         text += " Two seeds give such wide intervals that hardly any difference exceeds them: use at least three."
-    elif number < MORE_SEEDS:
+    elif num_seeds < MORE_SEEDS:
         text += " So few seeds detect only large differences: more --seeds narrow the intervals."
-    return text
+    return {**found, "Seeds": text}

@@ -115,12 +115,7 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Return the name of its file.
-
-        Example:
-            >>> Training("real_synthetic", 0.5, 2).name, Training("real", None, 0).name
-            ('real_synthetic-x0.5-seed2', 'real-seed0')
-        """
+        """Return the name of its file, such as "real_synthetic-x0.5-seed2"."""
         amount = "" if self.amount is None else f"-x{self.amount:.10g}"
         return f"{self.arm}{amount}-seed{self.seed}"
 

@@ -55,19 +55,26 @@ def run_study(
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be 1 or more; got {jobs}.")
-    _check_output(output)
+    if output.is_file():
+        raise ValueError(f"--output '{output}' is a file; expected a folder.")
+    if output.is_dir() and not (output / STUDY_FILE).is_file():
+        foreign = sorted(path.name for path in output.iterdir() if path.name != LOCK_FILE and ".tmp-" not in path.name)
+        if foreign:
+            raise ValueError(
+                f"--output '{output}' is not empty and was not made by study (it holds {foreign[0]}). Choose another."
+            )
 
     # 1. Data, and whether the validation images are unseen
     data = load_data(settings)
     check_amounts(settings, data)
     weights = base_weights(settings)
-    digests = {name: image_digests(pairs) for name, pairs in data.sets.items()}
+    digests = {name: image_digests(pairs) for name, pairs in data.items()}
     forced = find_leaks(settings, data, digests) + find_filter_as_judge(settings, weights)
     if forced and not settings.force:
         raise ValueError(f"{' '.join(forced)} To continue nevertheless, with a warning on the page: --force.")
 
     # 2. What all trainings of the folder share
-    initial = build_segmenter(settings, data.real.labels, data.real.resolution, settings.seeds[0])
+    initial = build_segmenter(settings, data["real"].labels, data["real"].resolution, settings.seeds[0])
     record = {
         "settings": settings.schedule,
         "network": {
@@ -78,7 +85,7 @@ def run_study(
             "learning_rate": initial.learning_rate,
         },
         "recipe": RECIPE,
-        "data": {name: data_hash(pairs, digests[name]) for name, pairs in data.sets.items()},
+        "data": {name: data_hash(pairs, digests[name]) for name, pairs in data.items()},
     }
     with exclusive_folder(output, "studying in"):
         _open_output(output, record)
@@ -94,27 +101,22 @@ def run_study(
     return results
 
 
-def _check_output(output: Path) -> None:
-    """Raise for a folder with anything but a study."""
-    if output.is_file():
-        raise ValueError(f"--output '{output}' is a file; expected a folder.")
-    if output.is_dir() and not (output / STUDY_FILE).is_file():
-        foreign = sorted(path.name for path in output.iterdir() if path.name != LOCK_FILE and ".tmp-" not in path.name)
-        if foreign:
-            raise ValueError(
-                f"--output '{output}' is not empty and was not made by study (it holds {foreign[0]}). Choose another."
-            )
-
-
 def _open_output(output: Path, record: Mapping[str, Any]) -> None:
     """Write what the trainings share; raise if the folder's trainings share something else."""
     file = output / STUDY_FILE
     for path in [*output.glob("*.tmp-*"), *(output / TRAININGS).glob("*.tmp-*")]:
         path.unlink()  # of an interrupted run; the folder is locked
     if file.is_file() and any((output / TRAININGS).glob("*.json")):
+        different = []
         try:
             saved = read_json(file)
-            different = _differences(saved, record)
+            for group in ("settings", "network", "recipe", "data"):
+                old, new = saved[group], record[group]
+                # a set of images in only one of the two records is no difference
+                for name in sorted(set(old) & set(new) if group == "data" else {*old, *new}):
+                    if old.get(name) != new.get(name):
+                        what = f"{name} images" if group == "data" else name
+                        different.append(f"{what}: {old.get(name)} there, {new.get(name)} now")
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise ValueError(f"'{file}' is not a record of a study ({err}). Choose another --output.") from err
         if different:
@@ -125,18 +127,6 @@ def _open_output(output: Path, record: Mapping[str, Any]) -> None:
         record = {**record, "data": {**saved["data"], **record["data"]}}
     write_json(file, record)
     (output / TRAININGS).mkdir(exist_ok=True)
-
-
-def _differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Return how two records differ; a set of images in only one of them is no difference."""
-    different = []
-    for group in ("settings", "network", "recipe", "data"):
-        old, new = saved[group], current[group]
-        for name in sorted(set(old) & set(new) if group == "data" else {*old, *new}):
-            if old.get(name) != new.get(name):
-                what = f"{name} images" if group == "data" else name
-                different.append(f"{what}: {old.get(name)} there, {new.get(name)} now")
-    return different
 
 
 def _results(
@@ -154,9 +144,9 @@ def _results(
         "arms": arms,
         "comparisons": comparisons,
         "absent": next(iter(trained.values()))["scores"]["absent"],
-        "data": {name: {"num_images": len(pairs), "hash": record["data"][name]} for name, pairs in data.sets.items()},
+        "data": {name: {"num_images": len(pairs), "hash": record["data"][name]} for name, pairs in data.items()},
         "filters": filter_weights(settings),
-        "resolution": list(data.real.resolution),
+        "resolution": list(data["real"].resolution),
         "network": record["network"],
         "recipe": record["recipe"],
         "commit": code_commit(),
@@ -174,8 +164,8 @@ def _notes(settings: StudySettings, data: StudyData, results: Mapping[str, Any])
     absent = results["absent"]
     if absent:
         notes.append(f"No validation mask holds {', '.join(absent)}: not in the mean.")
-    pixels = LabelledImages(data.real).pixels
-    unseen = [name for name, count in zip(data.real.labels.names, pixels, strict=True) if count == 0]
+    pixels = LabelledImages(data["real"]).pixels
+    unseen = [name for name, count in zip(data["real"].labels.names, pixels, strict=True) if count == 0]
     notes.append(
         "Classes are weighted by their share of the real training pixels, equally in all arms."
         + (f" {', '.join(unseen)}: in no real training mask, so without weight." if unseen else "")

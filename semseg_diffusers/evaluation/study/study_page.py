@@ -31,7 +31,7 @@ def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySett
         settings: of the study.
         data: gives images, and classes their colours.
     """
-    labels, arms, comparisons = data.real.labels, results["arms"], results["comparisons"]
+    labels, arms, comparisons = data["real"].labels, results["arms"], results["comparisons"]
     scores = [value for arm in arms for value in arm["mean_iou"]["values"]]
     found = [each["mean_iou"] for each in comparisons]
     ends = [value for each in found for value in (each["low"], each["high"], *each["values"]) if value is not None]
@@ -58,9 +58,7 @@ def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySett
         pools=_pools(settings, data),
         terms=terms,
         colors=[*zip(labels.names, labels.colors, strict=True), ("unknown", labels.ignore_color)],
-        unknown_shares={
-            ARMS[arm]: percent(_unknown_share(data.sets[name])) for arm, name in SETS.items() if name in data.sets
-        },
+        unknown_shares={ARMS[arm]: percent(_unknown_share(data[name])) for arm, name in SETS.items() if name in data},
         command=_command(results["settings"]),
     )
 
@@ -121,9 +119,9 @@ def _pools(settings: StudySettings, data: StudyData) -> list[tuple[str, list[Ima
     seed, most = settings.seeds[0], max(settings.amounts)
     rows = []
     for arm, name in SETS.items():
-        if name not in data.sets:
+        if name not in data:
             continue
-        pairs = data.sets[name]
+        pairs = data[name]
         members = [index for _, index in pool_members(Training(arm, None if arm == "real" else most, seed), data)]
         count = min(PAIRS, len(members))
         chosen = [members[index * len(members) // count] for index in range(count)]

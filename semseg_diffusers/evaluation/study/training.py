@@ -42,14 +42,9 @@ def train_one(
     device: str,
     should_stop: Callable[[], bool],
 ) -> None:
-    """Train one network, score it on the validation split and write the result; `should_stop` is called at each step.
-
-    Raises:
-        StoppedError: `should_stop` returned True.
-        ValueError: the training diverged.
-    """
+    """Train one network, score it on the validation split and write the result; `should_stop` runs at each step."""
     started = time.monotonic()
-    initial = build_segmenter(settings, data.real.labels, data.real.resolution, training.seed, device)
+    initial = build_segmenter(settings, data["real"].labels, data["real"].resolution, training.seed, device)
     history = train_segmenter(
         initial.network,
         initial.preprocessing,
@@ -67,7 +62,7 @@ def train_one(
             f"'{training.name}' diverged: its final loss is {loss}. Lower --learning_rate (it is "
             f"{initial.learning_rate:g}) or omit --mixed_precision."
         )
-    validation = LabelledImages(data.validation)
+    validation = LabelledImages(data["validation"])
     scores = score_network(initial.network, initial.preprocessing, validation, settings.mixed_precision)
     members = pool_members(training, data)
     result = {
@@ -83,11 +78,7 @@ def train_one(
 
 
 def read_result(output: Path, training: Training) -> dict[str, Any] | None:
-    """Return the result of a training; None if it is not finished.
-
-    Raises:
-        ValueError: a file with other content.
-    """
+    """Return the result of a training; None if it is not finished."""
     path = output / TRAININGS / f"{training.name}.json"
     if not path.is_file():
         return None
@@ -122,10 +113,6 @@ def run_trainings(
 
     A single job runs in this process, with `data`; other processes load their own, and "cuda" distributes them over
     the GPUs. Each trains on one CPU thread, so results do not depend on the number of jobs.
-
-    Raises:
-        ChildProcessError: a process was killed.
-        ValueError: a training diverged.
     """
     total = len(missing) * settings.max_train_steps
     jobs, threads = min(jobs, len(missing)), torch.get_num_threads()
@@ -176,27 +163,23 @@ def _run_processes(
         pool.shutdown(cancel_futures=True)
 
 
-_train_in_this_worker: Callable[[Training], None]  # set by `_start_worker`
+_work: tuple[StudySettings, StudyData, Path, str, Callable[[], bool]]  # arguments of `train_one` in a worker process
 
 
 def _start_worker(settings: StudySettings, output: Path, devices: Any, steps: Any, stop: Any) -> None:
     """Prepare a process for its trainings: load the data, take a device."""
-    global _train_in_this_worker
+    global _work
     follow_parent()
     transformers_logging.disable_progress_bar()
     torch.set_num_threads(1)
-    data, device = load_data(settings), devices.get()
 
     def count_step() -> bool:
         with steps.get_lock():
             steps.value += 1
         return stop.is_set()
 
-    def train(training: Training) -> None:
-        train_one(training, settings, data, output, device, count_step)
-
-    _train_in_this_worker = train
+    _work = settings, load_data(settings), output, devices.get(), count_step
 
 
 def _train_in_worker(training: Training) -> None:
-    _train_in_this_worker(training)
+    train_one(training, *_work)
