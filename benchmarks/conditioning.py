@@ -7,7 +7,8 @@ features of the mask encoded once, and at each step. The networks take turns. It
 With --dataset, --segmenter, --features and --output each way is trained too: on the same pairs, with the same number
 of operations (forward passes of its own network, so a cheaper one sees more images), with each seed, and read by
 `evaluate` on the validation split: same masks, sampler, steps, guidance and judge. Arms were fixed here before any of
-them was trained. What is done stays: the same command goes on. It writes `conditioning.json` and `conditioning.html`.
+them was trained. Finished work is kept: the same command resumes. It writes `conditioning.json`
+and `conditioning.html`.
 
 - SDM's network has no patch stem, so even at its narrowest a forward pass takes nine times the operations of ours;
   `sdm_images` lets it see as many images as the default does, for nine times the operations.
@@ -123,26 +124,26 @@ class Cost:
     def train_once(self) -> None:
         """Time one step of training, forward, backward, optimizer, on a batch of `BATCH`."""
         self.unet.train()
-        begin = time.perf_counter()
+        start = time.perf_counter()
         loss = self.unet(self.sample, self.timestep, mask=self.mask).sample.square().mean()
         loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.training_seconds.append(time.perf_counter() - begin)
+        self.training_seconds.append(time.perf_counter() - start)
 
     @torch.no_grad()
     def draw_once(self, cached: bool) -> None:
-        """Time one image, guided at every step: the mask encoded once, or read anew at each step."""
+        """Time one image, guided at every step: the mask encoded once, or encoded again at each step."""
         self.unet.eval()
-        begin = time.perf_counter()
+        start = time.perf_counter()
         masks = torch.cat([self.mask[:1], torch.full_like(self.mask[:1], 255)])  # with its mask, and without
-        told = {"mask_features": self.unet.encode_mask(masks)} if cached else {"mask": masks}
+        mask_inputs = {"mask_features": self.unet.encode_mask(masks)} if cached else {"mask": masks}
         self.scheduler.set_timesteps(self.steps)
         sample = self.sample[:1]
         for timestep in self.scheduler.timesteps:
-            masked, unmasked = self.unet(torch.cat([sample] * 2), timestep, **told).sample[:, :3].chunk(2)
+            masked, unmasked = self.unet(torch.cat([sample] * 2), timestep, **mask_inputs).sample[:, :3].chunk(2)
             sample = self.scheduler.step(unmasked + 3 * (masked - unmasked), timestep, sample).prev_sample
-        self.drawing_seconds[cached].append(time.perf_counter() - begin)
+        self.drawing_seconds[cached].append(time.perf_counter() - start)
 
     def results(self) -> dict:
         """All figures; times are medians over the turns, the ratio that of each turn."""
@@ -200,7 +201,7 @@ def settings_of(args: argparse.Namespace, way: str, folder: Path, seed: int, **m
 
 
 def train_base(args: argparse.Namespace, seed: int) -> Path:
-    """What ControlNet stands on: the plain U-Net trained without masks, saved as diffusers' own class."""
+    """Train the base of the ControlNet: a plain U-Net trained without masks, saved as diffusers' own class."""
     run, base = args.output / f"base-{seed}", args.output / f"base-{seed}-unet"
     train(run, settings_of(args, "plain", run, seed, mask_dropout=1.0))
     if not base.exists():

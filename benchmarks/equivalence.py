@@ -36,7 +36,8 @@ DATA = Path(os.environ.get("SEMSEG_DATA", ROOT.parent / "shared" / "data"))
 BASELINE = "2bcd8dd"
 # Keys of JSON files that differ between two runs of the same code, or between two places.
 VOLATILE = {
-    "versions", "version", "commit", "time", "seconds", "begun", "started", "date", "trained_seconds", "pid",
+    "begun",  # codespell:ignore begun
+    "versions", "version", "commit", "time", "seconds", "started", "date", "trained_seconds", "pid",
     "images_per_second", "data_wait_share", "train_seconds", "evaluation_seconds", "command", "commands", "identity",
     "note", "notes", "rule", "threshold_is", "fid_64_missing", "findings",  # sentences
 }  # fmt: skip

@@ -9,7 +9,7 @@ one-hot floats; this package opens two PNGs by `load_pairs` the first time, and 
 
 Preparing: the authors decode the photo whole, crop and resize it, and paint polygons into an RGB mask; timed as their
 script does it (vertices scaled, painted at 128 x 128), and with the mask painted at full size, cropped and resized.
-Their code is not used: it is written anew from what it does. It paints with Pillow, which is faster than scikit-image
+Their code is not used: it is rewritten from what it does. It paints with Pillow, which is faster than scikit-image
 that their script uses; where that is installed, it is timed too. Prints a table and writes JSON.
 """
 
@@ -190,9 +190,9 @@ def time_by_turns(ways: dict[str, Callable[[int], object]], count: int, repeats:
     for _ in range(repeats):
         for index in range(count):
             for name, way in ways.items():
-                begin = time.process_time()
+                start = time.process_time()
                 way(index)
-                times[name].append(time.process_time() - begin)
+                times[name].append(time.process_time() - start)
     return {name: statistics.median(values) for name, values in times.items()}
 
 

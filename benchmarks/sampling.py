@@ -93,13 +93,13 @@ def paper_cost(mask: torch.Tensor, timed_steps: int) -> dict:
         unet(sample[:1], 1, mask=mask[:1])
         unet(sample[:1], 1)
     with torch.no_grad():
-        begin = time.perf_counter()
+        start = time.perf_counter()
         for timestep in scheduler.timesteps[:timed_steps]:
             conditional = unet(sample, timestep, mask=mask).sample
             unconditional = unet(sample, timestep).sample
             guided = unconditional + 3 * (conditional - unconditional)
             sample = scheduler.step(guided, timestep, sample).prev_sample
-        seconds = (time.perf_counter() - begin) / timed_steps * PAPER_STEPS
+        seconds = (time.perf_counter() - start) / timed_steps * PAPER_STEPS
     return {
         "timed_steps": timed_steps,
         "gflop": counter.get_total_flops() / 1e9 * PAPER_STEPS,
@@ -126,9 +126,9 @@ def our_cost(arm: Arm, mask: torch.Tensor, repeats: int) -> dict:
         pipe(mask[:1], **sampling)
     times = []
     for _ in range(repeats):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         pipe(mask, **sampling)
-        times.append((time.perf_counter() - begin) / len(mask))
+        times.append((time.perf_counter() - start) / len(mask))
     return {
         "gflop": counter.get_total_flops() / 1e9,
         "seconds": statistics.median(times),
@@ -201,9 +201,9 @@ def rate_of(files: list[Path], count: int) -> float:
         count: processes.
     """
     written = [sorted(path.stat().st_mtime_ns for path in files[index::count]) for index in range(count)]
-    begin = max(times[BATCH - 1] for times in written)
-    later = [moment for times in written for moment in times if moment > begin]
-    return len(later) / (max(later) - begin) * 1e9
+    start = max(times[BATCH - 1] for times in written)
+    later = [moment for times in written for moment in times if moment > start]
+    return len(later) / (max(later) - start) * 1e9
 
 
 # Entry ---------------------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def main() -> None:
         run_arm(Arm(**{**args.arm, "interval": tuple(args.arm["interval"])}), args.timed_steps, args.repeats)
         return
     if args.masks < 4 * BATCH:
-        parser.error(f"--masks {args.masks}: wanted two batches of {BATCH} for each of two processes at the least")
+        parser.error(f"--masks {args.masks}: expected at least two batches of {BATCH} for each of two processes")
     load = os.getloadavg()[0]
     rows = []
     for arm in arms(args.steps, args.batches, args.networks):

@@ -4,7 +4,7 @@ Four arms, each a process of its own, so that its peak memory is its own:
 
 - authors: their network (90.8 M parameters) in float32, their kind of loader (JPEG, and an RGB mask compared colour by
   colour into one-hot floats; 8 processes, or as many as there are cores), AdamW, an average of the weights kept one
-  weight at a time. Their code is not used: it is written anew from what it does, without the framework around it.
+  weight at a time. Their code is not used: it is rewritten from what it does, without the framework around it.
 - same_network: this package's `train` on that network with what makes it fast here: bfloat16 where the processor has
   it, channels-last, the fused optimizer, and on a GPU compilation. What is compared with the authors' loop.
 - default: `train` with every setting at its default.
@@ -12,7 +12,7 @@ Four arms, each a process of its own, so that its peak memory is its own:
 
 The arms take turns, and all others are stopped meanwhile, their readers too; in between, a large matrix product and a
 wide convolution show what the processor can do at best just then. On a machine that does other work, the ratio by the
-cores' time (of the training process, without its readers) tells more than that by the clock, and one thread
+cores' time (of the training process, without its readers) says more than wall-clock time, and one thread
 (OMP_NUM_THREADS=1) more than several. Prints a table for the CPU, and for the GPU where there is one, and writes JSON.
 A step of the authors' loop takes about 20 seconds on two cores: the defaults take 3 to 6 minutes there.
 """
@@ -72,18 +72,18 @@ class Turns(DataTimer):
         batches = super().__iter__()
         print("ready", flush=True)
         for line in sys.stdin:
-            begin, busy, images, steps, first = time.perf_counter(), time.process_time(), 0, 0, self._seconds
+            start, busy, images, steps, first = time.perf_counter(), time.process_time(), 0, 0, self._seconds
             while True:
                 batch = next(batches)
                 images, steps = images + len(batch["image"]), steps + 1
                 yield batch  # comes back when the step is done
-                if time.perf_counter() - begin >= float(line):
+                if time.perf_counter() - start >= float(line):
                     break
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()
                 peak = torch.cuda.max_memory_allocated()
-            seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - start
             result = {"images": images, "steps": steps, "seconds": seconds, "peak_bytes": peak}
             result["core_seconds"] = time.process_time() - busy
             print("turn " + json.dumps({**result, "waited": self._seconds - first}), flush=True)
@@ -232,11 +232,11 @@ def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
     best = dict.fromkeys(ways, 0.0)
     for name, (compute, operations) in ways.items():
         for _ in range(4):  # the first one is slow
-            begin = clock()
+            start = clock()
             compute()
             if device == "cuda":
                 torch.cuda.synchronize()
-            best[name] = max(best[name], operations / (clock() - begin) / 1e9)
+            best[name] = max(best[name], operations / (clock() - start) / 1e9)
     return best
 
 

@@ -61,7 +61,7 @@ def execute(notebook: NotebookNode, folder: Path) -> None:
 
     Args:
         notebook: its outputs are replaced.
-        folder: where its kernel stands.
+        folder: working folder of its kernel.
 
     Raises:
         CellExecutionError, CellTimeoutError, DeadKernelError: a cell failed, took too long, or ended the kernel.
@@ -115,7 +115,7 @@ def faults(notebook: NotebookNode) -> list[str]:
         return [f"is no valid notebook: {err.message}"]
     found = []
     if len(nbformat.writes(notebook)) > LARGEST_NOTEBOOK:
-        found.append(f"has {len(nbformat.writes(notebook)):,} bytes; wanted {LARGEST_NOTEBOOK:,} at most")
+        found.append(f"has {len(nbformat.writes(notebook)):,} bytes; expected at most {LARGEST_NOTEBOOK:,}")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     counts = [cell.execution_count for cell in code]
     if counts != list(range(1, len(code) + 1)):
@@ -129,7 +129,7 @@ def faults(notebook: NotebookNode) -> list[str]:
                 found.append(f"cell {number} wrote to stderr: {output.text[:300]}")
             for kind, content in output.get("data", {}).items():
                 if kind.startswith("image/") and len(content) * 3 / 4 > LARGEST_PICTURE:
-                    size = f"{len(content) * 3 // 4:,} bytes; wanted {LARGEST_PICTURE:,} at most"
+                    size = f"{len(content) * 3 // 4:,} bytes; expected at most {LARGEST_PICTURE:,}"
                     found.append(f"cell {number} shows a picture of {size}")
             text += "\n" + output.get("text", "") + "\n" + output.get("data", {}).get("text/plain", "")
         found += [f"cell {number} names a path of a machine: {path}" for path in ABSOLUTE_PATH.findall(text)]
@@ -140,7 +140,7 @@ def run(path: Path, output: Path | None = None) -> str | None:
     """Run one notebook and write it.
 
     Args:
-        path: the notebook; its kernel stands in its folder.
+        path: the notebook; its kernel runs in its folder.
         output: file to write; the notebook itself by default.
 
     Returns:
@@ -168,9 +168,9 @@ def main() -> int:
         args.output.mkdir(parents=True, exist_ok=True)
     failed = 0
     for path in args.notebooks or sorted(FOLDER.glob("*.ipynb")):
-        begin = time.perf_counter()
+        start = time.perf_counter()
         wrong = run(path.resolve(), None if args.output is None else args.output / path.name)
-        seconds = time.perf_counter() - begin
+        seconds = time.perf_counter() - start
         if wrong is None:
             print(f"{path.name}: {seconds:.0f} s", flush=True)
         else:

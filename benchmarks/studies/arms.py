@@ -1,6 +1,6 @@
 """Arms of a study: the same training but for one thing, with equal operations, each read by `evaluate`.
 
-What is done stays, so the same command goes on. An arm's run is `<arm>-<seed>/` in the study's folder, its evaluation
+Finished work is kept: the same command resumes. An arm's run is `<arm>-<seed>/` in the study's folder, its evaluation
 `<arm>-<seed>-evaluation/`, what both said `<arm>-<seed>.log`.
 """
 
@@ -30,7 +30,7 @@ COMMON = {"train_batch_size": BATCH, "mixed_precision": "bf16", "preview_steps":
 
 
 def study_parser(description: str, required: bool = True) -> argparse.ArgumentParser:
-    """Options that every study of arms takes; `required` says whether it has to be told its data."""
+    """Options that every study of arms takes; `required`: whether the data must be given."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=required, help="prepared folder with the splits train and val")
     parser.add_argument("--segmenter", required=required, help="the judge: a folder of `semseg-diffusers segmenter`")
@@ -63,7 +63,7 @@ def with_budget(settings: TrainingSettings, gflop: float) -> TrainingSettings:
 
 
 def train(folder: Path, settings: TrainingSettings) -> None:
-    """Train a run, or go on with it, unless it is there."""
+    """Train a run, or resume it, unless it is finished."""
     config = folder.with_name(f"{folder.name}.yaml")
     values = {**dataclasses.asdict(settings), "resume_from_checkpoint": "latest"}
     write_text(config, json.dumps(values))  # JSON is YAML too

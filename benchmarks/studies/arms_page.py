@@ -49,7 +49,7 @@ def write_arms_page(path: Path, title: str, record: dict, dataset: str, runs: Pa
         f"Every arm: {record['budget_gflop']:,.0f} GFLOP of forward passes, batches of {record['batch']}, seeds "
         f"{', '.join(map(str, seeds))}; read on {record['num_masks']} masks of the validation split, one "
         f"image each, {record['generation']['scheduler']}, {record['generation']['num_inference_steps']} steps, "
-        f"guidance {record['generation']['guidance_scale']:g}. So little training tells how fast an arm learns, not "
+        f"guidance {record['generation']['guidance_scale']:g}. So little training shows how fast an arm learns, not "
         "where it ends."
     )
     write_page(

@@ -58,16 +58,16 @@ STREET = (
 
 
 class Steps:
-    """Seconds of each step, told as they come."""
+    """Seconds of each step, printed as they come."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def step(self, title: str) -> Iterator[None]:
-        begin = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.seconds[title] = round(time.perf_counter() - begin, 1)
+        self.seconds[title] = round(time.perf_counter() - start, 1)
         print(f"{self.seconds[title]:8.1f} s  {title}", flush=True)
 
 
@@ -144,7 +144,7 @@ def paint_and_take_away(address: str, chromium: str, output: Path, steps: Steps)
             page.get_by_role("button", name="Generate").click()
             samples.first.wait_for()
         with steps.step("three more"):
-            page.locator("#told", has_text="4 generated.").wait_for()
+            page.locator("#message", has_text="4 generated.").wait_for()
         with steps.step("the download"), page.expect_download() as download:
             page.locator("#download").click()
         download.value.save_as(output / "painted.zip")
@@ -166,7 +166,7 @@ def versions_of(python: Path) -> dict[str, str]:
 def run(output: Path, source: str, python: str) -> None:
     chromium = find_browser()
     if chromium is None:
-        raise SystemExit(f"error: there is no browser on the PATH; wanted one of {', '.join(BROWSERS)}.")
+        raise SystemExit(f"error: there is no browser on the PATH; expected one of {', '.join(BROWSERS)}.")
     output.mkdir(parents=True, exist_ok=True)
     steps, port = Steps(), free_port()
     with tempfile.TemporaryDirectory() as folder:

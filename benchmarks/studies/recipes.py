@@ -2,8 +2,8 @@
 
 Every arm trains on the same pairs with the same number of operations (forward and backward passes of its own network,
 so a cheaper network sees more images), with each seed, and is read by `evaluate` on the validation split: same masks,
-sampler, steps, guidance and judge. Arms were fixed here before any of them was trained, but for the last. What is done
-stays: the same command goes on. Prints a table and writes `recipes.json` and `recipes.html`.
+sampler, steps, guidance and judge. Arms were fixed here before any of them was trained, except the last. Finished
+work is kept: the same command resumes. Prints a table and writes `recipes.json` and `recipes.html`.
 
 The paper's recipe is scaled: its network at a width that costs about what ours does, its schedule, loss, optimizer and
 mask dropout as published, the start of its average at the same share of the run.
@@ -31,7 +31,7 @@ ARMS = {
     "no_min_snr": ("ours, without Min-SNR weights", {**OURS, "snr_gamma": None}),
     "no_patch_stem": ("ours, without the patch stem: all maps four times as large", {**OURS, "patch_size": 1}),
     "no_flip": ("ours, without mirrored pairs", {**OURS, "horizontal_flip": False}),
-    # added after the others were begun, when group norms of one channel were found to keep the time out of the head
+    # added after the others were started, when group norms of one channel were found to keep the time out of the head
     "groups_4": ("ours, group norms of 4 groups in place of 16", {**OURS, "norm_num_groups": 4}),
 }
 # arms that take the last step's weights of another arm's training: name -> (what it is, arm)

@@ -5,7 +5,7 @@ of 1000 and 250 steps and the default, mask by mask: the difference of the mean 
 matrix), and of the means over masks, with the 95 % interval of 10,000 resamplings of the masks. Masks that are frames
 of one drive are no independent scenes, so the intervals are of these masks. Arms were fixed here before any was drawn,
 but for the last group, and the guidance scale at which samplers are compared, which a pilot on 16 masks of the
-training split gave. What is done stays: the same command goes on. Prints tables, and writes `sampling.json`,
+training split gave. Finished work is kept: the same command resumes. Prints tables, and writes `sampling.json`,
 `sampling.html` and two sheets of pictures.
 """
 
@@ -41,7 +41,7 @@ RESAMPLINGS = 10_000
 SAMPLERS = {
     "dpm": ("DPM-Solver++ 2M", "DPMSolverMultistepScheduler", {}),
     "unipc": ("UniPC", "UniPCMultistepScheduler", {}),
-    # its step goes on by a fixed number of timesteps, which the others' spacing (linspace) does not keep to
+    # it steps by a fixed number of timesteps, which the others' spacing (linspace) does not keep to
     "ddim": ("DDIM", "DDIMScheduler", {"timestep_spacing": "trailing"}),
     "sde": ("SDE-DPM-Solver++ 2M", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "ddpm": ("DDPM, ancestral", "DDPMScheduler", {}),
@@ -54,7 +54,7 @@ ODE = ("dpm", "unipc", "ddim")  # those that solve the same differential equatio
 class Arm:
     """One way to sample."""
 
-    group: str  # the table that it stands in
+    group: str  # its table
     what: str
     sampler: str = "dpm"
     steps: int = 20
@@ -127,7 +127,7 @@ ARMS = {
         )
     },
     **_grid("ddim", 1000, half=True),
-    # added when the tables of the above showed that samplers which put noise in anew agree better
+    # added when the tables of the above showed that samplers which add noise again agree better
     **_grid("sde", 10),
     **{f"sde_scale_{scale:g}": Arm(AROUND, f"scale {scale:g}", "sde", scale=scale) for scale in (1.0, 1.5, 3.0)},
     **{
@@ -428,9 +428,9 @@ def main() -> None:
     for name in args.arms:
         if ARMS[name].guide and args.guide is None:
             continue
-        begin = time.perf_counter()
+        start = time.perf_counter()
         sampling.draw(name)
-        print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     record = collect(args, sampling, reader)
     write_text(args.output / "sampling.json", json.dumps(record, indent=1) + "\n")
     write_sampling_page(args.output / "sampling.html", record, pairs, args.dataset, args.output)

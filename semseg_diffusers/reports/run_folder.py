@@ -114,7 +114,7 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Read a run folder, whether its run is going on, has ended, or was killed.
+    """Read a run folder, whether its run is active, has ended, or was killed.
 
     Raises:
         ValueError: it is not the folder of a run, or a file in it is not JSON.

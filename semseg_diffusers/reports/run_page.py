@@ -1,4 +1,4 @@
-"""Writes the page of a training run: run.html in its folder, whether the run is going on, has ended, or was killed.
+"""Write the page of a training run: run.html in its folder, whether the run is active, has ended, or was killed.
 
 A run writes its page itself at each preview and checkpoint; the command `report` writes it in between and afterwards.
 Only the run folder is read: neither the dataset nor the network is needed.
@@ -78,7 +78,7 @@ def write_run_page(run: Path, output: Path | None = None, defaults: Mapping[str,
 
 
 def update_run_page(run: Path, defaults: Mapping[str, Any]) -> None:
-    """Write the page of a run that is going on; a page that cannot be written does not end the training."""
+    """Write the page of an active run; a page that cannot be written does not end the training."""
     try:
         write_run_page(run, defaults=defaults)
     except OSError as err:

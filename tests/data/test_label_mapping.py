@@ -91,11 +91,11 @@ def test_the_tables_hold_normalized_names_and_no_name_twice():
 @given(st.lists(st.sampled_from([0, 1, 2, 3, 254, 255]), min_size=1), st.integers(200, 255))
 def test_ids_are_mapped_one_by_one_and_the_rest_is_unknown(ids, ignore_index):
     mapping = (5, None, 5)
-    wanted = [{0: 5, 2: 5}.get(value, ignore_index) for value in ids]
+    expected = [{0: 5, 2: 5}.get(value, ignore_index) for value in ids]
     for dtype in (np.uint8, np.int64):
         mapped = map_ids(np.array(ids, dtype), mapping, ignore_index)
         assert mapped.dtype == np.uint8
-        assert mapped.tolist() == wanted
+        assert mapped.tolist() == expected
     assert map_ids(np.array([[-1]]), mapping, ignore_index).tolist() == [[ignore_index]]
 
 

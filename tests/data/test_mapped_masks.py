@@ -179,7 +179,7 @@ def test_processes_that_have_read_different_label_sets_are_refused(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-# The label set that lies near the masks ----------------------------------------------------------------------------
+# The label set near the masks ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -227,8 +227,8 @@ def test_masks_in_the_classes_of_the_model_are_drawn_as_they_are_whatever_lies_n
     assert generate_dataset(pipeline, masks, tmp_path / "same", FEW).mapped is None
     CAMVID.save_json(tmp_path / "data" / "labels.json")
     own = LabelSet.from_name(str(tmp_path / "model" / "unet" / "config.json"))
-    assert generate_dataset(pipeline, masks, tmp_path / "told", FEW, mask_labels=own).mapped is None
-    for folder in ("same", "told"):
+    assert generate_dataset(pipeline, masks, tmp_path / "given", FEW, mask_labels=own).mapped is None
+    for folder in ("same", "given"):
         assert np.array_equal(saved_ids(tmp_path / folder / "masks/m0_0.png"), resize_ids(draw(BDD, 0), 16, 16))
         assert json.loads((tmp_path / folder / "generation.json").read_text())["mask_labels"] is None
 

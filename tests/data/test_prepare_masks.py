@@ -63,7 +63,7 @@ def masks(draw):
 
 
 def result_or_refusal(work, *arguments):
-    """What came of it: the result, or the text of the refusal."""
+    """Return the result, or the text of the refusal."""
     try:
         return work(*arguments)
     except ValueError as err:

@@ -1,4 +1,4 @@
-"""A preparation that is stopped or killed goes on where it was, and several processes write what one writes."""
+"""A preparation that is stopped or killed resumes where it was, and several processes write what one writes."""
 
 import errno
 import json

@@ -12,6 +12,6 @@ PAGE = (ROOT / "docs" / "how_to" / "filtering.md").read_text(encoding="utf-8")
 
 
 def test_columns_of_the_page_are_those_that_the_filter_writes():
-    told = re.findall(r"^\| (`.*?`) \|", PAGE, flags=re.MULTILINE)
-    assert re.findall(r"`(\w+)`", ", ".join(told)) == [*COLUMNS, "reason"]
+    rows = re.findall(r"^\| (`.*?`) \|", PAGE, flags=re.MULTILINE)
+    assert re.findall(r"`(\w+)`", ", ".join(rows)) == [*COLUMNS, "reason"]
     assert all(f"`{reason}`" in PAGE for reason in REASONS)

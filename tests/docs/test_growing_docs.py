@@ -11,5 +11,5 @@ PAGE = (ROOT / "docs" / "how_to" / "growing.md").read_text(encoding="utf-8")
 
 
 def test_every_stage_is_on_the_page_with_its_command():
-    told = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE, flags=re.MULTILINE)
-    assert dict(told) == STAGES
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE, flags=re.MULTILINE)
+    assert dict(rows) == STAGES

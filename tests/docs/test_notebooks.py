@@ -128,7 +128,7 @@ def test_readme_names_every_notebook():
             lambda cell: cell.outputs.append(nbformat.v4.new_output("display_data", data={"image/png": png(160)})),
             "shows a picture of",
         ),
-        (lambda cell: cell.outputs.append(nbformat.v4.new_output("stream", text="x" * 500_000)), "bytes; wanted"),
+        (lambda cell: cell.outputs.append(nbformat.v4.new_output("stream", text="x" * 500_000)), "bytes; expected"),
         (lambda cell: cell.outputs.append({"output_type": "surprise"}), "is no valid notebook"),
     ],
     ids=[

@@ -31,7 +31,7 @@ def nothing(*_) -> None:
 class Place:
     """Where a page's blocks run, and what is true afterwards."""
 
-    stock: tuple[str, ...] = ()  # what of the stock lies there before
+    stock: tuple[str, ...] = ()  # what of the stock is there before
     prepare: Callable[[Path], None] = nothing
     check: Callable[[Path, dict], None] = nothing  # takes the folder, and the names that python blocks left
     options: Mapping[str, str] = field(default_factory=dict)  # beside SHORTER
@@ -133,7 +133,7 @@ def check_study(folder: Path, names: dict) -> None:
 
 
 def drawn(name: str, split: str = "val", count: int = 1) -> Callable[[Path], None]:
-    """A folder of images of a split's masks, which a page begins with."""
+    """A folder of images of a split's masks, which a page starts with."""
 
     def prepare(folder: Path) -> None:
         words = f"--model {RUN} --masks {DATA}/{split}/masks --num_images_per_mask {count} --output {name}"
@@ -170,7 +170,7 @@ PLACES = {
     "study.md": Place((DATA, RUN), a_set_to_study, check_study),
     "training.md": Place((DATA,), check=check_training),
 }
-# These begin with no stock, so that they are quick.
+# These start without stock, so that they are quick.
 QUICK = ("converting.md",)
 # Lines of these reach a Hub: test_publishing_docs.py runs them.
 WITH_A_HUB = ("publishing.md", "growing.md")

@@ -67,7 +67,7 @@ def pages(site) -> dict[Path, Page]:
 def test_no_link_leads_nowhere(site, pages):
     broken = []
     for page in pages.values():
-        if page.path.name == "404.html":  # its links begin with /
+        if page.path.name == "404.html":  # its links start with /
             continue
         for link in page.links + page.fetched:
             target, anchor = urldefrag(unquote(link))

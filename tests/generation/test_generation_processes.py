@@ -338,7 +338,7 @@ def test_a_launch_that_was_killed_is_continued_by_the_same_command(new_place):
     launch.kill_group()  # the launcher alone: it puts its processes into groups of their own
     end = time.monotonic() + TIMEOUT
     while any(is_alive(worker) for worker in workers):
-        assert time.monotonic() < end, "they go on without their launcher"
+        assert time.monotonic() < end, "they run without their launcher"
         time.sleep(0.1)
     before = place.made()
     assert 2 <= len(before) < place.num_expected

@@ -143,10 +143,10 @@ def test_what_no_stage_could_do_is_refused_before_the_first(toy, tmp_path, capsy
 def test_underrepresented_classes_are_the_default_target_and_other_options_are_refused(toy, model, tmp_path, capfd):
     words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--model", model, "--until", "enrich")
     assert command(*words, "--num_masks", 2) == 0
-    wishes = json.loads((tmp_path / "grown/enrich/enrich.json").read_text())["wishes"]
+    targets = json.loads((tmp_path / "grown/enrich/enrich.json").read_text())["wishes"]  # codespell:ignore wishes
     weak = json.loads((tmp_path / "grown/statistics/stats.json").read_text())["weak_classes"]
-    assert wishes
-    assert {entry["name"] for entry in wishes} <= {entry["name"] for entry in weak}
+    assert targets
+    assert {entry["name"] for entry in targets} <= {entry["name"] for entry in weak}
     page = (tmp_path / "grown/index.html").read_text()
     assert "Still to be done: generate, segmenter, filter, study, merge" in page
     capfd.readouterr()

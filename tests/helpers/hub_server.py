@@ -1,6 +1,6 @@
 """A small Hub on 127.0.0.1: the part of the API of huggingface.co that huggingface_hub, diffusers and datasets call.
 
-State lies in memory. Large files go the LFS way (`HF_HUB_DISABLE_XET=1` on the client's side), are stored once by
+State is kept in memory. Large files go the LFS way (`HF_HUB_DISABLE_XET=1` on the client's side), are stored once by
 their hash, and are given out by a redirect to another host that refuses credentials, as the Hub's storage does.
 """
 
@@ -39,7 +39,7 @@ class Blob:
 
     @property
     def git_oid(self) -> str:
-        """Git's hash of what lies in the repository: the file, or for LFS the pointer to it."""
+        """Git's hash of what is in the repository: the file, or for LFS the pointer to it."""
         pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{self.sha256}\nsize {len(self.data)}\n"
         content = pointer.encode() if self.is_lfs else self.data
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -73,7 +73,7 @@ class Repo:
 
 
 class RefusalError(Exception):
-    """An answer that is an error, with the headers by which huggingface_hub tells errors apart."""
+    """An answer that is an error, with the headers by which huggingface_hub distinguishes errors."""
 
     def __init__(self, status: int, message: str, code: str | None = None, commit: str | None = None):
         super().__init__(message)
@@ -176,8 +176,8 @@ def check_card(text: str, kind: str) -> list[str]:
             errors.append(f'"{key}" must be a list of strings')
     for number, model in enumerate(values.get("model-index", [])):
         for result in model.get("results", [{}]):
-            wanted = {"task": ("type",), "dataset": ("type", "name")}
-            lacks = [f"{part}.{key}" for part in wanted for key in wanted[part] if key not in result.get(part, {})]
+            required = {"task": ("type",), "dataset": ("type", "name")}
+            lacks = [f"{part}.{key}" for part in required for key in required[part] if key not in result.get(part, {})]
             lacks += [key for metric in result.get("metrics", [{}]) for key in ("type", "value") if key not in metric]
             errors += [f'"model-index[{number}]" lacks {", ".join(lacks)}'] if lacks or "name" not in model else []
     if kind == "dataset":
@@ -315,9 +315,9 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def create_repo(self) -> None:
-        user, wanted = self._user(needed=True), self._json()
-        owner = wanted.get("organization") or user["name"]
-        repo_id, kind = f"{owner}/{wanted['name']}", wanted.get("type") or "model"
+        user, request = self._user(needed=True), self._json()
+        owner = request.get("organization") or user["name"]
+        repo_id, kind = f"{owner}/{request['name']}", request.get("type") or "model"
         if user["role"] != "write" or owner not in (user["name"], *user["orgs"]):
             raise RefusalError(403, f'You don\'t have the rights to create a {kind} under the namespace "{owner}"')
         url = f"{self.hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
@@ -325,13 +325,13 @@ class _Handler(BaseHTTPRequestHandler):
             message = "You already created this repo"
             self._send(409, {"error": message, "url": url}, {"X-Error-Message": message})
             return
-        private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        private = request.get("visibility") == "private" or bool(request.get("private"))
         self.hub.add_repo(repo_id, kind=kind, private=private)
         self._send(200, {"url": url, "name": repo_id})
 
     def validate_card(self) -> None:
-        wanted = self._json()
-        errors = check_card(wanted["content"], wanted["repoType"])
+        request = self._json()
+        errors = check_card(request["content"], request["repoType"])
         answer = {"errors": [{"message": message} for message in errors], "warnings": []}
         self._send(400 if errors else 200, answer)
 
@@ -414,9 +414,9 @@ class _Handler(BaseHTTPRequestHandler):
         repo = self._repo(kind, repo_id, write=True)
         files = repo.commits[self._commit_of(repo, revision)]
         answers = []
-        for wanted in self._json()["files"]:
-            path = wanted["path"]
-            is_lfs = path.endswith(LFS_SUFFIXES) or wanted["size"] >= LFS_SIZE
+        for request in self._json()["files"]:
+            path = request["path"]
+            is_lfs = path.endswith(LFS_SUFFIXES) or request["size"] >= LFS_SIZE
             answer = {"path": path, "uploadMode": "lfs" if is_lfs else "regular", "shouldIgnore": False}
             if path in files:
                 answer["oid"] = files[path].sha256 if files[path].is_lfs else files[path].git_oid
@@ -426,11 +426,11 @@ class _Handler(BaseHTTPRequestHandler):
     def lfs_batch(self, prefix: str | None, repo_id: str) -> None:
         self._repo("dataset" if prefix else "model", repo_id, write=True)
         objects = []
-        for wanted in self._json()["objects"]:
-            answer = {"oid": wanted["oid"], "size": wanted["size"]}
-            if wanted["oid"] not in self.hub.stored:
-                place = f"{self.hub.storage_url}/storage/{wanted['oid']}"
-                verify = f"{self.hub.url}/storage/{wanted['oid']}/verify"
+        for request in self._json()["objects"]:
+            answer = {"oid": request["oid"], "size": request["size"]}
+            if request["oid"] not in self.hub.stored:
+                place = f"{self.hub.storage_url}/storage/{request['oid']}"
+                verify = f"{self.hub.url}/storage/{request['oid']}/verify"
                 answer["actions"] = {"upload": {"href": place}, "verify": {"href": verify}}
             objects.append(answer)
         self._send(200, {"transfer": "basic", "objects": objects})
@@ -454,8 +454,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def lfs_verify(self, oid: str) -> None:
         self._user(needed=True)
-        wanted = self._json()
-        if len(self.hub.stored.get(oid, b"")) != wanted["size"]:
+        request = self._json()
+        if len(self.hub.stored.get(oid, b"")) != request["size"]:
             raise RefusalError(404, "no such object")
         self._send(200, {})
 
@@ -518,11 +518,11 @@ class _Handler(BaseHTTPRequestHandler):
             raise RefusalError(400, "Only one auth mechanism allowed")
 
     def _send_file(self, data: bytes, headers: dict[str, str]) -> None:
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        if not wanted:
+        request = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        if not request:
             self._send(200, data, headers)
             return
-        start, end = int(wanted[1]), int(wanted[2] or len(data) - 1)
+        start, end = int(request[1]), int(request[2] or len(data) - 1)
         if start >= len(data):
             self._send(416, b"", {**headers, "Content-Range": f"bytes */{len(data)}"})
             return

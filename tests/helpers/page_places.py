@@ -33,7 +33,7 @@ def write_camvid(folder: Path, num_train: int = TRAIN) -> None:
     """CamVid in the SegNet form, of toy scenes: a car and a rider in each frame for validation."""
     labels = LabelSet.from_preset("camvid")
     mapping = match_classes(LabelSet.from_preset("bdd100k").names, labels)
-    wanted = {labels.label2id[name] for name in ("car", "rider")}
+    rare = {labels.label2id[name] for name in ("car", "rider")}
     names = {"val": list(VAL), "train": [f"0001TP_{number:06}" for number in range(num_train)]}
     for split in names:
         for part in (split, f"{split}annot"):
@@ -42,7 +42,7 @@ def write_camvid(folder: Path, num_train: int = TRAIN) -> None:
     while any(names.values()):
         photo, ids, _ = draw_scene(seed, SIZE)
         ids = map_ids(ids, mapping)
-        split = "val" if names["val"] and wanted <= set(np.unique(ids)) else "train"
+        split = "val" if names["val"] and rare <= set(np.unique(ids)) else "train"
         if names[split]:
             name = f"{names[split].pop(0)}.png"
             photo.save(folder / split / name)

@@ -112,7 +112,7 @@ def test_command_writes_masks_manifest_and_pages(dataset, tmp_path, capsys):
     rows = [json.loads(line) for line in (folder / "manifest.jsonl").read_text().splitlines()]
     assert [row["mask_file_name"] for row in rows] == [f"masks/{path.name}" for path in paths]
     record = json.loads((folder / "enrich.json").read_text())
-    person, truck = record["wishes"]
+    person, truck = record["wishes"]  # codespell:ignore wishes
     assert person["reached"] == pytest.approx(2, rel=0.2)
     assert person["share_after"] == pytest.approx(share(ids, "person"))
     assert person["added"] == sum(entry["class"] == "person" for row in rows for entry in row["added"])

@@ -121,7 +121,7 @@ def preview(path, masks, shade, samples=2):
 
 
 def shades(sheet):
-    """What stands in the middle of each cell of a sheet."""
+    """Return the colour in the middle of each cell of a sheet."""
     return [[cell.getpixel((cell.width // 2, cell.height // 2)) for cell in row] for row in grid_cells(sheet)]
 
 
@@ -232,7 +232,7 @@ def test_the_page_of_a_resumed_run_covers_all_of_it(toy, tmp_path):
     text = text_of(run)
     assert "Finished after step 6 of 6." in text
     assert f"each interval ({number(log_lines(run)[-1]['loss'])} at 6)" in text
-    assert "loss from" not in text  # for those who do not see the chart it stands in its label
+    assert "loss from" not in text  # for those who do not see the chart it is in its label
     labels = PageReader((run / "run.html").read_text()).values("aria-label")
     assert any(f"each interval from {number(log_lines(run)[0]['loss'])} at 1 to" in str(label) for label in labels)
     assert [step for step, _ in list_previews(run)] == [2, 4, 6]

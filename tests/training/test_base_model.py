@@ -102,7 +102,7 @@ def test_the_base_stays_as_it_is_and_the_branch_learns(straight, base):
     assert any(not torch.equal(ours[name], raw[name]) for name in ours)  # the average is of what was learned
     for name, weight in raw.items():
         if name.startswith("control.zero_conv"):
-            assert weight.any(), name  # they began at zero
+            assert weight.any(), name  # they started at zero
 
 
 def test_what_is_saved_is_an_ordinary_pipeline_with_the_schedule_of_the_base(straight):

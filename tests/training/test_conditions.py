@@ -1,4 +1,4 @@
-"""What training tells the network beside the mask, what it takes from the mask, and what a run may start from."""
+"""What training gives the network beside the mask, what it takes from the mask, and what a run may start from."""
 
 import json
 import logging
@@ -179,11 +179,11 @@ def test_defaults_give_the_samples_of_before_and_nothing_more(pairs):
     plain = samples(pairs)[3, 1]
     assert set(plain) == {"image", "mask", "noise", "timestep", "stem"}
     values = attribute_values(pairs, ["weather", "timeofday"])
-    told = samples(pairs, attributes=values, attribute_dropout=0.5, **augmented(0.2, 0.1, 0.0))[3, 1]
-    assert set(told) == {*plain, "attributes", "augmentation"}
+    given = samples(pairs, attributes=values, attribute_dropout=0.5, **augmented(0.2, 0.1, 0.0))[3, 1]
+    assert set(given) == {*plain, "attributes", "augmentation"}
     for name in ("mask", "noise", "timestep"):
-        assert torch.equal(told[name], plain[name])
-    torch.testing.assert_close(told["image"], plain["image"], rtol=0, atol=1e-5)
+        assert torch.equal(given[name], plain[name])
+    torch.testing.assert_close(given["image"], plain["image"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -321,13 +321,13 @@ def test_probability_zero_warps_nothing_and_none_warps_all(probability):
 
 def test_only_what_is_told_stands_in_the_batch(pairs):
     assert "augmentation" not in samples(pairs, **augmented(0.2, 0.1, None))[0, 0]
-    told = [samples(pairs, **augmented(0.2, 0.1, 0.3))[position, 0] for position in range(40)]
+    given = [samples(pairs, **augmented(0.2, 0.1, 0.3))[position, 0] for position in range(40)]
     bare = [samples(pairs)[position, 0] for position in range(40)]
-    for one, plain in zip(told, bare, strict=True):
+    for one, plain in zip(given, bare, strict=True):
         if not one["augmentation"].any():
             assert torch.equal(one["mask"], plain["mask"])
             torch.testing.assert_close(one["image"], plain["image"], rtol=0, atol=1e-5)
-    assert 5 < sum(bool(one["augmentation"].any()) for one in told) < 35
+    assert 5 < sum(bool(one["augmentation"].any()) for one in given) < 35
 
 
 # Networks

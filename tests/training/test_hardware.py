@@ -1,4 +1,4 @@
-"""Options that make training faster change nothing but its speed: losses, saved weights, and how a run goes on."""
+"""Options that make training faster change nothing but its speed: losses, saved weights, and how a run resumes."""
 
 import json
 import shutil

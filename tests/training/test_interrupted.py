@@ -1,4 +1,4 @@
-"""Runs that end early: killed, told to stop, diverged, out of disk; and what goes on from there, bit for bit."""
+"""Runs that end early: killed, asked to stop, diverged, out of disk; and what resumes from there, bit for bit."""
 
 import functools
 import os
@@ -56,7 +56,7 @@ def assert_same_run(first, second):
         assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-# Told to stop
+# Asked to stop
 
 
 def test_sigterm_saves_says_why_and_the_run_goes_on_bit_for_bit(toy, tmp_path):
@@ -114,9 +114,9 @@ def test_ten_kills_at_random_moments_change_nothing(toy, tmp_path):
     for _ in range(10):
         process = start(SCRIPT, *words)
         whole = list_checkpoints(run)
-        begun = int(whole[-1].name.split("-")[1]) if whole else 0
-        wanted = begun + moments.randint(7, 20)
-        wait_until(lambda wanted=wanted: _last_line(run)["step"] >= wanted, process)
+        first = int(whole[-1].name.split("-")[1]) if whole else 0
+        target = first + moments.randint(7, 20)
+        wait_until(lambda target=target: _last_line(run)["step"] >= target, process)
         seconds_a_step = 4 / _last_line(run)["images_per_second"]
         time.sleep(moments.random() * 4 * seconds_a_step)
         os.killpg(process.pid, signal.SIGKILL)
@@ -169,7 +169,7 @@ def test_how_a_step_is_shared_out_may_change_on_resume(toy, tmp_path):
     changes = {"checkpointing_steps": 1, "dropout": 0.0}
     whole = train_here(tiny_settings(toy, tmp_path / "run", train_batch_size=4, **changes))
     expected = losses(whole)
-    shutil.rmtree(whole / "checkpoint-4")  # what is left stands at an odd step
+    shutil.rmtree(whole / "checkpoint-4")  # the one left has an odd step
     changes |= {"train_batch_size": 2, "gradient_accumulation_steps": 2, "resume_from_checkpoint": "latest"}
     assert losses(train_here(tiny_settings(toy, whole, **changes))) == pytest.approx(expected, rel=1e-4)
 

@@ -1,4 +1,4 @@
-"""Trackers: what arrives with them, and a library that is missing is told before anything starts."""
+"""Trackers: what arrives with them, and a library that is missing is named before anything starts."""
 
 import importlib.util
 import json

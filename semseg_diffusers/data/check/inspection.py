@@ -100,7 +100,7 @@ class PairFacts:
     split: str
     empty: list[str] = field(default_factory=list)  # files of no bytes
     image_fault: str | None = None  # it cannot be read
-    mask_fault: str | None = None  # it cannot be read, or is of a kind that is no mask
+    mask_fault: str | None = None  # it cannot be read, or is no kind of mask
     image_size: tuple[int, int] | None = None  # height and width, upright
     mask_size: tuple[int, int] | None = None
     image_mode: str = ""  # Pillow's mode, if `prepare` refuses it
