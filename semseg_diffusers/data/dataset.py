@@ -79,7 +79,7 @@ class PairDataset(torch.utils.data.Dataset):
         self.labels = labels
         self._table, self.name = table, name
         self._columns = {"image": image_column, "mask": mask_column}
-        self._masks = table.select_columns([mask_column])
+        self._tables = {what: table.select_columns([column]) for what, column in self._columns.items()}
         self._decoded: DecodedPairs | None = None
         if "stem" in table.column_names:
             self.stems = [str(stem) for stem in table["stem"]]
@@ -99,12 +99,12 @@ class PairDataset(torch.utils.data.Dataset):
         index = range(len(self))[index]  # an IndexError past the end, negative numbers from the end
         pair = None if self._decoded is None else self._decoded.get(index)
         if pair is None:
-            row, stem = self._table[index], self.stems[index]
-            image, ids = np.asarray(self._photo(row, index)), self._ids(row, index)  # (H, W, 3), (H, W)
+            image, ids = np.asarray(self.photo(index)), self.mask(index)  # (H, W, 3), (H, W)
             if image.shape[:2] != ids.shape:
+                (h, w), (mask_h, mask_w) = image.shape[:2], ids.shape
                 raise ValueError(
-                    f"pair '{stem}' of {self.name}: the image is {image.shape[0]} x {image.shape[1]}, its mask "
-                    f"{ids.shape[0]} x {ids.shape[1]} (height x width); expected one size. Prepare the dataset again."
+                    f"pair '{self.stems[index]}' of {self.name}: the image is {h} x {w}, its mask {mask_h} x {mask_w} "
+                    "(height x width); expected one size. Prepare the dataset again."
                 )
             pair = image.transpose(2, 0, 1).copy(), ids
             if self._decoded is not None:
@@ -133,12 +133,12 @@ class PairDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: the mask cannot be read, or does not match the label set.
         """
-        index = range(len(self))[index]
-        return self._ids(self._masks[index], index)
+        mask, source = self._decode(index, "mask")
+        return self.labels.encode(mask, source=source)
 
     def photo_file(self, index: int) -> bytes:
         """Return the bytes of an image file as they are stored."""
-        entry = self._table[range(len(self))[index]][self._columns["image"]]
+        entry = self._tables["image"][range(len(self))[index]][self._columns["image"]]
         return entry["bytes"] or Path(entry["path"]).read_bytes()
 
     def photo(self, index: int) -> Image.Image:
@@ -147,25 +147,18 @@ class PairDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: the image cannot be read.
         """
-        index = range(len(self))[index]
-        return self._photo(self._table[index], index)
+        image, _ = self._decode(index, "image")
+        return ImageOps.exif_transpose(image).convert("RGB")
 
     @functools.cached_property
     def attributes(self) -> dict[str, list[str | None]]:
         """Return the text columns beside image, mask and stem, such as weather: by name, one value per pair."""
         return {name: list(self._table[name]) for name in _text_columns(self._table)}
 
-    def _photo(self, row: dict[str, Any], index: int) -> Image.Image:
-        image, _ = self._decode(row, index, "image")
-        return ImageOps.exif_transpose(image).convert("RGB")
-
-    def _ids(self, row: dict[str, Any], index: int) -> np.ndarray:
-        mask, source = self._decode(row, index, "mask")
-        return self.labels.encode(mask, source=source)
-
-    def _decode(self, row: dict[str, Any], index: int, what: str) -> tuple[Image.Image, str]:
-        """Return image or mask of a row, and its name in messages."""
-        entry = row[self._columns[what]]
+    def _decode(self, index: int, what: str) -> tuple[Image.Image, str]:
+        """Return image or mask of a pair, and its name in messages."""
+        index = range(len(self))[index]
+        entry = self._tables[what][index][self._columns[what]]
         if entry is None:
             raise ValueError(
                 f"pair '{self.stems[index]}' of {self.name} has no {what} in column '{self._columns[what]}'."
@@ -181,9 +174,9 @@ class PairDataset(torch.utils.data.Dataset):
     @functools.cached_property
     def sizes(self) -> list[tuple[int, int]]:
         """Return height and width of each image, read from the files' headers."""
-        sizes, column = [], self._columns["image"]
-        for index, row in enumerate(self._table.select_columns([column])):  # without the masks' bytes
-            entry = row[column]
+        sizes = []
+        for index, row in enumerate(self._tables["image"]):  # without the masks' bytes
+            entry = row[self._columns["image"]]
             file = io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]
             with decoder_errors("image", self._source(entry, index)), Image.open(file) as image:
                 rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)

@@ -15,14 +15,7 @@ from semseg_diffusers.data.dataset_format import COLORMAP_FILE, LABEL_FILES
 from semseg_diffusers.data.labels import PAPER_NAMES, PRESET_NAMES, LabelSet
 from semseg_diffusers.data.readers.bdd100k import find_bdd100k, read_bdd100k
 from semseg_diffusers.data.readers.camvid import find_camvid, read_camvid
-from semseg_diffusers.data.readers.cityscapes import (
-    find_acdc,
-    find_cityscapes,
-    find_kitti,
-    read_acdc,
-    read_cityscapes,
-    read_kitti,
-)
+from semseg_diffusers.data.readers.cityscapes import find_acdc, find_cityscapes, find_kitti, read_kitti, read_trees
 from semseg_diffusers.data.readers.pairs import (
     IMAGE_ENDINGS,
     NAMED,
@@ -116,10 +109,14 @@ FORMATS: dict[str, Format] = {
         is_paper,
     ),
     "cityscapes": Format(
-        find_cityscapes, read_cityscapes, "leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/*_labelIds.png"
+        find_cityscapes,
+        functools.partial(read_trees, image_ending="_leftImg8bit", mask_ending="_gtFine_"),
+        "leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/*_labelIds.png",
     ),
     "acdc": Format(
-        find_acdc, read_acdc, "rgb_anon/{condition}/{split}/{sequence}/ and gt/{condition}/{split}/{sequence}/"
+        find_acdc,
+        functools.partial(read_trees, image_ending="_rgb_anon", mask_ending="_gt_"),
+        "rgb_anon/{condition}/{split}/{sequence}/ and gt/{condition}/{split}/{sequence}/",
     ),
     "kitti": Format(find_kitti, read_kitti, "training/image_2/ and training/semantic/"),
     "datasets": Format(

@@ -40,11 +40,6 @@ def find_cityscapes(root: AnyPath) -> Folders | None:
     return None if images is None or masks is None else {"": (images, masks)}
 
 
-def read_cityscapes(folders: Folders, options: ReadOptions) -> Source:
-    """Read `leftImg8bit/{split}/{city}` and `gtFine/{split}/{city}` with `_labelIds` or `_labelTrainIds`."""
-    return _read_trees(folders, "_leftImg8bit", "_gtFine_", options)
-
-
 def find_acdc(root: AnyPath) -> Folders | None:
     """Return the folders of images and masks of ACDC, by condition."""
     images = first_folder(root, "rgb_anon", "rgb_anon_trainvaltest/rgb_anon")
@@ -53,11 +48,6 @@ def find_acdc(root: AnyPath) -> Folders | None:
         return None
     names = [path.name for path in list_folder(masks) if path.is_dir() and (images / path.name).is_dir()]
     return {name: (images / name, masks / name) for name in names}
-
-
-def read_acdc(folders: Folders, options: ReadOptions) -> Source:
-    """Read `rgb_anon/{condition}/{split}/{sequence}` and `gt/...`; the condition becomes an attribute."""
-    return _read_trees(folders, "_rgb_anon", "_gt_", options)
 
 
 def find_kitti(root: AnyPath) -> Folders | None:
@@ -79,8 +69,8 @@ def read_kitti(folders: Folders, options: ReadOptions) -> Source:
     return Source(LabelSet.from_preset("cityscapes"), pairs, unmatched, LABEL_IDS, notes=notes)
 
 
-def _read_trees(trees: Folders, image_ending: str, mask_ending: str, options: ReadOptions) -> Source:
-    """Read the pairs of `{split}/{city}` folders; several such trees have the name of their condition."""
+def read_trees(trees: Folders, options: ReadOptions, image_ending: str, mask_ending: str) -> Source:
+    """Read the pairs of `{split}/{city}` folders; several such trees have a condition, which becomes an attribute."""
     images: dict[str, dict[str, AnyPath]] = {}  # split -> stem -> file
     masks: dict[str, list[AnyPath]] = {}
     conditions: dict[tuple[str, str], str] = {}  # (split, stem) -> condition
