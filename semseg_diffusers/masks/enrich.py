@@ -21,7 +21,7 @@ from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_pri
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.settings import EnrichSettings
 from semseg_diffusers.masks.statistics.counts import MaskStatistics, class_figures, collect_statistics, heat_maps
-from semseg_diffusers.masks.statistics.figure import heat_image, plot_statistics
+from semseg_diffusers.masks.statistics.stats import heat_image, plot_statistics
 from semseg_diffusers.reports.render import BarRow, percent, write_page
 from semseg_diffusers.utils.files import package_version, write_json, write_text
 from semseg_diffusers.utils.images import image_grid, save_png

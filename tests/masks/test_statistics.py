@@ -23,8 +23,7 @@ from semseg_diffusers.masks.statistics.counts import (
     heat_maps,
     unknown_share,
 )
-from semseg_diffusers.masks.statistics.figure import plot_statistics
-from semseg_diffusers.masks.statistics.stats import log_position, write_statistics_page
+from semseg_diffusers.masks.statistics.stats import log_position, plot_statistics, write_statistics_page
 from semseg_diffusers.masks.statistics.underrepresented import RULES, underrepresented_classes
 
 

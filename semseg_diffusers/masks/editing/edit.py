@@ -260,13 +260,10 @@ def parse_operation(text: str) -> Operation:
 
 def _parse_value(text: str) -> Any:
     """Return a value of the command line: `1,2;3,4` is points, `1,2` a point, else a number, true, false or text."""
-    points = [[_parse_scalar(number) for number in point.split(",")] for point in text.split(";")]
-    if all(_is_number(number) for point in points for number in point):
-        return points if ";" in text else points[0] if "," in text else points[0][0]
-    return _parse_scalar(text)
-
-
-def _parse_scalar(text: str) -> Any:
+    if ";" in text or "," in text:
+        points = [[_parse_value(number) for number in point.split(",")] for point in text.split(";")]
+        is_points = all(_is_number(number) for point in points for number in point)
+        return text if not is_points else points if ";" in text else points[0]
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:
