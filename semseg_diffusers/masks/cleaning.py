@@ -124,11 +124,16 @@ def _grow(
     `distances` (U, N) are those of the image's colours to the table's (N, 3), `inverse` (H, W) the pixels' colours.
     """
     classes, blend = classes.copy(), np.full(classes.shape, np.inf, dtype=np.float32)
+    side = 2 * BLEND_RADIUS + 1
     while True:
         rows, columns = np.nonzero((classes < 0) & (neighbors(classes, outside=-1) >= 0).any(axis=0))
         if not len(rows):
             break
-        near = _near(classes, rows, columns, len(table))  # (N, P)
+        padded = np.pad(classes, BLEND_RADIUS, constant_values=-1)
+        windows = sliding_window_view(padded, (side, side))[rows, columns].reshape(len(rows), -1)
+        near = np.zeros((len(table) + 1, len(rows)), dtype=bool)  # which classes are around; the last is for open ones
+        near[windows, np.arange(len(rows))[:, None]] = True
+        near = near[:-1]  # (N, P)
         to_each = distances[inverse[rows, columns]].T  # (N, P)
         best = np.where(near, to_each, np.inf).argmin(axis=0)
         to_blend = _distance_to_blends(rgb[rows, columns].astype(np.float32), near, to_each, table)
@@ -139,15 +144,6 @@ def _grow(
     left = classes < 0  # no pixel of the image was sure
     classes[left] = distances.argmin(axis=1)[inverse[left]]
     return classes, blend
-
-
-def _near(classes: np.ndarray, rows: np.ndarray, columns: np.ndarray, count: int) -> np.ndarray:
-    """Return which classes occur within `BLEND_RADIUS` of P pixels: (count, P) bool."""
-    side = 2 * BLEND_RADIUS + 1
-    windows = sliding_window_view(np.pad(classes, BLEND_RADIUS, constant_values=-1), (side, side))[rows, columns]
-    near = np.zeros((count + 1, len(rows)), dtype=bool)  # the last row collects open pixels
-    near[windows.reshape(len(rows), -1), np.arange(len(rows))[:, None]] = True
-    return near[:-1]
 
 
 def _distance_to_blends(colors: np.ndarray, near: np.ndarray, to_each: np.ndarray, table: np.ndarray) -> np.ndarray:

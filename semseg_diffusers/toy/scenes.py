@@ -69,7 +69,15 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
         raise ValueError(f"expected at least 16 x 16 pixels for a toy scene; got {height} x {width}.")
     rng = Rng(seed)
     scale = min(max(round(DRAWING_HEIGHT / height), 2), 4)
-    look = _choose_look(rng)
+    (look,) = rng.choices([look for _, look in LOOKS], [share for share, _ in LOOKS])
+    exposure, visibility, amount = rng.uniform(0.90, 1.08), rng.uniform(0.8, 1.25), 0.07 * sum(look.sky_top)
+    look = dataclasses.replace(
+        look,
+        light=tint(look.light, exposure),
+        visibility=look.visibility * visibility,
+        sky_top=rng.jitter(look.sky_top, amount),
+        sky_bottom=rng.jitter(look.sky_bottom, amount),
+    )
     painter = Painter(
         (height * scale, width * scale),
         look,
@@ -85,18 +93,6 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     ids = _majority(painter.mask, scale)
     image = _develop(painter, ids, scale, noise)
     return image, ids, {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
-
-
-def _choose_look(rng: Rng) -> Look:
-    (look,) = rng.choices([look for _, look in LOOKS], [share for share, _ in LOOKS])
-    exposure, visibility, amount = rng.uniform(0.90, 1.08), rng.uniform(0.8, 1.25), 0.07 * sum(look.sky_top)
-    return dataclasses.replace(
-        look,
-        light=tint(look.light, exposure),
-        visibility=look.visibility * visibility,
-        sky_top=rng.jitter(look.sky_top, amount),
-        sky_bottom=rng.jitter(look.sky_bottom, amount),
-    )
 
 
 def _draw_sky(p: Painter) -> None:

@@ -153,9 +153,8 @@ class Scene:
 
     def put(self, entry: MaskObject, seen: np.ndarray) -> None:
         """Insert an object; `seen` are its visible pixels."""
-        rows, columns = np.nonzero(seen)
-        self.ids[rows, columns] = entry.ids[rows - entry.top, columns - entry.left]
+        self.ids = paste(self.ids, entry, ~seen)
         self.owner[seen] = len(self.objects)
         self.objects.append(entry)
         self.part[seen] = len(self.part_sizes)
-        self.part_sizes = np.append(self.part_sizes, len(rows))
+        self.part_sizes = np.append(self.part_sizes, seen.sum())
