@@ -44,7 +44,6 @@ from semseg_diffusers import LabelSet, PaperUNet2DModel
 from semseg_diffusers.data.labels import PAPER
 from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.settings import PrepareSettings
-from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.toy.scenes import draw_scene
@@ -53,6 +52,7 @@ from semseg_diffusers.training import run as training_run
 from semseg_diffusers.training.monitor import DataTimer
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import code_commit, versions
 from semseg_diffusers.utils.settings import build_settings
 
 

@@ -28,12 +28,12 @@ from semseg_diffusers.evaluation.fidelity import fid, kid
 from semseg_diffusers.evaluation.inference import cached_inference
 from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
 from semseg_diffusers.evaluation.metrics import new_confusion_matrix, update_confusion_matrix
-from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_guide, load_model, new_scheduler, speed_up
 from semseg_diffusers.generation.settings import GenerationSettings, Inputs
 from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import code_commit, versions
 
 
 SCALE = 2.0  # guidance scale at which samplers, steps and intervals are compared

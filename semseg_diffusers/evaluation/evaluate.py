@@ -34,6 +34,7 @@ from semseg_diffusers.reports.evaluation_text import results_table
 from semseg_diffusers.utils.distributed import Processes, run_distributed
 from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, read_json, write_json
 from semseg_diffusers.utils.images import save_png
+from semseg_diffusers.utils.settings import differences
 
 
 T = TypeVar("T")
@@ -95,16 +96,13 @@ def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str
 
 
 def check_inputs(settings: EvaluationSettings, data: RealData, masks: ImageSet, not_judged: Sequence[str]) -> None:
-    """Raise for sets that are too small, and for masks that cannot be read or hold nothing to score.
-
-    `masks` are those of the generated images, or those to generate images from.
-    """
+    """Raise for sets that are too small, and for masks (to generate from, or of the images) with nothing to score."""
     num_masks = len(set(masks.stems))
     if num_masks < 2:
         raise ValueError(f"expected two or more masks, to score images against masks of others; got {num_masks}.")
     if settings.features:
         num_generated = len(masks) * settings.num_images_per_mask  # 1 where the images exist
-        fidelity_comparisons(settings, len(data.real), 0 if data.train is None else len(data.train), num_generated)
+        fidelity_comparisons(settings, len(data.real), len(data.train or ()), num_generated)
     counted = [index for index, name in enumerate(data.pairs.labels.names) if name not in not_judged]
     for images in (masks, data.real):
         if not any([np.isin(images.mask(index), counted).any() for index in range(len(images))]):  # reads each one
@@ -134,16 +132,10 @@ def check_output(output: Path, settings: EvaluationSettings) -> None:
         saved = dict(read_json(file)["settings"])
     except (ValueError, KeyError, TypeError) as err:
         raise ValueError(f"'{file}' holds no results of evaluate ({err}). Choose another --output.") from err
-    current = settings.record()
-    different = [
-        f"{name}: {saved.get(name)} there, {current.get(name)} now"
-        for name in sorted({*saved, *current} - set(NOT_COMPARED))
-        if saved.get(name) != current.get(name)
-    ]
-    if different:
+    same = {name: saved.get(name) for name in NOT_COMPARED}
+    if different := differences(saved, settings.record() | same):
         raise ValueError(
-            f"--output '{output}' holds an evaluation with other settings ({'; '.join(different)}). Choose another "
-            "folder."
+            f"--output '{output}' holds an evaluation with other settings ({different}). Choose another folder."
         )
 
 

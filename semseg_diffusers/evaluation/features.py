@@ -3,7 +3,6 @@
 DINOv2 by default: its distances match human judgment better than Inception's (Stein et al. 2023, arXiv:2306.04675).
 """
 
-import hashlib
 import itertools
 import pickle
 import re
@@ -20,6 +19,7 @@ from safetensors import SafetensorError
 
 from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing
 from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES
+from semseg_diffusers.utils.files import hash_file
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
 
 
@@ -40,12 +40,6 @@ ENCODER_FILES = {  # of a folder, with what a message adds
 }
 
 
-def reason_of(err: Exception) -> str:
-    """Return the line of an error with the cause; TorchScript puts its own code above it."""
-    lines = [line.strip() for line in str(err).splitlines() if line.strip()]
-    return next((line for line in reversed(lines) if "Error" in line), lines[0] if lines else type(err).__name__)
-
-
 def check_reads(network: Callable[[torch.Tensor], Any], name: str, resolution: tuple[int, int]) -> Any:
     """Return what a network makes of two images of noise; raise, naming the network, if it fails."""
     height, width = resolution
@@ -53,9 +47,10 @@ def check_reads(network: Callable[[torch.Tensor], Any], name: str, resolution: t
     try:
         return network(noise)
     except NETWORK_ERRORS as err:
-        raise ValueError(
-            f"{name} cannot read images of {height} x {width} (height x width): {reason_of(err)}"
-        ) from err
+        lines = [line.strip() for line in str(err).splitlines() if line.strip()] or [type(err).__name__]
+        # TorchScript puts its own code above the cause
+        reason = next((line for line in reversed(lines) if "Error" in line), lines[0])
+        raise ValueError(f"{name} cannot read images of {height} x {width} (height x width): {reason}") from err
 
 
 def _first_line(err: Exception) -> str:
@@ -65,11 +60,7 @@ def _first_line(err: Exception) -> str:
 
 @dataclass(eq=False)
 class FeatureExtractor:
-    """A network that extracts features from images; created by `load_extractor`.
-
-    Raises:
-        ValueError: the network does not turn two images into features (2, D).
-    """
+    """A network that extracts features from images; created by `load_extractor`."""
 
     name: str  # as requested
     module: torch.nn.Module  # uint8 images (B, 3, H, W) -> (B, D); its `output` names the output that is taken
@@ -86,17 +77,7 @@ class FeatureExtractor:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Extract features.
-
-        Args:
-            images: uint8 (B, 3, H, W), of any size that the network takes.
-
-        Returns:
-            float32 (B, D), on the extractor's device.
-
-        Raises:
-            ValueError: images of another shape or type, or features that are not finite.
-        """
+        """Return features, float32 (B, D) on the extractor's device, of uint8 images (B, 3, H, W)."""
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"expected uint8 images (B, 3, H, W); got {images.dtype} {tuple(images.shape)}")
         features = self.module(images.to(self.device))
@@ -203,12 +184,7 @@ def is_paper_features(name: str) -> bool:
 
 
 def with_paper_features(names: Iterable[str]) -> list[str]:
-    """Return the names, plus the first 64 features if the standard Inception is among them, for the paper's metric.
-
-    Example:
-        >>> with_paper_features(["inception:/folder/weights.pth", "inception-2015-12-05.pt"])
-        ['inception:/folder/weights.pth', 'inception-2015-12-05.pt', 'inception-64:/folder/weights.pth']
-    """
+    """Return the names, plus the first 64 features if the standard Inception is among them, for the paper's metric."""
     names = list(names)
     standard = next(filter(STANDARD_INCEPTION.fullmatch, names), None)
     if standard is not None and not any(map(is_paper_features, names)):
@@ -217,25 +193,14 @@ def with_paper_features(names: Iterable[str]) -> list[str]:
 
 
 def _resize(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
-    """Resize uint8 images (B, 3, H, W) to float in [0, 255]: bicubic, antialiased, not cropped; None keeps the size.
+    """Stretch uint8 images (B, 3, H, W) to a size, float, neither rounded nor clipped; None keeps it.
 
-    The full image is stretched to the size, as in FD-DINOv2 of EDM2 (Karras et al. 2024): the sides of a street scene
-    count as much as its center. Values are neither rounded nor clipped.
+    As in FD-DINOv2 of EDM2 (Karras et al. 2024) nothing is cut off: the sides of a scene count as much as its center.
     """
     images = images.float()
     if size is None or tuple(images.shape[-2:]) == size:
         return images
     return F.interpolate(images, size, mode="bicubic", antialias=True)
-
-
-def _hash_files(paths: Iterable[Path]) -> str:
-    """Return "sha256:..." of the content of files, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        with path.open("rb") as file:
-            while chunk := file.read(2**20):
-                digest.update(chunk)
-    return f"sha256:{digest.hexdigest()}"
 
 
 # Networks of transformers --------------------------------------------------------------------------------------------
@@ -249,14 +214,8 @@ class _Encoder(torch.nn.Module):
         self.encoder, self.size, self.use_pooler = encoder, size, use_pooler
         self.output: str | None = None  # set by the first forward pass
         self.has_class_token = any(name.endswith(("cls_token", "class_embedding")) for name in encoder.state_dict())
-        mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else ([0.0] * 3, [1.0] * 3)
-        self.preprocessing = Preprocessing(
-            size={},  # resized by `_resize`
-            scale=getattr(processor, "rescale_factor", 1 / 255) if processor.do_rescale else 1.0,
-            mean=tuple(mean),
-            std=tuple(std),
-            flip_channels=bool(getattr(processor, "do_flip_channel_order", False)),  # MobileViT expects BGR
-        )
+        resized_here = {"size": {"shortest_edge": 1}, "resample": None}  # by `_resize`
+        self.preprocessing = Preprocessing.from_processor({**processor.to_dict(), **resized_here})
 
     def prepare(self, images: torch.Tensor) -> torch.Tensor:
         """Return float32 pixel values (B, 3, h, w) of uint8 images (B, 3, H, W)."""
@@ -327,8 +286,10 @@ def _load_encoder(
     encoder = model if type(model).__name__.endswith("Model") else model.base_model  # transformers' name for headless
     encoder = getattr(encoder, "vision_model", encoder)  # CLIP and SigLIP also have a text encoder
     size = input_size or _input_size(processor)
-    files = [path for pattern in ENCODER_FILES for path in folder.glob(pattern)]
-    found = _hash_files(files) if Path(name).is_dir() else folder.name  # the Hub's cache names folders by commit
+    found = folder.name  # the Hub's cache names folders by commit
+    if Path(name).is_dir():
+        files = sorted(path for pattern in ENCODER_FILES for path in folder.glob(pattern))
+        found = f"sha256:{hash_file(*files)}"
     module = _Encoder(encoder, processor, size, use_pooler=not missing_pooler)
     return FeatureExtractor(name, module, found, type(encoder).__name__, size, device)
 
@@ -408,7 +369,8 @@ def _load_inception(
             f"inception{'-64' if num_features == 64 else ''}:/folder/{INCEPTION_WEIGHTS}"
         ) from err
     module._dtype = dtype  # what torchmetrics casts images to
-    revision = _hash_files([Path(weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS)])
+    file = weights or Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_WEIGHTS
+    revision = f"sha256:{hash_file(file)}"
     module.output = f"{num_features} features of torchmetrics' NoTrainInceptionV3"
     return FeatureExtractor(name, module.to(dtype), revision, "InceptionV3", INCEPTION_SIZE, device)
 
@@ -445,4 +407,4 @@ def _load_script(path: str, input_size: tuple[int, int] | None, device: str | to
             "torch.jit.script(network).save(path); a state dict does not contain the network."
         ) from err
     module = _Script(script, input_size)
-    return FeatureExtractor(path, module, _hash_files([Path(path)]), script.original_name, input_size, device)
+    return FeatureExtractor(path, module, f"sha256:{hash_file(path)}", script.original_name, input_size, device)

@@ -27,11 +27,7 @@ class Kid:
 
 
 def check_features(sets: Mapping[str, torch.Tensor], minimum: int = 2) -> list[torch.Tensor]:
-    """Return sets of features, given by name, as float64 on the CPU.
-
-    Raises:
-        ValueError: a set is not (N, D) with N at least `minimum`, or not finite; D differs between the sets.
-    """
+    """Return sets of features (N, D), given by name, as float64 on the CPU."""
     for name, features in sets.items():
         if features.ndim != 2:
             raise ValueError(f"expected features (N, D); got {tuple(features.shape)} for the {name} images.")

@@ -34,19 +34,10 @@ def cached_inference(
     processes: Processes | None = None,
     title: str | None = None,
 ) -> torch.Tensor | None:
-    """Run a network on all images. Called by every process.
+    """Run a network, uint8 (B, 3, H, W) -> (B, ...), on all images, of one size. Called by every process.
 
-    Args:
-        network: uint8 (B, 3, H, W) -> tensor (B, ...).
-        images: all of one size.
-        identity: JSON that identifies the network (hash of its weights, input size, ...).
-        folder: of the cache, shared by all processes.
-        batch_size: images per forward pass.
-        processes: that share the work; by default this one alone.
-        title: of the progress bar; None shows none.
-
-    Returns:
-        (N, ...) on the CPU in the order of the images, in the main process; None in the others.
+    `identity` is JSON that identifies the network; `folder`, shared by all processes, holds the cache. Without a
+    `title` there is no progress bar. Returns (N, ...) on the CPU in the main process; None in the others.
     """
     processes = processes or Processes()
     folder.mkdir(parents=True, exist_ok=True)
@@ -57,7 +48,10 @@ def cached_inference(
     with progress_bar(total=total, desc=title, unit="image", disable=title is None or not processes.is_main) as bar:
         for chunk in share:
             pixels = torch.stack([images.image(index) for index in chunk])  # (n, 3, H, W)
-            path = folder / f"{_digest(identity, pixels)}.safetensors"
+            digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
+            digest.update(str(tuple(pixels.shape)).encode())
+            digest.update(pixels.numpy().tobytes())
+            path = folder / f"{digest.hexdigest()[:32]}.safetensors"
             files[chunk.start] = path.name
             if _load(path) is not None:
                 bar.update(len(chunk))
@@ -73,13 +67,6 @@ def cached_inference(
     if not processes.is_main:
         return None
     return torch.cat([_load_patiently(folder / files[chunk.start]) for chunk in chunks])  # (N, ...)
-
-
-def _digest(identity: dict[str, Any], pixels: torch.Tensor) -> str:
-    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    digest.update(str(tuple(pixels.shape)).encode())
-    digest.update(pixels.numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _save(path: Path, results: torch.Tensor) -> None:
@@ -99,11 +86,7 @@ def _load(path: Path) -> torch.Tensor | None:
 
 
 def _load_patiently(path: Path) -> torch.Tensor:
-    """Return the results of a chunk that another machine may have written just now.
-
-    Raises:
-        OSError: the file does not appear.
-    """
+    """Return the results of a chunk that another machine may have written just now."""
     deadline = time.monotonic() + LISTING_PATIENCE
     while (results := _load(path)) is None:
         if time.monotonic() > deadline:

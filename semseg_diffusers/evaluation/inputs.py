@@ -25,25 +25,17 @@ from semseg_diffusers.utils.distributed import Processes
 
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images kept in memory, per split and process
-ReadMask = Callable[[int], torch.Tensor]
+ReadMask = Callable[[int], torch.Tensor]  # index -> uint8 ids (H, W)
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images with masks, loaded on access, sorted by name: the order of a directory listing changes no result.
+    """Images with masks, loaded on access, sorted by name: the order of a directory listing changes no result."""
 
-    Args:
-        labels: the classes of the masks.
-        names: one per image, all different: "scene_0".
-        stems: the scene of each image; samples of the same mask share it.
-        image: index -> uint8 (3, H, W).
-        mask: index -> uint8 ids (H, W).
-    """
-
-    labels: LabelSet
-    names: tuple[str, ...]
-    stems: tuple[str, ...]
-    image: Callable[[int], torch.Tensor]
+    labels: LabelSet  # the classes of the masks
+    names: tuple[str, ...]  # all different: "scene_0"
+    stems: tuple[str, ...]  # the scene of each image; samples of the same mask share it
+    image: Callable[[int], torch.Tensor]  # index -> uint8 (3, H, W)
     mask: ReadMask
 
     def __len__(self) -> int:
@@ -78,11 +70,7 @@ def check_one_size(first: PairDataset, second: PairDataset) -> None:
 
 
 def real_images(pairs: PairDataset) -> ImageSet:
-    """Return the real images of a split with their masks.
-
-    Raises:
-        ValueError: images of different sizes, or two with the same stem.
-    """
+    """Return the real images of a split, which must have one size and distinct stems, with their masks."""
     _ = pairs.resolution  # raises for different sizes
     repeated = [stem for stem, count in Counter(pairs.stems).items() if count > 1]
     if repeated:
@@ -98,21 +86,10 @@ def real_images(pairs: PairDataset) -> ImageSet:
 
 
 def generated_images(folder: str | os.PathLike, real: PairDataset) -> ImageSet:
-    """Return generated images with the masks they were generated from.
+    """Return generated images, of the classes and size of the real ones, with the masks they were generated from.
 
-    Args:
-        folder: written by `generate` (or any folder with `metadata.jsonl` as `prepare` writes it), with its own masks;
-            or a folder of images, or with images in `images/`, named `<stem>.png` or `<stem>_<number>.png` after the
-            masks of the split, as other programs write them.
-        real: the split.
-
-    Returns:
-        the images, sorted by mask.
-
-    Raises:
-        ValueError: no images; different classes; a size other than that of the real images; names that match no mask
-            of the split, or two.
-        FileNotFoundError: no such folder.
+    The folder is one of `generate` (or has `metadata.jsonl` as `prepare` writes it), with its own masks; or it holds
+    images, or `images/`, named `<stem>.png` or `<stem>_<number>.png` after the masks of the split.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -225,11 +202,7 @@ class RealData:
 
 
 def load_real_data(settings: EvaluationSettings, processes: Processes) -> RealData:
-    """Load the real images. Called by every process.
-
-    Raises:
-        ValueError: an invalid split, two images with the same stem, or images of different sizes.
-    """
+    """Load the real images. Called by every process."""
 
     def load() -> RealData:
         columns = column_options(settings)

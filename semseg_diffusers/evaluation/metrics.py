@@ -3,7 +3,9 @@
 One confusion matrix over a set, not a mean over images; the mean is over classes in the masks, as BDD100K does.
 """
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,11 +93,7 @@ def scores_from_confusion_matrix(
 def score_pairs(
     pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], class_names: Sequence[str], ignore_index: int = 255
 ) -> SegmentationScores:
-    """Score predictions (H, W) against masks (H, W), one pair per image.
-
-    Raises:
-        ValueError: the masks hold no labelled pixel.
-    """
+    """Score predictions (H, W) against masks (H, W), one pair per image."""
     matrix, count = new_confusion_matrix(len(class_names), ignore_index), 0
     for prediction, mask in pairs:
         update_confusion_matrix(matrix, prediction, mask)
@@ -126,21 +124,7 @@ def image_scores(
 def without_classes(
     masks: torch.Tensor, class_names: Sequence[str], not_judged: Sequence[str], ignore_index: int = 255
 ) -> torch.Tensor:
-    """Return a copy of masks with some classes set to unknown, so that they are not scored.
-
-    Args:
-        masks: integer ids of any shape.
-        class_names: one per class.
-        not_judged: names of the classes to exclude.
-        ignore_index: the id of unknown pixels.
-
-    Raises:
-        ValueError: a name that is not a class.
-
-    Example:
-        >>> without_classes(torch.tensor([0, 1, 2]), ["sky", "road", "car"], ["road"])
-        tensor([  0, 255,   2])
-    """
+    """Return a copy of masks, of any shape, with the classes `not_judged` set to unknown, so that none is scored."""
     unknown = [name for name in not_judged if name not in class_names]
     if unknown:
         raise ValueError(f"no class is called {', '.join(unknown)}; expected {', '.join(class_names)}.")
@@ -153,17 +137,11 @@ def without_classes(
 
 @dataclass(frozen=True)
 class PredictedImages:
-    """A set of images with predictions and masks.
+    """A set of images with predictions and masks."""
 
-    Args:
-        stems: the scene of each image.
-        predictions: (N, H, W) uint8 ids; the ignore id where the network predicts no class of the data.
-        masks: (N, H, W) uint8 ids; the ignore id is unknown.
-    """
-
-    stems: Sequence[str]
-    predictions: torch.Tensor
-    masks: torch.Tensor
+    stems: Sequence[str]  # the scene of each image
+    predictions: torch.Tensor  # (N, H, W) uint8 ids; the ignore id where the network predicts no class of the data
+    masks: torch.Tensor  # (N, H, W) uint8 ids; the ignore id is unknown
 
 
 @dataclass(frozen=True)
@@ -239,16 +217,7 @@ def score_agreement(
 
 
 def derangement(count: int, seed: int) -> list[int]:
-    """Return a seeded permutation without fixed points.
-
-    Raises:
-        ValueError: for fewer than two items.
-
-    Example:
-        >>> order = derangement(5, seed=0)
-        >>> sorted(order), any(position == index for index, position in enumerate(order))
-        ([0, 1, 2, 3, 4], False)
-    """
+    """Return a seeded permutation without fixed points."""
     if count < 2:
         raise ValueError(f"expected two or more masks to shuffle; got {count}. Generate from more masks.")
     cycle = shuffled_range(count, seed)
@@ -270,25 +239,9 @@ def shuffled_range(count: int, seed: int) -> list[int]:
 
 
 def spread_choice(stems: Sequence[str], count: int, seed: int) -> list[int]:
-    """Choose images that cover as many masks as possible: second samples only after all masks have one.
-
-    Args:
-        stems: the scene of each image.
-        count: how many to choose, at most all.
-        seed: of the choice.
-
-    Returns:
-        indices, ascending.
-
-    Example:
-        >>> spread_choice(["a", "a", "b", "b", "c", "c"], 3, seed=0)
-        [0, 2, 4]
-    """
-    seen: dict[str, int] = {}
-    rounds = []
-    for stem in stems:
-        rounds.append(seen.get(stem, 0))
-        seen[stem] = rounds[-1] + 1
+    """Choose up to `count` images that cover as many masks (`stems`) as possible; returns indices, ascending."""
+    earlier: dict[str, Iterator[int]] = defaultdict(itertools.count)
+    rounds = [next(earlier[stem]) for stem in stems]  # second samples only after all masks have one
     rank = shuffled_range(len(stems), seed)
     order = sorted(range(len(stems)), key=lambda index: (rounds[index], rank[index]))
     return sorted(order[:count])

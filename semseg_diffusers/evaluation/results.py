@@ -1,11 +1,8 @@
 """Assembles the parts of `results.json` from features and predictions: each value with its ceiling and floor."""
 
-import importlib
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,7 +19,7 @@ from semseg_diffusers.evaluation.metrics import (
     spread_choice,
 )
 from semseg_diffusers.evaluation.settings import EvaluationSettings
-from semseg_diffusers.utils.files import package_version
+from semseg_diffusers.utils.files import code_commit, versions
 
 
 NUM_EXAMPLES = 4  # best and worst, each
@@ -44,46 +41,50 @@ class Outputs:
     train: torch.Tensor | None  # of the training images, if any; features only
 
 
-@dataclass(frozen=True)
-class Comparison:
+class RealSet(NamedTuple):
+    """Some of the real images."""
+
+    name: str
+    part: str  # of `Outputs`: "real" or "train"
+    rows: list[int]
+
+
+class Comparison(NamedTuple):
     """Two sets compared with the same reference: generated images, and as many other real images (the floor)."""
 
-    reference: str
-    reference_rows: list[int]  # among the real images of the split, followed by the training images
-    others: str  # name of the floor's images
-    floor_rows: list[int]  # likewise
+    reference: RealSet
+    floor: RealSet
 
     def select(self, features: Outputs, stems: Sequence[str], seed: int) -> tuple[torch.Tensor, ...]:
         """Return features of the reference, of as many generated images as in the floor, and of the floor."""
-        real = features.real if features.train is None else torch.cat([features.real, features.train])
-        chosen = spread_choice(stems, len(self.floor_rows), seed)
-        return real[self.reference_rows], features.generated[chosen], real[self.floor_rows]
+        reference, floor = (getattr(features, images.part)[images.rows] for images in self)
+        return reference, features.generated[spread_choice(stems, len(floor), seed)], floor
 
 
 def fidelity_comparisons(
     settings: EvaluationSettings, num_real: int, num_train: int, num_generated: int
 ) -> list[Comparison]:
-    """Return the comparisons of fidelity.
+    """Return the comparisons of fidelity; raise for too few images in a set.
 
     FID and KID depend on the number of images, so the generated set and the floor have the same size. With the split
     as reference, training images are the floor, and vice versa; without training images, two halves of the split.
-    Generated images that equal the split's get 0 against it, and the value of the floor against the training images.
-
-    Raises:
-        ValueError: fewer than two images in a set; KID subsets larger than a set.
     """
-    split, train_split, seed = settings.split, settings.train_split, settings.seed
-    real, train = list(range(num_real)), list(range(num_real, num_real + num_train))
-    if train:
-        sides = [(split, real, train_split, train), (train_split, train, split, real)]
+    split, seed = settings.split, settings.seed
+    if num_train:
+        sets = [
+            RealSet(split, "real", [*range(num_real)]),
+            RealSet(settings.train_split, "train", [*range(num_train)]),
+        ]
     else:
         order, half = shuffled_range(num_real, seed), num_real // 2
-        sides = [(f"one half of {split}", sorted(order[:half]), f"the other half of {split}", sorted(order[half:]))]
+        sets = [RealSet(f"one half of {split}", "real", sorted(order[:half]))]
+        sets.append(RealSet(f"the other half of {split}", "real", sorted(order[half:])))
     comparisons = []
-    for reference, reference_rows, others, rows in sides:
-        chosen = sorted(shuffled_range(len(rows), seed)[: min(num_generated, len(rows))])
-        comparisons.append(Comparison(reference, reference_rows, others, [rows[index] for index in chosen]))
-        smallest = min(len(reference_rows), len(chosen))
+    for (reference, part, rows), others in [sets, sets[::-1]] if num_train else [sets]:
+        chosen = sorted(shuffled_range(len(others.rows), seed)[:num_generated])
+        floor = others._replace(rows=[others.rows[index] for index in chosen])
+        comparisons.append(Comparison(RealSet(reference, part, rows), floor))
+        smallest = min(len(rows), len(chosen))
         if smallest < 2:
             raise ValueError(
                 f"fidelity needs sets of two or more images; got {smallest} for the comparison with {reference}. "
@@ -118,11 +119,11 @@ def fidelity_figures(
         small = small_set_note(len(reference), len(chosen), reference.shape[1])
         references.append(
             {
-                "reference": comparison.reference,
+                "reference": comparison.reference.name,
                 "num_reference": len(reference),
                 "n": len(chosen),
                 "generated": distances(reference, chosen),
-                "floor": {"of": comparison.others, **distances(reference, floor)},
+                "floor": {"of": comparison.floor.name, **distances(reference, floor)},
                 "note": " ".join(filter(None, (own, small))) or None,
             }
         )
@@ -139,7 +140,8 @@ def paper_figures(
     """Return the paper's FID, of the features of `inception-64`, and its SSIM to the real image of the same mask."""
     index_of = {stem: index for index, stem in enumerate(real.stems)}
     pairs = [(index, index_of[stem]) for index, stem in enumerate(images.stems) if stem in index_of]
-    figures: dict[str, Any] = {"fid_64": None, "fid_64_floor": None, "fid_64_missing": None}
+    names = ("fid_64", "fid_64_floor", "fid_64_missing", "ssim_paired", "ssim_unrelated")
+    figures: dict[str, Any] = dict.fromkeys(names)
     if features is None:
         figures["fid_64_missing"] = (
             "it needs the standard Inception's first 64 features: add inception to --features (extra fid)"
@@ -147,7 +149,6 @@ def paper_figures(
     else:
         reference, chosen, floor = comparisons[0].select(features, images.stems, settings.seed)
         figures |= {"fid_64": fid(reference, chosen), "fid_64_floor": fid(reference, floor)}
-    figures |= {"ssim_paired": None, "ssim_unrelated": None}
     if pairs and min(real.image(0).shape[1:]) >= SSIM_KERNEL:
         figures["ssim_paired"] = paired_ssim(
             (images.image(index) for index, _ in pairs), (real.image(index) for _, index in pairs)
@@ -199,14 +200,11 @@ def assemble_results(
     predictions: Outputs,
     features: Sequence[Outputs],
 ) -> dict[str, Any]:
-    """Return `results.json`, without what is known of the run only (its times, and how the images were generated).
-
-    `features` are those of each network, with thumbnails at the end.
-    """
+    """Return `results.json` without what only the run knows, such as its times. The last features are thumbnails."""
     *networks, thumbnails = features
     paper = next((entry for entry in networks if is_paper_features(entry.network["name"])), None)
     networks = [entry for entry in networks if entry is not paper]
-    num_train = 0 if data.train is None else len(data.train)
+    num_train = len(data.train or ())
     comparisons = (
         fidelity_comparisons(settings, len(data.real), num_train, len(generated)) if settings.features else []
     )
@@ -217,30 +215,28 @@ def assemble_results(
         settings.seed,
         predictions.network["not_judged"],
     )
-    judged = zip(generated.stems, agreement.image_mean_iou, strict=True)
+    scores = asdict(agreement)
+    image_mean_iou, scores["generated"]["pixel_share"] = scores.pop("image_mean_iou"), scores.pop("pixel_share")
+    judged = zip(generated.stems, image_mean_iou, strict=True)
     unlabelled = list(dict.fromkeys(stem for stem, mean_iou in judged if mean_iou is None))
-    neighbours, diversities = None, None
-    if data.train is not None:
-        first = networks[0] if networks else None
-        neighbours = neighbour_figures(generated, data.train, first, thumbnails, settings)
-    no_diversity = why_no_diversity(generated.stems)
-    if networks and no_diversity is None:
-        diversities = [
-            {
-                "features": entry.network["name"],
-                **asdict(diversity(entry.generated, generated.stems, entry.real)),
-            }
-            for entry in networks
-        ]
-    notes = []
+    neighbours, diversities, notes = None, None, []
     if data.train is None:
         notes.append(
             f"Without training images there is no search for copies, and no floor from them: {data.train_missing}"
         )
+    else:
+        first = networks[0] if networks else None
+        neighbours = neighbour_figures(generated, data.train, first, thumbnails, settings)
+    no_diversity = why_no_diversity(generated.stems)
     if not networks:
         notes.append("Fidelity and diversity were not measured: --features names no network for them.")
     elif no_diversity is not None:
         notes.append(f"Diversity was not measured: {no_diversity}")
+    else:
+        diversities = [
+            {"features": entry.network["name"], **asdict(diversity(entry.generated, generated.stems, entry.real))}
+            for entry in networks
+        ]
     if unlabelled:
         notes.append(
             f"{len(unlabelled)} masks hold no labelled pixel that is scored, such as that of {unlabelled[0]}."
@@ -259,37 +255,11 @@ def assemble_results(
             "num_masks": len(set(generated.stems)),
             "masks_without_labels": unlabelled,
         },
-        "agreement": {
-            "real": asdict(agreement.real),
-            "generated": {**asdict(agreement.generated), "pixel_share": agreement.pixel_share},
-            "shuffled": asdict(agreement.shuffled),
-            "paper": None if agreement.paper is None else asdict(agreement.paper),
-        },
+        "agreement": scores,
         "fidelity": [fidelity_figures(entry, generated, comparisons, settings) for entry in networks],
         "paper_metrics": paper_figures(settings, data.real, generated, paper, comparisons),
         "diversity": diversities,
         "neighbours": neighbours,
-        "examples": example_figures(generated, agreement.image_mean_iou),
+        "examples": example_figures(generated, image_mean_iou),
         "notes": notes,
-    }
-
-
-def code_commit() -> str | None:
-    """Return the git commit of this code, if it runs from a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
-        return None
-
-
-def versions(*libraries: str) -> dict[str, str]:
-    """Return the versions of this package and of libraries, by name.
-
-    Example:
-        >>> sorted(versions("torch", "transformers"))
-        ['semseg_diffusers', 'torch', 'transformers']
-    """
-    return {"semseg_diffusers": package_version()} | {
-        name: importlib.import_module(name).__version__ for name in libraries
     }

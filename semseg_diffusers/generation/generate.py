@@ -18,7 +18,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.inputs import InputReader, check_labels_near
 from semseg_diffusers.generation.model import DTYPES, known_attributes, load_guide, load_model, speed_up
-from semseg_diffusers.generation.near_copies import flag_near_copies
+from semseg_diffusers.generation.near_copies import RECORD_TEXT, flag_near_copies
 from semseg_diffusers.generation.output_folder import (
     check_output,
     is_complete,
@@ -306,7 +306,7 @@ def _generate(options: GenerateOptions, processes: Processes, device: torch.devi
             copies = flag_near_copies(
                 Path(options.output), training_set, name, options.near_copy_threshold, show_progress=True
             )
-            sys.stdout.write(f"{copies.in_words()}\n")
+            sys.stdout.write(RECORD_TEXT.format(**copies) + "\n")
 
 
 def _summary(report: GenerationReport) -> str:

@@ -8,8 +8,8 @@ same frame and nothing else; frames of a video, a second apart while the car wai
 """
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +26,15 @@ from semseg_diffusers.utils.progress import progress_bar
 
 THUMBNAIL = 32  # pixels a side
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey, ITU-R BT.601
+RECORD_TEXT = (
+    "{num_near_copies} of {num_images} images are near-copies of the {num_photos} training photos (nearer than "
+    "{threshold:g} grey levels); nearest: {nearest_image} to {nearest_photo}, {smallest_distance:.1f}"
+)
 CHUNK = 1024  # rows that are compared with all others at a time: 80 MB for 10,000 of them
 
 
 def thumbnails(images: Iterable[torch.Tensor]) -> torch.Tensor:
-    """Return grey thumbnails (N, 1024) in [0, 255] of uint8 images (3, H, W), by the mean of each area.
-
-    Raises:
-        ValueError: no images, or of another shape or type.
-    """
+    """Return grey thumbnails (N, 1024) in [0, 255] of uint8 images (3, H, W), by the mean of each area."""
     weights = torch.tensor(LUMA).view(3, 1, 1)
     rows = []
     for image in images:
@@ -62,15 +62,9 @@ def nearest_rows(queries: torch.Tensor, references: torch.Tensor) -> tuple[torch
 def nearest_thumbnails(
     images: torch.Tensor, references: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Find the nearest reference of each image, plain or mirrored.
+    """Find the nearest reference, plain or mirrored, of each thumbnail (N, 1024).
 
-    Args:
-        images: thumbnails (N, 1024).
-        references: thumbnails (M, 1024).
-
-    Returns:
-        distances (N,) in grey levels, root mean square, in [0, 255]; indices (N,); whether the nearest one is
-        mirrored (N,).
+    Returns distances (root mean square, in grey levels of 255), indices, and whether the reference is mirrored.
     """
     references = references.cpu().double()
     mirrored = references.view(-1, THUMBNAIL, THUMBNAIL).flip(2).flatten(1)  # (M, 1024)
@@ -78,45 +72,13 @@ def nearest_thumbnails(
     return squared.sqrt() / THUMBNAIL, indices % len(references), indices >= len(references)
 
 
-@dataclass(frozen=True)
-class NearCopies:
-    """Number of near-copies and the nearest image, as generation.json records them."""
-
-    training_set: str
-    num_photos: int
-    threshold: float  # grey levels of 255, root mean square over a thumbnail of 32 x 32
-    num_images: int
-    num_near_copies: int
-    smallest_distance: float
-    nearest_image: str  # the generated image at this distance
-    nearest_photo: str
-
-    def in_words(self) -> str:
-        """Return the record as a sentence."""
-        return (
-            f"{self.num_near_copies} of {self.num_images} images are near-copies of the {self.num_photos} training "
-            f"photos (nearer than {self.threshold:g} grey levels); nearest: {self.nearest_image} to "
-            f"{self.nearest_photo}, {self.smallest_distance:.1f}"
-        )
-
-
 def flag_near_copies(
     output: Path, training: PairDataset, name: str, threshold: float = NEAR_COPY_THRESHOLD, show_progress: bool = False
-) -> NearCopies:
+) -> dict[str, Any]:
     """Record the nearest training image of each generated image in the metadata, and flag near-copies.
 
-    Rows get `nearest_training_photo` (its stem), `nearest_training_distance` (grey levels), and `near_copy`;
-    generation.json gets the counts.
-
-    Args:
-        output: folder that `generate_dataset` wrote.
-        training: the images that the model was trained on.
-        name: their name in the record.
-        threshold: grey levels, above 0, below which an image is a near-copy.
-        show_progress: show progress bars on stderr.
-
-    Raises:
-        ValueError: no images on either side, or one cannot be read.
+    Rows get `nearest_training_photo` (its stem), `nearest_training_distance` (grey levels), and `near_copy`, true
+    below the threshold; generation.json gets the record that is returned, `name` as that of the training images.
     """
     rows = read_metadata(output)
     if not rows or not len(training):
@@ -140,18 +102,18 @@ def flag_near_copies(
         row["near_copy"] = distance < threshold
     write_metadata(output, rows)
     nearest = min(rows, key=lambda row: (row["nearest_training_distance"], row["image_file_name"]))
-    copies = NearCopies(
-        training_set=name,
-        num_photos=len(training),
-        threshold=threshold,
-        num_images=len(rows),
-        num_near_copies=sum(row["near_copy"] for row in rows),
-        smallest_distance=nearest["nearest_training_distance"],
-        nearest_image=Path(nearest["image_file_name"]).name,
-        nearest_photo=nearest["nearest_training_photo"],
-    )
-    update_record(output, near_copies=asdict(copies))
-    return copies
+    record = {
+        "training_set": name,
+        "num_photos": len(training),
+        "threshold": threshold,  # grey levels of 255, root mean square over a thumbnail
+        "num_images": len(rows),
+        "num_near_copies": sum(row["near_copy"] for row in rows),
+        "smallest_distance": nearest["nearest_training_distance"],
+        "nearest_image": Path(nearest["image_file_name"]).name,
+        "nearest_photo": nearest["nearest_training_photo"],
+    }
+    update_record(output, near_copies=record)
+    return record
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

@@ -29,6 +29,7 @@ from semseg_diffusers.utils.files import (
     write_text,
 )
 from semseg_diffusers.utils.images import image_grid, save_png
+from semseg_diffusers.utils.settings import differences
 
 
 ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,
@@ -56,13 +57,10 @@ def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None
         raise ValueError(f"{err} Choose another output folder.") from err
     now = _flat(record)
     before["classes"], now["classes"] = LabelSet.from_json(output / LABELS_FILE).names, labels.names
-    free = ("model", "guide_model", "versions", *RESULTS)  # the place of weights does not matter: revisions do
-    keys = [key for key in sorted({*before, *now}) if key.split(".")[0] not in free]
-    different = [key for key in keys if before.get(key) != now.get(key)]
-    if different:
-        # a value may be as long as a list of a thousand betas
-        shown = "; ".join(f"{key}: {before.get(key)!s:.60} there, {now.get(key)!s:.60} now" for key in different)
-        raise ValueError(f"output '{output}' holds images of other settings ({shown}). Choose another output folder.")
+    if different := differences(before, now):
+        raise ValueError(
+            f"output '{output}' holds images of other settings ({different}). Choose another output folder."
+        )
 
 
 def is_temporary(path: Path) -> bool:
@@ -75,9 +73,12 @@ def _has_images(output: Path) -> bool:
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """Move the entries of nested dictionaries up: {"a": {"b": 1}} becomes {"a.b": 1}."""
-    flat = {}
+    """Return what images depend on, nested entries moved up: {"a": {"b": 1}} becomes {"a.b": 1}."""
+    free = ("model", "guide_model", "versions", *RESULTS)  # the place of weights does not matter: revisions do
+    flat: dict[str, Any] = {}
     for key, value in record.items():
+        if key in free:
+            continue
         flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
     return flat
 

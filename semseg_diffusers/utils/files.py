@@ -7,10 +7,12 @@ output, with a record of its recipe and of each finished item, so that the same 
 import contextlib
 import errno
 import hashlib
+import importlib
 import json
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -34,6 +36,21 @@ def package_version() -> str:
         return metadata.version("semseg-diffusers")
     except metadata.PackageNotFoundError:
         return "unknown"
+
+
+def versions(*libraries: str) -> dict[str, str]:
+    """Return the versions of this package and of libraries, by name."""
+    found = {name: importlib.import_module(name).__version__ for name in libraries}
+    return {"semseg_diffusers": package_version(), **found}
+
+
+def code_commit() -> str | None:
+    """Return the git commit of this code, if it runs from a checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or no checkout
+        return None
 
 
 @contextlib.contextmanager
@@ -96,12 +113,13 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def hash_file(path: str | os.PathLike) -> str:
-    """Return the SHA-256 of a file's content, in hexadecimal."""
+def hash_file(*paths: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's content, or that of several files one after the other, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
 
 

@@ -133,6 +133,15 @@ class Settings:
         return [f"--{name}" for name, value in values.items() if name in named or value != defaults[name]]
 
 
+def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
+    """Return the settings that differ, as "name: old there, new now; ..."; a long value, a list of betas, is cut."""
+    return "; ".join(
+        f"{name}: {saved.get(name)!s:.200} there, {current.get(name)!s:.200} now"
+        for name in sorted({*saved, *current})
+        if saved.get(name) != current.get(name)
+    )
+
+
 def _option_name(field: dataclasses.Field) -> str:
     return field.metadata.get("name") or field.name
 

@@ -217,8 +217,9 @@ def test_near_copies_of_training_photos_are_flagged_and_others_are_not(pipeline,
     assert [row["nearest_training_photo"] for row in rows[:3]] == ["t2", "t1", "t3"]
     assert rows[0]["nearest_training_distance"] == pytest.approx(0, abs=0.5)
     assert rows[3]["nearest_training_distance"] > NEAR_COPY_THRESHOLD
-    assert (found.num_near_copies, found.num_images, found.num_photos) == (3, 4, 4)
+    assert (found["num_near_copies"], found["num_images"], found["num_photos"]) == (3, 4, 4)
     record = json.loads((out / "generation.json").read_text())["near_copies"]
+    assert record == found
     assert (record["num_near_copies"], record["threshold"]) == (3, NEAR_COPY_THRESHOLD)
     assert generate_dataset(pipeline, masks, out, FEW).num_kept == 4  # the record is not one of settings
     assert read_metadata(out) == rows

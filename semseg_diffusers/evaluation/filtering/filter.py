@@ -45,12 +45,11 @@ from semseg_diffusers.evaluation.filtering.rules import (
 )
 from semseg_diffusers.evaluation.filtering.settings import REFERENCE_SPLIT, FilterCommandSettings, FilterSettings
 from semseg_diffusers.evaluation.inputs import ImageSet, check_one_size, generated_images
-from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.generation.output_folder import is_temporary, sole_run
 from semseg_diffusers.utils.distributed import check_device_available
-from semseg_diffusers.utils.files import hash_json, write_json
+from semseg_diffusers.utils.files import code_commit, hash_json, versions, write_json
 
 
 @dataclass(frozen=True)

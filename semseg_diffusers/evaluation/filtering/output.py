@@ -23,6 +23,7 @@ from semseg_diffusers.generation.output_folder import in_order, is_temporary, re
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import hash_file, read_json, write_json, write_text, written_beside
 from semseg_diffusers.utils.images import save_png
+from semseg_diffusers.utils.settings import differences
 
 
 DROPPED_FILE = "dropped.jsonl"
@@ -87,14 +88,8 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> 
     if not any((*output.glob("masks/*.png"), *output.glob(f"{READ}/*.png"))):
         return  # ended before the first image: other settings may use it
     saved, current = record.get("settings") or {}, json.loads(json.dumps(settings))
-    different = [
-        f"{name}: {saved.get(name)!s:.60} there, {current.get(name)!s:.60} now"
-        for name in sorted({*saved, *current})
-        if saved.get(name) != current.get(name)
-    ]
-    if different:
-        shown = "; ".join(different)
-        raise ValueError(f"--output '{output}' was filtered with other settings ({shown}). Choose another folder.")
+    if different := differences(saved, current):
+        raise ValueError(f"--output '{output}' was filtered with other settings ({different}). Choose another folder.")
 
 
 # Filtered masks ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ from semseg_diffusers.data.dataset import MissingSplitError, column_options, loa
 from semseg_diffusers.data.dataset_format import LABELS_FILE
 from semseg_diffusers.evaluation.inputs import check_one_size
 from semseg_diffusers.evaluation.metrics import SegmentationScores
-from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.judge import RECORD_FILE
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.preprocessing import PROCESSOR_FILE
@@ -27,7 +26,7 @@ from semseg_diffusers.evaluation.segmentation.settings import NO_SPLIT, VALIDATI
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages, train_segmenter
 from semseg_diffusers.reports.plots import training_curve
 from semseg_diffusers.utils.distributed import check_device_available
-from semseg_diffusers.utils.files import new_folder, write_json
+from semseg_diffusers.utils.files import code_commit, new_folder, versions, write_json
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 from semseg_diffusers.utils.signals import SIGNALS, route_signals

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from semseg_diffusers.evaluation.results import code_commit, versions
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages
 from semseg_diffusers.evaluation.study.pools import (
@@ -26,7 +25,8 @@ from semseg_diffusers.evaluation.study.settings import StudyCommandSettings, Stu
 from semseg_diffusers.evaluation.study.study_page import write_study_page
 from semseg_diffusers.evaluation.study.training import TRAININGS, default_jobs, read_result, run_trainings
 from semseg_diffusers.utils.distributed import check_device_available
-from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, read_json, write_json
+from semseg_diffusers.utils.files import LOCK_FILE, code_commit, exclusive_folder, read_json, versions, write_json
+from semseg_diffusers.utils.settings import differences
 
 
 STUDY_FILE = "study.json"  # what all trainings of a folder share
@@ -107,21 +107,17 @@ def _open_output(output: Path, record: Mapping[str, Any]) -> None:
     for path in [*output.glob("*.tmp-*"), *(output / TRAININGS).glob("*.tmp-*")]:
         path.unlink()  # of an interrupted run; the folder is locked
     if file.is_file() and any((output / TRAININGS).glob("*.json")):
-        different = []
         try:
             saved = read_json(file)
-            for group in ("settings", "network", "recipe", "data"):
-                old, new = saved[group], record[group]
-                # a set of images in only one of the two records is no difference
-                for name in sorted(set(old) & set(new) if group == "data" else {*old, *new}):
-                    if old.get(name) != new.get(name):
-                        what = f"{name} images" if group == "data" else name
-                        different.append(f"{what}: {old.get(name)} there, {new.get(name)} now")
+            groups = [differences(saved[group], record[group]) for group in ("settings", "network", "recipe")]
+            shared = saved["data"].keys() & record["data"].keys()  # a set in only one of the records is no difference
+            images = ({f"{name} images": each["data"][name] for name in shared} for each in (saved, record))
+            different = "; ".join(filter(None, (*groups, differences(*images))))
         except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise ValueError(f"'{file}' is not a record of a study ({err}). Choose another --output.") from err
         if different:
             raise ValueError(
-                f"--output '{output}' holds trainings with other settings ({'; '.join(different)}). Choose another "
+                f"--output '{output}' holds trainings with other settings ({different}). Choose another "
                 "folder; only arms, seeds and amounts can be added."
             )
         record = {**record, "data": {**saved["data"], **record["data"]}}
