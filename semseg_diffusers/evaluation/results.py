@@ -71,29 +71,26 @@ def fidelity_comparisons(
     """
     split, seed = settings.split, settings.seed
     if num_train:
-        sets = [
-            RealSet(split, "real", [*range(num_real)]),
-            RealSet(settings.train_split, "train", [*range(num_train)]),
-        ]
+        first = RealSet(split, "real", list(range(num_real)))
+        second = RealSet(settings.train_split, "train", list(range(num_train)))
     else:
         order, half = shuffled_range(num_real, seed), num_real // 2
-        sets = [RealSet(f"one half of {split}", "real", sorted(order[:half]))]
-        sets.append(RealSet(f"the other half of {split}", "real", sorted(order[half:])))
+        first = RealSet(f"one half of {split}", "real", sorted(order[:half]))
+        second = RealSet(f"the other half of {split}", "real", sorted(order[half:]))
     comparisons = []
-    for (reference, part, rows), others in [sets, sets[::-1]] if num_train else [sets]:
+    for reference, others in [(first, second), (second, first)] if num_train else [(first, second)]:
         chosen = sorted(shuffled_range(len(others.rows), seed)[:num_generated])
-        floor = others._replace(rows=[others.rows[index] for index in chosen])
-        comparisons.append(Comparison(RealSet(reference, part, rows), floor))
-        smallest = min(len(rows), len(chosen))
+        comparisons.append(Comparison(reference, others._replace(rows=[others.rows[index] for index in chosen])))
+        smallest = min(len(reference.rows), len(chosen))
         if smallest < 2:
             raise ValueError(
-                f"fidelity needs sets of two or more images; got {smallest} for the comparison with {reference}. "
+                f"fidelity needs sets of two or more images; got {smallest} for the comparison with {reference.name}. "
                 "Evaluate more masks, or skip fidelity: --features none."
             )
         if settings.kid_subset_size is not None and settings.kid_subset_size > smallest:
             raise ValueError(
                 f"--kid_subset_size {settings.kid_subset_size} is more than the {smallest} images of a set (compared "
-                f"with {reference}). Lower or omit it (default: half the smaller set, at most 1000)."
+                f"with {reference.name}). Lower or omit it (default: half the smaller set, at most 1000)."
             )
     return comparisons
 

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from semseg_diffusers.evaluation.features import extract, load_extractor
+from semseg_diffusers.evaluation.features import extract, load_extractor, with_paper_features
 from semseg_diffusers.evaluation.fidelity import fid
 from semseg_diffusers.toy.scenes import draw_scene
 
@@ -452,3 +452,9 @@ def test_options_that_inception_does_not_have_are_refused():
         load_extractor("inception", input_size=(128, 128))
     with pytest.raises(ValueError, match="'inception-64' has none"):
         load_extractor("inception-64", revision="main")
+
+
+def test_the_standard_inception_brings_the_features_of_the_paper():
+    names = ["inception:/folder/weights.pth", "inception-2015-12-05.pt"]
+    assert with_paper_features(names) == [*names, "inception-64:/folder/weights.pth"]
+    assert with_paper_features(names[1:]) == names[1:]
