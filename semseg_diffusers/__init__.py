@@ -16,6 +16,7 @@ import importlib
 import importlib.abc
 import importlib.util
 import sys
+import types
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -129,32 +130,27 @@ def register() -> None:
     attributes `diffusers.MaskGuidedDDPMPipeline`, `diffusers.pipelines.unet_mask_guided`, ... import their module on
     first use, so registering costs nothing.
     """
-    classes: dict[str, tuple[str, str | None]]
-    classes = {name: (module, name) for name, module in {**_NETWORKS, **_PIPELINES}.items()}
-    modules = {module.rsplit(".", 1)[-1]: (module, None) for module in _NETWORKS.values()}
-    for target, names in (("diffusers", classes), ("diffusers.pipelines", modules)):
-        if target in sys.modules:
-            _add_lazy_attributes(sys.modules[target], names)
+    classes = {name: f"{module}:{name}" for name, module in {**_NETWORKS, **_PIPELINES}.items()}
+    modules = {module.rsplit(".", 1)[-1]: module for module in _NETWORKS.values()}
+    for target, sources in (("diffusers", classes), ("diffusers.pipelines", modules)):
+        module = sys.modules.get(target)
+        if module is not None and not hasattr(type(module), "_sources"):
+            module.__class__ = type("Registered", (_LazyModule, type(module)), {"_sources": sources})
 
 
-def _add_lazy_attributes(module: Any, names: Mapping[str, tuple[str, str | None]]) -> None:
-    base = type(module)
-    if getattr(base, "_semseg_diffusers", False):
-        return
+class _LazyModule(types.ModuleType):
+    """Imports the attributes in `_sources`, `module` or `module:name` of this package, on first use."""
 
-    class Registered(base):  # type: ignore[valid-type, misc]
-        _semseg_diffusers = True
+    _sources: Mapping[str, str]
 
-        def __getattr__(self, name: str) -> Any:
-            if name not in names:
-                return super().__getattr__(name)
-            source, attribute = names[name]
-            value = importlib.import_module(f"{__name__}.{source}")
-            value = value if attribute is None else getattr(value, attribute)
-            setattr(self, name, value)
-            return value
-
-    module.__class__ = Registered
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._sources:
+            return super().__getattr__(name)  # type: ignore[misc]
+        module, _, attribute = self._sources[name].partition(":")
+        value = importlib.import_module(f"{__name__}.{module}")
+        value = getattr(value, attribute) if attribute else value
+        setattr(self, name, value)
+        return value
 
 
 class _RegisterOnImport(importlib.abc.MetaPathFinder):

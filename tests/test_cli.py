@@ -26,10 +26,11 @@ def command(monkeypatch):
     """Install a command `try`; returns a function that sets what it runs."""
 
     def install(run):
-        module = types.ModuleType("semseg_try")
+        module = types.ModuleType("try")
         module.TrySettings, module.run = TrySettings, run
-        monkeypatch.setitem(sys.modules, "semseg_try", module)
-        monkeypatch.setitem(cli.COMMANDS, "try", cli.Command("semseg_try:TrySettings", "semseg_try:run", "tried"))
+        for name in ("settings", "run"):
+            monkeypatch.setitem(sys.modules, f"semseg_diffusers.try.{name}", module)
+        monkeypatch.setitem(cli.COMMANDS, "try", cli.Command("try:TrySettings", "run:run", "tried"))
 
     return install
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 
-from semseg_diffusers.cli import COMMANDS, command_parser, load
+from semseg_diffusers.cli import command_parser, load_function
 from semseg_diffusers.data.dataset import column_options, load_pairs
 from semseg_diffusers.growth.growth_page import write_growth_page
 from semseg_diffusers.growth.merge import read_real_record
@@ -67,7 +67,7 @@ def run_stage(stage: Stage, config_file: str | None) -> int:
     if config_file is not None and stage.name in LAUNCHED:
         return _launch(stage, config_file)
     try:
-        return load(COMMANDS[STAGES[stage.name]].run)(stage.settings) or 0
+        return load_function(STAGES[stage.name])(stage.settings) or 0
     except (ValueError, OSError) as err:
         raise ValueError(f"stage {stage.name}: {str(err).rstrip('.')}. The same command resumes it.") from err
     finally:

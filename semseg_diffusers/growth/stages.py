@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from semseg_diffusers.cli import COMMANDS, load
+from semseg_diffusers.cli import load_settings
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
 from semseg_diffusers.masks.editing.placement import check_placeable
@@ -95,7 +95,7 @@ def _command_settings(name: str, own: dict[str, Any], changes: dict[str, str]) -
     for option in changes:
         if option in own and option not in ("seed", "device"):
             raise ValueError(f"--set {name}.{option}: grow sets it itself, to {own[option]}.")
-    kind = load(COMMANDS[STAGES[name]].settings)
+    kind = load_settings(STAGES[name])
     several = {field.name for field in dataclasses.fields(kind) if value_type(field)[1]}
     values = {option: text.split(",") if option in several else text for option, text in changes.items()}
     try:
