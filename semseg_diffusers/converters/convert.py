@@ -35,7 +35,7 @@ def convert(settings: ConvertSettings) -> None:
         raise ValueError(f"sample_size is {size}; this network generates multiples of {unet.size_divisor} pixels.")
     digest = hash_file(conversion.weights_file)
     record = {
-        "from": conversion.source,
+        "from": settings.source,
         "checkpoint": conversion.weights_file.name,
         "sha256": digest,
         **conversion.details,
@@ -46,7 +46,7 @@ def convert(settings: ConvertSettings) -> None:
         },
     }
     origin = (
-        f"Converted by `semseg-diffusers convert --from {conversion.source}` from `{conversion.weights_file.name}` "
+        f"Converted by `semseg-diffusers convert --from {settings.source}` from `{conversion.weights_file.name}` "
         f"(SHA-256 {digest}): {conversion.work} Nothing was trained here. {conversion.sampling}"
     )
     with new_folder(output, CONVERSION_FILE, KIND, settings.overwrite) as folder:

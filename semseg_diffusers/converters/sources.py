@@ -43,7 +43,6 @@ class Conversion:
     unet: Any  # the network, with its weights
     scheduler: SchedulerMixin
     labels: LabelSet
-    source: str  # as in --from
     weights_file: Path
     work: str  # whose network it is, for the card
     sampling: str  # how its authors sample, for the card
@@ -103,7 +102,6 @@ def convert_paper(settings: ConvertSettings, labels: LabelSet | None) -> Convers
         unet=unet,
         scheduler=scheduler,
         labels=labels,
-        source="paper",
         weights_file=Path(path),
         work="the network of Bozsó et al., *Semantic Segmentation Mask-Guided Diffusion Models* (WINS 2024), in its "
         f"authors' layout. Weights taken: {which}.",
@@ -181,7 +179,6 @@ def convert_sdm(settings: ConvertSettings, labels: LabelSet | None) -> Conversio
         unet=unet,
         scheduler=scheduler,
         labels=labels,
-        source="sdm",
         weights_file=Path(path),
         work="the network of Wang et al., *Semantic Image Synthesis via Diffusion Models* (arXiv 2207.00050), in its "
         "authors' layout.",
@@ -279,7 +276,6 @@ def convert_id_channel(settings: ConvertSettings, labels: LabelSet | None) -> Co
         unet=unet,
         scheduler=scheduler,
         labels=labels,
-        source="segmentation-guided-diffusion",
         weights_file=weights_file,
         work="the network of Konz et al., *Anatomically-Controllable Medical Image Generation with "
         "Segmentation-Guided Diffusion Models* (MICCAI 2024), as their code trains it.",

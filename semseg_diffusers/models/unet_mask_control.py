@@ -52,13 +52,9 @@ def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -
 
 # Copied from semseg_diffusers.models.unet_mask_guided.mask_to_one_hot
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W).
-
-    Ids outside 0..num_classes-1 (255 is unknown) become zero vectors: no value is checked, which would be a
-    data-dependent branch inside a compiled `forward`.
-    """
+    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W)."""
     integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
-    if integer_ids and mask.ndim == 3:
+    if integer_ids and mask.ndim == 3:  # other ids become zeros: checking values would break compiled code
         classes = torch.arange(num_classes, device=mask.device).view(1, -1, 1, 1)
         return (mask.long().unsqueeze(1) == classes).to(dtype)  # (B, num_classes, H, W)
     if not integer_ids and mask.ndim == 4 and mask.shape[1] == num_classes:
@@ -376,13 +372,7 @@ class MaskControlNetModel(UNet2DModel):
 
         # 1. time and class
         # Copied from semseg_diffusers.models.unet_mask_guided.MaskGuidedUNet2DModel.forward
-        timesteps = timestep
-        if not torch.is_tensor(timesteps):
-            dtype = torch.float32 if isinstance(timesteps, float) else torch.long
-            timesteps = torch.tensor([timesteps], dtype=dtype, device=sample.device)
-        elif timesteps.ndim == 0:
-            timesteps = timesteps[None].to(sample.device)
-        timesteps = timesteps * torch.ones(batch_size, dtype=timesteps.dtype, device=timesteps.device)  # (B,)
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch_size)  # (B,)
         t_emb = self.time_proj(timesteps).to(dtype=self.dtype)  # (B, time channels)
         emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
         if self.class_embedding is not None:
@@ -429,7 +419,4 @@ class MaskControlNetModel(UNet2DModel):
             prediction = prediction + skip_sample
         if self.config.time_embedding_type == "fourier":
             prediction = prediction / timesteps.reshape(batch_size, 1, 1, 1)
-
-        if not return_dict:
-            return (prediction,)
-        return UNet2DOutput(sample=prediction)
+        return UNet2DOutput(sample=prediction) if return_dict else (prediction,)

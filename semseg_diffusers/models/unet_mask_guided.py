@@ -50,13 +50,9 @@ def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -
 
 
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W).
-
-    Ids outside 0..num_classes-1 (255 is unknown) become zero vectors: no value is checked, which would be a
-    data-dependent branch inside a compiled `forward`.
-    """
+    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W)."""
     integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
-    if integer_ids and mask.ndim == 3:
+    if integer_ids and mask.ndim == 3:  # other ids become zeros: checking values would break compiled code
         classes = torch.arange(num_classes, device=mask.device).view(1, -1, 1, 1)
         return (mask.long().unsqueeze(1) == classes).to(dtype)  # (B, num_classes, H, W)
     if not integer_ids and mask.ndim == 4 and mask.shape[1] == num_classes:
@@ -98,11 +94,10 @@ def label_keep_probability(tau: torch.Tensor, psi: torch.Tensor) -> torch.Tensor
 
 
 def diffuse_labels(mask: torch.Tensor, tau: torch.Tensor, noise: torch.Tensor, psi: torch.Tensor) -> torch.Tensor:
-    """Set pixels of a mask (B, H, W) to unknown (255), each by the keep-probability of its class.
+    """Set pixels of a mask (B, H, W) to unknown (255), each by its class' `label_keep_probability`.
 
-    `tau` is a scalar or (B,), `noise` uniform in [0, 1), (B, H, W), `psi` (num_classes,), see
-    `label_keep_probability`. With the same noise, what is unknown at one time is unknown at every later one; ids of no
-    class are unchanged.
+    `tau` is a scalar or (B,), `noise` uniform in [0, 1), (B, H, W), `psi` (num_classes,). With the same noise, what
+    is unknown once stays so as `tau` grows.
     """
     mask = mask.long()
     psi, noise = psi.to(mask.device), noise.to(mask.device)
@@ -138,10 +133,7 @@ class ModulatedEmbedding(NamedTuple):
 
 
 class ModulatedResnetBlock2D(ResnetBlock2D):
-    """A residual block of diffusers whose two norms are modulated where `temb` is a `ModulatedEmbedding`.
-
-    Its layers and weights are those of its parent; `modulate_norms` converts it.
-    """
+    """A residual block of diffusers, its weights too, whose norms are modulated by a `ModulatedEmbedding`."""
 
     slots: tuple[tuple[int, int], ...]  # of each norm: the index of its map, and of its first channel in the map
 
@@ -179,10 +171,9 @@ def modulate(normed: torch.Tensor, maps: tuple[torch.Tensor, ...], slot: tuple[i
 
 
 def modulate_norms(blocks: list[tuple[nn.Module, int]]) -> dict[int, int]:
-    """Convert every residual block inside modules of diffusers to a `ModulatedResnetBlock2D`, in place.
+    """Convert residual blocks of diffusers to `ModulatedResnetBlock2D`; returns what `MaskModulation` takes.
 
-    Each module comes with the factor by which its input maps are smaller than the image. Returns the channels of all
-    norms at each factor, in rising order: what `MaskModulation` takes.
+    Each block comes with the factor by which its input is smaller than the image: factor -> channels of all norms.
     """
     found: list[tuple[ResnetBlock2D, tuple[int, int]]] = []
     for block, factor in blocks:
@@ -211,8 +202,7 @@ class MaskModulation(nn.Module):
     """Computes scales and shifts of all modulated norms from the mask: one convolution a resolution, then 1 x 1.
 
     A light SPADE: the norms of a resolution share one hidden map, and each cell reads the share of each class in it
-    (PLACE, Lv et al. 2024), not the id of one of its pixels. The 1 x 1 convolutions start from zeros, so every scale
-    is 1 and every shift 0 before training.
+    (PLACE, Lv et al. 2024). The 1 x 1 convolutions start from zeros: at first scales are 1 and shifts 0.
     """
 
     def __init__(self, num_classes: int, hidden_channels: int, norm_channels: dict[int, int]):
@@ -224,19 +214,16 @@ class MaskModulation(nn.Module):
         self.projections = nn.ModuleList(
             nn.Conv2d(hidden_channels, 2 * channels, kernel_size=1) for channels in self.channels
         )
-        for projection in self.projections:
-            for parameter in projection.parameters():
-                nn.init.zeros_(parameter)
+        for parameter in self.projections.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, one_hot: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map (B, num_classes, H, W) to (B, 2C, H/factor, W/factor) for each factor: scales of all norms, then shifts.
 
         Where `known` (B, 1, 1, 1) is false, every scale is 1 and every shift 0.
         """
-        maps = []
-        for factor, channels, conv, projection in zip(
-            self.factors, self.channels, self.convs, self.projections, strict=True
-        ):
+        maps, layers = [], zip(self.factors, self.channels, self.convs, self.projections, strict=True)
+        for factor, channels, conv, projection in layers:
             shares = F.avg_pool2d(one_hot, factor) if factor > 1 else one_hot  # (B, num_classes, h, w)
             values = projection(F.silu(conv(shares)))  # (B, 2C, h, w)
             neutral = torch.cat([values.new_ones(channels), values.new_zeros(channels)]).view(1, -1, 1, 1)
@@ -248,33 +235,19 @@ class MaskModulation(nn.Module):
 class PatchHead(nn.Module):
     """The decoder from patches to pixels: a time-conditioned block joins upsampled maps and the full-resolution stem.
 
-    A plain pixel-shuffle leaves a patch-sized grid in the images; here output patches overlap, the last convolutions
-    read every pixel's own stem features, and the noise itself passes at full resolution.
+    A plain pixel-shuffle leaves a patch-sized grid in the images; here patches overlap and each pixel's stem is read.
     """
 
     def __init__(
-        self,
-        in_channels: int,
-        stem_channels: int,
-        patch_size: int,
-        temb_channels: int,
-        norm_num_groups: int,
-        norm_eps: float,
-        dropout: float,
+        self, in_channels: int, stem_channels: int, patch_size: int, temb_channels: int, dropout: float, **norm: Any
     ):
         super().__init__()
         self.conv_unpatch = nn.ConvTranspose2d(
             in_channels, stem_channels, kernel_size=2 * patch_size, stride=patch_size, padding=patch_size // 2
         )
-        self.resnet = ResnetBlock2D(
-            in_channels=2 * stem_channels,
-            out_channels=stem_channels,
-            temb_channels=temb_channels,
-            groups=norm_num_groups,
-            eps=norm_eps,
-            dropout=dropout,
-        )
-        self.norm = nn.GroupNorm(norm_num_groups, stem_channels, eps=norm_eps)
+        temb = {"temb_channels": temb_channels, "dropout": dropout}
+        self.resnet = ResnetBlock2D(in_channels=2 * stem_channels, out_channels=stem_channels, **temb, **norm)
+        self.norm = nn.GroupNorm(norm["groups"], stem_channels, eps=norm["eps"])
 
     def forward(self, hidden_states: torch.Tensor, stem: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
         """Map (B, C, H/p, W/p) and the stem (B, S, H, W) to (B, S, H, W)."""
@@ -412,6 +385,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         base_channels = block_out_channels[0]
         stem_width = stem_channels if patch_size > 1 else base_channels
         num_groups = math.gcd(norm_num_groups or 32, stem_width)
+        time_embed_dim = time_embedding_dim or base_channels * 4
 
         # The parent's conv_in and conv_out are replaced where ours have other channels.
         stem_inputs = in_channels + (num_classes if mask_conditioning == "concat" else 0)
@@ -424,13 +398,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 stem_width, base_channels, kernel_size=2 * patch_size, stride=patch_size, padding=patch_size // 2
             )
             self.patch_head = PatchHead(
-                in_channels=base_channels,
-                stem_channels=stem_width,
-                patch_size=patch_size,
-                temb_channels=time_embedding_dim or base_channels * 4,
-                norm_num_groups=num_groups,
-                norm_eps=norm_eps,
-                dropout=dropout,
+                base_channels, stem_width, patch_size, time_embed_dim, dropout, groups=num_groups, eps=norm_eps
             )
             self.conv_out = nn.Conv2d(stem_width, out_channels, kernel_size=3, padding=1)
 
@@ -444,7 +412,6 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         self.gradient_checkpointing = False
         # Conditions beside the plain mask come last and start from zeros: a seed gives the same network with and
         # without them, and weights trained without them load.
-        time_embed_dim = time_embedding_dim or base_channels * 4
         if coordinate_channels:
             self.conv_coordinates = nn.Conv2d(2, stem_width, kernel_size=3, padding=1, bias=False)
             nn.init.zeros_(self.conv_coordinates.weight)
@@ -601,13 +568,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             sample = 2 * sample - 1.0
 
         # 1. time, class, attributes, augmentation
-        timesteps = timestep
-        if not torch.is_tensor(timesteps):
-            dtype = torch.float32 if isinstance(timesteps, float) else torch.long
-            timesteps = torch.tensor([timesteps], dtype=dtype, device=sample.device)
-        elif timesteps.ndim == 0:
-            timesteps = timesteps[None].to(sample.device)
-        timesteps = timesteps * torch.ones(batch_size, dtype=timesteps.dtype, device=timesteps.device)  # (B,)
+        timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch_size)  # (B,)
         t_emb = self.time_proj(timesteps).to(dtype=self.dtype)  # (B, time channels)
         emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
         if self.class_embedding is not None:
@@ -642,13 +603,11 @@ class MaskGuidedUNet2DModel(UNet2DModel):
 
         # 3. down
         down_block_res_samples: tuple[torch.Tensor, ...] = (sample,)
-        for level, downsample_block in enumerate(self.down_blocks, start=1):
-            if hasattr(downsample_block, "skip_conv"):
-                sample, res_samples, skip_sample = downsample_block(
-                    hidden_states=sample, temb=emb, skip_sample=skip_sample
-                )
+        for level, block in enumerate(self.down_blocks, start=1):
+            if hasattr(block, "skip_conv"):
+                sample, res_samples, skip_sample = block(hidden_states=sample, temb=emb, skip_sample=skip_sample)
             else:
-                sample, res_samples = downsample_block(hidden_states=sample, temb=emb)
+                sample, res_samples = block(hidden_states=sample, temb=emb)
             if self.config.mask_pyramid and mask_features is not None and level < len(self.down_blocks):
                 sample = sample + mask_features[level].to(sample)  # (B, C, H/p/2^level, W/p/2^level)
                 res_samples = (*res_samples[:-1], sample)  # the decoder reads it as well
@@ -664,13 +623,13 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             maps = mask_features[-len(self.mask_norms.factors) :]
             temb = ModulatedEmbedding(emb, tuple(modulation.to(sample) for modulation in maps))
         skip_sample = None
-        for upsample_block in self.up_blocks:
-            res_samples = down_block_res_samples[-len(upsample_block.resnets) :]
-            down_block_res_samples = down_block_res_samples[: -len(upsample_block.resnets)]
-            if hasattr(upsample_block, "skip_conv"):
-                sample, skip_sample = upsample_block(sample, res_samples, temb, skip_sample)
+        for block in self.up_blocks:
+            count = len(block.resnets)
+            down_block_res_samples, own = down_block_res_samples[:-count], down_block_res_samples[-count:]
+            if hasattr(block, "skip_conv"):
+                sample, skip_sample = block(sample, own, temb, skip_sample)
             else:
-                sample = upsample_block(sample, res_samples, temb)
+                sample = block(sample, own, temb)
 
         # 6. head
         sample = self.conv_act(self.conv_norm_out(sample))
@@ -681,7 +640,4 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             sample = sample + skip_sample
         if self.config.time_embedding_type == "fourier":
             sample = sample / timesteps.reshape(batch_size, 1, 1, 1)
-
-        if not return_dict:
-            return (sample,)
-        return UNet2DOutput(sample=sample)
+        return UNet2DOutput(sample=sample) if return_dict else (sample,)

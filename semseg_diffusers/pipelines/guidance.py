@@ -66,11 +66,9 @@ def guide(predictions: Mapping[str, torch.Tensor], weights: Mapping[str, float],
 class Conditions:
     """Mask, attributes and class labels of a run as the networks take them, encoded once for all steps and images.
 
-    `ids` (number of masks, H, W), `instances` (the same, for networks with `instance_edges`), `class_labels` (number
-    of masks,) and `attributes` (number of masks, attributes of the network; -1 is unknown) are on the networks'
-    device. Images of a mask follow each other in the batch. A network that was trained on masks that fade with the
-    noise (`label_diffusion`) reads `mask_noise`, uniform in [0, 1), (B, H, W): its masks are encoded again at each
-    step.
+    On the networks' device: `ids` and `instances` (N, H, W), `class_labels` (N,), `attributes` (N, attributes; -1 is
+    unknown), for N masks, whose images follow each other. Networks with `label_diffusion` read `mask_noise`, uniform
+    in [0, 1), (B, H, W): their masks fade, and are encoded again at each step.
     """
 
     def __init__(
@@ -165,9 +163,8 @@ def evaluation_mode(*modules: torch.nn.Module | None) -> Iterator[None]:
     """Switch networks to evaluation (no dropout) and restore the mode of each submodule afterwards."""
     present = [module for module in modules if module is not None]
     training = [submodule for module in present for submodule in module.modules() if submodule.training]
-    if training:
-        for module in present:
-            module.eval()
+    for submodule in training:
+        submodule.training = False
     try:
         yield
     finally:

@@ -114,8 +114,7 @@ def changed_region(old_ids: np.ndarray, new_ids: np.ndarray, margin: int) -> np.
 def crop_window(region: np.ndarray, height: int, width: int, padding: int) -> Box | None:
     """Return the window around a region (H, W) that is generated at height x width; None where none holds the region.
 
-    It has their aspect ratio, holds the region with `padding` pixels around it as far as the frame reaches, and is at
-    least height x width, so that nothing is generated smaller than the image shows it.
+    It has `padding` pixels around the region as far as the frame reaches, and is not smaller than height x width.
     """
     frame_height, frame_width = region.shape
     if not region.any():
@@ -143,12 +142,6 @@ def crop_resize_image(image: np.ndarray, box: Box, height: int, width: int) -> n
     return np.asarray(resized).astype(np.float32) / 255
 
 
-def resize_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Centre-crop an image (H, W, 3) to the aspect ratio, then resize it to (height, width, 3)."""
-    box = center_crop_box(image.shape[0], image.shape[1], height, width)
-    return crop_resize_image(image, box, height, width)
-
-
 def crop_resize_region(region: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
     """Resize a box of a region (H, W) to (height, width): a pixel is in it where any pixel that it covers is."""
     left, top, right, bottom = box
@@ -157,7 +150,7 @@ def crop_resize_region(region: np.ndarray, box: Box, height: int, width: int) ->
 
 
 def paste(image: np.ndarray, generated: np.ndarray, region: np.ndarray, box: Box, feather: int) -> np.ndarray:
-    """Paste a generated window (h, w, 3) of any size into the region (H, W) of an image (H, W, 3), resized to its box.
+    """Resize a generated window (h, w, 3) to its box and paste it into the region (H, W) of an image (H, W, 3).
 
     Inside the region the image fades into it over `feather` pixels; every other pixel is unchanged.
     """

@@ -34,11 +34,8 @@ class MaskGuidedMixin(Base):
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
-        """Make a pipeline from the components of another one, as in diffusers.
-
-        diffusers passes on only networks of the exact class that `__init__` names, and ours names none.
-        """
-        unet = getattr(pipeline, "unet", None)
+        """Make a pipeline from the components of another one, as in diffusers."""
+        unet = getattr(pipeline, "unet", None)  # diffusers passes on only what `__init__` names by its exact class
         if hasattr(unet, "encode_mask"):
             kwargs.setdefault("unet", unet)
         return super().from_pipe(pipeline, **kwargs)
@@ -70,10 +67,7 @@ class MaskGuidedMixin(Base):
 
     @property
     def latents_dtype(self) -> torch.dtype:
-        """Dtype of the latents: float32 or better, whatever the network computes in.
-
-        In half precision each step would be rounded to the size of a step itself, more with each step.
-        """
+        """Dtype of the latents: float32 or better; half precision would round each step to the size of a step."""
         return torch.promote_types(self.unet.dtype, torch.float32)
 
     @property
@@ -242,10 +236,7 @@ class MaskGuidedMixin(Base):
         return class_labels
 
     def prepare_attributes(self, attributes, num_masks: int) -> torch.Tensor | None:
-        """Return attributes as indices of the network's values: (number of masks, attributes) on the CPU, long.
-
-        Unknown ones are -1. None where the network has no attributes.
-        """
+        """Return indices of attributes, -1: unknown, (masks, attributes), CPU, long; None for networks without."""
         known = getattr(self.unet.config, "attributes", None) or {}
         given = list(attributes) if isinstance(attributes, (list, tuple)) else [attributes] * num_masks
         if len(given) != num_masks:
@@ -296,16 +287,9 @@ class MaskGuidedMixin(Base):
     # A sampling run
 
     def prepare_noise(
-        self,
-        shape: tuple[int, int, int, int],
-        generator: torch.Generator | list[torch.Generator] | None,
-        latents: torch.Tensor | None = None,
-        guide_unet: torch.nn.Module | None = None,
+        self, shape: tuple[int, int, int, int], generator, latents: torch.Tensor | None = None, guide_unet=None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Return unit noise (B, C, H, W), and where masks fade uniform noise in [0, 1) for them, (B, H, W), else None.
-
-        The second is sampled after the first, so that other networks give the same images as without it.
-        """
+        """Return unit noise (B, C, H, W), then for masks that fade uniform noise in [0, 1), (B, H, W), else None."""
         device, dtype = self._execution_device, self.latents_dtype
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)

@@ -6,7 +6,7 @@ torch only.
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,10 +17,7 @@ UNKNOWN = 255  # the id that every network reads as "class unknown"
 
 
 def open_image(path, what: str = "mask") -> Image.Image:
-    """Open and fully decode an image file; `what` names it in errors.
-
-    An empty, truncated or foreign file is a `ValueError`, a missing one an `OSError`.
-    """
+    """Decode an image file: a `ValueError` that calls it `what` if it is broken, an `OSError` if it is missing."""
     path = os.fspath(path)
     if os.path.isfile(path) and os.path.getsize(path) == 0:
         raise ValueError(f"{what} '{path}' is empty (0 bytes). Write or copy the file again.")
@@ -30,7 +27,7 @@ def open_image(path, what: str = "mask") -> Image.Image:
 
 
 @contextlib.contextmanager
-def _name_file_in_errors(path, what: str = "mask"):
+def _name_file_in_errors(path, what: str = "mask") -> Iterator[None]:
     """Add the file to Pillow's errors about broken content."""
     try:
         yield
@@ -113,10 +110,7 @@ def _unknown_colors_message(packed: np.ndarray, counts: np.ndarray, tolerance: f
 
 
 def ids_to_image(
-    ids: np.ndarray,
-    colors: Sequence[Sequence[int]],
-    ignore_index: int = 255,
-    ignore_color: Sequence[int] = (0, 0, 0),
+    ids: np.ndarray, colors: Sequence[Sequence[int]], ignore_index: int = 255, ignore_color=(0, 0, 0)
 ) -> Image.Image:
     """Convert class ids (H, W) to a P-mode image: the index is the id, the palette holds the colours."""
     palette = np.zeros((256, 3), dtype=np.uint8)
@@ -135,18 +129,16 @@ def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source
     if len(wrong) == 0:
         return
     named = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
-    if wrong.max() >= 1000:
-        hint = "Is it an instance file (class * 1000 + number) rather than class ids?"
-    elif num_classes == 19 and wrong.min() >= -1 and wrong.max() <= 33:
-        hint = "Is it a Cityscapes labelIds file? Map its ids to trainIds (0-18) first."
-    elif set(values.tolist()) <= {0, 255}:
-        hint = "Is it a black-and-white image rather than class ids?"
-    elif len(wrong) == 1 and wrong[0] == num_classes:
-        hint = f"Is {num_classes} the unlabelled class? Write {ignore_index} there."
-    elif wrong.max() > 33:
-        hint = "Is it a grey image, or were ids scaled to grey levels? Save the class ids themselves."
-    else:
-        hint = "Does the mask belong to another label set?"
+    is_cityscapes = num_classes == 19 and wrong.min() >= -1 and wrong.max() <= 33
+    hints = (
+        (wrong.max() >= 1000, "Is it an instance file (class * 1000 + number) rather than class ids?"),
+        (is_cityscapes, "Is it a Cityscapes labelIds file? Map its ids to trainIds (0-18) first."),
+        (set(values.tolist()) <= {0, 255}, "Is it a black-and-white image rather than class ids?"),
+        (wrong.tolist() == [num_classes], f"Is {num_classes} the unlabelled class? Write {ignore_index} there."),
+        (wrong.max() > 33, "Is it a grey image, or were ids scaled to grey levels? Save the class ids themselves."),
+        (True, "Does the mask belong to another label set?"),
+    )
+    hint = next(text for applies, text in hints if applies)
     raise ValueError(
         f"{describe_mask(source)} holds class{'es' if len(wrong) > 1 else ''} {named}; this model knows "
         f"0-{num_classes - 1} and {ignore_index} (ignore). {hint}"
@@ -156,8 +148,7 @@ def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source
 def palette_agrees(image: Image.Image, num_classes: int, colors, ignore_index: int = 255) -> bool:
     """Return whether the indices of a P-mode image are class ids.
 
-    They are if every index in use that is a class has that class' colour (the ignore index may have any), or if
-    the palette is a grey ramp. An image that uses no class index at all agrees only if it is ignored everywhere.
+    They are if the palette is a grey ramp, if each class in use has its own colour, or if all of it is ignored.
     """
     used = np.unique(np.asarray(image))
     palette = np.zeros((256, 3), dtype=np.int64)
@@ -235,9 +226,6 @@ def read_mask(
     One channel (modes 1, L, I, I;16; integer arrays (H, W)) is ids; a P-mode image is ids if its palette agrees
     (`palette_agrees`), else colours; RGB, and RGBA without transparency, is colours (`colors_to_ids`), which needs
     `colors`; float or bool (num_classes, H, W) is one-hot. Errors name `source`; a path names itself.
-
-    Raises:
-        ValueError: Unreadable file, unknown colours, transparency, floats, or ids out of range.
     """
     if num_classes > 255:
         raise ValueError(f"masks hold 8-bit ids, so at most 255 classes; this model has {num_classes}.")
@@ -251,16 +239,13 @@ def read_mask(
         source = (getattr(mask, "filename", None) or None) if source is None else source
         with _name_file_in_errors(source):
             mask.load()
-    label_set = (num_classes, colors, ignore_index, ignore_color, tolerance, source)
-    if isinstance(mask, Image.Image):
-        ids = _image_to_ids(mask, *label_set)
-    elif isinstance(mask, np.ndarray):
-        ids = _array_to_ids(mask, *label_set)
-    else:
+    if not isinstance(mask, (Image.Image, np.ndarray)):
         raise TypeError(
             f"{describe_mask(source)} is of type {type(mask).__name__}; expected a path, a PIL image, an array or a "
             "tensor."
         )
+    label_set = (num_classes, colors, ignore_index, ignore_color, tolerance, source)
+    ids = _image_to_ids(mask, *label_set) if isinstance(mask, Image.Image) else _array_to_ids(mask, *label_set)
     if 0 in ids.shape:
         raise ValueError(f"{describe_mask(source)} has no pixels: its size is {ids.shape[0]} x {ids.shape[1]}.")
     check_ids(ids, num_classes, ignore_index, source)
@@ -269,15 +254,13 @@ def read_mask(
 
 def read_instances(instances) -> np.ndarray:
     """Read one map of instance ids (one channel of integers), such as Cityscapes' `instanceIds`: (H, W) int64."""
-    source = None
+    named = "`instances`"
     if isinstance(instances, (str, os.PathLike)):
-        source = os.fspath(instances)
-        instances = open_image(instances, "instances")
+        named, instances = f"instances '{os.fspath(instances)}'", open_image(instances, "instances")
     if isinstance(instances, torch.Tensor):
         instances = instances.detach().cpu()
     ids = np.asarray(instances)
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
-        named = "`instances`" if source is None else f"instances '{source}'"
         raise ValueError(f"{named} have shape {ids.shape} and type {ids.dtype}; expected integer ids of shape (H, W).")
     return ids.astype(np.int64)
 
@@ -312,17 +295,14 @@ def crop_resize_ids(ids: np.ndarray, box: tuple[int, int, int, int], height: int
 
 
 def split_masks(masks) -> list:
-    """Split what `mask` may be (one mask, a batch of them, a list, None) into a list of single masks.
-
-    A mask inside a list may have a batch axis of its own, of length one: `3 * [ids]` works for ids (1, H, W) too.
-    """
+    """Split what `mask` may be (a mask, a batch, a list, also of batches of one, None) into a list of single masks."""
     if isinstance(masks, (list, tuple)):
         parts = [split_masks(mask) for mask in masks]
         return [part[0] if len(part) == 1 else mask for mask, part in zip(masks, parts, strict=True)]
     if isinstance(masks, (np.ndarray, torch.Tensor)):
         is_one_hot = "float" in str(masks.dtype) or "bool" in str(masks.dtype)
-        is_image = isinstance(masks, np.ndarray) and masks.dtype == np.uint8 and masks.shape[-1] in (3, 4)
-        is_image = is_image and masks.ndim >= 3
+        is_image = isinstance(masks, np.ndarray) and masks.dtype == np.uint8
+        is_image = is_image and masks.ndim >= 3 and masks.shape[-1] in (3, 4)
         if masks.ndim == (4 if is_one_hot or is_image else 3):
             return list(masks)
     return [masks]

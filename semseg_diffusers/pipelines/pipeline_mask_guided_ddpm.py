@@ -1,8 +1,7 @@
 """`MaskGuidedDDPMPipeline`: images from class masks, sampled from noise with any diffusers scheduler.
 
 This file is saved beside the weights as pipeline.py, with the files that it imports relatively, and runs without the
-package: they import the standard library, numpy, PIL, torch and diffusers only. It holds one pipeline class, as
-diffusers requires, and imports each shared file itself: diffusers copies no others from a folder.
+package. It holds one pipeline class, as diffusers requires, and imports each shared file itself: no others are copied.
 """
 
 from collections.abc import Callable, Mapping, Sequence

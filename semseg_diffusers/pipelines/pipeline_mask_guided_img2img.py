@@ -1,10 +1,7 @@
 """`MaskGuidedImg2ImgPipeline`: an image moved to another mask, weather or look while its layout stays.
 
 Follows SDEdit (Meng et al. 2022, section 3.2): noise is added to the image for a part of the schedule, and it is
-denoised under the new condition. This file is saved beside the weights as pipeline.py, with the files that it imports
-relatively, and runs without the package: they import the standard library, numpy, PIL, torch and diffusers only. It
-holds one pipeline class, as diffusers requires, and imports each shared file itself: diffusers copies no others from a
-folder.
+denoised under the new condition. What pipeline_mask_guided_ddpm.py says about its file holds for this one too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +12,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .guidance import evaluation_mode, guide
-from .image_inputs import check_editing, read_images, resize_image, to_output, to_tensor
+from .image_inputs import check_editing, crop_resize_image, read_images, to_output, to_tensor
 from .mask_guided_mixin import MaskGuidedMixin, uses_prk_steps
-from .mask_inputs import UNKNOWN  # noqa: F401  diffusers copies only files that are imported here
+from .mask_inputs import center_crop_box
 from .portable import PortableFolderMixin
 
 
@@ -46,8 +43,6 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         steps = min(int(num_inference_steps * strength), num_inference_steps)
         first = (num_inference_steps - steps) * getattr(self.scheduler, "order", 1)
-        if steps == num_inference_steps:
-            first = 0
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(first)
         return self.scheduler.timesteps[first:] if steps else self.scheduler.timesteps[:0], first
@@ -131,11 +126,10 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         self.check_strength(strength)
         attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
-        sources = [
-            resize_image(source, height, width)
-            for source in read_images(image, num_masks)
-            for _ in range(num_images_per_mask)
-        ]  # B of (H, W, 3)
+        sources = []  # B of (H, W, 3)
+        for source in read_images(image, num_masks):
+            box = center_crop_box(source.shape[0], source.shape[1], height, width)
+            sources += [crop_resize_image(source, box, height, width)] * num_images_per_mask
 
         # 2. Prepare timesteps and the noisy images
         device, dtype = self._execution_device, self.latents_dtype

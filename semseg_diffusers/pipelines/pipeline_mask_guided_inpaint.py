@@ -1,10 +1,7 @@
 """`MaskGuidedInpaintPipeline`: an image regenerated where its mask was edited, and unchanged everywhere else.
 
 At each step what is outside the region is the image at that step's noise level, as in RePaint (Lugmayr et al. 2022,
-eq. 8; its resampling is an option). This file is saved beside the weights as pipeline.py, with the files that it
-imports relatively, and runs without the package: they import the standard library, numpy, PIL, torch and diffusers
-only. It holds one pipeline class, as diffusers requires, and imports each shared file itself: diffusers copies no
-others from a folder.
+eq. 8; its resampling is an option). What pipeline_mask_guided_ddpm.py says about its file holds for this one too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -106,9 +103,9 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         else:
             what, given = "old_mask", self.read_masks(old_mask, "old_mask")
         given = one_for_each(what, given, len(ids))
+        if any(other is None for other in given):
+            raise ValueError("`old_mask` is None, so what changed cannot be found: pass `edit_region`.")
         for source, new, other in zip(sources, ids, given, strict=True):
-            if other is None:
-                raise ValueError("`old_mask` is None, so what changed cannot be found: pass `edit_region`.")
             for name, array in (("mask", new), (what, other)):
                 if array is not None and array.shape != source.shape[:2]:
                     raise ValueError(
@@ -123,22 +120,16 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         ]
 
     def prepare_windows(
-        self,
-        sources: list[np.ndarray],
-        regions: list[np.ndarray],
-        height: int,
-        width: int,
-        padding_mask_crop,
-        output_type,
+        self, sources: list[np.ndarray], regions: list[np.ndarray], height: int, width: int, padding, output_type
     ) -> list[Box]:
         """Return what is generated of each image, at height x width: all of it, or a window around its region."""
-        if padding_mask_crop is not None and output_type == "latent":
+        if padding is not None and output_type == "latent":
             raise ValueError("`output_type='latent'` cannot hold what is around `padding_mask_crop`: omit one.")
         windows = []
         for source, region in zip(sources, regions, strict=True):
             window: Box | None = (0, 0, source.shape[1], source.shape[0])
-            if padding_mask_crop is not None:
-                window = crop_window(region, height, width, padding_mask_crop)
+            if padding is not None:
+                window = crop_window(region, height, width, padding)
             elif source.shape[:2] != (height, width):
                 raise ValueError(
                     f"`image` is {_size(source)}, and {height} x {width} is generated. Pass `padding_mask_crop` to "
@@ -155,6 +146,18 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         if output_type != "pil" and len({source.shape for source in sources}) > 1:
             raise ValueError(f"images of several sizes need output_type='pil'; got {output_type!r}.")
         return windows
+
+    def crop_windows(
+        self, ids, sources, regions, windows: list[Box], height: int, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Resize the window of each mask, image (-1 to 1) and region: (N, H, W), (N, 3, H, W) and (N, 1, H, W)."""
+        parts, size = list(zip(ids, sources, regions, windows, strict=True)), (height, width)
+        window_ids = [None if array is None else crop_resize_ids(array, box, *size) for array, _, _, box in parts]
+        known = [crop_resize_image(source, box, *size) for _, source, _, box in parts]
+        inside = np.stack([crop_resize_region(region, box, *size) for _, _, region, box in parts])
+        device = self._execution_device
+        edited = torch.from_numpy(inside).to(device).unsqueeze(1)
+        return stack_ids(window_ids, *size), to_tensor(known, self.latents_dtype, device), edited
 
     # Sampling
 
@@ -264,16 +267,11 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         windows = self.prepare_windows(sources, regions, height, width, padding_mask_crop, output_type)
 
         # 2. Crop and resize each window to the generated size
-        device, dtype, size = self._execution_device, self.latents_dtype, (height, width)
-        parts = list(zip(ids, sources, regions, windows, strict=True))
-        window_ids = [None if array is None else crop_resize_ids(array, box, *size) for array, _, _, box in parts]
-        known = to_tensor([crop_resize_image(source, box, *size) for _, source, _, box in parts], dtype, device)
-        inside = np.stack([crop_resize_region(region, box, *size) for _, _, region, box in parts])  # of the edit
-        known = known.repeat_interleave(num_images_per_mask, dim=0)  # (B, 3, H, W)
-        edited = torch.from_numpy(inside).to(device).unsqueeze(1).repeat_interleave(num_images_per_mask, dim=0)
+        masks, known, edited = self.crop_windows(ids, sources, regions, windows, height, width)
+        known, edited = (part.repeat_interleave(num_images_per_mask, dim=0) for part in (known, edited))  # (B, ...)
 
         # 3. Prepare timesteps and noise
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # so that `add_noise` adds the noise of the step that `step` has reached
         timesteps = self.scheduler.timesteps
@@ -292,7 +290,6 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
 
         with evaluation_mode(self.unet, guide_network):
             # 4. Encode what does not change from step to step
-            masks = stack_ids(window_ids, *size)  # (number of masks, H, W)
             conditions = self.prepare_conditions(
                 guide_network, masks, num_images_per_mask, class_labels, attribute_ids, mask_noise
             )
@@ -324,12 +321,10 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         # 6. Paste the windows into the images
         images: Any = latents
         if output_type != "latent":
-            generated = self.postprocess(latents, "np").reshape(num_masks, num_images_per_mask, height, width, 3)
-            edits = zip(sources, generated, regions, windows, strict=True)
-            pasted = [
-                paste(source, window, region, box, feather) for source, group, region, box in edits for window in group
-            ]
-            images = to_output(pasted, output_type, dtype, device)
+            edits = [edit for edit in zip(sources, regions, windows, strict=True) for _ in range(num_images_per_mask)]
+            generated = zip(self.postprocess(latents, "np"), edits, strict=True)
+            pasted = [paste(source, window, region, box, feather) for window, (source, region, box) in generated]
+            images = to_output(pasted, output_type, latents.dtype, latents.device)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

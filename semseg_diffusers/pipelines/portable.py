@@ -50,11 +50,9 @@ class PortableFolderMixin:
     """Makes `save_pretrained` and `push_to_hub` of a `DiffusionPipeline` write a folder that loads anywhere."""
 
     def to_json_file(self, json_file_path):
-        """Write `model_index.json` with the source files beside it.
+        """Write `model_index.json` with the source files beside it: once components are saved, before any upload.
 
-        `save_pretrained` and `push_to_hub` call this once the components are saved and before anything is uploaded.
-        diffusers would record the network by its import path, which no other machine can resolve; here it is recorded
-        by the name of its source file, which is saved beside its weights.
+        The network is recorded by the name of its source file, not by an import path that other machines do not have.
         """
         index = json.loads(self.to_json_string())
         for private in ("_module", "_name_or_path"):  # where this copy was loaded from is of no use to others

@@ -80,13 +80,9 @@ def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -
 
 # Copied from semseg_diffusers.models.unet_mask_guided.mask_to_one_hot with mask.to(dtype)->mask.to(dtype).contiguous()
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W).
-
-    Ids outside 0..num_classes-1 (255 is unknown) become zero vectors: no value is checked, which would be a
-    data-dependent branch inside a compiled `forward`.
-    """
+    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W)."""
     integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
-    if integer_ids and mask.ndim == 3:
+    if integer_ids and mask.ndim == 3:  # other ids become zeros: checking values would break compiled code
         classes = torch.arange(num_classes, device=mask.device).view(1, -1, 1, 1)
         return (mask.long().unsqueeze(1) == classes).to(dtype)  # (B, num_classes, H, W)
     if not integer_ids and mask.ndim == 4 and mask.shape[1] == num_classes:
@@ -114,9 +110,7 @@ class DoubleConv(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, in_channels, H, W) to (B, out_channels, H, W)."""
-        if self.residual:
-            return F.gelu(x + self.double_conv(x))
-        return self.double_conv(x)
+        return F.gelu(x + self.double_conv(x)) if self.residual else self.double_conv(x)
 
 
 class Down(nn.Module):
@@ -155,11 +149,7 @@ class Up(nn.Module):
 
 
 class MultiHeadAttention(nn.Module):
-    """`nn.MultiheadAttention` on one sequence, with the same parameters.
-
-    PyTorch's own reads the weights of `out_proj` without calling it, which diffusers' layer-wise casting and
-    offloading do not notice.
-    """
+    """`nn.MultiheadAttention`; PyTorch's own does not call `out_proj`, as layer-wise casting and offloading need."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -191,11 +181,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, channels, H, W) to the same shape."""
-        height, width = x.shape[-2:]
         tokens = x.flatten(2).transpose(1, 2)  # (B, H*W, C)
         tokens = tokens + self.mha(self.ln(tokens))
         tokens = tokens + self.ff_self(tokens)
-        return tokens.transpose(1, 2).unflatten(2, (height, width))  # (B, C, H, W)
+        return tokens.transpose(1, 2).unflatten(2, x.shape[-2:])  # (B, C, H, W)
 
 
 class PaperUNet2DModel(ModelMixin, ConfigMixin):
@@ -373,7 +362,4 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
 
         # 6. head
         x = self.outc(x)  # (B, out_channels, H, W)
-
-        if not return_dict:
-            return (x,)
-        return UNet2DOutput(sample=x)
+        return UNet2DOutput(sample=x) if return_dict else (x,)

@@ -7,7 +7,6 @@ the weights and runs without this package.
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -51,13 +50,9 @@ def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -
 
 # Copied from semseg_diffusers.models.unet_mask_guided.mask_to_one_hot with mask.to(dtype)->mask.to(dtype).contiguous()
 def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) -> torch.Tensor:
-    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W).
-
-    Ids outside 0..num_classes-1 (255 is unknown) become zero vectors: no value is checked, which would be a
-    data-dependent branch inside a compiled `forward`.
-    """
+    """Convert class ids (B, H, W) of any integer dtype, or a float or bool one-hot map, to (B, num_classes, H, W)."""
     integer_ids = not (mask.is_floating_point() or mask.dtype == torch.bool)
-    if integer_ids and mask.ndim == 3:
+    if integer_ids and mask.ndim == 3:  # other ids become zeros: checking values would break compiled code
         classes = torch.arange(num_classes, device=mask.device).view(1, -1, 1, 1)
         return (mask.long().unsqueeze(1) == classes).to(dtype)  # (B, num_classes, H, W)
     if not integer_ids and mask.ndim == 4 and mask.shape[1] == num_classes:
@@ -419,16 +414,6 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         one_hot = mask_to_one_hot(mask, num_classes, dtype)
         return self._join_edges(one_hot, instance_edges(one_hot))
 
-    def _modulated_norms(self) -> Iterator[tuple[ModulatedNorm, int]]:
-        """Yield each modulated norm in the order of `forward`, with the number of halvings of its map."""
-        halvings = len(self.config.channel_mult) - 1
-        for stage in (self.middle_block, *self.output_blocks):
-            for layer in stage:
-                if isinstance(layer, ModulatedResBlock):
-                    yield layer.in_norm, halvings
-                    halvings -= int(layer.up)
-                    yield layer.out_norm, halvings
-
     def encode_mask(self, mask: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
         """Compute what depends on the mask alone, once for all steps and all images of it.
 
@@ -450,11 +435,14 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         mask_map = self._mask_map(mask, dtype or self.dtype)  # (B, mask channels, H, W)
         if not self.modulation_cache:
             return (mask_map,)
-        height, width = mask_map.shape[-2:]
-        return tuple(
-            norm.modulation(mask_map, height >> halvings, width >> halvings)
-            for norm, halvings in self._modulated_norms()
-        )
+        features, (height, width) = [], (side // self.size_divisor for side in mask_map.shape[-2:])
+        layers = (layer for stage in (self.middle_block, *self.output_blocks) for layer in stage)
+        for layer in layers:
+            if isinstance(layer, ModulatedResBlock):
+                features.append(layer.in_norm.modulation(mask_map, height, width))
+                height, width = (2 * height, 2 * width) if layer.up else (height, width)
+                features.append(layer.out_norm.modulation(mask_map, height, width))
+        return tuple(features)
 
     # The network
 
@@ -525,7 +513,4 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
 
         # 4. head
         sample = self.out(sample)  # (B, out_channels, H, W)
-
-        if not return_dict:
-            return (sample,)
-        return UNet2DOutput(sample=sample)
+        return UNet2DOutput(sample=sample) if return_dict else (sample,)
