@@ -76,18 +76,15 @@ def convert_paper(settings: ConvertSettings, labels: LabelSet | None) -> Convers
     chosen, which = _choose_weights(read_checkpoint(path, other_file), settings.weights, path)
     shape = partial(shape_of, chosen, source="paper", path=path)
     hidden_dim, in_channels = shape("inc.double_conv.0.weight", 4)[:2]
-    num_classes = shape("mask_conv.double_conv.0.weight", 4)[1]
-    emb_dim = shape("down1.emb_layer.1.weight", 2)[1]
-    out_channels = shape("outc.weight", 4)[0]
-    labels = labels_for(labels, num_classes)
+    labels = labels_for(labels, shape("mask_conv.double_conv.0.weight", 4)[1])
     with torch.device("meta"):
         unet = PaperUNet2DModel(
             sample_size=settings.sample_size or 128,
             in_channels=in_channels,
-            out_channels=out_channels,
-            num_classes=num_classes,
+            out_channels=shape("outc.weight", 4)[0],
+            num_classes=labels.num_classes,
             hidden_dim=hidden_dim,
-            emb_dim=emb_dim,
+            emb_dim=shape("down1.emb_layer.1.weight", 2)[1],
             **labels.to_config(),
         )
     load_weights(unet, chosen, path)
@@ -165,7 +162,7 @@ def convert_sdm(settings: ConvertSettings, labels: LabelSet | None) -> Conversio
             **labels.to_config(),
         )
     load_weights(unet, weights, path)
-    learned = unet.config.out_channels == 2 * unet.config.in_channels
+    learned = config["out_channels"] == 2 * config["in_channels"]
     num_train_timesteps = settings.num_train_timesteps or 1000
     scheduler = DDPMScheduler(
         num_train_timesteps=num_train_timesteps,
@@ -190,9 +187,8 @@ def convert_sdm(settings: ConvertSettings, labels: LabelSet | None) -> Conversio
 def _read_sdm_config(weights: Mapping[str, torch.Tensor], path) -> dict:
     """Return depth, widths and attention of the network that a state dict belongs to."""
     shape = partial(shape_of, weights, source="sdm", path=path)
-    in_channels = shape("input_blocks.0.0.weight", 4)[1]
+    shape("input_blocks.0.0.weight", 4)  # first, since another layout has not even this one
     model_channels = shape("time_embed.0.weight", 2)[1]
-    out_channels = shape("out.2.weight", 4)[0]
     middle_width = shape("middle_block.0.in_layers.1.weight", 4)[0]
     if shape("middle_block.0.emb_layers.1.weight", 2)[0] != 2 * middle_width:
         raise ValueError(f"'{path}' was trained with --use_scale_shift_norm False, which SDM's own scripts never do.")
@@ -210,17 +206,15 @@ def _read_sdm_config(weights: Mapping[str, torch.Tensor], path) -> dict:
         )
     firsts = [1 + level * (num_res_blocks + 1) for level in range(num_levels)]
     widths = [shape(f"input_blocks.{first}.0.out_layers.3.weight", 4)[0] for first in firsts]
+    factors = (width / model_channels for width in widths)
+    attentive = [f"input_blocks.{first}.1.qkv.weight" in weights for first in firsts]
     return {
-        "in_channels": in_channels,
-        "out_channels": out_channels,
+        "in_channels": shape("input_blocks.0.0.weight", 4)[1],
+        "out_channels": shape("out.2.weight", 4)[0],
         "model_channels": model_channels,
-        "channel_mult": tuple(
-            width // model_channels if width % model_channels == 0 else width / model_channels for width in widths
-        ),
+        "channel_mult": tuple(int(factor) if factor.is_integer() else factor for factor in factors),
         "num_res_blocks": num_res_blocks,
-        "attention_resolutions": tuple(
-            2**level for level, first in enumerate(firsts) if f"input_blocks.{first}.1.qkv.weight" in weights
-        ),
+        "attention_resolutions": tuple(2**level for level, has_attention in enumerate(attentive) if has_attention),
     }
 
 

@@ -310,9 +310,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                     batch = torch.cat([model_input] * len(levels)) if len(levels) > 1 else model_input
                     outputs = network(batch, t, **inputs, return_dict=False)[0].chunk(len(levels))
                     predictions |= dict(zip(levels, outputs, strict=True))
-                prediction = guide(predictions, weights, latents.shape[1])[:, : self.prediction_channels]
-                prediction = prediction.to(latents.dtype)
-                stepped = self.scheduler.step(prediction, t, latents, **extra_step_kwargs, return_dict=False)[0]
+                guided = guide(predictions, weights, latents.shape[1])[:, : self.prediction_channels].to(latents.dtype)
+                stepped = self.scheduler.step(guided, t, latents, **extra_step_kwargs, return_dict=False)[0]
                 latents = stepped.to(latents.dtype)  # some schedulers compute in another precision
                 # End of copy
                 latents = keep_outside(latents, step + 1)
