@@ -62,17 +62,15 @@ __version__ = "0.1.0"
 
 # Classes that saved pipelines name, by the module that defines them. A saved pipeline finds its own class in
 # `diffusers`, and its network's module by its last name in `diffusers.pipelines`: files may move, these names may not.
-_NETWORKS = {
+_CLASSES = {
+    "MaskGuidedDDPMPipeline": "pipelines.pipeline_mask_guided_ddpm",
+    "MaskGuidedImg2ImgPipeline": "pipelines.pipeline_mask_guided_img2img",
+    "MaskGuidedInpaintPipeline": "pipelines.pipeline_mask_guided_inpaint",
     "IdChannelUNet2DModel": "models.published.unet_id_channel",
     "MaskControlNetModel": "models.unet_mask_control",
     "MaskGuidedUNet2DModel": "models.unet_mask_guided",
     "PaperUNet2DModel": "models.published.unet_paper",
     "SDMUNet2DModel": "models.published.unet_sdm",
-}
-_PIPELINES = {
-    "MaskGuidedDDPMPipeline": "pipelines.pipeline_mask_guided_ddpm",
-    "MaskGuidedImg2ImgPipeline": "pipelines.pipeline_mask_guided_img2img",
-    "MaskGuidedInpaintPipeline": "pipelines.pipeline_mask_guided_inpaint",
 }
 # The other public names, by the module that defines them, in the order of use.
 _FUNCTIONS = {
@@ -106,7 +104,7 @@ _FUNCTIONS = {
     "push_model": "hub.push",
     "push_dataset": "hub.push",
 }
-_EXPORTS = {**_PIPELINES, **_NETWORKS, **_FUNCTIONS}
+_EXPORTS = {**_CLASSES, **_FUNCTIONS}
 
 __all__ = [*_EXPORTS, "register"]
 
@@ -130,8 +128,8 @@ def register() -> None:
     attributes `diffusers.MaskGuidedDDPMPipeline`, `diffusers.pipelines.unet_mask_guided`, ... import their module on
     first use, so registering costs nothing.
     """
-    classes = {name: f"{module}:{name}" for name, module in {**_NETWORKS, **_PIPELINES}.items()}
-    modules = {module.rsplit(".", 1)[-1]: module for module in _NETWORKS.values()}
+    classes = {name: f"{module}:{name}" for name, module in _CLASSES.items()}
+    modules = {module.rsplit(".", 1)[-1]: module for module in _CLASSES.values()}
     for target, sources in (("diffusers", classes), ("diffusers.pipelines", modules)):
         module = sys.modules.get(target)
         if module is not None and not hasattr(type(module), "_sources"):
