@@ -218,10 +218,7 @@ class MaskModulation(nn.Module):
             nn.init.zeros_(parameter)
 
     def forward(self, one_hot: torch.Tensor, known: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Map (B, num_classes, H, W) to (B, 2C, H/factor, W/factor) for each factor: scales of all norms, then shifts.
-
-        Where `known` (B, 1, 1, 1) is false, every scale is 1 and every shift 0.
-        """
+        """Map (B, num_classes, H, W) to scales, then shifts (B, 2C, H/factor, W/factor); neutral where not `known`."""
         maps, layers = [], zip(self.factors, self.channels, self.convs, self.projections, strict=True)
         for factor, channels, conv, projection in layers:
             shares = F.avg_pool2d(one_hot, factor) if factor > 1 else one_hot  # (B, num_classes, h, w)
@@ -233,10 +230,7 @@ class MaskModulation(nn.Module):
 
 
 class PatchHead(nn.Module):
-    """The decoder from patches to pixels: a time-conditioned block joins upsampled maps and the full-resolution stem.
-
-    A plain pixel-shuffle leaves a patch-sized grid in the images; here patches overlap and each pixel's stem is read.
-    """
+    """From patches to pixels: overlapping patches, joined with the full-resolution stem, so that no grid remains."""
 
     def __init__(
         self, in_channels: int, stem_channels: int, patch_size: int, temb_channels: int, dropout: float, **norm: Any

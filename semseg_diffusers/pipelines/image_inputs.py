@@ -150,10 +150,7 @@ def crop_resize_region(region: np.ndarray, box: Box, height: int, width: int) ->
 
 
 def paste(image: np.ndarray, generated: np.ndarray, region: np.ndarray, box: Box, feather: int) -> np.ndarray:
-    """Resize a generated window (h, w, 3) to its box and paste it into the region (H, W) of an image (H, W, 3).
-
-    Inside the region the image fades into it over `feather` pixels; every other pixel is unchanged.
-    """
+    """Paste a generated window (h, w, 3) into a region (H, W) of an image, faded over `feather` pixels inside it."""
     left, top, right, bottom = box
     size = bottom - top, right - left
     if generated.shape[:2] != size:

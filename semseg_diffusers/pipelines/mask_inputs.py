@@ -146,10 +146,7 @@ def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source
 
 
 def palette_agrees(image: Image.Image, num_classes: int, colors, ignore_index: int = 255) -> bool:
-    """Return whether the indices of a P-mode image are class ids.
-
-    They are if the palette is a grey ramp, if each class in use has its own colour, or if all of it is ignored.
-    """
+    """Return whether indices are ids: by a grey palette, the classes' own colours, or where all of it is ignored."""
     used = np.unique(np.asarray(image))
     palette = np.zeros((256, 3), dtype=np.int64)
     entries = np.asarray(image.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)

@@ -64,10 +64,7 @@ def mask_to_one_hot(mask: torch.Tensor, num_classes: int, dtype: torch.dtype) ->
 
 
 def instance_edges(instances: torch.Tensor) -> torch.Tensor:
-    """Mark each pixel of ids (B, H, W), or one-hot classes (B, C, H, W), that differs from a neighbour.
-
-    Neighbours are above, below, left and right, as for the authors; returns bool (B, 1, H, W).
-    """
+    """Mark pixels of ids (B, H, W), or one-hot (B, C, H, W), unlike one of 4 neighbours; returns (B, 1, H, W) bool."""
     ids = instances.unsqueeze(1) if instances.ndim == 3 else instances  # (B, C, H, W)
     across = (ids[..., :, 1:] != ids[..., :, :-1]).any(dim=1, keepdim=True)  # (B, 1, H, W-1)
     down = (ids[..., 1:, :] != ids[..., :-1, :]).any(dim=1, keepdim=True)  # (B, 1, H-1, W)
