@@ -30,7 +30,7 @@ from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.generation.near_copies import THUMBNAIL, thumbnails
 from semseg_diffusers.generation.plan import target_size
-from semseg_diffusers.reports.evaluation_text import results_table
+from semseg_diffusers.reports.findings import results_table
 from semseg_diffusers.utils.distributed import Processes, run_distributed
 from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, read_json, write_json
 from semseg_diffusers.utils.images import save_png

@@ -13,9 +13,8 @@ from PIL import Image
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.metrics import without_classes
-from semseg_diffusers.reports.evaluation_text import results_commands
-from semseg_diffusers.reports.findings import evaluation_findings, fraction_of_ceiling, ratio
-from semseg_diffusers.reports.render import BarRow, axis_ticks, is_finite, write_page
+from semseg_diffusers.reports.findings import evaluation_findings, fraction_of_ceiling, ratio, results_commands
+from semseg_diffusers.reports.render import BarRow, axis_ticks, class_legend, is_finite, write_page
 from semseg_diffusers.utils.images import to_image
 
 
@@ -25,60 +24,37 @@ NO_CLASS = (0, 0, 0)  # wrong, and the network named no class of the label set
 STRIPE = 3  # pixels
 GRID_ROWS = 8  # masks, at even distances
 GRID_SAMPLES = 4  # images of a mask, at most
-SETS = {  # in the order of the columns: worst, measured, best
-    "shuffled": ("wrong masks (floor)", "generated images against the masks of others"),
-    "generated": ("generated", "generated images against the masks they were made from"),
-    "real": ("real photos (ceiling)", "real photos against their masks, at the same resolution"),
+SETS = {  # from worst to best: name, what it is, name in the table of classes
+    "shuffled": ("wrong masks (floor)", "generated images against the masks of others", "wrong masks"),
+    "generated": ("generated", "generated images against the masks they were made from", "generated"),
+    "real": ("real photos (ceiling)", "real photos against their masks, at the same resolution", "real"),
 }
 
 
 @dataclass(frozen=True)
 class ReportImages:
-    """All images of a page; each part may be missing.
+    """All images of a page; each part may be missing."""
 
-    Args:
-        labels: gives classes their order and colours on the page.
-        grid: (stem of a mask, [mask, real photo or None, samples]).
-        examples: by `image` of the entries in `results["examples"]`: mask, generated image, prediction, mistakes
-            (`error_map`), real photo or None.
-        closest: by `image` and `train_stem` of the `closest` of `results["neighbours"]`: generated image and photo.
-    """
-
-    labels: LabelSet | None = None
-    grid: Sequence[tuple[str, list[Image.Image | None]]] = ()
+    labels: LabelSet | None = None  # gives classes their order and colours on the page
+    grid: Sequence[tuple[str, list[Image.Image | None]]] = ()  # (stem of a mask, [mask, real photo or None, samples])
+    # `image` of an example -> mask, generated image, prediction, mistakes (`error_map`), real photo or None
     examples: Mapping[str, list[Image.Image | None]] = field(default_factory=dict)
+    # `image` and `train_stem` of a close pair -> generated image and photo
     closest: Mapping[tuple[str, str], tuple[Image.Image, Image.Image]] = field(default_factory=dict)
 
 
 def error_map(prediction: np.ndarray | torch.Tensor, mask: np.ndarray | torch.Tensor, labels: LabelSet) -> Image.Image:
-    """Show where a prediction differs from its mask.
+    """Show where a prediction (H, W) differs from its mask (H, W), as a P-mode image.
 
     Right pixels are near white; wrong ones take the colour of the class that was predicted (black where the network
     named none of the label set); pixels that the mask does not know are striped grey.
-
-    Args:
-        prediction: class ids (H, W), `labels.ignore_index` where no class was named.
-        mask: class ids (H, W).
-        labels: of both.
-
-    Returns:
-        P-mode image, hard edges kept wherever it is resized.
-
-    Raises:
-        ValueError: the two differ in size, or hold other ids.
-
-    Example:
-        >>> labels = LabelSet(("road", "sky"), ((128, 64, 128), (70, 130, 180)))
-        >>> error_map(np.array([[0, 1]]), np.array([[0, 0]]), labels).convert("RGB").getpixel((1, 0))
-        (70, 130, 180)
     """
     prediction, mask = (ids.cpu().numpy() if isinstance(ids, torch.Tensor) else ids for ids in (prediction, mask))
     if prediction.shape != mask.shape or mask.ndim != 2:
         raise ValueError(f"prediction and mask must both be (H, W); got {prediction.shape} and {mask.shape}.")
     labels.check_ids(prediction, source="the prediction")
     labels.check_ids(mask)
-    table = np.zeros((256, 3), dtype=np.uint8)
-    table[:] = NO_CLASS
+    table = np.full((256, 3), NO_CLASS, dtype=np.uint8)
     table[: labels.num_classes] = labels.colors
     image = table[prediction]  # (H, W, 3)
     image[prediction == mask] = RIGHT
@@ -95,28 +71,19 @@ def error_map(prediction: np.ndarray | torch.Tensor, mask: np.ndarray | torch.Te
 def collect_images(
     results: Mapping[str, Any], real: ImageSet, train: ImageSet | None, generated: ImageSet, predictions: torch.Tensor
 ) -> ReportImages:
-    """Read the images that the results name.
-
-    Args:
-        results: content of `results.json`.
-        real, train, generated: the sets.
-        predictions: (N, H, W) ids that the segmentation network predicts on the generated images.
-    """
+    """Read the images that the results name; `predictions` (N, H, W) are the ids found on the generated images."""
     labels = generated.labels
-    index_of_real = {stem: index for index, stem in enumerate(real.stems)}
     index_of = {name: index for index, name in enumerate(generated.names)}
     samples_of: dict[str, list[int]] = {}
     for index, stem in enumerate(generated.stems):
         samples_of.setdefault(stem, []).append(index)
-    stems = list(samples_of)
-    count = min(GRID_ROWS, len(stems))
+    count = min(GRID_ROWS, len(samples_of))
 
     def photo(stem: str) -> Image.Image | None:
-        return to_image(real.image(index_of_real[stem])) if stem in index_of_real else None
+        return to_image(real.image(real.stems.index(stem))) if stem in real.stems else None
 
     grid = []
-    for stem in (stems[row * len(stems) // count] for row in range(count)):
-        samples = samples_of[stem]
+    for stem, samples in [list(samples_of.items())[row * len(samples_of) // count] for row in range(count)]:
         images = [to_image(generated.image(index)) for index in samples[:GRID_SAMPLES]]
         grid.append((stem, [labels.decode(generated.mask(samples[0])), photo(stem), *images]))
     examples = {}
@@ -133,24 +100,17 @@ def collect_images(
         ]
     closest = {}
     if results["neighbours"] is not None and train is not None:
-        index_of_train = {stem: index for index, stem in enumerate(train.stems)}
         for pair in (pair for found in results["neighbours"] for pair in found["closest"]):
-            closest[pair["image"], pair["train_stem"]] = (
-                to_image(generated.image(index_of[pair["image"]])),
-                to_image(train.image(index_of_train[pair["train_stem"]])),
-            )
+            image, stem = pair["image"], pair["train_stem"]
+            photos = generated.image(index_of[image]), train.image(train.stems.index(stem))
+            closest[image, stem] = (to_image(photos[0]), to_image(photos[1]))
     return ReportImages(labels, grid, examples, closest)
 
 
 def write_report(path: str | Path, results: Mapping[str, Any], images: ReportImages) -> None:
-    """Write the page of an evaluation.
-
-    Args:
-        path: the HTML file; its folder is created if it is missing.
-        results: content of `results.json`; parts that are null are named as not measured.
-        images: masks, photos and samples to show; each part may be missing.
-    """
+    """Write the page of an evaluation; parts of its results that are null are named as not measured."""
     masks = [cells[0] for _, cells in images.grid if cells[0] is not None]
+    colors = {color for mask in masks for _, color in mask.convert("RGB").getcolors(mask.width * mask.height) or ()}
     model = results["settings"].get("model") or (results.get("generation") or {}).get("model") or "MODEL"
     write_page(
         path,
@@ -158,20 +118,13 @@ def write_report(path: str | Path, results: Mapping[str, Any], images: ReportIma
         results=results,
         findings=evaluation_findings(results),
         images=images,
-        classes=[] if images.labels is None else _classes_in(masks, images.labels),
+        classes=[entry for entry in class_legend(images.labels) if entry[1] in colors] if images.labels else [],
         agreement=_agreement(results, images.labels),
         fidelity=[entry for entry in results.get("fidelity") or [] if entry.get("references")],
         ratio=ratio,
         neighbours=[_neighbours(found) for found in results.get("neighbours") or []],
         commands=results_commands(dict(results), model, separator=" \\\n  "),
     )
-
-
-def _classes_in(masks: Sequence[Image.Image], labels: LabelSet) -> list[tuple[str, tuple[int, int, int]]]:
-    """Return names and colours of the classes in these masks, unknown last."""
-    found = {color for mask in masks for _, color in mask.convert("RGB").getcolors(mask.width * mask.height) or ()}
-    known = zip((*labels.names, "unknown"), (*labels.colors, labels.ignore_color), strict=True)
-    return [(name, color) for name, color in known if color in found]
 
 
 def _agreement(results: Mapping[str, Any], labels: LabelSet | None) -> dict[str, Any] | None:
@@ -184,8 +137,7 @@ def _agreement(results: Mapping[str, Any], labels: LabelSet | None) -> dict[str,
         floor, value, ceiling = (rows.get(each, {}).get(key) for each in SETS)
         fraction = fraction_of_ceiling(floor, value, ceiling)
         measures.append((name, floor, value, ceiling, None if fraction is None else 100 * fraction))
-    shown = {"real": "real", "generated": "generated", "shuffled": "wrong masks"}
-    shown = {row: name for row, name in shown.items() if row in rows}
+    shown = [row for row in reversed(SETS) if row in rows]
     shares = rows["generated"].get("pixel_share") or {}
     colors = {} if labels is None else dict(zip(labels.names, labels.colors, strict=True))
     measured = dict.fromkeys(name for row in shown for name in rows[row].get("iou") or {})
@@ -200,9 +152,9 @@ def _agreement(results: Mapping[str, Any], labels: LabelSet | None) -> dict[str,
     ]
     return {
         "measures": measures,
-        "counts": {name: (text, rows[row]) for row, (name, text) in SETS.items() if row in rows},
+        "counts": {name: (text, rows[row]) for row, (name, text, _) in SETS.items() if row in rows},
         "classes": classes,
-        "series": list(shown.values()),
+        "series": [SETS[row][2] for row in shown],
         "more": ["pixels, %"] if shares else [],
     }
 
@@ -213,9 +165,5 @@ def _neighbours(found: Mapping[str, Any]) -> dict[str, Any]:
     sets = {key: sorted(filter(is_finite, distances[key])) for key in ("real", "generated") if distances}
     ends = [value for values in sets.values() for value in values] + ([threshold] if is_finite(threshold) else [])
     medians = {key: statistics.median(values) if values else None for key, values in sets.items()}
-    return {
-        **found,
-        "sets": sets,
-        "medians": medians,
-        "axis": axis_ticks(min(ends), max(ends)) if ends else [0.0, 1.0],
-    }
+    axis = axis_ticks(min(ends), max(ends)) if ends else [0.0, 1.0]
+    return {**found, "sets": sets, "medians": medians, "axis": axis}

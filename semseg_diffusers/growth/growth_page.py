@@ -15,15 +15,7 @@ from semseg_diffusers.utils.files import read_json
 def write_growth_page(
     path: Path, dataset: str, model: str | None, done: Mapping[str, tuple[Path, str]], remaining: Sequence[str]
 ) -> None:
-    """Write the page of the stages done so far.
-
-    Args:
-        path: the HTML file.
-        dataset: that was grown.
-        model: diffusion model; None if it was trained for this dataset.
-        done: stage -> (its folder, its command).
-        remaining: names of the other stages.
-    """
+    """Write the page of the stages done so far (stage -> its folder and command); no `model` means a trained one."""
     stages = {
         "study": ("results.json", "report.html"),
         "statistics": ("stats.json", "index.html"),
@@ -34,14 +26,13 @@ def write_growth_page(
     }
     records: dict[str, dict[str, Any] | None] = dict.fromkeys(stages)
     for name, (record_file, page) in stages.items():
-        if name not in done:
-            continue
-        folder = done[name][0]
-        record = records[name] = {**read_json(folder / record_file), "page": f"{folder.name}/{page}"}
-        if name == "generate":
-            with Image.open(folder / "contact_sheet.png") as sheet:
-                record |= {"sheet": sheet.convert("RGB"), "num_images": len(read_metadata(folder))}
+        if name in done:
+            folder = done[name][0]
+            record = {**read_json(folder / record_file), "folder": folder, "page": f"{folder.name}/{page}"}
+            if name == "generate":
+                with Image.open(folder / "contact_sheet.png") as sheet:
+                    record |= {"sheet": sheet.convert("RGB"), "num_images": len(read_metadata(folder))}
+            records[name] = record
     commands = [command for _, command in done.values()]
-    merged = done["merge"][0] if "merge" in done else None
-    context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands, "merged": merged}
+    context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands}
     write_page(path, "growth.html.j2", reasons=REASONS, **context, **records)

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.folders import CARD, INDEX, RESULTS_FOLDER, stored_weights, without_machine_paths
-from semseg_diffusers.reports.evaluation_text import ROWS, results_commands, results_table
+from semseg_diffusers.reports.findings import ROWS, results_commands, results_table
 from semseg_diffusers.utils.files import package_version, read_json
 
 

@@ -1,14 +1,16 @@
-"""States the results of an evaluation in plain sentences, which follow from the numbers by fixed rules.
+"""Results of an evaluation as text: findings, a Markdown table, and the commands that reproduce them.
 
-Every value is judged by its floor and ceiling.
+Findings follow from the numbers by fixed rules: every value is judged by its floor and ceiling.
 """
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from semseg_diffusers.reports.render import is_finite, number, percent
+from semseg_diffusers.reports.render import NOTHING, is_finite, number, percent
 
 
+ROWS = ("shuffled", "generated", "real")  # floor, value, ceiling
 MIN_RANGE = 0.02  # mean IoU between floor and ceiling, below which a value between them says nothing
 FRACTIONS = (  # up to this fraction of the way from floor to ceiling -> sentence
     (0.1, "the images hardly follow their masks"),
@@ -30,12 +32,7 @@ class Finding(NamedTuple):
 
 
 def fraction_of_ceiling(floor: float | None, value: float | None, ceiling: float | None) -> float | None:
-    """Return the fraction of the way from floor (0) to ceiling (1); None if the two are too close.
-
-    Example:
-        >>> fraction_of_ceiling(0.1, 0.4, 0.5), fraction_of_ceiling(0.3, 0.4, 0.31)
-        (0.75, None)
-    """
+    """Return the fraction of the way from floor (0) to ceiling (1); None if the two are too close."""
     if not (is_finite(floor) and is_finite(value) and is_finite(ceiling)) or ceiling - floor < MIN_RANGE:
         return None
     return round((value - floor) / (ceiling - floor), 6)
@@ -46,30 +43,27 @@ def ratio(value: float | None, floor: float | None) -> float | None:
     return value / floor if is_finite(value) and is_finite(floor) and floor > 0 else None
 
 
-def references_of(results: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Return all fidelity rows: the extractor's entry and one of its references."""
-    return [(entry, row) for entry in results.get("fidelity") or [] for row in entry.get("references") or []]
-
-
 def evaluation_findings(results: Mapping[str, Any]) -> list[Finding]:
     """Return the findings of `results.json`, part by part, without those that were not measured."""
     found = [
         _agreement(results.get("agreement") or {}),
-        _fidelity(references_of(results), str((results.get("settings") or {}).get("segmenter"))),
+        _fidelity(results),
         *map(_neighbours, results.get("neighbours") or []),
         _diversity((results.get("diversity") or [None])[0]),
-        _few_masks(results["data"].get("num_masks")),
     ]
+    num_masks = results["data"].get("num_masks")
+    if num_masks is not None and num_masks < FEW_MASKS:
+        text = f"Only {num_masks:,} masks were used: small differences between two such evaluations are chance."
+        found.append(Finding("Size", text))
     return [each for each in found if each is not None]
 
 
 def _agreement(agreement: Mapping[str, Any]) -> Finding | None:
-    rows = {name: (agreement.get(name) or {}).get("mean_iou") for name in ("shuffled", "generated", "real")}
-    floor, value, ceiling = rows.values()
+    floor, value, ceiling = ((agreement.get(name) or {}).get("mean_iou") for name in ROWS)
     if value is None:
         return None
     topic = "Agreement with the masks"
-    if not all(map(is_finite, rows.values())):
+    if not all(map(is_finite, (floor, value, ceiling))):
         return Finding(topic, f"Mean IoU {number(value)}; without floor and ceiling this says little.")
     ends = f"real photos reach {number(ceiling)} (ceiling), wrong masks {number(floor)} (floor)"
     measured = f"Mean IoU {number(value)}; {ends}."
@@ -89,7 +83,9 @@ def _agreement(agreement: Mapping[str, Any]) -> Finding | None:
     return Finding(topic, f"{measured} {reading}")
 
 
-def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]], segmenter: str) -> Finding | None:
+def _fidelity(results: Mapping[str, Any]) -> Finding | None:
+    """Judge the FID to the first reference by the first network."""
+    rows = [(entry, row) for entry in results.get("fidelity") or [] for row in entry.get("references") or []]
     if not rows:
         return None
     entry, reference = rows[0]
@@ -108,7 +104,7 @@ def _fidelity(rows: list[tuple[Mapping[str, Any], Mapping[str, Any]]], segmenter
         text += f"{number(times)} times the floor, close to what real photos reach."
     else:
         text += f"{number(times)} times the floor, so the set can be distinguished from real photos."
-    if entry["features"]["name"] == segmenter:
+    if entry["features"]["name"] == (results.get("settings") or {}).get("segmenter"):
         text += " These features are the segmenter's own, which ignores most of the appearance: this says little."
     return Finding(topic, text)
 
@@ -146,8 +142,55 @@ def _diversity(row: Mapping[str, Any] | None) -> Finding | None:
     return Finding("Diversity", text)
 
 
-def _few_masks(num_masks: int | None) -> Finding | None:
-    if num_masks is None or num_masks >= FEW_MASKS:
-        return None
-    text = f"Only {num_masks:,} masks were used: small differences between two such evaluations are chance."
-    return Finding("Size", text)
+def results_table(results: dict[str, Any]) -> str:
+    """Return agreement and fidelity as a Markdown table: each row with its floor and, if there is one, its ceiling."""
+    lines = ["| measure | better | floor | generated | ceiling |", "|---|---|---:|---:|---:|"]
+    agreement = results["agreement"]
+    for key, name in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
+        lines.append(f"| {name} | higher | {' | '.join(number(agreement[row][key]) for row in ROWS)} |")
+    for entry in results["fidelity"]:
+        for reference in entry["references"]:
+            where = f"{reference['reference']} ({entry['features']['name']})".replace("|", "\\|")
+            for key in ("fid", "kid"):
+                floor, value = reference["floor"][key], reference["generated"][key]
+                lines.append(f"| {key.upper()} to {where} | lower | {number(floor)} | {number(value)} | {NOTHING} |")
+    return "\n".join(lines)
+
+
+def results_commands(results: dict[str, Any], model: str, separator: str = " ") -> list[str]:
+    """Return the command that reproduces these numbers with a model, after `generate` where images were given."""
+    settings, generation = dict(results["settings"]), results.get("generation")
+    commands = []
+    if settings.get("model"):
+        settings["model"] = model
+    elif generation:
+        kept = (
+            "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "height", "width",
+            "dtype", "seed", "variant",
+        )  # fmt: skip
+        options = {
+            "model": model,
+            "masks": f"{settings['dataset']}/{settings['split']}/masks",
+            "output": settings["generated"],
+            "num_images_per_mask": results["data"]["num_generated"] // results["data"]["num_masks"],
+            **{name: generation.get(name) for name in kept},
+        }
+        commands.append(command_line("generate", options, separator))
+    if "features" in settings:
+        settings["features"] = settings["features"] or ["none"]
+    if settings.get("segmenter_size") is not None:
+        settings["segmenter_size"] = "x".join(map(str, settings["segmenter_size"]))
+    commands.append(command_line("evaluate", settings, separator))
+    return commands
+
+
+def command_line(
+    name: str, options: Mapping[str, Any], separator: str = " ", write: Callable[[Any], str] = str
+) -> str:
+    """Return a command of the package with its options, quoted for the shell; None and False leave one out."""
+    words = []
+    for key, value in options.items():
+        if value is not None and value is not False:
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words.append(shlex.join([f"--{key}", *map(write, values)]))
+    return separator.join([f"semseg-diffusers {name}", *words])

@@ -48,17 +48,7 @@ class Plot(NamedTuple):
 def line_plot(
     lines: Mapping[str, Sequence[tuple[float, float | None]]], x_name: str, y_name: str, logarithmic: bool = False
 ) -> Plot:
-    """Plot values over steps, one line per name; None or a value that is not finite interrupts its line.
-
-    Args:
-        lines: name -> points (x, y), x rising.
-        x_name: quantity of the horizontal axis ("optimizer step").
-        y_name: quantity of the vertical axis ("loss", with unit or range).
-        logarithmic: scale the vertical axis logarithmically.
-
-    Raises:
-        ValueError: there is no finite point; or values of 0 and below on a logarithmic axis.
-    """
+    """Plot points (x, y), x rising, one line per name; None or a value that is not finite interrupts its line."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     values = [y for points in lines.values() for _, y in points if is_finite(y)]
@@ -82,10 +72,9 @@ def line_plot(
         last = ""
         if known.any():
             x, y = x[known], y[known]
-            last = f"{number(float(y[-1]))} at {x[-1]:,.10g}"
-            first = f"{number(float(y[0]))} at {x[0]:,.10g}"
-            ends = f"least {number(float(y.min()))}, most {number(float(y.max()))}"
-            texts.append(f"{name} from {first} to {last}, {ends}")
+            first, last = (f"{number(float(y[end]))} at {x[end]:,.10g}" for end in (0, -1))
+            least, most = number(float(y.min())), number(float(y.max()))
+            texts.append(f"{name} from {first} to {last}, least {least}, most {most}")
         legend.append(LegendEntry(name, color, dash, last))
     axes.set_xlabel(x_name, loc="right", parse_math=False)
     axes.set_title(y_name, loc="left", fontsize="medium", parse_math=False)
@@ -107,15 +96,12 @@ def line_plot(
 
 
 def training_curve(log: Sequence[Mapping[str, Any]], best_step: int | None = None, title: str = "") -> Image.Image:
-    """Plot loss and validation score of a segmenter's training.
+    """Plot loss and, if there is any, validation score of a segmenter's training, as an RGB image.
 
     Args:
         log: lines with `step` and `loss`, and lines with `step` and `mean_iou` (0 to 1).
         best_step: the step whose weights are kept; marked.
         title: headline.
-
-    Returns:
-        RGB image (360, 760); the loss on the left axis, mean IoU, if any, on the right one.
     """
     figure = new_figure((760, 360), dpi=100)
     axes = figure.add_subplot()
@@ -155,13 +141,7 @@ def figure_image(figure: "Figure") -> Image.Image:
 
 
 def new_figure(size: tuple[int, int], dpi: int, **layout: Any) -> "Figure":
-    """Return an empty figure.
-
-    Args:
-        size: width and height in pixels.
-        dpi: pixels per inch; text is measured in points, 72 per inch.
-        **layout: pads and spaces of matplotlib's `ConstrainedLayoutEngine`.
-    """
+    """Return an empty figure of width and height in pixels; `layout` is passed to `ConstrainedLayoutEngine`."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

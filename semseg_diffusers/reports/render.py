@@ -6,7 +6,6 @@ import math
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
@@ -25,16 +24,8 @@ SHEET_SIDE = 2000  # pixels, of an image that is a sheet of images
 JPEG_QUALITY = 90
 
 
-# Numbers and text ----------------------------------------------------------------------------------------------------
-
-
-def number(value: float | int | None, digits: int = DIGITS) -> str:
-    """Write a measured number with its significant digits; whole numbers (`int`) are counts and stay exact.
-
-    Example:
-        >>> [number(value) for value in (0.45321, 12.0, 0.00999, 61234.5, 202, 1625788, None, float("nan"))]
-        ['0.453', '12.0', '0.00999', '61,200', '202', '1,625,788', '–', 'n/a']
-    """
+def number(value: float | int | None) -> str:
+    """Write a measured number with its significant digits; whole numbers (`int`) are counts and stay exact."""
     if value is None:
         return NOTHING
     if isinstance(value, int):
@@ -45,9 +36,9 @@ def number(value: float | int | None, digits: int = DIGITS) -> str:
         return "∞" if value > 0 else "-∞"
     if value == 0:
         return "0"
-    rounded = float(f"{value:.{digits - 1}e}")  # before the decimals are counted: 0.9996 is 1.00
-    decimals = digits - 1 - math.floor(math.log10(abs(rounded)))
-    return f"{rounded:,.{max(decimals, 0)}f}" if decimals <= 8 else f"{rounded:.{digits - 1}e}"
+    rounded = float(f"{value:.{DIGITS - 1}e}")  # before the decimals are counted: 0.9996 is 1.00
+    decimals = DIGITS - 1 - math.floor(math.log10(abs(rounded)))
+    return f"{rounded:,.{max(decimals, 0)}f}" if decimals <= 8 else f"{rounded:.{DIGITS - 1}e}"
 
 
 def is_finite(value: float | None) -> TypeGuard[float]:
@@ -56,24 +47,12 @@ def is_finite(value: float | None) -> TypeGuard[float]:
 
 
 def percent(share: float | None) -> str:
-    """Write a share in [0, 1] as a percentage with its significant digits.
-
-    Example:
-        >>> percent(0.0123), percent(1.0), percent(0)
-        ('1.23 %', '100 %', '0 %')
-    """
-    if share is None or math.isnan(share):
-        return NOTHING if share is None else NOT_A_NUMBER
-    return f"{number(float(share) * 100)} %"
+    """Write a share in [0, 1] as a percentage with its significant digits: `1.23 %`."""
+    return f"{number(100 * float(share))} %" if is_finite(share) else number(share)
 
 
 def exact(value: Any) -> str:
-    """Write a setting as it was given.
-
-    Example:
-        >>> exact(3.0), exact(True), exact(["a", 1]), exact(None), exact(1000000)
-        ('3', 'yes', 'a, 1', '–', '1000000')
-    """
+    """Write a setting as it was given."""
     if value is None:
         return NOTHING
     if isinstance(value, bool):
@@ -90,13 +69,13 @@ def rgb_hex(color: Sequence[int]) -> str:
     return "#{:02x}{:02x}{:02x}".format(*color)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return the leaves of nested mappings.
+def class_legend(labels: Any) -> list[tuple[str, tuple[int, int, int]]]:
+    """Return the classes of a label set with their colours, "unknown" last."""
+    return [*zip(labels.names, labels.colors, strict=True), ("unknown", labels.ignore_color)]
 
-    Example:
-        >>> flatten({"a": 1, "b": {"c": 2, "d": {}}})
-        [('a', 1), ('b.c', 2), ('b.d', None)]
-    """
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return the leaves of nested mappings, with dotted names; None for an empty mapping."""
     leaves = []
     for name, value in values.items():
         if isinstance(value, Mapping):
@@ -104,9 +83,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
         else:
             leaves.append((f"{prefix}{name}", value))
     return leaves
-
-
-# Tables --------------------------------------------------------------------------------------------------------------
 
 
 class BarRow(NamedTuple):
@@ -127,37 +103,27 @@ class Column(NamedTuple):
 
 
 def align_columns(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[Column]:
-    """Return the columns of a table: `float` with three significant digits, `int` exact, None as a dash.
-
-    Raises:
-        ValueError: a row has more or fewer cells than there are headers.
-    """
+    """Return the columns of a table: `float` with three significant digits, `int` exact, None as a dash."""
     for row in rows:
         if len(row) != len(headers):
             raise ValueError(f"expected {len(headers)} cells in each row of a table, got {len(row)}: {list(row)}")
-    return [_align([row[index] for row in rows]) for index in range(len(headers))]
-
-
-def _align(values: Sequence[Any]) -> Column:
-    kinds = {type(value) for value in values if value is not None}
-    if not kinds or not all(issubclass(kind, (int, float)) and kind is not bool for kind in kinds):
-        return Column(
-            [value if isinstance(value, str) else exact(value) for value in values], [0.0] * len(values), False
-        )
-    texts = [number(value) for value in values]
-    tails = [text.partition(".")[2] if "e" not in text else "" for text in texts]
-    widths = [len(tail) + 0.5 if tail else 0.0 for tail in tails]  # a point is about half a digit wide
-    pads = [0.0 if value is None else max(widths) - width for value, width in zip(values, widths, strict=True)]
-    return Column(texts, pads, True)
+    columns = []
+    for values in ([row[index] for row in rows] for index in range(len(headers))):
+        known = [value for value in values if value is not None]
+        if known and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in known):
+            texts = [number(value) for value in values]
+            tails = [text.partition(".")[2] if "e" not in text else "" for text in texts]
+            widths = [len(tail) + 0.5 if tail else 0.0 for tail in tails]  # a point is about half a digit wide
+            pads = [0.0 if value is None else max(widths) - width for value, width in zip(values, widths, strict=True)]
+            columns.append(Column(texts, pads, True))
+        else:
+            texts = [value if isinstance(value, str) else exact(value) for value in values]
+            columns.append(Column(texts, [0.0] * len(values), False))
+    return columns
 
 
 def axis_ticks(low: float, high: float, count: int = 4) -> list[float]:
-    """Return round numbers that cover a range.
-
-    Example:
-        >>> axis_ticks(0, 0.93), axis_ticks(0, 5000)
-        ([0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 2000.0, 4000.0, 6000.0])
-    """
+    """Return round numbers that cover a range."""
     from matplotlib.ticker import MaxNLocator
 
     if low == high:
@@ -176,9 +142,6 @@ def place(value: float, axis: Sequence[float]) -> float:
     return round(100 * min(max((value - axis[0]) / (axis[-1] - axis[0]), 0.0), 1.0), 2)
 
 
-# Images --------------------------------------------------------------------------------------------------------------
-
-
 class EmbeddedImage(NamedTuple):
     """An image as a data URI."""
 
@@ -188,29 +151,25 @@ class EmbeddedImage(NamedTuple):
     is_sharp: bool  # keeps hard edges when it is enlarged
 
 
-def embed(image: Image.Image) -> EmbeddedImage:
-    """Embed an image of at most `IMAGE_SIDE` pixels.
+def embed(image: Image.Image, is_sheet: bool = False) -> EmbeddedImage:
+    """Embed an image of at most `IMAGE_SIDE` pixels, or a sheet of images, as JPEG, of at most `SHEET_SIDE`.
 
     Palette images (masks) keep hard edges and are PNG; photos are JPEG if that takes less than half as much.
     """
+    if is_sheet:
+        image = image.convert("RGB")
     is_sharp = image.mode in ("P", "1")
-    image = _reduce(image, IMAGE_SIDE, Image.Resampling.NEAREST if is_sharp else Image.Resampling.LANCZOS)
-    kind, data = "png", _encode(image, "png")
-    if not is_sharp and 2 * len(photo := _encode(image.convert("RGB"), "jpeg", quality=JPEG_QUALITY)) < len(data):
-        kind, data = "jpeg", photo
-    return EmbeddedImage(_data_uri(kind, data), *image.size, is_sharp)
-
-
-def embed_sheet(image: Image.Image) -> EmbeddedImage:
-    """Embed a sheet of images as a JPEG of at most `SHEET_SIDE` pixels."""
-    image = _reduce(image.convert("RGB"), SHEET_SIDE, Image.Resampling.LANCZOS)
-    return EmbeddedImage(_data_uri("jpeg", _encode(image, "jpeg", quality=JPEG_QUALITY)), *image.size, False)
-
-
-def _reduce(image: Image.Image, side: int, method: Image.Resampling) -> Image.Image:
-    scale = side / max(image.size)
-    width, height = (max(1, round(length * scale)) for length in image.size)
-    return image if scale >= 1 else image.resize((width, height), method)
+    scale = (SHEET_SIDE if is_sheet else IMAGE_SIDE) / max(image.size)
+    if scale < 1:
+        width, height = (max(1, round(length * scale)) for length in image.size)
+        image = image.resize((width, height), Image.Resampling.NEAREST if is_sharp else Image.Resampling.LANCZOS)
+    kind, data = "png", b"" if is_sheet else _encode(image, "png")
+    if not is_sharp:
+        jpeg = _encode(image.convert("RGB"), "jpeg", quality=JPEG_QUALITY)
+        if is_sheet or 2 * len(jpeg) < len(data):
+            kind, data = "jpeg", jpeg
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+    return EmbeddedImage(source, *image.size, is_sharp)
 
 
 def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -219,59 +178,37 @@ def _encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _data_uri(kind: str, data: bytes) -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
-
-
-# Pages ---------------------------------------------------------------------------------------------------------------
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        extensions=["jinja2.ext.do"],
-    )
-    environment.filters |= {
-        "axis_text": lambda value: f"{value:,.10g}",
-        "ends_and_middle": lambda axis: [axis[0], *([axis[len(axis) // 2]] if len(axis) % 2 else []), axis[-1]],
-        "exact": exact,
-        "hex": rgb_hex,
-        "join_versions": lambda versions: ", ".join(" ".join(item) for item in (versions or {}).items()) or NOTHING,
-        "number": number,
-        "percent": percent,
-        "place": place,
-        "shell": lambda words: shlex.join(map(str, words)),
-        "slug": lambda title: re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"),
-    }
-    environment.tests["finite"] = is_finite
-    for function in (align_columns, axis_ticks, bar_axis, embed, embed_sheet, flatten):
-        environment.globals[function.__name__] = function
-    return environment
+ENVIRONMENT = Environment(
+    loader=FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+    extensions=["jinja2.ext.do"],
+)
+ENVIRONMENT.filters |= {
+    "axis_text": lambda value: f"{value:,.10g}",
+    "ends_and_middle": lambda axis: [axis[0], *([axis[len(axis) // 2]] if len(axis) % 2 else []), axis[-1]],
+    "exact": exact,
+    "hex": rgb_hex,
+    "join_versions": lambda versions: ", ".join(" ".join(item) for item in (versions or {}).items()) or NOTHING,
+    "number": number,
+    "percent": percent,
+    "place": place,
+    "shell": lambda words: shlex.join(map(str, words)),
+    "slug": lambda title: re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-"),
+}
+ENVIRONMENT.tests["finite"] = is_finite
+ENVIRONMENT.globals |= {function.__name__: function for function in (align_columns, bar_axis, embed, flatten)}
 
 
 def render(template: str | Path, **context: Any) -> str:
-    """Render a page.
-
-    Args:
-        template: name in `templates/`, or the path of a template elsewhere that extends `base.html.j2`.
-        **context: what the template shows.
-    """
-    environment = _environment()
-    found = (
-        environment.from_string(template.read_text(encoding="utf-8"))
-        if isinstance(template, Path)
-        else environment.get_template(template)
-    )
-    return found.render(sections=[], **context)
+    """Render a page by a template in `templates/`, or by one at an absolute path that extends `base.html.j2`."""
+    source = (TEMPLATES / template).read_text(encoding="utf-8")
+    return ENVIRONMENT.from_string(source).render(sections=[], **context)
 
 
 def write_page(path: str | Path, template: str | Path, **context: Any) -> None:
     """Render a page into a file, atomically; its folder is created if it is missing."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text(path, render(template, **context))

@@ -20,12 +20,7 @@ CELL_SIDE = 128  # pixels of the shorter side there
 
 
 def evenly(count: int, most: int) -> list[int]:
-    """Return at most `most` of the numbers 0 to count - 1, evenly spaced, including the first and the last.
-
-    Example:
-        >>> evenly(3, 5), evenly(100, 4), evenly(9, 1)
-        ([0, 1, 2], [0, 33, 66, 99], [0])
-    """
+    """Return at most `most` of the numbers 0 to count - 1, evenly spaced, including the first and the last."""
     if count <= most:
         return list(range(count))
     return [round(index * (count - 1) / max(most - 1, 1)) for index in range(most)]
@@ -62,14 +57,10 @@ def list_previews(run: Path) -> list[tuple[int, Path]]:
 
 
 def previews_over_time(previews: list[tuple[int, Path]]) -> Image.Image | None:
-    """Return a grid of the first sample of each mask at several steps: mask | sample at each step | image.
+    """Return a grid of the first sample of each mask at evenly spaced steps: mask | sample at each step | image.
 
-    Args:
-        previews: steps and files of `list_previews`; of many, evenly spaced ones are used.
-
-    Returns:
-        a grid whose rows are the masks of the last preview; None if no preview records its cells. A preview without a
-        mask leaves its cell empty.
+    Its rows are the masks of the last preview; a step without one leaves its cell empty. None if no preview records
+    its cells.
     """
     sheets = []
     for index in evenly(len(previews), MOST_STEPS):
@@ -84,8 +75,11 @@ def previews_over_time(previews: list[tuple[int, Path]]) -> Image.Image | None:
     last = {row[0].tobytes(): (row[0], row[-1]) for row in sheets[-1][2]}
     shown = [(step, samples) for step, samples, _ in sheets if samples.keys() & last.keys()]
     rows = [[mask, *[samples.get(key) for _, samples in shown], photo] for key, (mask, photo) in last.items()]
-    small = [[None if cell is None else _small(cell) for cell in row] for row in rows]
-    return image_grid(small, headers=["mask", *[f"step {step:,}" for step, _ in shown], "image"], cell_size=CELL_SIDE)
+    for row in rows:
+        for column, cell in enumerate(row):
+            if cell is not None and (scale := CELL_SIDE / min(cell.size)) < 1:
+                row[column] = cell.resize([round(side * scale) for side in cell.size], Image.Resampling.LANCZOS)
+    return image_grid(rows, headers=["mask", *[f"step {step:,}" for step, _ in shown], "image"], cell_size=CELL_SIDE)
 
 
 @dataclass(frozen=True)
@@ -114,17 +108,13 @@ class RunFolder:
 
 
 def read_run(path: Path) -> RunFolder:
-    """Read a run folder, whether its run is active, has ended, or was killed.
-
-    Raises:
-        ValueError: it is not the folder of a run, or a file in it is not JSON.
-    """
+    """Read a run folder, whether its run is active, has ended, or was killed."""
     if not (path / "settings.json").is_file():
         raise ValueError(
             f"'{path}' holds no settings.json: it is not the folder of a run. Expected the --output_dir of "
             "`semseg-diffusers train`."
         )
-    status = read_json(path / STATUS_FILE) if (path / STATUS_FILE).is_file() else {}
+    status, record = (read_json(path / name) if (path / name).is_file() else {} for name in (STATUS_FILE, RECORD_FILE))
     checkpoints = list_checkpoints(path)
     state = status.get("status", "unknown")
     if state == "running" and not is_locked(path):
@@ -134,14 +124,9 @@ def read_run(path: Path) -> RunFolder:
         settings=read_json(path / "settings.json"),
         log=read_log(path / "log.jsonl"),
         status=status,
-        record=read_json(path / RECORD_FILE) if (path / RECORD_FILE).is_file() else {},
+        record=record,
         previews=list_previews(path),
         checkpoint=checkpoints[-1].name if checkpoints else None,
         is_saved=(path / "model_index.json").is_file(),
         state=state,
     )
-
-
-def _small(cell: Image.Image) -> Image.Image:
-    scale = CELL_SIDE / min(cell.size)
-    return cell.resize([round(side * scale) for side in cell.size], Image.Resampling.LANCZOS) if scale < 1 else cell

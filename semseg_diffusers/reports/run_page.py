@@ -52,20 +52,24 @@ def write_run_page(run: Path, output: Path | None = None, defaults: Mapping[str,
     over_time = previews_over_time(folder.previews)
     if over_time is not None and output is None:
         save_png(run / FOLDER / OVER_TIME, over_time)
+    preview = None
+    if folder.previews:
+        step, path = folder.previews[-1]
+        with Image.open(path) as image:
+            preview = {"step": step, **_sheet(image.copy())}
     target = output or run / PAGE_FILE
     defaults = defaults or {}
     write_page(
         target,
         "run.html.j2",
         name=run.resolve().name,
-        lead=_state_text(folder),
         run=folder,
         settings=folder.settings,
         record=folder.record,
         progress=_progress(folder),
         now=datetime.now(timezone.utc).isoformat(timespec="seconds"),  # shows the age of the page of a killed run
         over_time=None if over_time is None else _sheet(over_time),
-        preview=_preview(folder),
+        preview=preview,
         plots=_plots(folder.log),
         classes=_classes(folder.record),
         changed=[
@@ -95,22 +99,6 @@ def page_at_end(run: Path, accelerator: Accelerator, defaults: Mapping[str, Any]
             update_run_page(run, defaults)
 
 
-# State ---------------------------------------------------------------------------------------------------------------
-
-
-def _state_text(folder: RunFolder) -> str:
-    of = f" of {folder.num_steps:,}" if folder.num_steps else ""
-    at, reason = f"step {folder.step:,}{of}", folder.status.get("reason")
-    return {
-        "running": f"Running, at {at}. The page is written again at each preview and checkpoint: reload it.",
-        "finished": f"Finished after {at}.",
-        "stopped": f"Stopped by {reason} after {at}; a checkpoint was saved.",
-        "failed": f"Failed after {at}: {reason}.",
-        "killed": f"Ended without a message after {at}, as when it is killed or the machine goes down.",
-        "unknown": f"At {at}; the folder does not record the state of the run.",
-    }[folder.state]
-
-
 def _progress(folder: RunFolder) -> dict[str, Any]:
     """Return what the log says of loss, speed and time."""
     log = folder.log
@@ -127,30 +115,12 @@ def _progress(folder: RunFolder) -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """Write a time in the units that a person would use.
-
-    Example:
-        >>> duration(42), duration(600), duration(9000), duration(200000)
-        ('42 s', '10 min', '2 h 30 min', '2 d 7 h')
-    """
+    """Write a time in the units that a person would use: `2 h 30 min`."""
     seconds = round(seconds)
     for size, name, part, part_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
         if seconds >= size:
             return f"{seconds // size} {name} {seconds % size // part} {part_name}"
     return f"{seconds // 60} min" if seconds >= 100 else f"{seconds} s"
-
-
-# Samples and curves --------------------------------------------------------------------------------------------------
-
-
-def _preview(folder: RunFolder) -> dict[str, Any] | None:
-    """Return the last preview."""
-    if not folder.previews:
-        return None
-    step, path = folder.previews[-1]
-    with Image.open(path) as image:
-        image.load()
-    return {"step": step, **_sheet(image)}
 
 
 def _sheet(image: Image.Image) -> dict[str, Any]:
@@ -160,40 +130,31 @@ def _sheet(image: Image.Image) -> dict[str, Any]:
 
 def _plots(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Plot]]:
     """Return loss, learning rate and speed over the steps, each with a caption."""
-
-    def points(name: str) -> Points:
-        return [(line["step"], line[name]) for line in log]
-
-    loss = points("loss")
+    names = ("loss", "learning_rate", "images_per_second")
+    loss, rate, speed = ([(line["step"], line[name]) for line in log] for name in names)
     values = [value for _, value in loss if is_finite(value)]
     if not values:
         return []
     lines = {"each interval": thin(loss)}
     if len(loss) > 2 * RUNNING_MEAN:
-        lines[f"mean of {RUNNING_MEAN} intervals"] = thin(_running_mean(loss, RUNNING_MEAN))
+        means = [_mean(loss[end - RUNNING_MEAN : end]) for end in range(RUNNING_MEAN, len(loss) + 1)]
+        lines[f"mean of {RUNNING_MEAN} intervals"] = thin(means)
     logarithmic = min(values) > 0 and max(values) / min(values) > LOGARITHMIC_RATIO
     y_name = "training loss (the axis is logarithmic)" if logarithmic else "training loss"
-    plots = [("", line_plot(lines, "optimizer step", y_name, logarithmic))]
-    slowed = "A preview or a checkpoint slows the interval after it."
-    for name, caption in (("learning_rate", ""), ("images_per_second", slowed)):
-        text = name.replace("_", " ")
-        plots.append((caption, line_plot({text: thin(points(name))}, "optimizer step", text)))
-    return plots
+    return [
+        ("", line_plot(lines, "optimizer step", y_name, logarithmic)),
+        ("", line_plot({"learning rate": thin(rate)}, "optimizer step", "learning rate")),
+        (
+            "A preview or a checkpoint slows the interval after it.",
+            line_plot({"images per second": thin(speed)}, "optimizer step", "images per second"),
+        ),
+    ]
 
 
 def thin(points: Points, most: int = MAX_POINTS) -> Points:
-    """Return the means of neighbouring points, at most `most`; values that are not finite are skipped.
-
-    Example:
-        >>> thin([(1, 4.0), (2, 2.0), (3, 1.0)], most=2)
-        [(2, 3.0), (3, 1.0)]
-    """
+    """Return the means of neighbouring points, at most `most`; values that are not finite are skipped."""
     size = math.ceil(len(points) / most) if points else 1
     return [_mean(points[start : start + size]) for start in range(0, len(points), size)]
-
-
-def _running_mean(points: Points, length: int) -> Points:
-    return [_mean(points[end - length : end]) for end in range(length, len(points) + 1)]
 
 
 def _mean(points: Points) -> tuple[int, float | None]:

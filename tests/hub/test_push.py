@@ -29,7 +29,7 @@ from semseg_diffusers.generation.generate import GenerationSettings, generate_da
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
-from semseg_diffusers.reports.evaluation_text import results_commands
+from semseg_diffusers.reports.findings import results_commands
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.files import write_json

@@ -3,8 +3,12 @@
 import pytest
 from helpers.evaluation_results import MISSING, RESULTS, changed, distances, features
 
-from semseg_diffusers.reports.evaluation_text import results_commands, results_table
-from semseg_diffusers.reports.findings import evaluation_findings, fraction_of_ceiling
+from semseg_diffusers.reports.findings import (
+    evaluation_findings,
+    fraction_of_ceiling,
+    results_commands,
+    results_table,
+)
 
 
 MEMORIZED = "Memorized photos, by org/dino"
@@ -86,6 +90,8 @@ def test_few_masks_are_said():
 def test_nothing_measured_says_nothing():
     assert evaluation_findings(MISSING) == []
     assert fraction_of_ceiling(None, 0.5, 1.0) is None
+    assert fraction_of_ceiling(0.3, 0.4, 0.31) is None
+    assert fraction_of_ceiling(0.1, 0.4, 0.5) == 0.75
 
 
 # Table and commands --------------------------------------------------------------------------------------------------

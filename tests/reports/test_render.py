@@ -18,8 +18,8 @@ from semseg_diffusers.reports.render import (
     BarRow,
     axis_ticks,
     embed,
-    embed_sheet,
     exact,
+    flatten,
     number,
     percent,
     render,
@@ -104,6 +104,10 @@ def every_piece(page, text, count=1, **more):
     ("value", "text"),
     [
         (0.45321, "0.453"),
+        (12.0, "12.0"),
+        (0.00999, "0.00999"),
+        (61234.5, "61,200"),
+        (202, "202"),
         (0.9996, "1.00"),
         (0.00099951, "0.00100"),
         (99.96, "100"),
@@ -123,9 +127,11 @@ def test_a_measured_number_has_three_significant_digits_and_a_count_all_of_its_o
 
 
 def test_shares_and_settings_are_written_as_they_are_read():
-    assert [percent(value) for value in (None, NAN, 0.5, 1)] == ["–", "n/a", "50.0 %", "100 %"]
-    texts = [exact(value) for value in (0.1, 2.0, False, [], (1, 2.5), "a b")]
-    assert texts == ["0.1", "2", "no", "–", "1, 2.5", "a b"]
+    shares = [percent(value) for value in (None, NAN, 0.0123, 0.5, 1, 0)]
+    assert shares == ["–", "n/a", "1.23 %", "50.0 %", "100 %", "0 %"]
+    texts = [exact(value) for value in (0.1, 2.0, False, True, [], ["a", 1], (1, 2.5), "a b", None, 1000000)]
+    assert texts == ["0.1", "2", "no", "yes", "–", "a, 1", "1, 2.5", "a b", "–", "1000000"]
+    assert flatten({"a": 1, "b": {"c": 2, "d": {}}}) == [("a", 1), ("b.c", 2), ("b.d", None)]
 
 
 def test_text_of_users_is_escaped_everywhere(page):
@@ -250,6 +256,8 @@ def test_an_axis_covers_its_values_with_few_round_numbers(low, high):
     assert axis[0] <= low <= high <= axis[-1]
     assert 2 <= len(axis) <= 8
     assert axis == sorted(set(axis))
+    assert axis_ticks(0, 0.93) == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert axis_ticks(0, 5000) == [0.0, 2000.0, 4000.0, 6000.0]
 
 
 # Images --------------------------------------------------------------------------------------------------------------
@@ -274,7 +282,7 @@ def test_large_images_are_reduced_and_masks_keep_their_classes():
     assert mask.size == (IMAGE_SIDE, 96)
     assert set(np.unique(np.asarray(mask))) <= set(range(11))
     assert decoded(embed(photo(1000, 300)).source).size == (IMAGE_SIDE, 96)
-    assert max(decoded(embed_sheet(Image.new("RGB", (9000, 300))).source).size) == SHEET_SIDE
+    assert max(decoded(embed(Image.new("RGB", (9000, 300)), is_sheet=True).source).size) == SHEET_SIDE
 
 
 def test_every_image_says_what_it_shows(piece):

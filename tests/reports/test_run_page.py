@@ -22,8 +22,8 @@ from PIL import Image
 from semseg_diffusers import cli
 from semseg_diffusers.reports import run_page as run_pages
 from semseg_diffusers.reports.render import number
-from semseg_diffusers.reports.run_folder import list_previews, previews_over_time, read_run
-from semseg_diffusers.reports.run_page import duration, write_run_page
+from semseg_diffusers.reports.run_folder import evenly, list_previews, previews_over_time, read_run
+from semseg_diffusers.reports.run_page import duration, thin, write_run_page
 from semseg_diffusers.training import loop
 from semseg_diffusers.training import run as run_module
 from semseg_diffusers.training.settings import default_settings
@@ -336,10 +336,17 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, run):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (99.4, "99 s"), (3599, "59 min"), (3600, "1 h 0 min"), (86400, "1 d 0 h")]
-)
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99.4, "99 s"), (600, "10 min"), (3599, "59 min"), (3600, "1 h 0 min"), (9000, "2 h 30 min"),
+     (86400, "1 d 0 h"), (200000, "2 d 7 h")],
+)  # fmt: skip
 def test_durations_are_written_as_a_person_would(seconds, text):
     assert duration(seconds) == text
+
+
+def test_long_rows_are_thinned_evenly():
+    assert [evenly(3, 5), evenly(100, 4), evenly(9, 1)] == [[0, 1, 2], [0, 33, 66, 99], [0]]
+    assert thin([(1, 4.0), (2, 2.0), (3, 1.0)], most=2) == [(2, 3.0), (3, 1.0)]
 
 
 # Other processes

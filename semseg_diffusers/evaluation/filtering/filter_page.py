@@ -14,7 +14,7 @@ from semseg_diffusers.evaluation.filtering.losses import ClassLosses
 from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, REASONS, Scored, filter_ids
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.segmentation.judge import Judge
-from semseg_diffusers.reports.render import BarRow, percent, write_page
+from semseg_diffusers.reports.render import BarRow, class_legend, percent, write_page
 from semseg_diffusers.utils.images import to_image
 
 
@@ -42,13 +42,9 @@ class Examples(NamedTuple):
 
 
 def choose_examples(images: Sequence[Scored], reasons: Mapping[str, str], seed: int) -> Examples:
-    """Choose the images to show.
+    """Choose the images to show, those that are kept by seed; `reasons` says of names why they were dropped.
 
-    Args:
-        images: all of them.
-        reasons: name -> why it was dropped. Images that were dropped for their easy mask only look like the kept ones,
-            and are not shown among the dropped.
-        seed: of those that are shown as kept.
+    Images that were dropped for their easy mask only look like the kept ones, and are not shown among the dropped.
     """
 
     def least(chosen: list[Scored]) -> tuple[str, ...]:
@@ -64,18 +60,7 @@ def choose_examples(images: Sequence[Scored], reasons: Mapping[str, str], seed: 
 def loss_map(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray) -> Image.Image:
     """Show each pixel's loss relative to the tolerance of its class, in the colors of `LEGEND`; stripes: not checked.
 
-    Args:
-        ids: class ids (H, W); those without a threshold are unknown.
-        losses: (H, W); NaN where there is none.
-        thresholds: of each class (num_classes,); NaN or infinite where there is none.
-
-    Returns:
-        P-mode image, so that resizing keeps hard edges.
-
-    Example:
-        >>> image = loss_map(np.array([[0, 0, 255]]), np.array([[0.1, 1.5, np.nan]]), np.array([1.0]))
-        >>> [image.convert("RGB").getpixel((x, 0)) for x in range(3)]
-        [(240, 240, 240), (244, 140, 60), (200, 200, 200)]
+    `ids` and `losses` are (H, W), `thresholds` (num_classes,), NaN or infinite where there is none.
     """
     limit = np.full(256, np.nan)
     limit[: len(thresholds)] = np.where(np.isfinite(thresholds), thresholds, np.nan)
@@ -112,17 +97,7 @@ def write_filter_page(
     pictures: Mapping[str, list[Image.Image]],
     labels: LabelSet,
 ) -> None:
-    """Write the page.
-
-    Args:
-        path: the HTML file.
-        record: content of `filter.json`.
-        images: all of them.
-        reasons: name -> why it was dropped.
-        examples: which to show.
-        pictures: of these, by name; see `example_pictures`.
-        labels: the classes, for order and colours.
-    """
+    """Write the page of a filter; `record` is the content of `filter.json`, `reasons` why images were dropped."""
     reference, losses = record["reference"], ClassLosses.from_record(record["class_losses"])
     image_of = {image.name: image for image in images}
     texts = {name: f"{name}: keeps {percent(image_of[name].kept_share)}." for name in pictures}
@@ -139,7 +114,7 @@ def write_filter_page(
         histogram=_histogram(images, reasons),
         groups={key: [(texts[name], pictures[name]) for name in names] for key, names in examples._asdict().items()},
         legend=list(LEGEND.items()),
-        colors=[*zip(labels.names, labels.colors, strict=True), ("unknown", labels.ignore_color)],
+        colors=class_legend(labels),
     )
 
 
@@ -166,12 +141,10 @@ def _classes(record: Mapping[str, Any], labels: LabelSet) -> list[BarRow]:
 
 def _histogram(images: Sequence[Scored], reasons: Mapping[str, str]) -> list[BarRow]:
     """Return how many images kept and dropped keep 90 to 100 %, 80 to 90 %, ... of their labelled pixels."""
-    shares = [
-        [image.kept_share for image in images if image.kept_share is not None and (image.name in reasons) is dropped]
-        for dropped in (False, True)
-    ]
     edges = [index / BINS for index in range(BINS + 1)]
-    kept, dropped = (np.histogram(values, edges)[0].tolist() for values in shares)
+    shares = [(image.kept_share, image.name in reasons) for image in images if image.kept_share is not None]
+    groups = ([share for share, is_dropped in shares if is_dropped is group] for group in (False, True))
+    kept, dropped = (np.histogram(group, edges)[0].tolist() for group in groups)
     return [
         BarRow(f"{100 * index // BINS} to {100 * (index + 1) // BINS} %", [kept[index], dropped[index]])
         for index in reversed(range(BINS))

@@ -1,6 +1,5 @@
 """The page of a study: each mean with its seeds, each difference with its interval, and what was trained on."""
 
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.evaluation.study.pools import StudyData, pool_members
 from semseg_diffusers.evaluation.study.results import BETTER, UNKNOWN, WITHIN, WORSE, title
 from semseg_diffusers.evaluation.study.settings import ARMS, StudySettings, Training
+from semseg_diffusers.reports.findings import command_line
 from semseg_diffusers.reports.plots import Plot, line_plot
-from semseg_diffusers.reports.render import NOTHING, BarRow, axis_ticks, exact, percent, write_page
+from semseg_diffusers.reports.render import NOTHING, BarRow, axis_ticks, class_legend, exact, percent, write_page
+from semseg_diffusers.utils.images import to_image
 
 
 SETS = {"real": "real", "synthetic": "generated", "filtered": "filtered"}  # arm that uses one set -> the set
@@ -23,14 +24,7 @@ SIGNS = {BETTER: " ▲", WORSE: " ▼"}  # beyond the noise between seeds
 
 
 def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySettings, data: StudyData) -> None:
-    """Write the page of a study.
-
-    Args:
-        path: the HTML file.
-        results: content of `results.json`.
-        settings: of the study.
-        data: gives images, and classes their colours.
-    """
+    """Write the page of a study."""
     labels, arms, comparisons = data["real"].labels, results["arms"], results["comparisons"]
     scores = [value for arm in arms for value in arm["mean_iou"]["values"]]
     found = [each["mean_iou"] for each in comparisons]
@@ -57,9 +51,9 @@ def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySett
         class_tables=_class_tables(comparisons, most, [name for name in labels.names if name in shown[0]["iou"]]),
         pools=_pools(settings, data),
         terms=terms,
-        colors=[*zip(labels.names, labels.colors, strict=True), ("unknown", labels.ignore_color)],
+        colors=class_legend(labels),
         unknown_shares={ARMS[arm]: percent(_unknown_share(data[name])) for arm, name in SETS.items() if name in data},
-        command=_command(results["settings"]),
+        command=command_line("study --output DIR", results["settings"], " \\\n  ", exact),
     )
 
 
@@ -95,23 +89,20 @@ def _class_tables(comparisons: Sequence[Mapping[str, Any]], most: float, names: 
     groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
     for each in comparisons:
         groups.setdefault((each["amount"], each["against"]["arm"]), []).append(each)
-    tables = []
-    for (amount, against), group in sorted(groups.items(), key=lambda item: (item[0] != (most, "real"), -item[0][0])):
-        rows = []
-        for name in names:
-            found = [each["iou"][name] for each in group]
-            texts = [f"{each['mean']:+.3f} ({_interval(each)}){SIGNS.get(each['reading'], '')}" for each in found]
-            cells = [text if any(each["values"]) else "0" for text, each in zip(texts, found, strict=True)]
-            rows.append([name, *cells])
-        tables.append(
-            {
-                "headers": ["class", *(ARMS[each["arm"]] for each in group)],
-                "rows": rows,
-                "summary": f"Against {ARMS[against]}, {amount:g}x",
-                "caption": f"IoU minus that of {ARMS[against]}, at {amount:g}x, with its 95 % interval.",
-            }
-        )
-    return tables
+
+    def cell(found: Mapping[str, Any]) -> str:
+        text = f"{found['mean']:+.3f} ({_interval(found)}){SIGNS.get(found['reading'], '')}"
+        return text if any(found["values"]) else "0"
+
+    return [
+        {
+            "headers": ["class", *(ARMS[each["arm"]] for each in group)],
+            "rows": [[name, *(cell(each["iou"][name]) for each in group)] for name in names],
+            "against": ARMS[against],
+            "amount": f"{amount:g}x",
+        }
+        for (amount, against), group in sorted(groups.items(), key=lambda it: (it[0] != (most, "real"), -it[0][0]))
+    ]
 
 
 def _pools(settings: StudySettings, data: StudyData) -> list[tuple[str, list[Image.Image]]]:
@@ -125,28 +116,11 @@ def _pools(settings: StudySettings, data: StudyData) -> list[tuple[str, list[Ima
         members = [index for _, index in pool_members(Training(arm, None if arm == "real" else most, seed), data)]
         count = min(PAIRS, len(members))
         chosen = [members[index * len(members) // count] for index in range(count)]
-        images: list[Image.Image] = []
-        for item in (pairs[index] for index in chosen):
-            images += [
-                Image.fromarray(item["image"].permute(1, 2, 0).numpy()),
-                pairs.labels.decode(item["mask"].numpy()),
-            ]
-        text = f"{ARMS[arm]}: {', '.join(pairs.names[index] for index in chosen)}"
-        rows.append((text, images))
+        images = [to_image(pairs[index][key], pairs.labels) for index in chosen for key in ("image", "mask")]
+        rows.append((f"{ARMS[arm]}: {', '.join(pairs.names[index] for index in chosen)}", images))
     return rows
 
 
 def _unknown_share(pairs: Any) -> float:
     known = [(pairs[index]["mask"] != pairs.labels.ignore_index).float().mean().item() for index in range(len(pairs))]
     return 1 - sum(known) / len(known)
-
-
-def _command(settings: Mapping[str, Any]) -> str:
-    words = ["semseg-diffusers study --output DIR"]
-    for name, value in settings.items():
-        if value is True:
-            words.append(f"--{name}")
-        elif value is not None and value is not False:
-            values = value if isinstance(value, list) else [value]
-            words.append(" ".join([f"--{name}", *(shlex.quote(exact(each)) for each in values)]))
-    return " \\\n  ".join(words)

@@ -179,12 +179,6 @@ def write_statistics_page(
         figures = {row.name: row for row in class_figures(statistics, group)}
         masks = int(statistics.members(group).sum())
         conditions[group[0]].append({"value": group[1], "masks": masks, "figures": figures})
-    lead = f"{len(statistics.pixels)} masks, {labels.num_classes} classes. "
-    if underrepresented:
-        names = ", ".join(entry.name for entry in underrepresented)
-        lead += f"A model trained on them is likely to be weak on {names}."
-    else:
-        lead += "By the rules below no class is too rare, too small or too one-sided to be learned."
     heat = heat_maps(statistics)
     sizes = [f"{height} x {width} ({count} masks)" for (height, width), count in sorted(statistics.frames.items())]
     if len(sizes) > MAX_SIZES:
@@ -194,7 +188,7 @@ def write_statistics_page(
         path,
         "statistics.html.j2",
         name=name,
-        lead=lead,
+        num_masks=len(statistics.pixels),
         version=package_version(),
         underrepresented=underrepresented,
         rules=RULES,
