@@ -38,8 +38,8 @@ def test_wheel_carries_the_package_and_its_command(wheel):
         scripts.read_string(archive.read("semseg_diffusers-0.1.0.dist-info/entry_points.txt").decode())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers").rglob("*.py")}
     assert modules <= names
-    assert {"semseg_diffusers/data/classes.yaml", "semseg_diffusers/data/check/findings.yaml"} <= names
-    assert "semseg_diffusers/evaluation/segmentation/architectures.yaml" in names
+    texts = ("data/classes", "data/check/findings", "evaluation/segmentation/architectures", "training/warnings")
+    assert {f"semseg_diffusers/{name}.yaml" for name in texts} <= names
     assert {"semseg_diffusers/hub/templates/model_card.md", "semseg_diffusers/hub/templates/dataset_card.md"} <= names
     templates = {
         str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers" / "reports" / "templates").iterdir()

@@ -17,7 +17,7 @@ from arms import COMMON, collect, evaluate, run_arms, study_parser, train, with_
 from arms_page import by_agreement, write_arms_page
 
 from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.training.ema import RAW
+from semseg_diffusers.training.networks import RAW
 from semseg_diffusers.training.settings import PRESETS, TrainingSettings
 
 

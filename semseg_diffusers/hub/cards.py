@@ -51,7 +51,9 @@ def local_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else without_machine_paths(source)
 
 
-_TEMPLATES.filters["local_name"] = local_name
+_TEMPLATES.filters |= {
+    "local_name": local_name, "results_commands": results_commands, "results_table": results_table,
+}  # fmt: skip
 
 
 def render(template: str, **values: Any) -> str:
@@ -71,17 +73,10 @@ def new_model_card(
     origin: str | None = None,
     run: Mapping[str, Any] | None = None,
 ) -> str:
-    """Return the first card of a folder that holds a pipeline.
+    """Return the first card of a folder that holds a pipeline, which `from_pretrained` loads from `source`.
 
-    Args:
-        folder: the model.
-        source: repository, or folder, that `from_pretrained` takes.
-        title: the card's first line, if it is not the folder's name.
-        license_name: the Hub's name of the licence, if known.
-        origin: where weights of others come from, for a converted pipeline.
-        run: what a training run knows: `settings`, `num_pairs`, `data_license` (a sentence), `step`,
-            `samples_per_step`, `averages` (variant and decay of each weight average, that of the pipeline first),
-            `trained_seconds` and `loss`; None for a pipeline saved without a run.
+    `origin` says where the weights of a converted pipeline come from; `run` is what a training run knows, with
+    `data_license` a sentence and `averages` the variant and decay of each weight average, the pipeline's first.
     """
     config, dataset = read_json(folder / "unet" / "config.json"), run["settings"].dataset if run else ""
     data = ModelCardData(
@@ -97,7 +92,7 @@ def new_model_card(
         title=title or folder.resolve().name,
         version=package_version(),
         versions=", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate")),
-        use=model_use(source, pipeline=read_json(folder / INDEX)["_class_name"]),
+        use=model_use(source, read_json(folder / INDEX)),
         labels=LabelSet.from_config(config),
         config=config,
         parameters=stored_weights(folder / "unet")[0],
@@ -115,38 +110,28 @@ def model_card(
 ) -> str:  # fmt: skip
     """Return the folder's card, or a new one, with its parts written for publishing.
 
-    Args:
-        folder: the model.
-        source: repository, or folder, that `from_pretrained` takes.
-        scores: from `read_scores`.
-        revision: branch, if it is not the main one.
-        stored: dtype of the published weights, if it is not the folder's.
-        has_code: whether code files are published beside the weights.
+    `stored` is the dtype of the published weights, if it is not the folder's; `scores` are from `read_scores`.
     """
     card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else new_model_card(folder, source)
     card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {source.split('/')[-1]}\n", 1)
     stored = stored or stored_weights(folder / "unet")[1]
-    use = model_use(source, revision, read_json(folder / INDEX)["_class_name"], stored, has_code)
+    use = model_use(source, read_json(folder / INDEX), revision=revision, stored=stored, has_code=has_code)
     card = replace_part(card, "use", use)
     if scores:
         if not has_part(card, "results"):
             card += "\n## Results\n\n<!-- begin results -->\n<!-- end results -->\n"
-        text = "\n\n".join(results_text(score, source, file) for file, score in scores.items())
-        card = replace_part(card, "results", text)
+        texts = [render("results.md", results=score, model=source, file=file) for file, score in scores.items()]
+        card = replace_part(card, "results", "\n\n".join(texts))
         card = with_metadata(card, **{"model-index": model_index(source, list(scores.values()))})
     return card
 
 
-def model_use(
-    source: str, revision: str | None = None, pipeline: str = "MaskGuidedDDPMPipeline", stored: str = "float32",
-    has_code: bool = True,
-) -> str:  # fmt: skip
-    """Return the part of a card on loading a model; arguments as in `folders.model_card`."""
+def model_use(source: str, index: Mapping[str, Any], **values: Any) -> str:
+    """Return the part of a card on loading a pipeline, given its `model_index.json`."""
+    pipeline = index["_class_name"]
     call = CALLS.get(pipeline, 'pipe("mask.png")')
-    return render(
-        "model_use.md", source=source, revision=revision, pipeline=pipeline, call=call, stored=stored,
-        has_code=has_code,
-    )  # fmt: skip
+    defaults = {"revision": None, "stored": "float32", "has_code": True}
+    return render("model_use.md", source=source, pipeline=pipeline, call=call, **defaults | values)
 
 
 def without_variants(card: str) -> str:
@@ -194,13 +179,7 @@ def dataset_card(
 
 
 def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[str, int]) -> str:
-    """Return the part of a card on a dataset's pairs, how they were made, and their classes.
-
-    Args:
-        labels: of the masks.
-        record: `prepare.json` or `generation.json`.
-        counts: split -> number of pairs.
-    """
+    """Return the part of a card on a dataset's pairs (split -> number), how they were made, and their classes."""
     size = record.get("resolution")
     if "guidance_scale" in record:
         size = [record["height"], record["width"]]
@@ -218,29 +197,21 @@ def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any
     names = [f"{path.resolve().parent.name}.json" if path.name == "results.json" else path.name for path in paths]
     if len(set(names)) < len(names):
         raise ValueError("--results: two files have the same name; give each its own.")
-    return {f"{RESULTS_FOLDER}/{name}": read_results(path) for name, path in zip(names, paths, strict=True)}
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """Read what `semseg-diffusers evaluate` wrote, without paths of the machine; refuse another file."""
-    try:
-        results = read_json(path)
-    except ValueError as err:
-        raise ValueError(f"--results {err}") from err
-    missing = [key for key in RESULT_KEYS if key not in results]
-    for key, names in RESULT_KEYS.items():
-        missing += [f"{key}.{name}" for name in names if key in results and name not in results[key]]
-    if missing:
-        raise ValueError(
-            f"--results '{path}' was not written by `semseg-diffusers evaluate`: {', '.join(missing)} is missing."
-        )
-    return without_machine_paths(results)
-
-
-def results_text(results: dict[str, Any], model: str, file: str) -> str:
-    """Return the Results section of a card for one file of results, which it links; `model` is named in commands."""
-    table, commands = results_table(results), results_commands(results, model)
-    return render("results.md", results=results, table=table, commands=commands, file=file)
+    scores = {}
+    for name, path in zip(names, paths, strict=True):
+        try:
+            results = read_json(path)
+        except ValueError as err:
+            raise ValueError(f"--results {err}") from err
+        missing = [key for key in RESULT_KEYS if key not in results]
+        for key, parts in RESULT_KEYS.items():
+            missing += [f"{key}.{part}" for part in parts if key in results and part not in results[key]]
+        if missing:
+            raise ValueError(
+                f"--results '{path}' was not written by `semseg-diffusers evaluate`: {', '.join(missing)} is missing."
+            )
+        scores[f"{RESULTS_FOLDER}/{name}"] = without_machine_paths(results)
+    return scores
 
 
 def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -323,10 +294,7 @@ def outside_parts(card: str) -> str:
 def merge(
     card: str, there: str, repo_id: str, from_there: Sequence[str] = (), not_from_there: Sequence[str] = ()
 ) -> str:
-    """Fill missing metadata of a card from the one on the Hub, which may have been edited there, and may be empty.
-
-    Values on the Hub take precedence for keys in `from_there`; those in `not_from_there` are never taken.
-    """
+    """Fill missing metadata of a card from the one on the Hub, whose values of `from_there` take precedence."""
     ours, theirs = metadata(card), metadata(there)
     kept = {
         key: value

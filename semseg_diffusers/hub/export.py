@@ -20,21 +20,7 @@ from semseg_diffusers.data.dataset_format import LABELS_FILE, find_masks, label_
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.settings import GenerationSettings
-from semseg_diffusers.hub import cards
-from semseg_diffusers.hub.folders import (
-    CARD,
-    EXPORT_FILE,
-    RESULTS_FOLDER,
-    SHEET_FILE,
-    check_model_folder,
-    check_weights,
-    json_bytes,
-    model_files,
-    package_class,
-    run_files,
-    stored_hash,
-    without_machine_paths,
-)
+from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
 from semseg_diffusers.pipelines.mask_inputs import open_image
@@ -69,10 +55,7 @@ def choose_masks(settings: SheetOptions) -> tuple[list[Path], int]:
 def make_sheet(
     pipeline: Any, settings: SheetOptions, mask_labels: LabelSet | None = None
 ) -> tuple[bytes, dict[str, Any]]:
-    """Generate samples and arrange them beside their masks, above the legend.
-
-    Each image has its own seed, so the same call gives the same sheet: a JPEG of at most 400 kB, and its record.
-    """
+    """Generate samples, arrange them beside their masks, and return a JPEG of at most 400 kB, and its record."""
     paths, of = choose_masks(settings)
     generation = GenerationSettings(seed=settings.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -110,7 +93,16 @@ def make_sheet(
         "num_inference_steps": generation.num_inference_steps,
         "guidance_scale": generation.guidance_scale,
     }
-    return _to_jpeg(_arrange(blocks, LabelSet.from_config(pipeline.unet.config))), record
+    sheet = _arrange(blocks, LabelSet.from_config(pipeline.unet.config))
+    for quality in QUALITIES:
+        data = io.BytesIO()  # colours are not subsampled, since masks have thin lines
+        sheet.save(data, format="jpeg", quality=quality, subsampling=0, optimize=True)
+        if data.tell() <= MAX_SHEET_BYTES:
+            return data.getvalue(), record
+    raise ValueError(
+        f"a sheet of {sheet.width} x {sheet.height} pixels does not fit into {MAX_SHEET_BYTES // 1000} kB. Use fewer "
+        "--num_masks or --samples."
+    )
 
 
 def _arrange(blocks: list[list[Image.Image]], labels: LabelSet) -> Image.Image:
@@ -123,28 +115,12 @@ def _arrange(blocks: list[list[Image.Image]], labels: LabelSet) -> Image.Image:
     rows = [sum(blocks[start : start + in_a_row], []) for start in range(0, len(blocks), in_a_row)]
     headers = ["mask", *(f"sample {k + 1}" for k in range(columns - 1))] * in_a_row
     grid = image_grid(rows, headers, cell_size=CELL_SIZE)
-    legend = labels.legend()
-    for number in range(labels.num_classes + 1, 0, -1):
-        if (wide := labels.legend(columns=number)).width <= grid.width:
-            legend = wide
-            break
+    legends = (labels.legend(columns=number) for number in range(labels.num_classes + 1, 0, -1))
+    legend = next((wide for wide in legends if wide.width <= grid.width), None) or labels.legend()
     sheet = Image.new("RGB", (max(grid.width, legend.width), grid.height + legend.height), BACKGROUND)
     sheet.paste(grid, (0, 0))
     sheet.paste(legend, (0, grid.height))
     return sheet
-
-
-def _to_jpeg(sheet: Image.Image) -> bytes:
-    """Return the best JPEG that is small enough; colours are not subsampled, since masks have thin lines."""
-    for quality in QUALITIES:
-        data = io.BytesIO()
-        sheet.save(data, format="jpeg", quality=quality, subsampling=0, optimize=True)
-        if data.tell() <= MAX_SHEET_BYTES:
-            return data.getvalue()
-    raise ValueError(
-        f"a sheet of {sheet.width} x {sheet.height} pixels does not fit into {MAX_SHEET_BYTES // 1000} kB. Use fewer "
-        "--num_masks or --samples."
-    )
 
 
 # The folder --------------------------------------------------------------------------------------------------------
@@ -169,15 +145,15 @@ def export_model(settings: ExportSettings) -> Path:
         FileNotFoundError: no such results or masks.
     """
     folder, dtype = Path(settings.model), settings.dtype
-    index = check_model_folder(folder)
-    pipeline_class = package_class(index["_class_name"], folder)
+    index = folders.check_model_folder(folder)
+    pipeline_class = folders.package_class(index["_class_name"], folder)
     scores = cards.read_scores(settings.results)
     if settings.masks is not None:
         choose_masks(settings)  # checked before any work, like the next
         mask_labels = None if settings.mask_labels is None else LabelSet.from_name(settings.mask_labels)
-    output = check_output(settings.output, settings.overwrite, EXPORT_FILE, KIND)
+    output = check_output(settings.output, settings.overwrite, folders.EXPORT_FILE, KIND)
 
-    with new_folder(output, EXPORT_FILE, KIND, settings.overwrite) as made:
+    with new_folder(output, folders.EXPORT_FILE, KIND, settings.overwrite) as made:
         # 1. Weights and configs
         pipeline = pipeline_class.from_pretrained(folder)
         pipeline.unet.to(getattr(torch, dtype))
@@ -189,36 +165,37 @@ def export_model(settings: ExportSettings) -> Path:
         pipeline.save_pretrained(made)
         for path in [*made.rglob("*.py")]:
             path.unlink()
-        before, after = stored_hash(folder), stored_hash(made)
+        before, after = folders.stored_hash(folder), folders.stored_hash(made)
         for file, score in zip(settings.results, scores.values(), strict=True):
-            scored = check_weights(score, file, folder, made)
+            scored = folders.check_weights(score, file, folder, made)
             if scored is not None and scored != after:
                 score["notes"] = [*score.get("notes", []), f"Measured before the weights were rounded to {dtype}."]
         # 2. The card, and what it shows; log, settings and page of the run
-        source = without_machine_paths(settings.output)
+        source = folders.without_machine_paths(settings.output)
         card = cards.without_variants(cards.model_card(folder, source, scores, stored=dtype, has_code=False))
         license_name = cards.metadata(card).get("license")
         if not license_name:
-            logger.warning(f"the card names no licence: write `license:` at the head of '{output / CARD}'.")
+            logger.warning(f"the card names no licence: write `license:` at the head of '{output / folders.CARD}'.")
         record: dict[str, Any] = {"dtype": dtype, "weights": after, "weights_before": before}
-        contents = model_files(made, index, with_code=False) | run_files(folder)
+        contents = folders.model_files(made, index, with_code=False) | folders.run_files(folder)
         preview = ""  # the image of the folder's own card shows other weights
         if settings.masks is not None:
             device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            contents[SHEET_FILE], record["sheet"] = make_sheet(load_pipeline(made).to(device), settings, mask_labels)
+            sheet, record["sheet"] = make_sheet(load_pipeline(made).to(device), settings, mask_labels)
+            contents[folders.SHEET_FILE] = sheet
             about = {"sheet": record["sheet"], "dtype": dtype, "license_name": license_name}
-            preview = cards.render("sheet.md", file=SHEET_FILE, **about)
+            preview = cards.render("sheet.md", file=folders.SHEET_FILE, **about)
         if preview or cards.has_part(card, "preview"):
             card = cards.replace_part(card, "preview", preview)
-        contents[CARD] = card.encode()
-        contents |= {name: json_bytes(score) for name, score in scores.items()}
+        contents[folders.CARD] = card.encode()
+        contents |= {name: folders.json_bytes(score) for name, score in scores.items()}
         if not scores:  # the card still shows those it had
-            contents |= {f"{RESULTS_FOLDER}/{path.name}": path for path in (folder / RESULTS_FOLDER).glob("*.json")}
+            contents |= folders.result_files(folder)
         if license_name and (folder / RUN_PAGE).is_file():
             contents[RUN_PAGE] = folder / RUN_PAGE
         versions = {"semseg_diffusers": package_version(), "torch": torch.__version__}
         record["versions"] = {**versions, "diffusers": diffusers.__version__}
-        contents[EXPORT_FILE] = json_bytes(record)
+        contents[folders.EXPORT_FILE] = folders.json_bytes(record)
         for name, content in contents.items():
             (made / name).parent.mkdir(exist_ok=True)
             if isinstance(content, bytes):

@@ -96,10 +96,7 @@ def package_class(name: str, folder: Path) -> Any:
 
 
 def code_files(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
-    """Return the code files of a pipeline, path in the repository -> file: the folder's own, else this package's.
-
-    An exported folder holds none; an older one may hold all of the pipeline's code in a single file.
-    """
+    """Return the code files of a pipeline, path in the repository -> file: the folder's own, else this package's."""
     modules = {
         f"{name}/{library}.py": cls for name, (library, cls) in components(index).items() if library != "diffusers"
     }
@@ -122,31 +119,30 @@ def _complete_files(folder: Path) -> list[Path]:
 
 def model_files(folder: Path, index: Mapping[str, Any], with_code: bool = True) -> Contents:
     """Return what is published of a model, without card and previews."""
-    contents: Contents = {
-        f"{name}/{path.name}": path
-        for name in components(index)
-        for path in _complete_files(folder / name)
-        if path.suffix != ".py"
-    }
-    for name in components(index):
-        config = f"{name}/config.json"
-        if config in contents and LOADED_FROM in (found := read_json(folder / config)):
-            contents[config] = json_bytes({key: value for key, value in found.items() if key != LOADED_FROM})
-    contents[INDEX] = folder / INDEX
-    exported = [name for name in (EXPORT_FILE, SHEET_FILE) if (folder / name).is_file()]
+    contents: Contents = {INDEX: folder / INDEX}
+    paths = (path for name in components(index) for path in _complete_files(folder / name))
+    for path in (path for path in paths if path.suffix != ".py"):
+        name = f"{path.parent.name}/{path.name}"
+        contents[name] = path
+        if path.name == "config.json" and LOADED_FROM in (found := read_json(path)):
+            contents[name] = json_bytes({key: value for key, value in found.items() if key != LOADED_FROM})
+    exported = {name: folder / name for name in (EXPORT_FILE, SHEET_FILE) if (folder / name).is_file()}
     if exported:  # its card names these
-        exported += [f"{RESULTS_FOLDER}/{path.name}" for path in sorted((folder / RESULTS_FOLDER).glob("*.json"))]
-    contents |= {name: folder / name for name in exported} | run_files(folder)
+        exported |= result_files(folder)
+    contents |= exported | run_files(folder)
     if with_code:
         contents.update(code_files(folder, index))
     return contents
 
 
+def result_files(folder: Path) -> Contents:
+    """Return the results beside a card."""
+    return {f"{RESULTS_FOLDER}/{path.name}": path for path in sorted((folder / RESULTS_FOLDER).glob("*.json"))}
+
+
 def run_files(folder: Path) -> Contents:
     """Return what a training run left beside its pipeline: its log, and its settings without the machine's paths."""
-    contents: Contents = {}
-    if (folder / "log.jsonl").is_file():
-        contents["log.jsonl"] = folder / "log.jsonl"
+    contents: Contents = {path.name: path for path in folder.glob("log.jsonl")}
     if (folder / "settings.json").is_file():
         contents["settings.json"] = json_bytes(without_machine_paths(read_json(folder / "settings.json")))
     return contents
@@ -184,11 +180,7 @@ def stored_hash(folder: Path) -> str | None:
 
 
 def check_weights(results: Mapping[str, Any], path: str | os.PathLike, *folders: Path) -> str | None:
-    """Refuse results of images from other weights than those of a folder, where the results say which.
-
-    Of two folders, one holds the rounded form of the other's weights. Returns the hash of the weights that generated,
-    if it is known to be that of one of the folders.
-    """
+    """Refuse results for other weights than a folder's, given both before and after rounding; return their hash."""
     generation = results.get("generation") or {}
     if generation.get("variant") is not None:
         raise ValueError(

@@ -17,19 +17,7 @@ from huggingface_hub.errors import RepositoryNotFoundError
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import LABELS_FILE, SYNTHETIC_FILE
-from semseg_diffusers.hub import cards
-from semseg_diffusers.hub.folders import (
-    CARD,
-    INDEX,
-    OUR_PIPELINES,
-    check_dataset_folder,
-    check_model_folder,
-    check_weights,
-    components,
-    json_bytes,
-    model_files,
-    without_machine_paths,
-)
+from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.settings import PushSettings
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import read_json, write_text
@@ -37,7 +25,7 @@ from semseg_diffusers.utils.hub_errors import LOG_IN, HubError, check_name, hub_
 
 
 # What a repository may hold and still count as empty: files that the Hub's page writes when it creates one.
-EMPTY_FILES = frozenset((".gitattributes", ".gitignore", CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"))
+EMPTY_FILES = frozenset((".gitattributes", ".gitignore", folders.CARD, "LICENSE", "LICENSE.md", "LICENSE.txt"))
 AGAIN = "Run the same command again: it resumes, and files that are already stored are not sent twice."
 
 
@@ -84,7 +72,7 @@ def prepare_repo(
                 f"--private: '{full}' exists and is public. Make it private on its page (Settings) first, or name "
                 "another repository."
             )
-        _check_content(full, _file_names(found), repo_type)
+        _check_content(full, {file.rfilename for file in found.siblings or ()}, repo_type)
     return full
 
 
@@ -95,20 +83,16 @@ def _check_content(repo_id: str, files: set[str], repo_type: str) -> None:
         return
     found = f"other files ({', '.join(rest[:4])}{', ...' if len(rest) > 4 else ''})"
     if repo_type == "model":
-        config_file = next((name for name in (INDEX, "config.json") if name in files), None)
+        config_file = next((name for name in (folders.INDEX, "config.json") if name in files), None)
         config = read_json(hf_hub_download(repo_id, config_file)) if config_file else {}
         name = config.get("_class_name") or next(iter(config.get("architectures") or ()), config.get("model_type"))
-        if config_file == INDEX and str(name).startswith(OUR_PIPELINES):
+        if config_file == folders.INDEX and str(name).startswith(folders.OUR_PIPELINES):
             return
         found = f"a {name} ({config_file})" if name else found
     raise ValueError(
         f"'{repo_id}' on the Hub holds {found}; expected a {repo_type} of this package, or an empty "
         "repository. Nothing was pushed. Name another with --repo_id, or delete that one on its page."
     )
-
-
-def _file_names(info: Any) -> set[str]:
-    return {file.rfilename for file in info.siblings or ()}
 
 
 @contextlib.contextmanager
@@ -121,9 +105,10 @@ def _repository(
     with hub_errors(f"pushing '{folder}' to '{repo_id}'", repo_id, repo_type, revision=revision, again=AGAIN):
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
-        files = _file_names(api.repo_info(repo_id, repo_type=repo_type, revision=revision))
-        if CARD in files:
-            path = hf_hub_download(repo_id, CARD, repo_type=repo_type, revision=revision)
+        found = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
+        files = {file.rfilename for file in found.siblings or ()}
+        if folders.CARD in files:
+            path = hf_hub_download(repo_id, folders.CARD, repo_type=repo_type, revision=revision)
             card = Path(path).read_text(encoding="utf-8")
         yield repo_id, files, card
 
@@ -163,15 +148,15 @@ def push_model(
         HubError: the Hub, or the connection, failed.
     """
     folder = Path(folder)
-    index = check_model_folder(folder)
+    index = folders.check_model_folder(folder)
     scores = cards.read_scores(results or ())
     for path, score in zip(results or (), scores.values(), strict=True):
-        check_weights(score, path, folder)
+        folders.check_weights(score, path, folder)
 
     with _repository(folder, repo_id, "model", revision, private) as (repo_id, there, card_there):
         card = cards.model_card(folder, repo_id, scores, revision)
         card = cards.merge(card, card_there, repo_id, not_from_there=("model-index",))
-        contents = model_files(folder, index)
+        contents = folders.model_files(folder, index)
         preview = max(folder.glob("previews/[!.]*.png"), default=None)
         license_name = cards.metadata(card).get("license")
         if preview is not None and license_name:
@@ -179,10 +164,10 @@ def push_model(
             caption = f"*The run's last preview: masks, samples, and images of its data (licence: {license_name}).*"
             caption = f"![mask, samples, image](previews/{preview.name})\n\n{caption}"
             card = cards.replace_part(card, "preview", caption)
-        write_text(folder / CARD, card)
-        contents[CARD] = card.encode()
-        contents |= {name: json_bytes(score) for name, score in scores.items()}
-        owned = tuple(f"{part}/" for part in (*components(index), "previews"))
+        write_text(folder / folders.CARD, card)
+        contents[folders.CARD] = card.encode()
+        contents |= {name: folders.json_bytes(score) for name, score in scores.items()}
+        owned = tuple(f"{part}/" for part in (*folders.components(index), "previews"))
         stale = sorted(name for name in there if name.startswith(owned) and name not in contents)
         commit = HfApi().create_commit(
             repo_id,
@@ -228,13 +213,13 @@ def push_dataset(
     import datasets  # here: slow to import, and not needed to push a model
 
     folder = Path(folder)
-    labels, record_file = check_dataset_folder(folder)
+    labels, record_file = folders.check_dataset_folder(folder)
     record = read_json(folder / record_file)
     tables = datasets.load_dataset(str(folder))
     for split in tables:
         _ = load_pairs(folder, split)[0]  # checks columns, label set and sizes
         for column in {"source_mask", "model"} & set(tables[split].column_names):
-            values = without_machine_paths(tables[split][column][:])
+            values = folders.without_machine_paths(tables[split][column][:])
             tables[split] = tables[split].remove_columns(column).add_column(column, values)
 
     with _repository(folder, repo_id, "dataset", revision, private) as (repo_id, _, card_there):
@@ -243,13 +228,13 @@ def push_dataset(
         card = cards.merge(card, card_there, repo_id, from_there=("configs", "dataset_info"))
         # 1. card and label set, so that after a broken connection the repository is known to be ours
         files = {
-            CARD: card.encode(),
-            LABELS_FILE: json_bytes(labels.to_config()),
-            record_file: json_bytes(without_machine_paths(record)),
+            folders.CARD: card.encode(),
+            LABELS_FILE: folders.json_bytes(labels.to_config()),
+            record_file: folders.json_bytes(folders.without_machine_paths(record)),
         }
         if (folder / SYNTHETIC_FILE).is_file():
             lines = (folder / SYNTHETIC_FILE).read_text(encoding="utf-8").splitlines()
-            rows = (json.dumps(without_machine_paths(json.loads(line))) for line in lines)
+            rows = (json.dumps(folders.without_machine_paths(json.loads(line))) for line in lines)
             files[SYNTHETIC_FILE] = "".join(f"{row}\n" for row in rows).encode()
         HfApi().create_commit(
             repo_id,
@@ -285,28 +270,23 @@ def load_pipeline(
     check_name(name)
     with hub_errors(f"loading the model '{name}'", name, revision=revision):
         found = MaskGuidedDDPMPipeline.load_config(name, revision=revision).get("_class_name")
-        if not str(found).startswith(OUR_PIPELINES):
+        if not str(found).startswith(folders.OUR_PIPELINES):
             raise ValueError(
                 f"'{name}' holds a {found}; expected a pipeline of this package, such as MaskGuidedDDPMPipeline."
             )
-        if variant is not None and Path(name).is_dir():
-            _check_variant(Path(name), variant)
+        if variant is not None and Path(name).is_dir():  # diffusers would accept a prefix
+            weights = re.compile(r"diffusion_pytorch_model\.(.+?)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
+            matches = (weights.fullmatch(path.name) for path in Path(name, "unet").glob("*"))
+            variants = sorted({match[1] for match in matches if match})
+            if variant not in variants:
+                there = f"it holds {', '.join(variants)}" if variants else "it holds only its own, without --variant"
+                raise ValueError(f"'{name}' holds no weights `{variant}`; {there}.")
         try:
             return MaskGuidedDDPMPipeline.from_pretrained(name, revision=revision, variant=variant, **kwargs)
         except ValueError as error:
             if f"`variant={variant}`" in str(error):
                 raise ValueError(f"'{name}' holds no weights `{variant}`; its card lists those it holds.") from error
             raise
-
-
-def _check_variant(folder: Path, variant: str) -> None:
-    """Refuse weights that a folder does not hold, naming those that it does; diffusers would accept a prefix."""
-    weights = re.compile(r"diffusion_pytorch_model\.(.+?)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
-    found = (weights.fullmatch(path.name) for path in (folder / "unet").glob("*"))
-    variants = sorted({match[1] for match in found if match})
-    if variant not in variants:
-        there = f"it holds {', '.join(variants)}" if variants else "it holds only its own, without --variant"
-        raise ValueError(f"'{folder}' holds no weights `{variant}`; {there}.")
 
 
 def push(settings: PushSettings) -> None:

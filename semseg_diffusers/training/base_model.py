@@ -39,10 +39,7 @@ class BaseModel:
 
 
 def find_file(source: str, name: str, option: str) -> Path | None:
-    """Return the path of a file in a local folder, or in a Hub repository, from which it is downloaded; None without.
-
-    `option` names the source in errors: "--init_from".
-    """
+    """Return the path of a file in a local folder, or downloaded from the Hub; None without. Errors name `option`."""
     check_name(source)
     if Path(source).is_dir():
         path = Path(source) / name
@@ -73,12 +70,8 @@ def _read(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] |
 
 
 def control_defaults(source: str) -> dict[str, Any]:
-    """Return the defaults of a run on a base.
-
-    Masks are not dropped: without a mask only the base contributes, and nothing is learned. The noise schedule is the
-    base's, if it has one.
-    """
-    found = {"network": "control", "mask_dropout": 0.0}
+    """Return the defaults of a run on a base, whose noise schedule is used, if it has one."""
+    found = {"network": "control", "mask_dropout": 0.0}  # without a mask only the frozen base contributes
     config = _scheduler_config(source)
     if config is not None:
         found |= {
@@ -194,10 +187,19 @@ def _load_schedule(source: str, settings: TrainingSettings) -> DDPMScheduler | N
 def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], list[str]]:
     """Load the weights of another model that have the name and the shape of the network's own, in place.
 
-    Returns:
-        names of the network's weights that were not loaded, with the reason, and of theirs without a counterpart.
+    Returns names of the network's weights that were not loaded, with the reason, and of theirs without a counterpart.
     """
-    weights_file, config = _find_weights(source)
+    for folder in ("unet/", ""):
+        weights_file = find_file(source, f"{folder}{WEIGHTS_FILE}", "--init_from")
+        found = _read(source, "--init_from", f"{folder}{CONFIG_FILE}")
+        if weights_file is not None and found is not None:
+            break
+    else:
+        raise ValueError(
+            f"--init_from {source}: it has neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE} with its {CONFIG_FILE}. "
+            "Give a run folder, or a folder saved by `save_pretrained` of a pipeline or a network."
+        )
+    config = found[0]
     try:
         theirs = load_file(weights_file)
     except SafetensorError as err:
@@ -241,16 +243,3 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
             )
     unet.load_state_dict(taken, strict=False)
     return kept, sorted(theirs.keys() - own.keys() - frozen.keys())
-
-
-def _find_weights(source: str) -> tuple[Path, dict[str, Any]]:
-    """Return the weights of a pipeline's or a network's folder, local or on the Hub, and their config."""
-    for folder in ("unet/", ""):
-        weights = find_file(source, f"{folder}{WEIGHTS_FILE}", "--init_from")
-        found = _read(source, "--init_from", f"{folder}{CONFIG_FILE}")
-        if weights is not None and found is not None:
-            return weights, found[0]
-    raise ValueError(
-        f"--init_from {source}: it has neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE} with its {CONFIG_FILE}. Give "
-        "a run folder, or a folder saved by `save_pretrained` of a pipeline or a network."
-    )

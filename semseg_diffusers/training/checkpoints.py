@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.reports.run_folder import list_checkpoints
-from semseg_diffusers.training.ema import EMA
 from semseg_diffusers.training.inputs import Inputs
+from semseg_diffusers.training.networks import EMA
 from semseg_diffusers.training.settings import TrainingSettings, default_settings
 from semseg_diffusers.utils.files import hash_file, read_json
 
@@ -64,11 +64,7 @@ def atomic_write(target: Path, staging: Path | None, run: Path) -> Iterator[None
 
 
 def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path, ema: EMA | None = None) -> None:
-    """Save a pipeline under another name and move it into place file by file, so that no file is half-written.
-
-    With averages the pipeline gets the weights of the first; the network's own and further averages are saved beside
-    them as diffusers' variants: `unet/diffusion_pytorch_model.raw.safetensors`, which `variant="raw"` loads.
-    """
+    """Save a pipeline, no file half-written, with the first average; other averages and raw weights are variants."""
     staging = folder / ".pipeline.writing"
     shutil.rmtree(staging, ignore_errors=True)
     with atomic_write(folder / "unet", staging, folder):
@@ -86,10 +82,7 @@ def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path, ema: EMA | Non
 def save_checkpoint(
     run: Path, step: int, accelerator: Accelerator, ema: EMA | None, state: dict[str, Any], total_limit: int | None
 ) -> None:
-    """Write `checkpoint-<step>`, then remove the oldest above `total_limit`. Called by every process.
-
-    `state` holds JSON values for the loop on resume. If it cannot be written, earlier checkpoints are unchanged.
-    """
+    """Write `checkpoint-<step>` with the loop's `state`, then remove the oldest. Called by every process."""
     target, staging = run / f"checkpoint-{step}", run / f".checkpoint-{step}.writing"
     if accelerator.is_main_process:
         shutil.rmtree(staging, ignore_errors=True)
@@ -100,7 +93,12 @@ def save_checkpoint(
     accelerator.wait_for_everyone()  # every process writes its random state there
     if accelerator.is_main_process:
         with atomic_write(target, own, run):
-            _wait_for_files([staging / f"{RNG_STATE_NAME}_{i}.pkl" for i in range(accelerator.num_processes)])
+            paths = [staging / f"{RNG_STATE_NAME}_{i}.pkl" for i in range(accelerator.num_processes)]
+            end = time.monotonic() + LISTING_TIMEOUT
+            while missing := [path for path in paths if not path.is_file()]:  # not yet shown by a network file system
+                if time.monotonic() > end:
+                    raise OSError(f"{missing[0]} was written by another process and is not visible here")
+                time.sleep(0.1)
             if ema is not None:
                 state = {**state, **ema.save(staging)}
             (staging / STATE).write_text(json.dumps({"step": step, **state}, indent=2))
@@ -122,15 +120,6 @@ def _remove(checkpoint: Path) -> None:
         shutil.rmtree(hidden, ignore_errors=True)
         os.replace(checkpoint, hidden)
         shutil.rmtree(hidden, ignore_errors=True)
-
-
-def _wait_for_files(paths: list[Path]) -> None:
-    """Wait until a network file system shows what other machines have written."""
-    end = time.monotonic() + LISTING_TIMEOUT
-    while missing := [path for path in paths if not path.is_file()]:
-        if time.monotonic() > end:
-            raise OSError(f"{missing[0]} was written by another process and is not visible here")
-        time.sleep(0.1)
 
 
 def remove_leftovers(run: Path) -> None:

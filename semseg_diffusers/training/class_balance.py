@@ -22,18 +22,11 @@ EDGE_MASKS = 500  # masks used to judge the widths of classes
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Class counts of n of the N masks of a split with C classes.
+    """Class counts of n of the N masks of a split with C classes."""
 
-    Args:
-        pixels (`np.ndarray`): pixels of each class in each mask, unknown last: (n, C + 1) int64.
-        edge_shares (`np.ndarray`): share of each class's pixels beside another class, (C,) in [0, 1]; NaN for classes
-            that do not occur.
-        num_masks (`int`): N.
-    """
-
-    pixels: np.ndarray
-    edge_shares: np.ndarray
-    num_masks: int
+    pixels: np.ndarray  # of each class in each mask, unknown last: (n, C + 1) int64
+    edge_shares: np.ndarray  # share of each class's pixels beside another class, (C,); NaN where none
+    num_masks: int  # N
 
     @property
     def is_complete(self) -> bool:
@@ -68,16 +61,9 @@ def count_classes(pairs: PairDataset, every_mask: bool, num_workers: int = 1) ->
 class ClassBalance:
     """Probabilities of classes, and the pairs that show each.
 
-    Args:
-        class_pixels (`np.ndarray`): pixels of each class in each mask, unknown last: (N, C + 1), as
-            `statistics.class_pixels_of_each` counts them.
-        temperature (`float`): T, above 0. Lower values prefer the rarest classes more; towards infinity all classes
-            are equally likely.
-        min_share (`float`): share of the frame, 0 to 1, that a class must fill for a pair to show it. If no pair
-            reaches it, all that contain the class do.
-
-    Raises:
-        ValueError: no mask has a labelled pixel.
+    `class_pixels` are those of each mask, unknown last, (N, C + 1). A lower `temperature` prefers the rarest classes
+    more. `min_share` of the frame must be of a class for a pair to show it; if no pair reaches it, all that contain
+    the class do.
 
     Example:
         >>> balance = ClassBalance(np.array([[90, 0, 10], [60, 40, 0]]), temperature=0.5)
@@ -119,16 +105,9 @@ class ClassBalance:
 
 
 def class_rarity(class_pixels: np.ndarray) -> list[float]:
-    """Return psi of each class for label diffusion: pixels of the most frequent class over its own.
+    """Return psi of each class for label diffusion, to four digits: pixels of the most frequent class over its own.
 
-    Args:
-        class_pixels: pixels of each class in each mask, unknown last, (N, C + 1).
-
-    Returns:
-        C numbers of 1 or more, to four digits; a class in no mask counts as the rarest one that occurs.
-
-    Raises:
-        ValueError: no mask has a labelled pixel.
+    A class in no mask counts as the rarest one that occurs.
 
     Example:
         >>> class_rarity(np.array([[90, 3, 0, 7], [90, 0, 0, 10]]))

@@ -139,12 +139,8 @@ def crop(pair: dict[str, Any], top: int, left: int, size: tuple[int, int]) -> di
 class TrainingDataset(Dataset):
     """Pairs with everything random already sampled, ready for a forward pass.
 
-    Args:
-        pairs: the dataset.
-        settings: seed, crop, augmentation, dropout and timesteps.
-        samples_per_step: with `--mask_dropout_unit batch`, so many masks are dropped together (as in the paper).
-        attributes: name -> values, as in the network's config; None for a network without.
-        rarity: of each class, by which masks lose pixels as the noise grows; None for complete masks.
+    With `--mask_dropout_unit batch`, `samples_per_step` masks are dropped together (as in the paper). `attributes` are
+    those of the network's config; by the `rarity` of each class, masks lose pixels as the noise grows.
 
     Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`,
     `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps.

@@ -33,11 +33,7 @@ CPU_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
 def build_accelerator(settings: TrainingSettings, run: Path, trackers: list[str]) -> Accelerator:
-    """Return the accelerator of a run; what the settings leave open, `accelerate config` or `accelerate launch` sets.
-
-    Trackers write to `logs` in the run folder. Refuses options that the machine does not support, and launched
-    processes that did not form one group.
-    """
+    """Return the accelerator of a run; accelerate's configuration sets what the settings leave open."""
     accelerator = Accelerator(
         cpu=uses_cpu(settings.device),
         mixed_precision=settings.mixed_precision,
@@ -100,10 +96,7 @@ def check_regions(accelerator: Accelerator, network: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def matrix_precision(settings: TrainingSettings) -> Iterator[None]:
-    """Use TF32 for float32 matrix products on the GPU inside the block, if the settings say so.
-
-    Convolutions use it anyway, by torch's default.
-    """
+    """Use TF32 inside the block, if the settings say so, for matrix products; convolutions use it by default."""
     before = torch.get_float32_matmul_precision()
     if settings.allow_tf32:
         torch.set_float32_matmul_precision("high")
@@ -126,11 +119,7 @@ def build_optimizer(settings: TrainingSettings, network: torch.nn.Module) -> tor
 
 
 def fit_optimizer_state(settings: TrainingSettings, optimizer: torch.optim.Optimizer) -> None:
-    """Adapt optimizer state loaded from a checkpoint to the kernels and the memory layout of this run.
-
-    `load_state_dict` restores the saved run's choice of kernels, and moments in the layout of its weights; the fused
-    kernel requires weights and moments in the same layout.
-    """
+    """Adapt loaded optimizer state to this run's kernels; the fused one needs moments laid out as the weights."""
     for group in optimizer.param_groups:
         group["fused"] = True if settings.fused_optimizer else None
         for weight in group["params"]:

@@ -72,10 +72,7 @@ def load_inputs(settings: TrainingSettings, accelerator: Accelerator) -> Inputs:
 
 
 def check_temporary_folder(num_workers: int) -> None:
-    """Refuse a temporary folder whose path is too long for the sockets of data loading processes.
-
-    Without this check the batch is lost in the worker process, and training waits for it forever.
-    """
+    """Refuse a path too long for the sockets of worker processes: training would wait forever for a lost batch."""
     folder = tempfile.gettempdir()
     if num_workers and sys.platform == "linux" and len(folder) > LONGEST_FOLDER:
         raise ValueError(

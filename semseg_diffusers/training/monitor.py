@@ -35,10 +35,7 @@ class TrainingDivergedError(ValueError):
 
 
 class LossMonitor:
-    """Collect the loss of each forward pass without waiting for the device, and check them together.
-
-    An optimizer step has `accumulation` forward passes; messages name the newest checkpoint in the folder `run`.
-    """
+    """Collect losses, `accumulation` of them a step, without waiting for the device, and check them together."""
 
     def __init__(self, accelerator: Accelerator, run: Path, accumulation: int, largest_weight: float = 1.0):
         self.accelerator = accelerator
@@ -53,11 +50,7 @@ class LossMonitor:
         self._losses.append((micro_step, loss.detach().float(), stems))
 
     def mean(self) -> float:
-        """Return the mean over the interval and all processes, and start the next interval. Called by every process.
-
-        Raises:
-            TrainingDivergedError: with the first step at fault, the stems of its batch and the last good checkpoint.
-        """
+        """Return the mean over the interval and all processes, and start the next. Called by every process."""
         passes, self._losses = self._losses, []
         self._last_stems = self._stems_of(passes[-1][0], passes)
         local = torch.stack([loss for _, loss, _ in passes])  # (passes,)
@@ -78,11 +71,7 @@ class LossMonitor:
         return [stem for other, _, stems in passes if other // self.accumulation == step for stem in stems]
 
     def check_weights(self, network: torch.nn.Module, step: int) -> None:
-        """Refuse to continue with weights that are not finite. Called by every process, after `mean`.
-
-        Raises:
-            TrainingDivergedError: with the step, the stems of its last batch and the last good checkpoint.
-        """
+        """Refuse to continue with weights that are not finite. Called by every process, after `mean`."""
         largest = torch.stack([weight.detach().abs().max() for weight in trained_weights(network)]).max()
         if not torch.isfinite(largest):
             raise self._diverged("Weights are not finite", step, gather_object(self._last_stems))
@@ -99,10 +88,7 @@ class LossMonitor:
 
 
 class DataTimer:
-    """Iterate over batches and add up the seconds spent waiting for them; it never waits for the device.
-
-    On a GPU, whose work is queued, the network can have waited less than the loop did, never more.
-    """
+    """Iterate over batches and add up the seconds that the loop, not always a GPU with queued work, waits for them."""
 
     def __init__(self, batches: Iterable[Any]):
         self.batches = batches
@@ -120,13 +106,10 @@ class DataTimer:
             yield batch
 
     def share_of(self, seconds: float) -> float:
-        """Return the share of an interval of `seconds` spent waiting, 0 to 1, and start the next interval.
-
-        Warns once if it is large. The first interval does not count: worker processes start in it, and every pair is
-        decoded for the first time.
-        """
+        """Return the share of an interval of `seconds` spent waiting, and start the next; warn once if it is large."""
         share, self._seconds = self._seconds / seconds, 0.0
         self._intervals += 1
+        # not in the first, when worker processes start and every pair is decoded for the first time
         if share > MAX_DATA_WAIT and self._intervals > 1 and not self._has_warned:
             self._has_warned = True
             logger.warning(
@@ -147,10 +130,7 @@ class TrainingStoppedError(Exception):
 
 
 class StopRequest:
-    """Context in which termination signals are recorded instead of ending the process; the loop asks after each step.
-
-    The end of the launcher counts as well, and Ctrl-C in a run of one process; a second Ctrl-C interrupts at once.
-    """
+    """Context that records termination signals, the launcher's end and Ctrl-C; a second Ctrl-C interrupts at once."""
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator, self._launcher = accelerator, Launcher()
@@ -194,11 +174,7 @@ class StopRequest:
 
 
 def ignore_signals(_index: int) -> None:
-    """Make a data loading process ignore signals sent to its process group: the run needs it for its last step.
-
-    Schedulers and launchers send them repeatedly. After a minute a signal ends it, so that a hanging worker does not
-    stay.
-    """
+    """Make a data loading process ignore signals for a minute: the run needs it for its last step."""
     first: list[float] = []
 
     def let_pass(number: int, _frame: FrameType | None) -> None:

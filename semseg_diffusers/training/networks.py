@@ -1,10 +1,18 @@
-"""Build the network of a run from its settings and the label set, and check its size against the data."""
+"""The network of a run, built from its settings and the label set, and exponential moving averages of its weights.
 
-from collections.abc import Mapping, Sequence
+The averages are diffusers' `EMAModel`, whose decay warms up with power 3/4: it reaches 0.999 at 10,000 steps. A short
+average follows the network closely; a long one is smoother and needs a longer run.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import UNet2DModel
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel
@@ -13,6 +21,9 @@ from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.training.dataset import AUGMENT_DIM
 from semseg_diffusers.training.settings import TrainingSettings
+
+
+RAW = "raw"  # variant of the weights without averaging
 
 
 def build_network(
@@ -119,3 +130,71 @@ def _sdm(settings: TrainingSettings, config: dict[str, Any]) -> SDMUNet2DModel:
 def trained_weights(network: torch.nn.Module) -> list[torch.nn.Parameter]:
     """Return the parameters that are trained: all except those of a frozen base."""
     return [weight for weight in network.parameters() if weight.requires_grad]
+
+
+def variant_name(decay: float) -> str:
+    """Return the diffusers `variant` of an average, which may not contain a dot: "ema_0_9999"."""
+    return f"ema_{decay:.10f}".rstrip("0").rstrip(".").replace(".", "_")
+
+
+class EMA:
+    """Averages of the trained weights of an unwrapped network; the first is for previews and the saved pipeline."""
+
+    def __init__(self, network: torch.nn.Module, settings: TrainingSettings):
+        self.averages = {
+            variant_name(decay): EMAModel(
+                trained_weights(network),
+                decay=decay,
+                min_decay=0.0 if settings.ema_warmup else decay,
+                update_after_step=settings.ema_start_step,
+                use_ema_warmup=settings.ema_warmup,
+                power=3 / 4,
+                foreach=True,
+            )
+            for decay in settings.ema_lengths
+        }
+        self.first = next(iter(self.averages.values()))
+
+    def step(self, network: torch.nn.Module) -> None:
+        """Update each average after an optimizer step."""
+        weights = trained_weights(network)
+        for average in self.averages.values():
+            average.step(weights)
+
+    @contextlib.contextmanager
+    def swapped_in(self, network: torch.nn.Module) -> Iterator[None]:
+        """Put the first average into the network inside the block, and its own weights back afterwards."""
+        weights = trained_weights(network)
+        self.first.store(weights)
+        self.first.copy_to(weights)
+        try:
+            yield
+        finally:
+            self.first.restore(weights)
+
+    def variants(self, network: torch.nn.Module) -> Iterator[str]:
+        """Put `raw`, each further average and at last the first into the network; yield the names, not the last's."""
+        yield RAW
+        for name, average in list(self.averages.items())[1:]:
+            average.copy_to(trained_weights(network))
+            yield name
+        self.first.copy_to(trained_weights(network))
+
+    def save(self, folder: Path) -> dict:
+        """Write the averages into a checkpoint's folder; return what else `load` needs, as JSON values."""
+        for average, file in zip(self.averages.values(), self._files(folder), strict=True):
+            weights = {f"{index:05d}": weight.contiguous() for index, weight in enumerate(average.shadow_params)}
+            save_file(weights, file)
+        return {"ema_step": self.first.optimization_step}
+
+    def load(self, folder: Path, state: dict) -> None:
+        """Restore what `save` wrote."""
+        for average, file in zip(self.averages.values(), self._files(folder), strict=True):
+            weights = [weight for _, weight in sorted(load_file(file).items())]
+            for shadow, weight in zip(average.shadow_params, weights, strict=True):
+                shadow.copy_(weight)
+            average.optimization_step = state["ema_step"]
+
+    def _files(self, folder: Path) -> list[Path]:
+        """Return the files of the averages; the first is `ema.safetensors`, also in runs with a single one."""
+        return [folder / f"{name}.safetensors" for name in ("ema", *list(self.averages)[1:])]

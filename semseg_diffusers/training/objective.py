@@ -63,7 +63,7 @@ def prediction_target(
 def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamma: float | None) -> torch.Tensor:
     """Return the weight of each sample's mean squared error (B,), float32; ones without gamma.
 
-    At an SNR of 0 they are the limits: 0 for v and x0; epsilon has no such timestep.
+    At an SNR of 0 it is 0 for v and x0; epsilon has no such timestep.
     """
     if snr_gamma is None:
         return torch.ones(timestep.shape, device=timestep.device)
@@ -91,29 +91,20 @@ class ClassWeighting:
     """Weights of pixels by class, so that small objects are learned beside large areas.
 
     OASIS weights classes by their pixels in a batch. Here each sample is weighted by its own mask only, so processes
-    and accumulation change nothing, and no sample's loss depends on its neighbours. This balances the area of a class
-    in an image; `ClassBalance` balances how often a class is seen at all.
-
-    Args:
-        num_classes: ids from here on are unknown.
-        maximum: largest weight before the mean is normalised to 1, at least 1; the smallest is
-            `SMALLEST_CLASS_WEIGHT`.
-        min_snr: samples with a lower signal-to-noise ratio are not weighted: they determine colour and layout of the
-            whole image, which weights would distort. Choi et al. 2022 (P2 weighting) set this limit to 0.01.
+    and accumulation change nothing, and no sample's loss depends on its neighbours.
     """
 
-    num_classes: int
-    maximum: float
+    num_classes: int  # ids from here on are unknown
+    maximum: float  # weight before the mean is normalised to 1, at least 1; the smallest is `SMALLEST_CLASS_WEIGHT`
+    # Noisier samples are not weighted: they determine colour and layout of the whole image, which weights would
+    # distort. Choi et al. 2022 (P2 weighting) set this limit to 0.01.
     min_snr: float
 
     # OASIS, Sushko et al. 2021, as in the losses.py of its code: weights in inverse proportion to the pixels of a
     # class, with mean 1 over the labelled ones. Unknown pixels weigh 0 there, since they have no class; here the image
     # is learned in them too.
     def pixel_weights(self, mask: torch.Tensor) -> torch.Tensor:
-        """Return the weight of each pixel of a mask of ids (B, H, W), long, with mean 1 over each sample.
-
-        Unknown pixels weigh 1 before normalisation.
-        """
+        """Return the weight of each pixel of a mask of ids (B, H, W), long, with mean 1 over each sample."""
         ids = mask.flatten(1)  # (B, H * W)
         known = (ids < self.num_classes).float()
         counts = known.new_zeros(len(ids), ID_VALUES).scatter_add_(1, ids, known)  # (B, 256), 0 for unknown

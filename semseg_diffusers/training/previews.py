@@ -15,7 +15,7 @@ from PIL import Image
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.training.dataset import crop
-from semseg_diffusers.training.ema import EMA
+from semseg_diffusers.training.networks import EMA
 from semseg_diffusers.training.objective import build_sampler
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.images import image_grid
@@ -33,10 +33,7 @@ def sample_preview(
     ema: EMA | None,
     pairs: PairDataset,
 ) -> Image.Image:
-    """Return a grid mask | samples | image of evenly spaced masks of a split.
-
-    Samples use the first of the averages, if there are any; the network gets its own weights back.
-    """
+    """Return a grid mask | samples | image of evenly spaced masks of a split, by the first of the averages if any."""
     num_masks, num_samples = min(settings.preview_masks, len(pairs)), settings.preview_samples
     indices = [row * len(pairs) // num_masks for row in range(num_masks)]
     chosen = [pairs[index] for index in indices]
@@ -77,13 +74,7 @@ def sample_preview(
 
 
 def parse_trackers(report_to: str) -> list[str]:
-    """Return the names of the trackers in `--report_to`.
-
-    Args:
-        report_to: names separated by commas, `all` for those installed, or `none`.
-
-    Raises:
-        ValueError: accelerate does not know the name, or its library is not installed.
+    """Return the names of the trackers in `--report_to`; refuse those unknown to accelerate or not installed.
 
     Example:
         >>> parse_trackers("none"), parse_trackers("tensorboard")

@@ -30,32 +30,13 @@ from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.reports.run_folder import RECORD_FILE, STATUS_FILE, list_previews, preview_path, read_log
 from semseg_diffusers.reports.run_page import page_at_end, update_run_page, write_run_page
+from semseg_diffusers.training import checkpoints, hardware
 from semseg_diffusers.training.base_model import load_first_weights
-from semseg_diffusers.training.checkpoints import (
-    checkpoint_to_resume,
-    load_checkpoint,
-    remove_leftovers,
-    save_checkpoint,
-    save_pipeline,
-    set_aside_later,
-)
 from semseg_diffusers.training.class_balance import ClassCounts, count_classes
 from semseg_diffusers.training.dataset import ResumableBatchSampler, TrainingDataset
-from semseg_diffusers.training.ema import EMA, variant_name
-from semseg_diffusers.training.hardware import (
-    build_optimizer,
-    fit_optimizer_state,
-    matrix_precision,
-    save_contiguous,
-)
 from semseg_diffusers.training.inputs import Inputs
-from semseg_diffusers.training.monitor import (
-    DataTimer,
-    LossMonitor,
-    StopRequest,
-    TrainingStoppedError,
-    ignore_signals,
-)
+from semseg_diffusers.training.monitor import DataTimer, LossMonitor, StopRequest, TrainingStoppedError, ignore_signals
+from semseg_diffusers.training.networks import EMA, variant_name
 from semseg_diffusers.training.objective import build_sampler, largest_loss_weight
 from semseg_diffusers.training.preflight import collect_warnings
 from semseg_diffusers.training.previews import log_preview, sample_preview, start_tracking
@@ -94,13 +75,18 @@ class Run:
         with contextlib.ExitStack() as stack:
             checkpoint = run_on_main_rank(lambda: self._open_folder(stack))
             if checkpoint is None and settings.init_from is not None:
-                self._load_first_weights(settings.init_from)
+                kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, str(settings.init_from)))
+                logger.info(f"initial weights are those of {settings.init_from}")
+                if kept:
+                    logger.info(f"weights initialised randomly: {', '.join(kept)}")
+                if unused:
+                    logger.info(f"weights of {settings.init_from} without a counterpart here: {', '.join(unused)}")
             threads = max(1, settings.dataloader_num_workers)
             counts = self.inputs.counts or run_on_main_rank(
                 lambda: count_classes(self.inputs.pairs, every_mask=False, num_workers=threads)
             )
             stack.enter_context(page_at_end(self.folder, accelerator, default_settings()))
-            stack.enter_context(matrix_precision(settings))
+            stack.enter_context(hardware.matrix_precision(settings))
             self.stop_request = stack.enter_context(StopRequest(accelerator))
             stack.enter_context(self._keep_status())
             if accelerator.is_main_process:
@@ -126,24 +112,13 @@ class Run:
     def _open_folder(self, stack: contextlib.ExitStack) -> Path | None:
         """Lock the folder and return the checkpoint to resume from; in the main process only."""
         stack.enter_context(exclusive_folder(self.folder, "training into"))
-        checkpoint = checkpoint_to_resume(self.settings, self.inputs, self.folder, self.samples_per_step)
-        remove_leftovers(self.folder)
+        checkpoint = checkpoints.checkpoint_to_resume(self.settings, self.inputs, self.folder, self.samples_per_step)
+        checkpoints.remove_leftovers(self.folder)
         return checkpoint
-
-    def _load_first_weights(self, source: str) -> None:
-        kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, source))
-        logger.info(f"initial weights are those of {source}")
-        if kept:
-            logger.info(f"weights initialised randomly: {', '.join(kept)}")
-        if unused:
-            logger.info(f"weights of {source} without a counterpart here: {', '.join(unused)}")
 
     @contextlib.contextmanager
     def _keep_status(self) -> Iterator[None]:
-        """Keep `status.json` up to date: "running", then "finished", "stopped" or "failed".
-
-        A killed run leaves "running" behind. The main process writes; the others write only why they failed.
-        """
+        """Keep `status.json` up to date: "running" (also if killed), then "finished", "stopped" or "failed"."""
         path, is_main = self.folder / STATUS_FILE, self.accelerator.is_main_process
 
         def write(status: str, reason: str | None) -> None:
@@ -211,7 +186,7 @@ class Run:
     def _prepare(self) -> None:
         """Set up optimizer, learning rate schedule and weight averages."""
         settings, accelerator = self.settings, self.accelerator
-        optimizer = build_optimizer(settings, self.inputs.unet)
+        optimizer = hardware.build_optimizer(settings, self.inputs.unet)
         self.lr_scheduler = get_scheduler(
             settings.lr_scheduler,
             optimizer,
@@ -220,13 +195,13 @@ class Run:
         )
         self.unet, self.optimizer = accelerator.prepare(self.inputs.unet, optimizer)
         self.network = accelerator.unwrap_model(self.unet, keep_torch_compile=False)  # the same weights
-        save_contiguous(accelerator)
+        hardware.save_contiguous(accelerator)
         self.ema = EMA(self.network, settings) if settings.use_ema else None
 
     def _resume(self, checkpoint: Path) -> None:
-        state = load_checkpoint(checkpoint, self.accelerator, self.ema)
+        state = checkpoints.load_checkpoint(checkpoint, self.accelerator, self.ema)
         self.step, self._trained_before, self.mean_loss = state["step"], state["trained_seconds"], state["loss"]
-        fit_optimizer_state(self.settings, self.optimizer)
+        hardware.fit_optimizer_state(self.settings, self.optimizer)
         # counts forward passes, whose share of a step may change
         self.accelerator.step = self.step * self.accumulation
         schedule = {**self.lr_scheduler.state_dict(), "last_epoch": self.step, "_step_count": self.step + 1}
@@ -236,12 +211,13 @@ class Run:
             group["lr"] = base * factor(self.step)
         logger.info(f"resumed {checkpoint} at step {self.step}")
         if self.accelerator.is_main_process:
-            set_aside_later(self.folder, self.step)
+            checkpoints.set_aside_later(self.folder, self.step)
             for later, path in list_previews(self.folder):
                 if later > self.step:  # sampled again
                     path.unlink()
 
     def _start_log(self) -> None:
+        """Set up log, progress bar, loss monitor and the batches still to come."""
         accelerator, self.log_file = self.accelerator, self.folder / "log.jsonl"
         if accelerator.is_main_process:  # lines after the checkpoint are written again
             kept = [line for line in read_log(self.log_file) if line["step"] <= self.step]
@@ -250,13 +226,7 @@ class Run:
         self.bar = progress_bar(
             total=self.num_steps, initial=self.step, desc="steps", disable=not accelerator.is_local_main_process
         )
-        self.batches = self._load_batches()
-        self._interval_start, self._interval_images = time.monotonic(), 0
-        self._start = time.monotonic() - self._trained_before
-
-    def _load_batches(self) -> DataTimer:
-        """Return the batches still to come."""
-        settings, inputs, accelerator = self.settings, self.inputs, self.accelerator
+        settings, inputs = self.settings, self.inputs
         inputs.pairs.keep_decoded(int(settings.decoded_gigabytes * 1e9))
         sampler = ResumableBatchSampler(
             num_pairs=len(inputs.pairs),
@@ -275,7 +245,9 @@ class Run:
             worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",
         )
-        return DataTimer(loader)
+        self.batches = DataTimer(loader)
+        self._interval_start, self._interval_images = time.monotonic(), 0
+        self._start = time.monotonic() - self._trained_before
 
     # In the loop
 
@@ -307,11 +279,7 @@ class Run:
         self.bar.update()
 
     def log(self) -> None:
-        """Write the interval's loss, learning rate and speed to `log.jsonl` and the trackers.
-
-        Raises:
-            TrainingDivergedError: the loss is not finite, or exploded.
-        """
+        """Write the interval's loss, learning rate and speed to `log.jsonl` and the trackers."""
         self.mean_loss = self.losses.mean()
         seconds = time.monotonic() - self._interval_start
         speed = self._interval_images / seconds
@@ -330,12 +298,7 @@ class Run:
         self._interval_start, self._interval_images = time.monotonic(), 0
 
     def save(self) -> None:
-        """Write a checkpoint.
-
-        Raises:
-            TrainingDivergedError: the weights are not finite.
-            OSError: it could not be written; the one before is complete.
-        """
+        """Write a checkpoint; refuse weights that are not finite."""
         self.losses.check_weights(self.network, self.step)
         state = {
             "trained_seconds": self.trained_seconds,
@@ -345,14 +308,10 @@ class Run:
             "loss": self.mean_loss,
         }
         limit = self.settings.checkpoints_total_limit
-        save_checkpoint(self.folder, self.step, self.accelerator, self.ema, state, limit)
+        checkpoints.save_checkpoint(self.folder, self.step, self.accelerator, self.ema, state, limit)
 
     def stop(self) -> None:
-        """End the run early, after its checkpoint.
-
-        Raises:
-            TrainingStoppedError: always.
-        """
+        """End the run early, after its checkpoint, with a `TrainingStoppedError`."""
         self.stop_request.shutdown()
         raise TrainingStoppedError(self.stop_request.number, self.step)
 
@@ -383,24 +342,21 @@ class Run:
             paper = self.settings.noise_schedule == "paper"
             scheduler = self.noise_scheduler if paper else build_sampler(self.noise_scheduler)
             pipeline = MaskGuidedDDPMPipeline(unet=self.network.float().eval(), scheduler=scheduler)
-            save_pipeline(pipeline, self.folder, self.ema)
-            self._write_card()
+            checkpoints.save_pipeline(pipeline, self.folder, self.ema)
+            license_name, license_text = data_license(self.inputs.source_format, "these weights")
+            run = {
+                "settings": self.settings,
+                "num_pairs": len(self.inputs.pairs),
+                "data_license": license_text,
+                "step": self.step,
+                "samples_per_step": self.samples_per_step,
+                "averages": [(variant_name(decay), decay) for decay in self.settings.ema_lengths],
+                "trained_seconds": self.trained_seconds,
+                "loss": self.mean_loss,
+            }
+            card = new_model_card(self.folder, self.folder.name, license_name=license_name, run=run)
+            write_text(self.folder / CARD, card)
         self.stop_request.shutdown()
-
-    def _write_card(self) -> None:
-        license_name, license_text = data_license(self.inputs.source_format, "these weights")
-        run = {
-            "settings": self.settings,
-            "num_pairs": len(self.inputs.pairs),
-            "data_license": license_text,
-            "step": self.step,
-            "samples_per_step": self.samples_per_step,
-            "averages": [(variant_name(decay), decay) for decay in self.settings.ema_lengths],
-            "trained_seconds": self.trained_seconds,
-            "loss": self.mean_loss,
-        }
-        card = new_model_card(self.folder, self.folder.name, license_name=license_name, run=run)
-        write_text(self.folder / CARD, card)
 
 
 def report(settings: ReportSettings) -> None:

@@ -37,11 +37,7 @@ def launched_processes() -> int:
 
 
 class Launcher:
-    """The launcher (accelerate's or torch's) that started this process, if there is one.
-
-    A killed launcher leaves its processes running, and accelerate's of a single process forwards no signal; so a
-    process that must not outlive it has to ask.
-    """
+    """The launcher that started this process, if any; killed, it leaves its processes running, so they have to ask."""
 
     def __init__(self):
         launched = launched_processes() > 1 or "ACCELERATE_MIXED_PRECISION" in os.environ
@@ -54,10 +50,7 @@ class Launcher:
 
 
 def uses_cpu(device: str | None) -> bool:
-    """Return whether accelerate must be asked for the CPU: without an accelerator it forms no group otherwise.
-
-    A `device` of None leaves it to accelerate and its configuration.
-    """
+    """Return whether accelerate must be asked for the CPU: without an accelerator it forms no group otherwise."""
     configured = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
     on_cpu = configured if device is None else torch.device(device).type == "cpu"
     return on_cpu or not torch.accelerator.is_available()
@@ -75,11 +68,7 @@ def check_device_available(device: str | None) -> None:
 
 
 def gather(value: T) -> list[T]:
-    """Return the values of all processes in their order. Called by every process.
-
-    Raises:
-        PeerError: a process has ended meanwhile.
-    """
+    """Return the values of all processes in their order; a PeerError if one has ended. Called by every process."""
     if PartialState().num_processes == 1:
         return [value]
     try:
@@ -91,9 +80,8 @@ def gather(value: T) -> list[T]:
 def run_on_all_ranks(task: Callable[[], T]) -> T:
     """Run a task in every process; return its result once all have run it.
 
-    Raises:
-        ValueError, OSError: the task's own, in the first process where it failed.
-        PeerError: in the other processes, once that one has reported it and ended.
+    A ValueError or OSError is raised in the first process where it failed, and a PeerError in the others, once that
+    one has reported it and ended.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -124,13 +112,8 @@ def final_barrier(group: torch.distributed.ProcessGroup | None = None) -> bool:
     """Let the processes of a gloo group end one after the other. Called by every process, last of all.
 
     A process that closes its connections right after a barrier can break it for another that has not read all of it.
-    Here the main process hears all others, answers them, and nobody reads anything after that.
-
-    Args:
-        group: of gloo; by default that of all processes, which needs nothing if it is of another kind.
-
-    Returns:
-        whether all have heard each other. Otherwise the group is broken, and leaving it in order could take forever.
+    Here the main process hears all others, answers them, and nobody reads anything after that. Returns whether all
+    have heard each other; otherwise the group is broken, and leaving it in order could take forever.
     """
     if torch.distributed.is_initialized() and torch.distributed.get_backend(group) == "gloo":
         try:
@@ -197,11 +180,7 @@ class Processes:
 
 
 def join_processes(device: str | None = None) -> tuple[Processes, torch.device]:
-    """Join the processes that `accelerate launch` or `torchrun` started; without a launcher there is only this one.
-
-    A `device` of None gives each process its own accelerator, if there are any. Returns the processes, and the device
-    of this one; refuses a device that not every process can have, and processes that cannot find each other.
-    """
+    """Join the processes that a launcher started, and return them with the device of this one."""
     check_device_available(device)
     launched, launcher, cpu = launched_processes(), Launcher(), uses_cpu(device)
     if launched == 1:

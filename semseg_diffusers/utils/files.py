@@ -6,6 +6,7 @@ output, with a record of its recipe and of each finished item, so that the same 
 
 import contextlib
 import errno
+import glob
 import hashlib
 import importlib
 import json
@@ -76,12 +77,7 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not JSON, or not an object.
-    """
+    """Read a JSON file that holds an object; a ValueError says if it holds anything else."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as err:  # not JSON, or not UTF-8
@@ -92,12 +88,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """Read a file with a JSON object on each line; empty lines are skipped.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: a line is not JSON, or not an object.
-    """
+    """Read a file with a JSON object on each line; empty lines are skipped."""
     try:
         rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
     except ValueError as err:
@@ -144,10 +135,9 @@ def _locked(path: Path, message: str, patience: float = 0, remove: bool = False)
 
 @contextlib.contextmanager
 def exclusive_folder(folder: Path, work: str, patience: float = 15) -> Iterator[None]:
-    """Lock a folder for this process, and create it if necessary; it is removed again if nothing was written to it.
+    """Lock a folder, and create it if necessary; it is removed again if nothing was written to it.
 
-    The message names the `work` in it: "training into". `patience` is in seconds: processes of a killed launch end
-    after their current step.
+    The message names the `work` ("training into"); `patience` is in seconds, for processes of a killed launch.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK_FILE
@@ -180,16 +170,9 @@ def is_locked(folder: Path) -> bool:
 
 
 def check_output(output: str | os.PathLike, overwrite: bool, marker: str, kind: str) -> Path:
-    """Return the absolute path of a folder to be created.
+    """Return the absolute path of a folder to be created, which must not exist, or be empty.
 
-    Args:
-        output (`str` or `os.PathLike`): target folder; it must not exist, or be empty.
-        overwrite (`bool`): replace an existing one of the same kind, and nothing else.
-        marker (`str`): a file that every folder of this kind has.
-        kind (`str`): name of the kind in messages.
-
-    Raises:
-        ValueError: something exists that may not be replaced.
+    With `overwrite` it may be of the same `kind` (a word of messages), which has the file `marker`.
     """
     output = Path(os.path.abspath(output))
     if output.is_file():
@@ -211,7 +194,10 @@ def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: boo
     output = check_output(output, overwrite, marker, kind)
     output.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{output.name}.tmp-{socket.gethostname()}-"
-    _remove_leftovers(output.parent, prefix)
+    for path in output.parent.glob(f"{glob.escape(prefix)}*"):  # of killed processes on this machine
+        pid = path.name.removeprefix(prefix)
+        if pid.isdecimal() and not _is_running(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)
     folder = output.parent / f"{prefix}{os.getpid()}"
     with exit_on_signals():
         try:
@@ -228,14 +214,6 @@ def swap_in(folder: Path, output: Path, old: Path) -> None:
         os.replace(output, old)
     os.replace(folder, output)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(parent: Path, prefix: str) -> None:
-    """Remove what killed processes left behind on this machine."""
-    for path in parent.iterdir():
-        pid = path.name.removeprefix(prefix)
-        if path.name.startswith(prefix) and pid.isdecimal() and not _is_running(int(pid)):
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_running(pid: int) -> bool:
@@ -285,20 +263,12 @@ def staging_folder(output: str | os.PathLike) -> Path:
 def resumable_folder(
     output: str | os.PathLike, recipe: dict, marker: str, kind: str, overwrite: bool = False
 ) -> Iterator[Staging]:
-    """Yield a folder to fill that becomes `output` at the end, and survives an interruption.
+    """Yield a folder to fill that becomes `output` (`check_output`) at the end, and survives an interruption.
 
     Nothing is left of it after an error. After a stop (Ctrl-C, SIGTERM, SIGKILL, a power cut) it is kept, and the next
-    call with the same recipe finds the finished pairs; another recipe starts again.
-
-    Args:
-        output, marker, kind, overwrite: as in `check_output`.
-        recipe (`dict`): everything the content depends on, as JSON.
-
-    Raises:
-        ValueError: `output` is not empty, or another process works on it.
+    call with the same `recipe`, on which the content depends, finds the finished pairs; another recipe starts again.
     """
-    output = Path(os.path.abspath(output))
-    folder = staging_folder(output)
+    output, folder = Path(os.path.abspath(output)), staging_folder(output)
     old, lock = (folder.with_name(folder.name + ending) for ending in (".old", ".lock"))
     output.parent.mkdir(parents=True, exist_ok=True)
     message = f"another process prepares '{output}'. Wait until it has ended, or choose another --output."

@@ -11,16 +11,7 @@ LOG_INTERVAL = 5.0  # seconds between two lines where stderr is not a terminal
 
 
 def progress_bar(iterable: Iterable | None = None, **kwargs: Any) -> tqdm:
-    """Return a `tqdm` bar that, where stderr is a file or a pipe, prints a new line every few seconds.
-
-    Args:
-        iterable: what to loop over; None for a bar that `update` moves.
-        **kwargs: other arguments of `tqdm`, such as `total`, `desc`, `unit` and `disable`.
-
-    Example:
-        >>> [2 * i for i in progress_bar(range(3), disable=True)]
-        [0, 2, 4]
-    """
+    """Return a `tqdm` bar that, where stderr is a file or a pipe, prints a new line every few seconds."""
     if sys.stderr.isatty() or "ipykernel" in sys.modules:  # a notebook shows a widget
         return tqdm(iterable, **kwargs)
     defaults: dict[str, Any] = {"mininterval": LOG_INTERVAL, "maxinterval": LOG_INTERVAL, "file": _LineStream()}

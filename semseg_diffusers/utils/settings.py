@@ -176,11 +176,7 @@ def value_type(field: dataclasses.Field) -> tuple[type, bool, bool]:
 
 
 def parse_value(field: dataclasses.Field, text: Any) -> Any:
-    """Convert the text of an option, or a value of a YAML file, to the type of its field.
-
-    Raises:
-        ValueError: saying what was expected.
-    """
+    """Convert the text of an option, or a value of a YAML file, to the type of its field."""
     kind, is_tuple, optional = value_type(field)
     if text is None or (isinstance(text, str) and text.lower() == "none" and optional):
         if not optional:
@@ -208,15 +204,9 @@ def _parse_item(kind: type, text: Any) -> Any:
 
 
 def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]], named: Collection[str] = ()) -> S:
-    """Merge layers of options, later ones taking precedence, into checked settings.
+    """Merge layers (source for messages, option name -> value), of which later ones take precedence, into settings.
 
-    Args:
-        settings: the dataclass.
-        layers: (source for messages, option name -> text or value).
-        named: fields that the command line names; `Settings.given` lists them even at their default values.
-
-    Raises:
-        ValueError: an unknown option, a value of the wrong type or out of range, a required option that is missing.
+    `named` are fields that the command line names; `Settings.given` lists them even at their default values.
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
     new_names = {old: name for name, field in fields.items() for old in field.metadata.get("old_names", ())}
@@ -243,12 +233,7 @@ def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]], na
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file of `option: value` lines.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not YAML, or not a mapping.
-    """
+    """Read a YAML file of `option: value` lines."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: no such file.")
@@ -265,10 +250,7 @@ class SettingsParser(argparse.ArgumentParser):
     """A parser with one option for each field of a settings dataclass, and `--config`.
 
     Options are grouped by the class that defines them, under its `_group` title; a class with `PRESETS` gets
-    `--preset` as well.
-
-    Args:
-        settings: dataclass to read; its docstring is the description.
+    `--preset` as well. The docstring of the dataclass is the description.
     """
 
     def __init__(self, settings: type[Settings], **kwargs: Any):
@@ -314,11 +296,7 @@ class SettingsParser(argparse.ArgumentParser):
             group.add_argument(f"--{old}", dest=field.name, **{**keywords, "help": argparse.SUPPRESS})
 
     def parse_settings(self, arguments: Sequence[str] | None = None) -> Settings:
-        """Parse arguments (those of the process by default) into settings.
-
-        Raises:
-            ValueError, FileNotFoundError: as `build_settings` and `read_yaml`.
-        """
+        """Parse arguments (those of the process by default) into settings."""
         given = vars(self.parse_args(arguments))
         config = given.pop("config", None)
         from_file = {} if config is None else read_yaml(config)

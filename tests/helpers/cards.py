@@ -4,7 +4,7 @@ from pathlib import Path
 
 from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.hub.cards import new_model_card
-from semseg_diffusers.training.ema import variant_name
+from semseg_diffusers.training.networks import variant_name
 from semseg_diffusers.training.settings import TrainingSettings
 
 

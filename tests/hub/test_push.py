@@ -355,7 +355,7 @@ def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, c
 
 def test_the_commands_on_the_card_are_ones_that_the_command_line_takes(results_file, monkeypatch):
     monkeypatch.setattr("sys.stderr", sys.__stderr__)
-    for line in results_commands(cards.read_results(results_file), "alice/scored"):
+    for line in results_commands(next(iter(cards.read_scores([results_file]).values())), "alice/scored"):
         command, *words = line.split()[1:]
         assert int(cli.command_parser(command).parse_args(words).seed) == 0
 

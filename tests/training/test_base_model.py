@@ -23,8 +23,7 @@ from safetensors.torch import load_file
 from semseg_diffusers import LabelSet, MaskControlNetModel, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.base_model import control_defaults, load_base, load_first_weights
-from semseg_diffusers.training.ema import EMA
-from semseg_diffusers.training.networks import build_network
+from semseg_diffusers.training.networks import EMA, build_network
 from semseg_diffusers.training.settings import TrainingSettings
 
 

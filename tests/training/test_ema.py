@@ -17,7 +17,7 @@ from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.training.checkpoints import list_checkpoints
-from semseg_diffusers.training.ema import EMA, variant_name
+from semseg_diffusers.training.networks import EMA, variant_name
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.files import write_json
 
