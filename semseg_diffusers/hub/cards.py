@@ -106,7 +106,7 @@ def new_model_card(
 
 def model_card(
     folder: Path, source: str, scores: Mapping[str, dict], revision: str | None = None, stored: str | None = None,
-    has_code: bool = True,
+    has_code: bool = True, has_variants: bool = True,
 ) -> str:  # fmt: skip
     """Return the folder's card, or a new one, with its parts written for publishing.
 
@@ -123,6 +123,8 @@ def model_card(
         texts = [render("results.md", results=score, model=source, file=file) for file, score in scores.items()]
         card = replace_part(card, "results", "\n\n".join(texts))
         card = with_metadata(card, **{"model-index": model_index(source, list(scores.values()))})
+    if not has_variants:
+        card = re.sub(rf"{re.escape(BY_VARIANT)}[^|\n]*(?= \|)", "", card)
     return card
 
 
@@ -132,11 +134,6 @@ def model_use(source: str, index: Mapping[str, Any], **values: Any) -> str:
     call = CALLS.get(pipeline, 'pipe("mask.png")')
     defaults = {"revision": None, "stored": "float32", "has_code": True}
     return render("model_use.md", source=source, pipeline=pipeline, call=call, **defaults | values)
-
-
-def without_variants(card: str) -> str:
-    """Return a card for a folder that holds the pipeline's own weights alone."""
-    return re.sub(rf"{re.escape(BY_VARIANT)}[^|\n]*(?= \|)", "", card)
 
 
 # Datasets ----------------------------------------------------------------------------------------------------------
@@ -220,10 +217,8 @@ def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[
     for results in all_results:
         settings, generated = results["settings"], results["agreement"]["generated"]
         dataset = PurePosixPath(settings["dataset"]).name
-        metrics = [
-            ("mean_iou", "agreement, mean IoU", generated["mean_iou"]),
-            ("pixel_accuracy", "agreement, pixel accuracy", generated["pixel_accuracy"]),
-        ]
+        named = (("mean_iou", "agreement, mean IoU"), ("pixel_accuracy", "agreement, pixel accuracy"))
+        metrics = [(key, title, generated[key]) for key, title in named]
         for entry in results["fidelity"]:
             reference = entry["references"][0]
             name = f"{entry['features']['name']}, {reference['n']} images"

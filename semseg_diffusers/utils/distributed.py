@@ -78,11 +78,7 @@ def gather(value: T) -> list[T]:
 
 
 def run_on_all_ranks(task: Callable[[], T]) -> T:
-    """Run a task in every process; return its result once all have run it.
-
-    A ValueError or OSError is raised in the first process where it failed, and a PeerError in the others, once that
-    one has reported it and ended.
-    """
+    """Run a task in every process, and return its result; one process raises its error, the others a PeerError."""
     state = PartialState()
     if state.num_processes == 1:
         return task()
@@ -124,11 +120,7 @@ def final_barrier(group: torch.distributed.ProcessGroup | None = None) -> bool:
 
 
 def end(status: int) -> NoReturn:
-    """End this process; at once if it is still in a group.
-
-    gloo's threads must end before a process does, or they abort it, and the launcher then reports the abort instead of
-    the cause; in a group that another process has left they may never end.
-    """
+    """End this process; at once if it is in a group, whose threads may never end, or abort it and hide the cause."""
     if torch.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()

@@ -34,33 +34,20 @@ _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "
 def option(
     default: Any = dataclasses.MISSING,
     *,
-    help: str,
+    help: str,  # one line; the default is appended
     choices: Sequence[Any] = (),
-    at_least: float | None = None,
+    at_least: float | None = None,  # the range of a number, or of each number in a tuple
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
-    metavar: str | None = None,
-    name: str | None = None,
-    old_names: Sequence[str] = (),
-    positional: bool = False,
-    repeated: bool = False,
-    parse: Callable[[Any], Any] | None = None,
+    metavar: str | None = None,  # placeholder of the value in `--help`
+    name: str | None = None,  # spelling of the option, where it is no name of a field, such as `from`
+    old_names: Sequence[str] = (),  # earlier spellings, accepted but not listed
+    positional: bool = False,  # without `--`
+    repeated: bool = False,  # may be given several times, one value each
+    parse: Callable[[Any], Any] | None = None,  # reads the text in place of the field's type
 ) -> Any:
-    """Return a dataclass field that becomes a command-line option.
-
-    Args:
-        default: value of the option where it is not given; required without one.
-        help: one line; the default and the choices are appended.
-        choices: allowed values.
-        at_least, above, at_most, below: range of a number, or of each number in a tuple.
-        metavar: placeholder of the value in `--help`.
-        name: spelling of the option, where it is no name of a field, such as `from`.
-        old_names: earlier spellings, accepted but not listed.
-        positional: without `--`.
-        repeated: the option may be given several times, one value each.
-        parse: reads the text in place of the field's type.
-    """
+    """Return a dataclass field that becomes a command-line option, required without a `default`."""
     metadata = {
         "help": help, "choices": tuple(choices), "at_least": at_least, "above": above, "at_most": at_most,
         "below": below, "metavar": metavar, "name": name, "old_names": tuple(old_names), "positional": positional,
@@ -71,11 +58,7 @@ def option(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base class of the settings of a command: checks each field against its choices and its range.
-
-    Raises:
-        ValueError: naming the option, what was expected and what was given.
-    """
+    """Base class of the settings of a command: checks each field against its choices and its range."""
 
     # Complete recipes that `--preset` selects by name; a class without any has no such option.
     PRESETS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
@@ -123,10 +106,7 @@ class Settings:
         return shlex.join(["semseg-diffusers", name, *self.to_arguments()])
 
     def given(self, names: Iterable[str]) -> list[str]:
-        """Return those of `names` that differ from the defaults, or that the command line gives, as `--name`.
-
-        `--name none` is as good as not given.
-        """
+        """Return, as `--name`, those of `names` that differ from the defaults or are given, but not as `none`."""
         values = {name: getattr(self, name) for name in names}
         named = {name for name in self._named if values.get(name) is not None}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}

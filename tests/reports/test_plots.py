@@ -98,7 +98,7 @@ def test_the_same_numbers_give_the_same_plots():
 
 
 def test_matplotlib_is_imported_by_the_first_plot_only():
-    names = ("reports.plots", "reports.run_page", "masks.statistics.stats", "training.run")
+    names = ("reports.plots", "reports.run_page", "masks.statistics.stats", "training.loop")
     imports = ", ".join(f"semseg_diffusers.{name}" for name in names)
     code = f"import sys, {imports}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
