@@ -64,13 +64,6 @@ class ClassBalance:
     `class_pixels` are those of each mask, unknown last, (N, C + 1). A lower `temperature` prefers the rarest classes
     more. `min_share` of the frame must be of a class for a pair to show it; if no pair reaches it, all that contain
     the class do.
-
-    Example:
-        >>> balance = ClassBalance(np.array([[90, 0, 10], [60, 40, 0]]), temperature=0.5)
-        >>> [round(float(p), 3) for p in balance.class_probabilities]  # the second class is the rarer one
-        [0.239, 0.761]
-        >>> balance.pairs_of_class[1].tolist()  # and only the second pair shows it
-        [1]
     """
 
     def __init__(self, class_pixels: np.ndarray, temperature: float, min_share: float = 0.0):

@@ -63,7 +63,7 @@ def load_inputs(settings: TrainingSettings, accelerator: Accelerator) -> Inputs:
     # one process of a machine builds the table of `datasets`, then the others find it
     is_first = accelerator.is_local_main_process
     data = run_on_all_ranks(lambda: _read_data(settings) if is_first else None)
-    inputs = run_on_all_ranks(lambda: _build_inputs(settings, accelerator, *(data or _read_data(settings))))
+    inputs = run_on_all_ranks(lambda: _build_inputs(settings, accelerator, data or _read_data(settings)))
     if settings.gradient_checkpointing:
         inputs.unet.enable_gradient_checkpointing()
     if settings.channels_last:
@@ -96,12 +96,9 @@ def _read_data(settings: TrainingSettings) -> tuple[PairDataset, PairDataset, st
 
 
 def _build_inputs(
-    settings: TrainingSettings,
-    accelerator: Accelerator,
-    pairs: PairDataset,
-    preview_pairs: PairDataset,
-    preview_reason: str | None,
+    settings: TrainingSettings, accelerator: Accelerator, data: tuple[PairDataset, PairDataset, str | None]
 ) -> Inputs:
+    pairs, preview_pairs, preview_reason = data
     attributes = attribute_values(pairs, settings.attributes)
     counts = balance = rarity = base = None
     if settings.class_balanced_sampling or settings.label_diffusion:

@@ -1,7 +1,7 @@
 """The training loop: settings -> inputs -> `Run`, the state of a run and all that it writes -> steps -> pipeline.
 
 The run folder holds the pipeline at its root, `settings.json`, `run.json` (what was known at the start),
-`status.json`, `log.jsonl`, `previews/`, `run.html` and `checkpoint-<step>/`. The command `train` uploads it if asked to.
+`status.json`, `log.jsonl`, `previews/`, `run.html` and `checkpoint-<step>/`. `train` uploads it on request.
 """
 
 import contextlib
@@ -337,11 +337,6 @@ class Run:
         self.accelerator.wait_for_everyone()
         self.unet.train()
 
-    def update_page(self) -> None:
-        """Write `run.html`."""
-        if self.accelerator.is_main_process:
-            update_run_page(self.folder, default_settings())
-
     def finish(self) -> None:
         """Save the pipeline with the averaged weights, the others beside them, and its model card."""
         self.bar.close()
@@ -426,8 +421,8 @@ def train(settings: TrainingSettings) -> Path:
                 run.stop()
             if preview_now:
                 run.preview()
-            if save_now or preview_now:
-                run.update_page()
+            if (save_now or preview_now) and accelerator.is_main_process:
+                update_run_page(run.folder, default_settings())
         run.finish()
     return run.folder
 

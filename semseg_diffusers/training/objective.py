@@ -68,13 +68,8 @@ def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamm
     if snr_gamma is None:
         return torch.ones(timestep.shape, device=timestep.device)
     snr = compute_snr(noise_scheduler, timestep)  # (B,)
-    clipped = snr.clamp(max=snr_gamma)
-    prediction_type = noise_scheduler.config.prediction_type
-    if prediction_type == "epsilon":
-        return clipped / snr
-    if prediction_type == "v_prediction":
-        return clipped / (snr + 1)
-    return clipped
+    divisors = {"epsilon": snr, "v_prediction": snr + 1, "sample": 1}
+    return snr.clamp(max=snr_gamma) / divisors[noise_scheduler.config.prediction_type]
 
 
 def largest_loss_weight(settings: TrainingSettings) -> float:

@@ -142,10 +142,6 @@ def first_weights_share(decay: float, has_warmup: bool, num_steps: int) -> float
     """Return the share of the initial weights in an average after some steps, of which the first copies the weights.
 
     With warm-up the decay grows with the steps k as 1 - (1 + k)^(-3/4), as in `diffusers.training_utils.EMAModel`.
-
-    Example:
-        >>> round(first_weights_share(0.999, False, 1001), 3), first_weights_share(0.999, True, 1001) < 1e-6
-        (0.368, True)
     """
     steps = np.arange(1, num_steps)
     decays = np.minimum(decay, 1 - (1.0 + steps) ** -0.75) if has_warmup else np.full(len(steps), decay)

@@ -74,12 +74,7 @@ def sample_preview(
 
 
 def parse_trackers(report_to: str) -> list[str]:
-    """Return the names of the trackers in `--report_to`; refuse those unknown to accelerate or not installed.
-
-    Example:
-        >>> parse_trackers("none"), parse_trackers("tensorboard")
-        ([], ['tensorboard'])
-    """
+    """Return the names of the trackers in `--report_to`; refuse those unknown to accelerate or not installed."""
     names = [name.strip() for name in report_to.split(",")]
     installed = [str(tracker) for tracker in get_available_trackers()]
     if names == ["none"]:
