@@ -35,12 +35,7 @@ def json_bytes(value: dict[str, Any]) -> bytes:
 
 
 def without_machine_paths(value: Any) -> Any:
-    """Shorten absolute paths in a JSON value to their last part, so that no folders of a machine are published.
-
-    Example:
-        >>> without_machine_paths({"dataset": "/home/alice/data/camvid128", "output": "runs/a", "seed": 0})
-        {'dataset': 'camvid128', 'output': 'runs/a', 'seed': 0}
-    """
+    """Shorten absolute paths in a JSON value to their last part, so that no folders of a machine are published."""
     if isinstance(value, dict):
         return {key: without_machine_paths(entry) for key, entry in value.items()}
     if isinstance(value, list):
