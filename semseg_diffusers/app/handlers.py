@@ -147,15 +147,12 @@ class Handlers:
         yield self._finished(samples, message or f"{len(samples)} generated.")
 
     def _shown(self, samples: list[Sample], message: str) -> tuple:
-        """Return the outputs during sampling: without download or choice, which would be those of earlier samples.
-
-        Each image is written once, so that none changes while it is sent.
-        """
+        """Return the outputs during sampling: without download or choice, which would be those of earlier samples."""
         gallery = []
         for sample in samples:
             path = Path(self.cache) / sample.row["stem"] / sample.job.file_name
             path.parent.mkdir(parents=True, exist_ok=True)
-            if not path.is_file():
+            if not path.is_file():  # written once, so that none changes while it is sent
                 save_png(path, sample.image)
             gallery.append((str(path), f"{sample.row['index']}: {sample.row['seed']}"))
         nothing = gr.CheckboxGroup([], value=[], visible=False)
@@ -172,10 +169,7 @@ class Handlers:
         return gallery, state, gr.DownloadButton(value=path, interactive=True), keep, message
 
     def cancel(self, request: gr.Request) -> tuple[str, bool]:
-        """End the running request of a visitor; return a message, and whether none is running.
-
-        Requests in the queue are cancelled by gradio.
-        """
+        """End the running request of a visitor; return a message, and whether none is running."""
         cancelled = self._running.get(request.session_hash)
         if cancelled is None:
             return "Cancelled: nothing is being generated.", True

@@ -38,12 +38,7 @@ SCHEDULER_OPTIONS: dict[str, tuple] = {
 
 
 def pack_runs(ids: np.ndarray) -> list[int]:
-    """Return class ids (H, W) as runs.
-
-    Example:
-        >>> pack_runs(np.array([[5, 5, 5], [5, 2, 2]]))
-        [5, 4, 2, 2]
-    """
+    """Return class ids (H, W) as runs: [[5, 5, 5], [5, 2, 2]] is [5, 4, 2, 2]."""
     flat = np.asarray(ids).reshape(-1).astype(int)
     starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1])
     counts = np.diff(starts, append=len(flat))
@@ -135,10 +130,7 @@ def read_upload(data: Any, what: str, limits: Limits, max_size: int | None = Non
 
 
 def read_mask_upload(data: Any, labels: LabelSet, size: tuple[int, int], limits: Limits, clean: bool) -> np.ndarray:
-    """Return a mask file (ids, palette, or class colours) as ids of this size (H, W), center-cropped and resized.
-
-    `clean` removes soft edges and JPEG noise, as `semseg-diffusers clean` does.
-    """
+    """Return a mask file (ids, palette, or class colours) as ids of this size (H, W), center-cropped and resized."""
     image = read_upload(data, "mask", limits, MAX_CLEANED_SIZE if clean else None)
     if not clean:
         return resize_ids(labels.encode(image), *size)

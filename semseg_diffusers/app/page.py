@@ -37,16 +37,7 @@ def build_page(
     title: str,
     seed: int = 0,
 ) -> gr.Blocks:
-    """Build the page, not launched.
-
-    Args:
-        sampler: generates.
-        collection: stores pairs; without it, none can be kept.
-        examples: masks to start from, (H, W), by name; the first is shown.
-        shapes: objects to place.
-        title: name of the model.
-        seed: initial seed.
-    """
+    """Build the page, not launched; without a collection, no pair can be kept. The first example is shown."""
     with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
         photo, samples = gr.State(None), gr.State(None)
         size = f"{sampler.size[0]} × {sampler.size[1]}"
@@ -75,28 +66,23 @@ def build_page(
 
         handlers = Handlers(sampler, collection, download.GRADIO_CACHE)
         mode, strength = options[0], options[6]
-        mask_file.upload(handlers.load_mask, [mask_file, clean], canvas, api_name="load_mask")
-        photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, mode, message], api_name="load_photo")
-        photo_mask_file.upload(
-            handlers.load_photo_mask, [photo_mask_file, clean, photo], [canvas, photo, message],
-            api_name="load_photo_mask",
-        )  # fmt: skip
-        drop.click(handlers.drop_photo, None, [canvas, photo, mode, message], api_name="drop_photo")
+        # The name of a handler is that of its HTTP endpoint.
+        mask_file.upload(handlers.load_mask, [mask_file, clean], canvas)
+        photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, mode, message])
+        photo_mask_file.upload(handlers.load_photo_mask, [photo_mask_file, clean, photo], [canvas, photo, message])
+        drop.click(handlers.drop_photo, None, [canvas, photo, mode, message])
         generating = start.click(
             handlers.generate, [canvas, photo, *options], [gallery, samples, download, keep, message],
-            api_name="generate", show_progress="full", show_progress_on=message, concurrency_limit=1,
-            trigger_mode="once",
+            show_progress="full", show_progress_on=message, concurrency_limit=1, trigger_mode="once",
         )  # fmt: skip
         # A running request ends between two steps, by its handler, so that earlier samples can be kept; a waiting one
         # is removed from the queue by gradio, which a hidden button of the page asks for.
-        stopped = stop.click(
-            handlers.cancel, None, [message, is_idle], api_name="cancel", queue=False, show_progress="hidden"
-        )
+        stopped = stop.click(handlers.cancel, None, [message, is_idle], queue=False, show_progress="hidden")
         script = f"(idle) => {{ if (idle) document.querySelector('#{WITHDRAW}').click(); }}"
         stopped.then(None, is_idle, None, js=script)
         withdraw.click(None, cancels=[generating])
         if collection is not None:
-            add.click(handlers.add, [samples, keep], message, api_name="add")
+            add.click(handlers.add, [samples, keep], message)
         mode.change(
             lambda chosen: gr.Slider(visible=chosen == REDRAW), mode, strength, api_visibility="private", queue=False
         )
@@ -106,18 +92,12 @@ def build_page(
 
 
 def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.ndarray]) -> gr.HTML:
-    """Return a canvas to paint masks on; its property `photo` is the URL of an image to show below, or empty.
-
-    It is not a subclass: gradio writes a file beside the module of each class derived from its components.
-    """
+    """Return a canvas to paint masks on; its property `photo` is the URL of an image to show below, or empty."""
+    # Not a subclass: gradio writes a file beside the module of each class derived from its components.
     labels, canvas = sampler.labels, resources.files("semseg_diffusers.app").joinpath("canvas")
-    template, style, raster, script = (
-        canvas.joinpath(name).read_text(encoding="utf-8")
-        for name in ("canvas.html", "canvas.css", "raster.js", "canvas.js")
-    )
-    names = {**labels.id2label, labels.ignore_index: "unknown"}
-    colors = {**dict(enumerate(labels.colors)), labels.ignore_index: labels.ignore_color}
-    unknown = np.full(sampler.size, labels.ignore_index, dtype=np.uint8)
+    files = ("canvas.html", "canvas.css", "raster.js", "canvas.js")
+    template, style, raster, script = (canvas.joinpath(name).read_text(encoding="utf-8") for name in files)
+    ignored, unknown = str(labels.ignore_index), np.full(sampler.size, labels.ignore_index, dtype=np.uint8)
     return gr.HTML(
         value=pack_mask(next(iter(examples.values()), unknown)),
         html_template=template,
@@ -127,8 +107,10 @@ def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.nd
         height=sampler.size[0],
         width=sampler.size[1],
         unknown=labels.ignore_index,
-        names={str(key): name for key, name in names.items()},
-        colors={str(key): list(color) for key, color in colors.items()},
+        names={**{str(i): name for i, name in enumerate(labels.names)}, ignored: "unknown"},
+        colors={
+            str(i): [*color] for i, color in [*enumerate(labels.colors), (labels.ignore_index, labels.ignore_color)]
+        },
         shapes=[shape.packed() for shape in shapes],
         examples=[{"name": name, **pack_mask(ids)} for name, ids in examples.items()],
         photo="",
@@ -203,10 +185,7 @@ def serve(
     in_browser: bool = False,
     in_background: bool = False,
 ) -> str:
-    """Serve a page until Ctrl-C, and return its address; `in_background` returns at once, and `page.close()` ends it.
-
-    A `port` of None takes a free one.
-    """
+    """Serve a page at a port (None: a free one) until Ctrl-C, or, `in_background`, until `page.close()`."""
     # fonts that every system has: those of gradio's own themes would be downloaded
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = page.launch(

@@ -2,6 +2,7 @@
 pipelines of `generate`, so that the results are those of that command.
 """
 
+import contextlib
 import copy
 import hashlib
 import itertools
@@ -19,9 +20,9 @@ from semseg_diffusers.app.inputs import check_number, check_scheduler
 from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
-from semseg_diffusers.generation.inputs import GenerationInput, changed_input
+from semseg_diffusers.generation.inputs import GenerationInput, source_columns
 from semseg_diffusers.generation.model import known_attributes, new_scheduler
-from semseg_diffusers.generation.plan import Job, Plan, plan_generation, target_size
+from semseg_diffusers.generation.plan import Job, plan_generation, target_size
 from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, check_attributes
 from semseg_diffusers.pipelines.image_inputs import changed_region
 
@@ -56,27 +57,17 @@ class Photo:
 
 @dataclass(frozen=True)
 class SamplingRequest:
-    """What to generate from a mask.
-
-    Args:
-        mode: one of `MODES`.
-        scheduler: as `generate --scheduler`; None is the model's own.
-        num_inference_steps, guidance_scale, seed: as for `generate`.
-        num_images: number of samples.
-        attributes: name -> value; the model chooses the others.
-        attribute_guidance_scale: None guides mask and attributes together.
-        strength: for `REDRAW`, the share of noise, 0 to 1.
-    """
+    """What to generate from a mask: options of `generate`, not checked yet."""
 
     mode: str = NOISE
-    scheduler: str | None = None
+    scheduler: str | None = None  # None: the model's own
     num_inference_steps: float = 20
     guidance_scale: float = 2.0
     seed: float = 0
     num_images: float = 4
-    attributes: dict[str, str] | None = None
-    attribute_guidance_scale: float | None = None
-    strength: float = 0.5
+    attributes: dict[str, str] | None = None  # name -> value; the model chooses the others
+    attribute_guidance_scale: float | None = None  # None: mask and attributes are guided together
+    strength: float = 0.5  # for REDRAW
 
     def settings(self, limits: Limits) -> GenerationSettings:
         """Return the settings that `generate` would use, with checked numbers."""
@@ -117,15 +108,12 @@ class Sampler:
         self.labels = LabelSet.from_config(pipeline.unet.config)
         self.size = target_size(pipeline, GenerationSettings())  # height, width
         self.attributes = known_attributes(pipeline.unet)
-        self.schedulers = [name for name in SCHEDULERS if self._takes(name)]
+        self.schedulers: list[str] = []
+        for name in SCHEDULERS:
+            with contextlib.suppress(ValueError, ImportError):  # some need scipy
+                new_scheduler(name, pipeline.scheduler.config)
+                self.schedulers.append(name)
         self._lock = threading.Lock()  # one network: one image at a time
-
-    def _takes(self, scheduler: str) -> bool:
-        try:
-            new_scheduler(scheduler, self.pipeline.scheduler.config)
-        except (ValueError, ImportError):  # some need scipy
-            return False
-        return True
 
     def generate(
         self,
@@ -136,8 +124,7 @@ class Sampler:
     ) -> Iterator[Sample]:
         """Generate the samples of a mask, (H, W) class ids of the model's size, one after the other.
 
-        `on_step` is called after each step with the index of the sample, its finished steps, and the steps of each; it
-        may raise to end sampling.
+        `on_step` gets the index of the sample, its finished steps, and the steps of each; it may raise to end it.
         """
         settings, scheduler = request.settings(self.limits), check_scheduler(request.scheduler)
         num_images = check_number("number of samples", request.num_images, 1, self.limits.max_images, int)
@@ -148,7 +135,7 @@ class Sampler:
             if photo is None:
                 raise ValueError(f"'{request.mode}' changes a photo: load one first.")
             region = None if settings.edit is None else changed_region(photo.ids, ids, settings.edit.margin)
-            source = changed_input(ids, photo.image, "", region)
+            source = GenerationInput(ids, source_columns(photo.image, "", region), photo.image, region)
         if source.is_unchanged:
             raise ValueError("the mask equals that of the photo, so there is nothing to edit: change it.")
         pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler is its own
@@ -160,20 +147,18 @@ class Sampler:
         before = photo.ids.tobytes() if photo is not None and request.mode == EDIT else b""
         digest = hashlib.sha256(ids.tobytes() + before + record.encode()).hexdigest()[:10]
         mask_file = Path(f"{STEM}_{digest}.png")
+        finished = itertools.count()  # steps of all samples
+
+        def after_step() -> None:
+            index, step = divmod(next(finished), generator.pipeline.num_timesteps)
+            on_step(index, step + 1, generator.pipeline.num_timesteps)
+
+        generator = BatchGenerator(pipeline, plan, None, after_step)
         for index in range(num_images):
             job = Job(Path(f"{STEM}.png"), index)
-            image = self._generate_one(pipeline, plan, job, source, on_step)
+            with self._lock:
+                (image,) = generator.generate_batch([job], [source])
             row = {**plan.row(Job(mask_file, index), source.columns), "seed": plan.seed(job)}
             if source.image is not None:
                 row["source_photo"] = None  # not a file; the hash identifies it
             yield Sample(image, ids, row, plan.record)
-
-    def _generate_one(
-        self, pipeline: Any, plan: Plan, job: Job, source: GenerationInput, on_step: Callable[[int, int, int], None]
-    ) -> Image.Image:
-        counter = itertools.count(1)
-        generator = BatchGenerator(
-            pipeline, plan, None, lambda: on_step(job.index, next(counter), generator.pipeline.num_timesteps)
-        )
-        with self._lock, generator.quiet():
-            return generator.generate_batch([job], [source])[0]

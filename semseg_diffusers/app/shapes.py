@@ -18,6 +18,7 @@ from semseg_diffusers.masks.editing.shapes import polygon
 from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.toy import objects as toy
+from semseg_diffusers.toy.objects import draw_two_wheeler as draw_cycle
 from semseg_diffusers.toy.painter import SKY, Look, Painter, Rng
 from semseg_diffusers.toy.scenes import draw_scene
 
@@ -53,14 +54,10 @@ SILHOUETTES: dict[str, tuple[int, Draw, float]] = {
     "bus": (toy.BUS, lambda p, rng: toy.draw_box_vehicle(p, rng, 3.4, 9.0, toy.BUS, oncoming=True), 0.3),
     "train": (toy.TRAIN, lambda p, rng: toy.draw_box_vehicle(p, rng, 3.4, 9.0, toy.TRAIN, oncoming=True), 0.3),
     "person": (toy.PERSON, lambda p, rng: toy.draw_person(p, rng, 0.0, 4.0), 0.2),
-    "rider": (toy.RIDER, lambda p, rng: toy.draw_two_wheeler(p, rng, 0.0, 4.0, toy.BICYCLE, True, 0.9), 0.2),
-    "motorcyclist": (toy.RIDER, lambda p, rng: toy.draw_two_wheeler(p, rng, 0.0, 4.0, toy.MOTORCYCLE, True, 0.4), 0.2),
-    "bicycle": (toy.BICYCLE, lambda p, rng: toy.draw_two_wheeler(p, rng, 0.0, 3.0, toy.BICYCLE, False, 1.0), 0.12),
-    "motorcycle": (
-        toy.MOTORCYCLE,
-        lambda p, rng: toy.draw_two_wheeler(p, rng, 0.0, 3.0, toy.MOTORCYCLE, False, 1.0),
-        0.13,
-    ),
+    "rider": (toy.RIDER, lambda p, rng: draw_cycle(p, rng, 0.0, 4.0, toy.BICYCLE, True, 0.9), 0.2),
+    "motorcyclist": (toy.RIDER, lambda p, rng: draw_cycle(p, rng, 0.0, 4.0, toy.MOTORCYCLE, True, 0.4), 0.2),
+    "bicycle": (toy.BICYCLE, lambda p, rng: draw_cycle(p, rng, 0.0, 3.0, toy.BICYCLE, False, 1.0), 0.12),
+    "motorcycle": (toy.MOTORCYCLE, lambda p, rng: draw_cycle(p, rng, 0.0, 3.0, toy.MOTORCYCLE, False, 1.0), 0.13),
     "tree": (toy.VEGETATION, lambda p, rng: toy.draw_tree(p, rng, 0.0, 14.0, 7.0), 0.5),
     "traffic light": (toy.TRAFFIC_LIGHT, lambda p, rng: toy.draw_traffic_light(p, rng, 0.0, 8.0), 0.4),
     "sign": (toy.TRAFFIC_SIGN, lambda p, rng: toy.draw_sign(p, rng, 0.0, 6.0), 0.3),
@@ -83,10 +80,7 @@ class Shape:
 
 
 def drawn_shapes(labels: LabelSet) -> list[Shape]:
-    """Return the silhouettes whose class a label set has, by name or synonym.
-
-    Parts of a class that it lacks (the bicycle under a rider) get the class of the object.
-    """
+    """Return the silhouettes whose class a label set has, by name or synonym."""
     source = LabelSet.from_preset("bdd100k")
     known, back = match_classes(source.names, labels), match_classes(labels.names, source)
     found = []
@@ -99,8 +93,7 @@ def drawn_shapes(labels: LabelSet) -> list[Shape]:
         drawn = np.asarray(painter.mask)
         table = np.full(256, HOLE, dtype=np.int16)
         for part in np.unique(drawn[drawn != SKY]):
-            own_id = known[part]
-            table[part] = class_id if own_id is None else own_id
+            table[part] = class_id if known[part] is None else known[part]  # a rider's bicycle, where there is none
         ids = table[drawn]
         rows, columns = np.nonzero(ids != HOLE)
         ids = ids[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
@@ -114,16 +107,13 @@ def cut_shapes(masks: Sequence[np.ndarray], labels: LabelSet) -> list[Shape]:
     street = Street.of(labels)
     found = []
     for class_id in street.things:
-        whole = [
-            (entry, ids.shape[0])
-            for ids in masks
-            for entry in objects_of(ids, street, [class_id])
-            if entry.area >= LEAST_AREA
-            and entry.top > 0
-            and entry.left > 0
-            and entry.bottom < ids.shape[0] - 1
-            and entry.right < ids.shape[1] - 1
-        ]
+        whole = []
+        for mask in masks:
+            height, width = mask.shape
+            for entry in objects_of(mask, street, [class_id]):
+                left, top, right, bottom = entry.box
+                if entry.area >= LEAST_AREA and min(left, top, width - 1 - right, height - 1 - bottom) > 0:
+                    whole.append((entry, height))
         whole.sort(key=lambda pair: -pair[0].area)
         for number, (entry, height) in enumerate(whole[:CUT_OUT], start=1):
             ids = np.where(entry.shape, entry.ids.astype(np.int16), HOLE)

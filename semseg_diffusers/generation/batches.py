@@ -2,7 +2,6 @@
 leaves the images as they are.
 """
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -17,6 +16,7 @@ from tqdm.auto import tqdm
 from semseg_diffusers.generation.inputs import GenerationInput
 from semseg_diffusers.generation.model import pipeline_for
 from semseg_diffusers.generation.plan import Job, Plan
+from semseg_diffusers.generation.settings import GUIDANCE
 
 
 # What accelerate's list leaves out: the CPU allocator of Windows, and NVIDIA's libraries.
@@ -35,11 +35,7 @@ class BatchGenerator:
     ) -> Iterator[tuple[Job, GenerationInput, Image.Image]]:
         """Yield each job with its input and its image; when the memory is full, continue with half the batch.
 
-        Args:
-            jobs: in order; those of a group follow each other.
-            read: returns the input of a mask.
-            batch_size: images at a time, at most.
-            prefix: of messages, such as the name of this process.
+        Jobs of a group follow each other; `read` returns the input of a mask; messages start with `prefix`.
         """
         start = 0
         while start < len(jobs):
@@ -47,17 +43,14 @@ class BatchGenerator:
             batch = [job for job in jobs[start : start + batch_size] if self.plan.group(job) == group]
             by_mask = {path: read(path) for path in dict.fromkeys(job.mask_path for job in batch)}
             inputs = [by_mask[job.mask_path] for job in batch]
-            error, images = "", []
             try:
-                images = self.generate_batch(batch, inputs)
+                yield from zip(batch, inputs, self.generate_batch(batch, inputs), strict=True)
+                start += len(batch)
+                continue
             except (RuntimeError, MemoryError) as err:
                 if not is_out_of_memory(err):
                     raise
                 error = " ".join(str(err).split())[:200]  # the exception itself keeps tensors alive
-            if images:
-                yield from zip(batch, inputs, images, strict=True)
-                start += len(batch)
-                continue
             if len(batch) == 1:
                 raise ValueError(
                     f"one image does not fit in memory ({error}). Use a smaller --height and --width, --dtype "
@@ -77,32 +70,31 @@ class BatchGenerator:
             finite.append(torch.isfinite(tensors["latents"]).all())
             return {}
 
-        sampling, (height, width) = self.plan.sampling(jobs[0]), self.plan.size
-        options: dict[str, Any] = {}
+        sampling = self.plan.sampling(jobs[0])
+        options = {name: getattr(sampling, name) for name in ("num_inference_steps", *GUIDANCE)}
         if sampling.strength is not None:
-            options = {"image": [each.image for each in inputs], "strength": sampling.strength}
+            options |= {"image": [each.image for each in inputs], "strength": sampling.strength}
         if sampling.edit is not None:
-            options = {key: value for key, value in asdict(sampling.edit).items() if key != "margin"}
+            options |= {key: value for key, value in asdict(sampling.edit).items() if key != "margin"}
             options |= {"image": [each.image for each in inputs], "edit_region": [each.region for each in inputs]}
         if self.plan.known:
             pairs = zip(jobs, inputs, strict=True)
             options["attributes"] = [self.plan.attributes(job, each.columns) for job, each in pairs]
-            options["attribute_guidance_scale"] = sampling.attribute_guidance_scale
-        images = self.pipeline(
-            mask=[each.ids for each in inputs],
-            num_inference_steps=sampling.num_inference_steps,
-            guidance_scale=sampling.guidance_scale,
-            guidance_start=sampling.guidance_start,
-            guidance_stop=sampling.guidance_stop,
-            guide_unet=self.guide,
-            conditioning_scale=sampling.conditioning_scale,
-            height=height,
-            width=width,
-            generator=[torch.Generator().manual_seed(self.plan.seed(job)) for job in jobs],
-            callback_on_step_end=on_step_end,
-            callback_on_step_end_tensor_inputs=["latents"],
-            **options,
-        ).images
+        progress_config = getattr(self.pipeline, "_progress_bar_config", {})
+        self.pipeline.set_progress_bar_config(disable=True)  # this run has a bar of its own
+        try:
+            images = self.pipeline(
+                mask=[each.ids for each in inputs],
+                guide_unet=self.guide,
+                height=self.plan.size[0],
+                width=self.plan.size[1],
+                generator=[torch.Generator().manual_seed(self.plan.seed(job)) for job in jobs],
+                callback_on_step_end=on_step_end,
+                callback_on_step_end_tensor_inputs=["latents"],
+                **options,
+            ).images
+        finally:
+            self.pipeline._progress_bar_config = progress_config
         flags = [flag.item() for flag in finite]
         if not all(flags):
             raise ValueError(
@@ -110,16 +102,6 @@ class BatchGenerator:
                 f"{flags.index(False) + 1} of {len(flags)}: use other options of it, more steps or --dtype float32."
             )
         return images
-
-    @contextlib.contextmanager
-    def quiet(self) -> Iterator[None]:
-        """Switch off the pipeline's own progress bar inside the block."""
-        before = getattr(self.pipeline, "_progress_bar_config", {})
-        self.pipeline.set_progress_bar_config(disable=True)
-        try:
-            yield
-        finally:
-            self.pipeline._progress_bar_config = before
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -1,9 +1,7 @@
 """Generate labelled images from masks: `generate_dataset`, and the command `generate`."""
 
 import contextlib
-import json
 import os
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.inputs import InputReader, check_labels_near
@@ -22,13 +20,11 @@ from semseg_diffusers.generation.near_copies import RECORD_TEXT, flag_near_copie
 from semseg_diffusers.generation.output_folder import (
     check_output,
     is_complete,
-    make_folders,
     open_output,
     save_contact_sheet,
     save_pair,
     sole_run,
     update_metadata,
-    update_skipped,
     wait_for_images,
 )
 from semseg_diffusers.generation.plan import Job, Plan, plan_generation
@@ -55,13 +51,14 @@ class GenerationReport:
 
 @dataclass(frozen=True)
 class MaskScan:
-    """What reading a mask shows."""
+    """What reading the masks shows."""
 
-    path: Path
-    columns: dict[str, Any] | None = None  # of its input; None: it is not used
-    error: str = ""  # why it cannot be used; empty if it is merely unchanged
-    lost: int | np.ndarray = 0  # pixels by class, if masks are mapped
-    missing: tuple[Job, ...] = ()  # images that do not exist yet
+    used: dict[str, Path]  # masks that can be used, by their names in reports
+    rows: dict[Job, dict[str, Any]]  # metadata of all their images
+    missing: list[Job]  # images that do not exist yet, in the order of generation
+    skipped: dict[str, str]  # masks that cannot be used -> why
+    num_unchanged: int
+    mapped: str | None  # how many pixels have no class of the model, if masks are mapped
 
 
 def generate_dataset(
@@ -114,17 +111,11 @@ def generate_dataset(
         PeerError: another of the processes has failed.
     """
     settings, inputs, processes = settings or GenerationSettings(), inputs or Inputs(), processes or Processes()
-    output = Path(output)
-    hide_progress = not (show_progress and processes.is_main)
+    output, hide_progress = Path(output), not (show_progress and processes.is_main)
 
     # 1. The plan, and what is missing of it: checked in full before any work
     def make_plan() -> tuple[Plan, InputReader]:
-        if num_images_per_mask < 1 or batch_size < 1:
-            raise ValueError(
-                f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}."
-            )
-        if contact_sheet_rows < 0 or not tolerance >= 0:
-            raise ValueError(f"contact_sheet and tolerance must be 0 or more; got {contact_sheet_rows}, {tolerance}.")
+        _check_numbers(num_images_per_mask, batch_size, contact_sheet_rows, tolerance)
         check_option_combinations(settings, inputs, known_attributes(pipeline.unet))
         plan = plan_generation(pipeline, settings, inputs.guide, inputs.guide_name, mask_labels)
         reader = InputReader(masks, plan, inputs, tolerance)
@@ -134,133 +125,120 @@ def generate_dataset(
         return plan, reader
 
     plan, reader = processes.run_on_all_ranks(make_plan)
-    scans = _scan_masks(plan, reader, output, num_images_per_mask, processes, hide_progress)
-    columns = {scan.path: scan.columns for scan in scans if scan.columns is not None}
-    skipped = {_name(scan.path, masks): scan.error for scan in scans if scan.error}
-    num_unchanged = len(scans) - len(columns) - len(skipped)
-    processes.run_in_main(lambda: _check_usable(len(columns), num_unchanged, [*skipped.values()], skip_errors))
-    mapped = None
-    if plan.mapping is not None:
-        mapped = plan.mapping.describe(np.asarray(sum(scan.lost for scan in scans)))
-        if not hide_progress:
-            tqdm.write(f"masks mapped to the model's classes: {mapped}", file=sys.stderr)
-    jobs = [job for path in columns for job in plan.jobs(path, num_images_per_mask)]
-    rows = {job: plan.row(job, columns[job.mask_path]) for job in jobs}
-    missing = sorted((job for scan in scans for job in scan.missing), key=lambda job: (plan.group(job), job))
+    scan = _scan_masks(plan, reader, output, num_images_per_mask, processes, hide_progress)
+    processes.run_in_main(lambda: _check_usable(scan, skip_errors))
+    if scan.mapped is not None and not hide_progress:
+        tqdm.write(f"masks mapped to the model's classes: {scan.mapped}", file=sys.stderr)
 
     # 2. The output folder, which the main process locks
-    _check_processes_agree(plan, processes)
     with contextlib.ExitStack() as held:
-
-        def open_folder() -> None:
-            held.enter_context(sole_run(output))
-            open_output(output, plan.record, plan.labels)
-            reasons = {name: re.sub(r"'[^']*/([^'/]+)'", r"'\1'", error) for name, error in skipped.items()}
-            update_skipped(output, reasons, (_name(path, masks) for path in columns))  # no paths: it may be published
-
-        processes.run_in_main(open_folder)
+        processes.run_in_main(lambda: held.enter_context(sole_run(output)))
+        processes.run_in_main(lambda: open_output(output, plan.record, plan.labels, scan.skipped, scan.used))
 
         # 3. Images: each process generates its share of the missing ones
-        share, several = processes.share(missing), f"process {processes.index + 1} of {processes.count}"
+        share, several = processes.share(scan.missing), f"process {processes.index + 1} of {processes.count}"
         title, prefix = ("generating", "") if processes.count == 1 else (f"generating, {several}", f"{several}: ")
-        bar = progress_bar(total=len(share), desc=title, unit="image", disable=hide_progress)
         generator = BatchGenerator(pipeline, plan, inputs.guide, processes.end_with_launcher)
-        make_folders(output)
         try:
-            with generator.quiet(), bar:
+            with progress_bar(total=len(share), desc=title, unit="image", disable=hide_progress) as bar:
                 for job, source, image in generator.generate(share, reader.read, batch_size, prefix):
-                    save_pair(output, job, plan.labels.decode(source.ids), image, rows[job])
+                    save_pair(output, job, plan.labels.decode(source.ids), image, scan.rows[job])
                     bar.update()
             num_made = sum(processes.gather(len(share)))  # waits for all
         except BaseException:  # failed, interrupted or terminated: finished images get their rows
-            update_metadata(output, rows.values())
+            update_metadata(output, scan.rows.values())
             raise
 
         # 4. Metadata and contact sheet
         sheet = None
         if processes.is_main:
             if processes.count > 1:
-                wait_for_images(output, missing)
-            update_metadata(output, rows.values())
+                wait_for_images(output, scan.missing)
+            update_metadata(output, scan.rows.values())
             if contact_sheet_rows > 0:
-                shown = [plan.jobs(path, num_images_per_mask) for path in [*columns][:contact_sheet_rows]]
-                titles = [_title(plan, job, num_images_per_mask) for job in shown[0]]
-                has_sources = inputs.photos is not None
-                sources = [reader.read(each[0].mask_path).image for each in shown] if has_sources else None
-                sheet = save_contact_sheet(output, shown, titles, sources)
-    return GenerationReport(output, num_made, len(jobs) - len(missing), sheet, mapped, skipped, num_unchanged)
+                shown = [*scan.used.values()][:contact_sheet_rows]
+                sources = [None if inputs.photos is None else reader.read(path).image for path in shown]
+                sheet = save_contact_sheet(output, plan, shown, num_images_per_mask, sources)
+    num_kept = len(scan.rows) - len(scan.missing)
+    return GenerationReport(output, num_made, num_kept, sheet, scan.mapped, scan.skipped, scan.num_unchanged)
+
+
+def _check_numbers(num_images_per_mask: int, batch_size: int, contact_sheet_rows: int, tolerance: float) -> None:
+    if num_images_per_mask < 1 or batch_size < 1:
+        raise ValueError(
+            f"num_images_per_mask and batch_size must be at least 1; got {num_images_per_mask}, {batch_size}."
+        )
+    if contact_sheet_rows < 0 or not tolerance >= 0:
+        raise ValueError(f"contact_sheet and tolerance must be 0 or more; got {contact_sheet_rows}, {tolerance}.")
 
 
 def _scan_masks(
     plan: Plan, reader: InputReader, output: Path, num_images: int, processes: Processes, hide_progress: bool
-) -> list[MaskScan]:
+) -> MaskScan:
     """Read all masks, each process its share, and find the images that are missing."""
 
-    def scan_share() -> list[MaskScan]:
-        scans = []
-        for path in progress_bar(
-            processes.share(reader.mask_paths), desc="reading masks", unit="mask", disable=hide_progress
-        ):
+    def scan_share() -> tuple[dict[Path, dict[str, Any]], dict[Path, str], list[Job], int | np.ndarray]:
+        columns: dict[Path, dict[str, Any]] = {}
+        errors: dict[Path, str] = {}
+        missing: list[Job] = []
+        lost: int | np.ndarray = 0
+        share = processes.share(reader.mask_paths)
+        for path in progress_bar(share, desc="reading masks", unit="mask", disable=hide_progress):
             processes.end_with_launcher()
             try:
                 source = reader.read(path)
             except (ValueError, OSError) as err:
-                scans.append(MaskScan(path, error=" ".join(str(err).split())))
+                errors[path] = " ".join(str(err).split())
                 continue
             if source.is_unchanged:
-                scans.append(MaskScan(path))
                 continue
-            missing = tuple(
-                job
-                for job in plan.jobs(path, num_images)
-                if not is_complete(output, job, source.ids, plan.labels, plan.row(job, source.columns))
-            )
-            scans.append(MaskScan(path, source.columns, lost=source.lost, missing=missing))
-        return scans
+            columns[path], lost = source.columns, lost + source.lost
+            for job in plan.jobs(path, num_images):
+                if not is_complete(output, job, source.ids, plan.labels, plan.row(job, source.columns)):
+                    missing.append(job)
+        return columns, errors, missing, lost
 
+    records = processes.gather(plan.record)
+    processes.run_in_main(lambda: _check_processes_agree(records))
     shares = processes.gather(processes.run_on_all_ranks(scan_share))
-    return sorted((scan for share in shares for scan in share), key=lambda scan: scan.path)
+    columns = {path: share[0][path] for share in shares for path in share[0]}
+    errors = {path: share[1][path] for share in shares for path in share[1]}
+    num_unchanged = len(reader.mask_paths) - len(columns) - len(errors)
+    skipped = {reader.name(path): errors[path] for path in sorted(errors)}
+    lost = np.asarray(sum(share[3] for share in shares))
+    mapped = plan.mapping.describe(lost) if plan.mapping is not None and columns else None
+    rows = {job: plan.row(job, columns[path]) for path in sorted(columns) for job in plan.jobs(path, num_images)}
+    missing = sorted((job for share in shares for job in share[2]), key=lambda job: (plan.group(job), job))
+    used = {reader.name(path): path for path in sorted(columns)}
+    return MaskScan(used, rows, missing, skipped, num_unchanged, mapped)
 
 
-def _check_processes_agree(plan: Plan, processes: Processes) -> None:
+def _check_processes_agree(records: list[dict[str, Any]]) -> None:
     """Refuse processes that have loaded different models or label sets, as machines may with paths of their own."""
-
-    def check(what: str, values: list[str], options: str) -> None:
-        if len({*values}) > 1:
+    for key, what, options in (
+        ("revision", "weights", "--model and --guide_model"),
+        ("guide_revision", "weights", "--model and --guide_model"),
+        ("mask_labels", "label sets of the masks", "--mask_labels"),
+    ):
+        if any(record[key] != records[0][key] for record in records):
             raise ValueError(f"the processes have loaded different {what}: give all machines the same {options}.")
 
-    weights = processes.gather(json.dumps([plan.record["revision"], plan.record["guide_revision"]]))
-    processes.run_in_main(lambda: check("weights", weights, "--model and --guide_model"))
-    label_sets = processes.gather(json.dumps(plan.record["mask_labels"]))
-    processes.run_in_main(lambda: check("label sets of the masks", label_sets, "--mask_labels"))
 
-
-def _name(path: Path, masks: str | os.PathLike) -> str:
-    """Return a mask's name in reports: its path below the folder that was given."""
-    return path.relative_to(masks).as_posix() if Path(masks).is_dir() else path.name
-
-
-def _check_usable(num_usable: int, num_unchanged: int, errors: list[str], skip_errors: bool) -> None:
+def _check_usable(scan: MaskScan, skip_errors: bool) -> None:
     """Refuse masks that cannot be used, all in one message, unless they are to be skipped and others can be used."""
+    errors = [*scan.skipped.values()]
     more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
     named = "; ".join(error.rstrip(".") for error in errors[:MAX_NAMED]) + more
     if errors and not skip_errors:
         count = "" if len(errors) == 1 else f"{len(errors)} masks cannot be used: "
         raise ValueError(f"{count}{named}. Nothing was generated; --skip_errors skips such masks.")
-    if errors and not num_usable:
+    if errors and not scan.rows:
         raise ValueError(f"none of the {len(errors)} masks can be used: {named}.")
-    if num_unchanged and not num_usable:
+    if scan.num_unchanged and not scan.rows:
         raise ValueError(
-            f"--edit: no mask differs from the old mask of its image ({num_unchanged} read), so there is nothing to "
-            "edit. Are --masks the edited ones?"
+            f"--edit: no mask differs from the old mask of its image ({scan.num_unchanged} read), so there is nothing "
+            "to edit. Are --masks the edited ones?"
         )
-
-
-def _title(plan: Plan, job: Job, num_images: int) -> str:
-    """Return the title of an image on the contact sheet."""
-    changes = ", ".join(f"{name} {value}" for name, value in plan.variations[job.variation].items())
-    sample = f"sample {job.index}" if num_images > 1 or not changes else ""
-    return " ".join(part for part in (changes, sample) if part)
 
 
 def run(options: GenerateOptions) -> int:
@@ -279,11 +257,11 @@ def _generate(options: GenerateOptions, processes: Processes, device: torch.devi
         speed_up(*networks, torch_compile=options.torch_compile, channels_last=options.channels_last)
         return pipeline, guide, None if options.mask_labels is None else LabelSet.from_name(options.mask_labels)
 
-    def load_training_set() -> PairDataset | None:
-        return None if options.training_set is None else load_pairs(options.training_set, options.training_split)
-
     pipeline, guide, mask_labels = processes.run_on_all_ranks(load)
-    training_set = processes.run_in_main(load_training_set)  # a missing one is refused before any work
+    training_set = None
+    if options.training_set is not None:  # a missing one is refused before any work
+        source, split = options.training_set, options.training_split
+        training_set = processes.run_in_main(lambda: load_pairs(source, split))
     report = generate_dataset(
         pipeline,
         options.masks,
@@ -299,17 +277,8 @@ def _generate(options: GenerateOptions, processes: Processes, device: torch.devi
         show_progress=True,
         processes=processes,
     )
-    if processes.is_main:
-        sys.stdout.write(_summary(report))
-        if training_set is not None:
-            name = f"{options.training_set} ({options.training_split})"
-            copies = flag_near_copies(
-                Path(options.output), training_set, name, options.near_copy_threshold, show_progress=True
-            )
-            sys.stdout.write(RECORD_TEXT.format(**copies) + "\n")
-
-
-def _summary(report: GenerationReport) -> str:
+    if not processes.is_main:
+        return
     text = f"{report.num_made} images generated, {report.num_kept} kept in {report.output}"
     if report.num_unchanged:
         text += f"; {report.num_unchanged} masks equal those of their real images: nothing to edit"
@@ -317,4 +286,8 @@ def _summary(report: GenerationReport) -> str:
     if report.skipped:
         text += f"{len(report.skipped)} masks skipped:\n"
         text += "".join(f"  {name}: {reason}\n" for name, reason in report.skipped.items())
-    return text
+    sys.stdout.write(text)
+    if training_set is not None:
+        name = f"{options.training_set} ({options.training_split})"
+        copies = flag_near_copies(report.output, training_set, name, options.near_copy_threshold, show_progress=True)
+        sys.stdout.write(RECORD_TEXT.format(**copies) + "\n")

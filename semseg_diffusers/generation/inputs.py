@@ -29,11 +29,7 @@ MANIFEST_FILE = "manifest.jsonl"  # of `enrich`: which mask each of its own was 
 
 
 class Names:
-    """Finds files and rows by the names of masks.
-
-    Args:
-        masks: mask file or folder; a manifest of `enrich` is looked for there and in the folder above.
-    """
+    """Finds files and rows by the names of masks, and of those that masks of `enrich` were made from."""
 
     def __init__(self, masks: str | os.PathLike):
         folder = Path(masks) if Path(masks).is_dir() else Path(masks).parent
@@ -50,23 +46,17 @@ class Names:
         """Return the names that belong to a mask: its own first."""
         return [stem, self._base[stem]] if stem in self._base else [stem]
 
-    def find(self, stem: str, among: Mapping[str, Any], what: str, where: str | os.PathLike) -> Any:
+    def find(self, stem: str, among: Mapping[str, Any], what: str, where: Any) -> Any:
         """Return the entry under a mask's name."""
         names = self.of(stem)
-        name = next((name for name in names if name in among), None)
-        if name is None:
+        found = [among[name] for name in names if name in among]
+        if not found:
             raise ValueError(f"there is no {what} called '{names[-1]}' in '{os.fspath(where)}'")
-        return among[name]
+        return found[0]
 
 
 def read_attribute_table(path: str | os.PathLike, known: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """Return rows with attributes by the stem of their mask.
-
-    Args:
-        path: CSV with a column `stem`; JSON lines with `stem` or `mask_file_name`; or a folder with such a
-            `metadata.jsonl`, such as a split of a prepared dataset.
-        known: the network's attributes; a table without any of them is refused.
-    """
+    """Return the rows of a CSV file, JSON lines or the folder of a split by the stem of their mask."""
     path = Path(path) / METADATA_FILE if Path(path).is_dir() else Path(path)
     if not path.is_file():
         raise ValueError(
@@ -113,34 +103,24 @@ class GenerationInput:
         return self.region is not None and not self.region.any()
 
 
-def changed_input(
-    ids: np.ndarray,
-    image: Image.Image,
-    source: str,
-    region: np.ndarray | None,
-    columns: Mapping[str, Any] | None = None,
-    lost: int | np.ndarray = 0,
-) -> GenerationInput:
-    """Return an input that changes a real image from the file `source`, with what the metadata keep of it."""
+def source_columns(image: Image.Image, file: str, region: np.ndarray | None) -> dict[str, Any]:
+    """Return what the metadata keep of a real image from a file, and of the region (H, W) that is regenerated."""
     digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
-    columns = {**(columns or {}), "source_photo": source, "source_photo_hash": digest}
-    if region is not None:
-        columns["edited_share"] = round(float(region.mean()), 6)
-    return GenerationInput(ids, columns, image, region, lost)
+    share = {} if region is None else {"edited_share": round(float(region.mean()), 6)}
+    return {"source_photo": file, "source_photo_hash": digest, **share}
 
 
 class InputReader:
     """Reads masks with what belongs to them; the nearest class colour within the RGB distance `tolerance` is taken."""
 
     def __init__(self, masks: str | os.PathLike, plan: Plan, inputs: Inputs, tolerance: float):
-        self.mask_paths = find_masks(masks)
+        self.mask_paths, self._folder = find_masks(masks), Path(masks)
         self._plan, self._edit, self._tolerance = plan, plan.settings.edit, tolerance
         self._labels = plan.labels if plan.mapping is None else plan.mapping.source
         keeps_size = self._edit is not None and self._edit.padding_mask_crop is not None
         self._size = None if keeps_size else plan.size
-        self._names, self._table, self._table_file = Names(masks), None, inputs.attributes_from or ""
-        if inputs.attributes_from is not None:
-            self._table = read_attribute_table(inputs.attributes_from, plan.known)
+        self._names, self._table_file = Names(masks), inputs.attributes_from
+        self._table = None if self._table_file is None else read_attribute_table(self._table_file, plan.known)
         self._image_files: dict[str, Path] = {}
         self._old_mask_files: dict[str, Path] = {}
         if inputs.photos is None:
@@ -158,13 +138,22 @@ class InputReader:
                 )
             self._old_mask_files = {path.stem: path for path in find_masks(self._old_mask_folder)}
 
+    def name(self, path: Path) -> str:
+        """Return a mask's name in reports: its path below the folder that was given."""
+        return path.relative_to(self._folder).as_posix() if self._folder.is_dir() else path.name
+
     def read(self, path: Path) -> GenerationInput:
         """Read a mask and what belongs to it; a `ValueError` says why it cannot be used."""
         own_ids, own_size = self._read_ids(path)
         mapping = self._plan.mapping
         ids, lost = (own_ids, 0) if mapping is None else (mapping.map(own_ids), mapping.count(own_ids))
         try:
-            columns = {} if self._table is None else self._attributes(path.stem, self._table)
+            columns: dict[str, Any] = {}
+            if self._table is not None:
+                row, known = self._names.find(path.stem, self._table, "row", self._table_file), self._plan.known
+                columns = {name: str(row[name]) for name in known if row.get(name) not in (None, "")}
+                given = {name: [value] for name, value in columns.items()}
+                check_attributes(given, known, f"'{self._table_file}'")
             if not self._image_files:
                 return GenerationInput(ids, columns, lost=lost)
             file = self._names.find(path.stem, self._image_files, "photo", self._image_folder)
@@ -182,26 +171,16 @@ class InputReader:
         image = image if self._size is None else crop_resize(*image.size[::-1], self._size).resize_image(image)
         if self._edit is not None:
             region = changed_region(old_ids, own_ids, self._edit.margin)
-        return changed_input(ids, image, str(file), region, columns, lost)
+        return GenerationInput(ids, columns | source_columns(image, str(file), region), image, region, lost)
 
     def _read_ids(self, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a mask in its own classes at the size of the images (H, W), and its own size."""
         ids = self._labels.encode(path, tolerance=self._tolerance)
         return (ids if self._size is None else resize_ids(ids, *self._size)), ids.shape
 
-    def _attributes(self, stem: str, table: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        row = self._names.find(stem, table, "row", self._table_file)
-        found = {name: str(row[name]) for name in self._plan.known if row.get(name) not in (None, "")}
-        check_attributes({name: [value] for name, value in found.items()}, self._plan.known, f"'{self._table_file}'")
-        return found
-
 
 def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: LabelSet) -> None:
-    """Refuse masks whose label file names other classes than the model's: their ids would be misread.
-
-    They are mapped on request only: the labels of the images would be of other classes than the dataset's, which may
-    be noticed after hours of work.
-    """
+    """Refuse masks whose label file names other classes than the model's; they are mapped on request only."""
     for folder in dict.fromkeys(path.parent for path in mask_paths):
         file = label_file_near(folder, masks)
         near = labels if file is None else LabelSet.from_json(file)

@@ -43,17 +43,14 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     scheduler_class = _schedulers([name]).get(name)
     if scheduler_class is None or not _is_compatible(scheduler_class, config):
         compatible = [key for key, each in _schedulers(dir(diffusers)).items() if _is_compatible(each, config)]
-        reason = (
-            f"no scheduler of diffusers {diffusers.__version__} is called {name!r}"
-            if scheduler_class is None
-            else f"{name} has noise levels or steps of its own, which are not those that this model was trained with"
-        )
+        reason = f"{name} has noise levels or steps of its own, which are not those that this model was trained with"
+        if scheduler_class is None:
+            reason = f"no scheduler of diffusers {diffusers.__version__} is called {name!r}"
         raise ValueError(f"{reason}; known: {', '.join(compatible)}")
     takes = _arguments(scheduler_class)
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in takes:
-        able = [
-            key for key, each in _schedulers(dir(diffusers)).items() if "rescale_betas_zero_snr" in _arguments(each)
-        ]
+        schedulers = _schedulers(dir(diffusers)).items()
+        able = [key for key, each in schedulers if "rescale_betas_zero_snr" in _arguments(each)]
         raise ValueError(
             f"{name} does not know rescale_betas_zero_snr, with which this model was trained; expected one of "
             f"{', '.join(able)}"
@@ -80,10 +77,8 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
 def _schedulers(names: Iterable[str]) -> dict[str, Any]:
     """Return the schedulers of diffusers among names, with their classes; not those that need missing packages."""
     names = [name for name in names if re.fullmatch(r"(?!Flax|[a-z_]).+Scheduler", name)]
-    classes = {name: getattr(diffusers, name, None) for name in names}
-    return {
-        name: each for name, each in classes.items() if isinstance(each, type) and issubclass(each, SchedulerMixin)
-    }
+    classes = ((name, getattr(diffusers, name, None)) for name in names)
+    return {name: each for name, each in classes if isinstance(each, type) and issubclass(each, SchedulerMixin)}
 
 
 def _arguments(scheduler_class: Any) -> list[str]:

@@ -7,6 +7,7 @@ complete at any moment.
 import contextlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.plan import Job
+from semseg_diffusers.generation.plan import Job, Plan
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import (
     LOCK_FILE,
@@ -94,18 +95,22 @@ def sole_run(output: Path, work: str = "generating into") -> Iterator[None]:
         yield
 
 
-def open_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None:
-    """Write the settings and the label set, unless the folder has images, and create its folders."""
+def open_output(
+    output: Path, record: dict[str, Any], labels: LabelSet, skipped: dict | None = None, used: Iterable[str] = ()
+) -> None:
+    """Write the settings and the label set, unless the folder has images.
+
+    `skipped` are masks that cannot be used, with the reasons: recorded until they are among those `used`.
+    """
     if not _has_images(output):
         write_json(output / GENERATION_FILE, record)  # first: it marks the folder as ours
         labels.save_json(output / LABELS_FILE)
-    make_folders(output)
-
-
-def make_folders(output: Path) -> None:
-    """Create the folders of images and masks."""
-    for folder in (output / "images", output / "masks"):
-        folder.mkdir(parents=True, exist_ok=True)
+    before, used = read_json(output / GENERATION_FILE).get("skipped", {}), {*used}
+    now = {name: reason for name, reason in before.items() if name not in used}
+    for name, reason in (skipped or {}).items():
+        now[name] = re.sub(r"'[^']*/([^'/]+)'", r"'\1'", reason)  # no paths: it may be published
+    if now != before:
+        update_record(output, skipped=dict(sorted(now.items())))
 
 
 def update_record(output: Path, **results: Any) -> None:
@@ -116,21 +121,8 @@ def update_record(output: Path, **results: Any) -> None:
         write_json(output / GENERATION_FILE, {**record, **results})
 
 
-def update_skipped(output: Path, skipped: dict[str, str], used: Iterable[str]) -> None:
-    """Update the skipped masks in generation.json: name -> reason, without those that are used now."""
-    before = read_json(output / GENERATION_FILE).get("skipped", {})
-    used = set(used)
-    kept = {name: reason for name, reason in before.items() if name not in used}
-    if skipped or kept != before:
-        update_record(output, skipped=dict(sorted({**kept, **skipped}.items())))
-
-
 def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet, row: dict[str, Any]) -> bool:
-    """Return whether an image and its mask exist and can be read to their end.
-
-    Raises:
-        ValueError: they are of another mask with this name, or the image carries other values than its row.
-    """
+    """Return whether an image and its mask can be read to their end; refuse those of another mask or other values."""
     image_file, mask_file = output / "images" / job.file_name, output / "masks" / job.file_name
     if not (image_file.is_file() and mask_file.is_file()):
         return False
@@ -155,6 +147,8 @@ def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet, row: 
 
 def save_pair(output: Path, job: Job, mask: Image.Image, image: Image.Image, row: dict[str, Any]) -> None:
     """Write a mask, then its image with its row of the metadata: an image that exists is complete."""
+    for folder in ("images", "masks"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
     note = PngInfo()
     note.add_text(ROW_KEY, json.dumps({key: value for key, value in row.items() if key not in NOT_IN_IMAGES}))
     save_png(output / "masks" / job.file_name, mask)
@@ -171,10 +165,9 @@ def read_metadata(output: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 def update_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Bring `metadata.jsonl` up to date: a row for each complete pair, those of earlier runs included.
+    """Bring `metadata.jsonl` up to date: a row for each complete pair, from `rows`, the file or the image itself.
 
     Several processes may do this at once. Each looks again after it has written, so the last one has seen all.
-    `rows` are those of this run, whether their images exist yet or not; other images keep their row, or carry it.
     """
     ours = {row["image_file_name"]: row for row in rows}
     model = read_json(output / GENERATION_FILE)["model"]
@@ -216,7 +209,7 @@ def wait_for_images(output: Path, jobs: list[Job]) -> None:
     """Wait until the images of all processes are visible here, a minute at most."""
     deadline = time.monotonic() + LISTING_TIMEOUT
     while True:
-        names = {path.name for path in (output / "images").iterdir()}
+        names = {path.name for path in (output / "images").glob("*")}
         unseen = [job.file_name for job in jobs if job.file_name not in names]
         if not unseen:
             return
@@ -229,16 +222,18 @@ def wait_for_images(output: Path, jobs: list[Job]) -> None:
 
 
 def save_contact_sheet(
-    output: Path, jobs: list[list[Job]], titles: list[str], sources: list[Image.Image | None] | None
+    output: Path, plan: Plan, masks: list[Path], num_images: int, sources: list[Image.Image | None]
 ) -> Path:
     """Write `contact_sheet.png` with a row for each mask: the mask, its source image if any, its first samples."""
-    rows = []
-    for number, images in enumerate(jobs):
-        names = [job.file_name for job in images[:CONTACT_SHEET_COLUMNS]]
+    rows, titles = [], ["mask", *(["photo"] if sources[0] else [])]
+    for path, source in zip(masks, sources, strict=True):
+        names = [job.file_name for job in plan.jobs(path, num_images)[:CONTACT_SHEET_COLUMNS]]
         samples = [open_image(output / "images" / name, "image") for name in names]
-        source = [] if sources is None else [sources[number]]
-        rows.append([open_image(output / "masks" / names[0]), *source, *samples])
-    titles = ["mask", *([] if sources is None else ["photo"]), *titles[:CONTACT_SHEET_COLUMNS]]
+        rows.append([open_image(output / "masks" / names[0]), *([source] if source else []), *samples])
+    for job in plan.jobs(masks[0], num_images)[:CONTACT_SHEET_COLUMNS]:
+        changes = ", ".join(f"{name} {value}" for name, value in plan.variations[job.variation].items())
+        sample = f"sample {job.index}" if num_images > 1 or not changes else ""
+        titles.append(" ".join(part for part in (changes, sample) if part))
     sheet = output / "contact_sheet.png"
-    save_png(sheet, image_grid(rows, titles, [images[0].stem for images in jobs]))
+    save_png(sheet, image_grid(rows, titles, [path.stem for path in masks]))
     return sheet

@@ -18,10 +18,10 @@ import torch
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for
-from semseg_diffusers.generation.settings import SWEEPABLE, UNKNOWN_VALUE, GenerationSettings, grid
+from semseg_diffusers.generation.settings import GUIDANCE, SWEEPABLE, UNKNOWN_VALUE, GenerationSettings, grid
 
 
-# Columns of the metadata, which are no names for attributes; the last two are what load_dataset calls the files.
+# Columns of the metadata in order, which are no names for attributes; load_dataset gives the last two.
 COLUMNS = (
     "image_file_name", "mask_file_name", "stem", "index", "source_mask", "model", "revision", "seed", "scheduler",
     "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant", "variation",
@@ -102,31 +102,20 @@ class Plan:
 
     def row(self, job: Job, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Return the metadata row of an image; `columns` are those of its input."""
-        sampling = asdict(self.sampling(job))
-        optional = {
-            "variant": sampling["variant"],
-            "variation": job.variation or None,
-            **{name: sampling[name] for name in ("attribute_guidance_scale", "conditioning_scale")},
-            **{name: self.record[name] for name in ("guide_model", "guide_revision")},
-            "strength": sampling["strength"],
-            **{name: value for name, value in columns.items() if name not in self.known},
-        }
-        required = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop")
-        return {
+        values = {
+            **self.record,
+            **asdict(self.sampling(job)),
+            **columns,
             "image_file_name": f"images/{job.file_name}",
             "mask_file_name": f"masks/{job.file_name}",
             "stem": job.stem,
             "index": job.index,
             "source_mask": str(job.mask_path),
-            "model": self.record["model"],
-            "revision": self.record["revision"],
             "seed": self.seed(job),
-            "scheduler": self.record["scheduler"],
-            **{name: sampling[name] for name in required},
-            **{name: value for name, value in optional.items() if value is not None},
-            **self.attributes(job, columns),
-            "synthetic": True,
+            "variation": job.variation or None,
         }
+        row = {name: values[name] for name in COLUMNS if values.get(name) is not None}
+        return {**row, **self.attributes(job, columns), "synthetic": True}
 
 
 def _varied(settings: GenerationSettings, changes: Mapping[str, Any]) -> GenerationSettings:
@@ -140,18 +129,7 @@ def plan_generation(
     guide_name: str | None = None,
     mask_labels: LabelSet | None = None,
 ) -> Plan:
-    """Check settings against a pipeline, and record all that the images depend on beside their inputs.
-
-    Args:
-        pipeline: mask-guided pipeline.
-        settings: what the images depend on.
-        guide: network that guidance leads away from.
-        guide_name: its folder or Hub id, for the record.
-        mask_labels: label set of the masks; None: the model's.
-
-    Raises:
-        ValueError: as `generate_dataset`.
-    """
+    """Check settings against a pipeline, and record all that the images depend on beside their inputs."""
     labels, known = LabelSet.from_config(pipeline.unet.config), known_attributes(pipeline.unet)
     size = target_size(pipeline, settings)
     taken = ", ".join(sorted({*known} & {*COLUMNS}))
@@ -160,7 +138,18 @@ def plan_generation(
             f"the model was trained with attributes called {taken}; the metadata of its images would have such "
             "columns twice. Rename the columns in its dataset, and train it by their new names."
         )
-    _check_pipeline_takes(pipeline_for(pipeline, settings), settings, size, guide)
+    checked = pipeline_for(pipeline, settings)
+    checked.prepare_class_labels(None, num_masks=1)  # refuses a network that needs them
+    for changes in grid(settings.variations).values():
+        varied = _varied(settings, changes)
+        checked.check_inputs(1, 1, varied.num_inference_steps, *size)
+        checked.prepare_guidance(*(getattr(varied, name) for name in GUIDANCE))
+        checked.prepare_guide(guide, varied.attribute_guidance_scale)
+        if varied.strength is not None:
+            checked.check_strength(varied.strength)
+    if settings.edit is not None:
+        checked.check_edit_inputs(**asdict(settings.edit))
+    checked.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
     mapping = None if mask_labels in (None, labels) else LabelMapping(mask_labels, labels)
     scheduler_config = {
         key: str(value) if value in (math.inf, -math.inf) else value  # JSON has no infinity
@@ -194,24 +183,3 @@ def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
     if sample_size is None:
         raise ValueError("this model has no sample_size of its own; give height and width.")
     return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
-
-
-def _check_pipeline_takes(pipeline: Any, settings: GenerationSettings, size: tuple[int, int], guide: Any) -> None:
-    """Refuse settings that a pipeline cannot take, in any variation."""
-    pipeline.prepare_class_labels(None, num_masks=1)  # refuses a network that needs them
-    for changes in grid(settings.variations).values():
-        varied = _varied(settings, changes)
-        pipeline.check_inputs(1, 1, varied.num_inference_steps, *size)
-        pipeline.prepare_guidance(
-            varied.guidance_scale,
-            varied.guidance_start,
-            varied.guidance_stop,
-            varied.attribute_guidance_scale,
-            varied.conditioning_scale,
-        )
-        pipeline.prepare_guide(guide, varied.attribute_guidance_scale)
-        if varied.strength is not None:
-            pipeline.check_strength(varied.strength)
-    if settings.edit is not None:
-        pipeline.check_edit_inputs(**asdict(settings.edit))
-    pipeline.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with

@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from semseg_diffusers.data.settings import LABEL_PRESETS
@@ -15,10 +15,8 @@ from semseg_diffusers.utils.settings import Settings, option
 
 
 UNKNOWN_VALUE = "unknown"  # of an attribute: the model chooses, as for the class "unknown" in masks
-# Settings that --variations may change; any other name in it is an attribute.
-SWEEPABLE = (
-    "guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale", "strength"
-)  # fmt: skip
+GUIDANCE = ("guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale")
+SWEEPABLE = (*GUIDANCE, "strength")  # what --variations may change; any other name in it is an attribute
 MAX_VARIATIONS = 1000  # more are most likely a mistake
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 NEAR_COPY_THRESHOLD = 15.0  # grey levels, root mean square; see near_copies.py
@@ -95,15 +93,9 @@ class SamplingOptions(Settings):
     )  # fmt: skip
 
     def generation_settings(self, **others: Any) -> GenerationSettings:
-        """Return what the images depend on; `others` are fields that are not sampling options, such as the seed."""
-        return GenerationSettings(
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            guidance_start=self.guidance_start,
-            guidance_stop=self.guidance_stop,
-            variant=self.variant,
-            **others,
-        )
+        """Return what the images depend on: the options of the same names, and `others`."""
+        names = [field.name for field in fields(GenerationSettings) if hasattr(self, field.name)]
+        return GenerationSettings(**{name: getattr(self, name) for name in names} | others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,20 +244,10 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
     def generation_settings(self, **others: Any) -> GenerationSettings:
         """Return what the images depend on."""
         edit = EditSettings(
-            margin=self.edit_margin,
-            padding_mask_crop=self.padding_mask_crop,
-            feather=self.feather,
-            jump_length=self.jump_length,
-            jump_n_sample=self.jump_n_sample,
+            self.edit_margin, self.padding_mask_crop, self.feather, self.jump_length, self.jump_n_sample
         )
         return super().generation_settings(
-            seed=self.seed,
-            height=self.height,
-            width=self.width,
             attributes=read_attributes(self.attributes) or None,
-            attribute_guidance_scale=self.attribute_guidance_scale,
-            conditioning_scale=self.conditioning_scale,
-            strength=self.strength,
             edit=edit if self.edit else None,
             variations=read_variations(self.variations) or None,
             **others,
@@ -303,25 +285,25 @@ def check_option_combinations(
     check_attributes(other, known_attributes, "--variations")
 
 
-def read_attributes(texts: Iterable[str]) -> dict[str, str]:
-    """Parse the values of --attributes.
-
-    Example:
-        >>> read_attributes(["weather=rainy", "timeofday=night"])
-        {'weather': 'rainy', 'timeofday': 'night'}
-    """
-    return _split_names(texts, "--attributes", "NAME=VALUE: weather=rainy")
+def read_attributes(
+    texts: Iterable[str], option: str = "--attributes", form: str = "NAME=VALUE: weather=rainy"
+) -> dict[str, str]:
+    """Parse NAME=VALUE pairs; messages name the option and the form."""
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, value = (part.strip() for part in text.partition("="))
+        if not name or not value:
+            raise ValueError(f"{option} '{text}': expected {form}.")
+        if name in found:
+            raise ValueError(f"{option} names '{name}' twice; expected each once.")
+        found[name] = value
+    return found
 
 
 def read_variations(texts: Iterable[str]) -> dict[str, tuple]:
-    """Parse the values of --variations; those of settings are numbers.
-
-    Example:
-        >>> read_variations(["guidance_scale=1.5,3", "weather=clear,rainy"])
-        {'guidance_scale': (1.5, 3.0), 'weather': ('clear', 'rainy')}
-    """
+    """Parse the values of --variations: {"guidance_scale": (1.5, 3.0), "weather": ("clear", "rainy")}."""
     variations: dict[str, tuple] = {}
-    for name, text in _split_names(texts, "--variations", "NAME=VALUE,VALUE: guidance_scale=1.5,3").items():
+    for name, text in read_attributes(texts, "--variations", "NAME=VALUE,VALUE: guidance_scale=1.5,3").items():
         values: list[Any] = [value.strip() for value in text.split(",")]
         if name in SWEEPABLE:
             try:
@@ -350,35 +332,13 @@ def check_attributes(given: Mapping[str, Iterable[str]], known: Mapping[str, lis
                 )
 
 
-def _split_names(texts: Iterable[str], option: str, form: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for text in texts:
-        name, _, value = (part.strip() for part in text.partition("="))
-        if not name or not value:
-            raise ValueError(f"{option} '{text}': expected {form}.")
-        if name in found:
-            raise ValueError(f"{option} names '{name}' twice; expected each once.")
-        found[name] = value
-    return found
-
-
 def grid(variations: Mapping[str, tuple] | None) -> dict[str, dict[str, Any]]:
-    """Return all combinations, the last name changing fastest, under names that sort in this order.
-
-    Without variations, there is a single unnamed one that sets nothing.
-
-    Example:
-        >>> grid({"guidance_scale": (1.5, 3.0)})
-        {'v0': {'guidance_scale': 1.5}, 'v1': {'guidance_scale': 3.0}}
-    """
+    """Return all combinations, the last name changing fastest, as v0, v1, ...; {"": {}} without variations."""
     if not variations:
         return {"": {}}
     count = math.prod(map(len, variations.values()))
     if count > MAX_VARIATIONS:
         raise ValueError(f"--variations give {count} combinations per mask; expected at most {MAX_VARIATIONS}.")
-    digits = len(str(count - 1))
-    combinations = itertools.product(*variations.values())
-    return {
-        f"v{number:0{digits}}": dict(zip(variations, values, strict=True))
-        for number, values in enumerate(combinations)
-    }
+    combinations = (dict(zip(variations, values, strict=True)) for values in itertools.product(*variations.values()))
+    digits = len(str(count - 1))  # the names sort in this order
+    return {f"v{number:0{digits}}": changes for number, changes in enumerate(combinations)}

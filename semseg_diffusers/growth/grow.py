@@ -30,9 +30,7 @@ def run(settings: GrowSettings) -> int:
     read_real_record(settings.dataset)
     pairs = load_pairs(settings.dataset, "train", **column_options(settings))
     num_masks = settings.num_masks or len(pairs)
-    make_stages(
-        settings, settings.target or ["CLASS=4"], num_masks
-    )  # checks all before the statistics, which are slow
+    make_stages(settings, settings.target or ["CLASS=4"], num_masks)  # checks all before the slow statistics
     target = settings.target or (default_target(pairs) if settings.masks is None else ())
     stages = make_stages(settings, target, num_masks)
     del pairs
@@ -47,8 +45,8 @@ def run(settings: GrowSettings) -> int:
                 progress.note(stage, done=False)
                 status = 0 if stage.is_complete else run_stage(stage, settings.config_file)
                 if status:
-                    text = f"stage {stage.name} ended with exit code {status}. The same command resumes it."
-                    sys.stderr.write(f"error: {text}\n")
+                    text = f"error: stage {stage.name} ended with exit code {status}. The same command resumes it.\n"
+                    sys.stderr.write(text)
                     return status
                 progress.note(stage, done=True)
             if stage.name == settings.until:
@@ -64,17 +62,13 @@ def run_stage(stage: Stage, config_file: str | None) -> int:
     """Run a stage in this process, or in those that accelerate launches; returns its exit code."""
     sys.stdout.write(f"\n[{stage.name}] {stage.command}\n")
     sys.stdout.flush()
-    if config_file is not None and stage.name in LAUNCHED:
-        return _launch(stage, config_file)
-    try:
-        return load_function(STAGES[stage.name])(stage.settings) or 0
-    except (ValueError, OSError) as err:
-        raise ValueError(f"stage {stage.name}: {str(err).rstrip('.')}. The same command resumes it.") from err
-    finally:
-        clear_device_cache(garbage_collection=True)  # the next stage needs the memory
-
-
-def _launch(stage: Stage, config_file: str) -> int:
+    if config_file is None or stage.name not in LAUNCHED:
+        try:
+            return load_function(STAGES[stage.name])(stage.settings) or 0
+        except (ValueError, OSError) as err:
+            raise ValueError(f"stage {stage.name}: {str(err).rstrip('.')}. The same command resumes it.") from err
+        finally:
+            clear_device_cache(garbage_collection=True)  # the next stage needs the memory
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_file]
     process = subprocess.Popen([*launcher, "-m", LAUNCHED[stage.name], *stage.settings.to_arguments()])
     try:

@@ -6,13 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from semseg_diffusers.data.dataset import (
-    PairDataset,
-    column_options,
-    load_pairs,
-    read_record,
-    split_names,
-)
+from semseg_diffusers.data.dataset import PairDataset, column_options, load_pairs, read_record, split_names
 from semseg_diffusers.data.dataset_format import (
     GENERATION_FILE,
     LABELS_FILE,
@@ -74,7 +68,19 @@ def merge(
         raise ValueError(f"--split {split}: '{dataset}' has {', '.join(splits)}.")
     real = splits[split]
     labels, synthetic_rows, record = read_generated(Path(generated))
-    _check_fits(real, labels, Path(generated), synthetic_rows[0])
+    if labels.names != real.labels.names:
+        other = sorted({*labels.names} ^ {*real.labels.names}) or ["their order"]
+        raise ValueError(
+            f"--generated '{generated}' has other classes than {real.name} ({', '.join(other[:5])} differ). Generate "
+            "with a model of this dataset, or map the dataset to the model's classes: prepare --map_to."
+        )
+    if len(set(real.sizes)) == 1:
+        width, height = open_image(Path(generated, synthetic_rows[0]["image_file_name"]), "image").size
+        if (height, width) != real.sizes[0]:
+            raise ValueError(
+                f"--generated '{generated}' has images of {height} x {width}, {real.name} images of "
+                f"{real.sizes[0][0]} x {real.sizes[0][1]} (height x width). Generate with --height and --width."
+            )
     names = [f"synthetic_{Path(row['image_file_name']).stem}" for row in synthetic_rows]
     taken = sorted({*names} & {*real.stems})
     if taken:
@@ -83,10 +89,9 @@ def merge(
     total = sum(map(len, splits.values())) + len(synthetic_rows)
     with new_dataset(output, overwrite) as folder, progress_bar(total=total, desc="merging", unit="pair") as bar:
         for name, pairs in splits.items():
-            make_split(folder, name)
-            rows[name] = []
+            place, rows[name] = make_split(folder, name), []
             for index in range(len(pairs)):
-                rows[name].append(_copy_real(folder / name, pairs, index))
+                rows[name].append(_copy_real(place, pairs, index))
                 bar.update()
         notes = []
         for row, name in zip(synthetic_rows, names, strict=True):
@@ -98,13 +103,9 @@ def merge(
         write_text(folder / SYNTHETIC_FILE, "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in notes))
         card = Path(str(record.get("model"))) / CARD  # if it names no licence, that of the dataset applies
         license_name = metadata(card.read_text(encoding="utf-8")).get("license") if card.is_file() else None
-        synthetic = {
-            "count": len(synthetic_rows),
-            "split": split,
-            "model": str(record.get("model")),
-            "revision": record.get("revision"),
-            "license": license_name or data_license(source.get("format"))[0],
-        }
+        license_name = license_name or data_license(source.get("format"))[0]
+        model = {"model": str(record.get("model")), "revision": record.get("revision")}
+        synthetic = {"count": len(synthetic_rows), "split": split, **model, "license": license_name}
         finish_dataset(folder, rows, real.labels, {**source, "source": dataset, "synthetic": synthetic})
     return {**{name: len(lines) for name, lines in rows.items()}, "synthetic": len(synthetic_rows)}
 
@@ -130,28 +131,11 @@ def read_generated(folder: Path) -> tuple[LabelSet, list[dict[str, Any]], dict[s
     rows = read_metadata(folder)
     if not rows:
         raise ValueError(f"--generated '{folder}' holds no images.")
-    files = [folder / row[key] for row in rows for key in ("image_file_name", "mask_file_name")]
+    files = (folder / row[key] for row in rows for key in ("image_file_name", "mask_file_name"))
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise ValueError(f"{len(missing)} files of '{folder / METADATA_FILE}' are missing, such as '{missing[0]}'.")
     return LabelSet.from_json(folder / LABELS_FILE), rows, read_json(folder / GENERATION_FILE)
-
-
-def _check_fits(real: PairDataset, labels: LabelSet, generated: Path, row: dict[str, Any]) -> None:
-    """Refuse generated images whose classes or size (that of the first) differ from those of the real images."""
-    if labels.names != real.labels.names:
-        other = sorted({*labels.names} ^ {*real.labels.names}) or ["their order"]
-        raise ValueError(
-            f"--generated '{generated}' has other classes than {real.name} ({', '.join(other[:5])} differ). Generate "
-            "with a model of this dataset, or map the dataset to the model's classes: prepare --map_to."
-        )
-    if len(set(real.sizes)) == 1:
-        width, height = open_image(generated / row["image_file_name"], "image").size
-        if (height, width) != real.sizes[0]:
-            raise ValueError(
-                f"--generated '{generated}' has images of {height} x {width}, {real.name} images of "
-                f"{real.sizes[0][0]} x {real.sizes[0][1]} (height x width). Generate with --height and --width."
-            )
 
 
 def _copy_real(folder: Path, pairs: PairDataset, index: int) -> dict[str, Any]:

@@ -9,16 +9,8 @@ from semseg_diffusers.utils.settings import Settings, option
 
 
 # Stage -> the command that it runs, in their order.
-STAGES = {
-    "statistics": "stats",
-    "train": "train",
-    "enrich": "enrich",
-    "generate": "generate",
-    "segmenter": "segmenter",
-    "filter": "filter",
-    "study": "study",
-    "merge": "merge",
-}
+_SAME_NAME = ("train", "enrich", "generate", "segmenter", "filter", "study", "merge")
+STAGES = {"statistics": "stats", **{name: name for name in _SAME_NAME}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +62,8 @@ class GrowSettings(ColumnOptions, Settings):
             raise ValueError("--target and --num_masks are for new masks; with --masks none are made. Omit them.")
         for stage, changes in self.changes.items():
             if stage not in self.stages:
-                option_name, given = next(iter(changes)), self._given[stage]
-                raise ValueError(f"--set {stage}.{option_name}: there is no such stage, as '{given}' was given.")
+                name = f"{stage}.{next(iter(changes))}"
+                raise ValueError(f"--set {name}: there is no such stage, as '{self._given[stage]}' was given.")
         if self.until is not None and self.until not in self.stages:
             raise ValueError(f"--until {self.until}: there is no such stage, as its result was given.")
 

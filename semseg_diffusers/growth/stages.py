@@ -3,6 +3,7 @@
 Whatever `grow` does can therefore be done by hand, stage by stage, with the commands that it prints and records.
 """
 
+import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -53,58 +54,45 @@ def comparable_words(settings: Settings) -> list[str]:
 
 
 def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -> list[Stage]:
-    """Return the stages whose results are not given, with checked settings.
-
-    Args:
-        settings: of `grow`.
-        target: what the new masks have more of, CLASS=FACTOR.
-        num_masks: how many new masks.
-    """
+    """Return the stages whose results are not given, with checked settings; `target` holds CLASS=FACTOR."""
     folders = {stage: str(settings.output / stage) for stage in STAGES}
     model = settings.model or folders["train"]
     masks = settings.masks or str(settings.output / "enrich" / "masks")
     segmenter = settings.filter_segmenter or folders["segmenter"]
     generated, filtered = folders["generate"], folders["filter"]
-    dataset, seed, device = {"dataset": settings.dataset}, {"seed": settings.seed}, {"device": settings.device}
-    data = {**dataset, **{name: getattr(settings, name) for name in ("image_column", "mask_column", "labels")}}
-    number = {"num_images_per_mask": settings.num_images_per_mask}
-    study = {"amounts": settings.amounts, "seeds": settings.seeds}
-    # the network that selects images must not be selected on the images that the study evaluates on
-    selection = {"seed": settings.seed + FILTER_SEED, "validation_split": "none"}
+
+    def pick(*names: str) -> dict[str, Any]:
+        return {name: getattr(settings, name) for name in names}
+
+    data = pick("dataset", "image_column", "mask_column", "labels")
     options: dict[str, dict[str, Any]] = {
         "statistics": data,
-        "train": {**data, **seed, **device, "resume_from_checkpoint": "latest"},
-        "enrich": {**dataset, **seed, "num_masks": num_masks, "target": target},
-        "generate": {"model": model, "masks": masks, **number, **seed, **device},
-        "segmenter": {**data, **device, **selection},
-        "filter": {**data, "generated": generated, "segmenter": segmenter, **seed, **device},
-        "study": {**data, "generated": generated, "filtered": filtered, **study, **device},
+        "train": {**data, **pick("seed", "device"), "resume_from_checkpoint": "latest"},
+        "enrich": {**pick("dataset", "seed"), "num_masks": num_masks, "target": target},
+        "generate": {"model": model, "masks": masks, **pick("num_images_per_mask", "seed", "device")},
+        # The network that selects images must not be selected on the images that the study evaluates on.
+        "segmenter": {**data, **pick("device"), "seed": settings.seed + FILTER_SEED, "validation_split": "none"},
+        "filter": {**data, "generated": generated, "segmenter": segmenter, **pick("seed", "device")},
+        "study": {**data, "generated": generated, "filtered": filtered, **pick("amounts", "seeds", "device")},
         "merge": {**data, "generated": filtered},
     }
     stages = []
     for name in settings.stages:
         own = {**options[name], "output_dir" if name == "train" else "output": folders[name]}
-        stages.append(
-            Stage(name, settings.output / name, _command_settings(name, own, settings.changes.get(name, {})))
-        )
+        changes = settings.changes.get(name, {})
+        for option in changes:
+            if option in own and option not in ("seed", "device"):
+                raise ValueError(f"--set {name}.{option}: grow sets it itself, to {own[option]}.")
+        kind = load_settings(STAGES[name])
+        several = {field.name for field in dataclasses.fields(kind) if value_type(field)[1]}
+        values = {option: text.split(",") if option in several else text for option, text in changes.items()}
+        try:
+            command = build_settings(kind, ("grow", own), ("--set", values), named=frozenset(values))
+        except ValueError as err:
+            listed = f"`semseg-diffusers {STAGES[name]} --help` lists its options."
+            raise ValueError(f"stage {name}: {str(err).removesuffix('.')}. {listed}") from err
+        stages.append(Stage(name, settings.output / name, command))
     return stages
-
-
-def _command_settings(name: str, own: dict[str, Any], changes: dict[str, str]) -> Settings:
-    """Return the settings of a stage's command: those of `grow`, then those of --set."""
-    for option in changes:
-        if option in own and option not in ("seed", "device"):
-            raise ValueError(f"--set {name}.{option}: grow sets it itself, to {own[option]}.")
-    kind = load_settings(STAGES[name])
-    several = {field.name for field in dataclasses.fields(kind) if value_type(field)[1]}
-    values = {option: text.split(",") if option in several else text for option, text in changes.items()}
-    try:
-        return build_settings(kind, ("grow", own), ("--set", values), named=frozenset(values))
-    except ValueError as err:
-        reason = str(err).removesuffix(".")
-        raise ValueError(
-            f"stage {name}: {reason}. `semseg-diffusers {STAGES[name]} --help` lists its options."
-        ) from err
 
 
 def default_target(pairs: PairDataset) -> list[str]:
@@ -125,11 +113,9 @@ def default_target(pairs: PairDataset) -> list[str]:
     rarest = sorted((name for name in share if share[name] > 0 and name not in weak), key=lambda name: share[name])
     placeable = []
     for name in [*weak, *rarest]:
-        try:
+        with contextlib.suppress(ValueError):
             check_placeable(prior, pairs.labels.label2id[name])
-        except ValueError:
-            continue
-        placeable.append(name)
+            placeable.append(name)
     names = [name for name in placeable if name in weak] or placeable[:2]
     if not names:
         raise ValueError(

@@ -44,6 +44,7 @@ from semseg_diffusers.data.check.check import check_prepared
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering import output as filtering
+from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.plan import image_seed
 from semseg_diffusers.growth.merge import read_generated
 
@@ -455,14 +456,14 @@ def test_earlier_samples_stay_when_the_next_request_gives_none(tmp_path, sampler
 
 def test_samples_generated_before_an_error_can_be_kept(tmp_path, sampler, monkeypatch):
     handlers = Handlers(sampler, Collection(tmp_path / "painted", LABELS, SIZE), str(tmp_path / "files"))
-    draw_one = sampler._generate_one
+    generate_batch = BatchGenerator.generate_batch
 
-    def fail_at_the_second(pipeline, plan, job, *more):
-        if job.index == 1:
+    def fail_at_the_second(generator, jobs, inputs):
+        if jobs[0].index == 1:
             raise ValueError("the numbers ended")
-        return draw_one(pipeline, plan, job, *more)
+        return generate_batch(generator, jobs, inputs)
 
-    monkeypatch.setattr(sampler, "_generate_one", fail_at_the_second)
+    monkeypatch.setattr(BatchGenerator, "generate_batch", fail_at_the_second)
     sampling = handlers.generate(
         gr.Request(session_hash="visitor"), *arguments(images=3), progress=lambda *_, **__: None
     )
