@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.evaluation.filtering.losses import (
+from semseg_diffusers.evaluation.filtering.rules import (
     LossReader,
     compute_class_losses,
     find_class_losses,

@@ -17,7 +17,7 @@ import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing
+from semseg_diffusers.evaluation.segmentation.networks import Preprocessing
 from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES
 from semseg_diffusers.utils.files import hash_file
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from semseg_diffusers.evaluation.filtering.filter_page import LEGEND, NOT_CHECKED, choose_examples, loss_map
-from semseg_diffusers.evaluation.filtering.losses import ClassLosses
 from semseg_diffusers.evaluation.filtering.rules import (
     EASY_MASK,
     NOTHING_LABELLED,
     TOO_LITTLE_KEPT,
+    ClassLosses,
     Scored,
     filter_ids,
     images_to_keep,

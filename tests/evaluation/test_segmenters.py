@@ -23,8 +23,12 @@ from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.segmentation import training as batches
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
-from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource, load_pretrained, new_network
-from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing
+from semseg_diffusers.evaluation.segmentation.networks import (
+    Preprocessing,
+    PretrainedSource,
+    load_pretrained,
+    new_network,
+)
 from semseg_diffusers.evaluation.segmentation.settings import (
     ARCHITECTURES,
 )

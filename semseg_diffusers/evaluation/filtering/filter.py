@@ -15,36 +15,19 @@ from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import SPLITS, parse_resolution
 from semseg_diffusers.evaluation.features import check_reads
+from semseg_diffusers.evaluation.filtering import rules
 from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, example_pictures, write_filter_page
-from semseg_diffusers.evaluation.filtering.losses import (
-    LossReader,
-    compute_class_losses,
-    find_class_losses,
-    kept_share_on_real,
-    kept_shares,
-    losses_key,
-)
 from semseg_diffusers.evaluation.filtering.output import (
     MOVES,
     PAGE_FILE,
     READ,
     check_output,
-    image_digest,
+    filter_masks,
     publish,
     read_generated,
-    store_mask,
-    stored_note,
-)
-from semseg_diffusers.evaluation.filtering.rules import (
-    FILTER_FILE,
-    REASONS,
-    Scored,
-    mask_hardness,
-    ranks_of,
-    reasons_to_drop,
 )
 from semseg_diffusers.evaluation.filtering.settings import REFERENCE_SPLIT, FilterCommandSettings, FilterSettings
-from semseg_diffusers.evaluation.inputs import ImageSet, check_one_size, generated_images
+from semseg_diffusers.evaluation.inputs import check_one_size, generated_images
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.generation.output_folder import is_temporary, sole_run
@@ -109,7 +92,7 @@ def filter_dataset(
         ValueError: folders, sizes, classes or network do not match; an output with other settings.
     """
     settings, generated, output = settings or FilterSettings(), Path(generated), Path(output)
-    reader = LossReader(segmenter, batch_size, show_progress)
+    reader = rules.LossReader(segmenter, batch_size, show_progress)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
 
     # 1. Check all inputs
@@ -120,7 +103,7 @@ def filter_dataset(
     zeros = torch.zeros(2, *real.pairs.resolution, dtype=torch.uint8)
     name = segmenter.describe(real.pairs.resolution)["name"]
     check_reads(lambda noise: segmenter.losses(noise, zeros), f"--segmenter '{name}'", real.pairs.resolution)
-    key = losses_key(segmenter, dtype, real.pairs)
+    key = rules.losses_key(segmenter, dtype, real.pairs)
     recorded = {
         **{field.name: getattr(settings, field.name) for field in fields(FilterSettings)},
         "segmenter_sha256": segmenter.weights_sha256,
@@ -128,10 +111,10 @@ def filter_dataset(
         "images": hash_json({name: value for name, value in generation.items() if name not in MOVES})[:16],
     }
     check_output(output, generated, recorded)
-    losses = find_class_losses(output if class_losses is None else class_losses, key)
+    losses = rules.find_class_losses(output if class_losses is None else class_losses, key)
     if losses is None and class_losses is not None:
         raise ValueError(
-            f"--class_losses '{os.fspath(class_losses)}' holds no {FILTER_FILE} with the class losses of this "
+            f"--class_losses '{os.fspath(class_losses)}' holds no {rules.FILTER_FILE} with the class losses of this "
             "segmenter on these images. Give a folder that was filtered with both, or omit the option to compute them."
         )
 
@@ -140,7 +123,7 @@ def filter_dataset(
             path.unlink(missing_ok=True)
 
         # 2. Mean losses of each class on real images, and thresholds from them
-        losses = losses or compute_class_losses(reader, real.pairs, key)
+        losses = losses or rules.compute_class_losses(reader, real.pairs, key)
         thresholds = losses.thresholds(settings.tolerance_margin, settings.keep_unchecked)
         record: dict[str, Any] = {
             "kind": "filter",
@@ -152,20 +135,21 @@ def filter_dataset(
             "real": real.name,
             "class_losses": asdict(losses),
         }
-        write_json(output / FILTER_FILE, record)  # first: it marks the folder as ours
+        write_json(output / rules.FILTER_FILE, record)  # first: it marks the folder as ours
         (output / READ).mkdir(exist_ok=True)
         reference = None
         if real.reference is not None:
-            reference = {"name": real.reference_name, **kept_share_on_real(reader, real.reference, thresholds)}
+            reference = {"name": real.reference_name, **rules.kept_share_on_real(reader, real.reference, thresholds)}
 
         # 3. Filter the masks of the images, then choose the images
-        scored = _filter_masks(reader, images, generated, output, thresholds)
-        hardness = {image.stem: mask_hardness(np.array(image.pixels), losses.array()) for image in scored}
-        ranks = ranks_of(hardness)
-        reasons = reasons_to_drop(scored, settings.minimum_kept, ranks if settings.resample else None)
+        scored = filter_masks(reader, images, generated, output, thresholds)
+        hardness = {image.stem: rules.mask_hardness(np.array(image.pixels), losses.array()) for image in scored}
+        ranks = rules.ranks_of(hardness)
+        reasons = rules.reasons_to_drop(scored, settings.minimum_kept, ranks if settings.resample else None)
 
         # 4. Write dataset, page and record
-        kept, dropped = _rows(rows, scored, hardness, ranks, reasons, labels)
+        groups = ([image for image in scored if (image.name in reasons) == drop] for drop in (False, True))
+        kept, dropped = (_rows(rows, group, hardness, ranks, reasons, labels) for group in groups)
         summary = {name: value for name, value in recorded.items() if name not in ("class_losses", "images")}
         summary |= {"num_images": len(scored), "num_kept": len(kept)}
         publish(output, generated, labels, {**generation, "filter": summary}, kept, dropped)
@@ -180,82 +164,55 @@ def filter_dataset(
         examples = choose_examples(scored, reasons, seed)
         pictures = example_pictures(examples, images, segmenter, thresholds)
         write_filter_page(output / PAGE_FILE, record, scored, reasons, examples, pictures, labels)
-        write_json(output / FILTER_FILE, record)
+        write_json(output / rules.FILTER_FILE, record)
     return record
-
-
-def _filter_masks(
-    reader: LossReader, images: ImageSet, generated: Path, output: Path, thresholds: np.ndarray
-) -> list[Scored]:
-    """Filter the mask of each image, except those that an earlier run finished."""
-    digests = [image_digest(generated, name, thresholds) for name in images.names]
-    notes = [stored_note(output, name, digest) for name, digest in zip(images.names, digests, strict=True)]
-    missing = [index for index, note in enumerate(notes) if note is None]
-
-    def pair_of(index: int) -> dict[str, torch.Tensor]:
-        return {"image": images.image(index), "mask": images.mask(index)}
-
-    found = reader.filter(pair_of, missing, thresholds, "filtering")
-    for index, (filtered, scores) in zip(missing, found, strict=True):
-        note = notes[index] = {"digest": digests[index], **scores}
-        store_mask(output, images.names[index], images.labels, filtered, note)
-    return [
-        Scored(name, stem, tuple(note["pixels"]), tuple(note["kept"]), note["loss"])
-        for name, stem, note in zip(images.names, images.stems, notes, strict=True)
-        if note is not None
-    ]
 
 
 def _rows(
     rows: Sequence[Mapping[str, Any]],
-    scored: Sequence[Scored],
+    images: Sequence[rules.Scored],
     hardness: Mapping[str, float | None],
     ranks: Mapping[str, int],
     reasons: Mapping[str, str],
     labels: LabelSet,
-) -> list[list[dict[str, Any]]]:
-    """Return the metadata rows of kept and of dropped images, with their scores."""
+) -> list[dict[str, Any]]:
+    """Return the metadata rows of kept or of dropped images, with their scores."""
     row_of = {Path(row["image_file_name"]).stem: row for row in rows}
-    tables = []
-    for is_kept in (True, False):
-        images = [image for image in scored if (image.name not in reasons) == is_kept]
-        present = [name for label, name in enumerate(labels.names) if any(image.pixels[label] for image in images)]
-        table = []
-        for image in images:
-            shares = kept_shares(np.array(image.pixels), np.array(image.kept), labels)
-            hard = hardness[image.stem]
-            table.append(
-                {
-                    **row_of[image.name],
-                    "segmenter_loss": image.loss,
-                    "kept_share": shares["kept_share"],
-                    "kept_share_by_class": {name: shares["kept_share_by_class"].get(name) for name in present},
-                    "mask_hardness": None if hard is None else round(hard, 6),
-                    "mask_rank": ranks[image.stem],
-                    **({} if is_kept else {"reason": reasons[image.name]}),
-                }
-            )
-        tables.append(table)
-    return tables
+    present = [name for label, name in enumerate(labels.names) if any(image.pixels[label] for image in images)]
+    result = []
+    for image in images:
+        shares = rules.kept_shares(np.array(image.pixels), np.array(image.kept), labels)
+        hard = hardness[image.stem]
+        row = {
+            **row_of[image.name],
+            "segmenter_loss": image.loss,
+            "kept_share": shares["kept_share"],
+            "kept_share_by_class": {name: shares["kept_share_by_class"].get(name) for name in present},
+            "mask_hardness": None if hard is None else round(hard, 6),
+            "mask_rank": ranks[image.stem],
+        }
+        result.append(row | ({"reason": reasons[image.name]} if image.name in reasons else {}))
+    return result
 
 
-def _results(scored: Sequence[Scored], reasons: Mapping[str, str], labels: LabelSet) -> dict[str, Any]:
+def _results(scored: Sequence[rules.Scored], reasons: Mapping[str, str], labels: LabelSet) -> dict[str, Any]:
     """Return the counts of kept and dropped images, pixels and labels."""
     before = np.array([image.pixels for image in scored])  # (N, num_classes)
     after = np.array([image.kept for image in scored])
     is_kept = np.array([image.name not in reasons for image in scored])
+    kept_before, kept_after = before[is_kept].sum(0), after[is_kept].sum(0)  # (num_classes,)
     shares = [image.kept_share for image in scored if image.kept_share is not None]
     return {
         "num_images": len(scored),
         "num_kept": int(is_kept.sum()),
         "num_masks": len({image.stem for image in scored}),
         "num_masks_kept": len({image.stem for image in scored if image.name not in reasons}),
-        "num_dropped": {reason: list(reasons.values()).count(reason) for reason in REASONS},
-        **kept_shares(before.sum(0), after.sum(0), labels),  # of all images, dropped ones too
+        "num_dropped": {reason: list(reasons.values()).count(reason) for reason in rules.REASONS},
+        **rules.kept_shares(before.sum(0), after.sum(0), labels),  # of all images, dropped ones too
         "least_kept_share": None if not shares else round(min(shares), 6),
-        "kept_share_of_kept_images": kept_shares(before[is_kept].sum(0), after[is_kept].sum(0), labels)["kept_share"],
+        "kept_share_of_kept_images": rules.kept_shares(kept_before, kept_after, labels)["kept_share"],
         "pixels": dict(zip(labels.names, before.sum(0).tolist(), strict=True)),
-        "pixels_left": dict(zip(labels.names, after[is_kept].sum(0).tolist(), strict=True)),
+        "pixels_left": dict(zip(labels.names, kept_after.tolist(), strict=True)),
     }
 
 

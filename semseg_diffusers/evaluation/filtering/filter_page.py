@@ -10,8 +10,7 @@ from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import STRIPE, UNKNOWN
-from semseg_diffusers.evaluation.filtering.losses import ClassLosses
-from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, REASONS, Scored, filter_ids
+from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, REASONS, ClassLosses, Scored, filter_ids
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.reports.render import BarRow, class_legend, percent, write_page

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL.PngImagePlugin import PngInfo
 
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, read_filter
+from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, LossReader, Scored, read_filter
+from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.generation.output_folder import in_order, is_temporary, read_metadata, write_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import hash_file, read_json, write_json, write_text, written_beside
@@ -92,18 +94,36 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> 
         raise ValueError(f"--output '{output}' was filtered with other settings ({different}). Choose another folder.")
 
 
-# Filtered masks ------------------------------------------------------------------------------------------------------
+def filter_masks(
+    reader: LossReader, images: ImageSet, generated: Path, output: Path, thresholds: np.ndarray
+) -> list[Scored]:
+    """Filter the mask of each image, except those that an earlier run finished; `publish` moves them to `masks/`."""
+    digests, notes = [], []
+    for name in images.names:
+        # what a filtered mask depends on besides the network: thresholds and files
+        digest = hashlib.sha256(thresholds.tobytes())
+        for folder in ("images", "masks"):
+            digest.update(bytes.fromhex(hash_file(generated / folder / f"{name}.png")))
+        digests.append(digest.hexdigest()[:32])
+        notes.append(_stored_note(output, name, digests[-1]))
+    missing = [index for index, note in enumerate(notes) if note is None]
+
+    def pair_of(index: int) -> dict[str, torch.Tensor]:
+        return {"image": images.image(index), "mask": images.mask(index)}
+
+    found = reader.filter(pair_of, missing, thresholds, "filtering")
+    for index, (filtered, scores) in zip(missing, found, strict=True):
+        notes[index], text = {"digest": digests[index], **scores}, PngInfo()
+        text.add_text(NOTE_KEY, json.dumps(notes[index]))
+        save_png(output / READ / f"{images.names[index]}.png", images.labels.decode(filtered), pnginfo=text)
+    return [
+        Scored(name, stem, tuple(note["pixels"]), tuple(note["kept"]), note["loss"])
+        for name, stem, note in zip(images.names, images.stems, notes, strict=True)
+        if note is not None
+    ]
 
 
-def image_digest(generated: Path, name: str, thresholds: np.ndarray) -> str:
-    """Hash what a filtered mask depends on besides the network: files and thresholds."""
-    digest = hashlib.sha256(thresholds.tobytes())
-    for folder in ("images", "masks"):
-        digest.update(bytes.fromhex(hash_file(generated / folder / f"{name}.png")))
-    return digest.hexdigest()[:32]
-
-
-def stored_note(output: Path, name: str, digest: str) -> dict[str, Any] | None:
+def _stored_note(output: Path, name: str, digest: str) -> dict[str, Any] | None:
     """Return the scores of an image, if its filtered mask exists, is intact and has this digest; else None."""
     for folder in (output / "masks", output / READ):
         path = folder / f"{name}.png"
@@ -115,16 +135,6 @@ def stored_note(output: Path, name: str, digest: str) -> dict[str, Any] | None:
             if note.get("digest") == digest:
                 return note
     return None
-
-
-def store_mask(output: Path, name: str, labels: LabelSet, ids: np.ndarray, note: Mapping[str, Any]) -> None:
-    """Write a filtered mask with its scores; `publish` later replaces an older one of the same name."""
-    text = PngInfo()
-    text.add_text(NOTE_KEY, json.dumps(note))
-    save_png(output / READ / f"{name}.png", labels.decode(ids), pnginfo=text)
-
-
-# The dataset --------------------------------------------------------------------------------------------------------
 
 
 def publish(

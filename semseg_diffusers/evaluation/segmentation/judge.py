@@ -20,8 +20,12 @@ from transformers import (
 
 from semseg_diffusers.data.label_mapping import lookup_table, match_classes
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource, class_names
-from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing, compute_logits
+from semseg_diffusers.evaluation.segmentation.networks import (
+    Preprocessing,
+    PretrainedSource,
+    class_names,
+    compute_logits,
+)
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.utils.files import read_json
 

@@ -1,14 +1,11 @@
 """Trains a segmentation network on a dataset and saves it as a transformers folder with its record."""
 
-import contextlib
 import dataclasses
 import json
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,8 +17,7 @@ from semseg_diffusers.data.dataset_format import LABELS_FILE
 from semseg_diffusers.evaluation.inputs import check_one_size
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.segmentation.judge import RECORD_FILE
-from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
-from semseg_diffusers.evaluation.segmentation.preprocessing import PROCESSOR_FILE
+from semseg_diffusers.evaluation.segmentation.networks import PROCESSOR_FILE, build_segmenter
 from semseg_diffusers.evaluation.segmentation.settings import NO_SPLIT, VALIDATION_SPLIT, SegmenterSettings
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages, train_segmenter
 from semseg_diffusers.reports.plots import training_curve
@@ -42,12 +38,20 @@ def run(settings: SegmenterSettings) -> int:
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device_available(device)
     transformers_logging.disable_progress_bar()
+    shown: dict[str, str] = {}  # behind the progress bar
     received: list[int] = []  # signals: the first ends the training, a second Ctrl-C interrupts at once
 
     def on_signal(number: int, _frame: FrameType | None) -> None:
         received.append(number)
         if number == signal.SIGINT:
             signal.signal(number, signal.default_int_handler)
+
+    def on_log(line: dict[str, Any]) -> None:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        shown.update({key: f"{line[key]:.3f}" for key in ("loss", "mean_iou") if key in line})
+        bar.set_postfix(shown, refresh=False)
+        bar.update(line["step"] - bar.n)
 
     with new_folder(settings.output, RECORD_FILE, "segmenter", settings.overwrite) as folder:
         train, validation = _read_data(settings)
@@ -56,7 +60,8 @@ def run(settings: SegmenterSettings) -> int:
         started, clock = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
         with (
             route_signals(on_signal, (*SIGNALS, signal.SIGINT)),
-            _progress(settings.max_train_steps, folder / LOG_FILE) as on_log,
+            progress_bar(total=settings.max_train_steps, desc="training the segmenter", unit="step") as bar,
+            (folder / LOG_FILE).open("w") as file,
         ):
             history = train_segmenter(
                 network,
@@ -131,22 +136,6 @@ def _read_data(settings: SegmenterSettings) -> tuple[LabelledImages, LabelledIma
         validation.keep_decoded(MEMORY_LIMIT)
     train.keep_decoded(MEMORY_LIMIT)
     return LabelledImages(train), None if validation is None else LabelledImages(validation)
-
-
-@contextlib.contextmanager
-def _progress(total: int, path: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield a log function that writes each line to a file and updates a progress bar on stderr."""
-    shown: dict[str, str] = {}
-    with progress_bar(total=total, desc="training the segmenter", unit="step") as bar, path.open("w") as file:
-
-        def on_log(line: dict[str, Any]) -> None:
-            file.write(json.dumps(line) + "\n")
-            file.flush()
-            shown.update({key: f"{line[key]:.3f}" for key in ("loss", "mean_iou") if key in line})
-            bar.set_postfix(shown, refresh=False)
-            bar.update(line["step"] - bar.n)
-
-        yield on_log
 
 
 def format_scores(scores: SegmentationScores) -> str:

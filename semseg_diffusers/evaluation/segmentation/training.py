@@ -12,13 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.metrics import (
-    SegmentationScores,
-    new_confusion_matrix,
-    scores_from_confusion_matrix,
-    update_confusion_matrix,
-)
-from semseg_diffusers.evaluation.segmentation.preprocessing import Preprocessing, compute_logits
+from semseg_diffusers.evaluation.metrics import SegmentationScores, score_pairs
+from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, compute_logits
 from semseg_diffusers.evaluation.segmentation.settings import SegmenterTrainingOptions
 
 
@@ -131,15 +126,16 @@ def score_network(
     network: torch.nn.Module, preprocessing: Preprocessing, pairs: LabelledImages, mixed_precision: str = "no"
 ) -> SegmentationScores:
     """Score a network's predictions against masks; it is switched to evaluation mode."""
-    network.eval()
-    device = next(network.parameters()).device
-    matrix = new_confusion_matrix(pairs.labels.num_classes, pairs.labels.ignore_index)
-    for start in range(0, len(pairs), VALIDATION_BATCH_SIZE):
-        images, masks = pairs.batch(range(start, min(start + VALIDATION_BATCH_SIZE, len(pairs))))
-        with torch.no_grad(), _autocast(device, mixed_precision):
-            logits = compute_logits(network, preprocessing(images.to(device)), pairs.resolution)
-        update_confusion_matrix(matrix, logits.argmax(1).cpu(), masks)
-    return scores_from_confusion_matrix(matrix.compute(), pairs.labels.names, len(pairs))
+    device = next(network.eval().parameters()).device
+
+    def read() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for start in range(0, len(pairs), VALIDATION_BATCH_SIZE):
+            images, masks = pairs.batch(range(start, min(start + VALIDATION_BATCH_SIZE, len(pairs))))
+            with torch.no_grad(), _autocast(device, mixed_precision):
+                logits = compute_logits(network, preprocessing(images.to(device)), pairs.resolution)
+            yield from zip(logits.argmax(1).cpu(), masks, strict=True)
+
+    return score_pairs(read(), pairs.labels.names, pairs.labels.ignore_index)
 
 
 def train_segmenter(

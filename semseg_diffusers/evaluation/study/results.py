@@ -32,9 +32,6 @@ FEW_SEEDS = 3  # below this an interval is wider than any realistic difference
 MORE_SEEDS = 5
 
 
-# Statistics ----------------------------------------------------------------------------------------------------------
-
-
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """Return mean, standard deviation of the sample (None for one seed) and values of a score over seeds."""
     std = statistics.stdev(values) if len(values) > 1 else None
@@ -116,9 +113,6 @@ def num_beyond(comparisons: Sequence[dict[str, Any]]) -> tuple[int, int]:
     found = [entry for comparison in comparisons for entry in comparison["iou"].values() if any(entry["values"])]
     readings = [entry["reading"] for entry in found if entry["reading"] != UNKNOWN]
     return sum(reading != WITHIN for reading in readings), len(readings)
-
-
-# Findings ------------------------------------------------------------------------------------------------------------
 
 
 def title(arm: str, amount: float | None) -> str:

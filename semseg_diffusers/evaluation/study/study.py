@@ -9,17 +9,7 @@ import torch
 
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages
-from semseg_diffusers.evaluation.study.pools import (
-    StudyData,
-    base_weights,
-    check_amounts,
-    data_hash,
-    filter_weights,
-    find_filter_as_judge,
-    find_leaks,
-    image_digests,
-    load_data,
-)
+from semseg_diffusers.evaluation.study import pools
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
 from semseg_diffusers.evaluation.study.settings import StudyCommandSettings, StudySettings, Training, trainings
 from semseg_diffusers.evaluation.study.study_page import write_study_page
@@ -65,11 +55,11 @@ def run_study(
             )
 
     # 1. Data, and whether the validation images are unseen
-    data = load_data(settings)
-    check_amounts(settings, data)
-    weights = base_weights(settings)
-    digests = {name: image_digests(pairs) for name, pairs in data.items()}
-    forced = find_leaks(settings, data, digests) + find_filter_as_judge(settings, weights)
+    data = pools.load_data(settings)
+    pools.check_amounts(settings, data)
+    weights = pools.base_weights(settings)
+    digests = {name: pools.image_digests(pairs) for name, pairs in data.items()}
+    forced = pools.find_leaks(settings, data, digests) + pools.find_filter_as_judge(settings, weights)
     if forced and not settings.force:
         raise ValueError(f"{' '.join(forced)} To continue nevertheless, with a warning on the page: --force.")
 
@@ -85,7 +75,7 @@ def run_study(
             "learning_rate": initial.learning_rate,
         },
         "recipe": RECIPE,
-        "data": {name: data_hash(pairs, digests[name]) for name, pairs in data.items()},
+        "data": {name: pools.data_hash(pairs, digests[name]) for name, pairs in data.items()},
     }
     with exclusive_folder(output, "studying in"):
         _open_output(output, record)
@@ -127,7 +117,7 @@ def _open_output(output: Path, record: Mapping[str, Any]) -> None:
 
 def _results(
     settings: StudySettings,
-    data: StudyData,
+    data: pools.StudyData,
     record: Mapping[str, Any],
     trained: Mapping[Training, dict[str, Any]],
     forced: list[str],
@@ -141,21 +131,13 @@ def _results(
         "comparisons": comparisons,
         "absent": next(iter(trained.values()))["scores"]["absent"],
         "data": {name: {"num_images": len(pairs), "hash": record["data"][name]} for name, pairs in data.items()},
-        "filters": filter_weights(settings),
+        "filters": pools.filter_weights(settings),
         "resolution": list(data["real"].resolution),
         "network": record["network"],
         "recipe": record["recipe"],
         "commit": code_commit(),
         "versions": versions("torch", "transformers", "torchmetrics", "scipy"),
     }
-    results["findings"] = [{"topic": topic, "text": text} for topic, text in findings(results).items()]
-    results["forced"] = forced
-    results["notes"] = [*forced, *_notes(settings, data, results)]
-    return results
-
-
-def _notes(settings: StudySettings, data: StudyData, results: Mapping[str, Any]) -> list[str]:
-    """Return notes on how the results were obtained."""
     notes = ["The weights of the last step are scored on the full validation split; no selection was made with it."]
     absent = results["absent"]
     if absent:
@@ -174,7 +156,12 @@ def _notes(settings: StudySettings, data: StudyData, results: Mapping[str, Any])
     least = min(arm["passes"] for arm in results["arms"])
     if least < 1:
         notes.append(f"The largest pool was not seen in full: {least:.2f} passes. Increase --max_train_steps.")
-    return notes
+    return {
+        **results,
+        "findings": [{"topic": topic, "text": text} for topic, text in findings(results).items()],
+        "forced": forced,
+        "notes": [*forced, *notes],
+    }
 
 
 def run(settings: StudyCommandSettings) -> None:
