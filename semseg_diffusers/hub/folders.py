@@ -121,7 +121,7 @@ def model_files(folder: Path, index: Mapping[str, Any], with_code: bool = True) 
         contents[name] = path
         if path.name == "config.json" and LOADED_FROM in (found := read_json(path)):
             contents[name] = json_bytes({key: value for key, value in found.items() if key != LOADED_FROM})
-    exported = {name: folder / name for name in (EXPORT_FILE, SHEET_FILE) if (folder / name).is_file()}
+    exported: Contents = {name: folder / name for name in (EXPORT_FILE, SHEET_FILE) if (folder / name).is_file()}
     if exported:  # its card names these
         exported |= result_files(folder)
     contents |= exported | run_files(folder)
