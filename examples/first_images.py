@@ -16,7 +16,7 @@ from semseg_diffusers import LabelSet
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.generation.model import load_model, new_scheduler
 from semseg_diffusers.masks.editing.edit import Context, parse_operation, run_operations
-from semseg_diffusers.masks.editing.street import Street
+from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.utils.images import image_grid, save_png
 

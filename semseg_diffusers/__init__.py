@@ -33,10 +33,8 @@ if TYPE_CHECKING:
     from semseg_diffusers.evaluation.evaluate import evaluate
     from semseg_diffusers.evaluation.fidelity import fid, kid
     from semseg_diffusers.evaluation.filtering.filter import filter_dataset
-    from semseg_diffusers.evaluation.filtering.settings import FilterSettings
     from semseg_diffusers.evaluation.segmentation.judge import load_judge
-    from semseg_diffusers.evaluation.settings import EvaluationSettings
-    from semseg_diffusers.evaluation.study.settings import StudySettings
+    from semseg_diffusers.evaluation.settings import EvaluationSettings, FilterSettings, StudySettings
     from semseg_diffusers.evaluation.study.study import run_study
     from semseg_diffusers.generation.generate import generate_dataset
     from semseg_diffusers.generation.settings import GenerationSettings

@@ -25,13 +25,9 @@ class Command(NamedTuple):
 # In the order of use.
 COMMANDS = {
     "prepare": Command("data:PrepareSettings", "prepare:run", "prepare a public dataset or your own image-mask pairs"),
-    "check": Command(
-        "data:CheckSettings", "check.check:run", "report what is wrong with a source or a prepared dataset"
-    ),
+    "check": Command("data:CheckSettings", "check.check:run", "report problems of a source or a prepared dataset"),
     "toy": Command("toy:ToySettings", "scenes:run", "generate street scenes with exact masks from a seed"),
-    "stats": Command(
-        "masks:StatsSettings", "statistics.stats:run", "report class statistics and underrepresented classes"
-    ),
+    "stats": Command("masks:StatsSettings", "statistics.stats:run", "report class statistics of masks"),
     "labels": Command("data:LabelsSettings", "labels:run", "export a label set: legend image, palette file, JSON"),
     "clean": Command("masks:CleanSettings", "cleaning:run", "turn hand-painted images into masks"),
     "edit": Command("masks:EditSettings", "editing.edit:run", "edit masks: move, paste, remove, draw objects"),
@@ -40,29 +36,13 @@ COMMANDS = {
     "report": Command("training:ReportSettings", "loop:report", "write the HTML report of a training run"),
     "generate": Command("generation:GenerateOptions", "generate:run", "generate labelled images from masks"),
     "app": Command("app:AppSettings", "app:run", "paint masks in the browser and generate images from them"),
-    "segmenter": Command("evaluation.segmentation:SegmenterSettings", "segmenter:run", "train a segmentation network"),
-    "filter": Command(
-        "evaluation.filtering:FilterCommandSettings",
-        "filter:run",
-        "remove labels and images that do not show their masks",
-    ),
-    "evaluate": Command(
-        "evaluation:EvaluationSettings", "evaluate:run", "evaluate generated images against masks and real images"
-    ),
-    "study": Command(
-        "evaluation.study:StudyCommandSettings",
-        "study:run",
-        "measure whether synthetic images improve a segmentation network",
-    ),
-    "merge": Command(
-        "growth:MergeSettings", "merge:run", "merge generated images into the dataset they were made for"
-    ),
-    "grow": Command(
-        "growth:GrowSettings", "grow:run", "run every stage from a dataset to a better segmentation network"
-    ),
-    "convert": Command(
-        "converters:ConvertSettings", "convert:convert", "convert a published checkpoint into a pipeline folder"
-    ),
+    "segmenter": Command("evaluation:SegmenterSettings", "segmentation.segmenter:run", "train a segmentation network"),
+    "filter": Command("evaluation:FilterCommandSettings", "filtering.filter:run", "drop what does not show its mask"),
+    "evaluate": Command("evaluation:EvaluationSettings", "evaluate:run", "evaluate generated images"),
+    "study": Command("evaluation:StudyCommandSettings", "study.study:run", "measure whether synthetic images help"),
+    "merge": Command("growth:MergeSettings", "merge:run", "merge generated images into their dataset"),
+    "grow": Command("growth:GrowSettings", "grow:run", "run every stage, from a dataset to a larger one"),
+    "convert": Command("converters:ConvertSettings", "convert:convert", "convert published checkpoints to pipelines"),
     "export": Command("hub:ExportSettings", "export:export", "export a trained model as a small folder to share"),
     "push": Command("hub:PushSettings", "push:push", "publish a model or a dataset on the Hugging Face Hub"),
 }

@@ -38,7 +38,7 @@ def test_wheel_carries_the_package_and_its_command(wheel):
         scripts.read_string(archive.read("semseg_diffusers-0.1.0.dist-info/entry_points.txt").decode())
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers").rglob("*.py")}
     assert modules <= names
-    texts = ("data/classes", "data/check/findings", "evaluation/segmentation/architectures", "training/warnings")
+    texts = ("data/classes", "data/check/findings", "evaluation/architectures", "training/warnings")
     assert {f"semseg_diffusers/{name}.yaml" for name in texts} <= names
     assert {"semseg_diffusers/hub/templates/model_card.md", "semseg_diffusers/hub/templates/dataset_card.md"} <= names
     templates = {

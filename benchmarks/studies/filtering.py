@@ -21,10 +21,10 @@ from semseg_diffusers.evaluation.filtering.rules import (
     kept_shares,
     losses_key,
 )
-from semseg_diffusers.evaluation.filtering.settings import FilterSettings
 from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
 from semseg_diffusers.evaluation.metrics import derangement
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
+from semseg_diffusers.evaluation.settings import FilterSettings
 from semseg_diffusers.pipelines.portable import write_text
 
 

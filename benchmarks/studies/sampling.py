@@ -25,8 +25,7 @@ from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.evaluation.evaluate import evenly_spaced, write_masks
 from semseg_diffusers.evaluation.features import extract, load_extractor
 from semseg_diffusers.evaluation.fidelity import fid, kid
-from semseg_diffusers.evaluation.inference import cached_inference
-from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
+from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, generated_images, real_images
 from semseg_diffusers.evaluation.metrics import new_confusion_matrix, update_confusion_matrix
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.generate import generate_dataset

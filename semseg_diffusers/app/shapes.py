@@ -13,9 +13,8 @@ from semseg_diffusers.app.inputs import pack_runs
 from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.label_mapping import map_ids, match_classes
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.masks.editing.objects import objects_of
+from semseg_diffusers.masks.editing.objects import Street, objects_of
 from semseg_diffusers.masks.editing.shapes import polygon
-from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.toy import objects as toy
 from semseg_diffusers.toy.objects import draw_two_wheeler as draw_cycle

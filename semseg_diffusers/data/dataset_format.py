@@ -38,9 +38,6 @@ DATA_LICENSES = {
 UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before you publish."
 
 
-# Prepared datasets -------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to fill that becomes `output` at the end; only a prepared dataset is overwritten."""
@@ -96,9 +93,6 @@ def data_license(source_format: str | None, thing: str | None = None) -> tuple[s
         return None, UNKNOWN_LICENSE
     name, sentence = DATA_LICENSES[source_format]
     return name, f"{sentence}; the same holds for {thing}." if thing and source_format != "toy" else f"{sentence}."
-
-
-# Masks -------------------------------------------------------------------------------------------------------------
 
 
 def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:

@@ -120,8 +120,6 @@ class LabelSet:
         """Return the ids by name."""
         return {name: i for i, name in enumerate(self.names)}
 
-    # Loading and saving
-
     @classmethod
     def from_name(cls, name: str) -> "LabelSet":
         """Return the label set that an option names: a preset, or a JSON file as `from_json` reads it."""
@@ -200,8 +198,6 @@ class LabelSet:
             "ignore_color": list(self.ignore_color),
         }
 
-    # Masks
-
     def encode(self, image: Any, tolerance: float = 0.0, source: object = None) -> np.ndarray:
         """Read a mask as class ids.
 
@@ -235,8 +231,6 @@ class LabelSet:
     def check_ids(self, ids: Any, source: object = None) -> None:
         """Raise a `ValueError` naming file, value, range and likely cause if an id is neither a class nor unknown."""
         check_ids(np.asarray(ids), self.num_classes, self.ignore_index, source)
-
-    # The label set itself
 
     def legend(self, columns: int = 1, row_height: int = 28) -> Image.Image:
         """Draw a legend: one line per class with colour, id, name and hex code, unknown last.

@@ -78,9 +78,6 @@ class RegionMask:
         return draw_polygons(self.regions, rows, columns)
 
 
-# Polygons ----------------------------------------------------------------------------------------------------------
-
-
 def flatten(vertices: np.ndarray, types: str) -> np.ndarray:
     """Replace the Bezier curves of an outline (N, 2) by straight segments, (M, 2) float64.
 
@@ -206,9 +203,6 @@ def _cross_rows(
     crosses = (low[segment] <= middle) & (middle < high[segment])
     turn = np.searchsorted(columns, np.ceil(x + slope * (middle - y) - 0.5))
     return owners[segment], row, first, last, np.where(crosses, np.sign(height), 0), np.where(crosses, turn, first)
-
-
-# Run lengths -------------------------------------------------------------------------------------------------------
 
 
 def read_counts(counts: str | Sequence[int]) -> np.ndarray:

@@ -160,9 +160,6 @@ def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapp
     }
 
 
-# The pairs ---------------------------------------------------------------------------------------------------------
-
-
 def _make_pairs(
     settings: PrepareSettings,
     source: Source,

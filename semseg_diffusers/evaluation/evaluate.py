@@ -21,8 +21,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import collect_images, write_report
 from semseg_diffusers.evaluation.features import FeatureExtractor, check_reads, load_extractor, with_paper_features
 from semseg_diffusers.evaluation.filtering.rules import read_filter
-from semseg_diffusers.evaluation.inference import cached_inference
-from semseg_diffusers.evaluation.inputs import ImageSet, RealData, generated_images, load_real_data
+from semseg_diffusers.evaluation.inputs import ImageSet, RealData, cached_inference, generated_images, load_real_data
 from semseg_diffusers.evaluation.results import Outputs, assemble_results, fidelity_comparisons
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
@@ -48,9 +47,6 @@ SAME_NETWORK_NOTE = (
     "The images were filtered by the network that segments them here: it selected what it agrees with, so its "
     "agreement is no evidence. Evaluate with another --segmenter."
 )
-
-
-# Networks and checks -------------------------------------------------------------------------------------------------
 
 
 def load_networks(
@@ -137,9 +133,6 @@ def check_output(output: Path, settings: EvaluationSettings) -> None:
         raise ValueError(
             f"--output '{output}' holds an evaluation with other settings ({different}). Choose another folder."
         )
-
-
-# The evaluation ------------------------------------------------------------------------------------------------------
 
 
 def evenly_spaced(items: Sequence[T], count: int | None) -> list[T]:

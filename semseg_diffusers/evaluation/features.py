@@ -203,9 +203,6 @@ def _resize(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
     return F.interpolate(images, size, mode="bicubic", antialias=True)
 
 
-# Networks of transformers --------------------------------------------------------------------------------------------
-
-
 class _Encoder(torch.nn.Module):
     """An image encoder of transformers, with the preprocessing of its saved image processor."""
 
@@ -243,11 +240,7 @@ class _Encoder(torch.nn.Module):
 
 
 def _load_encoder(
-    name: str,
-    revision: str | None,
-    input_size: tuple[int, int] | None,
-    device: str | torch.device,
-    dtype: torch.dtype,
+    name: str, revision: str | None, input_size: tuple[int, int] | None, device: str | torch.device, dtype: torch.dtype
 ) -> FeatureExtractor:
     folder = _encoder_folder(name, revision)
     try:
@@ -334,9 +327,6 @@ def _input_size(processor: Any) -> tuple[int, int] | None:
     return (edge, edge) if edge else None
 
 
-# The standard Inception ----------------------------------------------------------------------------------------------
-
-
 def _load_inception(
     name: str, num_features: int, weights: str | None, device: str | torch.device, dtype: torch.dtype
 ) -> FeatureExtractor:
@@ -373,9 +363,6 @@ def _load_inception(
     revision = f"sha256:{hash_file(file)}"
     module.output = f"{num_features} features of torchmetrics' NoTrainInceptionV3"
     return FeatureExtractor(name, module.to(dtype), revision, "InceptionV3", INCEPTION_SIZE, device)
-
-
-# TorchScript ---------------------------------------------------------------------------------------------------------
 
 
 class _Script(torch.nn.Module):

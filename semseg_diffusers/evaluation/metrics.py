@@ -14,9 +14,6 @@ from torchmetrics import classification
 from semseg_diffusers.data.labels import LabelSet
 
 
-# Scores of predictions -----------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SegmentationScores:
     """Scores of predicted class ids against masks, all in [0, 1]."""
@@ -132,9 +129,6 @@ def without_classes(
     return masks.masked_fill(torch.isin(masks, ids), ignore_index)
 
 
-# Agreement with floor and ceiling ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PredictedImages:
     """A set of images with predictions and masks."""
@@ -211,9 +205,6 @@ def score_agreement(
         image_mean_iou=[None if scores is None else scores.mean_iou for scores in by_image],
         pixel_share=dict(zip(names, (counts / counts.sum().clamp(min=1).double()).tolist(), strict=True)),
     )
-
-
-# Seeded choices ------------------------------------------------------------------------------------------------------
 
 
 def derangement(count: int, seed: int) -> list[int]:

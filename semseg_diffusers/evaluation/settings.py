@@ -1,11 +1,12 @@
-"""Settings of `semseg-diffusers evaluate`; `results.json` records all that results depend on."""
+"""Settings of `evaluate`, `segmenter`, `filter` and `study`, recorded with results; architectures of segmenters."""
 
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from semseg_diffusers.data.settings import ColumnOptions, parse_resolution
+from semseg_diffusers.data.settings import SPLITS, ColumnOptions, parse_resolution
 from semseg_diffusers.generation.settings import GenerationSettings, SamplingOptions
-from semseg_diffusers.utils.settings import option
+from semseg_diffusers.utils.settings import Settings, option, read_yaml
 
 
 DEFAULT_SEGMENTER = "facebook/mask2former-swin-tiny-cityscapes-semantic"  # for driving scenes
@@ -93,3 +94,275 @@ class EvaluationSettings(SamplingOptions, ColumnOptions):
         if self.model is not None:
             values["conditioning_scale"] = None  # of `generate`: evaluations use that of the training
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+class Architecture(NamedTuple):
+    """A network with random weights, and how it is trained."""
+
+    summary: str
+    learning_rate: float
+    config: dict[str, Any]  # of transformers: `model_type`, and what differs from its defaults
+    processor: dict[str, Any]
+    enlargement: int = 2  # input side / side of the images
+    least_side: int = 256  # pixels of the input's shorter side, at least: the lowest feature maps need some
+
+
+ARCHITECTURES = {
+    name: Architecture(**values) for name, values in read_yaml(Path(__file__).with_name("architectures.yaml")).items()
+}
+DEFAULT_ARCHITECTURE = "segformer-b0"
+FINE_TUNING_RATE = 1e-4
+VALIDATION_SPLIT, NO_SPLIT = "val", "none"
+_SUMMARIES = "; ".join(f"{name}: {architecture.summary}" for name, architecture in ARCHITECTURES.items())
+_RATES = ", ".join(f"{name} {architecture.learning_rate:g}" for name, architecture in ARCHITECTURES.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterTrainingOptions(Settings):
+    """The network and its training."""
+
+    _group = "network and training"
+    architecture: str | None = option(
+        None, choices=tuple(ARCHITECTURES), metavar="NAME",
+        help=f"train from random weights (default {DEFAULT_ARCHITECTURE}). {_SUMMARIES}",
+    )  # fmt: skip
+    base_model: str | None = option(None, help="fine-tune this network instead: folder or Hub id")
+    revision: str | None = option(None, help="branch, tag or commit of --base_model on the Hub")
+    max_train_steps: int = option(2000, at_least=1, help="optimizer steps")
+    train_batch_size: int = option(8, at_least=2, help="image-mask pairs per step; BatchNorm needs two")
+    learning_rate: float | None = option(
+        None, above=0, help=f"peak learning rate (default: {_RATES}; {FINE_TUNING_RATE:g} for --base_model)"
+    )
+    input_size: str | None = option(
+        None,
+        help="size that images are resized to for the network: a number for the shorter side, HxW, or native for that "
+        "of the data (default: twice the data's size and at least 256; once for segformer-mini)",
+    )  # fmt: skip
+    mixed_precision: str = option("no", choices=("no", "bf16"), help="bf16: bfloat16 autocast")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.architecture and self.base_model:
+            raise ValueError("--architecture and --base_model exclude each other: random or pretrained weights.")
+        if self.revision and not self.base_model:
+            raise ValueError("--revision belongs to --base_model, which is missing.")
+
+    @property
+    def architecture_name(self) -> str | None:
+        """Return the architecture of random weights; None for a pretrained network."""
+        return None if self.base_model else self.architecture or DEFAULT_ARCHITECTURE
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """Return the arguments of `train_segmenter` that are the same for every network."""
+        return {name: getattr(self, name) for name in ("max_train_steps", "train_batch_size", "mixed_precision")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterSettings(ColumnOptions, SegmenterTrainingOptions):
+    """Train a segmentation network on a dataset; it evaluates and filters generated images.
+
+    The output folder loads with `AutoModelForSemanticSegmentation` and `AutoImageProcessor` of transformers, and with
+    --segmenter of `evaluate` and `filter`. Ctrl-C or SIGTERM ends the training and saves the best network so far.
+    """
+
+    dataset: str = option(help="prepared folder or Hub dataset id")
+    output: str = option(help="folder to create")
+    overwrite: bool = option(False, help="replace a segmenter in the output folder")
+    train_split: str = option("train", help="split to train on")
+    validation_split: str = option(
+        "", help=f"split that selects the best weights (default: {VALIDATION_SPLIT}, if any); {NO_SPLIT}: the last"
+    )
+    validation_steps: int = option(200, at_least=1, help="steps between validations")
+    seed: int = option(0, help="of weights, order and augmentation")
+    device: str | None = option(None, help="torch device (default: GPU if available)")
+
+    def __post_init__(self):
+        super().__post_init__()
+        train, validation = (SPLITS.get(n, n) for n in (self.train_split, self.validation_split or VALIDATION_SPLIT))
+        if train == validation:
+            raise ValueError(f"--train_split and --validation_split are both '{train}'; expected two splits.")
+
+
+REFERENCE_SPLIT = "val"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSettings(Settings):
+    """How strictly images are filtered."""
+
+    _group = "rule"
+    tolerance_margin: float = option(
+        1.25, above=0, help="a pixel becomes unknown if its loss exceeds the mean loss of its class this many times"
+    )
+    minimum_kept: float = option(
+        0.6, at_least=0, at_most=1, metavar="SHARE", help="drop images that keep a smaller share of labelled pixels"
+    )
+    resample: bool = option(False, help="keep the best images of each mask only, more of them for harder masks")
+    keep_unchecked: bool = option(
+        False,
+        help="keep labels of classes that are not in the real images or unknown to the network (default: they become "
+        "unknown)",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterCommandSettings(FilterSettings, ColumnOptions):
+    """Filter generated images: labels that a segmentation network does not confirm become unknown.
+
+    A pixel becomes unknown if the network's loss exceeds --tolerance_margin times the mean loss of its class on real
+    images (FreeMask). The output is a dataset as `generate` writes it, with filtered masks; filter.html shows what was
+    removed, and dropped.jsonl lists dropped images with reasons. The same command resumes an interrupted run; the
+    generated folder is not modified.
+
+      semseg-diffusers filter --generated NEW --dataset DATA --segmenter FILTER --output FILTERED --judge JUDGE
+    """
+
+    generated: str = option(metavar="DIR", help="folder written by `generate`")
+    dataset: str = option(help="real images: prepared folder or Hub dataset id")
+    split: str = option("train", help="split of the mean class losses")
+    reference_split: str = option(
+        "", help=f"split of real images to compare with (default: {REFERENCE_SPLIT} if it exists); none: no comparison"
+    )
+    output: str = option(metavar="DIR", help="folder to create or resume")
+    segmenter: str = option(help="network that filters: folder written by `segmenter`, or Hub id")
+    segmenter_revision: str | None = option(None, help="branch, tag or commit of a segmenter on the Hub")
+    segmenter_size: str | None = option(None, metavar="HxW", help="input size of the segmenter (default: its own)")
+    judge: str | None = option(
+        None, help="network that later evaluates the images or the gain: an error if it is the one that filters"
+    )
+    judge_revision: str | None = option(None, help="branch, tag or commit of a judge on the Hub")
+    allow_same_network: bool = option(False, help="accept a judge that is the network that filters")
+    class_losses: str | None = option(
+        None, metavar="DIR", help="reuse the mean losses of a folder filtered with this segmenter and these images"
+    )
+    batch_size: int = option(8, at_least=1, help="images per forward pass")
+    seed: int = option(0, help="of the example images on the page")
+    device: str | None = option(None, help="torch device (default: GPU if available)")
+    dtype: str = option("float32", choices=("float32", "float16", "bfloat16"), help="of the networks")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.judge is None and (self.judge_revision is not None or self.allow_same_network):
+            raise ValueError("--judge_revision and --allow_same_network need --judge. Give it, or omit them.")
+
+
+# name -> content of the pool; in the order of tables and pages
+ARMS = {
+    "real": "real photos",
+    "real_duplicated": "duplicated real photos",
+    "real_synthetic": "real + synthetic",
+    "real_filtered": "real + filtered synthetic",
+    "synthetic": "synthetic only",
+    "filtered": "filtered synthetic only",
+}
+# arms with synthetic pairs -> the option that names their folder
+SYNTHETIC = {
+    "real_synthetic": "generated",
+    "real_filtered": "filtered",
+    "synthetic": "generated",
+    "filtered": "filtered",
+}
+MAX_JOBS = 8  # by default: each process keeps its own copy of the data
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings(ColumnOptions, SegmenterTrainingOptions):
+    """A study: the same network trained on several pools of real and synthetic pairs."""
+
+    dataset: str = option(help="real images: prepared folder or Hub dataset id")
+    generated: str | None = option(None, metavar="DIR", help="synthetic images: folder written by `generate`")
+    filtered: str | None = option(None, metavar="DIR", help="filtered synthetic images: folder written by `filter`")
+    arms: tuple[str, ...] = option(
+        (), choices=tuple(ARMS),
+        help=f"pools to train on (default: all with data). {'; '.join(f'{k}: {v}' for k, v in ARMS.items())}",
+    )  # fmt: skip
+    seeds: tuple[int, ...] = option(
+        (0, 1, 2), at_least=0, below=2**63,
+        help="of initial weights, order, augmentation and selection of images; more seeds narrow the intervals",
+    )  # fmt: skip
+    amounts: tuple[float, ...] = option(
+        (1.0,), above=0, help="synthetic pairs, as multiples of the number of real pairs"
+    )
+    train_split: str = option("train", help="real images to train on")
+    validation_split: str = option("val", help="real images that all networks are scored on")
+    force: bool = option(False, help="continue although validation images or the filter's network leak into the study")
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.synthetic:
+            raise ValueError("a study needs synthetic images: give --generated, --filtered, or both.")
+        possible = tuple(arm for arm in ARMS if arm not in SYNTHETIC or SYNTHETIC[arm] in self.synthetic)
+        for arm in self.arms:
+            if arm not in possible:
+                raise ValueError(f"--arms {arm} needs --{SYNTHETIC[arm]}, which is missing.")
+        for name in self.synthetic:
+            users = [arm for arm in possible if SYNTHETIC.get(arm) == name]
+            if self.arms and not set(users) & set(self.arms):
+                raise ValueError(f"--{name} is used by the arms {' and '.join(users)}; --arms names neither.")
+        if not self.arms:
+            object.__setattr__(self, "arms", possible)
+        if "real" not in self.arms:
+            raise ValueError("--arms lacks real, which all other arms are compared with. Add it.")
+        for name in ("arms", "seeds", "amounts"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"--{name}: expected one or more distinct values; got {' '.join(map(str, values))}.")
+        splits = [SPLITS.get(name, name) for name in (self.train_split, self.validation_split)]
+        if splits[0] == splits[1]:
+            raise ValueError(f"--train_split and --validation_split are both '{splits[0]}'; expected two splits.")
+
+    @property
+    def synthetic(self) -> dict[str, str]:
+        """Return the folders of synthetic images, by the option that names them."""
+        folders = {"generated": self.generated, "filtered": self.filtered}
+        return {name: folder for name, folder in folders.items() if folder is not None}
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings that results depend on, as JSON under the names of the options."""
+        values = self.to_dict()
+        return {field.name: values[field.name] for field in fields(StudySettings)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommandSettings(StudySettings):
+    """Measure whether synthetic images improve a segmentation network, beyond chance.
+
+    The same network is trained on real images; on duplicates of them; on real plus (filtered) synthetic images; and on
+    synthetic ones alone: with equal steps, several seeds and amounts. results.json holds all scores with paired
+    differences and their confidence intervals, report.html explains them. The same command resumes an interrupted
+    study; more arms, seeds and amounts extend it.
+    """
+
+    output: str = option(metavar="DIR", help="folder to create or resume")
+    jobs: int | None = option(
+        None, at_least=1,
+        help=f"parallel trainings, each on one thread (default: one per GPU or CPU core, at most {MAX_JOBS})",
+    )  # fmt: skip
+    device: str | None = option(None, help="torch device (default: GPUs if available)")
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network to train."""
+
+    arm: str
+    amount: float | None  # None for real images alone, whose pool is the same at every amount
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Return the name of its file, such as "real_synthetic-x0.5-seed2"."""
+        amount = "" if self.amount is None else f"-x{self.amount:.10g}"
+        return f"{self.arm}{amount}-seed{self.seed}"
+
+
+def variants(settings: StudySettings) -> list[tuple[str, float | None]]:
+    """Return every arm at every amount, in the order of tables and pages."""
+    amounts = sorted(settings.amounts)
+    return [(arm, n) for arm in ARMS if arm in settings.arms for n in ([None] if arm == "real" else amounts)]
+
+
+def trainings(settings: StudySettings) -> list[Training]:
+    """Return all networks to train, seed by seed, so that all arms of the first seeds finish first."""
+    return [Training(arm, amount, seed) for seed in settings.seeds for arm, amount in variants(settings)]

@@ -3,17 +3,21 @@
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
+from PIL import Image
 
 from semseg_diffusers.cli import command_parser, load_function
 from semseg_diffusers.data.dataset import column_options, load_pairs
-from semseg_diffusers.growth.growth_page import write_growth_page
+from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, REASONS
+from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.growth.merge import read_real_record
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
 from semseg_diffusers.growth.stages import Stage, comparable_words, default_target, make_stages
+from semseg_diffusers.reports.render import write_page
 from semseg_diffusers.utils.files import exclusive_folder, read_json, write_json
 from semseg_diffusers.utils.signals import exit_on_signals, route_signals
 
@@ -110,3 +114,29 @@ class Progress:
         command = [STAGES[stage.name], *comparable_words(stage.settings)]
         self._stages[stage.name] = {"command": command, "done": done}
         write_json(self.path, {"stages": self._stages})
+
+
+def write_growth_page(
+    path: Path, dataset: str, model: str | None, done: Mapping[str, tuple[Path, str]], remaining: Sequence[str]
+) -> None:
+    """Write the page of the stages done so far (stage -> its folder and command); no `model` means a trained one."""
+    stages = {
+        "study": ("results.json", "report.html"),
+        "statistics": ("stats.json", "index.html"),
+        "enrich": ("enrich.json", "statistics.html"),
+        "generate": ("generation.json", None),
+        "filter": (FILTER_FILE, "filter.html"),
+        "merge": ("prepare.json", None),
+    }
+    records: dict[str, dict[str, Any] | None] = dict.fromkeys(stages)
+    for name, (record_file, page) in stages.items():
+        if name in done:
+            folder = done[name][0]
+            record = {**read_json(folder / record_file), "folder": folder, "page": f"{folder.name}/{page}"}
+            if name == "generate":
+                with Image.open(folder / "contact_sheet.png") as sheet:
+                    record |= {"sheet": sheet.convert("RGB"), "num_images": len(read_metadata(folder))}
+            records[name] = record
+    commands = [command for _, command in done.values()]
+    context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands}
+    write_page(path, "growth.html.j2", reasons=REASONS, **context, **records)

@@ -13,11 +13,10 @@ from typing import Any
 from semseg_diffusers.cli import load_settings
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
+from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.masks.editing.placement import check_placeable
 from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
-from semseg_diffusers.masks.editing.street import Street
-from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics
-from semseg_diffusers.masks.statistics.underrepresented import underrepresented_classes
+from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics, underrepresented_classes
 from semseg_diffusers.utils.settings import Settings, build_settings, value_type
 
 

@@ -61,9 +61,6 @@ def render(template: str, **values: Any) -> str:
     return _TEMPLATES.get_template(template).render(**values)
 
 
-# Models ------------------------------------------------------------------------------------------------------------
-
-
 def new_model_card(
     folder: Path,
     source: str,
@@ -136,9 +133,6 @@ def model_use(source: str, index: Mapping[str, Any], **values: Any) -> str:
     return render("model_use.md", source=source, pipeline=pipeline, call=call, **defaults | values)
 
 
-# Datasets ----------------------------------------------------------------------------------------------------------
-
-
 def dataset_card(
     folder: Path,
     repo_id: str,
@@ -182,9 +176,6 @@ def dataset_content(labels: LabelSet, record: dict[str, Any], counts: Mapping[st
         size = [record["height"], record["width"]]
     size = " x ".join(map(str, size)) if isinstance(size, list) else None
     return render("dataset_content.md", labels=labels, record=without_machine_paths(record), counts=counts, size=size)
-
-
-# Results -----------------------------------------------------------------------------------------------------------
 
 
 def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any]]:
@@ -238,9 +229,6 @@ def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[
             for metric, title, value in metrics
         ]
     return eval_results_to_model_index(model_name.split("/")[-1], rows)
-
-
-# Parts and metadata ------------------------------------------------------------------------------------------------
 
 
 def replace_part(card: str, name: str, content: str) -> str:

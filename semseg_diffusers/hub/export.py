@@ -38,9 +38,6 @@ CELL_SIZE = 128  # pixels; smaller images are enlarged to it
 QUALITIES = range(92, 39, -4)  # of JPEG, best first
 
 
-# The image on the card ---------------------------------------------------------------------------------------------
-
-
 def choose_masks(settings: SheetOptions) -> tuple[list[Path], int]:
     """Return the masks of the sheet, sorted by name, and the number of masks that they are chosen from."""
     paths = find_masks(str(settings.masks))
@@ -121,9 +118,6 @@ def _arrange(blocks: list[list[Image.Image]], labels: LabelSet) -> Image.Image:
     sheet.paste(grid, (0, 0))
     sheet.paste(legend, (0, grid.height))
     return sheet
-
-
-# The folder --------------------------------------------------------------------------------------------------------
 
 
 def export_model(settings: ExportSettings) -> Path:

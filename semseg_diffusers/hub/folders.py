@@ -47,9 +47,6 @@ def without_machine_paths(value: Any) -> Any:
     return value
 
 
-# Models ----------------------------------------------------------------------------------------------------------
-
-
 def check_model_folder(folder: Path) -> dict[str, Any]:
     """Return the `model_index.json` of a folder that holds a complete pipeline of ours, with or without code files."""
     if not folder.is_dir():
@@ -143,9 +140,6 @@ def run_files(folder: Path) -> Contents:
     return contents
 
 
-# Weights -----------------------------------------------------------------------------------------------------------
-
-
 def stored_weights(folder: Path) -> tuple[int | None, str]:
     """Return number and dtype of a folder's own weights, from the headers of safetensors files; (None, "float32")."""
     total, dtype = 0, ""
@@ -192,9 +186,6 @@ def check_weights(results: Mapping[str, Any], path: str | os.PathLike, *folders:
             "this model and run `semseg-diffusers evaluate` again."
         )
     return scored
-
-
-# Datasets ----------------------------------------------------------------------------------------------------------
 
 
 def check_dataset_folder(folder: Path) -> tuple[LabelSet, str]:

@@ -29,9 +29,6 @@ EMPTY_FILES = frozenset((".gitattributes", ".gitignore", folders.CARD, "LICENSE"
 AGAIN = "Run the same command again: it resumes, and files that are already stored are not sent twice."
 
 
-# The repository ----------------------------------------------------------------------------------------------------
-
-
 def prepare_repo(
     repo_id: str | None, *, default_name: str, repo_type: str = "model", private: bool | None = None
 ) -> str:
@@ -113,9 +110,6 @@ def _repository(
         yield repo_id, files, card
 
 
-# Models ------------------------------------------------------------------------------------------------------------
-
-
 def push_model(
     folder: str | os.PathLike,
     repo_id: str | None,
@@ -179,9 +173,6 @@ def push_model(
             revision=revision,
         )
     return commit.commit_url
-
-
-# Datasets ----------------------------------------------------------------------------------------------------------
 
 
 def push_dataset(

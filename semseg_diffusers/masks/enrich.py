@@ -15,10 +15,10 @@ from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.dataset_format import LABELS_FILE, new_output
 from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
-from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.settings import EnrichSettings
 from semseg_diffusers.masks.statistics.counts import MaskStatistics, class_figures, collect_statistics, heat_maps
 from semseg_diffusers.masks.statistics.stats import heat_image, plot_statistics

@@ -76,8 +76,6 @@ class MaskGuidedMixin(Base):
         learned = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
         return (2 if learned else 1) * self.unet.config.in_channels
 
-    # Inputs
-
     def check_inputs(
         self,
         num_masks: int,
@@ -283,8 +281,6 @@ class MaskGuidedMixin(Base):
         if ours.shape != theirs.shape or not torch.allclose(ours.cpu(), theirs.cpu(), atol=1e-6):
             raise ValueError("`guide_unet` was trained with another noise schedule than the network.")
         return network
-
-    # A sampling run
 
     def prepare_noise(
         self, shape: tuple[int, int, int, int], generator, latents: torch.Tensor | None = None, guide_unet=None

@@ -70,8 +70,6 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
 
-    # Inputs
-
     def check_edit_inputs(
         self, margin: int, padding_mask_crop: int | None, feather: int, jump_length: int, jump_n_sample: int
     ) -> None:
@@ -158,8 +156,6 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         device = self._execution_device
         edited = torch.from_numpy(inside).to(device).unsqueeze(1)
         return stack_ids(window_ids, *size), to_tensor(known, self.latents_dtype, device), edited
-
-    # Sampling
 
     @torch.no_grad()
     def __call__(

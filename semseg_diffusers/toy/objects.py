@@ -47,9 +47,6 @@ BOX_VEHICLES: dict[int, tuple[float, float, float, Sequence[Color]]] = {
 }
 
 
-# Objects along the road --------------------------------------------------------------------------------------------
-
-
 def draw_building(p: Painter, rng: Rng, x: float, z0: float, z1: float, height: float, gable: bool) -> None:
     """Draw a house whose facade runs along the road at x; its end wall faces the camera; windows shine at night."""
     p, middle = p.at(x, 0.0, BUILDING), (z0 + z1) / 2
@@ -195,9 +192,6 @@ def draw_sign(p: Painter, rng: Rng, x: float, z: float) -> None:
     else:
         p.polygon(face(-1.3 * r, 1.3 * r, y - 0.7 * r, y + 0.8 * r), (0.10, 0.30, 0.62))
         p.polygon(face(-1.0 * r, 1.0 * r, y, y + 0.3 * r), (0.90, 0.92, 0.94), detail=True)
-
-
-# Moving objects ----------------------------------------------------------------------------------------------------
 
 
 def _lights(p: Painter, half: float, y: float, radius: float, size: tuple[float, float], color: Color) -> None:

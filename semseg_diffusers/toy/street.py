@@ -59,8 +59,6 @@ class Street:
         """Return whether the crossing street is outside these distances."""
         return not self.crossing or z1 < self.crossing - before or z0 > self.crossing + 9
 
-    # The ground ----------------------------------------------------------------------------------------------------
-
     def draw_horizon(self) -> None:
         """Draw distant houses and woods along the horizon."""
         rng, x = self.rng, -220.0
@@ -122,8 +120,6 @@ class Street:
                 if z1 >= NEAR + 0.3 and not hidden:
                     strip = ground(x - 0.09, x + 0.09, max(z0, NEAR), z1)
                     self.p.polygon(strip, tint(color, worn), z1, detail=True)
-
-    # The objects ---------------------------------------------------------------------------------------------------
 
     def add_roadside(self, edge: float, outward: int) -> None:
         """Add houses, fences, trees, poles and people of one side."""

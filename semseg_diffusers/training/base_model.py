@@ -66,9 +66,6 @@ def _read(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] |
     return None
 
 
-# The base of a control branch ----------------------------------------------------------------------------------------
-
-
 def control_defaults(source: str) -> dict[str, Any]:
     """Return the defaults of a run on a base, whose noise schedule is used, if it has one."""
     found = {"network": "control", "mask_dropout": 0.0}  # without a mask only the frozen base contributes
@@ -179,9 +176,6 @@ def _load_schedule(source: str, settings: TrainingSettings) -> DDPMScheduler | N
             "Omit the option."
         )
     return scheduler
-
-
-# Initial weights -----------------------------------------------------------------------------------------------------
 
 
 def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], list[str]]:

@@ -116,8 +116,6 @@ class Run:
     def __exit__(self, *exception: Any) -> bool | None:
         return self._stack.__exit__(*exception)
 
-    # Start
-
     def _open_folder(self, stack: contextlib.ExitStack) -> Path | None:
         """Lock the folder and return the checkpoint to resume from; in the main process only."""
         stack.enter_context(exclusive_folder(self.folder, "training into"))
@@ -257,8 +255,6 @@ class Run:
         self.batches = DataTimer(loader)
         self._interval_start, self._interval_images = time.monotonic(), 0
         self._start = time.monotonic() - self._trained_before
-
-    # In the loop
 
     @property
     def trained_seconds(self) -> float:

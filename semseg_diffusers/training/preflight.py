@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from semseg_diffusers.data.dataset import PairDataset
-from semseg_diffusers.masks.statistics.underrepresented import EDGE_SHARE
+from semseg_diffusers.masks.statistics.counts import EDGE_SHARE
 from semseg_diffusers.training.class_balance import ClassCounts
 from semseg_diffusers.training.inputs import Inputs
 from semseg_diffusers.training.networks import trained_weights

@@ -27,11 +27,7 @@ SINGLE_IMAGE = ("aim", "clearml")  # trackers that take an image where others ta
 
 
 def sample_preview(
-    settings: TrainingSettings,
-    unet: ModelMixin,
-    noise_scheduler: DDPMScheduler,
-    ema: EMA | None,
-    pairs: PairDataset,
+    settings: TrainingSettings, unet: ModelMixin, noise_scheduler: DDPMScheduler, ema: EMA | None, pairs: PairDataset
 ) -> Image.Image:
     """Return a grid mask | samples | image of evenly spaced masks of a split, by the first of the averages if any."""
     num_masks, num_samples = min(settings.preview_masks, len(pairs)), settings.preview_samples

@@ -106,9 +106,7 @@ class NetworkOptions(Settings):
     mask_pyramid: bool = option(False, help="give each lower level the share of each class in its cells")
     coordinate_channels: bool = option(False, help="give the network the position of each pixel in the frame")
     init_from: str | None = option(
-        None,
-        metavar="MODEL",
-        help="folder or Hub id of a model to start from: weights of the same name and shape",
+        None, metavar="MODEL", help="folder or Hub id of a model to start from: weights of the same name and shape"
     )
     base_model: str | None = option(
         None, metavar="MODEL",

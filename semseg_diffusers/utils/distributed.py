@@ -28,9 +28,6 @@ class PeerError(RuntimeError):
     """Another process of the launch has failed and reported it; this one only has to end."""
 
 
-# The launch ----------------------------------------------------------------------------------------------------------
-
-
 def launched_processes() -> int:
     """Return how many processes a launcher started together with this one; 1 without a launcher."""
     return int(os.environ["WORLD_SIZE"]) if "LOCAL_RANK" in os.environ else 1
@@ -62,9 +59,6 @@ def check_device_available(device: str | None) -> None:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as err:  # torch asserts that it was built for the device
         raise ValueError(f"--device {device} cannot be used here: {str(err).splitlines()[0]}") from err
-
-
-# Agreement between processes -----------------------------------------------------------------------------------------
 
 
 def gather(value: T) -> list[T]:
@@ -126,9 +120,6 @@ def end(status: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
-
-
-# Commands that processes share ---------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -114,9 +114,6 @@ def hash_file(*paths: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-# Locks ---------------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _locked(path: Path, message: str, patience: float = 0, remove: bool = False) -> Iterator[None]:
     """Lock a file for this process; the kernel holds the lock, which ends with the process, however that ends."""
@@ -164,9 +161,6 @@ def is_locked(folder: Path) -> bool:
     except Timeout:
         return True
     return False
-
-
-# Output folders ------------------------------------------------------------------------------------------------------
 
 
 def check_output(output: str | os.PathLike, overwrite: bool, marker: str, kind: str) -> Path:

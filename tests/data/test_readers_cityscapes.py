@@ -8,7 +8,7 @@ from PIL import Image
 
 from semseg_diffusers.data.labels import CAMVID, LabelSet
 from semseg_diffusers.data.readers import read_source
-from semseg_diffusers.data.readers.camvid import COLORS
+from semseg_diffusers.data.readers.pairs import CAMVID_COLORS
 
 
 # labels.py of cityscapesScripts: id -> trainId.
@@ -122,7 +122,7 @@ def test_segnets_own_layout_of_camvid_is_read(tmp_path):
     "layout", [("train", "train_labels"), ("701_StillsRaw_full", "LabeledApproved_full"), ("images", "labels")]
 )
 def test_the_32_colours_of_camvid_become_its_11_classes(tmp_path, layout):
-    table = [(name, color, group) for group, members in COLORS.items() for name, color in members.items()]
+    table = [(name, color, group) for group, members in CAMVID_COLORS.items() for name, color in members.items()]
     ids = np.arange(SIZE[0] * SIZE[1]).reshape(SIZE) % 32  # the last one is void
     colors = np.array([*(color for _, color, _ in table), (0, 0, 0)], dtype=np.uint8)[ids]
     save_photo(tmp_path / "source" / layout[0] / "0001TP_006690.png", 0)
@@ -138,8 +138,8 @@ def test_the_32_colours_of_camvid_become_its_11_classes(tmp_path, layout):
 
 
 def test_every_class_of_camvid_is_merged_from_some_colour():
-    assert COLORS.keys() == CAMVID.keys()
-    assert len({tuple(color) for members in COLORS.values() for color in members.values()}) == 31
+    assert CAMVID_COLORS.keys() == CAMVID.keys()
+    assert len({tuple(color) for members in CAMVID_COLORS.values() for color in members.values()}) == 31
 
 
 def test_a_strange_colour_in_camvid_is_named(tmp_path):

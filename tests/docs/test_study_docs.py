@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from semseg_diffusers.evaluation.study.settings import ARMS
+from semseg_diffusers.evaluation.settings import ARMS
 
 
 ROOT = Path(__file__).resolve().parents[2]

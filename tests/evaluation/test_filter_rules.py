@@ -20,7 +20,7 @@ from semseg_diffusers.evaluation.filtering.rules import (
     read_filter,
     reasons_to_drop,
 )
-from semseg_diffusers.evaluation.filtering.settings import FilterSettings
+from semseg_diffusers.evaluation.settings import FilterSettings
 
 
 # Pixels --------------------------------------------------------------------------------------------------------------

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation import inference
-from semseg_diffusers.evaluation.inference import cached_inference
-from semseg_diffusers.evaluation.inputs import ImageSet
+from semseg_diffusers.evaluation import inputs
+from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference
 from semseg_diffusers.utils.distributed import Processes
 
 
@@ -31,7 +30,7 @@ class Network:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(inference, "CHUNK", 4)
+    monkeypatch.setattr(inputs, "CHUNK", 4)
 
 
 def run(network, folder, images=None, **changes):
@@ -90,7 +89,7 @@ def test_a_damaged_chunk_is_recomputed(tmp_path):
 
 def test_a_chunk_that_cannot_be_written_raises_an_error_with_its_path(tmp_path):
     with pytest.raises(OSError, match=r"chunk.safetensors' cannot be written"):  # safetensors' own error is none
-        inference._save(tmp_path / "gone" / "chunk.safetensors", torch.zeros(3))
+        inputs._save(tmp_path / "gone" / "chunk.safetensors", torch.zeros(3))
 
 
 def test_shares_of_processes_cover_all_images(tmp_path):
@@ -118,6 +117,6 @@ def test_shares_of_processes_cover_all_images(tmp_path):
 
 
 def test_a_chunk_that_another_machine_cannot_see_raises_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "LISTING_PATIENCE", 0)
+    monkeypatch.setattr(inputs, "LISTING_PATIENCE", 0)
     with pytest.raises(OSError, match="one file system"):
-        inference._load_patiently(tmp_path / "none.safetensors")
+        inputs._load_patiently(tmp_path / "none.safetensors")

@@ -31,8 +31,7 @@ from semseg_diffusers.evaluation.metrics import (
 )
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.evaluation.segmentation.networks import new_network
-from semseg_diffusers.evaluation.segmentation.settings import ARCHITECTURES
-from semseg_diffusers.evaluation.settings import DEFAULT_SEGMENTER
+from semseg_diffusers.evaluation.settings import ARCHITECTURES, DEFAULT_SEGMENTER
 
 
 CAMVID = LabelSet.from_preset("camvid")

@@ -28,9 +28,7 @@ from semseg_diffusers.evaluation.segmentation.networks import (
     PretrainedSource,
     load_pretrained,
     new_network,
-)
-from semseg_diffusers.evaluation.segmentation.settings import (
-    ARCHITECTURES,
+    scaled_size,
 )
 from semseg_diffusers.evaluation.segmentation.training import (
     LabelledImages,
@@ -38,6 +36,9 @@ from semseg_diffusers.evaluation.segmentation.training import (
     score_network,
     shuffled_batches,
     train_segmenter,
+)
+from semseg_diffusers.evaluation.settings import (
+    ARCHITECTURES,
 )
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
@@ -91,6 +92,11 @@ def test_a_network_has_its_classes_and_accepts_images_of_any_shape(name):
     assert LabelSet.from_config(network.config.label_set) == LABELS
     norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     assert all((norm.weight == 1).all() for norm in norms)
+
+
+def test_images_are_enlarged_to_multiples_with_their_aspect_ratio():
+    assert scaled_size(128, 128, 256) == (256, 256)
+    assert scaled_size(96, 160, 256) == (256, 432)
 
 
 @pytest.mark.parametrize("name", ["segformer-mini", "mobilevit-deeplabv3-xxs"])

@@ -11,7 +11,7 @@ from helpers.study_place import change_rows, write_scenes_as_generated
 from scipy.stats import ttest_rel
 
 from semseg_diffusers.evaluation.segmentation.networks import new_network
-from semseg_diffusers.evaluation.segmentation.settings import ARCHITECTURES
+from semseg_diffusers.evaluation.settings import ARCHITECTURES, StudySettings, Training, trainings, variants
 from semseg_diffusers.evaluation.study.pools import (
     base_weights,
     check_amounts,
@@ -33,7 +33,6 @@ from semseg_diffusers.evaluation.study.results import (
     paired_difference,
     spread,
 )
-from semseg_diffusers.evaluation.study.settings import StudySettings, Training, trainings, variants
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.toy.scenes import write_toy_dataset
 

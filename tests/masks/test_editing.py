@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.editing import shapes as drawing
-from semseg_diffusers.masks.editing.objects import object_at, objects_of
+from semseg_diffusers.masks.editing.objects import Street, object_at, objects_of
 from semseg_diffusers.masks.editing.operations import (
     draw,
     fill,
@@ -18,7 +18,6 @@ from semseg_diffusers.masks.editing.operations import (
     remove,
     standing_in_front,
 )
-from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.toy.scenes import draw_scene
 
 

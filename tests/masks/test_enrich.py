@@ -9,8 +9,8 @@ from PIL import Image
 from semseg_diffusers import cli
 from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
-from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.enrich import ENOUGH_ADDED, enrich_masks, parse_targets
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 

@@ -7,11 +7,10 @@ import pytest
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.masks.editing.objects import objects_of
+from semseg_diffusers.masks.editing.objects import Street, objects_of
 from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_height_models, fit_scene_prior, is_whole
-from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.toy.scenes import draw_scene
 

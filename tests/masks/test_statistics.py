@@ -15,16 +15,17 @@ from semseg_diffusers import LabelSet, cli
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.masks.statistics.counts import (
+    RULES,
     class_figures,
     class_pixels_of_each,
     collect_statistics,
     count_pixels,
     heat_grid,
     heat_maps,
+    underrepresented_classes,
     unknown_share,
 )
 from semseg_diffusers.masks.statistics.stats import log_position, plot_statistics, write_statistics_page
-from semseg_diffusers.masks.statistics.underrepresented import RULES, underrepresented_classes
 
 
 THREE = LabelSet(("road", "pole", "train"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))

@@ -202,9 +202,6 @@ def _read_rows(part: Path, split: str) -> tuple[list[Pair], list[Finding]]:
     ]
 
 
-# The command -------------------------------------------------------------------------------------------------------
-
-
 def run(settings: CheckSettings) -> int:
     """Check a source or a dataset and print the findings; returns 1 if there are errors."""
     if settings.dataset is not None:

@@ -60,9 +60,6 @@ def pair_findings(facts: Sequence[PairFacts], labels: LabelSet | None) -> list[F
     return [*found, *_duplicates(facts)]
 
 
-# Files -------------------------------------------------------------------------------------------------------------
-
-
 def unreadable_findings(empty: Sequence[str], broken: Sequence[tuple[str, str]]) -> list[Finding]:
     """Return findings about empty files, and about files that cannot be read, with the reason of each."""
     reasons = {"reasons": dict(broken[: 10 * EXAMPLES])}
@@ -95,9 +92,6 @@ def _sizes(facts: Sequence[PairFacts]) -> list[Finding]:
     sizes = Counter(entry.image_size for entry in facts if entry.image_size)
     named = [f"{text(size)} ({count} images)" for size, count in sizes.most_common()]
     return [*find("size of mask", differing), *(find("several sizes", named) if len(sizes) > 1 else [])]
-
-
-# Values of masks ---------------------------------------------------------------------------------------------------
 
 
 def _wrong_values(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
@@ -172,9 +166,6 @@ def _classes(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
         *find("class never seen", never, examples=(", ".join(never),), more=0),
         *find("class not in train", elsewhere, examples=(", ".join(elsewhere),), more=0),
     ]
-
-
-# Duplicates --------------------------------------------------------------------------------------------------------
 
 
 def _duplicates(facts: Sequence[PairFacts]) -> list[Finding]:

@@ -14,7 +14,6 @@ from typing import Any
 from semseg_diffusers.data.dataset_format import COLORMAP_FILE, LABEL_FILES
 from semseg_diffusers.data.labels import PAPER_NAMES, PRESET_NAMES, LabelSet
 from semseg_diffusers.data.readers.bdd100k import find_bdd100k, read_bdd100k
-from semseg_diffusers.data.readers.camvid import find_camvid, read_camvid
 from semseg_diffusers.data.readers.cityscapes import find_acdc, find_cityscapes, find_kitti, read_kitti, read_trees
 from semseg_diffusers.data.readers.pairs import (
     IMAGE_ENDINGS,
@@ -24,8 +23,10 @@ from semseg_diffusers.data.readers.pairs import (
     Pair,
     ReadOptions,
     Source,
+    find_camvid,
     folders_by_split,
     match_folders,
+    read_camvid,
     read_file,
     split_folders,
 )
@@ -34,9 +35,6 @@ from semseg_diffusers.utils.archives import open_archives
 
 
 __all__ = ["FORMATS", "IMAGE_ENDINGS", "NAMED", "Encoded", "Pair", "Source", "open_source", "read_file", "read_source"]
-
-
-# Plain folders -----------------------------------------------------------------------------------------------------
 
 
 def find_folder(root: AnyPath) -> AnyPath | None:
@@ -68,9 +66,6 @@ def is_paper(root: AnyPath) -> bool:
         return tuple(json.loads((root / COLORMAP_FILE).read_text(encoding="utf-8"))) == PAPER_NAMES
     except (OSError, ValueError, TypeError):
         return False
-
-
-# The table of formats ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

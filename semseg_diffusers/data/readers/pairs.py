@@ -1,7 +1,8 @@
 """What readers find: pairs of image and mask, matched by their stems, never by their position in a sorted list.
 
 A reader goes by names and decodes nothing. A file is in a folder (`Path`), in a zip archive (`ArchivePath`) or in a
-row of a table (`Encoded`); a mask can also be given by regions that are rasterized on reading.
+row of a table (`Encoded`); a mask can also be given by regions that are rasterized on reading. CamVid's two releases
+are read here: 11 classes of ids, or 32 colours, which are merged into the 11 (Badrinarayanan et al. 2017).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.labels import CLASSES, LabelSet
 from semseg_diffusers.data.polygons import RegionMask
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.utils.archives import ArchivePath
@@ -114,9 +115,6 @@ def read_file(file: ImageFile) -> bytes:
     return file.read_bytes()
 
 
-# Folders -----------------------------------------------------------------------------------------------------------
-
-
 def first_folder(root: AnyPath, *names: str) -> AnyPath | None:
     """Return the first of some folders that exists."""
     return next((root / name for name in names if (root / name).is_dir()), None)
@@ -173,9 +171,6 @@ def _only_splits(folder: AnyPath) -> dict[str, AnyPath]:
     return splits
 
 
-# Pairs -------------------------------------------------------------------------------------------------------------
-
-
 def by_stem(files: Iterable[AnyPath], ending: str = "") -> dict[str, AnyPath]:
     """Return files by stem, those only that end in `ending`, which is removed."""
     found: dict[str, AnyPath] = {}
@@ -227,3 +222,40 @@ def match_stems(
 def _some_names(files: Sequence[Any]) -> str:
     names = [*(file.name for file in files[:NAMED]), *(["..."] if len(files) > NAMED else [])]
     return f" ({', '.join(names)})" if names else ""
+
+
+CAMVID_COLORS = CLASSES["camvid_original"]  # class -> the original classes merged into it -> colour
+COLOR_ENDING = "_L"  # a mask in colours is called <stem of its image>_L.png
+
+
+def find_camvid(root: AnyPath) -> Folders | None:
+    """Return the folders of images and masks of each split, in one of the layouts in which CamVid is published."""
+    top = first_folder(root, "CamVid") or root
+    if (top / "images").is_dir() and (top / "labels").is_dir():
+        return folders_by_split(top / "images", top / "labels")
+    for ending in ("annot", "_labels"):
+        folders = {split: (top / split, top / f"{split}{ending}") for split in ("train", "val", "test")}
+        folders = {split: both for split, both in folders.items() if both[0].is_dir() and both[1].is_dir()}
+        if folders:
+            return folders
+    starts = ("701_StillsRaw_full", "LabeledApproved_full")
+    images, masks = (next((p for p in list_folder(top) if p.name.startswith(start)), None) for start in starts)
+    return None if images is None or masks is None else {"train": (images, masks)}
+
+
+def read_camvid(folders: Folders, options: ReadOptions) -> Source:
+    """Read the SegNet release with ids 0 to 11, of which 11 is unknown, or the original one with 32 colours."""
+    labels = LabelSet.from_preset("camvid")
+    files = {split: list_images(masks) for split, (_, masks) in folders.items()}
+    colored = [bool(masks) and all(path.stem.endswith(COLOR_ENDING) for path in masks) for masks in files.values()]
+    if any(colored) != all(colored):
+        raise ValueError(
+            f"masks in colours ({COLOR_ENDING}.png) in some splits only: {', '.join(files)}. Prepare them separately."
+        )
+    pairs, unmatched = match_folders(folders, options.skip_unmatched, COLOR_ENDING if all(colored) else "")
+    if not all(colored):
+        return Source(labels, pairs, unmatched, changed_ids={labels.num_classes: labels.ignore_index})
+    file_labels = LabelSet.from_colormap(dict(pair for group in CAMVID_COLORS.values() for pair in group.items()))
+    merged = [labels.label2id[name] for name, group in CAMVID_COLORS.items() for _ in group]
+    notes = ("the 32 classes of the original release were merged into 11",)
+    return Source(labels, pairs, unmatched, dict(enumerate(merged)), file_labels, notes)

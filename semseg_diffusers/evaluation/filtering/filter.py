@@ -26,9 +26,9 @@ from semseg_diffusers.evaluation.filtering.output import (
     publish,
     read_generated,
 )
-from semseg_diffusers.evaluation.filtering.settings import REFERENCE_SPLIT, FilterCommandSettings, FilterSettings
 from semseg_diffusers.evaluation.inputs import check_one_size, generated_images
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
+from semseg_diffusers.evaluation.settings import REFERENCE_SPLIT, FilterCommandSettings, FilterSettings
 from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.generation.output_folder import is_temporary, sole_run
 from semseg_diffusers.utils.distributed import check_device_available

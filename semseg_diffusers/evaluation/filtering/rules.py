@@ -46,9 +46,6 @@ def read_filter(folder: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f"'{path}' is not a record of `semseg-diffusers filter` ({err!r}). Filter again.") from err
 
 
-# Losses of pixels ----------------------------------------------------------------------------------------------------
-
-
 def filter_ids(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray, ignore_index: int) -> np.ndarray:
     """Set pixels to unknown whose loss exceeds the threshold of their class (FreeMask: margin times class mean).
 
@@ -190,9 +187,6 @@ def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict
             if before[label]
         },
     }
-
-
-# Masks and images ----------------------------------------------------------------------------------------------------
 
 
 def mask_hardness(pixels: np.ndarray, class_losses: np.ndarray) -> float | None:

@@ -26,16 +26,13 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import parse_resolution
-from semseg_diffusers.evaluation.segmentation.settings import ARCHITECTURES, FINE_TUNING_RATE, SegmenterTrainingOptions
+from semseg_diffusers.evaluation.settings import ARCHITECTURES, FINE_TUNING_RATE, SegmenterTrainingOptions
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
 
 
 PROCESSOR_FILE = "preprocessor_config.json"
 MODES = {0: "nearest-exact", 2: "bilinear", 3: "bicubic"}  # PIL's resampling filters -> torch's
 BILINEAR = 2
-
-
-# Input ---------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -81,12 +78,7 @@ class Preprocessing:
         return replace(self, size={"height": input_size[0], "width": input_size[1]})
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the height and width at which the network reads an image of this size.
-
-        Example:
-            >>> Preprocessing({"shortest_edge": 256, "longest_edge": 384}, size_divisor=32).input_size(128, 256)
-            (192, 384)
-        """
+        """Return the height and width at which the network reads an image of this size."""
         if "height" in self.size:
             height, width = self.size["height"], self.size["width"]
         else:
@@ -116,12 +108,7 @@ class Preprocessing:
 
 
 def scaled_size(height: int, width: int, shortest: int, multiple: int = 16) -> tuple[int, int]:
-    """Return height and width scaled so that the shorter is about `shortest`, both multiples of `multiple`.
-
-    Example:
-        >>> scaled_size(128, 128, 256), scaled_size(96, 160, 256)
-        ((256, 256), (256, 432))
-    """
+    """Return height and width scaled so that the shorter is about `shortest`, both multiples of `multiple`."""
     factor = shortest / min(height, width)
     height, width = (max(multiple, round(side * factor / multiple) * multiple) for side in (height, width))
     return height, width
@@ -131,9 +118,6 @@ def compute_logits(network: torch.nn.Module, pixel_values: torch.Tensor, size: t
     """Return float logits (B, num_classes, height, width) at `size`, whatever the network's stride."""
     logits = network(pixel_values=pixel_values).logits  # (B, num_classes, H / stride, W / stride)
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-
-
-# Networks ------------------------------------------------------------------------------------------------------------
 
 
 class TorchvisionDeepLabV3Config(PreTrainedConfig):

@@ -18,8 +18,8 @@ from semseg_diffusers.evaluation.inputs import check_one_size
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.segmentation.judge import RECORD_FILE
 from semseg_diffusers.evaluation.segmentation.networks import PROCESSOR_FILE, build_segmenter
-from semseg_diffusers.evaluation.segmentation.settings import NO_SPLIT, VALIDATION_SPLIT, SegmenterSettings
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages, train_segmenter
+from semseg_diffusers.evaluation.settings import NO_SPLIT, VALIDATION_SPLIT, SegmenterSettings
 from semseg_diffusers.reports.plots import training_curve
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.files import code_commit, new_folder, versions, write_json

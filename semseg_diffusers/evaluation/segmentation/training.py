@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.metrics import SegmentationScores, score_pairs
 from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, compute_logits
-from semseg_diffusers.evaluation.segmentation.settings import SegmenterTrainingOptions
+from semseg_diffusers.evaluation.settings import SegmenterTrainingOptions
 
 
 # A training crop keeps at least this share of each side. Objects of driving scenes have typical positions: for

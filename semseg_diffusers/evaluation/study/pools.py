@@ -16,7 +16,7 @@ from semseg_diffusers.evaluation.filtering.rules import read_filter
 from semseg_diffusers.evaluation.inputs import ImageSet, check_one_size, generated_images, real_images
 from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages
-from semseg_diffusers.evaluation.study.settings import SYNTHETIC, StudySettings, Training
+from semseg_diffusers.evaluation.settings import SYNTHETIC, StudySettings, Training
 from semseg_diffusers.generation.inputs import Names
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.hub.folders import weights_hash

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import stats
 
-from semseg_diffusers.evaluation.study.settings import ARMS, StudySettings, Training, variants
+from semseg_diffusers.evaluation.settings import ARMS, StudySettings, Training, variants
 
 
 Variant = tuple[str, float | None]  # arm and amount

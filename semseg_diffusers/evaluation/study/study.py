@@ -9,9 +9,9 @@ import torch
 
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages
+from semseg_diffusers.evaluation.settings import StudyCommandSettings, StudySettings, Training, trainings
 from semseg_diffusers.evaluation.study import pools
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
-from semseg_diffusers.evaluation.study.settings import StudyCommandSettings, StudySettings, Training, trainings
 from semseg_diffusers.evaluation.study.study_page import write_study_page
 from semseg_diffusers.evaluation.study.training import TRAININGS, default_jobs, read_result, run_trainings
 from semseg_diffusers.utils.distributed import check_device_available

@@ -8,9 +8,9 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import read_record
 from semseg_diffusers.data.dataset_format import data_license
+from semseg_diffusers.evaluation.settings import ARMS, StudySettings, Training
 from semseg_diffusers.evaluation.study.pools import StudyData, pool_members
 from semseg_diffusers.evaluation.study.results import BETTER, UNKNOWN, WITHIN, WORSE, title
-from semseg_diffusers.evaluation.study.settings import ARMS, StudySettings, Training
 from semseg_diffusers.reports.findings import command_line
 from semseg_diffusers.reports.plots import Plot, line_plot
 from semseg_diffusers.reports.render import NOTHING, BarRow, axis_ticks, class_legend, exact, percent, write_page

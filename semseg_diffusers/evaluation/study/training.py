@@ -18,8 +18,8 @@ from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
+from semseg_diffusers.evaluation.settings import MAX_JOBS, StudySettings, Training
 from semseg_diffusers.evaluation.study.pools import StudyData, load_data, pool_members, training_pairs
-from semseg_diffusers.evaluation.study.settings import MAX_JOBS, StudySettings, Training
 from semseg_diffusers.utils.files import read_json, write_json
 from semseg_diffusers.utils.parallel import follow_parent
 from semseg_diffusers.utils.progress import progress_bar

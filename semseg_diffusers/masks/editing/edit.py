@@ -18,11 +18,10 @@ from PIL import Image
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import find_masks, labels_of_masks, new_output
 from semseg_diffusers.masks.editing import shapes
-from semseg_diffusers.masks.editing.objects import MaskObject, object_at, objects_of
+from semseg_diffusers.masks.editing.objects import MaskObject, Street, object_at, objects_of
 from semseg_diffusers.masks.editing.operations import Scene, draw, fill, move, paste, region_at, standing_in_front
 from semseg_diffusers.masks.editing.placement import find_place
 from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
-from semseg_diffusers.masks.editing.street import Street
 from semseg_diffusers.masks.output import write_changed
 from semseg_diffusers.masks.settings import EditSettings
 from semseg_diffusers.utils.files import write_json
@@ -43,9 +42,6 @@ class Context:
 
 
 Run = Callable[[np.ndarray, Values, Context], tuple[np.ndarray, dict]]  # mask -> new mask, record
-
-
-# What they do ------------------------------------------------------------------------------------------------------
 
 
 def _class_id(name: str, context: Context) -> int:
@@ -126,9 +122,6 @@ def _relabel(ids: np.ndarray, values: Values, context: Context) -> tuple[np.ndar
     return np.where(region, np.uint8(_class_id(values["to"], context)), ids), {}
 
 
-# Their parameters --------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Kind:
     """A kind of parameter."""
@@ -200,9 +193,6 @@ OPERATION_TYPES: dict[str, OperationType] = {
     "ellipse": _draw(shapes.ellipse, center=POINT, radii=POINT),
 }
 EXCLUSIVE = (("at", "class"), ("to", "by"))  # an operation that may take both takes exactly one
-
-
-# How they are given ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

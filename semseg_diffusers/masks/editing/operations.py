@@ -7,8 +7,7 @@ by what is in front (`standing_in_front`): of two upright objects, the one whose
 import numpy as np
 
 from semseg_diffusers.masks.components import find_objects, most_frequent, neighbors
-from semseg_diffusers.masks.editing.objects import MaskObject, check_inside, objects_of
-from semseg_diffusers.masks.editing.street import Street
+from semseg_diffusers.masks.editing.objects import MaskObject, Street, check_inside, objects_of
 
 
 # Where a pixel of a gap looks for its class: quarter turns of the mask after which that is to the left, and the weight

@@ -16,10 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semseg_diffusers.masks.editing.objects import MaskObject
+from semseg_diffusers.masks.editing.objects import MaskObject, Street
 from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.scene_prior import MIN_HEIGHT, MIN_OBJECTS, ScenePrior, SourceObject
-from semseg_diffusers.masks.editing.street import Street
 
 
 ROW_JITTER = 0.01  # of the frame's height, added to the rows of the dataset

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import ndimage
 
-from semseg_diffusers.masks.editing.objects import MaskObject, objects_of
-from semseg_diffusers.masks.editing.street import Street
+from semseg_diffusers.masks.editing.objects import MaskObject, Street, objects_of
 
 
 MIN_OBJECTS = 20  # for a line of its own

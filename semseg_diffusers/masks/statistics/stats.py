@@ -14,19 +14,17 @@ from semseg_diffusers.data.dataset import PairDataset, column_options, load_pair
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.settings import StatsSettings
 from semseg_diffusers.masks.statistics.counts import (
+    RARE_SHARE,
+    RULES,
     ClassFigures,
     Group,
     MaskStatistics,
+    UnderrepresentedClass,
     class_figures,
     collect_statistics,
     heat_maps,
-    unknown_share,
-)
-from semseg_diffusers.masks.statistics.underrepresented import (
-    RARE_SHARE,
-    RULES,
-    UnderrepresentedClass,
     underrepresented_classes,
+    unknown_share,
 )
 from semseg_diffusers.reports.plots import figure_image, new_figure
 from semseg_diffusers.reports.render import percent, rgb_hex, write_page

@@ -356,8 +356,6 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
         """Height and width of a sample must be multiples of this many pixels: one halving between two levels."""
         return 2 ** (len(self.config.channel_mult) - 1)
 
-    # The mask
-
     def enable_modulation_cache(self) -> None:
         """Make `encode_mask` compute the modulation of every norm, once for all steps: the default."""
         self.modulation_cache = True
@@ -440,8 +438,6 @@ class SDMUNet2DModel(ModelMixin, ConfigMixin):
                 height, width = (2 * height, 2 * width) if layer.up else (height, width)
                 features.append(layer.out_norm.modulation(mask_map, height, width))
         return tuple(features)
-
-    # The network
 
     def _run(self, block: nn.Module, *inputs) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
