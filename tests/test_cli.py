@@ -119,12 +119,20 @@ def test_every_command_answers_help(name, capsys):
     assert f"semseg-diffusers {name}" in capsys.readouterr().out
 
 
-def test_every_option_of_ours_can_be_read_back():
+def test_every_option_of_generate_is_read():
     from semseg_diffusers.generation import generate, settings
 
     source = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (generate, settings))
     names = [field.name for field in dataclasses.fields(settings.GenerateOptions)]
-    assert [name for name in names if not re.search(rf"(self|options)\.{name}\b", source)] == []
+    by_name = [
+        name for name in names if name in {field.name for field in dataclasses.fields(settings.GenerationSettings)}
+    ]
+    assert [
+        name for name in names if name not in by_name and not re.search(rf"(self|options)\.{name}\b", source)
+    ] == []
+    values = {"num_inference_steps": 7, "guidance_scale": 3.0, "guidance_start": 0.1, "guidance_stop": 0.9}
+    read = settings.GenerateOptions(model="m", masks=("d",), output="o", **values).generation_settings()
+    assert {name: getattr(read, name) for name in values} == values
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS)])
