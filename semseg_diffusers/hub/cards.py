@@ -188,17 +188,17 @@ def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any
     scores = {}
     for name, path in zip(names, paths, strict=True):
         try:
-            results = read_json(path)
+            content = read_json(path)
         except ValueError as err:
             raise ValueError(f"--results {err}") from err
-        missing = [key for key in RESULT_KEYS if key not in results]
+        missing = [key for key in RESULT_KEYS if key not in content]
         for key, parts in RESULT_KEYS.items():
-            missing += [f"{key}.{part}" for part in parts if key in results and part not in results[key]]
+            missing += [f"{key}.{part}" for part in parts if key in content and part not in content[key]]
         if missing:
             raise ValueError(
                 f"--results '{path}' was not written by `semseg-diffusers evaluate`: {', '.join(missing)} is missing."
             )
-        scores[f"{RESULTS_FOLDER}/{name}"] = without_machine_paths(results)
+        scores[f"{RESULTS_FOLDER}/{name}"] = without_machine_paths(content)
     return scores
 
 

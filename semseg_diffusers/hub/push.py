@@ -69,7 +69,7 @@ def prepare_repo(
                 f"--private: '{full}' exists and is public. Make it private on its page (Settings) first, or name "
                 "another repository."
             )
-        _check_content(full, {file.rfilename for file in found.siblings or ()}, repo_type)
+        _check_content(full, {file.rfilename for file in found.siblings or ()}, repo_type)  # type: ignore[union-attr]
     return full
 
 
@@ -103,7 +103,7 @@ def _repository(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
         found = api.repo_info(repo_id, repo_type=repo_type, revision=revision)
-        files = {file.rfilename for file in found.siblings or ()}
+        files = {file.rfilename for file in found.siblings or ()}  # type: ignore[union-attr]
         if folders.CARD in files:
             path = hf_hub_download(repo_id, folders.CARD, repo_type=repo_type, revision=revision)
             card = Path(path).read_text(encoding="utf-8")
