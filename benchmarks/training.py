@@ -48,7 +48,6 @@ from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.toy.scenes import draw_scene
 from semseg_diffusers.training import loop
-from semseg_diffusers.training import run as training_run
 from semseg_diffusers.training.monitor import DataTimer
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
@@ -169,7 +168,7 @@ def run_arm(args: argparse.Namespace) -> None:
     if args.arm == "authors":
         run_authors(args.work, args.device, args.batch)
     else:
-        training_run.DataTimer = Turns  # our loop as it is; only its batches wait for their turn
+        loop.DataTimer = Turns  # our loop as it is; only its batches wait for their turn
         loop.train(arm_settings(args.arm, args.work, args.device, args.batch, args.precision))
 
 

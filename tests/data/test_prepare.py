@@ -21,7 +21,6 @@ from semseg_diffusers.data.dataset_format import new_dataset
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.prepare import prepare_dataset, read_image
 from semseg_diffusers.data.settings import PrepareSettings, parse_resolution
-from semseg_diffusers.utils import files as layout
 
 
 BDD = LabelSet.from_preset("bdd100k")
@@ -463,9 +462,16 @@ def test_what_a_run_killed_outright_left_is_removed_by_the_next(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_run_in_progress_is_left_alone_by_another(tmp_path):
+def test_a_run_in_progress_is_left_alone_by_another(clean_process, tmp_path):
     with new_dataset(tmp_path / "out") as folder:
-        layout._remove_leftovers(tmp_path, folder.name.removesuffix(str(os.getpid())))
+        clean_process(
+            "import sys\n"
+            "from semseg_diffusers.utils.files import new_folder\n"
+            "with new_folder(sys.argv[1], 'labels.json', 'dataset') as folder:\n"
+            "    (folder / 'labels.json').touch()",
+            str(tmp_path / "out"),
+        )
+        assert (tmp_path / "out" / "labels.json").is_file()
         assert folder.is_dir()
 
 

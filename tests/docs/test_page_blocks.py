@@ -59,7 +59,7 @@ def check_data(folder: Path, names: dict) -> None:
 
 def check_converting(folder: Path, names: dict) -> None:
     assert {path.name for path in (folder / "models").iterdir()} == {"paper", "paper-raw", "sdm", "breast"}
-    assert len(pictures(folder / "drawn")) == 1
+    assert len(pictures(folder / "generated")) == 1
     sdm = MaskGuidedDDPMPipeline.from_pretrained(folder / "models/sdm")
     assert LabelSet.from_config(sdm.unet.config).names[0] == "c0"
     grey = MaskGuidedDDPMPipeline.from_pretrained(folder / "models/breast")

@@ -25,7 +25,6 @@ from semseg_diffusers.reports.render import number
 from semseg_diffusers.reports.run_folder import evenly, list_previews, previews_over_time, read_run
 from semseg_diffusers.reports.run_page import duration, thin, write_run_page
 from semseg_diffusers.training import loop
-from semseg_diffusers.training import run as run_module
 from semseg_diffusers.training.settings import default_settings
 from semseg_diffusers.utils.files import exclusive_folder
 from semseg_diffusers.utils.images import grid_cells, image_grid, save_png
@@ -185,7 +184,7 @@ def test_the_page_is_rewritten_whole_at_each_preview_and_checkpoint_and_at_the_e
         text = text_of(run)
         seen.append((log_lines(run)[-1]["step"], read_run(run).state, "Running, at step" in text))
 
-    monkeypatch.setattr(run_module, "update_run_page", recorded)
+    monkeypatch.setattr(loop, "update_run_page", recorded)
     monkeypatch.setattr(run_pages, "update_run_page", recorded)
     settings = tiny_settings(toy, tmp_path / "run", max_train_steps=5, **{**PREVIEWS, "preview_steps": 3})
     run = train_here(settings)
