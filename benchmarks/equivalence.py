@@ -257,6 +257,9 @@ def loading():
                          ("toy", "../model/model")):
         draw(f"{name}-class", MaskGuidedDDPMPipeline.from_pretrained(folder))
         draw(f"{name}-diffusers", DiffusionPipeline.from_pretrained(folder))
+        code = DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+        assert type(code).__module__.startswith("diffusers_modules"), type(code)
+        draw(f"{name}-code", code)
         MaskGuidedImg2ImgPipeline.from_pretrained(folder), MaskGuidedInpaintPipeline.from_pretrained(folder)
 
 for line in lines:
