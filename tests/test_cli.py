@@ -124,15 +124,16 @@ def test_every_option_of_generate_is_read():
 
     source = "".join(Path(module.__file__).read_text(encoding="utf-8") for module in (generate, settings))
     names = [field.name for field in dataclasses.fields(settings.GenerateOptions)]
-    by_name = [
-        name for name in names if name in {field.name for field in dataclasses.fields(settings.GenerationSettings)}
-    ]
-    assert [
-        name for name in names if name not in by_name and not re.search(rf"(self|options)\.{name}\b", source)
-    ] == []
-    values = {"num_inference_steps": 7, "guidance_scale": 3.0, "guidance_start": 0.1, "guidance_stop": 0.9}
-    read = settings.GenerateOptions(model="m", masks=("d",), output="o", **values).generation_settings()
-    assert {name: getattr(read, name) for name in values} == values
+    values = {
+        "num_inference_steps": 7, "guidance_scale": 3.0, "guidance_start": 0.1, "guidance_stop": 0.9, "height": 32,
+        "width": 48, "seed": 5, "variant": "raw", "attribute_guidance_scale": 1.5, "conditioning_scale": 0.5,
+        "strength": 0.6,
+    }  # fmt: skip
+    unread = [name for name in names if not re.search(rf"(self|options)\.{name}\b", source)]
+    assert {*unread} - {*values} == set()
+    given = {name: value for name, value in values.items() if name in names}
+    read = settings.GenerateOptions(model="m", masks="d", output="o", photos="p", **given).generation_settings()
+    assert {name: getattr(read, name) for name in given} == given
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in cli.COMMANDS)])
