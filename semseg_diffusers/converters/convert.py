@@ -33,8 +33,8 @@ from semseg_diffusers.utils.files import (
     check_output,
     hash_file,
     new_folder,
-    package_version,
     read_json,
+    versions,
     write_json,
     write_text,
 )
@@ -310,11 +310,7 @@ def convert(settings: ConvertSettings) -> None:
         "checkpoint": conversion.weights_file.name,
         "sha256": digest,
         **conversion.details,
-        "versions": {
-            "semseg_diffusers": package_version(),
-            "torch": torch.__version__,
-            "diffusers": diffusers.__version__,
-        },
+        "versions": versions("torch", "diffusers"),
     }
     origin = (
         f"Converted by `semseg-diffusers convert --from {settings.source}` from `{conversion.weights_file.name}` "

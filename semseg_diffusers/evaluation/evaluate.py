@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,14 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import collect_images, write_report
 from semseg_diffusers.evaluation.features import FeatureExtractor, check_reads, load_extractor, with_paper_features
 from semseg_diffusers.evaluation.filtering.rules import read_filter
-from semseg_diffusers.evaluation.inputs import ImageSet, RealData, cached_inference, generated_images, load_real_data
+from semseg_diffusers.evaluation.inputs import (
+    ImageSet,
+    RealData,
+    cached_inference,
+    evenly_spaced,
+    generated_images,
+    load_real_data,
+)
 from semseg_diffusers.evaluation.results import Outputs, assemble_results, fidelity_comparisons
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import EvaluationSettings
@@ -36,7 +43,6 @@ from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.settings import differences
 
 
-T = TypeVar("T")
 Network = Callable[[torch.Tensor], torch.Tensor]
 RESULTS_FILE = "results.json"
 PAGE_FILE = "report.html"
@@ -133,12 +139,6 @@ def check_output(output: Path, settings: EvaluationSettings) -> None:
         raise ValueError(
             f"--output '{output}' holds an evaluation with other settings ({different}). Choose another folder."
         )
-
-
-def evenly_spaced(items: Sequence[T], count: int | None) -> list[T]:
-    """Return `count` evenly spaced items; all if there are fewer, or for None."""
-    count = len(items) if count is None else min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 def write_masks(folder: Path, images: ImageSet) -> None:

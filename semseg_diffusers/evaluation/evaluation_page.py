@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.inputs import ImageSet
+from semseg_diffusers.evaluation.inputs import ImageSet, evenly_spaced
 from semseg_diffusers.evaluation.metrics import without_classes
 from semseg_diffusers.reports.findings import evaluation_findings, fraction_of_ceiling, ratio, results_commands
 from semseg_diffusers.reports.render import BarRow, axis_ticks, class_legend, is_finite, write_page
@@ -77,13 +77,12 @@ def collect_images(
     samples_of: dict[str, list[int]] = {}
     for index, stem in enumerate(generated.stems):
         samples_of.setdefault(stem, []).append(index)
-    count = min(GRID_ROWS, len(samples_of))
 
     def photo(stem: str) -> Image.Image | None:
         return to_image(real.image(real.stems.index(stem))) if stem in real.stems else None
 
     grid = []
-    for stem, samples in [list(samples_of.items())[row * len(samples_of) // count] for row in range(count)]:
+    for stem, samples in evenly_spaced([*samples_of.items()], GRID_ROWS):
         images = [to_image(generated.image(index)) for index in samples[:GRID_SAMPLES]]
         grid.append((stem, [labels.decode(generated.mask(samples[0])), photo(stem), *images]))
     examples = {}

@@ -13,9 +13,8 @@ from typing import Any
 from semseg_diffusers.cli import load_settings
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
-from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.masks.editing.placement import check_placeable
-from semseg_diffusers.masks.editing.scene_prior import fit_scene_prior
+from semseg_diffusers.masks.editing.scene_prior import fit_dataset_prior
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics, underrepresented_classes
 from semseg_diffusers.utils.settings import Settings, build_settings, value_type
 
@@ -105,9 +104,7 @@ def default_target(pairs: PairDataset) -> list[str]:
     """
     statistics = collect_statistics(pairs.mask, len(pairs), pairs.labels)
     share = {row.name: row.pixel_share for row in class_figures(statistics)}
-    step = max(1, len(pairs) / MAX_PRIOR_MASKS)
-    chosen = [int(k * step) for k in range(min(len(pairs), MAX_PRIOR_MASKS))]
-    prior = fit_scene_prior(((pairs.stems[i], pairs.mask(i)) for i in chosen), Street.of(pairs.labels))
+    prior = fit_dataset_prior(pairs, MAX_PRIOR_MASKS)
     weak = [entry.name for entry in underrepresented_classes(statistics)]
     rarest = sorted((name for name in share if share[name] > 0 and name not in weak), key=lambda name: share[name])
     placeable = []

@@ -12,7 +12,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from PIL import Image
 
@@ -24,7 +23,7 @@ from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import check_output, new_folder, package_version
+from semseg_diffusers.utils.files import check_output, new_folder, versions
 from semseg_diffusers.utils.images import BACKGROUND, GAP, image_grid
 
 
@@ -187,8 +186,7 @@ def export_model(settings: ExportSettings) -> Path:
             contents |= folders.result_files(folder)
         if license_name and (folder / RUN_PAGE).is_file():
             contents[RUN_PAGE] = folder / RUN_PAGE
-        versions = {"semseg_diffusers": package_version(), "torch": torch.__version__}
-        record["versions"] = {**versions, "diffusers": diffusers.__version__}
+        record["versions"] = versions("torch", "diffusers")
         contents[folders.EXPORT_FILE] = folders.json_bytes(record)
         for name, content in contents.items():
             (made / name).parent.mkdir(exist_ok=True)

@@ -15,15 +15,14 @@ from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.dataset_format import LABELS_FILE, new_output
 from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.placement import PlacementRules, check_placeable, find_place
-from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_scene_prior
+from semseg_diffusers.masks.editing.scene_prior import ScenePrior, fit_dataset_prior
 from semseg_diffusers.masks.settings import EnrichSettings
 from semseg_diffusers.masks.statistics.counts import MaskStatistics, class_figures, collect_statistics, heat_maps
 from semseg_diffusers.masks.statistics.stats import heat_image, plot_statistics
 from semseg_diffusers.reports.render import BarRow, percent, write_page
-from semseg_diffusers.utils.files import package_version, write_json, write_text
+from semseg_diffusers.utils.files import versions, write_json, write_text
 from semseg_diffusers.utils.images import image_grid, save_png
 from semseg_diffusers.utils.progress import progress_bar
 
@@ -153,10 +152,7 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
     """Fill the output folder; return the content of `enrich.json`."""
     labels = pairs.labels
     # 1. the prior, and whether the targets are possible at all
-    step = max(1, len(pairs) / MAX_FIT_MASKS)
-    chosen = [int(k * step) for k in range(min(len(pairs), MAX_FIT_MASKS))]
-    masks = ((pairs.stems[i], pairs.mask(i)) for i in progress_bar(chosen, desc="fitting", unit="mask"))
-    prior = fit_scene_prior(masks, Street.of(labels))
+    prior = fit_dataset_prior(pairs, MAX_FIT_MASKS, show_progress=True)
     for class_id in factors:
         check_placeable(prior, class_id)
     before = collect_statistics(pairs.mask, len(pairs), labels)
@@ -205,7 +201,7 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
             }
             for class_id, model in prior.height_models.items()
         },
-        "versions": {"semseg_diffusers": package_version(), "numpy": np.__version__},
+        "versions": versions("numpy"),
     }
     write_json(folder / "enrich.json", record)
     starts = range(0, len(pairs_seen), SHEET_COLUMNS)

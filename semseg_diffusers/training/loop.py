@@ -17,8 +17,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import diffusers
 import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
@@ -51,7 +49,7 @@ from semseg_diffusers.training.preflight import collect_warnings
 from semseg_diffusers.training.previews import log_preview, parse_trackers, sample_preview, start_tracking
 from semseg_diffusers.training.settings import ReportSettings, TrainingSettings, default_settings
 from semseg_diffusers.utils.distributed import PeerError, process_main, run_on_all_ranks, run_on_main_rank
-from semseg_diffusers.utils.files import exclusive_folder, package_version, read_json, write_json, write_text
+from semseg_diffusers.utils.files import exclusive_folder, read_json, versions, write_json, write_text
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 
@@ -180,13 +178,7 @@ class Run:
             "num_processes": self.accelerator.num_processes,
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device_name,
             "mixed_precision": self.accelerator.mixed_precision,
-            "versions": {
-                "semseg_diffusers": package_version(),
-                "torch": torch.__version__,
-                "diffusers": diffusers.__version__,
-                "accelerate": accelerate.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": {**versions("torch", "diffusers", "accelerate"), "python": platform.python_version()},
         }
         write_json(self.folder / RECORD_FILE, record)
 

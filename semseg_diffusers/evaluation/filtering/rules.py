@@ -17,6 +17,7 @@ import torch
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.inputs import evenly_spaced
 from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.utils.files import read_json
 from semseg_diffusers.utils.progress import progress_bar
@@ -168,13 +169,16 @@ def find_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses | None
 
 def kept_share_on_real(reader: LossReader, pairs: PairDataset, thresholds: np.ndarray) -> dict[str, Any]:
     """Measure what the rule keeps of real labels, on at most `MAX_REFERENCES` evenly spaced images."""
-    count = min(len(pairs), MAX_REFERENCES)
-    indices = [index * len(pairs) // count for index in range(count)]
+    indices = evenly_spaced(range(len(pairs)), MAX_REFERENCES)
     found = reader.filter(pairs.__getitem__, indices, thresholds, "reference images")
     before, after = np.array([(scores["pixels"], scores["kept"]) for _, scores in found]).swapaxes(0, 1)
     shares = [kept_shares(*counts, pairs.labels)["kept_share"] for counts in zip(before, after, strict=True)]
     least = min((share for share in shares if share is not None), default=None)
-    return {"num_photos": count, **kept_shares(before.sum(0), after.sum(0), pairs.labels), "least_kept_share": least}
+    return {
+        "num_photos": len(indices),
+        **kept_shares(before.sum(0), after.sum(0), pairs.labels),
+        "least_kept_share": least,
+    }
 
 
 def kept_shares(before: np.ndarray, after: np.ndarray, labels: LabelSet) -> dict[str, Any]:

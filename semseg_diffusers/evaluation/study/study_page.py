@@ -8,6 +8,7 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import read_record
 from semseg_diffusers.data.dataset_format import data_license
+from semseg_diffusers.evaluation.inputs import evenly_spaced
 from semseg_diffusers.evaluation.settings import ARMS, StudySettings, Training
 from semseg_diffusers.evaluation.study.pools import StudyData, pool_members
 from semseg_diffusers.evaluation.study.results import BETTER, UNKNOWN, WITHIN, WORSE, title
@@ -114,8 +115,7 @@ def _pools(settings: StudySettings, data: StudyData) -> list[tuple[str, list[Ima
             continue
         pairs = data[name]
         members = [index for _, index in pool_members(Training(arm, None if arm == "real" else most, seed), data)]
-        count = min(PAIRS, len(members))
-        chosen = [members[index * len(members) // count] for index in range(count)]
+        chosen = evenly_spaced(members, PAIRS)
         images = [to_image(pairs[index][key], pairs.labels) for index in chosen for key in ("image", "mask")]
         rows.append((f"{ARMS[arm]}: {', '.join(pairs.names[index] for index in chosen)}", images))
     return rows

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy import ndimage
 
+from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.masks.editing.objects import MaskObject, Street, objects_of
+from semseg_diffusers.utils.progress import progress_bar
 
 
 MIN_OBJECTS = 20  # for a line of its own
@@ -66,6 +68,14 @@ class ScenePrior:
     height_models: dict[int, HeightModel]  # by class id; empty if no class has enough objects
     ground: dict[int, dict[str, float]]  # class id -> how often it is on each kind of ground
     seen: Counter = field(default_factory=Counter)  # class id -> number of objects, complete or not
+
+
+def fit_dataset_prior(pairs: PairDataset, most: int, show_progress: bool = False) -> ScenePrior:
+    """Fit the prior to at most `most` masks of a dataset, evenly spaced."""
+    step = max(1, len(pairs) / most)
+    chosen = [int(k * step) for k in range(min(len(pairs), most))]
+    bar = progress_bar(chosen, desc="fitting", unit="mask", disable=not show_progress)
+    return fit_scene_prior(((pairs.stems[i], pairs.mask(i)) for i in bar), Street.of(pairs.labels))
 
 
 def fit_scene_prior(masks: Iterable[tuple[str, np.ndarray]], street: Street) -> ScenePrior:

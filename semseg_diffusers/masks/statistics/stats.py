@@ -28,7 +28,7 @@ from semseg_diffusers.masks.statistics.counts import (
 )
 from semseg_diffusers.reports.plots import figure_image, new_figure
 from semseg_diffusers.reports.render import percent, rgb_hex, write_page
-from semseg_diffusers.utils.files import package_version, write_text, written_beside
+from semseg_diffusers.utils.files import package_version, versions, write_text, written_beside
 from semseg_diffusers.utils.images import save_png
 
 
@@ -162,7 +162,7 @@ def statistics_record(
         "groups": [{"attribute": group[0], "value": group[1], **numbers(group)} for group in statistics.groups],
         "heat_maps": {"file": "stats.npz", "rows": rows, "columns": columns},
         "labels": statistics.labels.to_config(),
-        "versions": {"semseg_diffusers": package_version(), "numpy": np.__version__},
+        "versions": versions("numpy"),
     }
 
 
