@@ -5,6 +5,7 @@ stage of the work is a function of a settings object or of plain arguments:
 
 - data: `prepare_dataset`, `check_prepared`, `load_pairs`, `write_toy_dataset`, `clean_painting`
 - training: `train`; generation: `generate_dataset`
+- features of images: `ImageBackbone`
 - evaluation: `evaluate`, `filter_dataset`, `run_study`, `load_judge`, `fid`, `kid`
 - sharing: `merge`, `convert`, `export_model`, `push_model`, `push_dataset`
 
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    from semseg_diffusers.backbones.image_backbone import ImageBackbone
     from semseg_diffusers.converters.convert import convert
     from semseg_diffusers.converters.settings import ConvertSettings
     from semseg_diffusers.data.check.check import check_prepared
@@ -81,6 +83,7 @@ _FUNCTIONS = {
     "load_pairs": "data.dataset",
     "write_toy_dataset": "toy.scenes",
     "clean_painting": "masks.cleaning",
+    "ImageBackbone": "backbones.image_backbone",
     "TrainingSettings": "training.settings",
     "train": "training.loop",
     "GenerationSettings": "generation.settings",

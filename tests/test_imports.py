@@ -17,10 +17,14 @@ HUB_LIBRARIES = {"torch", "numpy", "PIL", "diffusers"}
 
 # Each layer may import itself and the layers before it; models and pipelines are Hub files and import nothing of ours.
 # What is not named here (growth, app, converters, hub.export, the command line) is on top and may import all.
-LAYERS = ("utils", "labels", "data", "reports", "masks", "toy", "hub", "training", "generation", "evaluation")
+LAYERS = (
+    *("utils", "backbones", "labels", "data", "reports", "masks", "toy", "hub"),
+    *("training", "generation", "evaluation"),
+)
 ALLOWED = {"models": {"models"}, "pipelines": {"pipelines"}}
 ALLOWED |= {layer: {*LAYERS[: i + 1], "models", "pipelines"} for i, layer in enumerate(LAYERS)}
 ALLOWED["utils"] = {"utils"}
+ALLOWED["backbones"] = {"utils", "backbones"}
 ALLOWED["generation"] -= {"training"}
 ALLOWED["evaluation"] -= {"training"}
 

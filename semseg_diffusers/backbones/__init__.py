@@ -1,0 +1,1 @@
+"""Pretrained image networks as backbones: features by which images are compared, segmented and generated."""
