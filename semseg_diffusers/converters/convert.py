@@ -23,7 +23,7 @@ from diffusers import DDPMScheduler, SchedulerMixin, UNet2DModel
 
 from semseg_diffusers.converters.checkpoints import load_weights, read_checkpoint, shape_of, shorten, state_dict_of
 from semseg_diffusers.converters.settings import ConvertSettings
-from semseg_diffusers.data.labels import LabelSet, free_color
+from semseg_diffusers.data.labels import LabelSet, distinct_colors, free_color
 from semseg_diffusers.hub.cards import new_model_card
 from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DModel
 from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel, paper_betas
@@ -71,8 +71,7 @@ def labels_for(labels: LabelSet | None, num_classes: int, hint: str = "") -> Lab
                 f"read {num_classes}. Use that of the training data.{hint}"
             )
         return labels
-    # 123, 181 and 59 are odd, so no level of a channel repeats within 256 classes.
-    colors = tuple(((123 * i + 7) % 256, (181 * i + 8) % 256, (59 * i + 9) % 256) for i in range(num_classes))
+    colors = distinct_colors(num_classes)
     return LabelSet(tuple(f"class {i}" for i in range(num_classes)), colors, ignore_color=free_color(colors))
 
 

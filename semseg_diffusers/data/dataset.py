@@ -16,13 +16,22 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
-from semseg_diffusers.data.dataset_format import LABELS_FILE, SETTINGS_FILE
+from semseg_diffusers.data.dataset_format import (
+    LABELS_FILE,
+    METADATA_FILE,
+    NAMES_FILE,
+    SETTINGS_FILE,
+    pattern_characters,
+)
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import read_json
+from semseg_diffusers.utils.files import read_json, read_json_lines
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 from semseg_diffusers.utils.images import decode_image, decoder_errors
+
+
+FILES_OF_DATASETS = (LABELS_FILE, NAMES_FILE)  # that may hold the label set
 
 
 class MissingSplitError(ValueError):
@@ -264,10 +273,7 @@ def load_pairs(
     name = os.fspath(dataset)
     check_name(name, "dataset")
     labels, revision = find_labels(name, labels, revision)
-    with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
-        tables = datasets.load_dataset(
-            name, revision=revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir)
-        )
+    tables = load_tables(name, revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir))
     key = split if split in tables else next((s for s in tables if SPLITS.get(s, s) == SPLITS.get(split, split)), None)
     if key is None:
         raise MissingSplitError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
@@ -285,6 +291,70 @@ def load_pairs(
     return PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
 
 
+def load_tables(name: str, revision: str | None = None, **options: Any) -> dict[str, Any]:
+    """Return the tables of a dataset by split, those of a local folder with `metadata.jsonl` without `load_dataset`.
+
+    That takes characters of paths for patterns, words in file names for splits, and stems such as 2024-05-01 for
+    timestamps; everything else is loaded by it, with its `options`.
+    """
+    import datasets
+
+    folder = Path(name).resolve()
+    if folders := metadata_folders(folder):
+        return {split: _read_split(path) for split, path in folders.items()}
+    if folder.is_dir() and (characters := pattern_characters(folder)):
+        raise ValueError(
+            f"'{name}' holds no {METADATA_FILE}, so `datasets` has to find its files, and takes {characters} in the "
+            "path for a pattern. Rename the folder."
+        )
+    with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
+        loaded = datasets.load_dataset(name, revision=revision, **options)
+    return dict(loaded)
+
+
+def metadata_folders(folder: Path) -> dict[str, Path]:
+    """Return the local folders that hold `metadata.jsonl`, by split as `datasets` calls it; without splits, all is
+    `train`.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name in SPLITS and (path / METADATA_FILE).is_file():
+            split = {"val": "validation"}.get(SPLITS[path.name], SPLITS[path.name])
+            if split in found:
+                raise ValueError(f"'{found[split]}' and '{path}' are both the split {split}; expected one of them.")
+            found[split] = path
+    if not found and (folder / METADATA_FILE).is_file():
+        return {"train": folder}
+    return {split: found[split] for split in ("train", "validation", "test") if split in found}
+
+
+def _read_split(folder: Path) -> Any:
+    """Return the table of `metadata.jsonl`: as in `load_dataset`, `image_file_name` becomes the column `image`."""
+    import datasets
+
+    file = folder / METADATA_FILE
+    rows = read_json_lines(file)
+    columns: dict[str, list[Any]] = {}
+    images = []
+    for key in dict.fromkeys(key for row in rows for key in row):
+        name, values = key, [row.get(key) for row in rows]
+        if key == "file_name" or key.endswith("_file_name"):
+            name = key.removesuffix("file_name").removesuffix("_") or "image"
+            values = [value and os.path.normpath(value) for value in values]
+            if outside := next((value for value in values if value and (value[0] == "/" or value[:2] == "..")), None):
+                raise ValueError(f"'{file}' names the file '{outside}'; expected files in its folder.")
+            images.append(name)
+            values = [value and str(folder / value) for value in values]
+        columns[name] = values
+    try:
+        table = datasets.Dataset.from_dict(columns)
+    except (ValueError, TypeError, OverflowError) as err:
+        raise ValueError(f"'{file}' holds a column of several types: {err}.") from err
+    for name in images:
+        table = table.cast_column(name, datasets.Image())
+    return table
+
+
 def split_names(dataset: str | os.PathLike) -> list[str]:
     """Return the splits of a prepared folder, or of a dataset on the Hub, by the names of our folders.
 
@@ -296,8 +366,8 @@ def split_names(dataset: str | os.PathLike) -> list[str]:
 
     name = os.fspath(dataset)
     check_name(name, "dataset")
-    known = read_record(name).get("splits")
-    if known is None:
+    known = read_record(name).get("splits") or metadata_folders(Path(name))
+    if not known:
         with hub_errors(f"loading the dataset '{name}'", name, "dataset"):
             known = datasets.get_dataset_split_names(name)
     return [SPLITS.get(split, split) for split in known]
@@ -312,21 +382,26 @@ def find_labels(name: str, labels: LabelSet | None, revision: str | None = None)
     if Path(name).is_dir():
         if revision is not None:
             raise ValueError(f"'{name}' is a local folder and has no revision '{revision}'; datasets of the Hub do.")
-        if labels is None and not (Path(name) / LABELS_FILE).is_file():
+        found = next((Path(name) / file for file in FILES_OF_DATASETS if (Path(name) / file).is_file()), None)
+        if labels is None and found is None:
             raise ValueError(f"{missing} `semseg-diffusers prepare` makes datasets with one.")
-        return labels or LabelSet.from_json(Path(name) / LABELS_FILE), None
+        return labels or LabelSet.from_json(found), None
     with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
-        try:
-            path = Path(hf_hub_download(name, LABELS_FILE, repo_type="dataset", revision=revision))
-        except LocalEntryNotFoundError as err:
-            if labels is None:
-                missing = f"'{name}' is not a local folder, and the Hub cannot be reached to look for it."
-                raise ValueError(missing) from err
-            return labels, revision  # `datasets` may still have the pairs in its cache
-        except EntryNotFoundError as err:
-            if labels is None:
-                raise ValueError(missing) from err
-            return labels, err.response.headers.get("X-Repo-Commit", revision)  # type: ignore[attr-defined]
+        for file in FILES_OF_DATASETS:
+            try:
+                path = Path(hf_hub_download(name, file, repo_type="dataset", revision=revision))
+            except LocalEntryNotFoundError as err:
+                if labels is None:
+                    missing = f"'{name}' is not a local folder, and the Hub cannot be reached to look for it."
+                    raise ValueError(missing) from err
+                return labels, revision  # `datasets` may still have the pairs in its cache
+            except EntryNotFoundError as err:
+                if labels is not None:
+                    return labels, err.response.headers.get("X-Repo-Commit", revision)  # type: ignore[attr-defined]
+                if file == FILES_OF_DATASETS[-1]:
+                    raise ValueError(missing) from err
+            else:
+                break
     return labels or LabelSet.from_json(path), path.parent.name
 
 

@@ -6,6 +6,7 @@
 import contextlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,19 +17,22 @@ import PIL
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.settings import LABEL_PRESETS
-from semseg_diffusers.utils.files import new_folder, package_version, write_json
+from semseg_diffusers.data.settings import LABEL_PRESETS, SPLITS
+from semseg_diffusers.utils.files import composed, new_folder, package_version, write_json
 
 
 LABELS_FILE = "labels.json"
 COLORMAP_FILE = "colormap.json"  # of the paper's authors
-LABEL_FILES = (LABELS_FILE, COLORMAP_FILE)
+NAMES_FILE = "id2label.json"  # of transformers: names without colours
+LABEL_FILES = (LABELS_FILE, COLORMAP_FILE, NAMES_FILE)
 METADATA_FILE = "metadata.jsonl"  # of each split, and of a folder that `generate` made
 SETTINGS_FILE = "prepare.json"
 SYNTHETIC_FILE = "synthetic.jsonl"  # how the generated pairs that were merged into a dataset were made
 GENERATION_FILE = "generation.json"  # the same of a folder that `generate` made
 MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jpg", ".jpeg")
 ABOVE_MASKS = 2  # folders above a folder of masks that are searched for its label file
+# Words in names of files and folders that `datasets` takes for a split.
+SPLIT_WORD = re.compile(rf"(^|.*[-._ 0-9])({'|'.join(SPLITS)})[-._ 0-9]")
 # Source format of a prepared dataset -> the Hub's name of its licence, and a description.
 DATA_LICENSES = {
     "camvid": ("cc-by-nc-4.0", "CamVid (SegNet form), CC BY-NC 4.0: research use"),
@@ -87,6 +91,32 @@ def finish_dataset(
     write_json(folder / SETTINGS_FILE, record)
 
 
+def pattern_characters(folder: str | os.PathLike) -> str:
+    """Return the characters of a folder's path that `load_dataset` takes for patterns; "" if it finds the folder.
+
+    See https://github.com/huggingface/datasets/issues/7468.
+    """
+    path = os.path.realpath(folder)
+    return " ".join(part for part in ("[", "]", "*", "?", "::") if part in path)
+
+
+def plain_load_note(folder: str | os.PathLike) -> str:
+    """Return a line for users if plain `load_dataset` misreads a dataset, "" if not; commands and `load_pairs` do not.
+
+    Without split folders, as `generate` writes it, words in file names decide about the split.
+    """
+    folder = Path(folder)
+    if characters := pattern_characters(folder):
+        what, then = f"{characters} in the path '{folder.resolve()}' for a pattern", "rename the folder"
+    elif name := next((path.name for path in folder.glob("images/*") if SPLIT_WORD.match(path.name)), None):
+        what, then = f"a word in names such as '{name}' for a split", 'add data_files={"train": "**"}'
+    elif name := next((path.name for path in folder.glob("**/images/*") if "::" in path.name), None):
+        what, then = f"names such as '{name}' for two joined addresses", "rename the sources"
+    else:
+        return ""
+    return f"note: plain load_dataset takes {what}; commands and `load_pairs` read it. For load_dataset, {then}.\n"
+
+
 def data_license(source_format: str | None, thing: str | None = None) -> tuple[str | None, str]:
     """Return the Hub's name of a data licence and a sentence about it, for the data and for a `thing` made of it."""
     if source_format not in DATA_LICENSES:
@@ -108,9 +138,10 @@ def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:
         raise ValueError(f"folder '{masks}' holds no {what}; expected images ({', '.join(MASK_SUFFIXES)})")
     first_with: dict[str, Path] = {}
     for path in paths:
-        if first_with.setdefault(path.stem, path) != path:
+        first = first_with.setdefault(composed(path.stem), path)
+        if first != path:
             raise ValueError(
-                f"{what}s '{first_with[path.stem]}' and '{path}' have the same stem, so their results would have the "
+                f"{what}s '{first}' and '{path}' have the same stem, so their results would have the "
                 "same name. Rename one, or process each folder separately, with its own output."
             )
     return paths

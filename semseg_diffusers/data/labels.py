@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from semseg_diffusers.data.settings import LabelsSettings
 from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, read_mask
-from semseg_diffusers.utils.files import write_json, write_text
+from semseg_diffusers.utils.files import read_text, write_json, write_text
 from semseg_diffusers.utils.images import save_png
 
 
@@ -43,6 +43,12 @@ def free_color(colors: Collection[Color]) -> Color:
     raise AssertionError("more grey colours in use than there can be classes")
 
 
+def distinct_colors(count: int) -> tuple[Color, ...]:
+    """Return colours for up to 256 classes that come without any."""
+    # 123, 181 and 59 are odd, so no level of a channel repeats within 256 classes.
+    return tuple(((123 * i + 7) % 256, (181 * i + 8) % 256, (59 * i + 9) % 256) for i in range(count))
+
+
 def _as_color(color: Any, owner: str) -> Color:
     levels = list(color) if isinstance(color, (list, tuple)) else []
     whole = all(isinstance(level, (int, np.integer)) and not isinstance(level, bool) for level in levels)
@@ -50,6 +56,15 @@ def _as_color(color: Any, owner: str) -> Color:
         raise ValueError(f"the colour of {owner} is {color!r}; expected three whole numbers from 0 to 255: [r, g, b].")
     red, green, blue = map(int, levels)
     return red, green, blue
+
+
+def _in_order(entries: Mapping[Any, Any], key: str, count: int | None = None) -> list[Any]:
+    """Return the values of {id: value}, whose ids run from 0."""
+    count = len(entries) if count is None else count
+    by_id = {int(i): entry for i, entry in entries.items()}
+    if sorted(by_id) != list(range(count)):
+        raise ValueError(f"{key} has the ids {sorted(by_id)}; expected 0 to {count - 1} without gaps.")
+    return [by_id[i] for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -61,6 +76,8 @@ class LabelSet:
         colors (`tuple[tuple[int, int, int], ...]`): RGB colour of each class, all different.
         ignore_index (`int`, defaults to 255): the id of unknown pixels.
         ignore_color (`tuple[int, int, int]`, defaults to black): their colour, which no class may have.
+        reads_colors (`bool`, defaults to `True`): `False` if the colours were made up for display, so that only masks
+            of ids can be read.
 
     Raises:
         ValueError: names or colours repeat, or do not fit together.
@@ -75,6 +92,7 @@ class LabelSet:
     colors: tuple[Color, ...]
     ignore_index: int = 255
     ignore_color: Color = (0, 0, 0)
+    reads_colors: bool = field(default=True, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -143,19 +161,39 @@ class LabelSet:
         return cls(tuple(colormap), colors, ignore_color=free_color(colors))
 
     @classmethod
-    def from_json(cls, path: Any) -> "LabelSet":
-        """Read `colormap.json` ({name: [r, g, b]}, its order is the class order) or our own `labels.json`.
+    def from_names(cls, names: Sequence[str]) -> "LabelSet":
+        """Return a label set from names in class order, with colours made up for display; masks hold its ids."""
+        colors = distinct_colors(len(names))
+        return cls(tuple(names), colors, ignore_color=free_color(colors), reads_colors=False)
 
-        `path` is a path, or has `read_text` like one (a file inside an archive).
+    @classmethod
+    def from_json(cls, path: Any) -> "LabelSet":
+        """Read a label file.
+
+        Args:
+            path: `colormap.json` ({name: [r, g, b]}, its order is the class order), our own `labels.json`, or names
+                without colours (`from_names`): `id2label.json` of transformers ({"0": name, ...}), or a list. A path,
+                or what has `read_bytes` like one (a file inside an archive).
+
+        Returns:
+            `LabelSet`
+
+        Raises:
+            ValueError: it is not JSON in UTF-8, or no label set.
         """
-        file = path if hasattr(path, "read_text") else Path(path)
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as err:
+            content = json.loads(read_text(path))
+        except json.JSONDecodeError as err:
             raise ValueError(f"label file '{path}' is not valid JSON: {err}.") from err
+        content = dict(enumerate(content)) if isinstance(content, list) else content
         if not isinstance(content, dict) or not content:
-            raise ValueError(f"label file '{path}' holds no classes; expected {{\"name\": [r, g, b], ...}}.")
+            raise ValueError(
+                f"label file '{path}' holds no classes; expected {{\"name\": [r, g, b], ...}} or "
+                '{"0": "name", "1": "name", ...}.'
+            )
         try:
+            if all(str(i).isdecimal() and isinstance(name, str) for i, name in content.items()):
+                return cls.from_names(_in_order(content, "id2label"))
             return cls.from_config(content) if "id2label" in content else cls.from_colormap(content)
         except ValueError as err:
             raise ValueError(f"label file '{path}': {err}") from err
@@ -176,10 +214,7 @@ class LabelSet:
         for key in ("id2label", "id2color"):
             if not values.get(key):
                 raise ValueError(f"the config has no label set ({key} is missing); give one: LabelSet.from_json().")
-            entries, count = {int(i): entry for i, entry in values[key].items()}, len(values["id2label"])
-            if sorted(entries) != list(range(count)):
-                raise ValueError(f"{key} has the ids {sorted(entries)}; expected 0 to {count - 1} without gaps.")
-            tables.append([entries[i] for i in range(count)])
+            tables.append(_in_order(values[key], key, len(values["id2label"])))
         names, colors = tables[0], tuple(_as_color(color, f"'{name}'") for name, color in zip(*tables, strict=True))
         ignore_color, ignore_index = values.get("ignore_color"), values.get("ignore_index")
         return cls(
@@ -213,7 +248,8 @@ class LabelSet:
         Raises:
             ValueError: unreadable file, unknown colours or ids out of range.
         """
-        label_set = (self.num_classes, self.colors, self.ignore_index, self.ignore_color)
+        colors = self.colors if self.reads_colors else None
+        label_set = (self.num_classes, colors, self.ignore_index, self.ignore_color)
         return read_mask(image, *label_set, tolerance=tolerance, source=source)
 
     def decode(self, ids: Any) -> Image.Image:

@@ -19,7 +19,14 @@ import PIL
 from PIL import Image
 
 from semseg_diffusers.data.crop_resize import CropResize, crop_resize
-from semseg_diffusers.data.dataset_format import SETTINGS_FILE, finish_dataset, make_split, pair_row, save_pair
+from semseg_diffusers.data.dataset_format import (
+    SETTINGS_FILE,
+    finish_dataset,
+    make_split,
+    pair_row,
+    plain_load_note,
+    save_pair,
+)
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.polygons import RegionMask
@@ -286,5 +293,5 @@ def run(settings: PrepareSettings) -> int:
         height, width = settings.resolution
         size = height if height == width else f"{height}x{width}"
         lines.append(f"warning: {report.enlarged} pairs were smaller than {size} and were enlarged")
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write("\n".join(lines) + "\n" + plain_load_note(settings.output))
     return 0

@@ -29,7 +29,7 @@ from semseg_diffusers.generation.near_copies import to_tensor
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.distributed import Processes
-from semseg_diffusers.utils.files import written_beside
+from semseg_diffusers.utils.files import composed, written_beside
 from semseg_diffusers.utils.progress import progress_bar
 
 
@@ -91,7 +91,7 @@ def real_images(pairs: PairDataset) -> ImageSet:
     repeated = [stem for stem, count in Counter(pairs.stems).items() if count > 1]
     if repeated:
         raise ValueError(f"expected distinct stems; {len(repeated)} occur more than once, such as '{repeated[0]}'.")
-    stems = tuple(pairs.stems)
+    stems = tuple(composed(stem) for stem in pairs.stems)
     return ImageSet(
         pairs.labels,
         stems,
@@ -142,7 +142,7 @@ def _from_metadata(folder: Path, real: PairDataset) -> tuple[list[Path], tuple[s
     missing = [path for path in (*files, *masks) if not path.is_file()]
     if missing:
         raise ValueError(f"{len(missing)} files of '{folder / METADATA_FILE}' are missing, such as '{missing[0]}'.")
-    stems = tuple(str(row.get("stem", path.stem)) for row, path in zip(rows, files, strict=True))
+    stems = tuple(composed(str(row.get("stem", path.stem))) for row, path in zip(rows, files, strict=True))
 
     def read_mask(index: int) -> torch.Tensor:
         ids = real.labels.encode(masks[index])  # (H, W)
@@ -163,8 +163,8 @@ def _from_names(folder: Path, real: PairDataset) -> tuple[list[Path], tuple[str,
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in MASK_SUFFIXES and path.is_file())
     if not files:
         raise ValueError(f"'{folder}' holds no image ({', '.join(MASK_SUFFIXES)}).")
-    index_of = {stem: index for index, stem in enumerate(real.stems)}
-    stems = _match_stems([path.stem for path in files], index_of.keys(), folder)
+    index_of = {composed(stem): index for index, stem in enumerate(real.stems)}
+    stems = _match_stems([composed(path.stem) for path in files], index_of.keys(), folder)
     unknown = [path.name for path, stem in zip(files, stems, strict=True) if stem not in index_of]
     if unknown:
         raise ValueError(

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.data.dataset_format import plain_load_note
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.inputs import InputReader, check_labels_near
@@ -286,7 +287,7 @@ def _generate(options: GenerateOptions, processes: Processes, device: torch.devi
     if report.skipped:
         text += f"{len(report.skipped)} masks skipped:\n"
         text += "".join(f"  {name}: {reason}\n" for name, reason in report.skipped.items())
-    sys.stdout.write(text)
+    sys.stdout.write(text + plain_load_note(report.output))
     if training_set is not None:
         name = f"{options.training_set} ({options.training_split})"
         copies = flag_near_copies(report.output, training_set, name, options.near_copy_threshold, show_progress=True)

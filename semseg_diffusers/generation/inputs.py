@@ -22,7 +22,7 @@ from semseg_diffusers.generation.plan import Plan
 from semseg_diffusers.generation.settings import Inputs, check_attributes
 from semseg_diffusers.pipelines.image_inputs import changed_region
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids
-from semseg_diffusers.utils.files import read_json_lines
+from semseg_diffusers.utils.files import composed, read_json_lines
 
 
 MANIFEST_FILE = "manifest.jsonl"  # of `enrich`: which mask each of its own was made from
@@ -37,13 +37,14 @@ class Names:
         manifest = next((path for path in candidates if path.is_file()), None)
         rows = [] if manifest is None else read_json_lines(manifest)
         self._base = {
-            Path(row["mask_file_name"]).stem: Path(row["base"]).name
+            composed(Path(row["mask_file_name"]).stem): composed(Path(row["base"]).name)
             for row in rows
             if {"mask_file_name", "base"} <= {*row}
         }
 
     def of(self, stem: str) -> list[str]:
-        """Return the names that belong to a mask: its own first."""
+        """Return the names that belong to a mask, in Unicode form NFC: its own first."""
+        stem = composed(stem)
         return [stem, self._base[stem]] if stem in self._base else [stem]
 
     def find(self, stem: str, among: Mapping[str, Any], what: str, where: Any) -> Any:
@@ -77,7 +78,7 @@ def read_attribute_table(path: str | os.PathLike, known: Mapping[str, list[str]]
             raise ValueError(
                 f"--attributes_from: a row of '{path}' has neither `stem` nor `mask_file_name`: {row!s:.80}"
             )
-        table[Path(stem).name if row.get("stem") else Path(stem).stem] = row
+        table[composed(Path(stem).name if row.get("stem") else Path(stem).stem)] = row
     columns = {name for row in rows for name in row if name is not None}  # None: more cells than a CSV has columns
     if columns.isdisjoint(known):
         raise ValueError(
@@ -129,14 +130,14 @@ class InputReader:
         self._old_mask_folder = self._image_folder / "masks" if inputs.old_masks is None else Path(inputs.old_masks)
         images = self._image_folder / "images"
         images = images if images.is_dir() else self._image_folder
-        self._image_files = {path.stem: path for path in find_masks(images, "photo")}
+        self._image_files = {composed(path.stem): path for path in find_masks(images, "photo")}
         if self._edit is not None:
             if inputs.old_masks is None and not self._old_mask_folder.is_dir():
                 raise ValueError(
                     f"--edit compares each mask with the old mask of its image, and '{inputs.photos}' holds no "
                     "masks/. Give their folder: --old_masks."
                 )
-            self._old_mask_files = {path.stem: path for path in find_masks(self._old_mask_folder)}
+            self._old_mask_files = {composed(path.stem): path for path in find_masks(self._old_mask_folder)}
 
     def name(self, path: Path) -> str:
         """Return a mask's name in reports: its path below the folder that was given."""

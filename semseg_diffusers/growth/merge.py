@@ -17,6 +17,7 @@ from semseg_diffusers.data.dataset_format import (
     make_split,
     new_dataset,
     pair_row,
+    plain_load_note,
     save_pair,
 )
 from semseg_diffusers.data.labels import LabelSet
@@ -25,7 +26,7 @@ from semseg_diffusers.growth.settings import MergeSettings
 from semseg_diffusers.hub.cards import metadata
 from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import read_json, write_text
+from semseg_diffusers.utils.files import read_json, read_text, write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 
@@ -40,6 +41,7 @@ def run(settings: MergeSettings) -> None:
     )
     splits = ", ".join(f"{split} {count}" for split, count in counts.items() if split != "synthetic")
     sys.stdout.write(f"{settings.output}: {splits}; {counts['synthetic']} of them synthetic\n")
+    sys.stdout.write(plain_load_note(settings.output))
 
 
 def merge(
@@ -102,7 +104,7 @@ def merge(
             bar.update()
         write_text(folder / SYNTHETIC_FILE, "".join(json.dumps(note, ensure_ascii=False) + "\n" for note in notes))
         card = Path(str(record.get("model"))) / CARD  # if it names no licence, that of the dataset applies
-        license_name = metadata(card.read_text(encoding="utf-8")).get("license") if card.is_file() else None
+        license_name = metadata(read_text(card)).get("license") if card.is_file() else None
         license_name = license_name or data_license(source.get("format"))[0]
         model = {"model": str(record.get("model")), "revision": record.get("revision")}
         synthetic = {"count": len(synthetic_rows), "split": split, **model, "license": license_name}

@@ -20,7 +20,7 @@ from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.folders import CARD, INDEX, RESULTS_FOLDER, stored_weights, without_machine_paths
 from semseg_diffusers.reports.findings import ROWS, results_commands, results_table
-from semseg_diffusers.utils.files import package_version, read_json
+from semseg_diffusers.utils.files import package_version, read_json, read_text
 
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def model_card(
 
     `stored` is the dtype of the published weights, if it is not the folder's; `scores` are from `read_scores`.
     """
-    card = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else new_model_card(folder, source)
+    card = read_text(folder / CARD) if (folder / CARD).is_file() else new_model_card(folder, source)
     card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {source.split('/')[-1]}\n", 1)
     stored = stored or stored_weights(folder / "unet")[1]
     use = model_use(source, read_json(folder / INDEX), revision=revision, stored=stored, has_code=has_code)
@@ -144,7 +144,7 @@ def dataset_card(
 ) -> str:
     """Return the card in the folder, else the one on the Hub, else a new one, with its parts written for a push."""
     if (folder / CARD).is_file():
-        card = (folder / CARD).read_text(encoding="utf-8")
+        card = read_text(folder / CARD)
     elif has_part(card_there, "content"):
         card = card_there
     else:
@@ -153,7 +153,7 @@ def dataset_card(
         if synthetic:
             model_card_file = Path(record.get("model", "")) / CARD
             if model_card_file.is_file():
-                license_name = metadata(model_card_file.read_text(encoding="utf-8")).get("license")
+                license_name = metadata(read_text(model_card_file)).get("license")
             license_text = "Images carry the licence of their model's training data"
             license_text += f": {license_name}." if license_name else ". It is not known here: fill it in."
         data = DatasetCardData(

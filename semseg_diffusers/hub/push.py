@@ -15,12 +15,12 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
 from huggingface_hub.errors import RepositoryNotFoundError
 
-from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.data.dataset import load_pairs, load_tables
 from semseg_diffusers.data.dataset_format import LABELS_FILE, SYNTHETIC_FILE
 from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.settings import PushSettings
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.utils.files import read_json, write_text
+from semseg_diffusers.utils.files import read_json, read_json_lines, read_text, write_text
 from semseg_diffusers.utils.hub_errors import LOG_IN, HubError, check_name, hub_errors
 
 
@@ -106,7 +106,7 @@ def _repository(
         files = {file.rfilename for file in found.siblings or ()}  # type: ignore[union-attr]
         if folders.CARD in files:
             path = hf_hub_download(repo_id, folders.CARD, repo_type=repo_type, revision=revision)
-            card = Path(path).read_text(encoding="utf-8")
+            card = read_text(path)
         yield repo_id, files, card
 
 
@@ -206,7 +206,7 @@ def push_dataset(
     folder = Path(folder)
     labels, record_file = folders.check_dataset_folder(folder)
     record = read_json(folder / record_file)
-    tables = datasets.load_dataset(str(folder))
+    tables = datasets.DatasetDict(load_tables(str(folder)))
     for split in tables:
         _ = load_pairs(folder, split)[0]  # checks columns, label set and sizes
         for column in {"source_mask", "model"} & set(tables[split].column_names):
@@ -224,8 +224,8 @@ def push_dataset(
             record_file: folders.json_bytes(folders.without_machine_paths(record)),
         }
         if (folder / SYNTHETIC_FILE).is_file():
-            lines = (folder / SYNTHETIC_FILE).read_text(encoding="utf-8").splitlines()
-            rows = (json.dumps(folders.without_machine_paths(json.loads(line))) for line in lines)
+            lines = read_json_lines(folder / SYNTHETIC_FILE)
+            rows = (json.dumps(folders.without_machine_paths(line)) for line in lines)
             files[SYNTHETIC_FILE] = "".join(f"{row}\n" for row in rows).encode()
         HfApi().create_commit(
             repo_id,

@@ -1,6 +1,7 @@
 """Turn hand-painted masks into masks of exact class colours; see `CleanSettings` for the command."""
 
 import itertools
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,7 @@ def run(settings: CleanSettings) -> None:
     sys.stdout.write(
         f"{len(notes)} mask(s): {exact:.1%} of the pixels have exactly a class's colour, {guessed:.1%} were guessed "
         f"from their surroundings; look at {Path(settings.output) / 'guessed.png'}. "
-        f"Next: semseg-diffusers generate --masks {Path(settings.output) / 'masks'}\n"
+        f"Next: semseg-diffusers generate --masks {shlex.quote(str(Path(settings.output) / 'masks'))}\n"
     )
 
 

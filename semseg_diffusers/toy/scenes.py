@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from semseg_diffusers.data.dataset_format import finish_dataset, make_split, new_dataset, save_pair
+from semseg_diffusers.data.dataset_format import finish_dataset, make_split, new_dataset, plain_load_note, save_pair
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.toy import objects as things
 from semseg_diffusers.toy.painter import Look, Painter, Rng, tint
@@ -231,3 +231,4 @@ def run(settings: ToySettings) -> None:
     counts = settings.num_train, settings.num_val
     write_toy_dataset(settings.output, *counts, settings.size, settings.seed, settings.overwrite, progress=True)
     sys.stdout.write(f"{settings.num_train} training and {settings.num_val} validation scenes in {settings.output}\n")
+    sys.stdout.write(plain_load_note(settings.output))

@@ -17,6 +17,7 @@ from typing import NamedTuple
 LARGEST_FILE = 8 * 2**30  # bytes, unpacked; the largest label file of a public dataset has 1.5 GB
 LARGEST_RATIO = 200  # unpacked to packed; label files of JSON reach 30
 SMALL_FILE = 2**20  # bytes; any ratio is harmless below
+UTF_8 = 0x800  # flag of an entry
 IGNORED = ("__MACOSX",)  # added by macOS
 ROOT = PurePosixPath()
 
@@ -129,7 +130,7 @@ def _contents(archives: tuple[Path, ...]) -> _Contents:
     for archive in archives:
         for info in _open(archive).infolist():
             _check(archive, info)
-            path = PurePosixPath(info.filename)
+            path = PurePosixPath(_name(info))
             if path.parts[0] in IGNORED:
                 continue
             if info.is_dir():
@@ -151,11 +152,24 @@ def _contents(archives: tuple[Path, ...]) -> _Contents:
     return found
 
 
+def _name(info: zipfile.ZipInfo) -> str:
+    """Return the name of an entry, which macOS writes in UTF-8 without saying so."""
+    if info.flag_bits & UTF_8 or info.filename.isascii():
+        return info.filename
+    try:
+        return info.filename.encode("cp437").decode()
+    except UnicodeError:
+        return info.filename
+
+
 def _check(archive: Path, info: zipfile.ZipInfo) -> None:
     """Refuse entries that an archive of images and labels has no reason to have."""
     name, parts = info.orig_filename, PurePosixPath(info.filename).parts
     reasons = {
-        "is not a path inside it": name.startswith("/") or not parts or ":" in parts[0] or {"\\", "\0"} & set(name),
+        "is not a path inside it": name.startswith("/")
+        or not parts
+        or parts[0][1:2] == ":"
+        or {"\\", "\0"} & set(name),
         "leads out of it": ".." in parts,
         "is a link": stat.S_ISLNK(info.external_attr >> 16),
         "is encrypted": info.flag_bits & 1,

@@ -4,6 +4,7 @@
 output, with a record of its recipe and of each finished item, so that the same call resumes after a stop or a kill.
 """
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -14,6 +15,7 @@ import os
 import shutil
 import socket
 import subprocess
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -54,6 +56,19 @@ def code_commit() -> str | None:
         return None
 
 
+def composed(name: str) -> str:
+    """Return a name in Unicode normal form NFC: macOS decomposes letters with accents, other systems do not.
+
+    A name that is not Unicode, as Linux allows, is a ValueError.
+    """
+    if not name.isascii():
+        try:
+            name.encode()
+        except UnicodeEncodeError as err:
+            raise ValueError(f"the file name {name!r} is not in UTF-8; rename the file.") from err
+    return unicodedata.normalize("NFC", name)
+
+
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside a file, which is renamed to the file at the end."""
@@ -76,11 +91,25 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """Read a JSON file that holds an object; a ValueError says if it holds anything else."""
+def read_text(path: Any) -> str:
+    """Read a text file in UTF-8, with or without a byte-order mark.
+
+    `path` is a path, or has `read_bytes` like one (a file inside an archive).
+    """
+    data = path.read_bytes() if hasattr(path, "read_bytes") else Path(path).read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ValueError(f"'{path}' is in UTF-16; expected UTF-8. Save it again as UTF-8.")
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as err:  # not JSON, or not UTF-8
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as err:
+        raise ValueError(f"'{path}' is not in UTF-8 ({err}). Save it again as UTF-8.") from err
+
+
+def read_json(path: Any) -> dict[str, Any]:
+    """Read a JSON file that holds an object (see `read_text`); a ValueError says if it holds anything else."""
+    try:
+        content = json.loads(read_text(path))
+    except json.JSONDecodeError as err:
         raise ValueError(f"'{path}' is not valid JSON: {err}.") from err
     if not isinstance(content, dict):
         raise ValueError(f"'{path}' must hold a JSON object; got a {type(content).__name__}.")
@@ -89,9 +118,9 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read a file with a JSON object on each line; empty lines are skipped."""
-    try:
-        rows = [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
-    except ValueError as err:
+    try:  # not `splitlines`: a name may hold other line separators of Unicode
+        rows = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+    except json.JSONDecodeError as err:
         raise ValueError(f"'{path}' is not valid JSON lines: {err}.") from err
     other = next((row for row in rows if not isinstance(row, dict)), None)
     if other is not None:

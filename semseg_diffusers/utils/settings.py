@@ -218,7 +218,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: no such file.")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        content = yaml.safe_load(path.read_bytes()) or {}  # of bytes, YAML finds the encoding
     except yaml.YAMLError as err:
         raise ValueError(f"--config {path} is not YAML: {err}") from err
     if not isinstance(content, dict):

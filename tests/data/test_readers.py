@@ -55,7 +55,9 @@ def test_folder_reads_its_own_colormap_and_labels_take_precedence(tmp_path):
 
 def test_folder_without_classes_says_where_they_come_from(tmp_path):
     make_files(tmp_path, "images/a.png", "masks/a.png")
-    with pytest.raises(ValueError, match=r"looked for labels.json and colormap.json .* --labels: one of bdd100k"):
+    with pytest.raises(
+        ValueError, match=r"looked for labels.json, colormap.json, id2label.json .* --labels: one of bdd100k"
+    ):
         read_source(tmp_path, "folder")
     with pytest.raises(ValueError, match=r"label set 'ade20k' is no file and none of the presets"):
         read_source(tmp_path, "folder", labels="ade20k")

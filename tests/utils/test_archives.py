@@ -149,3 +149,22 @@ def test_archives_are_prepared_as_what_they_hold(tmp_path, how):
     close_archives()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "archives", "b", "plain"]  # nothing unpacked
     assert isinstance(next(iter(read_source(source).pairs)).image, ArchivePath)
+
+
+class Unflagged(zipfile.ZipInfo):
+    """An entry whose name is in UTF-8 without the flag that says so, as macOS writes it."""
+
+    def _encodeFilenameFlags(self) -> tuple[bytes, int]:  # noqa: N802
+        return self.filename.encode(), self.flag_bits
+
+
+@pytest.mark.parametrize("name", ["Zürich.png", "Zu\u0308rich.png", "東京.png"])
+def test_names_of_macos_archives_are_utf_8(name, tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(Unflagged(name), b"1")
+    assert next(open_archives([tmp_path / "a.zip"]).iterdir()).name == name
+
+
+def test_names_with_colons_are_read(tmp_path):
+    top = open_archives([write_zip(tmp_path / "a.zip", {"bdd::night/a:b.png": b"1"})])
+    assert (top / "bdd::night" / "a:b.png").read_bytes() == b"1"

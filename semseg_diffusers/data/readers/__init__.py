@@ -32,6 +32,7 @@ from semseg_diffusers.data.readers.pairs import (
 )
 from semseg_diffusers.data.readers.tables import is_table, read_table
 from semseg_diffusers.utils.archives import open_archives
+from semseg_diffusers.utils.files import read_text
 
 
 __all__ = ["FORMATS", "IMAGE_ENDINGS", "NAMED", "Encoded", "Pair", "Source", "open_source", "read_file", "read_source"]
@@ -49,7 +50,7 @@ def read_folder(root: AnyPath, options: ReadOptions, label_files: Sequence[str] 
     files = [root / name for name in label_files if (root / name).is_file()]
     if options.labels is None and not files:
         raise ValueError(
-            f"the classes of '{root}' are not known: looked for {' and '.join(label_files)} in it. Give --labels: one "
+            f"the classes of '{root}' are not known: looked for {', '.join(label_files)} in it. Give --labels: one "
             f"of {', '.join(PRESET_NAMES)}, or a JSON file."
         )
     labels = LabelSet.from_json(files[0]) if options.labels is None else LabelSet.from_name(options.labels)
@@ -63,7 +64,7 @@ def read_folder(root: AnyPath, options: ReadOptions, label_files: Sequence[str] 
 def is_paper(root: AnyPath) -> bool:
     """Return whether the colormap is that of the paper's authors."""
     try:
-        return tuple(json.loads((root / COLORMAP_FILE).read_text(encoding="utf-8"))) == PAPER_NAMES
+        return tuple(json.loads(read_text(root / COLORMAP_FILE))) == PAPER_NAMES
     except (OSError, ValueError, TypeError):
         return False
 
@@ -183,7 +184,7 @@ def _open_paths(paths: Sequence[Path], data_format: str | None) -> AnyPath:
             raise ValueError(f"--source '{path}' is a folder; expected one folder alone, or several zip archives.")
     if paths[0].is_dir():
         visible = [path for path in paths[0].iterdir() if not path.name.startswith(".")]
-        inside = sorted(path for path in visible if path.suffix == ".zip")
+        inside = sorted(path for path in visible if path.suffix.lower() == ".zip")
         if not inside or any(path.is_dir() for path in visible):
             return paths[0]
         paths = inside

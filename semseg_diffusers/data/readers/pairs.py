@@ -17,6 +17,7 @@ from semseg_diffusers.data.labels import CLASSES, LabelSet
 from semseg_diffusers.data.polygons import RegionMask
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.utils.archives import ArchivePath
+from semseg_diffusers.utils.files import composed
 
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -174,12 +175,15 @@ def _only_splits(folder: AnyPath) -> dict[str, AnyPath]:
 def by_stem(files: Iterable[AnyPath], ending: str = "") -> dict[str, AnyPath]:
     """Return files by stem, those only that end in `ending`, which is removed."""
     found: dict[str, AnyPath] = {}
+    names: dict[str, AnyPath] = {}  # as they look
     for path in files:
         stem = path.stem.removesuffix(ending)
         if not path.stem.endswith(ending):
             continue
-        if stem in found:
-            raise ValueError(f"'{found[stem]}' and '{path.name}' have the same stem; expected one file for each.")
+        other = names.setdefault(composed(stem), path)
+        if other != path:
+            forms = "" if other.stem == path.stem else ", in two Unicode forms (NFC and NFD)"
+            raise ValueError(f"'{other}' and '{path.name}' have the same stem{forms}; expected one file for each.")
         found[stem] = path
     return found
 
@@ -203,6 +207,7 @@ def match_stems(
     pairs: list[Pair] = []
     alone: tuple[list, list] = ([], [])  # images, masks
     for split, (images, masks) in sorted(found.items()):
+        images, masks = _compose(images, masks), _compose(masks, images)
         pairs += [Pair(stem, images[stem], masks[stem], split) for stem in sorted(images.keys() & masks.keys())]
         alone[0].extend(images[stem] for stem in sorted(images.keys() - masks.keys()))
         alone[1].extend(masks[stem] for stem in sorted(masks.keys() - images.keys()))
@@ -217,6 +222,11 @@ def match_stems(
             f"{_some_names(alone[1])}, in {places}. {advice}"
         )
     return tuple(pairs), (*alone[0], *alone[1])
+
+
+def _compose(files: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return files by stem, where the others have no such stem in the Unicode form NFC."""
+    return {stem if stem in others else composed(stem): file for stem, file in files.items()}
 
 
 def _some_names(files: Sequence[Any]) -> str:

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from semseg_diffusers.data.dataset import find_labels
+from semseg_diffusers.data.dataset import find_labels, load_tables
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.readers.pairs import AnyPath, Encoded, Pair, ReadOptions, Source
 from semseg_diffusers.data.settings import SPLITS
-from semseg_diffusers.utils.hub_errors import check_name, hub_errors
+from semseg_diffusers.utils.hub_errors import check_name
 
 
 IMAGE_COLUMNS = ("image", "pixel_values", "img", "photo")  # if none is named
@@ -96,8 +96,7 @@ def _load(name: str, revision: str | None, streaming: bool) -> dict[str, Any]:
             raise ValueError(f"'{name}' was saved with save_to_disk and is local; leave out --streaming.")
         loaded = datasets.load_from_disk(name)
     else:
-        with hub_errors(f"loading the dataset '{name}'", name, "dataset"):
-            loaded = datasets.load_dataset(name, revision=revision, streaming=streaming)
+        loaded = load_tables(name, revision, streaming=streaming)
     tables = dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
     others = [split for split in tables if split not in SPLITS]
     if others:

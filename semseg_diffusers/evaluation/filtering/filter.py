@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
+from semseg_diffusers.data.dataset_format import plain_load_note
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import SPLITS, parse_resolution
 from semseg_diffusers.evaluation.features import check_reads
@@ -273,4 +274,5 @@ def run(settings: FilterCommandSettings) -> int:
     if of_real is not None and of_real["kept_share"] is not None:
         text += f", of real images {100 * of_real['kept_share']:.1f} %"
     sys.stdout.write(f"{text}\n{settings.output}, page: {settings.output}/{PAGE_FILE}\n")
+    sys.stdout.write(plain_load_note(settings.output))
     return 0 if results["num_kept"] else 1

@@ -20,7 +20,7 @@ from semseg_diffusers.evaluation.settings import SYNTHETIC, StudySettings, Train
 from semseg_diffusers.generation.inputs import Names
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.hub.folders import weights_hash
-from semseg_diffusers.utils.files import read_json
+from semseg_diffusers.utils.files import composed, read_json
 
 
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs kept in memory, per process and set
@@ -163,7 +163,7 @@ def _made_from(rows: list[dict[str, Any]]) -> set[str]:
     masks = [Path(row["source_mask"]) for row in rows if row.get("source_mask")]
     names = {folder: Names(folder) for folder in {mask.parent for mask in masks}}
     # for masks of `enrich`: the masks they were made from
-    return stems | {stem for mask in masks for stem in names[mask.parent].of(mask.stem)}
+    return {composed(stem) for stem in stems} | {stem for mask in masks for stem in names[mask.parent].of(mask.stem)}
 
 
 def filter_weights(settings: StudySettings) -> dict[str, str | None]:

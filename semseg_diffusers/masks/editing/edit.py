@@ -215,8 +215,8 @@ def read_operations(path: str | Path) -> list[Operation]:
     """
     path = Path(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as err:
+        content = yaml.safe_load(path.read_bytes())  # of bytes, YAML finds the encoding
+    except yaml.YAMLError as err:
         raise ValueError(f"operations file '{path}' is not valid YAML or JSON: {err}") from err
     if not isinstance(content, list) or not content:
         raise ValueError(f"operations file '{path}' contains no list; expected lines like `- remove: {{class: car}}`.")
@@ -354,5 +354,5 @@ def run(settings: EditSettings) -> None:
     sys.stdout.write(
         f"{len(notes)} mask(s), {len(operations)} operation(s) each, {changed} pixels changed; look at "
         f"{Path(settings.output) / 'before_after.png'}. "
-        f"Next: semseg-diffusers generate --masks {Path(settings.output) / 'masks'}\n"
+        f"Next: semseg-diffusers generate --masks {shlex.quote(str(Path(settings.output) / 'masks'))}\n"
     )
