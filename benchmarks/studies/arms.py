@@ -20,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.reports.findings import read_distances
 from semseg_diffusers.training.base_model import load_base
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
@@ -145,11 +146,11 @@ def collect(args: argparse.Namespace, kind: str, arms: Mapping[str, tuple[str, d
 
 
 def _figures(results: dict) -> dict:
-    generated, reference = results["agreement"]["generated"], results["fidelity"][0]["references"][0]
+    generated, reference = results["agreement"]["generated"], read_distances(results["fidelity"][0])["references"][0]
     return {
         "mean_iou": generated["mean_iou"],
         "pixel_accuracy": generated["pixel_accuracy"],
         "iou": generated["iou"],
-        "fid": reference["generated"]["fid"],
-        "kid": reference["generated"]["kid"],
+        "fid": reference["generated"]["frechet"],
+        "kid": reference["generated"]["kernel"],
     }

@@ -13,7 +13,13 @@ from PIL import Image
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.inputs import ImageSet, evenly_spaced
 from semseg_diffusers.evaluation.metrics import without_classes
-from semseg_diffusers.reports.findings import evaluation_findings, fraction_of_ceiling, ratio, results_commands
+from semseg_diffusers.reports.findings import (
+    evaluation_findings,
+    fraction_of_ceiling,
+    ratio,
+    read_distances,
+    results_commands,
+)
 from semseg_diffusers.reports.render import BarRow, axis_ticks, class_legend, is_finite, write_page
 from semseg_diffusers.utils.images import to_image
 
@@ -119,7 +125,7 @@ def write_report(path: str | Path, results: Mapping[str, Any], images: ReportIma
         images=images,
         classes=[entry for entry in class_legend(images.labels) if entry[1] in colors] if images.labels else [],
         agreement=_agreement(results, images.labels),
-        fidelity=[entry for entry in results.get("fidelity") or [] if entry.get("references")],
+        fidelity=[_fidelity(entry, results) for entry in results.get("fidelity") or [] if entry.get("references")],
         ratio=ratio,
         neighbours=[_neighbours(found) for found in results.get("neighbours") or []],
         commands=results_commands(dict(results), model, separator=" \\\n  "),
@@ -156,6 +162,18 @@ def _agreement(results: Mapping[str, Any], labels: LabelSet | None) -> dict[str,
         "series": [SETS[row][2] for row in shown],
         "more": ["pixels, %"] if shares else [],
     }
+
+
+def _fidelity(entry: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the distances in the features of one network, and whose features they are."""
+    name = entry["features"]["name"]
+    if name == results["settings"].get("segmenter"):
+        role = "the segmentation network itself, so not independent of the agreement above"
+    elif name.startswith("efficientnet-lite"):
+        role = "a classifier of ImageNet's thousand kinds of objects, independent of the segmentation network"
+    else:
+        role = ""
+    return {**read_distances(entry), "role": role}
 
 
 def _neighbours(found: Mapping[str, Any]) -> dict[str, Any]:

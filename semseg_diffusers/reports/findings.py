@@ -3,6 +3,7 @@
 Findings follow from the numbers by fixed rules: every value is judged by its floor and ceiling.
 """
 
+import re
 import shlex
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -22,6 +23,48 @@ FEW_MASKS = 50  # below this a class is often in a handful of images only
 SAME_IMAGE = 0.1  # diversity ratio below which seeds hardly change the image
 LESS_VARIED = 0.8  # of the real photos' own variety
 CLOSE_TO_FLOOR = 1.5  # times the floor
+
+
+# FID and KID are distances in the features of Inception, by torchmetrics or in NVIDIA's TorchScript file.
+_INCEPTION = re.compile(r"inception(:.+)?|(.*[/\\])?inception-2015-12-05\.pt")
+
+
+def distance_keys(features: str) -> tuple[str, str]:
+    """Return the keys of the Fréchet and the kernel distance in the features of a network, in `results.json`."""
+    return ("fid", "kid") if _INCEPTION.fullmatch(features) else ("frechet_distance", "kernel_distance")
+
+
+def read_distances(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of `fidelity` with `frechet`, `kernel`, `kernel_std` and `subset_size` in place of its own keys.
+
+    Its `names` are those of the two distances. Files of earlier versions call the distances of every network FID and
+    KID; here they get the names that they have now.
+    """
+    features = entry["features"]["name"]
+    frechet, kernel = distance_keys(features)
+
+    def read(row: Mapping[str, Any] | None) -> dict[str, Any]:
+        row = dict(row or {})
+        values = {}
+        for key, current, old in (
+            ("frechet", frechet, "fid"),
+            ("kernel", kernel, "kid"),
+            ("kernel_std", f"{kernel}_std", "kid_std"),
+            ("subset_size", f"{kernel}_subset_size", "kid_subset_size"),
+        ):
+            values[key] = row.get(current, row.get(old))
+        return {**row, **values}
+
+    if frechet == "fid":
+        names = {"frechet": "FID", "kernel": "KID"}
+    else:
+        fd_dino = features == "facebook/dinov2-large"
+        names = {"frechet": "FD-DINOv2" if fd_dino else "Fréchet distance", "kernel": "kernel distance"}
+    rows = [
+        {**row, "generated": read(row.get("generated")), "floor": read(row.get("floor"))}
+        for row in entry.get("references") or []
+    ]
+    return {**entry, "names": names, "keys": {"frechet": frechet, "kernel": kernel}, "references": rows}
 
 
 class Finding(NamedTuple):
@@ -84,20 +127,22 @@ def _agreement(agreement: Mapping[str, Any]) -> Finding | None:
 
 
 def _fidelity(results: Mapping[str, Any]) -> Finding | None:
-    """Judge the FID to the first reference by the first network."""
-    rows = [(entry, row) for entry in results.get("fidelity") or [] for row in entry.get("references") or []]
+    """Judge the Fréchet distance to the first reference by the first network."""
+    entries = [read_distances(entry) for entry in results.get("fidelity") or []]
+    rows = [(entry, row) for entry in entries for row in entry["references"]]
     if not rows:
         return None
     entry, reference = rows[0]
-    value, floor = (reference.get("generated") or {}).get("fid"), (reference.get("floor") or {}).get("fid")
+    name = entry["names"]["frechet"]
+    value, floor = reference["generated"]["frechet"], reference["floor"]["frechet"]
     times = ratio(value, floor)
     topic = "Likeness to real photos"
     where = f"the {reference['reference']} photos, features of {entry['features']['name']}"
     if not is_finite(value):
-        return Finding(topic, f"FID could not be computed for {where}.")
+        return Finding(topic, f"{name} could not be computed for {where}.")
     if times is None:
-        return Finding(topic, f"FID {number(value)} to {where}; without a floor this says little.")
-    text = f"FID {number(value)} to {where}; as many other real photos have {number(floor)} (floor): "
+        return Finding(topic, f"{name} {number(value)} to {where}; without a floor this says little.")
+    text = f"{name} {number(value)} to {where}; as many other real photos have {number(floor)} (floor): "
     if times <= 1:
         text += "the generated images are no farther away than real photos."
     elif times < CLOSE_TO_FLOOR:
@@ -148,12 +193,12 @@ def results_table(results: dict[str, Any]) -> str:
     agreement = results["agreement"]
     for key, name in (("mean_iou", "mean IoU"), ("pixel_accuracy", "pixel accuracy")):
         lines.append(f"| {name} | higher | {' | '.join(number(agreement[row][key]) for row in ROWS)} |")
-    for entry in results["fidelity"]:
+    for entry in map(read_distances, results["fidelity"]):
         for reference in entry["references"]:
             where = f"{reference['reference']} ({entry['features']['name']})".replace("|", "\\|")
-            for key in ("fid", "kid"):
+            for key, name in entry["names"].items():
                 floor, value = reference["floor"][key], reference["generated"][key]
-                lines.append(f"| {key.upper()} to {where} | lower | {number(floor)} | {number(value)} | {NOTHING} |")
+                lines.append(f"| {name} to {where} | lower | {number(floor)} | {number(value)} | {NOTHING} |")
     return "\n".join(lines)
 
 

@@ -9,6 +9,7 @@ import torch
 from helpers.page_blocks import blocks_of
 from PIL import Image, ImageChops, ImageStat
 
+from semseg_diffusers.reports.findings import read_distances
 from semseg_diffusers.reports.render import number
 
 
@@ -43,13 +44,11 @@ def test_agreement_of_the_table_is_that_of_the_results(results):
 
 
 def test_distances_of_the_table_are_those_of_the_results(results):
-    (features,) = results["fidelity"]
+    (features,) = map(read_distances, results["fidelity"])
     for reference in features["references"]:
-        for key in ("fid", "kid"):
+        for key, title in features["names"].items():
             (cells,) = [
-                cells
-                for name, cells in rows().items()
-                if name.startswith(f"{key.upper()} to {reference['reference']}")
+                cells for name, cells in rows().items() if name.startswith(f"{title} to {reference['reference']}")
             ]
             assert cells == ["lower", number(reference["floor"][key]), number(reference["generated"][key]), "–"]
 
@@ -82,9 +81,9 @@ def test_results_of_the_readme_are_those_of_the_files(results):
     text = " ".join(README.split("## Results")[1].split("## Documentation")[0].split())
     low, generated, high = (number(results["agreement"][row]["mean_iou"]) for row in ("shuffled", "generated", "real"))
     assert f"at {generated} mean IoU, between {low} for mismatched masks and {high}" in text
-    (to_val,) = [each for each in results["fidelity"][0]["references"] if each["reference"] == "val"]
-    assert f"is {number(to_val['generated']['fid'])} in the features" in text
-    assert f"reach {number(to_val['floor']['fid'])};" in text
+    (to_val,) = [each for each in read_distances(results["fidelity"][0])["references"] if each["reference"] == "val"]
+    assert f"is {number(to_val['generated']['frechet'])} in the features" in text
+    assert f"reach {number(to_val['floor']['frechet'])};" in text
     study = read("grow_camvid.json")
     (gain,) = [
         each["mean_iou"]

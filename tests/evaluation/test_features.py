@@ -290,7 +290,7 @@ def test_offline_without_weights_names_the_option_and_the_missing_files():
     with pytest.raises(
         OSError, match=r"--features: 'facebook/dinov2-small' is no folder here.*HF_HUB_OFFLINE"
     ) as caught:
-        load_extractor()
+        load_extractor("facebook/dinov2-small")
     assert "provide a folder with config.json, preprocessor_config.json and model.safetensors" in str(caught.value)
     assert "--features DIR" in str(caught.value)
 

@@ -228,8 +228,8 @@ def test_sets_that_cannot_be_compared_are_refused(distance, real, generated, mes
 
 def test_fewer_images_than_features_are_noted():
     assert small_set_note(500, 385, 384) is None
-    assert "FID of 101 images with 384 features" in small_set_note(367, 101, 384)
-    assert "FID of 384 images" in small_set_note(384, 1000, 384)
+    assert "Fréchet distance of 101 images with 384 features" in small_set_note(367, 101, 384)
+    assert "Fréchet distance of 384 images" in small_set_note(384, 1000, 384)
 
 
 def test_torch_fidelity_without_torchvision_is_named(clean_process, tmp_path):

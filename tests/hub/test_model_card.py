@@ -23,6 +23,6 @@ def test_the_card_has_licence_scores_and_files():
     card = metadata(text)
     assert card["license"] == "cc-by-nc-4.0"
     names = {metric["type"] for metric in card["model-index"][0]["results"][0]["metrics"]}
-    assert {"mean_iou", "fid"} <= names
+    assert {"mean_iou", "frechet_distance"} <= names
     for target in re.findall(r"\]\((?!http|#)([^)#]+)", text):
         assert (ROOT / target).exists(), target

@@ -327,7 +327,7 @@ def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, c
     repo = hub.model("alice/scored")
     card = card_of(repo)
     assert "| mean IoU | higher | 0.125 | 0.250 | 0.500 |" in card
-    assert "| FID to val (judge) | lower | 1.50 | 4.50 | – |" in card
+    assert "| Fréchet distance to val (judge) | lower | 1.50 | 4.50 | – |" in card
     assert "Not in the masks, so not in the mean: sky." in card
     assert (
         "semseg-diffusers generate --model alice/scored --masks toy16/val/masks --output new --num_images_per_mask 2 "
@@ -342,8 +342,8 @@ def test_results_fill_the_card_and_its_metadata_and_stay_at_the_next_push(hub, c
     assert {metric["type"]: metric["value"] for metric in result["metrics"]} == {
         "mean_iou": 0.25,
         "pixel_accuracy": 0.5,
-        "fid": 4.5,
-        "kid": 0.5,
+        "frechet_distance": 4.5,
+        "kernel_distance": 0.5,
     }
     assert json.loads(repo.files()["results/toy16.json"].data)["settings"]["dataset"] == "toy16"
     code = "from huggingface_hub import ModelCard\nvalue = len(ModelCard.load('alice/scored').data.eval_results)"

@@ -4,8 +4,10 @@ import pytest
 from helpers.evaluation_results import MISSING, RESULTS, changed, distances, features
 
 from semseg_diffusers.reports.findings import (
+    distance_keys,
     evaluation_findings,
     fraction_of_ceiling,
+    read_distances,
     results_commands,
     results_table,
 )
@@ -46,7 +48,7 @@ def test_agreement_is_read_between_floor_and_ceiling(floor, value, ceiling, word
         (12.0, 10.0, "1.20 times the floor, close to what real photos reach"),
         (9.0, 10.0, "no farther away than real photos"),
         (9.0, 0.0, "without a floor this says little"),
-        (float("nan"), 10.0, "FID could not be computed"),
+        (float("nan"), 10.0, "Fréchet distance could not be computed"),
     ],
 )
 def test_fidelity_is_read_against_its_floor(fid, floor, words):
@@ -101,11 +103,35 @@ def test_the_table_puts_floor_and_ceiling_beside_each_number():
     assert results_table(RESULTS).splitlines()[2:6] == [
         "| mean IoU | higher | 0.123 | 0.392 | 0.452 |",
         "| pixel accuracy | higher | 0.432 | 0.811 | 0.844 |",
-        "| FID to val (org/dino) | lower | 12.3 | 40.0 | – |",
-        "| KID to val (org/dino) | lower | 0.0135 | 0.0494 | – |",
+        "| Fréchet distance to val (org/dino) | lower | 12.3 | 40.0 | – |",
+        "| kernel distance to val (org/dino) | lower | 0.0135 | 0.0494 | – |",
     ]
     piped = changed(fidelity__0__features=features("a|b", 3))
-    assert "FID to val (a\\|b)" in results_table(piped)
+    assert "Fréchet distance to val (a\\|b)" in results_table(piped)
+
+
+@pytest.mark.parametrize(
+    ("features", "names"),
+    [
+        ("inception", ("FID", "KID")),
+        ("inception:/weights/fidelity.pth", ("FID", "KID")),
+        ("/weights/inception-2015-12-05.pt", ("FID", "KID")),
+        ("inception-64.pt", ("Fréchet distance", "kernel distance")),
+        ("facebook/dinov2-large", ("FD-DINOv2", "kernel distance")),
+        ("efficientnet-lite2", ("Fréchet distance", "kernel distance")),
+    ],
+)
+def test_fid_and_kid_are_distances_in_the_features_of_inception_only(features, names):
+    frechet, kernel = distance_keys(features)
+    for old in (False, True):  # files of earlier versions have one set of keys for all networks
+        keys = ("fid", "kid") if old else (frechet, kernel)
+        row = dict(zip(keys, (2.0, 0.25), strict=True)) | {f"{keys[1]}_std": 0.125}
+        entry = {"features": {"name": features}, "references": [{"generated": row, "floor": {**row, "of": "train"}}]}
+        found = read_distances(entry)
+        assert tuple(found["names"].values()) == names
+        for part in ("generated", "floor"):
+            values = found["references"][0][part]
+            assert (values["frechet"], values["kernel"], values["kernel_std"]) == (2.0, 0.25, 0.125)
 
 
 def test_the_commands_are_quoted_and_leave_out_what_was_not_given():
