@@ -1,10 +1,12 @@
 """Rasterize class regions: polygons with Bezier curves as Scalabel writes them, and COCO's run lengths.
 
 The fill is that of BDD100K's official masks, which are made with matplotlib, without edges and without antialiasing:
-vertices go to the nearest corner of a pixel, and a pixel belongs to a polygon that covers any part of it.
+vertices go to the nearest corner of a pixel, and a pixel belongs to a polygon that covers any part of it. Or a pixel
+belongs to a polygon that covers its middle, as in COCO's masks but for single pixels at the edges.
 """
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +30,11 @@ class Polygon:
     vertices: np.ndarray  # (N, 2) float32; x and y in pixels, (0, 0) is the upper left corner of the first pixel
     types: str  # a letter for each vertex: L for a corner, C for a control point of a cubic Bezier curve
 
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """Return what is hashed."""
+        return self.vertices.tobytes(), self.types
+
 
 @dataclass(frozen=True, eq=False)
 class RunLengths:
@@ -37,13 +44,21 @@ class RunLengths:
     counts: str | Sequence[int]  # compressed, or plain
     size: tuple[int, int]  # height and width
 
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """Return what is hashed."""
+        return self.counts, self.size
+
 
 @dataclass(frozen=True, eq=False)
 class RegionMask:
     """A mask given by regions in a label file; later regions cover earlier ones."""
 
-    regions: tuple[Any, ...]  # of `Polygon`, or of `RunLengths`
+    regions: tuple[Any, ...]  # of `Polygon`, `RunLengths`, or others with `class_id`, `content` and `covered`
     source: str  # the label file, for messages
+    size: tuple[int, int] | None = None  # height and width of the image, if the label file says them
+    background: int = UNKNOWN  # the id of pixels that no region covers
+    touched: bool = True  # whether a polygon has all pixels that it touches, or those whose middle it holds
 
     def __str__(self) -> str:
         return self.source
@@ -57,25 +72,44 @@ class RegionMask:
         """Return a hash of the regions."""
         digest = hashlib.sha256()
         for region in self.regions:
-            outline = isinstance(region, Polygon)
-            content = (region.vertices.tobytes(), region.types) if outline else (region.counts, region.size)
-            digest.update(repr((region.class_id, content)).encode())
+            digest.update(repr((region.class_id, region.content)).encode())
+        if (self.size, self.background, self.touched) != (None, UNKNOWN, True):
+            digest.update(repr((self.size, self.background, self.touched)).encode())
         return (digest.hexdigest(),)
 
     def rasterize(self, height: int, width: int, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """Return class ids (len(rows), len(columns)) uint8 of a frame of height x width, 255 where no region is."""
-        if self.regions and isinstance(self.regions[0], RunLengths):
+        if self.size is not None and self.size != (height, width):
+            raise ValueError(
+                f"mask '{self}' is of an image of {self.size[0]} x {self.size[1]}; its image is {height} x {width} "
+                "(height x width). Was the image resized or rotated after it was labelled?"
+            )
+        if self.size is None:
+            self._check_reach(height, width)
+        ids = np.full((len(rows), len(columns)), self.background, dtype=np.uint8)
+        for kind, group in itertools.groupby(self.regions, type):
+            if kind is Polygon:
+                draw_polygons(list(group), rows, columns, ids, self.touched)
+                continue
             try:
-                return draw_runs(self.regions, height, width)[rows[:, None], columns]
+                if kind is RunLengths:
+                    drawn = draw_runs(list(group), height, width)[rows[:, None], columns]
+                    np.copyto(ids, drawn, where=drawn != UNKNOWN)
+                else:
+                    for region in group:
+                        ids[region.covered(height, width)[rows[:, None], columns]] = region.class_id
             except ValueError as err:
                 raise ValueError(f"mask '{self}': {err}; its image is {height} x {width} (height x width).") from err
-        reach = np.max([polygon.vertices.max(axis=0, initial=0) for polygon in self.regions], axis=0, initial=0)
+        return ids
+
+    def _check_reach(self, height: int, width: int) -> None:
+        polygons = [region for region in self.regions if isinstance(region, Polygon)]
+        reach = np.max([polygon.vertices.max(axis=0, initial=0) for polygon in polygons], axis=0, initial=0)
         if (reach > MAX_REACH * np.array([width, height])).any():
             raise ValueError(
                 f"mask '{self}' reaches to x = {reach[0]:.0f}, y = {reach[1]:.0f}; its image is {height} x {width} "
                 "(height x width). Was the image resized?"
             )
-        return draw_polygons(self.regions, rows, columns)
 
 
 def flatten(vertices: np.ndarray, types: str) -> np.ndarray:
@@ -104,16 +138,24 @@ def flatten(vertices: np.ndarray, types: str) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def draw_polygons(polygons: Sequence[Polygon], rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+def draw_polygons(
+    polygons: Sequence[Polygon],
+    rows: np.ndarray,
+    columns: np.ndarray,
+    ids: np.ndarray | None = None,
+    touched: bool = True,
+) -> np.ndarray:
     """Fill polygons, a later one over an earlier one, at chosen rows and columns of the frame, which increase.
 
     The pixels are those of the whole frame: filling every row and column and taking some of them gives the same.
-    Returns class ids (H, W) uint8, `UNKNOWN` where no polygon is.
+    A polygon has the pixels that it touches, with its vertices at the nearest corners, or those whose middle it holds.
+    Returns class ids (H, W) uint8: those given, or `UNKNOWN`, where no polygon is.
     """
-    ids = np.full((len(rows), len(columns)), UNKNOWN, dtype=np.uint8)
+    if ids is None:
+        ids = np.full((len(rows), len(columns)), UNKNOWN, dtype=np.uint8)
     if not polygons:
         return ids
-    crossings = _cross_rows(*_outlines(polygons), rows, columns)
+    crossings = _cross_rows(*_outlines(polygons, touched), rows, columns)
     owner, row, first, last, _, _ = crossings
     bounds = np.searchsorted(owner, np.arange(len(polygons) + 1))
     visible = np.flatnonzero(np.diff(bounds))  # polygons that cross a row
@@ -130,16 +172,16 @@ def draw_polygons(polygons: Sequence[Polygon], rows: np.ndarray, columns: np.nda
         end = max(group + 1, int(np.searchsorted(np.cumsum(cells[group:]), CELLS, side="right")) + group)
         part = slice(starts[group], bounds[visible[end - 1] + 1])
         boxes = [values[group:end] for values in (top, bottom, left, right)]
-        _fill(ids, boxes, class_ids[group:end], [values[part] for values in crossings], visible[group:end])
+        _fill(ids, boxes, class_ids[group:end], [values[part] for values in crossings], visible[group:end], touched)
         group = end
     return ids
 
 
-def _outlines(polygons: Sequence[Polygon]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _outlines(polygons: Sequence[Polygon], touched: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return all straight segments: starts (N, 2), ends (N, 2), and the number of the polygon (N,) of each."""
     vertices = np.concatenate([polygon.vertices for polygon in polygons]).astype(np.float64)
-    # the nearest corner of a pixel; halves go right and up, since matplotlib counts rows from below
-    vertices = np.stack([np.floor(vertices[:, 0] + 0.5), np.ceil(vertices[:, 1] - 0.5)], axis=1)
+    if touched:  # the nearest corner of a pixel; halves go right and up, since matplotlib counts rows from below
+        vertices = np.stack([np.floor(vertices[:, 0] + 0.5), np.ceil(vertices[:, 1] - 0.5)], axis=1)
     counts = np.array([len(polygon.vertices) for polygon in polygons])
     if any("C" in polygon.types for polygon in polygons):
         parts = np.split(vertices, np.cumsum(counts)[:-1])
@@ -152,7 +194,12 @@ def _outlines(polygons: Sequence[Polygon]) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _fill(
-    ids: np.ndarray, boxes: list[np.ndarray], class_ids: np.ndarray, crossings: list[np.ndarray], polygons: np.ndarray
+    ids: np.ndarray,
+    boxes: list[np.ndarray],
+    class_ids: np.ndarray,
+    crossings: list[np.ndarray],
+    polygons: np.ndarray,
+    touched: bool,
 ) -> None:
     """Fill some polygons, each in its box; the boxes are consecutive parts of one row of cells."""
     top, bottom, left, right = boxes
@@ -164,9 +211,11 @@ def _fill(
     line = offsets[box] + (row - top[box]) * widths[box] - left[box]
     # Pixels of the outline: +1 where a segment enters, -1 after it. The inside: by its winding number. Both end as
     # zero in each row, so that one running sum serves all rows of all boxes.
-    steps = np.bincount(line + first, minlength=sizes.sum()) - np.bincount(line + last, minlength=sizes.sum())
     turns = np.bincount(line + turn, winding, minlength=sizes.sum()).astype(np.int64)
-    covered = np.cumsum(steps * WINDING_BASE + turns) != 0
+    if touched:
+        steps = np.bincount(line + first, minlength=sizes.sum()) - np.bincount(line + last, minlength=sizes.sum())
+        turns += steps * WINDING_BASE
+    covered = np.cumsum(turns) != 0
     if len(sizes) == 1:  # a large one, without computing the place of each pixel
         seen = ids[top[0] : bottom[0], left[0] : right[0]]  # the column after the last may be outside the frame
         seen[covered.reshape(heights[0], widths[0])[:, : seen.shape[1]]] = class_ids[0]

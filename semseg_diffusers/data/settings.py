@@ -16,7 +16,10 @@ SPLITS = {
     "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
-FORMAT_NAMES = ("bdd100k", "cityscapes", "acdc", "kitti", "camvid", "paper", "folder", "datasets")
+FORMAT_NAMES = (
+    "bdd100k", "cityscapes", "acdc", "kitti", "camvid", "paper", "folder", "datasets",
+    "cvat", "voc", "roboflow", "labelme", "coco", "label_studio",
+)  # fmt: skip
 ANNOTATIONS = ("masks", "polygons", "rles")
 FITS = ("crop", "whole", "pad")
 SMALLEST, LARGEST = 8, 8192  # pixels; the sides of a resolution

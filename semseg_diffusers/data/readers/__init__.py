@@ -15,6 +15,14 @@ from semseg_diffusers.data.dataset_format import COLORMAP_FILE, LABEL_FILES
 from semseg_diffusers.data.labels import PAPER_NAMES, PRESET_NAMES, LabelSet
 from semseg_diffusers.data.readers.bdd100k import find_bdd100k, read_bdd100k
 from semseg_diffusers.data.readers.cityscapes import find_acdc, find_cityscapes, find_kitti, read_kitti, read_trees
+from semseg_diffusers.data.readers.mask_exports import (
+    find_cvat,
+    find_roboflow,
+    find_voc,
+    read_cvat,
+    read_roboflow,
+    read_voc,
+)
 from semseg_diffusers.data.readers.pairs import (
     IMAGE_ENDINGS,
     NAMED,
@@ -29,6 +37,14 @@ from semseg_diffusers.data.readers.pairs import (
     read_camvid,
     read_file,
     split_folders,
+)
+from semseg_diffusers.data.readers.region_exports import (
+    find_coco,
+    find_label_studio,
+    find_labelme,
+    read_coco,
+    read_label_studio,
+    read_labelme,
 )
 from semseg_diffusers.data.readers.tables import is_table, read_table
 from semseg_diffusers.utils.archives import open_archives
@@ -89,6 +105,7 @@ FORMATS: dict[str, Format] = {
         read_camvid,
         "images/ and labels/, train/ and trainannot/ or train_labels/, or 701_StillsRaw_full/ and "
         "LabeledApproved_full/, in it or in its folder CamVid/",
+        also=lambda root: find_cvat(root) is None and find_labelme(root) is None,
     ),
     "bdd100k": Format(
         find_bdd100k,
@@ -115,6 +132,26 @@ FORMATS: dict[str, Format] = {
         "rgb_anon/{condition}/{split}/{sequence}/ and gt/{condition}/{split}/{sequence}/",
     ),
     "kitti": Format(find_kitti, read_kitti, "training/image_2/ and training/semantic/"),
+    "cvat": Format(
+        find_cvat,
+        read_cvat,
+        "labelmap.txt, JPEGImages/ and SegmentationClass/, or label_colors.txt and {subset}/, {subset}annot/",
+    ),
+    "voc": Format(find_voc, read_voc, "JPEGImages/ and SegmentationClass/", ("labels", "skip_unmatched")),
+    "roboflow": Format(find_roboflow, read_roboflow, "_classes.csv, NAME.jpg and NAME_mask.png in split folders"),
+    "labelme": Format(find_labelme, read_labelme, "images and NAME.json with shapes", ("labels", "skip_unmatched")),
+    "coco": Format(
+        find_coco,
+        read_coco,
+        "annotations/instances_*.json, or _annotations.coco.json in split folders",
+        ("labels", "skip_unmatched"),
+    ),
+    "label_studio": Format(
+        find_label_studio,
+        read_label_studio,
+        "a JSON export, images and task-*-annotation-*.png",
+        ("labels", "skip_unmatched"),
+    ),
     "datasets": Format(
         str, read_table, "*.parquet, *.arrow", ("labels", "image_column", "mask_column", "streaming"), is_table
     ),
@@ -123,7 +160,7 @@ FORMATS: dict[str, Format] = {
 
 # Folders that are part of a layout, when one is alone at the top of an archive.
 PARTS = {"images", "masks", "labels", "seg", "training", "train", "leftImg8bit", "gtFine", "rgb_anon", "gt"}
-PARTS |= {"bdd100k", "CamVid"}
+PARTS |= {"bdd100k", "CamVid", "valid", "val", "test", "annotations", "VOCdevkit"}
 
 
 def read_source(
