@@ -252,6 +252,40 @@ class ImageBackbone(nn.Module):
         backbone.network.to(dtype or torch.float32)
         return backbone.to(device)
 
+    def to_config(self) -> dict[str, Any] | None:
+        """Return what `from_config` needs, as JSON; None for EfficientNet-Lite, whose name says it all."""
+        if isinstance(self.network, _EfficientNet):
+            return None
+        network: Any = self.network.network
+        return {
+            "network": network.config.to_dict(),
+            "input_size": self.input_size,
+            "flip_channels": self.flip_channels,
+            **{key: getattr(self, key).flatten().tolist() for key in ("mean", "std")},
+        }
+
+    @classmethod
+    def from_config(
+        cls, name: str, config: dict[str, Any] | None, *, trainable: bool = False, output_stride: int = 32
+    ) -> "ImageBackbone":
+        """Build a backbone with random weights from what `to_config` returned; no file is read."""
+        if config is None:
+            network, version, settings = _load_efficientnet(name, output_stride, pretrained=False)
+            return cls(network, name, version, trainable, **settings)
+        from transformers import MODEL_FOR_BACKBONE_MAPPING, AutoConfig, AutoModel
+
+        settings = dict(config)
+        kind = AutoConfig.for_model(**settings.pop("network"))
+        loader: Any = MODEL_FOR_BACKBONE_MAPPING.get(type(kind), None)
+        model = AutoModel.from_config(kind) if loader is None else loader(kind)
+        return cls(_Transformers(model.eval(), output_stride), name, "random", trainable, **settings)
+
+    def drop_classifier(self) -> None:
+        """Remove the layers after the last map, which only `pooled` and `logits` of EfficientNet-Lite read."""
+        if isinstance(self.network, _EfficientNet):
+            for name in ("_conv_head", "_bn1", "_fc"):
+                setattr(self.network.network, name, nn.Identity())
+
     def train(self, mode: bool = True) -> "ImageBackbone":
         """Set training mode; a frozen backbone stays in evaluation mode."""
         return super().train(mode and self.trainable)

@@ -19,7 +19,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
 from semseg_diffusers.backbones.image_backbone import EFFICIENTNETS, ImageBackbone, MissingPackageError
-from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, register_torchvision
+from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, register_networks
 from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES
 from semseg_diffusers.utils.files import hash_file
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
@@ -275,7 +275,7 @@ def _load_encoder(
     name: str, revision: str | None, input_size: tuple[int, int] | None, device: str | torch.device, dtype: torch.dtype
 ) -> FeatureExtractor:
     folder = _encoder_folder(name, revision)
-    register_torchvision()
+    register_networks()
     try:
         processor, config = (
             loader.from_pretrained(folder, local_files_only=True)

@@ -21,7 +21,6 @@ from transformers import (
 from semseg_diffusers import cli
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.segmentation import training as batches
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.evaluation.segmentation.networks import (
     Preprocessing,
@@ -37,9 +36,7 @@ from semseg_diffusers.evaluation.segmentation.training import (
     shuffled_batches,
     train_segmenter,
 )
-from semseg_diffusers.evaluation.settings import (
-    ARCHITECTURES,
-)
+from semseg_diffusers.evaluation.settings import ARCHITECTURES, Recipe
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
 
@@ -84,7 +81,7 @@ def test_a_network_has_its_classes_and_accepts_images_of_any_shape(name):
     network = new_network(name, LABELS).eval()
     with torch.no_grad():
         logits = network(pixel_values=torch.zeros(1, 3, 64, 96)).logits
-    stride = 8 if "deeplab" in name else 4
+    stride = {"deeplabv3-lite0": 16, "mobilevit-deeplabv3": 8, "mobilevit-deeplabv3-xxs": 8}.get(name, 4)
     assert logits.shape == (1, 3, 64 // stride, 96 // stride)
     assert network.config.id2label == LABELS.id2label
     assert network.config.label2id == LABELS.label2id
@@ -245,12 +242,11 @@ def test_every_epoch_has_each_pair_once_in_full_batches():
     assert len(next(shuffled_batches(1, 4, torch.Generator()))) == 4
 
 
-def test_augmentation_moves_image_and_mask_together_and_adds_no_id(monkeypatch):
-    monkeypatch.setattr(batches, "BRIGHTNESS", 0)
-    monkeypatch.setattr(batches, "CONTRAST", 0)
+def test_augmentation_moves_image_and_mask_together_and_adds_no_id():
+    recipe = Recipe(brightness=0, contrast=0)
     masks = ColourPairs(16).masks.repeat_interleave(4, 1).repeat_interleave(4, 2)  # (16, 64, 64)
     images = masks[:, None].expand(-1, 3, -1, -1).float()
-    moved_images, moved_masks = augment(images, masks.long(), torch.Generator().manual_seed(0), (128, 128))
+    moved_images, moved_masks = augment(images, masks.long(), torch.Generator().manual_seed(0), (128, 128), recipe)
     assert moved_images.shape == (16, 3, 128, 128)
     assert moved_masks.shape == (16, 64, 64)
     assert (moved_masks != masks).float().mean() > 0.2
@@ -264,7 +260,7 @@ def test_augmentation_changes_brightness_of_a_whole_image():
     moved, _ = augment(images, torch.zeros(4, 16, 16, dtype=torch.long), torch.Generator().manual_seed(1), (16, 16))
     assert all(sample.max() - sample.min() < 1e-3 for sample in moved)
     assert len(moved.mean((1, 2, 3)).unique()) == 4
-    assert (moved - 100).abs().max() <= batches.BRIGHTNESS + 100 * batches.CONTRAST
+    assert (moved - 100).abs().max() <= Recipe().brightness + 100 * Recipe().contrast
 
 
 def test_unknown_pixels_stay_unknown_under_augmentation():

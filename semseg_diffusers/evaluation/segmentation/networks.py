@@ -26,7 +26,8 @@ from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import parse_resolution
-from semseg_diffusers.evaluation.settings import ARCHITECTURES, FINE_TUNING_RATE, SegmenterTrainingOptions
+from semseg_diffusers.evaluation.segmentation.deeplab import DeepLabV3, DeepLabV3Config
+from semseg_diffusers.evaluation.settings import ARCHITECTURES, FINE_TUNING_RATE, Recipe, SegmenterTrainingOptions
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
 
 
@@ -155,10 +156,11 @@ class TorchvisionDeepLabV3(PreTrainedModel):
         return SemanticSegmenterOutput(logits=self.network.classifier(features))
 
 
-def register_torchvision() -> None:
-    """Register `TorchvisionDeepLabV3` with transformers' Auto classes; repeated calls are fine."""
-    AutoConfig.register(TorchvisionDeepLabV3Config.model_type, TorchvisionDeepLabV3Config, exist_ok=True)
-    AutoModelForSemanticSegmentation.register(TorchvisionDeepLabV3Config, TorchvisionDeepLabV3, exist_ok=True)
+def register_networks() -> None:
+    """Register our networks with transformers' Auto classes; repeated calls are fine."""
+    for config, network in ((TorchvisionDeepLabV3Config, TorchvisionDeepLabV3), (DeepLabV3Config, DeepLabV3)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModelForSemanticSegmentation.register(config, network, exist_ok=True)
 
 
 class PretrainedSource:
@@ -190,7 +192,7 @@ class PretrainedSource:
 
     def config(self) -> PreTrainedConfig:
         """Return the network's config."""
-        register_torchvision()
+        register_networks()
         return self.load(AutoConfig, "config.json")
 
     def processor(self) -> dict[str, Any]:
@@ -203,13 +205,15 @@ class PretrainedSource:
 
 
 class InitialSegmenter(NamedTuple):
-    """A network before its first step, with its input and learning rate."""
+    """A network before its first step, with its input and how it is trained."""
 
     network: PreTrainedModel
     processor: dict[str, Any]  # settings of its image processor, size included
     preprocessing: Preprocessing  # the same, on tensors
     input_size: tuple[int, int]  # height, width
     learning_rate: float
+    recipe: Recipe
+    encoder: dict[str, Any] | None  # of a new DeepLabV3, for records
 
 
 def build_segmenter(
@@ -222,8 +226,12 @@ def build_segmenter(
         source = PretrainedSource(options.base_model, options.revision, "--base_model")
         network, processor = load_pretrained(source, labels, seed)
     else:
-        network = new_network(options.architecture_name, labels, seed)
-        _, rate, _, processor, enlargement, least_side = ARCHITECTURES[options.architecture_name]
+        architecture = ARCHITECTURES[options.architecture_name]
+        network = new_network(
+            options.architecture_name, labels, seed, pretrained=options.pretrained_encoder, **options.encoder
+        )
+        rate, processor = architecture.learning_rate, architecture.processor
+        enlargement, least_side = architecture.enlargement, architecture.least_side
     if options.input_size is None:
         size = scaled_size(*resolution, max(enlargement * min(resolution), least_side))
     else:
@@ -234,7 +242,12 @@ def build_segmenter(
     processor |= {"do_resize": True, "do_center_crop": False, "do_reduce_labels": False}
     network.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps `to`, and mypy loses self
     rate = rate if options.learning_rate is None else options.learning_rate
-    return InitialSegmenter(network, processor, Preprocessing.from_processor(processor), size, rate)
+    encoder = None
+    if isinstance(network, DeepLabV3) and options.has_backbone:
+        backbone = network.backbone
+        encoder = {"name": backbone.name, "weights": backbone.version, "strides": list(backbone.strides)}
+    preprocessing = Preprocessing.from_processor(processor)
+    return InitialSegmenter(network, processor, preprocessing, size, rate, options.recipe, encoder)
 
 
 def class_config(labels: LabelSet) -> dict[str, Any]:
@@ -252,21 +265,25 @@ def class_names(config: Any) -> tuple[str, ...]:
     return tuple(config.id2label[index] for index in sorted(config.id2label))
 
 
-def new_network(name: str, labels: LabelSet, seed: int = 0) -> PreTrainedModel:
-    """Build a network with random weights.
+def new_network(
+    name: str, labels: LabelSet, seed: int = 0, *, pretrained: bool = False, **changes: Any
+) -> PreTrainedModel:
+    """Build a network with random weights, or with a pretrained encoder.
 
     Args:
         name: one of `ARCHITECTURES`.
         labels: saved in the config as `id2label` and `label2id`, and in full as `label_set`.
-        seed: of the weights; the global random state stays as it was.
+        seed: of the random weights; the global random state stays as it was.
+        pretrained: whether the encoder of a DeepLabV3 gets the weights of its `ImageBackbone`.
+        changes: of the architecture's config.
 
     Raises:
         ValueError: unknown name, or a library it needs is not installed.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"--architecture '{name}': expected one of {', '.join(ARCHITECTURES)}.")
-    register_torchvision()
-    config = AutoConfig.for_model(**ARCHITECTURES[name].config, **class_config(labels))
+    register_networks()
+    config = AutoConfig.for_model(**{**ARCHITECTURES[name].config, **changes, **class_config(labels)})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = AutoModelForSemanticSegmentation.from_config(config)
@@ -274,6 +291,8 @@ def new_network(name: str, labels: LabelSet, seed: int = 0) -> PreTrainedModel:
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 torch.nn.init.ones_(module.weight)
+        if pretrained and isinstance(network, DeepLabV3):
+            network.set_backbone(pretrained=True)
     return network
 
 

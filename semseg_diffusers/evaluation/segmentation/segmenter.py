@@ -18,7 +18,7 @@ from semseg_diffusers.evaluation.inputs import check_one_size
 from semseg_diffusers.evaluation.metrics import SegmentationScores
 from semseg_diffusers.evaluation.segmentation.judge import RECORD_FILE
 from semseg_diffusers.evaluation.segmentation.networks import PROCESSOR_FILE, build_segmenter
-from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages, train_segmenter
+from semseg_diffusers.evaluation.segmentation.training import LabelledImages, describe_recipe, train_segmenter
 from semseg_diffusers.evaluation.settings import NO_SPLIT, VALIDATION_SPLIT, SegmenterSettings
 from semseg_diffusers.reports.plots import training_curve
 from semseg_diffusers.utils.distributed import check_device_available
@@ -37,6 +37,7 @@ def run(settings: SegmenterSettings) -> int:
     """Train, save the folder atomically and print the scores on the validation split; returns the exit code."""
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device_available(device)
+    sys.stderr.write(settings.fallback_hint or "")
     transformers_logging.disable_progress_bar()
     shown: dict[str, str] = {}  # behind the progress bar
     received: list[int] = []  # signals: the first ends the training, a second Ctrl-C interrupts at once
@@ -70,6 +71,7 @@ def run(settings: SegmenterSettings) -> int:
                 validation,
                 **settings.schedule,
                 learning_rate=initial.learning_rate,
+                recipe=initial.recipe,
                 validation_steps=settings.validation_steps,
                 seed=settings.seed,
                 on_log=on_log,
@@ -81,6 +83,7 @@ def run(settings: SegmenterSettings) -> int:
                 "network": type(network).__name__,
                 "architecture": settings.architecture_name,
                 "base_model": settings.base_model,
+                "encoder": initial.encoder,
                 "num_parameters": network.num_parameters(),
                 "settings": {
                     **settings.to_dict(),
@@ -88,7 +91,7 @@ def run(settings: SegmenterSettings) -> int:
                     "device": device,
                     "learning_rate": initial.learning_rate,
                 },
-                "recipe": RECIPE,
+                "recipe": describe_recipe(initial.recipe),
                 "seed": settings.seed,
                 "steps": history.steps,
                 "stopped_by": stopped_by and stopped_by.name,

@@ -8,37 +8,48 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.metrics import SegmentationScores, score_pairs
 from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, compute_logits
-from semseg_diffusers.evaluation.settings import SegmenterTrainingOptions
+from semseg_diffusers.evaluation.settings import Recipe, SegmenterTrainingOptions
 
 
-# A training crop keeps at least this share of each side. Objects of driving scenes have typical positions: for
-# segformer-mini on CamVid at 128, 600 steps of 8, crops from 0.5 to 1.1 gave a mean IoU of 0.313, these 0.371.
-MIN_CROP = 0.8
-BRIGHTNESS = 25  # largest shift of a training image, in units of 0..255
-CONTRAST = 0.2  # largest relative change of a training image's contrast
 WARMUP_SHARE = 0.1  # of the steps, then cosine decay to zero
 WEIGHT_DECAY = 0.01
 MAX_GRAD_NORM = 1.0
 LOGGING_STEPS = 20  # steps averaged in a line of the log
 VALIDATION_BATCH_SIZE = 16
-RECIPE = {  # saved with the results
-    "optimizer": "AdamW",
-    "weight_decay": WEIGHT_DECAY,
-    "schedule": "linear warm-up, cosine to zero",
-    "warmup_share": WARMUP_SHARE,
-    "max_grad_norm": MAX_GRAD_NORM,
-    "loss": "cross entropy, classes weighted by 1 / sqrt(share of pixels)",
-    "horizontal_flip": 0.5,
-    "min_crop": MIN_CROP,
-    "brightness": BRIGHTNESS,
-    "contrast": CONTRAST,
+POLY_POWER = 0.9
+# Copy-paste takes classes that have less than this share of the pixels that they would have if all had the same.
+RARE = 0.25
+SCHEDULES = {
+    "one_cycle": "linear warm-up, cosine to zero",
+    "poly": f"linear warm-up, polynomial of power {POLY_POWER} to zero",
 }
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return what a training does, as JSON; saved with the results. What it leaves out is not listed."""
+    added = ("encoder_lr_scale", "crop", "saturation", "copy_paste")
+    neutral = Recipe()
+    return {
+        "optimizer": "AdamW",
+        "weight_decay": WEIGHT_DECAY,
+        "schedule": SCHEDULES[recipe.lr_scheduler],
+        "warmup_share": WARMUP_SHARE,
+        "max_grad_norm": MAX_GRAD_NORM,
+        "loss": "cross entropy, classes weighted by 1 / sqrt(share of pixels)",
+        "horizontal_flip": recipe.flip,
+        "min_crop": 1 / recipe.scale[1],
+        "brightness": recipe.brightness,
+        "contrast": recipe.contrast,
+        **({} if recipe.scale[0] == neutral.scale[0] else {"max_crop": 1 / recipe.scale[0]}),
+        **{name: getattr(recipe, name) for name in added if getattr(recipe, name) != getattr(neutral, name)},
+    }
 
 
 class LabelledImages:
@@ -53,10 +64,12 @@ class LabelledImages:
         self.labels: LabelSet = (like or pairs).labels
         self.resolution: tuple[int, int] = (like or pairs).resolution  # height, width
         self._pairs = pairs
-        self.pixels = torch.zeros(self.labels.num_classes, dtype=torch.int64)  # of each class, over all masks
+        counts = []
         for index in range(len(pairs)):
             mask = pairs[index]["mask"]
-            self.pixels += torch.bincount(mask[mask != self.labels.ignore_index], minlength=self.labels.num_classes)
+            counts.append(torch.bincount(mask[mask != self.labels.ignore_index], minlength=self.labels.num_classes))
+        self._counts = torch.stack(counts)  # (N, num_classes)
+        self.pixels = self._counts.sum(0)  # of each class, over all masks
         if self.pixels.sum() == 0:
             raise ValueError("the masks hold no labelled pixel, only unknown ones: there is nothing to train on.")
         if like is not None:
@@ -76,6 +89,12 @@ class LabelledImages:
         weights = torch.where(share > 0, share.clamp(min=1e-12).rsqrt(), 0.0)
         return weights / (weights * share).sum()  # (num_classes,)
 
+    def rare_classes(self) -> dict[int, list[int]]:
+        """Return the rare classes that pairs show, each with the indices of these pairs."""
+        limit = RARE * self.pixels.sum() / (self.pixels > 0).sum()
+        found = {index: self._counts[:, index].nonzero()[:, 0].tolist() for index in range(len(self.pixels))}
+        return {index: pairs for index, pairs in found.items() if pairs and self.pixels[index] < limit}
+
 
 def shuffled_batches(num_pairs: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
     """Yield full batches of indices without end; each epoch has its own order, and batches may span two epochs."""
@@ -87,29 +106,82 @@ def shuffled_batches(num_pairs: int, batch_size: int, generator: torch.Generator
         del order[:batch_size]
 
 
-def augment(
-    images: torch.Tensor, masks: torch.Tensor, generator: torch.Generator, input_size: tuple[int, int]
+def paste_rare(
+    images: torch.Tensor, masks: torch.Tensor, pairs: LabelledImages, probability: float, seed: int, position: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Flip, crop and rescale each pair, and jitter brightness and contrast of the image, float in 0..255.
+    """Paste the pixels of a rare class of another pair into some of the images, with their labels.
 
-    The images are returned at `input_size`; masks keep their size.
+    They keep their place, or are mirrored: objects have a plausible position and size (ClassMix, Olsson et al. 2021).
+
+    Args:
+        images: uint8 (B, 3, H, W).
+        masks: (B, H, W).
+        pairs: to paste from, their rare classes with equal probability.
+        probability: of each image.
+        seed: with the position of an image in the training, determines what it gets.
+        position: of the first image.
     """
-    batch = len(images)
-    size = MIN_CROP + (1 - MIN_CROP) * torch.rand(batch, generator=generator)  # share of each side
-    center = (torch.rand(batch, 2, generator=generator) * 2 - 1) * (1 - size)[:, None]  # crops stay inside the frame
-    flip = torch.where(torch.rand(batch, generator=generator) < 0.5, -1.0, 1.0)
-    contrast, brightness = (torch.rand(2, batch, 1, 1, 1, generator=generator) * 2 - 1).to(images.device).unbind()
+    images, masks, rare = images.clone(), masks.clone(), pairs.rare_classes()
+    for offset in range(len(images) if rare else 0):
+        generator = np.random.default_rng([seed % 2**64, position + offset])
+        if generator.random() >= probability:
+            continue
+        label = [*rare][generator.integers(len(rare))]
+        image, mask = pairs.batch([rare[label][generator.integers(len(rare[label]))]])
+        if generator.random() < 0.5:
+            image, mask = image.flip(3), mask.flip(2)
+        pasted = mask[0] == label  # (H, W)
+        images[offset] = torch.where(pasted, image[0], images[offset])
+        masks[offset] = torch.where(pasted, mask[0], masks[offset])
+    return images, masks
+
+
+def augment(
+    images: torch.Tensor,
+    masks: torch.Tensor,
+    generator: torch.Generator,
+    input_size: tuple[int, int],
+    recipe: Recipe = Recipe(),  # noqa: B008  # immutable
+    ignore_index: int = 255,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flip, rescale and crop each pair, and jitter the colours of the image, float in 0..255.
+
+    The images are returned at `input_size`; masks keep their size. A crop has the same share of both. Pixels outside
+    of a reduced image are unknown.
+    """
+    batch, device = len(images), images.device
+    smallest, largest = 1 / recipe.scale[1], 1 / recipe.scale[0]
+    # share of each side that is seen; above 1, the image is somewhere in the frame
+    size = (smallest + (largest - smallest) * torch.rand(batch, generator=generator)) * recipe.crop
+    center = (torch.rand(batch, 2, generator=generator) * 2 - 1) * (1 - size).abs()[:, None]
+    flip = torch.where(torch.rand(batch, generator=generator) < recipe.flip, -1.0, 1.0)
+    contrast, brightness = (torch.rand(2, batch, 1, 1, 1, generator=generator) * 2 - 1).to(device).unbind()
     theta = torch.zeros(batch, 2, 3)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = size * flip, size, center
-    theta = theta.to(images.device)
+    theta = theta.to(device)
 
-    grid = F.affine_grid(theta, [batch, 3, *input_size], align_corners=False)  # (B, *input_size, 2)
+    grid = F.affine_grid(theta, [batch, 3, *crop_size(input_size, recipe.crop)], align_corners=False)  # (B, h, w, 2)
     images = F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
-    images = images * (1 + CONTRAST * contrast) + BRIGHTNESS * brightness
-    grid = F.affine_grid(theta, [batch, 1, *masks.shape[1:]], align_corners=False)  # (B, H, W, 2)
+    images = images * (1 + recipe.contrast * contrast) + recipe.brightness * brightness
+    if recipe.saturation:
+        change = (torch.rand(batch, 1, 1, 1, generator=generator) * 2 - 1).to(device)
+        grey = images.mean(1, keepdim=True)
+        images = grey + (images - grey) * (1 + recipe.saturation * change)
+    size_of_mask = [max(1, round(side * recipe.crop)) for side in masks.shape[1:]]
+    grid = F.affine_grid(theta, [batch, 1, *size_of_mask], align_corners=False)
     masks = masks[:, None].float()
-    masks = F.grid_sample(masks, grid, mode="nearest", padding_mode="border", align_corners=False)  # (B, 1, H, W)
-    return images, masks[:, 0].long()
+    masks = F.grid_sample(masks, grid, mode="nearest", padding_mode="border", align_corners=False)[:, 0].long()
+    if largest > 1:
+        masks = torch.where((grid.abs() > 1).any(-1), ignore_index, masks)
+    return images, masks
+
+
+def crop_size(size: tuple[int, int], share: float) -> tuple[int, int]:
+    """Return height and width of crops of a share of each side, multiples of 16 if they are smaller."""
+    if share == 1:
+        return size
+    height, width = (max(16, round(side * share / 16) * 16) for side in size)
+    return height, width
 
 
 @dataclass
@@ -150,6 +222,7 @@ def train_segmenter(
     validation_steps: int = 200,
     seed: int = 0,
     mixed_precision: str = "no",
+    recipe: Recipe = Recipe(),  # noqa: B008  # immutable
     on_log: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
@@ -166,6 +239,7 @@ def train_segmenter(
         validation_steps: steps between validations; the last step is always validated.
         seed: of order, augmentation and dropout. The global random state stays as it was.
         mixed_precision: "no", or "bf16" for bfloat16 autocast.
+        recipe: learning rates and augmentation.
         on_log: called with each line of the log.
         should_stop: called after each step; True ends the training.
 
@@ -177,6 +251,7 @@ def train_segmenter(
         train_batch_size=train_batch_size,
         learning_rate=learning_rate,
         mixed_precision=mixed_precision,
+        **recipe._asdict(),
     )
     if validation_steps < 1:
         raise ValueError(f"--validation_steps must be 1 or more; got {validation_steps}.")
@@ -184,16 +259,13 @@ def train_segmenter(
         raise ValueError("expected one label set; training and validation pairs have different ones.")
     device = next(network.parameters()).device
     input_size = preprocessing.input_size(*train.resolution)
-    _check_input_size(network, input_size)
+    _check_input_size(network, crop_size(input_size, recipe.crop))
     ignore_index = train.labels.ignore_index
     class_weights = train.class_weights().to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=WEIGHT_DECAY)
-    total_steps = max(max_train_steps, 2)
-    # torch divides by the warm-up steps minus one: a single one becomes two
-    warmup_share = 2 / total_steps if total_steps * WARMUP_SHARE == 1 else WARMUP_SHARE
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=total_steps, pct_start=warmup_share, cycle_momentum=False
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(network, learning_rate, recipe.encoder_lr_scale), lr=learning_rate, weight_decay=WEIGHT_DECAY
     )
+    schedule = _make_schedule(optimizer, max_train_steps, recipe.lr_scheduler)
     generator = torch.Generator().manual_seed(seed)
     batches = shuffled_batches(len(train), train_batch_size, generator)
     history, best, losses, started = History(), None, [], time.monotonic()
@@ -210,9 +282,15 @@ def train_segmenter(
         for step, indices in enumerate(itertools.islice(batches, max_train_steps), start=1):
             history.steps, is_last = step, step == max_train_steps
             images, masks = train.batch(indices)
-            images, masks = augment(images.to(device).float(), masks.to(device), generator, input_size)
+            if recipe.copy_paste:
+                position = (step - 1) * train_batch_size
+                images, masks = paste_rare(images, masks, train, recipe.copy_paste, seed, position)
+            images, masks = augment(
+                images.to(device).float(), masks.to(device), generator, input_size, recipe, ignore_index
+            )
             with _autocast(device, mixed_precision):
-                logits = compute_logits(network, preprocessing.normalize(images), train.resolution)  # (B, C, H, W)
+                size = (masks.shape[1], masks.shape[2])
+                logits = compute_logits(network, preprocessing.normalize(images), size)  # (B, C, *size)
             loss = F.cross_entropy(logits, masks, class_weights, ignore_index=ignore_index, reduction="sum")
             weight = class_weights[masks[masks != ignore_index]].sum()
             loss = loss / weight.clamp(min=1)  # if all pixels are unknown, the mean would be 0 / 0
@@ -240,6 +318,38 @@ def train_segmenter(
         network.load_state_dict(best)
     network.eval()
     return history
+
+
+def _parameter_groups(network: torch.nn.Module, learning_rate: float, encoder_lr_scale: float) -> list[dict[str, Any]]:
+    """Return the parameters as one group, or those of the head and of the encoder as two."""
+    if encoder_lr_scale == 1:
+        return [{"params": [*network.parameters()]}]
+    encoder = getattr(network, "base_model", network)
+    if encoder is network:
+        raise ValueError(
+            f"--encoder_lr_scale {encoder_lr_scale:g}: a {type(network).__name__} names no encoder; omit the option."
+        )
+    own = {id(parameter) for parameter in encoder.parameters()}
+    head = [parameter for parameter in network.parameters() if id(parameter) not in own]
+    rate = learning_rate * encoder_lr_scale
+    return [{"params": head}, {"params": [*encoder.parameters()], "lr": rate}]
+
+
+def _make_schedule(
+    optimizer: torch.optim.Optimizer, max_train_steps: int, name: str
+) -> torch.optim.lr_scheduler.LRScheduler:
+    total_steps = max(max_train_steps, 2)
+    # torch divides by the warm-up steps minus one: a single one becomes two
+    warmup_share = 2 / total_steps if total_steps * WARMUP_SHARE == 1 else WARMUP_SHARE
+    if name == "poly":
+        warmup_steps = max(1, round(total_steps * warmup_share))
+        return torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1, (step + 1) / warmup_steps) * max(0, 1 - step / total_steps) ** POLY_POWER
+        )
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, peaks, total_steps=total_steps, pct_start=warmup_share, cycle_momentum=False
+    )
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
-from semseg_diffusers.evaluation.segmentation.training import RECIPE, LabelledImages
+from semseg_diffusers.evaluation.segmentation.training import LabelledImages, describe_recipe
 from semseg_diffusers.evaluation.settings import StudyCommandSettings, StudySettings, Training, trainings
 from semseg_diffusers.evaluation.study import pools
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
@@ -73,8 +73,9 @@ def run_study(
             "num_parameters": initial.network.num_parameters(),
             "input_size": list(initial.input_size),
             "learning_rate": initial.learning_rate,
+            **({"encoder": initial.encoder} if initial.encoder else {}),
         },
-        "recipe": RECIPE,
+        "recipe": describe_recipe(initial.recipe),
         "data": {name: pools.data_hash(pairs, digests[name]) for name, pairs in data.items()},
     }
     with exclusive_folder(output, "studying in"):
@@ -168,6 +169,7 @@ def run(settings: StudyCommandSettings) -> None:
     """Run the study and print its findings."""
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device_available(device)
+    sys.stderr.write(settings.fallback_hint or "")
     output, jobs = Path(settings.output), settings.jobs or default_jobs(device)
     results = run_study(settings, output, device=device, jobs=jobs, show_progress=True)
     text = "".join(f"{each['topic']}: {each['text']}\n" for each in results["findings"])

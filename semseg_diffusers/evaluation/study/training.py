@@ -51,6 +51,7 @@ def train_one(
         training_pairs(training, data),
         **settings.schedule,
         learning_rate=initial.learning_rate,
+        recipe=initial.recipe,
         seed=training.seed,
         should_stop=should_stop,
     )

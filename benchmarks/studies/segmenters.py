@@ -1,0 +1,116 @@
+"""What ImageNet weights bring to a segmentation network: equal networks and steps, from these and from random weights.
+
+Trains each arm with each seed by the recipe of `segmenter`, scores the last weights on the validation split and writes
+one file per training, so an interrupted study resumes. Prints the table of docs/how_to/evaluating.md and writes JSON.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers.utils import logging as transformers_logging
+
+from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
+from semseg_diffusers.evaluation.segmentation.training import (
+    LabelledImages,
+    describe_recipe,
+    score_network,
+    train_segmenter,
+)
+from semseg_diffusers.evaluation.settings import SegmenterTrainingOptions
+from semseg_diffusers.utils.files import code_commit, read_json, versions, write_json
+
+
+# name -> options of `segmenter`
+ARMS: dict[str, dict[str, Any]] = {
+    "DeepLabV3+, ImageNet": {"architecture": "deeplabv3plus-lite0"},
+    "DeepLabV3+, random": {"architecture": "deeplabv3plus-lite0", "pretrained_encoder": False},
+    "DeepLabV3, ImageNet": {"architecture": "deeplabv3-lite0"},
+    "DeepLabV3, random": {"architecture": "deeplabv3-lite0", "pretrained_encoder": False},
+    "SegFormer-B0, random": {"architecture": "segformer-b0"},
+}
+CLASSES = ("pole", "traffic sign", "person", "rider")  # of the table; the JSON holds all
+
+
+def train(arm: str, seed: int, pairs: LabelledImages, validation: LabelledImages, options: dict[str, Any]) -> Any:
+    """Train one network and return its record."""
+    settings = SegmenterTrainingOptions(**{**ARMS[arm], **options})
+    initial = build_segmenter(settings, pairs.labels, pairs.resolution, seed)
+    network = initial.network.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network(pixel_values=torch.zeros(1, 3, *initial.input_size))
+    cpu, clock = time.process_time(), time.monotonic()
+    history = train_segmenter(
+        network, initial.preprocessing, pairs, **settings.schedule, learning_rate=initial.learning_rate,
+        recipe=initial.recipe, seed=seed, on_log=lambda line: print(arm, seed, line, file=sys.stderr, flush=True),
+    )  # fmt: skip
+    steps = settings.max_train_steps
+    cpu, clock = (time.process_time() - cpu) / steps, (time.monotonic() - clock) / steps
+    scores = score_network(network, initial.preprocessing, validation)
+    return {
+        "arm": arm, "seed": seed, "command": settings.to_command("segmenter"),
+        "recipe": describe_recipe(initial.recipe), "learning_rate": initial.learning_rate,
+        "input_size": initial.input_size, "num_parameters": network.num_parameters(),
+        "gflop_per_image": counter.get_total_flops() / 1e9, "cpu_seconds_per_step": cpu, "seconds_per_step": clock,
+        "loss": history.log[-1]["loss"], "mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy,
+        "iou": scores.iou, "num_images": scores.num_images,
+    }  # fmt: skip
+
+
+def spread(values: list[float], digits: int = 3) -> str:
+    """Return mean and sample standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", required=True, help="prepared folder with the splits train and val")
+    parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=[*ARMS], metavar="ARM")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--max_train_steps", type=int, default=400)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further options of every arm")
+    parser.add_argument(
+        "--output", type=Path, default=Path("benchmarks/results/segmenters"), help="one file a training"
+    )
+    parser.add_argument("--json", type=Path, help="file of all results (default: segmenters.json beside the folder)")
+    args = parser.parse_args()
+    transformers_logging.disable_progress_bar()
+    options = {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
+    options["max_train_steps"] = args.max_train_steps
+    sets = [LabelledImages(load_pairs(args.dataset, split)) for split in ("train", "val")]
+    results = []
+    for seed in args.seeds:
+        for arm in args.arms:
+            path = args.output / f"{arm.replace(', ', '-')}-seed{seed}.json"
+            if not path.is_file():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_json(path, train(arm, seed, *sets, options))
+            results.append(read_json(path))
+    classes = [name for name in CLASSES if name in results[0]["iou"]]
+    print(f"| network, start | mean IoU | {' | '.join(classes)} | parameters | GFLOP an image | CPU seconds a step |")
+    print(f"|---|{'---|' * (4 + len(classes))}")
+    for arm in args.arms:
+        own = [result for result in results if result["arm"] == arm]
+        scores = [spread([result["mean_iou"] for result in own])]
+        scores += [spread([result["iou"][name] for result in own]) for name in classes]
+        cost = min(result["cpu_seconds_per_step"] for result in own)
+        size = f"{own[0]['num_parameters'] / 1e6:.1f} M | {own[0]['gflop_per_image']:.1f} | {cost:.2f}"
+        print(f"| {arm} | {' | '.join(scores)} | {size} |")
+    record = {
+        "command": shlex.join(["python", *sys.argv]), "commit": code_commit(), "threads": torch.get_num_threads(),
+        "versions": versions("torch", "transformers"), "max_train_steps": args.max_train_steps, "results": results,
+    }  # fmt: skip
+    write_json(args.json or args.output.with_suffix(".json"), record)
+
+
+if __name__ == "__main__":
+    main()
