@@ -186,10 +186,11 @@ def test_cvats_camvid_export_is_not_taken_for_camvid(tmp_path):
     assert errors_of(root) == []
 
 
-def test_cvats_cityscapes_export_takes_its_own_classes(tmp_path):
+@pytest.mark.parametrize("photos", ["imgsFine/leftImg8bit", "leftImg8bit"])
+def test_cvats_cityscapes_export_takes_its_own_classes(tmp_path, photos):
     root = tmp_path / "source"
     write(root / "label_colors.txt", "0 0 142 car\n128 64 128 road\n")  # black, the background, has no class
-    save_photo(root / "imgsFine/leftImg8bit/default/f0_leftImg8bit.png", 0, SIZE)
+    save_photo(root / photos / "default/f0_leftImg8bit.png", 0, SIZE)
     for ending, mask in (("color", paint(SCENE)), ("labelIds", SCENE), ("instanceIds", SCENE)):
         save(root / "gtFine/default" / f"f0_gtFine_{ending}.png", mask)
     report, pairs = prepare(root, tmp_path / "out")

@@ -125,6 +125,7 @@ FORMATS: dict[str, Format] = {
         find_cityscapes,
         functools.partial(read_trees, image_ending="_leftImg8bit", mask_ending="_gtFine_"),
         "leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/*_labelIds.png",
+        also=lambda root: find_cvat(root) is None,
     ),
     "acdc": Format(
         find_acdc,

@@ -159,8 +159,9 @@ def read_cvat(root: AnyPath, options: ReadOptions) -> Source:
         labels = _read_labelmap(root / LABEL_COLORS, LABEL_COLORS_LINE, "R G B NAME")
         masks_of = _camvid_masks(root)
         subsets = {name: (images_below(root / name), images_below(masks)) for name, masks in masks_of.items()}
+        photos = first_folder(root, "imgsFine/leftImg8bit") or root / "leftImg8bit"
         for masks in list_folder(root / "gtFine") if (root / "gtFine").is_dir() else ():
-            images = images_below(root / "imgsFine" / "leftImg8bit" / masks.name, "_leftImg8bit")
+            images = images_below(photos / masks.name, "_leftImg8bit")
             subsets[masks.name] = (images, images_below(masks, "_gtFine_color"))
     if not any(images for images, _ in subsets.values()):
         raise ValueError(
