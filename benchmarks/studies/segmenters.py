@@ -5,6 +5,7 @@ one file per training, so an interrupted study resumes. Prints the table of docs
 """
 
 import argparse
+import itertools
 import json
 import shlex
 import statistics
@@ -37,6 +38,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "DeepLabV3, random": {"architecture": "deeplabv3-lite0", "pretrained_encoder": False},
     "SegFormer-B0, random": {"architecture": "segformer-b0"},
 }
+COST_ARMS = ("DeepLabV3+, ImageNet", "DeepLabV3, ImageNet", "SegFormer-B0, random")
+COST_STEPS = 6
 CLASSES = ("pole", "traffic sign", "person", "rider")  # of the table; the JSON holds all
 
 
@@ -65,6 +68,28 @@ def train(arm: str, seed: int, pairs: LabelledImages, validation: LabelledImages
     }  # fmt: skip
 
 
+def measure_cost(arm: str, pairs: LabelledImages) -> dict[str, Any]:
+    """Return the cost of a network at the default input size: GFLOP of a forward pass, CPU seconds of a step of 8."""
+    cost: dict[str, Any] = {}
+    for precision in ("no", "bf16"):
+        settings = SegmenterTrainingOptions(**ARMS[arm], max_train_steps=COST_STEPS, mixed_precision=precision)
+        initial = build_segmenter(settings, pairs.labels, pairs.resolution, 0)
+        marks: list[float] = []
+
+        def mark(marks: list[float] = marks) -> bool:
+            marks.append(time.process_time())
+            return False
+
+        train_segmenter(
+            initial.network, initial.preprocessing, pairs, **settings.schedule, recipe=initial.recipe, should_stop=mark
+        )
+        seconds = min(after - before for before, after in itertools.pairwise(marks))
+        cost[f"cpu_seconds_per_step_{precision}"] = round(seconds, 3)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        initial.network(pixel_values=torch.zeros(1, 3, *initial.input_size))
+    return {"input_size": initial.input_size, "gflop_per_image": counter.get_total_flops() / 1e9, **cost}
+
+
 def spread(values: list[float], digits: int = 3) -> str:
     """Return mean and sample standard deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -75,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True, help="prepared folder with the splits train and val")
     parser.add_argument("--arms", nargs="+", default=[*ARMS], choices=[*ARMS], metavar="ARM")
+    parser.add_argument("--cost_arms", nargs="*", default=list(COST_ARMS), choices=[*ARMS], metavar="ARM")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--max_train_steps", type=int, default=400)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=JSON", help="further options of every arm")
@@ -87,7 +113,7 @@ def main() -> None:
     options = {name: json.loads(value) for name, value in (text.split("=", 1) for text in args.set)}
     options["max_train_steps"] = args.max_train_steps
     sets = [LabelledImages(load_pairs(args.dataset, split)) for split in ("train", "val")]
-    results = []
+    results, costs = [], {}
     for seed in args.seeds:
         for arm in args.arms:
             path = args.output / f"{arm.replace(', ', '-')}-seed{seed}.json"
@@ -95,19 +121,27 @@ def main() -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, train(arm, seed, *sets, options))
             results.append(read_json(path))
+    for arm in args.cost_arms:
+        path = args.output / f"{arm.replace(', ', '-')}-cost.json"
+        if not path.is_file():
+            write_json(path, measure_cost(arm, sets[0]))
+        costs[arm] = read_json(path)
     classes = [name for name in CLASSES if name in results[0]["iou"]]
-    print(f"| network, start | mean IoU | {' | '.join(classes)} | parameters | GFLOP an image | CPU seconds a step |")
-    print(f"|---|{'---|' * (4 + len(classes))}")
+    print(f"| network, start | mean IoU | {' | '.join(classes)} |\n|---|{'---|' * (1 + len(classes))}")
     for arm in args.arms:
         own = [result for result in results if result["arm"] == arm]
         scores = [spread([result["mean_iou"] for result in own])]
         scores += [spread([result["iou"][name] for result in own]) for name in classes]
-        cost = min(result["cpu_seconds_per_step"] for result in own)
-        size = f"{own[0]['num_parameters'] / 1e6:.1f} M | {own[0]['gflop_per_image']:.1f} | {cost:.2f}"
-        print(f"| {arm} | {' | '.join(scores)} | {size} |")
+        print(f"| {arm} | {' | '.join(scores)} |")
+    print("\n| network | input | GFLOP an image | CPU seconds a step | in bfloat16 |\n|---|---|---|---|---|")
+    for arm, cost in costs.items():
+        steps = f"{cost['cpu_seconds_per_step_no']:.2f} | {cost['cpu_seconds_per_step_bf16']:.2f}"
+        size = " x ".join(map(str, cost["input_size"]))
+        print(f"| {arm.split(',')[0]} | {size} | {cost['gflop_per_image']:.1f} | {steps} |")
     record = {
         "command": shlex.join(["python", *sys.argv]), "commit": code_commit(), "threads": torch.get_num_threads(),
         "versions": versions("torch", "transformers"), "max_train_steps": args.max_train_steps, "results": results,
+        "costs": costs,
     }  # fmt: skip
     write_json(args.json or args.output.with_suffix(".json"), record)
 
