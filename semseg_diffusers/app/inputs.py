@@ -9,14 +9,20 @@ import json
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from semseg_diffusers.app.settings import Limits
 from semseg_diffusers.data.crop_resize import crop_resize
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.cleaning import MIN_PLAIN_SHARE, clean_painting
-from semseg_diffusers.pipelines.mask_inputs import resize_ids
-from semseg_diffusers.utils.images import DECODER_ERRORS, decoder_errors
+from semseg_diffusers.pipelines.image_inputs import to_rgb
+from semseg_diffusers.pipelines.mask_inputs import (
+    DECODER_ERRORS,
+    check_single_image,
+    image_errors,
+    resize_ids,
+    upright,
+)
 
 
 # Detected from the content of a file, not its name. No other decoder of Pillow is tried.
@@ -124,9 +130,10 @@ def read_upload(data: Any, what: str, limits: Limits, max_size: int | None = Non
             f"the {what} is {image.height} x {image.width} pixels (height x width); expected at most {max_size} per "
             "side. Make it smaller first."
         )
-    with decoder_errors(what, "upload"):
+    with image_errors("upload", what):
+        check_single_image(image, what, "upload")
         image.load()
-        return ImageOps.exif_transpose(image)
+    return upright(image)
 
 
 def read_mask_upload(data: Any, labels: LabelSet, size: tuple[int, int], limits: Limits, clean: bool) -> np.ndarray:
@@ -145,5 +152,5 @@ def read_mask_upload(data: Any, labels: LabelSet, size: tuple[int, int], limits:
 
 def read_photo_upload(data: Any, size: tuple[int, int], limits: Limits) -> Image.Image:
     """Return an RGB image, center-cropped and resized as `prepare` does."""
-    image = read_upload(data, "photo", limits).convert("RGB")
+    image = to_rgb(read_upload(data, "photo", limits), "the photo")
     return crop_resize(image.height, image.width, size).resize_image(image)

@@ -9,12 +9,14 @@ import io
 import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from semseg_diffusers.data.dataset_format import (
     LABELS_FILE,
@@ -24,11 +26,12 @@ from semseg_diffusers.data.dataset_format import (
     pattern_characters,
 )
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_values import UNDECIDED, MaskEvidence, decide_values, encode_decided, in_color
 from semseg_diffusers.data.settings import SPLITS
-from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.pipelines.image_inputs import to_rgb
+from semseg_diffusers.pipelines.mask_inputs import image_errors, open_image, orientation
 from semseg_diffusers.utils.files import read_json, read_json_lines
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
-from semseg_diffusers.utils.images import decode_image, decoder_errors
 
 
 FILES_OF_DATASETS = (LABELS_FILE, NAMES_FILE)  # that may hold the label set
@@ -85,7 +88,9 @@ class PairDataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, table: Any, labels: LabelSet, image_column: str, mask_column: str, name: str):
-        self.labels = labels
+        self.labels = replace(labels, changed_ids=())
+        self._mask_labels = labels
+        self._decided = UNDECIDED
         self._table, self.name = table, name
         self._columns = {"image": image_column, "mask": mask_column}
         self._tables = {what: table.select_columns([column]) for what, column in self._columns.items()}
@@ -143,7 +148,24 @@ class PairDataset(torch.utils.data.Dataset):
             ValueError: the mask cannot be read, or does not match the label set.
         """
         mask, source = self._decode(index, "mask")
-        return self.labels.encode(mask, source=source)
+        return encode_decided(self._mask_labels, mask, source, 0.0, self._decided)
+
+    def decide_mask_values(self) -> None:
+        """Decide from all masks what their numbers are, see `data.mask_values`.
+
+        Raises:
+            ValueError: no meaning suits all masks, or several do.
+        """
+
+        def inspect(index: int) -> MaskEvidence:
+            try:
+                mask, source = self._decode(index, "mask")
+            except (ValueError, OSError) as err:  # reported when it is read
+                return MaskEvidence(str(err))
+            return MaskEvidence(source, *self._mask_labels.mask_values(mask), in_color(mask))
+
+        with ThreadPoolExecutor() as pool:
+            self._decided, _ = decide_values(pool.map(inspect, range(len(self))), "prepare --mask_values")
 
     def photo_file(self, index: int) -> bytes:
         """Return the bytes of an image file as they are stored."""
@@ -156,8 +178,8 @@ class PairDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: the image cannot be read.
         """
-        image, _ = self._decode(index, "image")
-        return ImageOps.exif_transpose(image).convert("RGB")
+        image, source = self._decode(index, "image")
+        return to_rgb(image, f"image '{source}'")
 
     @functools.cached_property
     def attributes(self) -> dict[str, list[str | None]]:
@@ -175,7 +197,7 @@ class PairDataset(torch.utils.data.Dataset):
         if entry["bytes"] is None:
             return open_image(entry["path"], what), entry["path"]
         source = self._source(entry, index)
-        return decode_image(entry["bytes"], what, source), source
+        return open_image(entry["bytes"], what, source), source
 
     def _source(self, entry: dict[str, Any], index: int) -> str:
         return entry["path"] or f"{self.stems[index]} of {self.name}"
@@ -187,9 +209,8 @@ class PairDataset(torch.utils.data.Dataset):
         for index, row in enumerate(self._tables["image"]):  # without the masks' bytes
             entry = row[self._columns["image"]]
             file = io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]
-            with decoder_errors("image", self._source(entry, index)), Image.open(file) as image:
-                rotated = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-                width, height = image.size[::-1] if rotated else image.size
+            with image_errors(self._source(entry, index), "image"), Image.open(file) as image:
+                width, height = image.size[::-1] if orientation(image) > 4 else image.size
             sizes.append((height, width))
         return sizes
 
@@ -288,7 +309,10 @@ def load_pairs(
             raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; expected images.")
         table = table.cast_column(column, datasets.Image(decode=False))
     kept = {image_column, mask_column, *_text_columns(table)} | ({"stem"} & set(table.column_names))
-    return PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
+    pairs = PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
+    if not read_record(name):  # masks that this package did not write
+        pairs.decide_mask_values()
+    return pairs
 
 
 def load_tables(name: str, revision: str | None = None, **options: Any) -> dict[str, Any]:

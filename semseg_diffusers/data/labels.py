@@ -5,9 +5,10 @@ Masks are read and coloured by the pure functions of the pipeline's Hub file; `L
 
 import json
 import os
+import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +18,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageFont
 
 from semseg_diffusers.data.settings import LabelsSettings
-from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, read_mask
+from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, mask_values, read_mask
 from semseg_diffusers.utils.files import read_text, write_json, write_text
 from semseg_diffusers.utils.images import save_png
 
@@ -33,6 +34,20 @@ PAPER_NAMES = ("background", *list(CITYSCAPES)[1:])
 PAPER = {name: ((123 * i + 7) % 256, (456 * i + 8) % 256, (789 * i + 9) % 256) for i, name in enumerate(PAPER_NAMES)}
 PRESETS = {"bdd100k": CITYSCAPES, "cityscapes": CITYSCAPES, "camvid": CAMVID, "paper": PAPER}
 PRESET_NAMES = tuple(PRESETS)
+
+
+# Names of ids that are no class, lower case, words only.
+NO_CLASS = {
+    "background", "ignore", "ignored", "unlabeled", "unlabelled", "not labeled", "not labelled", "void", "unknown",
+    "undefined", "none", "other", "others", "na", "n a",
+}  # fmt: skip
+
+
+def _changed_ids(ids: Sequence[int], others: Mapping[int, int] | None = None) -> tuple[tuple[int, int], ...]:
+    """Return `LabelSet.changed_ids` for classes with these ids in files; ids of ours that no class has are -1."""
+    table = {i: -1 for i in range(len(ids)) if i not in ids}
+    table |= {old: new for new, old in enumerate(ids) if old != new} | dict(others or {})
+    return tuple(sorted(table.items()))
 
 
 def free_color(colors: Collection[Color]) -> Color:
@@ -78,6 +93,8 @@ class LabelSet:
         ignore_color (`tuple[int, int, int]`, defaults to black): their colour, which no class may have.
         reads_colors (`bool`, defaults to `True`): `False` if the colours were made up for display, so that only masks
             of ids can be read.
+        changed_ids (`tuple[tuple[int, int], ...]`, defaults to none): (id in mask files, class id) where these differ;
+            -1 is no class. `encode` applies it.
 
     Raises:
         ValueError: names or colours repeat, or do not fit together.
@@ -93,6 +110,7 @@ class LabelSet:
     ignore_index: int = 255
     ignore_color: Color = (0, 0, 0)
     reads_colors: bool = field(default=True, compare=False, repr=False)
+    changed_ids: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -194,9 +212,48 @@ class LabelSet:
         try:
             if all(str(i).isdecimal() and isinstance(name, str) for i, name in content.items()):
                 return cls.from_names(_in_order(content, "id2label"))
-            return cls.from_config(content) if "id2label" in content else cls.from_colormap(content)
+            return cls._from_file(content) if "id2label" in content else cls.from_colormap(content)
         except ValueError as err:
             raise ValueError(f"label file '{path}': {err}") from err
+
+    @classmethod
+    def _from_file(cls, content: dict[str, Any]) -> "LabelSet":
+        """Read `labels.json`, whose ids may have gaps, and whose `ignore_index` may be among or below the classes."""
+        names = {int(i): name for i, name in content["id2label"].items()}
+        ids = sorted(names)
+        ignored = content.get("ignore_index")
+        ignored = 255 if ignored is None else ignored
+        if ids == list(range(len(ids))) and not (isinstance(ignored, int) and 0 <= ignored < len(ids)):
+            return cls.from_config(content)
+        colors = {int(i): color for i, color in (content.get("id2color") or {}).items()}
+        tables = {"id2label": names, "id2color": {i: colors[i] for i in ids if i in colors}}
+        contiguous = {key: {k: table[i] for k, i in enumerate(ids) if i in table} for key, table in tables.items()}
+        labels = cls.from_config({**content, **contiguous, "ignore_index": None})
+        if ids != list(range(len(ids))):
+            labels = replace(labels, changed_ids=_changed_ids(ids))
+        return labels if ignored == 255 else labels.with_ignored_id(ignored)
+
+    def with_ignored_id(self, ignored: int) -> "LabelSet":
+        """Return the label set of masks in which this id is unlabelled, also where it is among or below the classes.
+
+        A class of this id whose name says that it is none, such as "background" or "void", is left out. Otherwise the
+        classes from this id on follow it: with 0 unlabelled, the first class is 1.
+        """
+        if isinstance(ignored, bool) or not isinstance(ignored, int) or not 0 <= ignored <= 255:
+            raise ValueError(f"ignore_index is {ignored!r}; expected a whole number from 0 to 255.")
+        in_files = {new: old for old, new in self.changed_ids if new >= 0 and new != self.ignore_index}
+        ids = [in_files.get(i, i) for i in range(self.num_classes)]  # of each class, in the files
+        if ignored not in ids:
+            return replace(self, changed_ids=_changed_ids(ids, {ignored: self.ignore_index}))
+        place = ids.index(ignored)
+        names, colors = self.names, self.colors
+        if " ".join(re.findall("[a-z]+", names[place].lower())) in NO_CLASS:
+            names, colors = names[:place] + names[place + 1 :], colors[:place] + colors[place + 1 :]
+            ids = ids[:place] + ids[place + 1 :]
+        else:
+            ids = ids[:place] + [i + 1 for i in ids[place:]]
+        changed = _changed_ids(ids, {ignored: self.ignore_index})
+        return replace(self, names=names, colors=colors, changed_ids=changed)
 
     def save_json(self, path: str | os.PathLike) -> None:
         """Write `labels.json`, which `from_json` reads."""
@@ -233,7 +290,9 @@ class LabelSet:
             "ignore_color": list(self.ignore_color),
         }
 
-    def encode(self, image: Any, tolerance: float = 0.0, source: object = None) -> np.ndarray:
+    def encode(
+        self, image: Any, tolerance: float = 0.0, source: object = None, values: str | None = None
+    ) -> np.ndarray:
         """Read a mask as class ids.
 
         Args:
@@ -241,6 +300,8 @@ class LabelSet:
             tolerance (`float`, defaults to 0): unknown colours take the class whose colour is nearest, if its
                 Euclidean distance in RGB is at most this.
             source (*optional*): name in error messages; a path names itself.
+            values (`str`, *optional*): what the numbers of an image are: "ids", "colors", or "red" for ids in the red
+                channel; decided by `mask_values` from the image and its palette if None.
 
         Returns:
             `np.ndarray`: class ids, (H, W) uint8.
@@ -248,9 +309,16 @@ class LabelSet:
         Raises:
             ValueError: unreadable file, unknown colours or ids out of range.
         """
+        return read_mask(image, *self._mask_settings, tolerance, source, self.changed_ids, values)
+
+    def mask_values(self, image: Image.Image) -> tuple[str | None, tuple[str, ...]]:
+        """Return how `encode` reads an image, and all ways that suit what it holds, see `mask_inputs.mask_values`."""
+        return mask_values(image, *self._mask_settings, self.changed_ids)
+
+    @property
+    def _mask_settings(self) -> tuple[Any, ...]:
         colors = self.colors if self.reads_colors else None
-        label_set = (self.num_classes, colors, self.ignore_index, self.ignore_color)
-        return read_mask(image, *label_set, tolerance=tolerance, source=source)
+        return self.num_classes, colors, self.ignore_index, self.ignore_color
 
     def decode(self, ids: Any) -> Image.Image:
         """Turn class ids (H, W) into a P-mode image: index = id, colours in the palette. Any editor opens it.

@@ -6,10 +6,12 @@ after an error; an interrupted run is resumed by the same command.
 
 import functools
 import hashlib
+import io
+import itertools
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,20 +29,29 @@ from semseg_diffusers.data.dataset_format import (
     plain_load_note,
     save_pair,
 )
-from semseg_diffusers.data.label_mapping import LabelMapping
+from semseg_diffusers.data.label_mapping import LabelMapping, count_pixels
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_values import (
+    MEANINGS,
+    MaskEvidence,
+    decide_orientation,
+    decide_values,
+    in_color,
+)
 from semseg_diffusers.data.polygons import RegionMask
 from semseg_diffusers.data.readers import NAMED, Pair, Source, read_file, read_source
 from semseg_diffusers.data.readers.pairs import ImageFile
 from semseg_diffusers.data.settings import PrepareSettings
+from semseg_diffusers.pipelines.image_inputs import to_rgb
+from semseg_diffusers.pipelines.mask_inputs import image_errors, open_image, orientation, rotate
 from semseg_diffusers.utils.archives import ArchivePath, close_archives
 from semseg_diffusers.utils.files import Staging, package_version, resumable_folder, staging_folder
-from semseg_diffusers.utils.images import decode_image
 from semseg_diffusers.utils.parallel import map_in_order
 from semseg_diffusers.utils.progress import progress_bar
 
 
-IMAGE_MODES = ("L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # 8 bits; others would lose precision
+STREAMED = 32  # pairs of a stream from which the reading of all is decided
+MOST_UNKNOWN = 0.25  # share of unknown pixels above which prepare warns
 DECODED_SCALE = 2  # an image is decoded at this many times its new size, or more
 
 
@@ -54,6 +65,8 @@ class PrepareReport:
     data_format: str = ""  # format of the source
     notes: tuple[str, ...] = ()  # what the reader found and left out
     resumed: int = 0  # pairs of an earlier run
+    mask_values: tuple[str, ...] = ()  # what the numbers of masks are
+    said: tuple[str, ...] = ()  # what was decided about the masks, and warnings about what they hold
 
 
 def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> PrepareReport:
@@ -80,6 +93,8 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
         source = read_source(
             settings.source, settings.format, settings.labels, settings.skip_unmatched, **settings.reader_options()
         )
+        inspect = functools.partial(_inspect_in_processes, num_workers=settings.num_workers, progress=progress)
+        source, decided = decide_source(source, inspect, settings.mask_values, settings.mask_orientation)
         validation = choose_validation(source, settings)
         mapping = None if target is None else LabelMapping(source.labels, target)
         with resumable_folder(
@@ -93,6 +108,8 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
             report = PrepareReport(
                 splits={split: len(of_split) for split, of_split in rows.items()},
                 enlarged=sum(result["enlarged"] for result in results),
+                mask_values=tuple(filter(None, (source.mask_values, *source.decided))),
+                said=(*decided, *_describe_classes(results, target or source.labels)),
                 unmatched=source.unmatched,
                 data_format=source.data_format,
                 notes=notes,
@@ -102,6 +119,87 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
     finally:
         close_archives()
     return report
+
+
+def decide_source(
+    source: Source,
+    inspect: Callable[[Sequence[Pair], Source], Iterable[MaskEvidence]],
+    mask_values: str | None = None,
+    mask_orientation: str | None = None,
+) -> tuple[Source, tuple[str, ...]]:
+    """Return a source with what its masks, or options, say about all of them, and what to tell the user."""
+    if mask_values is not None:
+        source = replace(source, mask_values=mask_values)
+    if mask_orientation is not None:
+        source = replace(source, stored_masks=mask_orientation == "stored")
+    pairs = tuple(itertools.islice(source.pairs, STREAMED)) if source.count is None else source.pairs
+    evidence = list(inspect(pairs, replace(source, pairs=(), unmatched=(), notes=())))  # type: ignore[arg-type]
+    notes: tuple[str, ...] = ()
+    if source.mask_values is None:
+        decided, notes = decide_values(evidence)
+        source = replace(source, decided=decided)
+    if mask_orientation is None:
+        is_stored, more = decide_orientation(evidence)
+        source, notes = replace(source, stored_masks=is_stored), (*notes, *more)
+    return source, notes
+
+
+def inspect_values(pair: Pair, source: Source) -> MaskEvidence:
+    """Return what a pair says about how masks are read; nothing where a file is broken, which is reported later."""
+    evidence = MaskEvidence(str(pair.mask))
+    if isinstance(pair.mask, RegionMask):
+        return evidence
+    try:
+        rotation, size = image_orientation(pair.image)
+        if source.mask_values is not None and rotation == 1:
+            return evidence
+        mask = open_image(read_file(pair.mask), "mask", pair.mask)
+        if source.mask_values is None:
+            evidence = MaskEvidence(evidence.name, *source.mask_labels.mask_values(mask), in_color(mask))
+        if rotation == 1 or image_orientation(pair.mask)[0] != 1:  # of a mask that is rotated by its own
+            return evidence
+        upright_size = size[::-1] if rotation > 4 else size
+        return replace(evidence, fits_stored=mask.size == size, fits_upright=mask.size == upright_size)
+    except (OSError, ValueError):
+        return evidence
+
+
+def image_orientation(file: Any) -> tuple[int, tuple[int, int]]:
+    """Return the EXIF orientation of an image file, and its stored width and height, without decoding it."""
+    with (
+        image_errors(file, "image"),
+        Image.open(file if isinstance(file, Path) else io.BytesIO(read_file(file))) as image,
+    ):
+        return orientation(image), image.size
+
+
+def _inspect_in_processes(
+    pairs: Sequence[Pair], source: Source, num_workers: int, progress: bool
+) -> Iterator[MaskEvidence]:
+    work = functools.partial(inspect_values, source=source)
+    inspected = map_in_order(work, pairs, num_workers, len(pairs))
+    for _, evidence in progress_bar(inspected, total=len(pairs), desc="reading mask values", disable=not progress):
+        if isinstance(evidence, ValueError):
+            raise evidence
+        yield evidence
+
+
+def _describe_classes(results: Sequence[Mapping[str, Any]], labels: LabelSet) -> Iterator[str]:
+    """Yield warnings about what no mask, or hardly any, labels; raise if nothing is labelled."""
+    pixels = np.sum([result["classes"] for result in results], axis=0)  # (C + 1,)
+    total, unknown = int(pixels.sum()), int(pixels[-1])
+    if unknown == total:
+        raise ValueError(
+            f"all pixels of all {len(results)} masks are unknown, so nothing is labelled and nothing was written. "
+            "Do --labels, --tolerance, --map_to and --mask_values suit the masks? `check` lists what they hold."
+        )
+    empty = sum(result["classes"][-1] == sum(result["classes"]) for result in results)
+    if unknown > MOST_UNKNOWN * total or empty:
+        some = f", {empty} of {len(results)} masks everywhere" if empty else ""
+        yield f"warning: {100 * unknown / total:.3g} % of the pixels are unknown{some}"
+    absent = [name for name, count in zip(labels.names, pixels, strict=False) if not count]
+    if absent:
+        yield f"{len(absent)} of {labels.num_classes} classes occur in no mask: {', '.join(absent)}"
 
 
 def choose_validation(source: Source, settings: PrepareSettings) -> frozenset[str]:
@@ -129,7 +227,7 @@ def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | N
         **{name: value for name, value in asdict(settings).items() if name not in unrelated},
         "source": [os.path.abspath(path) if os.path.exists(path) else path for path in settings.source],
         "format": source.data_format,
-        "labels": source.labels.to_config(),
+        "labels": [source.labels.to_config(), source.labels.changed_ids],
         "map_to": None if mapping is None else [mapping.ids, mapping.target.to_config()],
         "pairs": _fingerprint(source),
         "versions": [package_version(), PIL.__version__, np.__version__],
@@ -231,6 +329,7 @@ def make_pair(
     if mapping is not None:
         result["pixels"] = mapping.count(ids).tolist()
         ids, labels = mapping.map(ids), mapping.target
+    result["classes"] = count_pixels(ids, labels.num_classes).tolist()
     ids = crop.pad_ids(ids, labels.ignore_index)
     save_pair(folder / pair.split, pair.stem, crop.resize_image(image), ids, labels)
     return result
@@ -253,10 +352,8 @@ def read_image(
         scale = max(1.0, crops[0].scale / DECODED_SCALE)
         return int(height / scale), int(width / scale)
 
-    image = decode_image(read_file(file), "image", file, smallest)
-    if image.mode not in IMAGE_MODES:
-        raise ValueError(f"image '{file}' has the image mode {image.mode}; expected 8 bits per channel. Convert it.")
-    return image.convert("RGB"), crops[0]
+    image = to_rgb(open_image(read_file(file), "image", file, smallest), f"image '{file}'")
+    return image, crops[0]
 
 
 def read_ids(pair: Pair, source: Source, crop: CropResize, tolerance: float = 0.0) -> np.ndarray:
@@ -264,13 +361,21 @@ def read_ids(pair: Pair, source: Source, crop: CropResize, tolerance: float = 0.
     rows, columns = crop.rows, crop.columns
     if isinstance(pair.mask, RegionMask):
         return pair.mask.rasterize(*crop.frame, rows, columns)
-    ids = source.encode(decode_image(read_file(pair.mask), "mask", pair.mask), pair.mask, tolerance)
+    ids = source.encode(read_mask_file(pair, source), pair.mask, tolerance)
     if ids.shape != crop.frame:
         raise ValueError(
             f"image '{pair.image}' is {crop.frame[0]} x {crop.frame[1]}, its mask '{pair.mask}' {ids.shape[0]} x "
             f"{ids.shape[1]} (height x width); expected the same size. Was one of them resized, cropped or rotated?"
         )
     return ids[rows[:, None], columns]
+
+
+def read_mask_file(pair: Pair, source: Source) -> Image.Image:
+    """Return the image in which the mask of a pair is stored, rotated with the pair's image if the source says so."""
+    mask = open_image(read_file(pair.mask), "mask", pair.mask)  # type: ignore[arg-type]
+    if source.stored_masks and image_orientation(pair.mask)[0] == 1:
+        return rotate(mask, image_orientation(pair.image)[0])
+    return mask
 
 
 def run(settings: PrepareSettings) -> int:
@@ -283,7 +388,8 @@ def run(settings: PrepareSettings) -> int:
         sys.stderr.write(f"\nstopped{kept}\n")
         return 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0)
     counts = ", ".join(f"{count} {split}" for split, count in report.splits.items())
-    lines = [f"{counts} pairs in {settings.output}, read as {report.data_format}", *report.notes]
+    values = f", masks as {' and '.join(MEANINGS[way] for way in report.mask_values)}" if report.mask_values else ""
+    lines = [f"{counts} pairs in {settings.output}, read as {report.data_format}{values}", *report.notes, *report.said]
     if report.resumed:
         lines.append(f"{report.resumed} of them are from a run that was stopped")
     if report.unmatched:

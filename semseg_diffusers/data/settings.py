@@ -21,6 +21,8 @@ FORMAT_NAMES = (
     "cvat", "voc", "roboflow", "labelme", "coco", "label_studio",
 )  # fmt: skip
 ANNOTATIONS = ("masks", "polygons", "rles")
+MASK_VALUES = ("ids", "colors", "red")
+MASK_ORIENTATIONS = ("stored", "upright")
 FITS = ("crop", "whole", "pad")
 SMALLEST, LARGEST = 8, 8192  # pixels; the sides of a resolution
 
@@ -72,11 +74,26 @@ class ReaderOptions(Settings):
         at_least=0,
         help="RGB distance up to which an unknown mask colour is mapped to the nearest class; 0: an error",
     )
+    mask_values: str | None = option(
+        None, choices=MASK_VALUES,
+        help="what the numbers of masks are: class ids, colours of the classes, or class ids in the red channel "
+        "(default: decided from all masks)",
+    )  # fmt: skip
+    ignore_index: int | None = option(
+        None, at_least=0, at_most=255,
+        help="id of unlabelled pixels in the masks, if it is not that of the label set; 0: classes start at 1",
+    )  # fmt: skip
+    mask_orientation: str | None = option(
+        None, choices=MASK_ORIENTATIONS,
+        help="whether masks show the stored pixels of images that EXIF rotates, or are upright (default: by their "
+        "sizes)",
+    )  # fmt: skip
     num_workers: int = option(os.cpu_count() or 1, at_least=1, help="processes or threads (default: one per core)")
 
     def reader_options(self) -> dict[str, Any]:
         """Return the options of single formats."""
-        return {name: getattr(self, name) for name in ("annotations", "image_column", "mask_column", "streaming")}
+        names = ("annotations", "image_column", "mask_column", "streaming", "ignore_index")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +133,9 @@ class PrepareSettings(ReaderOptions):
             raise ValueError(f"--fit {self.fit} does not apply to --resolution native, which keeps the frame.")
 
 
+SOURCE_OPTIONS = ("format", "labels", "tolerance", "mask_values", "mask_orientation")  # of all formats
+
+
 @dataclass(frozen=True, kw_only=True)
 class CheckSettings(ReaderOptions):
     """Report everything that is wrong with a source or a prepared dataset, all at once.
@@ -131,7 +151,7 @@ class CheckSettings(ReaderOptions):
         super().__post_init__()
         if bool(self.source) == bool(self.dataset):
             raise ValueError("expected either --source or --dataset.")
-        if self.dataset and (given := self.given(self.reader_options() | {"format": 0, "labels": 0, "tolerance": 0})):
+        if self.dataset and (given := self.given(self.reader_options() | dict.fromkeys(SOURCE_OPTIONS))):
             raise ValueError(f"{', '.join(given)}: only with --source; a prepared dataset carries its classes.")
 
 

@@ -27,6 +27,7 @@ from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.evaluation.settings import EvaluationSettings
 from semseg_diffusers.generation.near_copies import to_tensor
 from semseg_diffusers.generation.output_folder import read_metadata
+from semseg_diffusers.pipelines.image_inputs import to_rgb
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.distributed import Processes
 from semseg_diffusers.utils.files import composed, written_beside
@@ -126,7 +127,11 @@ def generated_images(folder: str | os.PathLike, real: PairDataset) -> ImageSet:
         raise ValueError(f"'{folder}' holds two images called '{repeated[0]}'; expected distinct names.")
 
     return ImageSet(
-        real.labels, names, stems, lambda index: to_tensor(open_image(files[index], "image")), read_mask
+        real.labels,
+        names,
+        stems,
+        lambda index: to_tensor(to_rgb(open_image(files[index], "image"), f"image '{files[index]}'")),
+        read_mask,
     ).sorted()
 
 

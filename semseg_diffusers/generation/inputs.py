@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from semseg_diffusers.data.crop_resize import crop_resize
 from semseg_diffusers.data.dataset_format import METADATA_FILE, find_masks, label_file_near
 from semseg_diffusers.data.label_mapping import some_names
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_values import MaskReader
 from semseg_diffusers.generation.plan import Plan
 from semseg_diffusers.generation.settings import Inputs, check_attributes
-from semseg_diffusers.pipelines.image_inputs import changed_region
+from semseg_diffusers.pipelines.image_inputs import changed_region, to_rgb
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids
 from semseg_diffusers.utils.files import composed, read_json_lines
 
@@ -116,8 +117,9 @@ class InputReader:
 
     def __init__(self, masks: str | os.PathLike, plan: Plan, inputs: Inputs, tolerance: float):
         self.mask_paths, self._folder = find_masks(masks), Path(masks)
-        self._plan, self._edit, self._tolerance = plan, plan.settings.edit, tolerance
-        self._labels = plan.labels if plan.mapping is None else plan.mapping.source
+        self._plan, self._edit = plan, plan.settings.edit
+        labels = plan.labels if plan.mapping is None else plan.mapping.source
+        self._masks = MaskReader(labels, self.mask_paths, tolerance)
         keeps_size = self._edit is not None and self._edit.padding_mask_crop is not None
         self._size = None if keeps_size else plan.size
         self._names, self._table_file = Names(masks), inputs.attributes_from
@@ -138,6 +140,7 @@ class InputReader:
                     "masks/. Give their folder: --old_masks."
                 )
             self._old_mask_files = {composed(path.stem): path for path in find_masks(self._old_mask_folder)}
+            self._old_masks = MaskReader(labels, list(self._old_mask_files.values()), tolerance)
 
     def name(self, path: Path) -> str:
         """Return a mask's name in reports: its path below the folder that was given."""
@@ -145,7 +148,7 @@ class InputReader:
 
     def read(self, path: Path) -> GenerationInput:
         """Read a mask and what belongs to it; a `ValueError` says why it cannot be used."""
-        own_ids, own_size = self._read_ids(path)
+        own_ids, own_size = self._read_ids(self._masks, path)
         mapping = self._plan.mapping
         ids, lost = (own_ids, 0) if mapping is None else (mapping.map(own_ids), mapping.count(own_ids))
         try:
@@ -158,12 +161,12 @@ class InputReader:
             if not self._image_files:
                 return GenerationInput(ids, columns, lost=lost)
             file = self._names.find(path.stem, self._image_files, "photo", self._image_folder)
-            image = ImageOps.exif_transpose(open_image(file, "photo")).convert("RGB")
+            image = to_rgb(open_image(file, "photo"), f"photo '{file}'")
             sizes = {"the mask": own_size, "its photo": image.size[::-1]}
             region = None
             if self._edit is not None:
                 old_file = self._names.find(path.stem, self._old_mask_files, "old mask", self._old_mask_folder)
-                old_ids, sizes["the old mask"] = self._read_ids(old_file)
+                old_ids, sizes["the old mask"] = self._read_ids(self._old_masks, old_file)
             if len(set(sizes.values())) > 1:
                 got = ", ".join(f"{what} {size[0]} x {size[1]}" for what, size in sizes.items())
                 raise ValueError(f"expected one size, since they show the same pixels; got {got} (height x width)")
@@ -174,9 +177,9 @@ class InputReader:
             region = changed_region(old_ids, own_ids, self._edit.margin)
         return GenerationInput(ids, columns | source_columns(image, str(file), region), image, region, lost)
 
-    def _read_ids(self, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    def _read_ids(self, masks: MaskReader, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
         """Return a mask in its own classes at the size of the images (H, W), and its own size."""
-        ids = self._labels.encode(path, tolerance=self._tolerance)
+        ids = masks.read(path)
         return (ids if self._size is None else resize_ids(ids, *self._size)), ids.shape
 
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 
-from .mask_inputs import center_crop_box, open_image
+from .mask_inputs import center_crop_box, check_single_image, open_image, upright
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, as PIL takes it
@@ -61,9 +61,7 @@ def read_image(image, source: str = "the image") -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         source, image = f"image '{os.fspath(image)}'", open_image(image, "image")
     if isinstance(image, Image.Image):
-        if "A" in image.getbands():
-            raise ValueError(f"{source} has an alpha channel (mode {image.mode}); save it as RGB first.")
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB")).astype(np.float32) / 255
+        return np.asarray(to_rgb(image, source)).astype(np.float32) / 255
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
         image = (image.float() if image.is_floating_point() else image).numpy()
@@ -89,12 +87,32 @@ def read_image(image, source: str = "the image") -> np.ndarray:
     return pixels
 
 
+IMAGE_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")  # at most 8 bits per channel
+
+
+def to_rgb(image: Image.Image, source="the image") -> Image.Image:
+    """Return an image as RGB, upright; a `ValueError` if it has more than 8 bits per channel or transparent pixels."""
+    check_single_image(image, "image", source)
+    if image.mode not in IMAGE_MODES:
+        raise ValueError(f"{source} has the image mode {image.mode}; expected 8 bits per channel. Convert it to RGB.")
+    image = upright(image)
+    if "A" in image.getbands() or "transparency" in image.info:
+        transparent = int((np.asarray(image.convert("RGBA"))[..., 3] < 255).sum())
+        if transparent:
+            raise ValueError(
+                f"{source} has {transparent} transparent pixels, whose colour is not defined. Flatten it: save it as "
+                "RGB."
+            )
+    return image.convert("RGB")
+
+
 def read_region(region) -> np.ndarray:
     """Read one region to regenerate, (H, W) bool: where an image is not black, or an array (H, W) not zero."""
     if isinstance(region, (str, os.PathLike)):
         region = open_image(region, "region")
     if isinstance(region, Image.Image):
-        region = np.asarray(region.convert("RGB")).any(axis=-1)
+        pixels = np.asarray(upright(region) if region.mode[0] in "1LIF" else upright(region).convert("RGB"))
+        region = pixels.any(axis=-1) if pixels.ndim == 3 else pixels != 0
     if isinstance(region, torch.Tensor):
         region = region.detach().cpu().numpy()
     if not isinstance(region, np.ndarray) or region.ndim != 2 or np.issubdtype(region.dtype, np.floating):

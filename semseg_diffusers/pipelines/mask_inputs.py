@@ -5,37 +5,95 @@ torch only.
 """
 
 import contextlib
+import io
 import os
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 
 UNKNOWN = 255  # the id that every network reads as "class unknown"
 
 
-def open_image(path, what: str = "mask") -> Image.Image:
-    """Decode an image file: a `ValueError` that calls it `what` if it is broken, an `OSError` if it is missing."""
-    path = os.fspath(path)
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
-        raise ValueError(f"{what} '{path}' is empty (0 bytes). Write or copy the file again.")
-    with _name_file_in_errors(path, what), Image.open(path) as image:
+def open_image(file, what: str = "mask", name=None, smallest=None) -> Image.Image:
+    """Decode an image file, a path or its bytes, upright by its EXIF orientation; `format` stays that of the file.
+
+    `smallest` is called with the height and width of the image and returns the smallest sufficient ones: a JPEG is
+    then decoded at 1, 1/2, 1/4 or 1/8 of its size, which is much faster. A broken file, or one of several pages, is a
+    `ValueError` that calls it `what` and `name`; a missing one an `OSError`.
+    """
+    is_bytes = isinstance(file, bytes)
+    name = os.fspath(file) if name is None and not is_bytes else name
+    if not (len(file) if is_bytes else not os.path.isfile(file) or os.path.getsize(file)):
+        raise ValueError(f"{what} '{name}' is empty (0 bytes). Write or copy the file again.")
+    with image_errors(name, what), Image.open(io.BytesIO(file) if is_bytes else file) as image:
+        check_single_image(image, what, name)
+        is_wide = what == "mask" and image.mode in ("RGB", "RGBA") and ";16" in str(image.tile[:1])
+        if smallest is not None:
+            is_rotated = orientation(image) > 4
+            height, width = smallest(*(image.size if is_rotated else image.size[::-1]))
+            image.draft(None, (height, width) if is_rotated else (width, height))
         image.load()
-    return image
+    if is_wide:  # Pillow keeps the upper 8 bits only
+        raise ValueError(
+            f"mask '{name}' has colours of 16 bits; expected 8 bits per channel, or class ids in one channel. Save it "
+            "as such a PNG."
+        )
+    return upright(image)
+
+
+def check_single_image(image: Image.Image, what: str, name) -> None:
+    """Raise a `ValueError` for a file of several pages or frames, of which one would be taken by chance."""
+    pages = getattr(image, "n_frames", 1)
+    if pages > 1 and image.format not in ("JPEG", "MPO"):  # cameras store previews beside a photo
+        raise ImageFileError(f"{what} '{name}' has {pages} pages or frames; expected one image. Save one of them.")
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation of an image: 1 as it is, 3 by 180 degrees, from 5 on with its sides exchanged."""
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def rotate(image: Image.Image, exif_orientation: int) -> Image.Image:
+    """Rotate an image as an EXIF orientation says."""
+    image.getexif()[ExifTags.Base.Orientation] = exif_orientation
+    return upright(image)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Rotate an image by its EXIF orientation, if it has one; `format` stays."""
+    if orientation(image) == 1:
+        return image
+    rotated = ImageOps.exif_transpose(image)
+    rotated.format = image.format
+    return rotated
+
+
+# What Pillow's decoders raise on broken files: not only OSError.
+DECODER_ERRORS = (
+    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
+    AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class ImageFileError(ValueError):
+    """An image file that is broken, or not a single image."""
 
 
 @contextlib.contextmanager
-def _name_file_in_errors(path, what: str = "mask") -> Iterator[None]:
-    """Add the file to Pillow's errors about broken content."""
+def image_errors(name, what: str = "mask") -> Iterator[None]:
+    """Add the file to a decoder's errors about broken content."""
     try:
         yield
-    except (FileNotFoundError, PermissionError, IsADirectoryError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError, ImageFileError):
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as err:
-        raise ValueError(
-            f"{what} '{path}' cannot be read as an image ({err}). Is it truncated or no image? Copy the file again."
+    except DECODER_ERRORS as err:
+        raise ImageFileError(
+            f"{what} '{name}' cannot be read as an image ({err}). Is it truncated, or not an image? Copy it again."
         ) from err
 
 
@@ -122,77 +180,205 @@ def ids_to_image(
     return image
 
 
-def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source=None) -> None:
+def check_ids(ids: np.ndarray, num_classes: int, ignore_index: int = 255, source=None, changed_ids=()) -> None:
     """Raise a `ValueError` that names file, value, range and likely cause if ids (any shape) leave the range."""
     values = np.unique(ids)
-    wrong = values[((values < 0) | (values >= num_classes)) & (values != ignore_index)]
+    changed = change_ids(values, changed_ids)
+    wrong = values[((changed < 0) | (changed >= num_classes)) & (changed != ignore_index)]
     if len(wrong) == 0:
         return
     named = ", ".join(map(str, wrong[:5])) + (", ..." if len(wrong) > 5 else "")
     is_cityscapes = num_classes == 19 and wrong.min() >= -1 and wrong.max() <= 33
+    one_more = wrong.tolist() == [num_classes] and not changed_ids
     hints = (
         (wrong.max() >= 1000, "Is it an instance file (class * 1000 + number) rather than class ids?"),
         (is_cityscapes, "Is it a Cityscapes labelIds file? Map its ids to trainIds (0-18) first."),
         (set(values.tolist()) <= {0, 255}, "Is it a black-and-white image rather than class ids?"),
-        (wrong.tolist() == [num_classes], f"Is {num_classes} the unlabelled class? Write {ignore_index} there."),
+        (
+            one_more,
+            f"Which id is unlabelled? If it is 0, and the classes are 1-{num_classes}, set ignore_index to 0; if it "
+            f"is {num_classes}, set it to {num_classes} (in labels.json, or prepare --ignore_index).",
+        ),
         (wrong.max() > 33, "Is it a grey image, or were ids scaled to grey levels? Save the class ids themselves."),
         (True, "Does the mask belong to another label set?"),
     )
     hint = next(text for applies, text in hints if applies)
+    expected = f"0-{num_classes - 1}"
+    if changed_ids:
+        known = {*range(num_classes)} - {old for old, _ in changed_ids} | {
+            old for old, new in changed_ids if new != -1
+        }
+        expected = ", ".join(map(str, sorted(known - {ignore_index})))
     raise ValueError(
-        f"{describe_mask(source)} holds class{'es' if len(wrong) > 1 else ''} {named}; this model knows "
-        f"0-{num_classes - 1} and {ignore_index} (ignore). {hint}"
+        f"{describe_mask(source)} holds class{'es' if len(wrong) > 1 else ''} {named}; this model knows {expected} "
+        f"and {ignore_index} (ignore). {hint}"
     )
 
 
-def palette_agrees(image: Image.Image, num_classes: int, colors, ignore_index: int = 255) -> bool:
-    """Return whether indices are ids: by a grey palette, the classes' own colours, or where all of it is ignored."""
-    used = np.unique(np.asarray(image))
-    palette = np.zeros((256, 3), dtype=np.int64)
-    entries = np.asarray(image.getpalette("RGB"), dtype=np.int64).reshape(-1, 3)
-    palette[: len(entries)] = entries
-    if (palette[used] == used[:, None]).all():
-        return True
-    classes = used[used < num_classes]
-    if len(classes) == 0:
-        return bool((used == ignore_index).all())
-    return bool((palette[classes] == np.asarray(colors)[classes]).all())
+def change_ids(ids: np.ndarray, changed_ids) -> np.ndarray:
+    """Replace ids of the files by those of the classes: pairs (id in the files, id), of which -1 is no class."""
+    if not changed_ids:
+        return ids
+    changed = dict(changed_ids)
+    if ids.dtype == np.uint8 and -1 not in changed.values():  # fast
+        table = np.arange(256, dtype=np.uint8)
+        table[[old for old in changed if 0 <= old < 256]] = [new for old, new in changed.items() if 0 <= old < 256]
+        return table[ids]
+    result = ids.astype(np.int64)
+    for old, new in changed.items():
+        result[ids == old] = new
+    return result
 
 
-def _image_to_ids(image: Image.Image, num_classes, colors, ignore_index, ignore_color, tolerance, source):
-    """Return the ids of a PIL image: (H, W) integers, not yet checked for range."""
-    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-        alpha = np.asarray(image.convert("RGBA"))[..., 3]
-        if (alpha < 255).any():
-            raise ValueError(
-                f"{describe_mask(source)} has {int((alpha < 255).sum())} transparent pixels, which have no "
-                "class. Flatten it first: paint what is unknown in the ignore colour."
-            )
-        image = image.convert("L" if image.mode in ("LA", "La") else "RGB")
-    if image.mode == "P" and (colors is None or palette_agrees(image, num_classes, colors, ignore_index)):
-        return np.asarray(image)
-    if image.mode in ("1", "L") or image.mode == "I" or image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.int64)
-    if image.mode not in ("P", "RGB"):
+ID_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")  # of one channel
+ALPHA_MODES = {"LA": "L", "PA": "P", "RGBA": "RGB", "RGBa": "RGB"}  # with alpha -> without
+MASK_VALUES = ("ids", "colors", "red")  # what a mask's numbers are: class ids, class colours, ids in the red channel
+
+
+def mask_values(
+    image: Image.Image, num_classes: int, colors, ignore_index: int = 255, ignore_color=(0, 0, 0), changed_ids=()
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return how a mask is read if it is the only one, and all of `MASK_VALUES` that suit what it holds.
+
+    None where two suit, give different classes, and nothing tells which; no entry where none suits. One channel is
+    ids, but colours where its values are no ids and all are grey levels of classes, or where a class is white and 255
+    occurs. A palette is judged whole: ids where each class has its own colour there, or where it is a grey ramp, else
+    its colours. RGB is colours, but ids in the red channel where green and blue are 0 and red holds ids that are no
+    colours.
+    """
+    known = [] if colors is None else [*map(tuple, colors)]
+    table = pack_colors(np.array([*known, *([tuple(ignore_color)] if ignore_color is not None else [])], ndmin=2))
+    classes, ignored = table[: len(known)], table[len(known) :]
+
+    def are_ids(values: np.ndarray) -> bool:
+        ids = change_ids(values.astype(np.int64), changed_ids)
+        return bool((((ids >= 0) & (ids < num_classes)) | (ids == ignore_index)).all())
+
+    def of_colors(packed: np.ndarray) -> np.ndarray | None:  # ids, or None where a colour is unknown
+        found = (packed[:, None] == classes).argmax(axis=1)
+        is_class = np.isin(packed, classes)
+        return np.where(is_class, found, ignore_index) if (is_class | np.isin(packed, ignored)).all() else None
+
+    image = image if image.mode not in ALPHA_MODES else image.convert(ALPHA_MODES[image.mode])
+    if image.mode not in (*ID_MODES, "RGB"):
+        return None, ()
+    if image.mode == "RGB":
+        array = np.asarray(image)
+        if array[..., 1:].any() or not are_ids(values := np.unique(array[..., 0])):
+            return "colors", ("colors",)
+        are_colors = colors is not None and of_colors(values.astype(np.int64) << 16) is not None
+        return ("colors", ("colors", "red")) if are_colors else ("red", ("red",))
+    array = np.asarray(image)
+    values = np.flatnonzero(np.bincount(array.reshape(-1))) if array.dtype == np.uint8 else np.unique(array)
+    by_id = are_ids(values)
+    ids = change_ids(values.astype(np.int64), changed_ids)
+    if image.mode == "P" and colors is not None:
+        palette = np.asarray(image.getpalette("RGB") or [0, 0, 0], dtype=np.int64).reshape(-1, 3)
+        entries = pack_colors(palette)
+        is_ramp = len(palette) > 1 and (palette == np.arange(len(palette))[:, None]).all()
+        by_color = of_colors(np.append(entries, -1)[np.minimum(values, len(entries))])
+        same = by_color is not None and by_id and np.array_equal(by_color, ids)
+        entry_classes = change_ids(np.arange(len(entries)), changed_ids)  # the class of each entry, as an id
+        has_class = (entry_classes >= 0) & (entry_classes < num_classes)
+        agreeing = entries[has_class] == classes[entry_classes[has_class]]
+        if len(agreeing) and agreeing.all():
+            return "ids", ("ids", "colors") if same else ("ids",) if by_id else ()
+        if not is_ramp:
+            if by_color is not None:
+                return "colors", ("ids", "colors") if same else ("colors",)
+            shown = has_class & np.isin(np.arange(len(entries)), values)
+            if by_id and (ids == ignore_index).all():
+                return "ids", ("ids",)
+            fits = by_id and shown.any() and (entries[shown] == classes[entry_classes[shown]]).all()
+            return ("ids", ("ids",)) if fits else (None, ())
+    grey = (values >= 0) & (values <= 255)
+    has_colors = colors is not None and grey.all()
+    by_color = of_colors(values.astype(np.int64) * 0x010101) if has_colors else None
+    if by_color is None or (by_color == ignore_index).all():
+        return ("ids", ("ids",)) if by_id else (None, ())
+    if not by_id:
+        return "colors", ("colors",)
+    if np.array_equal(by_color, ids):
+        return "ids", ("ids", "colors")
+    if 255 in values and (255, 255, 255) in known:
+        return "colors", ("ids", "colors")
+    all_grey = all(red == green == blue for red, green, blue in known)
+    return None if all_grey else "ids", ("ids", "colors")
+
+
+def _flatten(image: Image.Image, source) -> Image.Image:
+    """Return a mask without its alpha channel, which must be opaque."""
+    if image.mode not in ALPHA_MODES:
+        return image
+    alpha = np.asarray(image.convert("RGBA"))[..., 3]
+    if (alpha < 255).any():
+        raise ValueError(
+            f"{describe_mask(source)} has {int((alpha < 255).sum())} transparent pixels, which have no "
+            "class. Flatten it first: paint what is unknown in the ignore colour."
+        )
+    return image.convert(ALPHA_MODES[image.mode])
+
+
+def _image_to_ids(
+    image: Image.Image, num_classes, colors, ignore_index, ignore_color, changed_ids, tolerance, source, chosen
+) -> np.ndarray:
+    """Return the class ids of a PIL image: (H, W), checked for range."""
+    is_jpeg = image.format in ("JPEG", "MPO")
+    image = _flatten(upright(image), source)
+    one_channel = image.mode in ID_MODES
+    if not one_channel and image.mode != "RGB":
         raise ValueError(
             f"{describe_mask(source)} has the image mode {image.mode}; expected one channel of class ids (L, P, I;16) "
             "or the label set's colours (RGB). Save it as a PNG in one of these."
         )
-    if colors is None:
+    if is_jpeg and (one_channel or not tolerance):
+        advice = "" if one_channel else ", or pass a tolerance to take the nearest colour (such as 30)"
+        raise ValueError(
+            f"{describe_mask(source)} is a JPEG, whose compression changes class ids and colours. Export the mask "
+            f"again as PNG{advice}."
+        )
+    label_set = num_classes, colors, ignore_index, ignore_color, changed_ids
+    if chosen is None:
+        chosen, possible = mask_values(image, *label_set)
+        if chosen is None and possible:
+            raise ValueError(
+                f"{describe_mask(source)} has one channel, whose values can be class ids as well as the grey colours "
+                "of classes, and these differ. Save it with the colours as palette, or in RGB (prepare and check: "
+                "--mask_values)."
+            )
+        chosen = chosen or ("colors" if image.mode == "P" and colors is not None and not _is_ramp(image) else "ids")
+    if chosen == "red" and image.mode == "RGB":
+        ids = np.asarray(image)[..., 0]
+    elif chosen == "ids" and one_channel:
+        ids = np.asarray(image).astype(np.uint8) if image.mode == "1" else np.asarray(image)
+    elif chosen == "colors" and colors is not None:
+        return colors_to_ids(np.asarray(image.convert("RGB")), colors, ignore_index, ignore_color, tolerance, source)
+    elif chosen == "colors":
         raise ValueError(
             f"{describe_mask(source)} is a colour image, but this model has no colours (id2color). Pass class ids "
             "(one channel), or convert the colours first: LabelSet.from_json(colormap).encode(image)."
         )
-    return colors_to_ids(np.asarray(image.convert("RGB")), colors, ignore_index, ignore_color, tolerance, source)
+    else:
+        held, expected = ("colours (RGB)", "class ids in one channel") if chosen == "ids" else ("one channel", "RGB")
+        raise ValueError(f"{describe_mask(source)} holds {held}; expected {expected}, as in the rest of the dataset.")
+    check_ids(ids, num_classes, ignore_index, source, changed_ids)
+    return change_ids(ids, changed_ids)
 
 
-def _array_to_ids(array: np.ndarray, num_classes, colors, ignore_index, ignore_color, tolerance, source):
-    """Return the ids of an array: (H, W) integers, not yet checked for range."""
+def _is_ramp(image: Image.Image) -> bool:
+    palette = np.asarray(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
+    return bool((palette == np.arange(len(palette))[:, None]).all())
+
+
+def _array_to_ids(array: np.ndarray, num_classes, colors, ignore_index, *rest) -> np.ndarray:
+    """Return the class ids of an array: (H, W), checked for range."""
+    changed_ids, _, source, _ = rest[1:]
     if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
-        return array
+        check_ids(array, num_classes, ignore_index, source, changed_ids)
+        return change_ids(array, changed_ids)
     if array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
         image = Image.fromarray(np.ascontiguousarray(array))
-        return _image_to_ids(image, num_classes, colors, ignore_index, ignore_color, tolerance, source)
+        return _image_to_ids(image, num_classes, colors, ignore_index, *rest)
     is_one_hot = array.dtype == np.bool_ or np.issubdtype(array.dtype, np.floating)
     if array.ndim == 3 and is_one_hot and array.shape[0] == num_classes:
         marked = array == 1
@@ -217,12 +403,15 @@ def read_mask(
     ignore_color: Sequence[int] | None = (0, 0, 0),
     tolerance: float = 0.0,
     source=None,
+    changed_ids: Sequence[tuple[int, int]] = (),
+    values: str | None = None,
 ) -> np.ndarray:
     """Read one mask of any form as class ids, (H, W) uint8.
 
-    One channel (modes 1, L, I, I;16; integer arrays (H, W)) is ids; a P-mode image is ids if its palette agrees
-    (`palette_agrees`), else colours; RGB, and RGBA without transparency, is colours (`colors_to_ids`), which needs
-    `colors`; float or bool (num_classes, H, W) is one-hot. Errors name `source`; a path names itself.
+    An image is read as `mask_values` decides, or as `values` says, one of `MASK_VALUES`; an integer array (H, W) is
+    ids, float or bool (num_classes, H, W) one-hot. `changed_ids` are (id in the mask, class id) where these differ.
+    Colours need `colors`; those of no class take the nearest within `tolerance` (`colors_to_ids`). Errors name
+    `source`; a path names itself.
     """
     if num_classes > 255:
         raise ValueError(f"masks hold 8-bit ids, so at most 255 classes; this model has {num_classes}.")
@@ -234,18 +423,19 @@ def read_mask(
         mask = mask.float().numpy() if mask.is_floating_point() else mask.numpy()
     if isinstance(mask, Image.Image):
         source = (getattr(mask, "filename", None) or None) if source is None else source
-        with _name_file_in_errors(source):
+        with image_errors(source):
+            check_single_image(mask, "mask", source)
             mask.load()
     if not isinstance(mask, (Image.Image, np.ndarray)):
         raise TypeError(
             f"{describe_mask(source)} is of type {type(mask).__name__}; expected a path, a PIL image, an array or a "
             "tensor."
         )
-    label_set = (num_classes, colors, ignore_index, ignore_color, tolerance, source)
-    ids = _image_to_ids(mask, *label_set) if isinstance(mask, Image.Image) else _array_to_ids(mask, *label_set)
-    if 0 in ids.shape:
-        raise ValueError(f"{describe_mask(source)} has no pixels: its size is {ids.shape[0]} x {ids.shape[1]}.")
-    check_ids(ids, num_classes, ignore_index, source)
+    if 0 in (mask.size[::-1] if isinstance(mask, Image.Image) else mask.shape[:2]):
+        size = mask.size[::-1] if isinstance(mask, Image.Image) else mask.shape
+        raise ValueError(f"{describe_mask(source)} has no pixels: its size is {size[0]} x {size[1]}.")
+    settings = num_classes, colors, ignore_index, ignore_color, changed_ids, tolerance, source, values
+    ids = _image_to_ids(mask, *settings) if isinstance(mask, Image.Image) else _array_to_ids(mask, *settings)
     return ids.astype(np.uint8)
 
 

@@ -1,28 +1,19 @@
-"""Image files and grids: decode with clear errors, write PNG files atomically, lay out labelled grids of images."""
+"""Grids of images with labels, and PNG files that are written completely or not at all."""
 
-import contextlib
-import io
 import json
-import struct
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageDraw, ImageFont, ImageOps, PngImagePlugin
+from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from semseg_diffusers.utils.files import written_beside
 
 
 GAP = 4  # pixels between two cells
 FONT_SIZE = 14  # pixels
-# What Pillow's decoders raise on broken files: not only OSError.
-DECODER_ERRORS = (
-    OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, AttributeError, OverflowError,
-    AssertionError, struct.error, zlib.error, Image.DecompressionBombError,
-)  # fmt: skip
 GRID_NOTE = "grid"  # key under which `image_grid` records its layout; `save_png` keeps it
 BACKGROUND = (255, 255, 255)
 INK = (20, 20, 20)
@@ -136,36 +127,3 @@ def save_png(path: Path, image: Image.Image, **options: Any) -> None:
         options["pnginfo"].add_text(GRID_NOTE, image.info[GRID_NOTE])
     with written_beside(path) as temporary:
         image.save(temporary, format="png", **options)
-
-
-def decode_image(
-    data: bytes, what: str, source: object, smallest: Callable[[int, int], tuple[int, int]] | None = None
-) -> Image.Image:
-    """Decode the bytes of an image file completely, in its EXIF orientation.
-
-    `smallest` is called with the height and width of the image and returns the smallest sufficient ones: a JPEG is
-    then decoded at 1, 1/2, 1/4 or 1/8 of its size, which is much faster.
-    """
-    if not data:
-        raise ValueError(f"{what} '{source}' is empty (0 bytes). Write or copy the file again.")
-    with decoder_errors(what, source):
-        image = Image.open(io.BytesIO(data))
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    if smallest is not None:
-        rotated = orientation > 4
-        size = smallest(*(image.size if rotated else image.size[::-1]))
-        image.draft(None, size if rotated else size[::-1])
-    with decoder_errors(what, source):
-        image.load()
-        return image if orientation == 1 else ImageOps.exif_transpose(image)
-
-
-@contextlib.contextmanager
-def decoder_errors(what: str, source: object) -> Iterator[None]:
-    """Turn exceptions of a decoder inside the block into a `ValueError` that names the image."""
-    try:
-        yield
-    except DECODER_ERRORS as err:
-        raise ValueError(
-            f"{what} '{source}' cannot be read as an image ({err}). Is it truncated, or not an image?"
-        ) from err

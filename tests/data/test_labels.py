@@ -167,7 +167,6 @@ def test_label_set_refuses_what_does_not_fit(settings, message):
         ("[]", "label file '.*labels.json' holds no classes"),
         ('{"road": "red"}', "label file '.*labels.json': the colour of 'road' is 'red'"),
         ('{"id2label": {"0": "road"}}', "id2color is missing"),
-        ('{"id2label": {"0": "a", "2": "b"}, "id2color": {"0": [1, 1, 1], "2": [2, 2, 2]}}', "without gaps"),
     ],
 )
 def test_label_file_with_broken_content_is_refused_by_name(tmp_path, content, message):
@@ -269,7 +268,7 @@ def test_unknown_colours_get_a_hint_that_fits(tmp_path):
         BDD.encode(np.full((2, 2, 3), 5, dtype=np.uint8))
     rng = np.random.default_rng(0)
     paint(rng.integers(0, 19, (16, 16))).save(tmp_path / "mask.jpg")
-    with pytest.raises(ValueError, match="export the mask as PNG"):
+    with pytest.raises(ValueError, match="is a JPEG.*Export the mask again as PNG, or pass a tolerance"):
         BDD.encode(tmp_path / "mask.jpg")
 
 
@@ -292,7 +291,7 @@ def test_ids_out_of_range_name_file_value_range_and_cause(value, message):
 
 def test_the_usual_unlabelled_id_after_the_last_class_is_named():
     camvid = LabelSet.from_preset("camvid")
-    with pytest.raises(ValueError, match="Is 11 the unlabelled class"):
+    with pytest.raises(ValueError, match="if it is 11, set it to 11"):
         camvid.check_ids(np.array([[11]]))
 
 

@@ -20,6 +20,8 @@ from semseg_diffusers.data.check.findings import COLUMNS, ERROR, Finding, find, 
 from semseg_diffusers.data.check.inspection import PairFacts, image_fault, inspect_pair
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_values import MaskEvidence
+from semseg_diffusers.data.prepare import decide_source, inspect_values
 from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, open_source, read_source
 from semseg_diffusers.data.settings import SPLITS, CheckSettings
 from semseg_diffusers.utils.archives import close_archives
@@ -57,6 +59,8 @@ def check_source(
     tolerance: float = 0.0,
     num_workers: int = 1,
     progress: bool = False,
+    mask_values: str | None = None,
+    mask_orientation: str | None = None,
     **options: Any,
 ) -> Report:
     """Check data as it was published.
@@ -68,12 +72,21 @@ def check_source(
         tolerance (`float`, defaults to 0): see `LabelSet.encode`.
         num_workers (`int`, defaults to 1): threads; decoding runs outside Python's lock.
         progress (`bool`, defaults to `False`): show a progress bar on stderr.
+        mask_values (`str`, *optional*): what the numbers of masks are; decided from all masks by default.
+        mask_orientation (`str`, *optional*): "stored" or "upright", where EXIF rotates the images.
         **options: other fields of `readers.ReadOptions`.
     """
     try:
         _, data_format = open_source(source, data_format)
         lenient = "skip_unmatched" in FORMATS[data_format].takes
         found = read_source(source, data_format, labels, lenient, **options)
+        decisions: list[Finding] = []
+        try:
+            inspect = functools.partial(_inspect_in_threads, num_workers=num_workers, progress=progress)
+            found, notes = decide_source(found, inspect, mask_values, mask_orientation)
+            decisions = find("how masks are read", notes)
+        except ValueError as err:
+            decisions = find("meaning of masks", [err])
         work = functools.partial(inspect_pair, source=found, tolerance=tolerance)
         facts = _in_threads(work, found.pairs, found.count, num_workers, progress)
     except (ValueError, OSError) as err:
@@ -82,7 +95,11 @@ def check_source(
         return Report({}, (*find("layout", [str(err)]), *_check_single_images(images, num_workers, progress)))
     finally:
         close_archives()
-    return _report(facts, found.labels, find("unpaired file", found.unmatched))
+    return _report(facts, found.mask_labels, [*find("unpaired file", found.unmatched), *decisions])
+
+
+def _inspect_in_threads(pairs: Sequence[Pair], source: Source, num_workers: int, progress: bool) -> list[MaskEvidence]:
+    return _in_threads(functools.partial(inspect_values, source=source), pairs, len(pairs), num_workers, progress)
 
 
 def check_prepared(folder: str | Path, num_workers: int = 1, progress: bool = False) -> Report:
@@ -209,7 +226,8 @@ def run(settings: CheckSettings) -> int:
     else:
         report = check_source(
             settings.source, settings.format, settings.labels, settings.tolerance, settings.num_workers,
-            progress=True, **settings.reader_options(),
+            progress=True, mask_values=settings.mask_values, mask_orientation=settings.mask_orientation,
+            **settings.reader_options(),
         )  # fmt: skip
     checked = settings.dataset or ", ".join(settings.source)
     if settings.output is not None:

@@ -19,11 +19,11 @@ from PIL import Image
 from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.polygons import RegionMask
-from semseg_diffusers.data.prepare import IMAGE_MODES
+from semseg_diffusers.data.prepare import read_mask_file
 from semseg_diffusers.data.readers import Pair, Source, read_file
-from semseg_diffusers.data.readers.pairs import ID_MODES, ImageFile
-from semseg_diffusers.pipelines.mask_inputs import pack_colors, palette_agrees, unpack_colors
-from semseg_diffusers.utils.images import decode_image
+from semseg_diffusers.data.readers.pairs import ImageFile
+from semseg_diffusers.pipelines.image_inputs import IMAGE_MODES, to_rgb
+from semseg_diffusers.pipelines.mask_inputs import ID_MODES, change_ids, open_image, pack_colors, unpack_colors
 
 
 HASH_SIDE = 16  # a hash has 16 x 16 signs
@@ -118,10 +118,10 @@ def inspect_pair(pair: Pair, source: Source | None, tolerance: float = 0.0) -> P
     """Look at image and mask; without a source, the values of the mask are not checked."""
     facts = PairFacts(str(pair.image), str(pair.mask), pair.split)
     try:
-        image = decode_image(_read(pair.image, facts), "image", facts.image)
+        image = open_image(_read(pair.image, facts), "image", facts.image)
         facts.image_size = (image.height, image.width)
         if image.mode in IMAGE_MODES:
-            image = image.convert("RGB")
+            image = to_rgb(image, f"image '{facts.image}'")
             facts.one_color = len(image.getcolors(1) or ()) == 1
             facts.fingerprint = fingerprint(image)
         else:
@@ -130,7 +130,7 @@ def inspect_pair(pair: Pair, source: Source | None, tolerance: float = 0.0) -> P
         facts.image_fault = _text_of(err)
     try:
         if not isinstance(pair.mask, RegionMask):
-            _inspect_mask(_read(pair.mask, facts), facts, source, tolerance)
+            _inspect_mask(pair, facts, source, tolerance)
         elif facts.image_size is not None:  # regions have the size of their image
             height, width = facts.mask_size = facts.image_size
             ids = pair.mask.rasterize(height, width, np.arange(height), np.arange(width))
@@ -143,7 +143,7 @@ def inspect_pair(pair: Pair, source: Source | None, tolerance: float = 0.0) -> P
 def image_fault(file: ImageFile) -> str | None:
     """Return why a file cannot be read as an image; None if it can."""
     try:
-        decode_image(read_file(file), "image", file)
+        open_image(read_file(file), "image", file)
     except READ_ERRORS as err:
         return _text_of(err)
     return None
@@ -160,19 +160,21 @@ def _text_of(err: BaseException) -> str:
     return str(err) or type(err).__name__
 
 
-def _inspect_mask(data: bytes, facts: PairFacts, source: Source | None, tolerance: float) -> None:
-    facts.jpeg_mask = data.startswith(JPEG_START)
-    mask = decode_image(data, "mask", facts.mask)
+def _inspect_mask(pair: Pair, facts: PairFacts, source: Source | None, tolerance: float) -> None:
+    facts.jpeg_mask = _read(pair.mask, facts).startswith(JPEG_START)  # type: ignore[arg-type]
+    mask = open_image(read_file(pair.mask), "mask", facts.mask)  # type: ignore[arg-type]
+    if source is not None:
+        mask = read_mask_file(pair, source)
     facts.mask_size = (mask.height, mask.width)
     if source is None:
         return
-    labels = source.file_labels or source.labels
+    labels = source.mask_labels
     try:
         ids = source.encode(mask, facts.mask, tolerance)
     except ValueError as err:
-        if _holds_ids(mask, labels) or (source.file_labels is None and source.changed_ids and mask.mode in ID_MODES):
-            raw = np.asarray(mask)
-            facts.ids = _wrong_ids(raw if source.file_labels else source.change_ids(raw), labels)
+        values = source.mask_values or labels.mask_values(mask)[0]
+        if mask.mode in ID_MODES and (values == "ids" or (values is None and mask.mode != "P")):
+            facts.ids = _wrong_ids(np.asarray(mask), labels)
         elif mask.mode in ("P", "RGB"):
             facts.colors = _wrong_colors(mask.convert("RGB"), labels, tolerance)
         if not facts.ids and not facts.colors:  # of a kind that is no mask: transparent, floats, ...
@@ -181,18 +183,13 @@ def _inspect_mask(data: bytes, facts: PairFacts, source: Source | None, toleranc
         facts.class_pixels = count_pixels(ids, source.labels.num_classes)
 
 
-def _holds_ids(mask: Image.Image, labels: LabelSet) -> bool:
-    if mask.mode == "P":
-        return palette_agrees(mask, labels.num_classes, labels.colors, labels.ignore_index)
-    return mask.mode in ("1", "L", "I") or mask.mode.startswith("I;16")
-
-
 def _wrong_ids(ids: np.ndarray, labels: LabelSet) -> Counter[int]:
     """Count all ids of a mask if some are no class: the others show too what kind of file it is."""
     values, counts = np.unique(ids.astype(np.int64), return_counts=True)
-    found = Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
     known = {*range(labels.num_classes), labels.ignore_index}
-    return found if found.keys() - known else Counter()
+    if set(change_ids(values, labels.changed_ids).tolist()) <= known:
+        return Counter()
+    return Counter(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
 def _wrong_colors(mask: Image.Image, labels: LabelSet, tolerance: float) -> Counter[tuple[int, int, int]]:

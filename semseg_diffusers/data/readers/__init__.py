@@ -70,6 +70,7 @@ def read_folder(root: AnyPath, options: ReadOptions, label_files: Sequence[str] 
             f"of {', '.join(PRESET_NAMES)}, or a JSON file."
         )
     labels = LabelSet.from_json(files[0]) if options.labels is None else LabelSet.from_name(options.labels)
+    labels = labels if options.ignore_index is None else labels.with_ignored_id(options.ignore_index)
     if (root / "images").is_dir():
         folders = folders_by_split(root / "images", root / "masks")
     else:
@@ -98,7 +99,11 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "folder": Format(
-        find_folder, read_folder, "images/ and masks/", ("labels", "skip_unmatched"), lambda root: not is_paper(root)
+        find_folder,
+        read_folder,
+        "images/ and masks/",
+        ("labels", "skip_unmatched", "ignore_index"),
+        lambda root: not is_paper(root),
     ),
     "camvid": Format(
         find_camvid,
@@ -118,7 +123,7 @@ FORMATS: dict[str, Format] = {
         find_folder,
         functools.partial(read_folder, label_files=(COLORMAP_FILE,)),
         "images/, masks/ and the paper's colormap.json",
-        ("labels", "skip_unmatched"),
+        ("labels", "skip_unmatched", "ignore_index"),
         is_paper,
     ),
     "cityscapes": Format(
@@ -154,7 +159,11 @@ FORMATS: dict[str, Format] = {
         ("labels", "skip_unmatched"),
     ),
     "datasets": Format(
-        str, read_table, "*.parquet, *.arrow", ("labels", "image_column", "mask_column", "streaming"), is_table
+        str,
+        read_table,
+        "*.parquet, *.arrow",
+        ("labels", "image_column", "mask_column", "streaming", "ignore_index"),
+        is_table,
     ),
 }
 

@@ -66,7 +66,9 @@ def read_bdd100k(root: AnyPath, options: ReadOptions) -> Source:
             )
         folders = folders_by_split(legacy / "images", legacy / "labels")
         pairs, unmatched = match_folders(folders, options.skip_unmatched, LEGACY_ENDING)
-        source = Source(LabelSet.from_preset("bdd100k"), pairs, unmatched, notes=("read the layout of 2018",))
+        source = Source(
+            LabelSet.from_preset("bdd100k"), pairs, unmatched, notes=("read the layout of 2018",), mask_values="ids"
+        )
         return _with_attributes(root, source)
     assert images is not None, "find_bdd100k found a layout"
     kinds = {name: folder for name in ANNOTATIONS if (folder := _find(root, f"{LABELS}/{name}")) is not None}
@@ -78,7 +80,7 @@ def read_bdd100k(root: AnyPath, options: ReadOptions) -> Source:
         raise ValueError(f"'{root}' has no {LABELS}/{options.annotations or '{masks,polygons,rles}'}. {hint}")
     if chosen == "masks":
         pairs, unmatched = match_folders(folders_by_split(images, kinds["masks"]), options.skip_unmatched)
-        source = Source(LabelSet.from_preset("bdd100k"), pairs, unmatched)
+        source = Source(LabelSet.from_preset("bdd100k"), pairs, unmatched, mask_values="ids")
     else:
         source = _read_regions(images, kinds[chosen], KINDS[chosen], options.skip_unmatched)
     others = ", ".join(name for name in kinds if name != chosen)

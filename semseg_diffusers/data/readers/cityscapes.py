@@ -66,7 +66,7 @@ def read_kitti(folders: Folders, options: ReadOptions) -> Source:
     pairs = tuple(replace(pair, split="val" if pair.stem in validation else "train") for pair in pairs)
     pairs = tuple(sorted(pairs, key=lambda pair: (pair.split, pair.stem)))
     notes = (f"KITTI has no validation split: {len(validation)} of {len(pairs)} frames were taken, by their names",)
-    return Source(LabelSet.from_preset("cityscapes"), pairs, unmatched, LABEL_IDS, notes=notes)
+    return Source(LabelSet.from_preset("cityscapes"), pairs, unmatched, LABEL_IDS, notes=notes, mask_values="ids")
 
 
 def read_trees(trees: Folders, options: ReadOptions, image_ending: str, mask_ending: str) -> Source:
@@ -104,7 +104,8 @@ def read_trees(trees: Folders, options: ReadOptions, image_ending: str, mask_end
     if has_test:
         notes += ("left out: the test split, whose masks are blank",)
     labels = LabelSet.from_preset("cityscapes")
-    return Source(labels, pairs, unmatched, LABEL_IDS if kind == "labelIds" else {}, notes=notes)
+    changed = LABEL_IDS if kind == "labelIds" else {}
+    return Source(labels, pairs, unmatched, changed, notes=notes, mask_values="ids")
 
 
 def _files_below(folder: AnyPath) -> Iterator[AnyPath]:

@@ -6,7 +6,7 @@ are read here: 11 classes of ids, or 32 colours, which are merged into the 11 (B
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,14 +14,15 @@ import numpy as np
 from PIL import Image
 
 from semseg_diffusers.data.labels import CLASSES, LabelSet
+from semseg_diffusers.data.mask_values import UNDECIDED, Decided, encode_decided
 from semseg_diffusers.data.polygons import RegionMask
 from semseg_diffusers.data.settings import SPLITS
+from semseg_diffusers.pipelines.mask_inputs import change_ids
 from semseg_diffusers.utils.archives import ArchivePath
 from semseg_diffusers.utils.files import composed
 
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
-ID_MODES = ("L", "P", "I", "I;16", "I;16B", "I;16L")  # masks of one channel
 NAMED = 5  # files named in a message
 LARGEST_IMAGE = 2**28  # bytes of a file
 
@@ -65,6 +66,9 @@ class Source:
     file_labels: LabelSet | None = None  # label set of the files' colours, before `changed_ids`
     notes: tuple[str, ...] = ()  # what was read and what was left out, for the user
     data_format: str = ""
+    mask_values: str | None = None  # what the numbers of masks are, if the format or an option says it
+    decided: Decided = UNDECIDED  # the same, decided from the masks
+    stored_masks: bool = False  # masks show the stored pixels of images, without their EXIF orientation
 
     @property
     def count(self) -> int | None:
@@ -76,21 +80,18 @@ class Source:
 
     def encode(self, mask: Image.Image, name: object, tolerance: float = 0.0) -> np.ndarray:
         """Return the class ids (H, W) uint8 of a mask as it is in the files, by `LabelSet.encode`."""
-        if self.file_labels is not None:
-            return self.change_ids(self.file_labels.encode(mask, tolerance=tolerance, source=name))
-        ids = self.change_ids(np.asarray(mask)) if self.changed_ids and mask.mode in ID_MODES else mask
-        return self.labels.encode(ids, tolerance=tolerance, source=name)
+        if self.mask_values is None:
+            ids = encode_decided(self.mask_labels, mask, name, tolerance, self.decided)
+        else:
+            ids = self.mask_labels.encode(mask, tolerance, name, self.mask_values)
+        return ids if self.file_labels is None else change_ids(ids, tuple(self.changed_ids.items()))
 
-    def change_ids(self, ids: np.ndarray) -> np.ndarray:
-        """Replace ids of the files by those of the label set."""
-        if ids.dtype == np.uint8:  # fast
-            table = np.arange(256, dtype=np.uint8)
-            table[list(self.changed_ids)] = list(self.changed_ids.values())
-            return table[ids]
-        changed = ids.copy()
-        for old, new in self.changed_ids.items():
-            changed[ids == old] = new
-        return changed
+    @property
+    def mask_labels(self) -> LabelSet:
+        """Return the label set that the files' numbers are of."""
+        if self.file_labels is not None or not self.changed_ids:
+            return self.file_labels or self.labels
+        return replace(self.labels, changed_ids=tuple(self.changed_ids.items()))
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class ReadOptions:
     annotations: str | None = None  # which of several kinds of masks
     image_column: str | None = None
     mask_column: str | None = None
+    ignore_index: int | None = None  # id of unlabelled pixels in the masks
     streaming: bool = False  # read the rows of a table as they arrive, without downloading all
 
 
@@ -264,8 +266,8 @@ def read_camvid(folders: Folders, options: ReadOptions) -> Source:
         )
     pairs, unmatched = match_folders(folders, options.skip_unmatched, COLOR_ENDING if all(colored) else "")
     if not all(colored):
-        return Source(labels, pairs, unmatched, changed_ids={labels.num_classes: labels.ignore_index})
+        return Source(labels, pairs, unmatched, {labels.num_classes: labels.ignore_index}, mask_values="ids")
     file_labels = LabelSet.from_colormap(dict(pair for group in CAMVID_COLORS.values() for pair in group.items()))
     merged = [labels.label2id[name] for name, group in CAMVID_COLORS.items() for _ in group]
     notes = ("the 32 classes of the original release were merged into 11",)
-    return Source(labels, pairs, unmatched, dict(enumerate(merged)), file_labels, notes)
+    return Source(labels, pairs, unmatched, dict(enumerate(merged)), file_labels, notes, mask_values="colors")

@@ -34,6 +34,7 @@ def read_table(name: str, options: ReadOptions) -> Source:
 
     check_name(name, "dataset")
     labels, revision = find_labels(name, None if options.labels is None else LabelSet.from_name(options.labels))
+    labels = labels if options.ignore_index is None else labels.with_ignored_id(options.ignore_index)
     tables = _load(name, revision, options.streaming)
     columns = _columns(name, next(iter(tables.values())), options)
     for split, table in tables.items():
