@@ -13,6 +13,7 @@ from semseg_diffusers.app.inputs import pack_runs
 from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.label_mapping import map_ids, match_classes
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.mask_values import MaskReader
 from semseg_diffusers.masks.editing.objects import Street, objects_of
 from semseg_diffusers.masks.editing.shapes import polygon
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
@@ -147,4 +148,5 @@ def folder_masks(folder: str | os.PathLike, labels: LabelSet, size: tuple[int, i
     """Return masks of a folder by name, resized."""
     paths = find_masks(folder)
     chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(MAX_EXAMPLES, len(paths))).round().astype(int)]
-    return {path.stem: resize_ids(labels.encode(path), *size) for path in chosen}
+    masks = MaskReader(labels, chosen)
+    return {path.stem: resize_ids(masks.read(path), *size) for path in chosen}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import find_masks, labels_of_masks, new_output
+from semseg_diffusers.data.mask_values import MaskReader
 from semseg_diffusers.masks.editing import shapes
 from semseg_diffusers.masks.editing.objects import MaskObject, Street, object_at, objects_of
 from semseg_diffusers.masks.editing.operations import Scene, draw, fill, move, paste, region_at, standing_in_front
@@ -327,7 +328,7 @@ def run(settings: EditSettings) -> None:
     operations = read_operations(settings.operations) if settings.operations else []
     operations += [parse_operation(text) for text in settings.operation]
     paths, labels = find_masks(settings.masks), labels_of_masks(settings.masks, settings.labels)
-    street, prior = Street.of(labels), None
+    masks, street, prior = MaskReader(labels, paths), Street.of(labels), None
     if any(operation.name == "place" for operation in operations) and settings.dataset:
         pairs = load_pairs(settings.dataset, settings.split)
         if pairs.labels.names != labels.names:
@@ -338,7 +339,7 @@ def run(settings: EditSettings) -> None:
 
     def change(path: Path) -> tuple[np.ndarray, dict[str, Any], list[Image.Image]]:
         generator = np.random.default_rng([settings.seed, *path.stem.encode()])  # independent of other masks
-        before = labels.encode(path)
+        before = masks.read(path)
         after, done = run_operations(before, operations, Context(street, generator, prior), f"'{path}'")
         images = [labels.decode(before), labels.decode(after)]
         colors = np.asarray(images[1].convert("RGB"), dtype=np.float32)  # (H, W, 3)
