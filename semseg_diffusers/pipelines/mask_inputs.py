@@ -294,8 +294,10 @@ def mask_values(
     grey = (values >= 0) & (values <= 255)
     has_colors = colors is not None and grey.all()
     by_color = of_colors(values.astype(np.int64) * 0x010101) if has_colors else None
-    if by_color is None or (by_color == ignore_index).all():
+    if by_color is None:
         return ("ids", ("ids",)) if by_id else (None, ())
+    if (by_color == ignore_index).all():  # no class is seen, so nothing says that these are colours
+        return ("ids", ("ids", "colors")) if by_id else (None, ())
     if not by_id:
         return "colors", ("colors",)
     if np.array_equal(by_color, ids):

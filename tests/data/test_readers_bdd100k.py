@@ -217,8 +217,9 @@ def test_a_frame_that_comes_twice_is_refused(tmp_path):
 
 def test_a_photo_whose_labels_are_empty_is_unknown_everywhere(tmp_path):
     source = bdd100k(tmp_path / "source", masks=False)
-    frames = [{"name": "a.jpg", "labels": None}, {"name": "b.jpg"}]
-    save_json(source / "labels/sem_seg/polygons/sem_seg_train.json", frames)
+    sky = {"name": "c.jpg", "labels": [rectangle("sky", 0, 0, 9, 9)]}
+    for split, frames in (("train", [{"name": "a.jpg", "labels": None}, {"name": "b.jpg"}]), ("val", [sky])):
+        save_json(source / f"labels/sem_seg/polygons/sem_seg_{split}.json", frames)
     _, pairs = prepare(source, tmp_path / "out")
     assert (pairs["train"][0]["mask"] == 255).all()
     assert Image.open(tmp_path / "out/train/masks/b.png").getextrema() == (255, 255)
