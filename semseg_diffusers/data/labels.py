@@ -316,7 +316,7 @@ class LabelSet:
         return mask_values(image, *self._mask_settings, self.changed_ids)
 
     @property
-    def _mask_settings(self) -> tuple[Any, ...]:
+    def _mask_settings(self) -> tuple[int, Sequence[Color] | None, int, Color]:
         colors = self.colors if self.reads_colors else None
         return self.num_classes, colors, self.ignore_index, self.ignore_color
 
