@@ -271,4 +271,4 @@ def read_roboflow(folders: Mapping[str, AnyPath], options: ReadOptions) -> Sourc
     if values != list(range(len(values))):
         changed = dict.fromkeys(range(255), NO_CLASS) | {value: i for i, value in enumerate(values)}
         notes += (f"the pixel values {', '.join(map(str, values))} became the ids 0 to {len(values) - 1}",)
-    return Source(labels, pairs, unmatched, changed, notes=notes)
+    return Source(labels, pairs, unmatched, changed, notes=notes, mask_values="ids")

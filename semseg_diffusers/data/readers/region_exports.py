@@ -43,9 +43,9 @@ from semseg_diffusers.data.readers.pairs import (
     split_folders,
 )
 from semseg_diffusers.data.settings import SPLITS
+from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.archives import ArchivePath
 from semseg_diffusers.utils.files import composed, read_text
-from semseg_diffusers.utils.images import decode_image
 
 
 IGNORED, BACKGROUND = "__ignore__", "_background_"  # labels of LabelMe with a meaning
@@ -78,7 +78,7 @@ class Stencil:
 
     def covered(self, height: int, width: int) -> np.ndarray:
         """Return where the region is, (height, width) bool."""
-        shown = np.asarray(decode_image(read_file(self.file), "mask", self.file).convert("L")) > 0
+        shown = np.asarray(open_image(read_file(self.file), "mask", self.file).convert("L")) > 0
         if self.corner is None and shown.shape != (height, width):
             raise ValueError(f"'{self.file}' has {shown.shape[0]} x {shown.shape[1]} pixels")
         left, top = self.corner or (0, 0)
