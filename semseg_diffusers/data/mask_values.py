@@ -85,7 +85,7 @@ def decide_values(evidence: Iterable[MaskEvidence], option: str = "--mask_values
     """Return how all masks are read, and sentences about those that alone would leave it open.
 
     Raises:
-        ValueError: no way suits all masks, or several do and nothing tells which.
+        ValueError: no way suits all masks, or several do and nothing says which.
     """
     known = [each for each in evidence if each.possible]
     grey, color = (_decide([each for each in known if each.in_color == rgb], option) for rgb in (False, True))

@@ -240,7 +240,7 @@ def mask_values(
 ) -> tuple[str | None, tuple[str, ...]]:
     """Return how a mask is read if it is the only one, and all of `MASK_VALUES` that suit what it holds.
 
-    None where two suit, give different classes, and nothing tells which; no entry where none suits. One channel is
+    None where two suit, give different classes, and nothing says which; no entry where none suits. One channel is
     ids, but colours where its values are no ids and all are grey levels of classes, or where a class is white and 255
     occurs. A palette is judged whole: ids where each class has its own colour there, or where it is a grey ramp, else
     its colours. RGB is colours, but ids in the red channel where green and blue are 0 and red holds ids that are no

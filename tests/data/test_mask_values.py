@@ -117,7 +117,7 @@ GREY = [(level,) * 3 for level in range(256)]
 def test_what_a_mask_alone_leaves_open_is_decided_by_the_others(tmp_path, labels, masks, expected):
     for order in (1, -1):
         found = prepare(write_source(tmp_path / f"source{order}", masks[::order], labels))
-        assert all(np.array_equal(ids, wished) for ids, wished in zip(found, expected[::order], strict=True))
+        assert all(np.array_equal(ids, right) for ids, right in zip(found, expected[::order], strict=True))
 
 
 @pytest.mark.parametrize(
