@@ -210,7 +210,7 @@ CATEGORIES = [{"id": 7, "name": "car"}, {"id": 3, "name": "road"}]
 def annotation(category: int, image: int, segmentation, **more) -> dict:
     """An annotation; its area is that of the box around it."""
     area = 0.0
-    if isinstance(segmentation, list) and segmentation:
+    if isinstance(segmentation, list) and segmentation and isinstance(segmentation[0], list):
         area = float(np.prod([np.ptp(segmentation[0][axis::2]) for axis in (0, 1)]))
     more = {"area": area, "bbox": [0, 0, 1, area], "iscrowd": 0, **more}
     return {"id": 1, "image_id": image, "category_id": category, "segmentation": segmentation, **more}
@@ -274,7 +274,7 @@ def test_coco_reads_run_lengths_crowds_and_several_polygons(tmp_path, compressed
     car = blocks((1, 3, 5, 9, 10), background=0)
     counts = runs_of(car)
     run_lengths = {"counts": compress(counts) if compressed else counts, "size": list(SIZE)}
-    parts = flat(0, 6, 8, 12) + flat(8, 6, 16, 12) + [[1, 1, 2, 2]]
+    parts = [*flat(0, 6, 8, 12), *flat(8, 6, 16, 12), [1, 1, 2, 2]]
     annotations = [annotation(3, 0, parts, area=96), annotation(7, 0, run_lengths, area=30, iscrowd=1)]
     coco(tmp_path / "source/result.json", ["images/a.jpg"], annotations)
     report, pairs = prepare(tmp_path / "source", tmp_path / "out")
@@ -325,7 +325,7 @@ def test_coco_images_that_no_file_lists_are_counted(tmp_path):
 
 
 def test_coco_polygons_beyond_the_frame_are_cut(tmp_path):
-    annotations = [annotation(3, 0, flat(-40, 6, 160, 120)), annotation(7, 0, flat(-3, 5, 2, 10))]
+    annotations = [annotation(3, 0, flat(-40, 6, 160, 120)[0], area=1e4), annotation(7, 0, flat(-3, 5, 2, 10))]
     coco(tmp_path / "source/_annotations.coco.json", ["a.jpg"], annotations)
     _, pairs = prepare(tmp_path / "source", tmp_path / "out")
     assert np.array_equal(masks_of(pairs)["a"], blocks((0, 0, 6, 16, 12), (1, 0, 5, 2, 10)))
@@ -462,6 +462,25 @@ def test_label_studio_takes_the_ground_truth_or_the_last_annotation_and_leaves_o
     assert report.notes == (
         "left out: 1 tasks without annotation",
         "2 tasks have several annotations: the ground truth, or the last, was read",
+    )
+
+
+def test_label_studio_takes_labels_from_the_names_of_pngs_where_the_json_file_names_images_only(tmp_path):
+    source = tmp_path / "source"
+    save_photo(source / "a.jpg", 0, SIZE)
+    save_photo(source / "b.jpg", 1, SIZE)
+    label_studio(
+        source, [{"id": 1, "data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}}, {"id": 2, "data": {"i": "b.jpg"}}]
+    )
+    brush_png(source / "brush", "task-1-annotation-7-by-1-tag-car-0", CAR_IDS)
+    brush_png(source / "brush", "task-1-annotation-7-by-1-tag-traffic-light-1", ROAD_IDS)
+    brush_png(source / "brush", "task-9-annotation-8-by-1-tag-car-0", CAR_IDS)
+    report, pairs = prepare(source, tmp_path / "out")
+    assert pairs["train"].labels.names == ("car", "traffic-light")
+    assert np.array_equal(masks_of(pairs)["a"], blocks((0, 3, 5, 9, 10), (1, 0, 6, 16, 12)))
+    assert report.notes == (
+        "left out: 1 tasks without annotation",
+        "left out: the brush PNGs of 1 other annotations",
     )
 
 

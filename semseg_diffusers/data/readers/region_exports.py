@@ -57,7 +57,7 @@ HEAD = 4096  # bytes of a JSON file that are looked at to recognise it
 LABELME_START = re.compile(r'\s*\{\s*"(version|flags|shapes|lineColor|fillColor|image(Path|Data|Height|Width))"\s*:')
 COCO_START = re.compile(r'\s*\{\s*"(info|licenses|images|categories|annotations|type)"\s*:')
 TASKS_START = re.compile(r"\s*\[\s*\{")
-BRUSH_FILE = re.compile(r"task-(\d+)-annotation-(\d+)-by-[^-]*-(.+)")
+BRUSH_FILE = re.compile(r"task-(\d+)-annotation-(\d+)-by-[^-]*-(.+)\.png")
 PREFIX = re.compile(r"^[0-9a-f]{8}-")  # that Label Studio adds to the name of an uploaded image
 REGION_LABELS = ("brushlabels", "polygonlabels", "rectanglelabels", "ellipselabels", "keypointlabels")
 Names: TypeAlias = tuple[str, ...]  # a path: its folders and its name
@@ -233,7 +233,7 @@ def _draw_labelme(content: dict[str, Any], file: AnyPath) -> Drawing:
         try:
             name, points = str(shape["label"]), np.asarray(shape["points"], dtype=np.float64)
             kind = shape.get("shape_type") or "polygon"
-            if kind in ("polygon", "oriented_rectangle"):
+            if kind in ("polygon", "oriented_rectangle", "rotation"):
                 drawing.outline(name, points)
             elif kind == "rectangle":
                 (left, top), (right, bottom) = points.min(axis=0), points.max(axis=0)
@@ -269,9 +269,8 @@ def _coco_files(root: AnyPath) -> list[tuple[str, AnyPath, Names]]:
     found: list[tuple[str, AnyPath, Names]] = []
     folders = {folder.name: split for split, folder in split_folders(root).items()}
     for name, split in {"": "", "annotations": "", **folders}.items():
-        files = [
-            path for path in (list_folder(root / name) if (root / name).is_dir() else ()) if _starts(path, COCO_START)
-        ]
+        paths = list_folder(root / name) if (root / name).is_dir() else []
+        files = [path for path in paths if _starts(path, COCO_START)]
         instances = [path for path in files if path.name.startswith("instances_")]
         parts = (name,) if name else ()
         found += [(split or path.stem.removeprefix("instances_"), path, parts) for path in instances or files]
@@ -298,17 +297,8 @@ def read_coco(root: AnyPath, options: ReadOptions) -> Source:
         images, masks = found.setdefault(split, ({}, {}))
         if repeated := masks.keys() & set(stems.values()):
             raise ValueError(f"'{file}' lists '{min(repeated)}', as another file of the split {split}; expected one.")
-        inside = (
-            (subset,),
-            ("images", subset),
-            (split,),
-            ("images", split),
-            ("images",),
-            ("data",),
-            ("JPEGImages",),
-            (),
-        )
-        folders = [folder, (*folder, "images"), *inside]
+        inside = (subset, f"images/{subset}", split, f"images/{split}", "images", "data", "JPEGImages")
+        folders = [folder, (*folder, "images"), *(tuple(path.split("/")) for path in inside), ()]
         for parts, drawing in drawings.items():
             masks[stems[parts]] = drawing
             places = ((*place, *name) for name in (parts, parts[-1:]) for place in folders)
@@ -316,9 +306,7 @@ def read_coco(root: AnyPath, options: ReadOptions) -> Source:
             if image is not None:
                 images[stems[parts]] = image
         if len(set(images.values())) < len(images):
-            raise ValueError(
-                f"'{file}' names images of several folders, of which one is there; put all where it says."
-            )
+            raise ValueError(f"'{file}' names images of several folders, and one is there; put all where it says.")
     notes = ["where objects overlap, the smaller covers the larger"]
     if unlisted := len(files) - sum(len(images) for images, _ in found.values()):
         notes.append(f"left out: {unlisted} images that no annotation file lists")
@@ -359,14 +347,13 @@ def _draw_coco(content: Mapping[str, Any], categories: Mapping[int, str], file: 
             runs = RunLengths(0, counts if isinstance(counts, str) else tuple(counts), (height, width))
             drawing.regions.append((name, runs))
         elif region:
-            for outline in region:
+            for outline in region if isinstance(region[0], list) else [region]:
                 drawing.outline(name, outline)
         else:
             drawing.left_out["annotations that are boxes only"] += 1
     if content["annotations"] and not any(drawing.regions for drawing in drawings.values()):
-        raise ValueError(
-            f"none of its {len(content['annotations'])} annotations has a region; export them with polygons"
-        )
+        count = len(content["annotations"])
+        raise ValueError(f"none of its {count} annotations has a region; export them with polygons")
     return {parts[number]: drawing for number, drawing in drawings.items()}
 
 
@@ -381,17 +368,26 @@ def _area(annotation: Mapping[str, Any]) -> float:
 def find_label_studio(root: AnyPath) -> tuple[AnyPath, AnyPath] | None:
     """Return the folder and the JSON or JSON-MIN export in it."""
     for file in (path for path in list_folder(root) if _starts(path, TASKS_START)):
-        text = read_text(file)
-        if '"annotation_id"' in text or ('"annotations"' in text and '"data"' in text):
+        keys = set(re.findall(r'"(annotation_id|annotations|data)"\s*:', read_text(file)))
+        if keys >= {"annotations", "data"} or "annotation_id" in keys or _brush_files(dict(files_below(root))):
             return root, file
     return None
+
+
+def _brush_files(files: Mapping[Names, AnyPath]) -> dict[tuple[str, str], dict[str, AnyPath]]:
+    """Return brush PNGs by the ids of their task and annotation and by what their names end in: TAG-LABEL-N."""
+    found: dict[tuple[str, str], dict[str, AnyPath]] = {}
+    for parts, path in files.items():
+        if match := BRUSH_FILE.fullmatch(parts[-1]):
+            found.setdefault((match[1], match[2]), {})[match[3]] = path
+    return found
 
 
 def read_label_studio(found: tuple[AnyPath, AnyPath], options: ReadOptions) -> Source:
     """Read the ground truth or last annotation of each task: brush labels from PNGs, polygons, rectangles."""
     root, file = found
     files = dict(files_below(root))
-    brushes = {match.groups(): path for path in files.values() if (match := BRUSH_FILE.fullmatch(composed(path.stem)))}
+    brushes = _brush_files(files)
     stems = _stems_below([parts for parts in files if is_image(parts[-1]) and not BRUSH_FILE.match(parts[-1])])
     images: dict[str, Any] = {stem: files[parts] for parts, stem in stems.items()}
     drawings: dict[str, Drawing] = {}
@@ -399,6 +395,8 @@ def read_label_studio(found: tuple[AnyPath, AnyPath], options: ReadOptions) -> S
     try:
         for task, (name, annotations) in _read_tasks(_load(file)).items():
             stem = stems.get(_find_image(tuple(composed(name).split("/")), list(stems)), f"task {task}")
+            if not annotations:  # of tasks that were exported without
+                annotations = [((False, number), number, ()) for of, number in brushes if of == str(task)]
             if not annotations:
                 images.pop(stem, None)
                 unlabelled += 1
@@ -407,20 +405,20 @@ def read_label_studio(found: tuple[AnyPath, AnyPath], options: ReadOptions) -> S
                 raise ValueError(f"task {task} and another are of '{name}'; expected one for each image")
             several += len(annotations) > 1
             _, annotation, results = max(annotations, key=lambda entry: entry[0])
+            pictures = brushes.pop((str(task), str(annotation)), {})
             drawings[stem] = Drawing(f"task {task} of {file} ({name})", None)
-            _draw_results(drawings[stem], (str(task), str(annotation)), results, brushes)
+            _draw_results(drawings[stem], f"task-{task}-annotation-{annotation}-by-USER", results, pictures)
     except (KeyError, TypeError, ValueError, AttributeError) as err:
         text = str(err) if isinstance(err, ValueError) else repr(err)
         raise ValueError(f"'{file}' cannot be read as an export of Label Studio: {text}.") from err
     notes = {
         f"left out: {unlabelled} tasks without annotation": unlabelled,
         f"{several} tasks have several annotations: the ground truth, or the last, was read": several,
-        f"left out: {len(brushes)} brush PNGs that these annotations do not name": len(brushes),
+        f"left out: the brush PNGs of {len(brushes)} other annotations": len(brushes),
     }
+    said = [note for note, count in notes.items() if count]
     labels = sorted({name for drawing in drawings.values() for name, _ in drawing.regions})
-    return _finish(
-        {"train": (images, drawings)}, labels, options, root, [note for note, count in notes.items() if count]
-    )
+    return _finish({"train": (images, drawings)}, labels, options, root, said)
 
 
 def _read_tasks(content: Sequence[Mapping[str, Any]]) -> dict[int, tuple[str, list[Any]]]:
@@ -437,7 +435,7 @@ def _read_tasks(content: Sequence[Mapping[str, Any]]) -> dict[int, tuple[str, li
             results = [(tag, value) for tag, of_tag in task.items() if isinstance(of_tag, list) for value in of_tag]
             annotations.append(((False, str(task.get("created_at"))), task["annotation_id"], results))
             continue
-        for annotation in task["annotations"]:
+        for annotation in task.get("annotations") or ():
             if not annotation.get("was_cancelled"):
                 results = [(r.get("from_name"), r | r.get("value", {})) for r in annotation.get("result") or ()]
                 rank = (bool(annotation.get("ground_truth")), str(annotation.get("created_at")))
@@ -451,18 +449,16 @@ def _find_image(target: Names, names: Sequence[Names]) -> Names:
         same = [name for name in names if name[-1] == last]
         ranks = [len(os.path.commonprefix([name[-2::-1], target[-2::-1]])) for name in same]
         if ranks.count(max(ranks, default=0)) > 1:
-            raise ValueError(
-                f"there are several images '{last}'; expected one, or the folders of '{'/'.join(target)}'"
-            )
+            raise ValueError(f"there are several images '{last}'; expected one, or those of '{'/'.join(target)}'")
         if same:
             return same[ranks.index(max(ranks))]
     return ()
 
 
 def _draw_results(
-    drawing: Drawing, ids: tuple[str, str], results: Sequence[tuple[str, Any]], brushes: dict[Names, AnyPath]
+    drawing: Drawing, start: str, results: Sequence[tuple[str, Any]], pictures: dict[str, AnyPath]
 ) -> None:
-    """Draw the results of an annotation in their order, and take the PNGs of its brush labels."""
+    """Draw the results of an annotation in their order, then the PNGs of it that they do not name."""
     counts = Counter[str]()
     for tag, value in results:
         kind = next((key for key in REGION_LABELS if isinstance(value, dict) and key in value), None)
@@ -474,13 +470,12 @@ def _draw_results(
         if kind == "brushlabels":
             ending = composed(re.sub(r"[/\\]", "-", f"{tag}-{name}-{counts[f'{tag}-{name}']}"))
             counts[f"{tag}-{name}"] += 1
-            file = brushes.pop((*ids, ending), None)
-            if file is None:
+            if ending not in pictures:
                 raise ValueError(
-                    f"there is no file task-{ids[0]}-annotation-{ids[1]}-by-USER-{ending}.png for a brush label. "
+                    f"there is no file {start}-{ending}.png for a brush label. "
                     'Export "Brush labels to PNG" too, and put its files into the folder'
                 )
-            drawing.regions.append((name, Stencil(0, file)))
+            drawing.regions.append((name, Stencil(0, pictures.pop(ending))))
         elif kind == "polygonlabels":
             drawing.outline(name, np.asarray(value["points"]) * scale)
         elif kind == "rectanglelabels":
@@ -490,3 +485,5 @@ def _draw_results(
             drawing.outline(name, np.array([value["x"], value["y"]]) * scale + sides @ axes)
         else:
             drawing.left_out[f"regions of the type {kind}"] += 1
+    for ending, picture in sorted(pictures.items()):
+        drawing.regions.append((ending.partition("-")[2].rpartition("-")[0], Stencil(0, picture)))
