@@ -5,6 +5,7 @@ set.
 """
 
 import functools
+import hashlib
 import io
 import mmap
 import os
@@ -180,6 +181,23 @@ class PairDataset(torch.utils.data.Dataset):
         """
         image, source = self._decode(index, "image")
         return to_rgb(image, f"image '{source}'")
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Return a hash of the stems, the mask files and the sizes of the image files, which changes with them.
+
+        Reading images as well would take minutes where they are large: one that is changed without another size is
+        not noticed.
+        """
+        digest = hashlib.sha256()
+        first = self._tables["image"][0][self._columns["image"]]
+        images = [None] * len(self) if first["bytes"] else self._tables["image"]  # not to read those in a table
+        for stem, mask, image in zip(self.stems, self._tables["mask"], images, strict=True):
+            entry = mask[self._columns["mask"]] or {"bytes": b""}
+            data = Path(entry["path"]).read_bytes() if entry["bytes"] is None else entry["bytes"]
+            size = None if image is None else os.stat(image[self._columns["image"]]["path"]).st_size
+            digest.update(repr((stem, size, len(data))).encode() + data)
+        return digest.hexdigest()
 
     @functools.cached_property
     def attributes(self) -> dict[str, list[str | None]]:

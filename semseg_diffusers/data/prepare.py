@@ -250,6 +250,14 @@ def _fingerprint(source: Source) -> str:
     return digest.hexdigest()
 
 
+def _content_hash(pair: Pair) -> str:
+    """Return a hash of the files of a pair: sizes and times may stay when a file is changed in place."""
+    digest = hashlib.sha256()
+    for file in (pair.image, pair.mask):
+        digest.update(repr(file.fingerprint()).encode() if isinstance(file, RegionMask) else read_file(file))
+    return digest.hexdigest()
+
+
 def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapping | None) -> dict[str, Any]:
     """Return the content of `prepare.json`, without the number of workers, which changes nothing."""
     names = ("fit", "labels", "map_to", "annotations", "tolerance", "val_fraction", "seed")
@@ -290,6 +298,9 @@ def _make_pairs(
                     make_split(staging.folder, pair.split)
                 rows.setdefault(pair.split, []).append({**pair_row(pair.stem), **pair.attributes})
                 done = staging.done.get((pair.split, pair.stem))
+                if done is not None and done.get("content") != _content_hash(pair):
+                    done = None
+                    del staging.done[pair.split, pair.stem]
                 if done is None:
                     yield pair
                 else:
@@ -321,11 +332,14 @@ def make_pair(
 ) -> dict[str, Any]:
     """Read a pair, map its mask to another label set if asked to, crop and resize both, and write them.
 
-    Returns `enlarged`, whether it was smaller than the resolution; with a mapping `pixels` of each class before it.
+    Returns `enlarged`, whether it was smaller than the resolution, and the hash of its `content`; with a mapping
+    `pixels` of each class before it.
     """
+    content = _content_hash(pair)  # first: what changes while it is read is read again after a stop
     image, crop = read_image(pair.image, settings.resolution, settings.fit)
     ids, labels = read_ids(pair, source, crop, settings.tolerance), source.labels
-    result: dict[str, Any] = {"enlarged": settings.resolution is not None and crop.scale < 1}
+    enlarged = settings.resolution is not None and crop.scale < 1
+    result: dict[str, Any] = {"enlarged": enlarged, "content": content}
     if mapping is not None:
         result["pixels"] = mapping.count(ids).tolist()
         ids, labels = mapping.map(ids), mapping.target

@@ -238,6 +238,11 @@ def _difference(
             f"belongs to a run on another base: the weights of --base_model {settings.base_model} differ. Resume "
             "with the base of the run, or start a new run in another folder."
         )
+    if state.get("masks", here["masks"]) != here["masks"]:  # older checkpoints have none
+        return (
+            "was trained on other files: masks, or sizes of image files, have changed since (other changes of images "
+            f"are not checked). {again}"
+        )
     for name in ("attributes", "label_diffusion"):
         if state.get(name) != here[name]:
             return f"found other --{name} in its data: {state.get(name)} (now {here[name]}). {again}"

@@ -50,6 +50,7 @@ class Inputs:
         found = {
             "labels": self.pairs.labels.to_config(),
             "num_pairs": len(self.pairs),
+            "masks": self.pairs.digest,
             "class_pixels": None if self.balance is None else self.balance.digest,
             **{name: getattr(config, name, None) for name in ("attributes", "label_diffusion")},
             "base_model": weights_hash(base) if base else None,

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from helpers.driving_sets import all_bytes, ids_of, save, save_photo
+from PIL import Image
 
 from semseg_diffusers import cli
 from semseg_diffusers.data import prepare
@@ -265,3 +266,23 @@ def test_a_run_in_several_processes_that_is_killed_goes_on_and_leaves_no_process
         "source",
         "whole",
     ]
+
+
+@pytest.mark.parametrize("part", ["images", "masks"])
+def test_a_finished_pair_whose_file_changed_in_place_is_made_again(source, tmp_path, stop_after, part):
+    stop_after(5, KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        prepare_dataset(settings_of(source, tmp_path / "out", num_workers=1))
+    file = source / part / "train" / "p04.png"
+    before, (width, height) = file.stat(), Image.open(file).size
+    value = np.full((height, width), 3, np.uint8)
+    Image.fromarray(value).convert("RGB" if part == "images" else "L").save(file)
+    data = file.read_bytes()
+    file.write_bytes(data + bytes(before.st_size - len(data)))  # PNG readers ignore what follows the end
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (file.stat().st_size, file.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    written = stop_after(None)
+    report = prepare_dataset(settings_of(source, tmp_path / "out", num_workers=1))
+    assert (report.resumed, "p04" in written, len(written)) == (4, True, PAIRS - 4)
+    made = np.asarray(Image.open(tmp_path / "out" / "train" / part / "p04.png"))
+    assert (made == 3).all()

@@ -154,6 +154,20 @@ def test_later_checkpoints_are_set_aside_where_an_earlier_one_is_resumed(toy, tm
     assert sorted(path.name for path in run.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-4.set-aside"]
 
 
+@pytest.mark.parametrize("change", ["mask", "size of an image"])
+def test_a_run_is_not_resumed_on_files_that_changed_in_place(toy, tmp_path, change):
+    data = shutil.copytree(toy, tmp_path / "data")
+    run = train_here(tiny_settings(data, tmp_path / "run"))
+    moved = data.rename(tmp_path / "moved")  # a copy elsewhere is the same data
+    train_here(tiny_settings(moved, run, resume_from_checkpoint="checkpoint-2"))
+    file = min((moved / "train" / ("masks" if change == "mask" else "images")).iterdir())
+    before, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-1] + b"\0" if change == "mask" else content + b"\0")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match="was trained on other files: masks, or sizes of image files, have changed"):
+        train_here(tiny_settings(moved, run, resume_from_checkpoint="latest"))
+
+
 def test_run_without_a_whole_checkpoint_is_not_begun_again(toy, tmp_path):
     run = train_here(tiny_settings(toy, tmp_path / "run"))
     before = (run / "log.jsonl").read_text()
