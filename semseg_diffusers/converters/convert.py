@@ -25,6 +25,7 @@ from semseg_diffusers.converters.checkpoints import load_weights, read_checkpoin
 from semseg_diffusers.converters.settings import ConvertSettings
 from semseg_diffusers.data.labels import LabelSet, distinct_colors, free_color
 from semseg_diffusers.hub.cards import new_model_card
+from semseg_diffusers.hub.weights import only_variant, weight_files
 from semseg_diffusers.models.published.unet_id_channel import IdChannelUNet2DModel
 from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel, paper_betas
 from semseg_diffusers.models.published.unet_sdm import SDMUNet2DModel
@@ -43,7 +44,7 @@ from semseg_diffusers.utils.files import (
 PAPER_PREFIXES = {"ema": "ema_model.", "raw": "model."}
 # SDM's command line derives the widths from the size of the images.
 SDM_SAMPLE_SIZES = {(0.5, 1, 1, 2, 2, 4, 4): 512, (1, 1, 2, 2, 4, 4): 256, (1, 1, 2, 3, 4): 128, (1, 2, 3, 4): 64}
-DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+DIFFUSERS_WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")  # or shards of the first
 KONZ_SCHEDULERS = ("DDPMScheduler", "DDIMScheduler")  # those that their code samples with
 
 
@@ -54,10 +55,11 @@ class Conversion:
     unet: Any  # the network, with its weights
     scheduler: SchedulerMixin
     labels: LabelSet
-    weights_file: Path
+    weights_file: Path  # the first, if there are shards
     work: str  # whose network it is, for the card
     sampling: str  # how its authors sample, for the card
     details: dict = field(default_factory=dict)  # more for the record
+    other_files: tuple[Path, ...] = ()  # the other shards
 
 
 def labels_for(labels: LabelSet | None, num_classes: int, hint: str = "") -> LabelSet:
@@ -240,8 +242,9 @@ def convert_id_channel(settings: ConvertSettings, labels: LabelSet | None) -> Co
             f"'{unet_folder}' has {in_channels} input channels and {out_channels} output channels; expected one more "
             "input channel, the mask's. Was it trained without --segmentation_guided?"
         )
-    weights_file = next((unet_folder / name for name in DIFFUSERS_WEIGHTS if (unet_folder / name).is_file()), None)
-    if weights_file is None:
+    files = weight_files(unet_folder) or weight_files(unet_folder, variant=only_variant(str(unet_folder)))
+    weights_file = files[0] if files else unet_folder / DIFFUSERS_WEIGHTS[1]
+    if not weights_file.is_file():
         raise ValueError(f"'{unet_folder}' holds no weights: expected {' or '.join(DIFFUSERS_WEIGHTS)}.")
     if labels is not None and num_classes not in (None, labels.num_classes):
         raise ValueError(
@@ -260,7 +263,8 @@ def convert_id_channel(settings: ConvertSettings, labels: LabelSet | None) -> Co
             )
         scheduler = getattr(diffusers, saved["_class_name"]).from_config(saved)
 
-    weights = state_dict_of(read_checkpoint(weights_file), weights_file)
+    parts = [state_dict_of(read_checkpoint(file), file) for file in files or [weights_file]]
+    weights = {name: weight for part in parts for name, weight in part.items()}
     with torch.device("meta"):
         UNet2DModel.from_config(config)._fix_state_dict_keys_on_load(weights)  # attention's names before 2023
         unet = IdChannelUNet2DModel.from_config(
@@ -277,6 +281,7 @@ def convert_id_channel(settings: ConvertSettings, labels: LabelSet | None) -> Co
         sampling="Its authors sample without guidance: `guidance_scale=1`. The blank mask that guidance compares with "
         "is only meaningful if it was trained on masks with classes removed.",
         details={"num_classes": labels.num_classes},
+        other_files=tuple(files[1:]),
     )
 
 
@@ -303,7 +308,7 @@ def convert(settings: ConvertSettings) -> None:
     unet, size = conversion.unet, conversion.unet.config.sample_size
     if size is not None and any(side % unet.size_divisor for side in ((size,) if isinstance(size, int) else size)):
         raise ValueError(f"sample_size is {size}; this network generates multiples of {unet.size_divisor} pixels.")
-    digest = hash_file(conversion.weights_file)
+    digest = hash_file(conversion.weights_file, *conversion.other_files)
     record = {
         "from": settings.source,
         "checkpoint": conversion.weights_file.name,

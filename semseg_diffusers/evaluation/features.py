@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from semseg_diffusers.backbones.image_backbone import EFFICIENTNETS, ImageBackbone, MissingPackageError
 from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, register_networks
 from semseg_diffusers.evaluation.settings import DEFAULT_FEATURES
+from semseg_diffusers.hub.weights import TRANSFORMERS, only_variant
 from semseg_diffusers.utils.files import hash_file
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
 
@@ -296,6 +297,7 @@ def _load_encoder(
             use_safetensors=True,
             local_files_only=True,
             dtype=dtype,
+            variant=only_variant(str(folder), stem=TRANSFORMERS),
             ignore_mismatched_sizes=True,  # checked below
             output_loading_info=True,
         )

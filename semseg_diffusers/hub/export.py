@@ -22,6 +22,7 @@ from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
+from semseg_diffusers.hub.weights import only_variant
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import check_output, new_folder, versions
 from semseg_diffusers.utils.images import BACKGROUND, GAP, image_grid
@@ -148,7 +149,7 @@ def export_model(settings: ExportSettings) -> Path:
 
     with new_folder(output, folders.EXPORT_FILE, KIND, settings.overwrite) as made:
         # 1. Weights and configs
-        pipeline = pipeline_class.from_pretrained(folder)
+        pipeline = pipeline_class.from_pretrained(folder, variant=only_variant(str(folder), "unet"))
         pipeline.unet.to(getattr(torch, dtype))
         lost = [name for name, tensor in pipeline.unet.state_dict().items() if not tensor.isfinite().all()]
         if lost:

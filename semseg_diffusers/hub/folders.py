@@ -13,10 +13,10 @@ import diffusers
 import torch
 from diffusers.utils.dynamic_modules_utils import get_relative_imports
 from safetensors import safe_open
-from safetensors.torch import load_file
 
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, SETTINGS_FILE
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.hub.weights import read_weights, stored_variants, weight_files
 from semseg_diffusers.utils.files import read_json
 
 
@@ -65,8 +65,11 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
     missing = [name for name, path in code_files(folder, index).items() if not path.is_file()]
     configs = [f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json" for name in components(index)]
     missing += [name for name in configs if not (folder / name).is_file()]
-    if not any(path.suffix in (".safetensors", ".bin") for path in _complete_files(folder / "unet")):
+    variants = stored_variants(str(folder), "unet")
+    if not variants:
         missing.append("unet/diffusion_pytorch_model.safetensors")
+    for variant in variants:
+        weight_files(folder / "unet", variant=variant or None)  # names a missing shard
     if missing:
         raise ValueError(f"'{folder}' is no complete pipeline: {', '.join(missing)} is missing. Save it again.")
     return index
@@ -143,7 +146,7 @@ def run_files(folder: Path) -> Contents:
 def stored_weights(folder: Path) -> tuple[int | None, str]:
     """Return number and dtype of a folder's own weights, from the headers of safetensors files; (None, "float32")."""
     total, dtype = 0, ""
-    for path in (path for path in _complete_files(folder) if re.fullmatch(r"[^.]+\.safetensors", path.name)):
+    for path in weight_files(folder):
         with safe_open(path, framework="pt") as file:
             slices = [file.get_slice(key) for key in file.keys()]  # noqa: SIM118
             total += sum(torch.Size(part.get_shape()).numel() for part in slices)
@@ -161,11 +164,9 @@ def weights_hash(weights: Mapping[str, torch.Tensor]) -> str:
 
 
 def stored_hash(folder: Path) -> str | None:
-    """Return the hash of a folder's weights as they compute, in float32; None if they are in no single file."""
-    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    if not weights.is_file():
-        return None
-    return weights_hash({name: tensor.float() for name, tensor in load_file(weights).items()})
+    """Return the hash of a folder's own weights as they compute, in float32; None without, and for pickles."""
+    files = weight_files(folder / "unet")
+    return weights_hash({name: tensor.float() for name, tensor in read_weights(files).items()}) if files else None
 
 
 def check_weights(results: Mapping[str, Any], path: str | os.PathLike, *folders: Path) -> str | None:

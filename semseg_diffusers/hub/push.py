@@ -19,6 +19,7 @@ from semseg_diffusers.data.dataset import load_pairs, load_tables
 from semseg_diffusers.data.dataset_format import LABELS_FILE, SYNTHETIC_FILE
 from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.settings import PushSettings
+from semseg_diffusers.hub.weights import only_variant, stored_variants
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import read_json, read_json_lines, read_text, write_text
 from semseg_diffusers.utils.hub_errors import LOG_IN, HubError, check_name, hub_errors
@@ -143,6 +144,11 @@ def push_model(
     """
     folder = Path(folder)
     index = folders.check_model_folder(folder)
+    if "" not in stored_variants(str(folder), "unet"):
+        raise ValueError(
+            f"'{folder}' holds no weights but a variant, which `from_pretrained` of its id would not find. `export` "
+            "writes them as its own; push that folder."
+        )
     scores = cards.read_scores(results or ())
     for path, score in zip(results or (), scores.values(), strict=True):
         folders.check_weights(score, path, folder)
@@ -259,16 +265,22 @@ def load_pipeline(
     """
     name = os.fspath(model)
     check_name(name)
+    if Path(name).is_dir() and not Path(name, folders.INDEX).is_file():
+        alone = Path(name, "config.json").is_file()
+        raise ValueError(
+            f"'{name}' holds no {folders.INDEX}; expected the folder that `train` or `pipe.save_pretrained` wrote."
+            + (" A network alone does not say how its images were noised." if alone else "")
+        )
     with hub_errors(f"loading the model '{name}'", name, revision=revision):
         found = MaskGuidedDDPMPipeline.load_config(name, revision=revision).get("_class_name")
         if not str(found).startswith(folders.OUR_PIPELINES):
             raise ValueError(
                 f"'{name}' holds a {found}; expected a pipeline of this package, such as MaskGuidedDDPMPipeline."
             )
-        if variant is not None and Path(name).is_dir():  # diffusers would accept a prefix
-            weights = re.compile(r"diffusion_pytorch_model\.(.+?)(-\d{5}-of-\d{5})?\.(safetensors|bin)")
-            matches = (weights.fullmatch(path.name) for path in Path(name, "unet").glob("*"))
-            variants = sorted({match[1] for match in matches if match})
+        if variant is None and Path(name).is_dir():
+            variant = only_variant(name, "unet")
+        elif variant is not None and Path(name).is_dir():  # diffusers would accept a prefix
+            variants = [found for found in stored_variants(name, "unet") if found]
             if variant not in variants:
                 there = f"it holds {', '.join(variants)}" if variants else "it holds only its own, without --variant"
                 raise ValueError(f"'{name}' holds no weights `{variant}`; {there}.")
@@ -278,6 +290,13 @@ def load_pipeline(
             if f"`variant={variant}`" in str(error):
                 raise ValueError(f"'{name}' holds no weights `{variant}`; its card lists those it holds.") from error
             raise
+        except OSError:
+            if variant is not None or Path(name).is_dir():
+                raise
+            variant = only_variant(name, "unet", revision=revision)
+            if variant is None:
+                raise
+            return MaskGuidedDDPMPipeline.from_pretrained(name, revision=revision, variant=variant, **kwargs)
 
 
 def push(settings: PushSettings) -> None:

@@ -4,6 +4,7 @@ ControlNet (Zhang et al. 2023) trains beside a frozen network, so prediction typ
 base if it specifies them.
 """
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,11 @@ from diffusers import DDPMScheduler, UNet2DModel
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from semseg_diffusers.hub.weights import only_variant, read_weights, weight_files
 from semseg_diffusers.training.objective import build_noise_scheduler
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import read_text
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 
@@ -60,7 +62,7 @@ def _read(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] |
         path = find_file(source, name, option)
         if path is not None:
             try:
-                return json.loads(path.read_text(encoding="utf-8")), name
+                return json.loads(read_text(path)), name
             except ValueError as err:
                 raise ValueError(f"{option} {source}: {path} is not JSON: {err}. Is it complete?") from err
     return None
@@ -142,8 +144,10 @@ def _load_network(source: str) -> UNet2DModel:
             "generates pixels."
         )
     with hub_errors(f"--base_model: loading the model '{source}'", source):
+        folder = "unet" if name.startswith("unet/") else ""
         try:
-            return UNet2DModel.from_pretrained(source, subfolder="unet" if name.startswith("unet/") else None)
+            variant = only_variant(source, folder) if Path(source).is_dir() else None
+            return UNet2DModel.from_pretrained(source, subfolder=folder or None, variant=variant)
         except SafetensorError as err:
             raise ValueError(f"--base_model {source}: its weights cannot be read: {err}. Are they complete?") from err
         except (OSError, RuntimeError, ValueError) as err:
@@ -178,26 +182,36 @@ def _load_schedule(source: str, settings: TrainingSettings) -> DDPMScheduler | N
     return scheduler
 
 
+def _first_weights(source: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Return config and weights of the network in a pipeline, or of a network alone."""
+    for folder in ("unet", ""):
+        start = f"{folder}/" if folder else ""
+        found = _read(source, "--init_from", f"{start}{CONFIG_FILE}")
+        if found is None:
+            continue
+        find = functools.partial(_find_below, source, start)
+        try:
+            files = weight_files(find) or weight_files(find, variant=only_variant(source, folder))
+            if files:
+                return found[0], read_weights(files)
+        except ValueError as err:
+            raise ValueError(f"--init_from {source}: {err}") from err
+    raise ValueError(
+        f"--init_from {source}: it has neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE} with its {CONFIG_FILE}. Give a "
+        "run folder, or a folder saved by `save_pretrained` of a pipeline or a network."
+    )
+
+
+def _find_below(source: str, start: str, name: str) -> Path | None:
+    return find_file(source, f"{start}{name}", "--init_from")
+
+
 def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], list[str]]:
     """Load the weights of another model that have the name and the shape of the network's own, in place.
 
     Returns names of the network's weights that were not loaded, with the reason, and of theirs without a counterpart.
     """
-    for folder in ("unet/", ""):
-        weights_file = find_file(source, f"{folder}{WEIGHTS_FILE}", "--init_from")
-        found = _read(source, "--init_from", f"{folder}{CONFIG_FILE}")
-        if weights_file is not None and found is not None:
-            break
-    else:
-        raise ValueError(
-            f"--init_from {source}: it has neither unet/{WEIGHTS_FILE} nor {WEIGHTS_FILE} with its {CONFIG_FILE}. "
-            "Give a run folder, or a folder saved by `save_pretrained` of a pipeline or a network."
-        )
-    config = found[0]
-    try:
-        theirs = load_file(weights_file)
-    except SafetensorError as err:
-        raise ValueError(f"--init_from {source}: {weights_file} cannot be read: {err}. Is it complete?") from err
+    config, theirs = _first_weights(source)
     frozen = {name: weight for name, weight in unet.named_parameters() if not weight.requires_grad}  # of a base
     own = {name: weight for name, weight in unet.state_dict().items() if name not in frozen}
     same_values = config.get("attributes") == json.loads(json.dumps(getattr(unet.config, "attributes", None)))

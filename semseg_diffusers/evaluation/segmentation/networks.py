@@ -28,6 +28,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.settings import parse_resolution
 from semseg_diffusers.evaluation.segmentation.deeplab import DeepLabV3, DeepLabV3Config
 from semseg_diffusers.evaluation.settings import ARCHITECTURES, FINE_TUNING_RATE, Recipe, SegmenterTrainingOptions
+from semseg_diffusers.hub.weights import TRANSFORMERS, only_variant
 from semseg_diffusers.utils.hub_errors import HubError, check_name, hub_errors
 
 
@@ -201,7 +202,9 @@ class PretrainedSource:
 
     def network(self, loader: Any = AutoModelForSemanticSegmentation) -> PreTrainedModel:
         """Return the network."""
-        return self.load(loader, "the weights (model.safetensors; pickles are not read)", use_safetensors=True)
+        variant = only_variant(self.name, stem=TRANSFORMERS) if os.path.isdir(self.name) else None
+        what = "the weights (model.safetensors; pickles are not read)"
+        return self.load(loader, what, use_safetensors=True, variant=variant)
 
 
 class InitialSegmenter(NamedTuple):
