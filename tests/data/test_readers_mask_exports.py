@@ -288,9 +288,23 @@ def test_roboflow_values_with_gaps_become_ids_without_and_others_are_refused(tmp
     assert np.array_equal(masks_of(pairs, "train")["f0"], SCENE)
     values[0, 0] = 2  # no class, although there is an id 2
     save(source / "train/f0_mask.png", values)
-    with pytest.raises(ValueError, match="f0_mask.png' holds"):
+    with pytest.raises(ValueError, match="f0_mask.png' holds class 2; this model knows 0, 3, 7 and 255"):
         prepare(source, tmp_path / "again")
     assert errors_of(source) == ["ids out of range"]
+
+
+@pytest.mark.parametrize("values", [(0, 1, 2), (0, 3, 7)])
+def test_roboflows_background_becomes_unknown_by_its_pixel_value(tmp_path, values):
+    classes = "Pixel Value, Class\n" + "".join(
+        f"{v}, {name}\n" for v, name in zip(values, ("background", "road", "car"), strict=True)
+    )
+    source = roboflow(tmp_path / "source", {"train": {"f0": np.array(values, np.uint8)[SCENE]}}, classes)
+    report, _ = prepare(source, tmp_path / "out")
+    assert "'background' (pixel value 0) is a class; unknown with --ignore_index 0" in report.notes
+    report, pairs = prepare(source, tmp_path / "again", ignore_index=0)
+    assert pairs["train"].labels.names == ("road", "car")
+    assert np.array_equal(masks_of(pairs, "train")["f0"], np.array([255, 0, 1])[SCENE])
+    assert not any("background" in note for note in report.notes)
 
 
 def test_roboflow_without_split_folders_in_an_archive_is_all_train(tmp_path):

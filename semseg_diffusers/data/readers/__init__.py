@@ -144,7 +144,12 @@ FORMATS: dict[str, Format] = {
         "labelmap.txt, JPEGImages/ and SegmentationClass/, or label_colors.txt and {subset}/, {subset}annot/",
     ),
     "voc": Format(find_voc, read_voc, "JPEGImages/ and SegmentationClass/", ("labels", "skip_unmatched")),
-    "roboflow": Format(find_roboflow, read_roboflow, "_classes.csv, NAME.jpg and NAME_mask.png in split folders"),
+    "roboflow": Format(
+        find_roboflow,
+        read_roboflow,
+        "_classes.csv, NAME.jpg and NAME_mask.png in split folders",
+        ("skip_unmatched", "ignore_index"),
+    ),
     "labelme": Format(find_labelme, read_labelme, "images and NAME.json with shapes", ("labels", "skip_unmatched")),
     "coco": Format(
         find_coco,

@@ -41,7 +41,6 @@ LABEL_COLORS = "label_colors.txt"  # R G B NAME
 LABEL_COLORS_LINE = re.compile(r"(?P<color>\d+\s+\d+\s+\d+\s)?\s*(?P<name>.+)")
 CLASSES_FILE = "_classes.csv"
 CLASSES_HEADER = ["pixel value", "class"]
-NO_CLASS = 254  # what a pixel value without a class becomes, so that it is refused
 
 
 def voc_color(index: int) -> Color:
@@ -175,7 +174,7 @@ def read_cvat(root: AnyPath, options: ReadOptions) -> Source:
         background = f"'{name}' (black) is a class, as in the label map; without its line there it is unknown"
     else:
         background = "black is unknown: the label map has no class of this colour"
-    return Source(labels, pairs, unmatched, notes=(*said, *notes, background))
+    return Source(labels, pairs, unmatched, notes=(*said, *notes, background), mask_values="colors")
 
 
 def _camvid_masks(root: AnyPath) -> dict[str, AnyPath]:
@@ -266,9 +265,12 @@ def read_roboflow(folders: Mapping[str, AnyPath], options: ReadOptions) -> Sourc
         found[split] = (by_stem(set(list_images(folder)) - set(masks.values())), masks)
     pairs, unmatched = match_stems(found, options.skip_unmatched, ", ".join(map(str, folders.values())))
     labels, values = label_set(list(classes.values()), files[0]), list(classes)
-    changed: dict[int, int] = {}
-    notes: tuple[str, ...] = (f"'{labels.names[0]}' (pixel value {values[0]}) is a class, as in {CLASSES_FILE}",)
+    notes = [f"'{name}' (pixel value {i}) is a class; unknown with --ignore_index {i}" for i, name in classes.items()]
+    notes = [note for note in notes if note.startswith("'background'") and options.ignore_index is None]
     if values != list(range(len(values))):
-        changed = dict.fromkeys(range(255), NO_CLASS) | {value: i for i, value in enumerate(values)}
-        notes += (f"the pixel values {', '.join(map(str, values))} became the ids 0 to {len(values) - 1}",)
-    return Source(labels, pairs, unmatched, changed, notes=notes, mask_values="ids")
+        changed = {i: -1 for i in range(len(values)) if i not in classes}
+        changed |= {value: i for i, value in enumerate(values) if value != i}
+        labels = replace(labels, changed_ids=tuple(sorted(changed.items())))
+        notes.append(f"the pixel values {', '.join(map(str, values))} became the ids 0 to {len(values) - 1}")
+    labels = labels if options.ignore_index is None else labels.with_ignored_id(options.ignore_index)
+    return Source(labels, pairs, unmatched, notes=tuple(notes), mask_values="ids")
