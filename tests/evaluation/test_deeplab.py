@@ -176,6 +176,9 @@ def test_training_moves_statistics_of_random_encoders_only(pretrained, pairs):
     assert any(name.startswith("backbone.") and name.endswith("weight") for name in changed)
     assert any(name.startswith("pyramid.") for name in changed)
     assert any("running" in name for name in changed) is not pretrained
+    # EfficientNet's momentum of 0.01 would leave the initial statistics in short trainings
+    norms = [module for module in network.backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert {module.momentum for module in norms} == {0.1}
 
 
 # The recipe ---------------------------------------------------------------------------------------------------------

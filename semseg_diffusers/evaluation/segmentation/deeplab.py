@@ -20,6 +20,7 @@ from semseg_diffusers.backbones.image_backbone import EFFICIENTNETS, ImageBackbo
 RATES = (6, 12, 18)  # at output stride 16; twice that at 8
 LOW_LEVEL_CHANNELS = 48  # of the decoder's stride-4 features
 MAX_GROUPS = 32  # of GroupNorm
+MOMENTUM = 0.1  # of batch norm; EfficientNet's 0.01 still holds the initial statistics after hundreds of steps
 
 
 class DeepLabV3Config(PreTrainedConfig):
@@ -99,6 +100,9 @@ class DeepLabV3(PreTrainedModel):
             self.backbone = ImageBackbone.from_config(config.backbone, config.backbone_config, **options)
         self.backbone.drop_classifier()
         config.freeze_batch_norm = pretrained or config.freeze_batch_norm
+        for module in self.backbone.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = MOMENTUM
         for name in ("mean", "std"):  # saved with the weights: transformers gives others no values when it loads
             self.backbone.register_buffer(name, getattr(self.backbone, name), persistent=True)
 
