@@ -317,6 +317,15 @@ def test_coco_images_in_folders_and_archives_are_found(tmp_path):
         assert np.array_equal(masks_of(pairs)["drive2_0"], blocks((1, 3, 5, 9, 10)))
 
 
+@pytest.mark.parametrize("first", [{}, {"version": "1.0"}, {"info": {"description": "d" * 4000}, "licenses": []}])
+def test_coco_files_are_recognised_whatever_they_start_with(tmp_path, first):
+    save_photo(tmp_path / "images/a.jpg", 0, SIZE)
+    images = [{"id": 1, "file_name": "a.jpg"}]
+    content = {"categories": CATEGORIES, "images": images, "annotations": [annotation(3, 1, ROAD_BELOW)]}
+    save_json(tmp_path / "export.json", first | content)
+    assert read_source(tmp_path).data_format == "coco"
+
+
 def test_coco_images_that_no_file_lists_are_counted(tmp_path):
     source = tmp_path / "source"
     coco(source / "annotations/instances_default.json", ["a.jpg"], [], photos=source / "images")
