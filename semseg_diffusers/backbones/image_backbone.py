@@ -208,6 +208,8 @@ class ImageBackbone(nn.Module):
         first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
         if first is not None:  # twice as fast on CPU
             first.register_forward_hook(_to_channels_last)
+        if not trainable:
+            network.to(memory_format=torch.channels_last)
         self.requires_grad_(trainable)
         self.train(trainable)
 

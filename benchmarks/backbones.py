@@ -1,0 +1,92 @@
+"""What features of an `ImageBackbone` cost: float32 in the layout of the reference package against ours and bfloat16.
+
+The reference is the EfficientNet-Lite of `efficientnet-lite-pytorch`, which computes in torch's default layout (NCHW).
+An `ImageBackbone` switches to channels-last after the first convolution. All run in turns, in one process, on the same
+random images; what counts is the time of the processor in the fastest turn. Prints a table and writes JSON.
+"""
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from semseg_diffusers import ImageBackbone
+from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import versions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbone", default="efficientnet-lite0")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--side", type=int, default=256, help="of the images, in pixels (default: 256)")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/backbones.json"))
+    args = parser.parse_args()
+
+    images = torch.rand(args.batch_size, 3, args.side, args.side)
+    ways = {}
+    for training in (False, True):
+        options = {"trainable": training, "pretrained": False}
+        backbones = {
+            "float32": ImageBackbone.from_name(args.backbone, **options),
+            "bfloat16": ImageBackbone.from_name(args.backbone, dtype=torch.bfloat16, **options),
+        }
+        reference = backbones["float32"].network.network  # the same weights, called as its package does
+        what = "training step" if training else "features"
+        # the package calls each layer in turn; without the hook they keep the layout of the images
+        ways[f"{what}, reference"] = (training, lambda network=reference: _without_hooks(network, images))
+        for name, backbone in backbones.items():
+            ways[f"{what}, {name}"] = (training, lambda backbone=backbone: backbone(images)[-1])
+
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(args.turns + 1):
+        for name, (training, run) in ways.items():
+            start = time.process_time()
+            _step(run, training)
+            if turn:  # the first one warms up
+                seconds[name].append(time.process_time() - start)
+    best = {name: min(values) for name, values in seconds.items()}
+
+    record = {
+        **{key: value for key, value in vars(args).items() if key != "output"},
+        "threads": torch.get_num_threads(),
+        "processor": platform.processor() or platform.machine(),
+        "versions": versions("torch"),
+        "seconds": best,
+    }
+    print("| | seconds | times as fast as the reference |")
+    print("|---|---:|---:|")
+    for name, value in best.items():
+        ratio = best[f"{name.split(',')[0]}, reference"] / value
+        record.setdefault("ratios", {})[name] = round(ratio, 3)
+        print(f"| {name} | {value:.3f} | {ratio:.2f} |")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(args.output, json.dumps(record, indent=2) + "\n")
+
+
+def _without_hooks(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+    hooks, network._conv_stem._forward_hooks = network._conv_stem._forward_hooks, {}
+    try:
+        x = network._swish(network._bn0(network._conv_stem(images)))
+        for index, block in enumerate(network._blocks):
+            x = block(x, drop_connect_rate=network._global_params.drop_connect_rate * index / len(network._blocks))
+        return x
+    finally:
+        network._conv_stem._forward_hooks = hooks
+
+
+def _step(run: Callable[[], torch.Tensor], training: bool) -> None:
+    if training:
+        run().float().square().mean().backward()
+    else:
+        with torch.no_grad():
+            run()
+
+
+if __name__ == "__main__":
+    main()
