@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.evaluation.features import extract, load_extractor
-from semseg_diffusers.evaluation.fidelity import fid, kid
+from semseg_diffusers.evaluation.fidelity import kid
 from semseg_diffusers.evaluation.inputs import ImageSet, evenly_spaced, generated_images
 from semseg_diffusers.generation.near_copies import to_tensor
 from semseg_diffusers.pipelines.portable import write_text
@@ -72,6 +72,19 @@ def features_of(name: str, val: PairDataset, train: PairDataset, generated: Imag
     return sets
 
 
+def frechet(first: torch.Tensor, second: torch.Tensor) -> float:
+    """Return what `fid` does, from the images' products: much faster for fewer images (N) than features (D).
+
+    The eigenvalues of a product of covariances are squares of the singular values of the N x N products of centered
+    features, and their square roots are all that the distance needs.
+    """
+    first, second = first.double(), second.double()
+    (a, b), (n, m) = (rows - rows.mean(0) for rows in (first, second)), (len(first) - 1, len(second) - 1)
+    mean = (first.mean(0) - second.mean(0)).square().sum()
+    roots = torch.linalg.svdvals(a @ b.T).sum() / (n * m) ** 0.5
+    return max(0.0, (mean + a.square().sum() / n + b.square().sum() / m - 2 * roots).item())
+
+
 def compare(sets: dict[str, torch.Tensor], stems: Sequence[str], num_splits: int, seed: int) -> dict[str, dict]:
     """Return the mean and standard deviation of both distances over random halves; `stems` are of generated images."""
     count = len(sets[REAL])
@@ -88,7 +101,7 @@ def compare(sets: dict[str, torch.Tensor], stems: Sequence[str], num_splits: int
             elif title == TRAINING:
                 rows = np.random.default_rng([seed, split]).choice(len(features), len(others), replace=False)
             pair = sets[REAL][reference], features[rows]
-            found[title]["frechet"].append(fid(*pair))
+            found[title]["frechet"].append(frechet(*pair))
             found[title]["kernel"].append(kid(*pair, seed=seed).mean)
     return {
         title: {

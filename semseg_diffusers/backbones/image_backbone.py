@@ -209,7 +209,7 @@ class ImageBackbone(nn.Module):
         if first is not None:  # twice as fast on CPU
             first.register_forward_hook(_to_channels_last)
         if not trainable:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.requires_grad_(trainable)
         self.train(trainable)
 

@@ -83,7 +83,7 @@ def warp_mask(mask: torch.Tensor, warp: Warp, unknown: int) -> torch.Tensor:
 
 
 # kinds of random streams, which must not repeat each other
-ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES = range(10)
+ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW = range(11)
 
 
 def make_generator(seed: int, kind: int, index: int) -> torch.Generator:
@@ -143,7 +143,8 @@ class TrainingDataset(Dataset):
     those of the network's config; by the `rarity` of each class, masks lose pixels as the noise grows.
 
     Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`,
-    `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps.
+    `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps,
+    `window` (3,) in [0, 1) if there is a perceptual loss: size and place of the crop that it sees.
     """
 
     def __init__(
@@ -200,6 +201,8 @@ class TrainingDataset(Dataset):
             numbers = self.attribute_numbers[index]
             dropped = torch.rand(len(numbers), generator=make_generator(seed, ATTRIBUTES, position))
             conditions["attributes"] = numbers.masked_fill(dropped < settings.attribute_dropout, -1)
+        if settings.perceptual_weight:
+            conditions["window"] = torch.rand(3, generator=make_generator(seed, WINDOW, position))
         group = make_generator(seed, BATCH, position // self.dropped_together)
         if torch.rand((), generator=group) < settings.mask_dropout:
             mask = torch.full_like(mask, unknown)

@@ -23,6 +23,7 @@ from accelerate.logging import get_logger
 from diffusers.optimization import get_scheduler
 from torch.utils.data import DataLoader
 
+from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.hub.cards import new_model_card
 from semseg_diffusers.hub.folders import CARD
@@ -44,7 +45,13 @@ from semseg_diffusers.training.monitor import (
     ignore_signals,
 )
 from semseg_diffusers.training.networks import EMA, variant_name
-from semseg_diffusers.training.objective import ClassWeighting, build_sampler, diffusion_loss, largest_loss_weight
+from semseg_diffusers.training.objective import (
+    ClassWeighting,
+    PerceptualLoss,
+    build_sampler,
+    diffusion_loss,
+    largest_loss_weight,
+)
 from semseg_diffusers.training.preflight import collect_warnings
 from semseg_diffusers.training.previews import log_preview, parse_trackers, sample_preview, start_tracking
 from semseg_diffusers.training.settings import ReportSettings, TrainingSettings, default_settings
@@ -377,6 +384,11 @@ def train(settings: TrainingSettings) -> Path:
             inputs.pairs.labels.num_classes, settings.class_loss_weight_max, settings.class_loss_min_snr
         )
 
+    perceptual = None
+    if settings.perceptual_weight:
+        backbone = ImageBackbone.from_name(settings.perceptual_backbone, device=accelerator.device)
+        perceptual = PerceptualLoss(backbone, settings.perceptual_weight)
+
     with Run(settings, accelerator, inputs, trackers) as run:
         run.unet.train()
         # a micro step is one forward pass; every `gradient_accumulation_steps` of them make an optimizer step
@@ -386,7 +398,9 @@ def train(settings: TrainingSettings) -> Path:
             torch.manual_seed(make_generator(settings.seed, FORWARD, position).initial_seed())
             with accelerator.accumulate(run.unet):
                 with accelerator.autocast():
-                    losses = diffusion_loss(run.unet, run.noise_scheduler, batch, settings.snr_gamma, class_weighting)
+                    losses = diffusion_loss(
+                        run.unet, run.noise_scheduler, batch, settings.snr_gamma, class_weighting, perceptual
+                    )
                     loss = losses.mean()
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and settings.max_grad_norm is not None:

@@ -1,15 +1,18 @@
 """The noise schedule and the loss: prediction target, and weights of timesteps and pixels.
 
 Follows Ho et al. 2020 (epsilon), Salimans and Ho 2022 (v), Hang et al. 2023 (Min-SNR), Lin et al. 2024 (zero terminal
-SNR), in diffusers' terms, and OASIS (Sushko et al. 2021) for class weights of pixels.
+SNR), in diffusers' terms, OASIS (Sushko et al. 2021) for class weights of pixels, and LPIPS (Zhang et al. 2018) for
+the perceptual loss.
 """
 
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.training_utils import compute_snr
 
+from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.training.settings import TrainingSettings
 
@@ -73,8 +76,9 @@ def loss_weight(noise_scheduler: DDPMScheduler, timestep: torch.Tensor, snr_gamm
 
 
 def largest_loss_weight(settings: TrainingSettings) -> float:
-    """Return the largest value of `loss_weight`: gamma if the image is predicted, 1 otherwise."""
-    return settings.snr_gamma if settings.snr_gamma is not None and settings.prediction_type == "sample" else 1.0
+    """Return the largest value of `loss_weight`, gamma if the image is predicted, 1 otherwise, with all losses."""
+    gamma = settings.snr_gamma if settings.prediction_type == "sample" else None
+    return (1.0 if gamma is None else gamma) * (1 + settings.perceptual_weight)
 
 
 SMALLEST_CLASS_WEIGHT = 0.5
@@ -110,12 +114,60 @@ class ClassWeighting:
         return (pixels / pixels.mean(dim=1, keepdim=True)).view_as(mask)
 
 
+def predicted_image(
+    noise_scheduler: DDPMScheduler, noisy: torch.Tensor, prediction: torch.Tensor, timestep: torch.Tensor
+) -> torch.Tensor:
+    """Return the image (B, 3, H, W) that a prediction of the scheduler's `prediction_type` amounts to."""
+    if noise_scheduler.config.prediction_type == "sample":
+        return prediction
+    alpha_bar = noise_scheduler.alphas_cumprod.to(noisy)[timestep][:, None, None, None]
+    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+    if noise_scheduler.config.prediction_type == "epsilon":
+        return (noisy - sigma * prediction) / alpha
+    return alpha * noisy - sigma * prediction  # Salimans and Ho 2022, appendix D
+
+
+# Only where less than 70 % of what the network sees is noise, as PixelGen does: above it, the predicted image is a
+# mean over many images, which a perceptual loss would sharpen at random.
+PERCEPTUAL_NOISE = 0.7  # sigma / (alpha + sigma)
+PERCEPTUAL_MIN_SNR = ((1 - PERCEPTUAL_NOISE) / PERCEPTUAL_NOISE) ** 2
+SMALLEST_WINDOW = 0.5  # of a side
+SMALLEST_DISTANCE = 1e-6  # that is scaled to the size of the main loss
+
+
+class PerceptualLoss:
+    """Distance between predicted and real images in the features of a frozen backbone."""
+
+    def __init__(self, backbone: ImageBackbone, weight: float):
+        self.backbone, self.weight = backbone, weight
+
+    # LPIPS, Zhang et al. 2018, eq. 1, without its learned weights of channels
+    def distances(self, image: torch.Tensor, predicted: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
+        """Return the distance (B,) of images (B, 3, H, W) in [-1, 1], both in the window of each sample (B, 3)."""
+        scale = SMALLEST_WINDOW + (1 - SMALLEST_WINDOW) * window[:, 0]  # (B,)
+        theta = image.new_zeros(len(image), 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = scale
+        theta[:, :, 2] = (2 * window[:, 1:] - 1) * (1 - scale[:, None])  # centers, so that windows stay inside
+        grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+        with torch.no_grad():
+            expected = self._features(image, grid)
+        found = self._features(predicted, grid)
+        return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(found, expected, strict=True)]).mean(
+            0
+        )  # (B,)
+
+    def _features(self, image: torch.Tensor, grid: torch.Tensor) -> list[torch.Tensor]:
+        seen = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+        return [F.normalize(each.float(), dim=1) for each in self.backbone((seen + 1) / 2)]
+
+
 def diffusion_loss(
     unet: torch.nn.Module,
     noise_scheduler: DDPMScheduler,
     batch: dict,
     snr_gamma: float | None,
     class_weighting: ClassWeighting | None = None,
+    perceptual: PerceptualLoss | None = None,
 ) -> torch.Tensor:
     """Return the loss of each sample (B,) of a batch of `TrainingDataset`, in float32."""
     timestep = batch["timestep"]
@@ -128,4 +180,14 @@ def diffusion_loss(
         weighted = compute_snr(noise_scheduler, timestep) >= class_weighting.min_snr  # (B,)
         pixels = class_weighting.pixel_weights(batch["mask"]).where(weighted[:, None, None], 1.0)  # (B, H, W)
         error = error * pixels[:, None]
-    return error.mean(dim=(1, 2, 3)) * loss_weight(noise_scheduler, timestep, snr_gamma)
+    losses = error.mean(dim=(1, 2, 3)) * loss_weight(noise_scheduler, timestep, snr_gamma)  # (B,)
+    if perceptual is None:
+        return losses
+    (near,) = (compute_snr(noise_scheduler, timestep) > PERCEPTUAL_MIN_SNR).nonzero(as_tuple=True)
+    if not len(near):
+        return losses
+    predicted = predicted_image(noise_scheduler, noisy, prediction.float(), timestep)
+    distances = perceptual.distances(batch["image"][near], predicted[near], batch["window"][near])
+    # divided by its own size and multiplied by that of the main loss, whose gradients it neither drowns nor misses
+    relative = distances / distances.detach().clamp(min=SMALLEST_DISTANCE)
+    return losses.index_add(0, near, perceptual.weight * losses.detach()[near] * relative)

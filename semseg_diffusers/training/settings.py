@@ -148,6 +148,14 @@ class DiffusionOptions(Settings):
     class_loss_min_snr: float = option(
         0.01, above=0, help="samples with a lower signal-to-noise ratio are not weighted by class"
     )
+    perceptual_weight: float = option(
+        0.0, at_least=0,
+        help="weight of a perceptual loss on the predicted image where there is little noise, beside the main loss at "
+        "its own size; 0 for none (default: 0)",
+    )  # fmt: skip
+    perceptual_backbone: str = option(
+        "efficientnet-lite0", help="frozen network of the perceptual loss, as `ImageBackbone` names it"
+    )
     mask_dropout: float = option(0.1, at_least=0, at_most=1, help="share of masks dropped, for guidance")
     mask_dropout_unit: str = option("sample", choices=("sample", "batch"), help="what is dropped together")
     mask_ablation: float = option(

@@ -1,4 +1,4 @@
-"""The objective: zero terminal SNR, Min-SNR at its limits, pixels weighted by class."""
+"""The objective: zero terminal SNR, Min-SNR at its limits, pixels weighted by class, the perceptual loss."""
 
 import diffusers
 import pytest
@@ -7,13 +7,15 @@ from diffusers import DPMSolverMultistepScheduler
 from diffusers.training_utils import compute_snr
 from helpers.training_runs import losses, tiny_settings, train_here, weights
 
-from semseg_diffusers import MaskGuidedDDPMPipeline
+from semseg_diffusers import ImageBackbone, MaskGuidedDDPMPipeline
 from semseg_diffusers.generation.model import new_scheduler
 from semseg_diffusers.training.objective import (
     ClassWeighting,
+    PerceptualLoss,
     build_noise_scheduler,
     diffusion_loss,
     loss_weight,
+    predicted_image,
     prediction_target,
 )
 from semseg_diffusers.training.settings import TrainingSettings
@@ -207,3 +209,81 @@ def test_class_weights_change_the_run_and_how_a_step_is_shared_out_does_not(toy,
 def test_class_weights_that_make_no_sense_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         settings(class_loss_weighting=True, **changes)
+
+
+# The perceptual loss
+
+
+@pytest.fixture(scope="module")
+def perceptual() -> PerceptualLoss:
+    return PerceptualLoss(ImageBackbone.from_name("efficientnet-lite0"), weight=0.5)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_a_perfect_prediction_amounts_to_the_image(prediction_type):
+    scheduler = build_noise_scheduler(settings(prediction_type=prediction_type))
+    image, noise, timestep = torch.rand(3, 3, 8, 8) * 2 - 1, torch.randn(3, 3, 8, 8), torch.tensor([0, 200, 600])
+    noisy = scheduler.add_noise(image, noise, timestep)
+    target = prediction_target(scheduler, image, noise, timestep)
+    torch.testing.assert_close(predicted_image(scheduler, noisy, target, timestep), image, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_perceptual_distance_is_zero_for_equal_images_and_grows_with_blur(perceptual):
+    image = torch.nn.functional.interpolate(torch.rand(2, 3, 32, 32) * 2 - 1, scale_factor=2)  # (2, 3, 64, 64)
+    windows = torch.rand(2, 3)
+    blurred = [
+        torch.nn.functional.avg_pool2d(image, size, 1, size // 2, count_include_pad=False) for size in (1, 3, 7)
+    ]
+    found = torch.stack([perceptual.distances(image, each, windows) for each in blurred])  # (3, 2)
+    assert (found[0] == 0).all()
+    assert (found[1] > 0.01).all()
+    assert (found[2] > found[1]).all()
+
+
+@torch.no_grad()
+def test_a_window_shows_a_part_of_both_images(perceptual):
+    image = torch.rand(1, 3, 64, 64) * 2 - 1
+    changed = image.clone()
+    changed[:, :, :, :20] = 0  # outside the window at the right
+    right, whole = torch.tensor([[0.0, 1.0, 0.5]]), torch.tensor([[1.0, 0.0, 0.0]])
+    assert perceptual.distances(image, changed, right).item() == 0
+    assert perceptual.distances(image, changed, whole).item() > 0.01
+
+
+def test_perceptual_loss_is_added_at_the_size_of_the_main_loss_where_there_is_little_noise(tiny_unet, perceptual):
+    scheduler = build_noise_scheduler(settings())
+    timestep = torch.tensor([10, 200, 500, 999])
+    batch = {
+        "image": torch.rand(4, 3, 16, 16) * 2 - 1, "noise": torch.randn(4, 3, 16, 16), "timestep": timestep,
+        "mask": torch.zeros(4, 16, 16, dtype=torch.long), "window": torch.rand(4, 3),
+    }  # fmt: skip
+    plain = diffusion_loss(tiny_unet, scheduler, batch, 5.0)
+    found = diffusion_loss(tiny_unet, scheduler, batch, 5.0, perceptual=perceptual)
+    alpha_bar = scheduler.alphas_cumprod[timestep]
+    noise_share = (1 - alpha_bar).sqrt() / (alpha_bar.sqrt() + (1 - alpha_bar).sqrt())
+    near = noise_share < 0.7
+    assert near.tolist() == [True, True, False, False]
+    torch.testing.assert_close(found[near], 1.5 * plain[near])
+    assert torch.equal(found[~near], plain[~near])
+    gradients = [
+        torch.autograd.grad(loss[:1].sum(), tiny_unet.parameters(), allow_unused=True) for loss in (plain, found)
+    ]
+    assert any(g is not None and not torch.allclose(g, f) for g, f in zip(*gradients, strict=True))
+    alone = {name: value[:1] for name, value in batch.items()}
+    torch.testing.assert_close(diffusion_loss(tiny_unet, scheduler, alone, 5.0, perceptual=perceptual), found[:1])
+
+
+def test_perceptual_loss_changes_the_run_and_how_a_step_is_shared_out_does_not(toy, tmp_path):
+    changes = {"perceptual_weight": 0.5, "dropout": 0.0, "max_train_steps": 3}
+    whole = train_here(tiny_settings(toy, tmp_path / "whole", train_batch_size=4, **changes))
+    shared = train_here(
+        tiny_settings(toy, tmp_path / "shared", train_batch_size=1, gradient_accumulation_steps=4, **changes)
+    )
+    assert losses(shared) == pytest.approx(losses(whole), rel=1e-4)
+    changes["perceptual_weight"] = 0.0
+    plain = train_here(tiny_settings(toy, tmp_path / "plain", train_batch_size=4, **changes))
+    first, other = weights(whole), weights(plain)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+    assert "perceptual loss of weight 0.5 in features of efficientnet-lite0" in (whole / "README.md").read_text()
+    assert "perceptual" not in (plain / "README.md").read_text()
