@@ -94,6 +94,7 @@ def test_labelme_background_takes_pixels_without_a_shape_and_ignored_shapes_are_
     assert (masks_of(pairs)["b"] == 0).all()
     assert report.notes == (
         "pixels without a region are '_background_', which is a class here",
+        "1 of 2 images have no region: they are '_background_' everywhere",
         "labels of no class, left unknown: tree (1)",
     )
 

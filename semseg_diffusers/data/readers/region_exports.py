@@ -169,11 +169,12 @@ def _finish(
         for split, (images, masks) in found.items()
     }
     pairs, unmatched = match_stems(parts, options.skip_unmatched, f"'{place}'")
-    said = list(notes)
+    said, meaning = list(notes), "unknown"
     if BACKGROUND in labels.label2id:
-        said.append(f"pixels without a region are '{BACKGROUND}', which is a class here")
-    elif empty:
-        said.append(f"{empty} of {len(drawings)} images have no region: they are unknown everywhere")
+        meaning = f"'{BACKGROUND}'"
+        said.append(f"pixels without a region are {meaning}, which is a class here")
+    if empty:
+        said.append(f"{empty} of {len(drawings)} images have no region: they are {meaning} everywhere")
     for what, counter in (("labels of no class, left unknown", others), ("left out", left_out)):
         if counter:
             said.append(f"{what}: " + ", ".join(f"{name} ({count})" for name, count in sorted(counter.items())))
