@@ -108,8 +108,11 @@ class GenerationInput:
 def source_columns(image: Image.Image, file: str, region: np.ndarray | None) -> dict[str, Any]:
     """Return what the metadata keep of a real image from a file, and of the region (H, W) that is regenerated."""
     digest = hashlib.sha256(np.asarray(image).tobytes()).hexdigest()[:16]
-    share = {} if region is None else {"edited_share": round(float(region.mean()), 6)}
-    return {"source_photo": file, "source_photo_hash": digest, **share}
+    columns: dict[str, Any] = {"source_photo": file, "source_photo_hash": digest}
+    if region is not None:
+        region_digest = hashlib.sha256(np.packbits(region).tobytes()).hexdigest()[:16]
+        columns |= {"edited_share": round(float(region.mean()), 6), "edited_region_hash": region_digest}
+    return columns
 
 
 class InputReader:

@@ -26,8 +26,8 @@ COLUMNS = (
     "image_file_name", "mask_file_name", "stem", "index", "source_mask", "model", "revision", "seed", "scheduler",
     "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant", "variation",
     "attribute_guidance_scale", "conditioning_scale", "guide_model", "guide_revision", "strength", "source_photo",
-    "source_photo_hash", "edited_share", "synthetic", "nearest_training_photo", "nearest_training_distance",
-    "near_copy", "image", "mask",
+    "source_photo_hash", "edited_share", "edited_region_hash", "synthetic", "nearest_training_photo",
+    "nearest_training_distance", "near_copy", "image", "mask",
 )  # fmt: skip
 
 

@@ -97,6 +97,8 @@ class Settings:
                 words += texts
             elif meta.get("repeated"):
                 words += [word for text in texts for word in (f"--{_option_name(field)}", text)]
+            elif len(texts) == 1 and texts[0].startswith("-"):  # argparse would take it for an option
+                words.append(f"--{_option_name(field)}={texts[0]}")
             else:
                 words += [f"--{_option_name(field)}", *texts]
         return words

@@ -130,3 +130,10 @@ def test_names_of_files_are_kept_where_they_can_be_names_again(tmp_path):
 def test_a_name_that_is_no_data_set_is_refused():
     with pytest.raises(ValueError, match="there is no folder 'a/b/c', and it is not a dataset id of the Hub"):
         read_source("a/b/c", "datasets", labels="bdd100k")
+
+
+def test_what_save_to_disk_left_under_two_colons_is_refused_by_them(tmp_path):
+    datasets.DatasetDict({"train": table(0, 2)}).save_to_disk(tmp_path / "plain")
+    (tmp_path / "plain").rename(tmp_path / "a::b")
+    with pytest.raises(ValueError, match=r"'.*a::b': `datasets` takes :: in the path"):
+        read_source(tmp_path / "a::b", labels="bdd100k")

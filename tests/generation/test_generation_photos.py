@@ -176,6 +176,17 @@ def test_another_photo_of_the_same_name_is_refused(pipeline, split, tmp_path):
         generate_dataset(pipeline, new, tmp_path / "out", EDIT, inputs=inputs)
 
 
+def test_an_old_mask_that_changed_in_place_is_refused_though_the_share_stays(pipeline, split, tmp_path):
+    new, inputs = edit_masks(split, tmp_path / "new"), Inputs(photos=split)
+    generate_dataset(pipeline, new, tmp_path / "out", EDIT, inputs=inputs)
+    ids = np.asarray(Image.open(new / "b.png")).copy()
+    box = ids[8:12, 6:11]  # as large as that of `edit_masks`
+    box[:] = (box + 1) % 5
+    LABELS.decode(ids).save(split / "masks" / "b.png")
+    with pytest.raises(ValueError, match=r"another `edited_region_hash` for the mask '.*b\.png'"):
+        generate_dataset(pipeline, new, tmp_path / "out", EDIT, inputs=inputs)
+
+
 def test_other_edit_settings_in_the_same_output_are_refused(pipeline, split, tmp_path):
     new, inputs = edit_masks(split, tmp_path / "new"), Inputs(photos=split)
     generate_dataset(pipeline, new, tmp_path / "out", EDIT, inputs=inputs)

@@ -60,3 +60,9 @@ def test_settings_of_a_file_may_name_every_option(tmp_path):
     saved = parse(TrainingSettings, "--dataset", "d", "--output_dir", "o")
     (tmp_path / "settings.json").write_text(json.dumps(saved.to_dict()))
     assert parse(TrainingSettings, "--config", str(tmp_path / "settings.json")) == saved
+
+
+@pytest.mark.parametrize("path", ["-x", "--model", "a [1]::*", "-1", "{x}=y", " "])
+def test_paths_of_any_form_survive_the_command_line(path):
+    options = GenerateOptions(model=path, masks=path, output=path)
+    assert parse(GenerateOptions, *options.to_arguments()) == options

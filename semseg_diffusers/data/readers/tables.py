@@ -1,5 +1,6 @@
 """Any dataset that `datasets` loads and that has a column of images and one of masks: from the Hub, or local."""
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -95,6 +96,8 @@ def _load(name: str, revision: str | None, streaming: bool) -> dict[str, Any]:
     if any((Path(name) / file).is_file() for file in TABLE_FILES):
         if streaming:
             raise ValueError(f"'{name}' was saved with save_to_disk and is local; leave out --streaming.")
+        if "::" in os.path.abspath(name):
+            raise ValueError(f"'{name}': `datasets` takes :: in the path for two joined addresses. Rename the folder.")
         loaded = datasets.load_from_disk(name)
     else:
         loaded = load_tables(name, revision, streaming=streaming)
