@@ -30,6 +30,7 @@ from semseg_diffusers.utils.signals import exit_on_signals
 RECORD_FILE = ".recipe.json"
 PROGRESS_FILE = ".progress.jsonl"
 LOCK_FILE = ".lock"
+LONG_NAME = 200  # bytes; file systems allow 255, and a temporary name is longer
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, the quota, the largest file allowed
 
 
@@ -72,7 +73,8 @@ def composed(name: str) -> str:
 @contextlib.contextmanager
 def written_beside(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside a file, which is renamed to the file at the end."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    name = path.name if len(os.fsencode(path.name)) <= LONG_NAME else hash_json(path.name)
+    temporary = path.with_name(f"{name}.tmp-{os.getpid()}")
     try:
         yield temporary
         os.replace(temporary, path)

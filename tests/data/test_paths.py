@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from semseg_diffusers.cli import main
+from semseg_diffusers.data.check.check import check_prepared
 from semseg_diffusers.data.dataset import load_pairs, load_tables, split_names
 from semseg_diffusers.data.dataset_format import METADATA_FILE, find_masks, plain_load_note
 from semseg_diffusers.data.labels import LabelSet
@@ -112,6 +113,15 @@ def test_words_for_splits_in_a_folder_without_splits_split_nothing(tmp_path):
         "imagefolder", data_dir=str(folder), data_files={"train": "**"}, cache_dir=str(tmp_path / "cache")
     )
     assert plain["train"]["stem"][:] == ["test_0", "my-val-2", "c"]  # what the note says
+
+
+def test_metadata_with_a_byte_order_mark_and_other_separators_is_no_fault(tmp_path):
+    prepare(write_source(tmp_path / "source", ("a\u2028b", "c\x85d", "e")), tmp_path / "out")
+    file = tmp_path / "out" / "train" / METADATA_FILE
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert load_pairs(tmp_path / "out").stems == ["a\u2028b", "c\x85d", "e"]
+    report = check_prepared(tmp_path / "out")
+    assert "metadata" not in [finding.kind for finding in report.findings]
 
 
 def test_metadata_that_leaves_its_folder_is_refused(toy_folder, tmp_path):

@@ -5,6 +5,8 @@ import logging
 import shutil
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -12,6 +14,7 @@ from helpers.published_checkpoints import konz_folder
 from helpers.segmenters import save_network
 from helpers.tiny_networks import TINY_PARENT
 from helpers.tiny_pipelines import BDD, pipeline, tiny_unet
+from PIL import Image
 
 from semseg_diffusers.cli import main
 from semseg_diffusers.evaluation.features import load_extractor
@@ -160,3 +163,46 @@ def test_all_shards_are_one_state_dict(tmp_path):
     assert len(files) > 2
     index = json.loads((tmp_path / "diffusion_pytorch_model.safetensors.index.json").read_text())
     assert read_weights(files).keys() == index["weight_map"].keys() == tiny_unet().state_dict().keys()
+
+
+FROM_THE_HUB = """
+import sys
+import torch
+from semseg_diffusers import LabelSet, MaskGuidedUNet2DModel, load_pairs
+from semseg_diffusers.hub.push import load_pipeline
+from semseg_diffusers.training.base_model import load_first_weights
+expected = load_pipeline(sys.argv[1]).unet.state_dict()
+for name in ("alice/shards", "alice/fp16", "alice/fp16shards"):
+    torch.manual_seed(1)
+    other = MaskGuidedUNet2DModel.from_config(MaskGuidedUNet2DModel.load_config(sys.argv[1] + "/unet"))
+    load_first_weights(other, name)
+    for unet in (load_pipeline(name).unet, other):
+        print(all(torch.equal(value, expected[key]) for key, value in unet.state_dict().items()))
+pairs = load_pairs("alice/named", cache_dir=sys.argv[2])
+print(pairs.labels.names[:2], pairs.mask(0).tolist())
+"""
+
+
+@pytest.mark.slow
+def test_shards_variants_and_named_classes_are_read_from_the_hub(hub, tmp_path, clean_process):
+    for name, form in (
+        ("shards", "shards"),
+        ("fp16", "variant"),
+        ("fp16shards", "shards of a variant"),
+        ("own", "whole"),
+    ):
+        folder = tmp_path / name
+        pipeline().save_pretrained(folder, **FORMS[form])
+        files = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        hub.add_repo(f"alice/{name}", files)
+    ids = Image.fromarray(np.array([[0, 1], [1, 255]], dtype=np.uint8))
+    features = datasets.Features({"image": datasets.Image(), "mask": datasets.Image()})
+    table = datasets.Dataset.from_dict({"image": [ids.convert("RGB")], "mask": [ids]}, features=features)
+    table.to_parquet(tmp_path / "train.parquet")
+    files = {"train.parquet": (tmp_path / "train.parquet").read_bytes(), "id2label.json": b'{"0": "road", "1": "sky"}'}
+    hub.add_repo("alice/named", files, kind="dataset")
+    environment = hub.environment(tmp_path / "home")
+    done = clean_process(FROM_THE_HUB, str(tmp_path / "own"), str(tmp_path / "cache"), environment=environment)
+    assert done.stdout.splitlines() == ["True"] * 6 + ["('road', 'sky') [[0, 1], [1, 255]]"]

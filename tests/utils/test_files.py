@@ -6,7 +6,7 @@ import pytest
 
 from semseg_diffusers.generation.inputs import read_attribute_table
 from semseg_diffusers.masks.editing.edit import read_operations
-from semseg_diffusers.utils.files import read_json, read_json_lines, read_text
+from semseg_diffusers.utils.files import read_json, read_json_lines, read_text, write_json
 from semseg_diffusers.utils.settings import read_yaml
 
 
@@ -30,3 +30,10 @@ def test_other_encodings_are_refused_by_the_name_of_the_file(encoding, tmp_path)
     for read in (read_text, read_json, read_json_lines):
         with pytest.raises(ValueError, match=r"'.*a.json' is (not )?in UTF-(8|16).* Save it again as UTF-8"):
             read(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("stem", ["n" * 250, "é" * 125, "東" * 83])
+def test_the_longest_names_are_written(stem, tmp_path):
+    write_json(tmp_path / f"{stem}.json", {"a": 1})
+    assert read_json(tmp_path / f"{stem}.json") == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == [f"{stem}.json"]

@@ -4,6 +4,7 @@ Exits with code 1 if prepare or training would stop, or results would be wrong; 
 """
 
 import functools
+import io
 import itertools
 import json
 import shutil
@@ -25,7 +26,7 @@ from semseg_diffusers.data.prepare import decide_source, inspect_values
 from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, open_source, read_source
 from semseg_diffusers.data.settings import SPLITS, CheckSettings
 from semseg_diffusers.utils.archives import close_archives
-from semseg_diffusers.utils.files import package_version, write_text
+from semseg_diffusers.utils.files import package_version, read_text, write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 
@@ -185,8 +186,8 @@ def _read_rows(part: Path, split: str) -> tuple[list[Pair], list[Finding]]:
     """Return the pairs of one split whose files exist, and what is wrong with its metadata."""
     metadata = part / METADATA_FILE
     try:
-        lines = metadata.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as err:
+        lines = [*io.StringIO(read_text(metadata))]
+    except (OSError, ValueError) as err:
         advice = "load_dataset cannot read the split without it; prepare the dataset again"
         return [], find("metadata", [err], what=f"no usable {METADATA_FILE}", advice=advice)
     pairs: list[Pair] = []
