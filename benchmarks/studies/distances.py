@@ -24,7 +24,7 @@ from semseg_diffusers.evaluation.fidelity import kid
 from semseg_diffusers.evaluation.inputs import ImageSet, evenly_spaced, generated_images
 from semseg_diffusers.generation.near_copies import to_tensor
 from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.utils.files import versions
+from semseg_diffusers.utils.files import read_json, versions
 from semseg_diffusers.utils.images import to_image
 
 
@@ -118,6 +118,7 @@ def main() -> None:
     parser.add_argument("--features", nargs="+", default=list(FEATURES), help="as of `evaluate`")
     parser.add_argument("--num_splits", type=int, default=5, help="random halves (default: 5)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, help="results.json of `evaluate` of these images, to record with them")
     parser.add_argument("--output", type=Path, default=Path("distances.json"))
     args = parser.parse_args()
 
@@ -146,6 +147,11 @@ def main() -> None:
         "versions": versions("torch", "torchmetrics"),
         "networks": networks,
     }
+    if args.results is not None:
+        results = read_json(args.results)
+        own = results["settings"]["segmenter"]
+        record["evaluation"] = [each for each in results["fidelity"] if each["features"]["name"] != own]
+        record["generation"] = results["generation"]
     write_text(args.output, json.dumps(record, indent=2) + "\n")
     print(f"\n{args.output}")
 

@@ -168,11 +168,11 @@ def _fidelity(entry: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str,
     """Return the distances in the features of one network, and whose features they are."""
     name = entry["features"]["name"]
     if name == results["settings"].get("segmenter"):
-        role = "the segmentation network itself, so not independent of the agreement above"
+        role = "the segmentation network itself"
     elif name.startswith("efficientnet-lite"):
-        role = "a classifier of ImageNet's thousand kinds of objects, independent of the segmentation network"
+        role = "pretrained on ImageNet"
     else:
-        role = ""
+        role = None
     return {**read_distances(entry), "role": role}
 
 
