@@ -158,7 +158,7 @@ def test_killed_and_resumed_run_equals_the_straight_one_with_all_options_on(toy,
     changes = {
         "ema_decays": DECAYS, "class_loss_weighting": True, "rescale_betas_zero_snr": True,
         "gradient_accumulation_steps": 2, "preview_steps": 1, "preview_masks": 1, "preview_samples": 1,
-        "preview_inference_steps": 1,
+        "preview_inference_steps": 1, "perceptual_weight": 0.1,
     }  # fmt: skip
     straight = train_here(tiny_settings(toy, tmp_path / "straight", **changes))
     pieces = train_here(tiny_settings(toy, tmp_path / "pieces", **changes))
