@@ -151,7 +151,8 @@ def main() -> None:
         results = read_json(args.results)
         own = results["settings"]["segmenter"]
         record["evaluation"] = [each for each in results["fidelity"] if each["features"]["name"] != own]
-        record["generation"] = results["generation"]
+        names = ("model", "revision", "scheduler", "num_inference_steps", "guidance_scale", "seed")
+        record["generation"] = {name: results["generation"][name] for name in names}
     write_text(args.output, json.dumps(record, indent=2) + "\n")
     print(f"\n{args.output}")
 

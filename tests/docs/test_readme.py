@@ -53,6 +53,21 @@ def test_distances_of_the_table_are_those_of_the_results(results):
             assert cells == ["lower", number(reference["floor"][key]), number(reference["generated"][key]), "–"]
 
 
+def test_tables_of_distances_in_features_of_imagenet_are_those_of_their_file():
+    found = read("distances.json")
+    page = (ROOT / "docs" / "how_to" / "evaluating.md").read_text(encoding="utf-8")
+    for title, measured in found["networks"]["efficientnet-lite2"].items():
+        assert f"| {title} | {measured['frechet']['mean']:.3g} | {measured['kernel']['mean']:.3f} |" in page
+    (entry,) = map(read_distances, found["evaluation"])
+    for reference in entry["references"]:
+        for key, name in entry["names"].items():
+            floor, value = (number(reference[part][key]) for part in ("floor", "generated"))
+            assert f"| {name} to {reference['reference']} | lower | {floor} | {value} |" in CAMVID
+    to_val = entry["references"][0]
+    assert f"is {number(to_val['generated']['frechet'])} in features of ImageNet" in " ".join(README.split())
+    assert f"reach {number(to_val['floor']['frechet'])}, and" in " ".join(README.split())
+
+
 def test_text_beside_the_table_is_that_of_the_results(results):
     assert f"{results['data']['num_masks']} validation masks" in CAMVID
     assert f"takes {results['generation']['num_inference_steps']} steps" in CAMVID
@@ -82,8 +97,8 @@ def test_results_of_the_readme_are_those_of_the_files(results):
     low, generated, high = (number(results["agreement"][row]["mean_iou"]) for row in ("shuffled", "generated", "real"))
     assert f"at {generated} mean IoU, between {low} for mismatched masks and {high}" in text
     (to_val,) = [each for each in read_distances(results["fidelity"][0])["references"] if each["reference"] == "val"]
-    assert f"is {number(to_val['generated']['frechet'])} in the features" in text
-    assert f"reach {number(to_val['floor']['frechet'])};" in text
+    assert f"and {number(to_val['generated']['frechet'])} in the features" in text
+    assert f"they reach {number(to_val['floor']['frechet'])};" in text
     study = read("grow_camvid.json")
     (gain,) = [
         each["mean_iou"]
