@@ -25,6 +25,7 @@ from semseg_diffusers.generation.model import known_attributes, new_scheduler
 from semseg_diffusers.generation.plan import Job, plan_generation, target_size
 from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, check_attributes
 from semseg_diffusers.pipelines.image_inputs import changed_region
+from semseg_diffusers.pipelines.scheduler_trial import check_scheduler as try_scheduler
 
 
 NOISE, EDIT, REDRAW = "from noise", "edit where the mask changed", "redraw the photo"
@@ -111,7 +112,12 @@ class Sampler:
         self.schedulers: list[str] = []
         for name in SCHEDULERS:
             with contextlib.suppress(ValueError, ImportError):  # some need scipy
-                new_scheduler(name, pipeline.scheduler.config)
+                scheduler = new_scheduler(name, pipeline.scheduler.config)
+                modes: tuple[dict[str, Any], ...] = ({}, {"keeps_known": True}, {"strength": SamplingRequest.strength})
+                for mode in modes:
+                    try_scheduler(
+                        scheduler, int(SamplingRequest.num_inference_steps), pipeline.trained_scheduler, **mode
+                    )
                 self.schedulers.append(name)
         self._lock = threading.Lock()  # one network: one image at a time
 
@@ -138,9 +144,9 @@ class Sampler:
             source = GenerationInput(ids, source_columns(photo.image, "", region), photo.image, region)
         if source.is_unchanged:
             raise ValueError("the mask equals that of the photo, so there is nothing to edit: change it.")
-        pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler is its own
-        own = type(self.pipeline.scheduler).from_config(self.pipeline.scheduler.config)
-        pipeline.scheduler = own if scheduler is None else new_scheduler(scheduler, own.config)
+        pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler may be another
+        if scheduler is not None:
+            pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
         plan = plan_generation(pipeline, settings)
         # The name is a hash of all that the image depends on.
         record = json.dumps({**plan.record, "photo": source.columns.get("source_photo_hash")}, sort_keys=True)

@@ -94,6 +94,7 @@ def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str
             f"{pairs.resolution[0]} x {pairs.resolution[1]} (height x width). Prepare the dataset again with "
             f"--resolution {size[0]}x{size[1]}."
         )
+    pipeline.check_scheduler(settings.sampling.num_inference_steps)
     return pipeline
 
 

@@ -55,6 +55,8 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
             f"{name} does not know rescale_betas_zero_snr, with which this model was trained; expected one of "
             f"{', '.join(able)}"
         )
+    # `from_config` would drop what this lists, and take defaults of the new class in place of the other's betas
+    config = {key: value for key, value in config.items() if key != "_use_default_values"}
     options: dict[str, Any] = {}
     for part in filter(None, text.split(",")):
         option, _, value = part.partition("=")
@@ -150,11 +152,12 @@ def load_guide(name: str, revision: str | None, pipeline: Any, variant: str | No
 
 def pipeline_for(pipeline: Any, settings: GenerationSettings) -> Any:
     """Return the pipeline for these settings: from noise, from an image, or in a part of one."""
-    if settings.edit is not None:
-        return MaskGuidedInpaintPipeline(pipeline.unet, pipeline.scheduler)
-    if settings.strength is not None:
-        return MaskGuidedImg2ImgPipeline(pipeline.unet, pipeline.scheduler)
-    return pipeline
+    if settings.edit is None and settings.strength is None:
+        return pipeline
+    kind = MaskGuidedImg2ImgPipeline if settings.edit is None else MaskGuidedInpaintPipeline
+    other = kind(pipeline.unet, pipeline.scheduler)
+    other.trained_scheduler = pipeline.trained_scheduler
+    return other
 
 
 def known_attributes(unet: Any) -> dict[str, list[str]]:

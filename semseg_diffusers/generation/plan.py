@@ -147,6 +147,9 @@ def plan_generation(
         checked.prepare_guide(guide, varied.attribute_guidance_scale)
         if varied.strength is not None:
             checked.check_strength(varied.strength)
+            checked.check_scheduler(varied.num_inference_steps, strength=varied.strength)
+        if settings.edit is not None:
+            checked.check_scheduler(varied.num_inference_steps, keeps_known=True)
     if settings.edit is not None:
         checked.check_edit_inputs(**asdict(settings.edit))
     checked.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with

@@ -7,6 +7,8 @@ package: it imports the standard library and torch only.
 """
 
 import contextlib
+import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -158,15 +160,25 @@ def has_offload_hooks(unet: torch.nn.Module) -> bool:
     return any(hasattr(module, hook) for module in unet.modules() for hook in hooks)
 
 
+_lock = threading.Lock()
+_num_users: weakref.WeakKeyDictionary[torch.nn.Module, int] = weakref.WeakKeyDictionary()  # of what was in training
+
+
 @contextlib.contextmanager
 def evaluation_mode(*modules: torch.nn.Module | None) -> Iterator[None]:
-    """Switch networks to evaluation (no dropout) and restore the mode of each submodule afterwards."""
-    present = [module for module in modules if module is not None]
-    training = [submodule for module in present for submodule in module.modules() if submodule.training]
-    for submodule in training:
-        submodule.training = False
+    """Switch networks to evaluation (no dropout); once no thread uses it so, restore the mode of each submodule."""
+    with _lock:
+        present = (submodule for module in modules if module is not None for submodule in module.modules())
+        switched = {submodule for submodule in present if submodule.training or submodule in _num_users}
+        for submodule in switched:
+            _num_users[submodule] = _num_users.get(submodule, 0) + 1
+            submodule.training = False
     try:
         yield
     finally:
-        for submodule in training:
-            submodule.training = True
+        with _lock:
+            for submodule in switched:
+                _num_users[submodule] -= 1
+                if not _num_users[submodule]:
+                    del _num_users[submodule]
+                    submodule.training = True

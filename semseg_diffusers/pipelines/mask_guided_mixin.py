@@ -4,9 +4,12 @@ This file is saved beside the weights and runs without the package: it imports t
 diffusers only, and defines no `DiffusionPipeline`, of which diffusers allows one in a saved folder.
 """
 
+import copy
+import functools
 import inspect
 import math
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .guidance import Conditions, has_offload_hooks
 from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_masks
+from .scheduler_trial import check_scheduler, describe
 
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -26,11 +30,64 @@ else:
     Base = object
 
 
+_calls = threading.local()  # `stack`: (pipeline, its attributes) of each call that this thread is in
+
+
+def _call_of(pipeline) -> dict[str, Any]:
+    """Return the attributes of this thread's call of a pipeline, or outside a call the pipeline's own."""
+    calls = (attributes for called, attributes in reversed(getattr(_calls, "stack", ())) if called is pipeline)
+    return next(calls, vars(pipeline))
+
+
+class OfTheCall:
+    """An attribute of a pipeline that each running call has for itself, also where threads share the pipeline."""
+
+    def __set_name__(self, owner, name):
+        self.name = name
+
+    def __get__(self, pipeline, owner=None):
+        if pipeline is None:
+            return self
+        attributes = _call_of(pipeline)
+        if self.name not in attributes:
+            attributes = vars(pipeline)
+        if self.name not in attributes:
+            raise AttributeError(f"{type(pipeline).__name__!r} has no attribute {self.name!r} before its first call.")
+        return attributes[self.name]
+
+    def __set__(self, pipeline, value):
+        _call_of(pipeline)[self.name] = value
+
+
+def separate_call(call: Callable) -> Callable:
+    """Decorate a pipeline's `__call__`: it steps with a scheduler of its own, and numbers of any kind are Python's."""
+
+    @functools.wraps(call)
+    def separately(self, *args, **kwargs):
+        attributes: dict[str, Any] = {"scheduler": copy.deepcopy(self.scheduler), "_finite": []}
+        _calls.stack = [*getattr(_calls, "stack", ()), (self, attributes)]
+        try:
+            return call(
+                self, *map(plain_number, args), **{name: plain_number(value) for name, value in kwargs.items()}
+            )
+        finally:
+            _calls.stack = _calls.stack[:-1]
+            for name in ("_guidance_scale", "_attribute_guidance_scale", "_conditioning_scale", "_num_timesteps"):
+                if name in attributes:  # those of the last call stay readable
+                    vars(self)[name] = attributes[name]
+
+    return separately
+
+
 class MaskGuidedMixin(Base):
     """Methods of a `DiffusionPipeline` with the components `unet` and `scheduler`."""
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
+    trained_scheduler: Any = None
+    scheduler = OfTheCall()
+    _guidance_scale, _attribute_guidance_scale, _conditioning_scale = OfTheCall(), OfTheCall(), OfTheCall()
+    _num_timesteps, _finite = OfTheCall(), OfTheCall()
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
@@ -38,7 +95,15 @@ class MaskGuidedMixin(Base):
         unet = getattr(pipeline, "unet", None)  # diffusers passes on only what `__init__` names by its exact class
         if hasattr(unet, "encode_mask"):
             kwargs.setdefault("unet", unet)
-        return super().from_pipe(pipeline, **kwargs)
+        made = super().from_pipe(pipeline, **kwargs)
+        if made.unet is unet:
+            made.trained_scheduler = getattr(pipeline, "trained_scheduler", None) or made.scheduler
+        return made
+
+    def register_modules(self, **kwargs):
+        """Register the components; the first scheduler has the noise levels that the network was trained with."""
+        super().register_modules(**kwargs)
+        self.trained_scheduler = kwargs.get("scheduler", self.trained_scheduler)
 
     @property
     def guidance_scale(self) -> float:
@@ -91,6 +156,7 @@ class MaskGuidedMixin(Base):
         config = self.unet.config
         check_whole_number("num_images_per_mask", num_images_per_mask, 1)
         check_whole_number("num_inference_steps", num_inference_steps, 1)
+        check_generator(generator)
         if num_inference_steps < 4 and uses_prk_steps(self.scheduler):
             raise ValueError(
                 f"{type(self.scheduler).__name__} starts with Runge-Kutta steps, which need `num_inference_steps` of "
@@ -121,7 +187,12 @@ class MaskGuidedMixin(Base):
             raise ValueError(
                 f"`latents` have the shape {tuple(latents.shape)}; expected {shape} (images, channels, height, width)."
             )
+        self.check_scheduler(num_inference_steps)
         return shape
+
+    def check_scheduler(self, num_inference_steps: int, **trial) -> None:
+        """Raise a `ValueError` where the scheduler does not sample what the network was trained to predict."""
+        check_scheduler(self.scheduler, num_inference_steps, self.trained_scheduler, **trial)
 
     def prepare_guidance(
         self,
@@ -142,6 +213,8 @@ class MaskGuidedMixin(Base):
                     "`conditioning_scale` is for networks with a control branch, and this one has none: omit it, or "
                     "use `guidance_scale`."
                 )
+        check_number("guidance_start", guidance_start, "a fraction of the steps")
+        check_number("guidance_stop", guidance_stop, "a fraction of the steps")
         if not 0 <= guidance_start <= guidance_stop <= 1:
             raise ValueError(
                 f"expected fractions of the steps with 0 <= `guidance_start` <= `guidance_stop` <= 1; got "
@@ -192,6 +265,9 @@ class MaskGuidedMixin(Base):
                 size = sizes.pop()
             size = (size, size) if isinstance(size, int) else size
             height, width = size[0] if height is None else height, size[1] if width is None else width
+        for name, side in (("height", height), ("width", width)):
+            if type(side) is not int:
+                check_whole_number(name, side, 1)
         if height < 1 or width < 1:
             raise ValueError(f"height and width must be at least 1; got {height} x {width}.")
         return height, width
@@ -317,10 +393,21 @@ class MaskGuidedMixin(Base):
         self, callback: Callable | None, names: Sequence[str], step: int, timestep, latents: torch.Tensor
     ) -> torch.Tensor:
         """Call a callback after a step; returns its latents, or the given ones where it returns none."""
-        if callback is None:
-            return latents
-        tensors = {"latents": latents} if "latents" in names else {}
-        return (callback(self, step, timestep, tensors) or {}).get("latents", latents)
+        if callback is not None:
+            tensors = {"latents": latents} if "latents" in names else {}
+            latents = (callback(self, step, timestep, tensors) or {}).get("latents", latents)
+        self._finite.append(torch.isfinite(latents).all())
+        return latents
+
+    def check_finite(self) -> None:
+        """Raise a `ValueError` where the latents of the last step are not finite; all steps are read at once."""
+        finite = torch.stack(self._finite).tolist() if self._finite else [True]
+        if not finite[-1]:
+            raise ValueError(
+                f"{describe(self.scheduler)} gave values that are not finite at step {finite.index(False) + 1} of "
+                f"{len(finite)}: use other options of it, more steps, another scheduler, or float32 where the network "
+                "is in half precision. Weights that are not finite do the same."
+            )
 
     def postprocess(self, latents: torch.Tensor, output_type: str) -> Any:
         """Convert latents (B, C, H, W) in [-1, 1] to `output_type`."""
@@ -342,6 +429,23 @@ def stack_ids(ids: list[np.ndarray | None], height: int, width: int) -> torch.Te
 def uses_prk_steps(scheduler) -> bool:
     """Return whether it is a PNDM scheduler that takes its first steps by the Runge-Kutta method."""
     return getattr(scheduler.config, "skip_prk_steps", True) is False
+
+
+def plain_number(value):
+    """Return a scalar of numpy or torch as a number of Python, and everything else as it is."""
+    is_scalar = isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and value.ndim == 0
+    return value.item() if is_scalar else value
+
+
+def check_generator(generator) -> None:
+    """Raise a `TypeError` for what is no generator of torch, such as a seed."""
+    for each in generator if isinstance(generator, (list, tuple)) else [generator]:
+        if not (isinstance(each, torch.Generator) or (each is None and each is generator)):
+            seed = each if isinstance(each, int) and not isinstance(each, bool) else 0
+            raise TypeError(
+                f"`generator` is {each!r}, of type {type(each).__name__}; expected a torch.Generator, or a list with "
+                f"one for each image: pass generator=torch.Generator().manual_seed({seed})."
+            )
 
 
 def check_whole_number(name: str, value, at_least: int) -> None:

@@ -12,9 +12,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .guidance import evaluation_mode, guide
-from .mask_guided_mixin import MaskGuidedMixin
+from .mask_guided_mixin import MaskGuidedMixin, separate_call
 from .mask_inputs import UNKNOWN  # noqa: F401  diffusers copies only files that are imported here
 from .portable import PortableFolderMixin
+from .scheduler_trial import check_scheduler  # noqa: F401  likewise
 
 
 class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipeline):
@@ -39,6 +40,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         mask,
@@ -157,6 +159,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 latents = self.call_back(callback_on_step_end, callback_inputs, step, t, latents)
 
         # 5. Postprocess
+        self.check_finite()
         images = self.postprocess(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

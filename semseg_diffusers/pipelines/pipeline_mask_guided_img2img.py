@@ -13,9 +13,10 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .guidance import evaluation_mode, guide
 from .image_inputs import check_editing, crop_resize_image, read_images, to_output, to_tensor
-from .mask_guided_mixin import MaskGuidedMixin, uses_prk_steps
+from .mask_guided_mixin import MaskGuidedMixin, separate_call, uses_prk_steps
 from .mask_inputs import center_crop_box
 from .portable import PortableFolderMixin
+from .scheduler_trial import first_step
 
 
 class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipeline):
@@ -41,13 +42,13 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     def get_timesteps(self, num_inference_steps: int, strength: float, device) -> tuple[torch.Tensor, int]:
         """Return the timesteps that a strength leaves, and the index of the first of them in the schedule."""
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        steps = min(int(num_inference_steps * strength), num_inference_steps)
-        first = (num_inference_steps - steps) * getattr(self.scheduler, "order", 1)
+        first = first_step(self.scheduler, num_inference_steps, strength)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(first)
-        return self.scheduler.timesteps[first:] if steps else self.scheduler.timesteps[:0], first
+        return self.scheduler.timesteps[first:], first
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         image,
@@ -124,6 +125,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
         )
         self.check_strength(strength)
+        self.check_scheduler(num_inference_steps, strength=strength)
         attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
         sources = []  # B of (H, W, 3)
@@ -172,6 +174,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 latents = self.call_back(callback_on_step_end, callback_inputs, i, t, latents)
 
         # 5. Postprocess
+        self.check_finite()
         images = self.postprocess(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

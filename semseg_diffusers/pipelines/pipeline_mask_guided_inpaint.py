@@ -30,9 +30,10 @@ from .image_inputs import (
     to_output,
     to_tensor,
 )
-from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, stack_ids
+from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, separate_call, stack_ids
 from .mask_inputs import UNKNOWN, crop_resize_ids
 from .portable import PortableFolderMixin
+from .scheduler_trial import check_scheduler  # noqa: F401  diffusers copies only files that are imported here
 
 
 # Only these may go back in time: the others keep state of earlier steps.
@@ -158,6 +159,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         return stack_ids(window_ids, *size), to_tensor(known, self.latents_dtype, device), edited
 
     @torch.no_grad()
+    @separate_call
     def __call__(
         self,
         image,
@@ -256,6 +258,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
         )
         self.check_edit_inputs(margin, padding_mask_crop, feather, jump_length, jump_n_sample)
+        self.check_scheduler(num_inference_steps, keeps_known=True)
         attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
         sources = read_images(image, num_masks)
@@ -314,6 +317,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 latents = self.call_back(callback_on_step_end, callback_inputs, i, t, latents)
 
         # 6. Paste the windows into the images
+        self.check_finite()
         images: Any = latents
         if output_type != "latent":
             edits = [edit for edit in zip(sources, regions, windows, strict=True) for _ in range(num_images_per_mask)]

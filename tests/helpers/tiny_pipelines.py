@@ -9,7 +9,8 @@ from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DM
 
 BDD = LabelSet.from_preset("bdd100k")
 SIZE = 16
-# Schedulers and the prediction types that each knows; those that need scipy or torchsde are left out.
+# Schedulers and the prediction types that each knows; those that need scipy or torchsde are left out,
+# and UnCLIPScheduler, which has to be given the timestep that follows.
 ALL_TYPES = ("epsilon", "v_prediction", "sample")
 SCHEDULERS = {
     "DDIMScheduler": ALL_TYPES,
@@ -31,7 +32,6 @@ SCHEDULERS = {
     "PNDMScheduler": ("epsilon", "v_prediction"),
     "SASolverScheduler": ALL_TYPES,
     "TCDScheduler": ALL_TYPES,
-    "UnCLIPScheduler": ("epsilon", "sample"),
     "UniPCMultistepScheduler": ALL_TYPES,
 }
 

@@ -223,6 +223,7 @@ def test_a_push_uploads_the_pipeline_and_nothing_that_is_of_no_use_to_others(hub
         "portable.py",
         "previews/step-0000004.png",
         "scheduler/scheduler_config.json",
+        "scheduler_trial.py",
         "settings.json",
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",

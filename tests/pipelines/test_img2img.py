@@ -75,16 +75,16 @@ def test_more_strength_leaves_less_of_the_image(name):
 def test_strength_is_the_part_of_the_steps_that_is_done(batches):
     for scheduler, steps in ((DDIMScheduler(), [1] * 4), (diffusers.HeunDiscreteScheduler(), [1] * 7)):
         pipe = img2img(scheduler)
-        calls, seen = batches(pipe.unet), []
+        calls, seen, expected = batches(pipe.unet), [], []
         settings = {"num_inference_steps": 10, "strength": 0.45, "guidance_scale": 1.0}
 
-        def record(_, i, t, tensors, seen=seen):
+        def record(running, i, t, tensors, seen=seen, expected=expected, steps=steps):
             seen.append((i, float(t), list(tensors)))
+            expected[:] = running.scheduler.timesteps[-len(steps) :].tolist()
 
         redraw(pipe, PHOTO, random_ids(), callback_on_step_end=record, **settings)
         assert calls == steps
         assert pipe.num_timesteps == len(steps)
-        expected = [float(t) for t in pipe.scheduler.timesteps[-len(steps) :]]
         assert seen == [(i, t, ["latents"]) for i, t in enumerate(expected)]
 
 

@@ -20,7 +20,8 @@ from semseg_diffusers import (
 
 
 PIPELINES = Path(semseg_diffusers.__file__).parent / "pipelines"
-SHARED = ("guidance.py", "mask_guided_mixin.py", "mask_inputs.py", "portable.py")  # laid beside pipeline.py
+# laid beside pipeline.py
+SHARED = ("guidance.py", "mask_guided_mixin.py", "mask_inputs.py", "portable.py", "scheduler_trial.py")
 EDITING = {
     "pipeline_mask_guided_img2img": MaskGuidedImg2ImgPipeline,
     "pipeline_mask_guided_inpaint": MaskGuidedInpaintPipeline,
