@@ -16,13 +16,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
+from diffusers.training_utils import compute_snr
 from torch.utils.flop_counter import FlopCounterMode
 
+from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.findings import read_distances
 from semseg_diffusers.training.base_model import load_base
 from semseg_diffusers.training.networks import build_network
+from semseg_diffusers.training.objective import PERCEPTUAL_MIN_SNR, build_noise_scheduler
 from semseg_diffusers.training.settings import TrainingSettings
 
 
@@ -54,6 +57,14 @@ def forward_gflop(settings: TrainingSettings) -> float:
     mask = torch.zeros(1, *pairs.resolution, dtype=torch.long)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         unet(torch.zeros(1, 3, *pairs.resolution), 1, mask=mask)
+        # of samples with little noise: forward for both images, back to one of them: a third of a training pass
+        if settings.perceptual_weight:
+            scheduler = build_noise_scheduler(settings)
+            snr = compute_snr(scheduler, torch.arange(settings.num_train_timesteps))
+            before = counter.get_total_flops()
+            ImageBackbone.from_name(settings.perceptual_backbone)(torch.zeros(1, 3, *pairs.resolution))
+            backbone = counter.get_total_flops() - before
+            return (before + backbone * (snr > PERCEPTUAL_MIN_SNR).float().mean().item()) / 1e9
     return counter.get_total_flops() / 1e9
 
 

@@ -18,7 +18,7 @@ from arms_page import by_agreement, write_arms_page
 
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.training.networks import RAW
-from semseg_diffusers.training.settings import PRESETS, TrainingSettings
+from semseg_diffusers.training.settings import TrainingSettings
 
 
 OURS = {"lr_warmup_steps": 50}
@@ -26,13 +26,18 @@ PAPER_WIDTH = {"hidden_dim": 16, "emb_dim": 32}  # 3.4 GFLOP a forward pass at 1
 # name -> (what it is, settings beside COMMON)
 ARMS = {
     "ours": ("the default recipe", OURS),
-    "paper": ("the paper's recipe, its network 16 channels wide", {**PRESETS["paper"], **PAPER_WIDTH}),
+    "paper": (
+        "the paper's recipe, its network 16 channels wide",
+        {**TrainingSettings.PRESETS["paper"], **PAPER_WIDTH},
+    ),
     "epsilon": ("ours, without v prediction: the noise is predicted", {**OURS, "prediction_type": "epsilon"}),
     "no_min_snr": ("ours, without Min-SNR weights", {**OURS, "snr_gamma": None}),
     "no_patch_stem": ("ours, without the patch stem: all maps four times as large", {**OURS, "patch_size": 1}),
     "no_flip": ("ours, without mirrored pairs", {**OURS, "horizontal_flip": False}),
     # added after the others were started, when group norms of one channel were found to keep the time out of the head
     "groups_4": ("ours, group norms of 4 groups in place of 16", {**OURS, "norm_num_groups": 4}),
+    # added later; judge it by other --features than those of its loss
+    "perceptual": ("ours, with a perceptual loss of weight 0.1", {**OURS, "perceptual_weight": 0.1}),
 }
 # arms that take the last step's weights of another arm's training: name -> (what it is, arm)
 RAW_WEIGHTS = {"no_ema": ("ours, without the average of the weights: the last step's", "ours")}
