@@ -10,6 +10,7 @@ from helpers.tiny_pipelines import SIZE, draw, pipeline, random_ids, seeded, tin
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline
 from semseg_diffusers.generation.model import new_scheduler
+from semseg_diffusers.models.published.unet_paper import paper_betas
 from semseg_diffusers.pipelines.scheduler_trial import check_scheduler
 
 
@@ -83,6 +84,12 @@ def test_values_that_the_saved_scheduler_has_by_default_stay(name):
     saved = diffusers.DDPMScheduler()  # never saved, so its config names defaults that another class does not share
     scheduler = new_scheduler(name, saved.config)
     assert torch.allclose(scheduler.alphas_cumprod, saved.alphas_cumprod, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20, 1000])
+def test_the_saved_scheduler_of_the_paper_is_accepted_at_any_steps(steps):
+    betas = [float(beta) for beta in paper_betas(1000)]
+    check_scheduler(diffusers.DDPMScheduler(trained_betas=betas, variance_type="fixed_large"), steps)
 
 
 class OwnSteps(diffusers.DDIMScheduler):
