@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 
 from semseg_diffusers import ImageBackbone
 from semseg_diffusers.pipelines.portable import write_text
@@ -36,10 +37,9 @@ def main() -> None:
             "float32": ImageBackbone.from_name(args.backbone, **options),
             "bfloat16": ImageBackbone.from_name(args.backbone, dtype=torch.bfloat16, **options),
         }
-        reference = backbones["float32"].network.network  # the same weights, called as its package does
+        reference = EfficientNet.from_name(args.backbone, image_size=None).train(training).requires_grad_(training)
         what = "training step" if training else "features"
-        # the package calls each layer in turn; without the hook they keep the layout of the images
-        ways[f"{what}, reference"] = (training, lambda network=reference: _without_hooks(network, images))
+        ways[f"{what}, reference"] = (training, lambda network=reference: last_map(network, images))
         for name, backbone in backbones.items():
             ways[f"{what}, {name}"] = (training, lambda backbone=backbone: backbone(images)[-1])
 
@@ -69,15 +69,12 @@ def main() -> None:
     write_text(args.output, json.dumps(record, indent=2) + "\n")
 
 
-def _without_hooks(network: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
-    hooks, network._conv_stem._forward_hooks = network._conv_stem._forward_hooks, {}
-    try:
-        x = network._swish(network._bn0(network._conv_stem(images)))
-        for index, block in enumerate(network._blocks):
-            x = block(x, drop_connect_rate=network._global_params.drop_connect_rate * index / len(network._blocks))
-        return x
-    finally:
-        network._conv_stem._forward_hooks = hooks
+def last_map(network: EfficientNet, images: torch.Tensor) -> torch.Tensor:
+    """Return what the package computes before its classifier, without the last 1x1 convolution."""
+    x = network._swish(network._bn0(network._conv_stem(images)))
+    for index, block in enumerate(network._blocks):
+        x = block(x, drop_connect_rate=network._global_params.drop_connect_rate * index / len(network._blocks))
+    return x
 
 
 def _step(run: Callable[[], torch.Tensor], training: bool) -> None:

@@ -206,7 +206,7 @@ class ImageBackbone(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-        if first is not None:  # twice as fast on CPU
+        if first is not None:  # 1.2 to 2 times as fast on CPU, by benchmarks/backbones.py
             first.register_forward_hook(_to_channels_last)
         if not trainable:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
