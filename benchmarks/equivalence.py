@@ -71,6 +71,7 @@ CASES = {
     "prepare": Case(
         "prepare --source scenes --format datasets --map_to camvid --resolution 16x24 --output mapped\n"
         f"prepare --source {DATA}/camvid --resolution 48 --output camvid --num_workers 1\n"
+        f"prepare --source {DATA}/camvid_full --resolution 64 --output camvid_full --num_workers 1\n"
         f"prepare --source {DATA}/kitti --resolution native --output kitti --num_workers 1\n"
         f"prepare --source {DATA}/bdd100k_samples --format paper --resolution 64 --output samples --num_workers 1",
         tuple(f"{name}/{pattern}" for name in ("mapped", "camvid", "kitti", "samples") for pattern in PREPARED),
