@@ -192,6 +192,7 @@ class MaskGuidedMixin(Base):
 
     def check_scheduler(self, num_inference_steps: int, **trial) -> None:
         """Raise a `ValueError` where the scheduler does not sample what the network was trained to predict."""
+        check_whole_number("num_inference_steps", num_inference_steps, 1)
         check_scheduler(self.scheduler, num_inference_steps, self.trained_scheduler, **trial)
 
     def prepare_guidance(
