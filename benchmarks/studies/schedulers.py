@@ -271,7 +271,7 @@ def write_sheet(output: Path, rows: list[dict], name: str, columns: int = 6, sid
         sheet.paste(Image.open(output / "images" / row["image"]).resize((side, side)), (x, y))
         label, _, option = row["scheduler"].replace("Scheduler", "").partition(":")
         draw.text((x, y + side + 2), f"{label}\n{option[:26] or row['steps']}", fill="black")
-    sheet.save(output / name, quality=85)
+    sheet.save(output / name, quality=70)
 
 
 if __name__ == "__main__":

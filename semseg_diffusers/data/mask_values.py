@@ -105,7 +105,10 @@ def _decide(known: Sequence[MaskEvidence], option: str) -> tuple[str | None, tup
         )
     alone = {each.values for each in known}
     chosen: str | None = next((way for way in ("colors", "ids") if way in shared and way in alone), None)
-    chosen = shared[0] if len(shared) == 1 else chosen
+    if len(shared) == 1:
+        chosen = shared[0]
+        if chosen not in alone:  # black images in RGB, of which none shows ids: refused when they are read
+            return None, ()
     if chosen is None:
         raise ValueError(
             "masks of one channel hold values that are class ids as well as grey colours of classes, in all "

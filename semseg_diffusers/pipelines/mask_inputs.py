@@ -267,7 +267,9 @@ def mask_values(
         if array[..., 1:].any() or not are_ids(values := np.unique(array[..., 0])):
             return "colors", ("colors",)
         are_colors = colors is not None and of_colors(values.astype(np.int64) << 16) is not None
-        return ("colors", ("colors", "red")) if are_colors else ("red", ("red",))
+        if are_colors:
+            return "colors", ("colors", "red")
+        return ("red" if values.any() else "colors"), ("red",)  # black alone says nothing
     array = np.asarray(image)
     values = np.flatnonzero(np.bincount(array.reshape(-1))) if array.dtype == np.uint8 else np.unique(array)
     by_id = are_ids(values)

@@ -168,6 +168,17 @@ def test_a_dataset_of_the_hub_is_decided_as_a_whole(tmp_path):
     assert np.array_equal(pairs.mask(0), array([255, 255]))
 
 
+def test_black_colours_alone_are_no_class(tmp_path):
+    labels = LabelSet(("sky", "road"), ((1, 2, 3), (4, 5, 6)), ignore_color=(255, 0, 0))
+    source = write_source(tmp_path / "source", [Image.new("RGB", (2, 1))], labels)
+    with pytest.raises(ValueError, match="holds 1 colour that no class has"):
+        prepare(source)
+    Image.fromarray(np.array([[(0, 0, 0), (1, 0, 0)]], np.uint8)).save(source / "masks" / "0.png")
+    Image.new("RGB", (2, 1)).save(source / "masks" / "1.png")
+    Image.new("RGB", (2, 1)).save(source / "images" / "1.png")
+    assert [ids.tolist() for ids in prepare(source)] == [[[0, 1]], [[0, 0]]]
+
+
 def test_masks_to_generate_from_are_decided_together(tmp_path):
     paths = [tmp_path / "a.png", tmp_path / "b.png"]
     for path, mask in zip(paths, (array([0, 0]), array([0, 128])), strict=True):

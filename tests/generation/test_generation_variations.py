@@ -231,7 +231,7 @@ def test_attributes_and_grids_that_cannot_work_leave_no_output_behind(
     ("table", "message"),
     [
         (b"[1, 2]\n", r"table\.jsonl' holds the line \[1, 2\]; expected an object on each"),
-        (b"\x89PNG\n", r"table\.jsonl' is not valid JSON lines"),
+        (b"\x89PNG\n", r"table\.jsonl' is not in UTF-8"),
         (b'{"stem": 3, "weather": "rainy"}\n', "no row called 'a'"),
     ],
 )
