@@ -27,7 +27,7 @@ NUM_EXAMPLES = 4  # best and worst, each
 NUM_CLOSEST = 8  # pairs of a generated and a training image
 OWN_FEATURES_NOTE = (
     "These features are of the segmentation network itself: they separate classes and say little about appearance: "
-    "distances are small. Features of ImageNet, DINOv2 or Inception (--features) measure fidelity."
+    "compare them with the floor only. Features of ImageNet, DINOv2 or Inception (--features) measure fidelity."
 )
 NO_DEFAULT_FEATURES_NOTE = (
     "Images were compared in features of the segmentation network only, which say little about appearance. For "
