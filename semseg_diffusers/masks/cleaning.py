@@ -16,7 +16,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.components import find_objects, most_frequent, neighbors
 from semseg_diffusers.masks.output import write_changed
 from semseg_diffusers.masks.settings import CleanSettings
-from semseg_diffusers.pipelines.mask_inputs import ID_MODES, open_image, pack_colors, unpack_colors
+from semseg_diffusers.pipelines.mask_inputs import open_image, pack_colors, unpack_colors
 from semseg_diffusers.utils.files import write_json
 
 
@@ -103,8 +103,7 @@ def _holds_ids(image: Image.Image, labels: LabelSet) -> bool:
     """Return whether the image holds class ids rather than colours, by the rules of `read_mask`."""
     if image.mode == "P" and "transparency" in image.info:
         return False
-    values, possible = labels.mask_values(image)
-    return values in ("ids", "red") or (image.mode in ID_MODES and image.mode != "P" and not possible)
+    return labels.mask_values(image)[0] in ("ids", "red")
 
 
 def _votes(classes: np.ndarray) -> np.ndarray:

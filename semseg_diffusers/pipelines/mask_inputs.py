@@ -28,7 +28,8 @@ def open_image(file, what: str = "mask", name=None, smallest=None) -> Image.Imag
     """
     is_bytes = isinstance(file, bytes)
     name = os.fspath(file) if name is None and not is_bytes else name
-    if not (len(file) if is_bytes else not os.path.isfile(file) or os.path.getsize(file)):
+    is_empty = not file if is_bytes else os.path.isfile(file) and os.path.getsize(file) == 0
+    if is_empty:
         raise ValueError(f"{what} '{name}' is empty (0 bytes). Write or copy the file again.")
     with image_errors(name, what), Image.open(io.BytesIO(file) if is_bytes else file) as image:
         check_single_image(image, what, name)
@@ -55,7 +56,8 @@ def check_single_image(image: Image.Image, what: str, name) -> None:
 
 def orientation(image: Image.Image) -> int:
     """Return the EXIF orientation of an image: 1 as it is, 3 by 180 degrees, from 5 on with its sides exchanged."""
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    return value if value in range(2, 9) else 1  # some cameras write 0
 
 
 def rotate(image: Image.Image, exif_orientation: int) -> Image.Image:
@@ -232,15 +234,15 @@ def change_ids(ids: np.ndarray, changed_ids) -> np.ndarray:
 
 ID_MODES = ("1", "L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N")  # of one channel
 ALPHA_MODES = {"LA": "L", "PA": "P", "RGBA": "RGB", "RGBa": "RGB"}  # with alpha -> without
-MASK_VALUES = ("ids", "colors", "red")  # what a mask's numbers are: class ids, class colours, ids in the red channel
 
 
 def mask_values(
     image: Image.Image, num_classes: int, colors, ignore_index: int = 255, ignore_color=(0, 0, 0), changed_ids=()
 ) -> tuple[str | None, tuple[str, ...]]:
-    """Return how a mask is read if it is the only one, and all of `MASK_VALUES` that suit what it holds.
+    """Return how a mask is read if it is the only one, and all ways that suit what it holds.
 
-    None where two suit, give different classes, and nothing says which; no entry where none suits. One channel is
+    The ways are "ids", class ids; "colors", colours of the classes; "red", class ids in the red channel. None where
+    two suit, give different classes, and nothing says which; no suitable way where it will be refused. One channel is
     ids, but colours where its values are no ids and all are grey levels of classes, or where a class is white and 255
     occurs. A palette is judged whole: ids where each class has its own colour there, or where it is a grey ramp, else
     its colours. RGB is colours, but ids in the red channel where green and blue are 0 and red holds ids that are no
@@ -292,14 +294,14 @@ def mask_values(
             if by_id and (ids == ignore_index).all():
                 return "ids", ("ids",)
             fits = by_id and shown.any() and (entries[shown] == classes[entry_classes[shown]]).all()
-            return ("ids", ("ids",)) if fits else (None, ())
+            return ("ids", ("ids",)) if fits else ("colors", ())
     grey = (values >= 0) & (values <= 255)
     has_colors = colors is not None and grey.all()
     by_color = of_colors(values.astype(np.int64) * 0x010101) if has_colors else None
     if by_color is None:
-        return ("ids", ("ids",)) if by_id else (None, ())
+        return "ids", ("ids",) if by_id else ()
     if (by_color == ignore_index).all():  # no class is seen, so nothing says that these are colours
-        return ("ids", ("ids", "colors")) if by_id else (None, ())
+        return "ids", ("ids", "colors") if by_id else ()
     if not by_id:
         return "colors", ("colors",)
     if np.array_equal(by_color, ids):
@@ -343,14 +345,13 @@ def _image_to_ids(
         )
     label_set = num_classes, colors, ignore_index, ignore_color, changed_ids
     if chosen is None:
-        chosen, possible = mask_values(image, *label_set)
-        if chosen is None and possible:
+        chosen, _ = mask_values(image, *label_set)
+        if chosen is None:
             raise ValueError(
                 f"{describe_mask(source)} has one channel, whose values can be class ids as well as the grey colours "
                 "of classes, and these differ. Save it with the colours as palette, or in RGB (prepare and check: "
                 "--mask_values)."
             )
-        chosen = chosen or ("colors" if image.mode == "P" and colors is not None and not _is_ramp(image) else "ids")
     if chosen == "red" and image.mode == "RGB":
         ids = np.asarray(image)[..., 0]
     elif chosen == "ids" and one_channel:
@@ -369,20 +370,17 @@ def _image_to_ids(
     return change_ids(ids, changed_ids)
 
 
-def _is_ramp(image: Image.Image) -> bool:
-    palette = np.asarray(image.getpalette("RGB") or [0, 0, 0]).reshape(-1, 3)
-    return bool((palette == np.arange(len(palette))[:, None]).all())
-
-
-def _array_to_ids(array: np.ndarray, num_classes, colors, ignore_index, *rest) -> np.ndarray:
+def _array_to_ids(
+    array: np.ndarray, num_classes, colors, ignore_index, ignore_color, changed_ids, tolerance, source, chosen
+) -> np.ndarray:
     """Return the class ids of an array: (H, W), checked for range."""
-    changed_ids, _, source, _ = rest[1:]
     if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
         check_ids(array, num_classes, ignore_index, source, changed_ids)
         return change_ids(array, changed_ids)
     if array.ndim == 3 and array.dtype == np.uint8 and array.shape[-1] in (3, 4):
         image = Image.fromarray(np.ascontiguousarray(array))
-        return _image_to_ids(image, num_classes, colors, ignore_index, *rest)
+        label_set = num_classes, colors, ignore_index, ignore_color, changed_ids
+        return _image_to_ids(image, *label_set, tolerance, source, chosen)
     is_one_hot = array.dtype == np.bool_ or np.issubdtype(array.dtype, np.floating)
     if array.ndim == 3 and is_one_hot and array.shape[0] == num_classes:
         marked = array == 1
@@ -412,7 +410,7 @@ def read_mask(
 ) -> np.ndarray:
     """Read one mask of any form as class ids, (H, W) uint8.
 
-    An image is read as `mask_values` decides, or as `values` says, one of `MASK_VALUES`; an integer array (H, W) is
+    An image is read as `mask_values` decides, or as `values` says, one of its ways; an integer array (H, W) is
     ids, float or bool (num_classes, H, W) one-hot. `changed_ids` are (id in the mask, class id) where these differ.
     Colours need `colors`; those of no class take the nearest within `tolerance` (`colors_to_ids`). Errors name
     `source`; a path names itself.
@@ -435,9 +433,9 @@ def read_mask(
             f"{describe_mask(source)} is of type {type(mask).__name__}; expected a path, a PIL image, an array or a "
             "tensor."
         )
-    if 0 in (mask.size[::-1] if isinstance(mask, Image.Image) else mask.shape[:2]):
-        size = mask.size[::-1] if isinstance(mask, Image.Image) else mask.shape
-        raise ValueError(f"{describe_mask(source)} has no pixels: its size is {size[0]} x {size[1]}.")
+    size = mask.size[::-1] if isinstance(mask, Image.Image) else mask.shape
+    if 0 in size[:2]:
+        raise ValueError(f"{describe_mask(source)} has no pixels: its size is {' x '.join(map(str, size[:2]))}.")
     settings = num_classes, colors, ignore_index, ignore_color, changed_ids, tolerance, source, values
     ids = _image_to_ids(mask, *settings) if isinstance(mask, Image.Image) else _array_to_ids(mask, *settings)
     return ids.astype(np.uint8)

@@ -320,6 +320,22 @@ def test_where_the_size_does_not_tell_the_user_does(tmp_path, orientation):
     assert not np.array_equal(prepare(source, mask_orientation="upright")[0], SCENE)
 
 
+@pytest.mark.parametrize("value", [0, 9])
+def test_an_orientation_that_exif_does_not_know_is_none(tmp_path, value):
+    source = write_source(tmp_path / "source", [SCENE], CAMVID)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = value
+    Image.fromarray(SCENE * 25).convert("RGB").save(source / "images" / "0.png", exif=exif)
+    assert np.array_equal(prepare(source)[0], SCENE)
+    assert not [finding for finding in check_source(source).findings if finding.severity == "error"]
+
+
+def test_a_palette_of_a_colour_that_no_class_has_is_no_class():
+    labels = LabelSet(("sky", "road"), ((1, 2, 3), (4, 5, 6)), ignore_color=(255, 0, 0))
+    with pytest.raises(ValueError, match="holds 1 colour that no class has"):
+        labels.encode(palette_image(array([0, 0]), [(0, 0, 0)]))
+
+
 def test_a_mask_with_the_same_orientation_is_rotated_by_its_own(tmp_path):
     source = rotated_source(tmp_path / "source", (3, 6), True, own_exif=True)
     assert all(np.array_equal(ids, SCENE) for ids in prepare(source))

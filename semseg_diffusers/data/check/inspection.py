@@ -161,10 +161,9 @@ def _text_of(err: BaseException) -> str:
 
 
 def _inspect_mask(pair: Pair, facts: PairFacts, source: Source | None, tolerance: float) -> None:
-    facts.jpeg_mask = _read(pair.mask, facts).startswith(JPEG_START)  # type: ignore[arg-type]
-    mask = open_image(read_file(pair.mask), "mask", facts.mask)  # type: ignore[arg-type]
-    if source is not None:
-        mask = read_mask_file(pair, source)
+    data = _read(pair.mask, facts)  # type: ignore[arg-type]
+    facts.jpeg_mask = data.startswith(JPEG_START)
+    mask = open_image(data, "mask", facts.mask) if source is None else read_mask_file(pair, source)
     facts.mask_size = (mask.height, mask.width)
     if source is None:
         return
@@ -173,7 +172,7 @@ def _inspect_mask(pair: Pair, facts: PairFacts, source: Source | None, tolerance
         ids = source.encode(mask, facts.mask, tolerance)
     except ValueError as err:
         values = source.mask_values or labels.mask_values(mask)[0]
-        if mask.mode in ID_MODES and (values == "ids" or (values is None and mask.mode != "P")):
+        if mask.mode in ID_MODES and values == "ids":
             facts.ids = _wrong_ids(np.asarray(mask), labels)
         elif mask.mode in ("P", "RGB"):
             facts.colors = _wrong_colors(mask.convert("RGB"), labels, tolerance)
