@@ -155,13 +155,7 @@ class MaskGuidedMixin(Base):
         """Return the shape of the latents; raise a `ValueError` for arguments of all pipelines that cannot work."""
         config = self.unet.config
         check_whole_number("num_images_per_mask", num_images_per_mask, 1)
-        check_whole_number("num_inference_steps", num_inference_steps, 1)
         check_generator(generator)
-        if num_inference_steps < 4 and uses_prk_steps(self.scheduler):
-            raise ValueError(
-                f"{type(self.scheduler).__name__} starts with Runge-Kutta steps, which need `num_inference_steps` of "
-                f"at least 4; got {num_inference_steps}. Use more, or set its skip_prk_steps=True."
-            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}.")
         channels = config.in_channels
@@ -193,6 +187,11 @@ class MaskGuidedMixin(Base):
     def check_scheduler(self, num_inference_steps: int, **trial) -> None:
         """Raise a `ValueError` where the scheduler does not sample what the network was trained to predict."""
         check_whole_number("num_inference_steps", num_inference_steps, 1)
+        if num_inference_steps < 4 and uses_prk_steps(self.scheduler):
+            raise ValueError(
+                f"{type(self.scheduler).__name__} starts with Runge-Kutta steps, which need `num_inference_steps` of "
+                f"at least 4; got {num_inference_steps}. Use more, or set its skip_prk_steps=True."
+            )
         check_scheduler(self.scheduler, num_inference_steps, self.trained_scheduler, **trial)
 
     def prepare_guidance(
