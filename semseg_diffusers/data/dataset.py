@@ -10,7 +10,6 @@ import io
 import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -27,7 +26,7 @@ from semseg_diffusers.data.dataset_format import (
     pattern_characters,
 )
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.mask_values import UNDECIDED, MaskEvidence, decide_values, encode_decided, in_color
+from semseg_diffusers.data.mask_values import UNDECIDED, decide_masks, encode_decided
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.pipelines.image_inputs import to_rgb
 from semseg_diffusers.pipelines.mask_inputs import image_errors, open_image, orientation
@@ -157,16 +156,8 @@ class PairDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: no meaning suits all masks, or several do.
         """
-
-        def inspect(index: int) -> MaskEvidence:
-            try:
-                mask, source = self._decode(index, "mask")
-            except (ValueError, OSError) as err:  # reported when it is read
-                return MaskEvidence(str(err))
-            return MaskEvidence(source, *self._mask_labels.mask_values(mask), in_color(mask))
-
-        with ThreadPoolExecutor() as pool:
-            self._decided, _ = decide_values(pool.map(inspect, range(len(self))), "prepare --mask_values")
+        decode = functools.partial(self._decode, what="mask")
+        self._decided = decide_masks(self._mask_labels, decode, range(len(self)))
 
     def photo_file(self, index: int) -> bytes:
         """Return the bytes of an image file as they are stored."""
@@ -328,7 +319,7 @@ def load_pairs(
         table = table.cast_column(column, datasets.Image(decode=False))
     kept = {image_column, mask_column, *_text_columns(table)} | ({"stem"} & set(table.column_names))
     pairs = PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
-    if not read_record(name):  # masks that this package did not write
+    if not read_record(name, revision):  # masks that this package did not write
         pairs.decide_mask_values()
     return pairs
 

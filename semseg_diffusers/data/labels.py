@@ -43,7 +43,7 @@ NO_CLASS = {
 }  # fmt: skip
 
 
-def _changed_ids(ids: Sequence[int], others: Mapping[int, int] | None = None) -> tuple[tuple[int, int], ...]:
+def ids_in_files(ids: Sequence[int], others: Mapping[int, int] | None = None) -> tuple[tuple[int, int], ...]:
     """Return `LabelSet.changed_ids` for classes with these ids in files; ids of ours that no class has are -1."""
     table = {i: -1 for i in range(len(ids)) if i not in ids}
     table |= {old: new for new, old in enumerate(ids) if old != new} | dict(others or {})
@@ -229,8 +229,7 @@ class LabelSet:
         tables = {"id2label": names, "id2color": {i: colors[i] for i in ids if i in colors}}
         contiguous = {key: {k: table[i] for k, i in enumerate(ids) if i in table} for key, table in tables.items()}
         labels = cls.from_config({**content, **contiguous, "ignore_index": None})
-        if ids != list(range(len(ids))):
-            labels = replace(labels, changed_ids=_changed_ids(ids))
+        labels = replace(labels, changed_ids=ids_in_files(ids))
         return labels if ignored == 255 else labels.with_ignored_id(ignored)
 
     def with_ignored_id(self, ignored: int) -> "LabelSet":
@@ -244,7 +243,7 @@ class LabelSet:
         in_files = {new: old for old, new in self.changed_ids if new >= 0 and new != self.ignore_index}
         ids = [in_files.get(i, i) for i in range(self.num_classes)]  # of each class, in the files
         if ignored not in ids:
-            return replace(self, changed_ids=_changed_ids(ids, {ignored: self.ignore_index}))
+            return replace(self, changed_ids=ids_in_files(ids, {ignored: self.ignore_index}))
         place = ids.index(ignored)
         names, colors = self.names, self.colors
         if " ".join(re.findall("[a-z]+", names[place].lower())) in NO_CLASS:
@@ -252,7 +251,7 @@ class LabelSet:
             ids = ids[:place] + ids[place + 1 :]
         else:
             ids = ids[:place] + [i + 1 for i in ids[place:]]
-        changed = _changed_ids(ids, {ignored: self.ignore_index})
+        changed = ids_in_files(ids, {ignored: self.ignore_index})
         return replace(self, names=names, colors=colors, changed_ids=changed)
 
     def save_json(self, path: str | os.PathLike) -> None:

@@ -4,11 +4,11 @@ Each mask says how it can be read (`mask_values` of the pipelines' Hub file). Al
 read in the way that suits each of them. Where EXIF rotates images, it is also decided whether masks are rotated.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ from semseg_diffusers.pipelines.mask_inputs import open_image
 MEANINGS = {"ids": "class ids", "colors": "colours of the classes", "red": "class ids in the red channel"}
 Decided: TypeAlias = tuple[str | None, str | None]  # of masks of one channel (or a palette), and in RGB; None: open
 UNDECIDED: Decided = (None, None)
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,30 @@ class MaskEvidence:
 def in_color(mask: Image.Image) -> bool:
     """Return whether a mask is RGB, with or without alpha."""
     return mask.mode.startswith("RGB")
+
+
+def read_evidence(labels: LabelSet, mask: Image.Image, name: object) -> MaskEvidence:
+    """Return what one mask says about how it is read."""
+    return MaskEvidence(str(name), *labels.mask_values(mask), in_color(mask))
+
+
+def decide_masks(
+    labels: LabelSet, read: Callable[[Item], tuple[Image.Image, object]], items: Iterable[Item]
+) -> Decided:
+    """Return how all masks are read, decoded in threads by `read`, which returns a mask and its name.
+
+    Raises:
+        ValueError: see `decide_values`.
+    """
+
+    def inspect(item: Item) -> MaskEvidence:
+        try:
+            return read_evidence(labels, *read(item))
+        except (ValueError, OSError):  # reported when it is used
+            return MaskEvidence(str(item))
+
+    with ThreadPoolExecutor() as pool:
+        return decide_values(pool.map(inspect, items), "prepare --mask_values")[0]
 
 
 def encode_decided(
@@ -64,17 +89,8 @@ class MaskReader:
 
     def __init__(self, labels: LabelSet, paths: Sequence[Path], tolerance: float = 0.0):
         self.labels, self.tolerance = labels, tolerance
-        self._decided = UNDECIDED
-        if len(paths) > 1:
-            with ThreadPoolExecutor() as pool:
-                self._decided, _ = decide_values(pool.map(self._inspect, paths), "prepare --mask_values")
-
-    def _inspect(self, path: Path) -> MaskEvidence:
-        try:
-            mask = open_image(path)
-        except (ValueError, OSError):  # reported when it is read
-            return MaskEvidence(str(path))
-        return MaskEvidence(str(path), *self.labels.mask_values(mask), in_color(mask))
+        alone = len(paths) < 2  # nothing to compare
+        self._decided = UNDECIDED if alone else decide_masks(labels, lambda path: (open_image(path), path), paths)
 
     def read(self, path: Path) -> np.ndarray:
         """Return the class ids of one of the masks."""

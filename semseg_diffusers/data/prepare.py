@@ -36,7 +36,7 @@ from semseg_diffusers.data.mask_values import (
     MaskEvidence,
     decide_orientation,
     decide_values,
-    in_color,
+    read_evidence,
 )
 from semseg_diffusers.data.polygons import RegionMask
 from semseg_diffusers.data.readers import NAMED, Pair, Source, read_file, read_source
@@ -155,7 +155,7 @@ def inspect_values(pair: Pair, source: Source) -> MaskEvidence:
             return evidence
         mask = open_image(read_file(pair.mask), "mask", pair.mask)
         if source.mask_values is None:
-            evidence = MaskEvidence(evidence.name, *source.mask_labels.mask_values(mask), in_color(mask))
+            evidence = read_evidence(source.mask_labels, mask, pair.mask)
         if rotation == 1 or image_orientation(pair.mask)[0] != 1:  # of a mask that is rotated by its own
             return evidence
         upright_size = size[::-1] if rotation > 4 else size

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, TypeAlias
 
-from semseg_diffusers.data.labels import Color, LabelSet
+from semseg_diffusers.data.labels import Color, LabelSet, ids_in_files
 from semseg_diffusers.data.readers.pairs import (
     IMAGE_ENDINGS,
     AnyPath,
@@ -39,6 +39,7 @@ LABELMAP = "labelmap.txt"  # NAME:R,G,B:PARTS:ACTIONS
 LABELMAP_LINE = re.compile(r"(?P<name>.+?):\s*(?P<color>\d+\s*,\s*\d+\s*,\s*\d+)?\s*(:.*)?")
 LABEL_COLORS = "label_colors.txt"  # R G B NAME
 LABEL_COLORS_LINE = re.compile(r"(?P<color>\d+\s+\d+\s+\d+\s)?\s*(?P<name>.+)")
+IGNORED = "__ignore__"  # the label of LabelMe for what has no class
 CLASSES_FILE = "_classes.csv"
 CLASSES_HEADER = ["pixel value", "class"]
 
@@ -103,6 +104,11 @@ def images_below(folder: AnyPath, ending: str = "") -> dict[str, AnyPath]:
 def read_lines(file: AnyPath) -> list[str]:
     """Return the lines of a text file that are neither blank nor comments."""
     return [line.strip() for line in read_text(file).split("\n") if line.strip() and not line.lstrip().startswith("#")]
+
+
+def read_class_names(file: AnyPath) -> list[str]:
+    """Return the classes that LabelMe lists in a file."""
+    return [name for name in read_lines(file) if name != IGNORED]
 
 
 def _read_labelmap(file: AnyPath, pattern: re.Pattern[str], expected: str) -> LabelSet:
@@ -218,7 +224,7 @@ def read_voc(root: AnyPath, options: ReadOptions) -> Source:
     """Read Pascal VOC's classes, or those of `--labels` or of LabelMe's class_names.txt; 255 is unknown."""
     names: Sequence[str] = VOC_NAMES
     if (root / "class_names.txt").is_file():
-        names = [name for name in read_lines(root / "class_names.txt") if name != "__ignore__"]
+        names = read_class_names(root / "class_names.txt")
     labels = _with_voc_colors(label_set(names, root)) if options.labels is None else LabelSet.from_name(options.labels)
     masks = first_folder(root, *VOC_MASKS)
     assert masks is not None, "find_voc found it"
@@ -268,9 +274,7 @@ def read_roboflow(folders: Mapping[str, AnyPath], options: ReadOptions) -> Sourc
     notes = [f"'{name}' (pixel value {i}) is a class; unknown with --ignore_index {i}" for i, name in classes.items()]
     notes = [note for note in notes if note.startswith("'background'") and options.ignore_index is None]
     if values != list(range(len(values))):
-        changed = {i: -1 for i in range(len(values)) if i not in classes}
-        changed |= {value: i for i, value in enumerate(values) if value != i}
-        labels = replace(labels, changed_ids=tuple(sorted(changed.items())))
+        labels = replace(labels, changed_ids=ids_in_files(values))
         notes.append(f"the pixel values {', '.join(map(str, values))} became the ids 0 to {len(values) - 1}")
     labels = labels if options.ignore_index is None else labels.with_ignored_id(options.ignore_index)
     return Source(labels, pairs, unmatched, notes=tuple(notes), mask_values="ids")

@@ -24,11 +24,12 @@ import numpy as np
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.polygons import Polygon, RegionMask, RunLengths
 from semseg_diffusers.data.readers.mask_exports import (
+    IGNORED,
     files_below,
     is_image,
     label_set,
     name_stems,
-    read_lines,
+    read_class_names,
     split_of,
 )
 from semseg_diffusers.data.readers.pairs import (
@@ -48,7 +49,7 @@ from semseg_diffusers.utils.archives import ArchivePath
 from semseg_diffusers.utils.files import composed, read_text
 
 
-IGNORED, BACKGROUND = "__ignore__", "_background_"  # labels of LabelMe with a meaning
+BACKGROUND = "_background_"  # the label of LabelMe for what has no region
 CLASS_FILES = ("labels.txt", "class_names.txt")  # of LabelMe
 LINE_WIDTH, POINT_RADIUS = 10, 5  # pixels, as LabelMe's own converters draw lines and points
 CORNERS = 64  # of a circle
@@ -220,7 +221,7 @@ def read_labelme(root: AnyPath, options: ReadOptions) -> Source:
         found[split] = (images, drawings)
     class_file = next((root / name for name in CLASS_FILES if (root / name).is_file()), None)
     if class_file is not None:
-        names = [name for name in read_lines(class_file) if name != IGNORED]
+        names = read_class_names(class_file)
     else:
         used = {name for _, drawings in found.values() for drawing in drawings.values() for name, _ in drawing.regions}
         names = sorted(used - {IGNORED}, key=lambda name: (name != BACKGROUND, name))
