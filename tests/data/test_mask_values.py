@@ -274,6 +274,9 @@ def test_where_nothing_is_labelled_nothing_is_written(tmp_path, mask, options):
         options = {"map_to": str(tmp_path / "zoo.json")}
     with pytest.raises(ValueError, match="all pixels of all 1 masks are unknown, so nothing is labelled"):
         prepare(source, **options)
+    if "map_to" not in options:  # which check does not take
+        errors = [each.kind for each in check_source(source, **options).findings if each.severity == "error"]
+        assert errors == ["unknown mask"]
     assert not list(tmp_path.glob("out*"))
 
 
@@ -428,7 +431,7 @@ def test_a_mask_is_the_same_ids_or_refused_wherever_it_comes_in(tmp_path_factory
     prepared = outcome(lambda: prepare(source, skip_unmatched=False)[0])
     assert prepared == ("refused" if everywhere_unknown else first)
     errors = {finding.kind for finding in check_source(source).findings if finding.severity == "error"}
-    assert bool(errors) == (first == "refused")
+    assert bool(errors) == (prepared == "refused")
 
 
 @FEW

@@ -52,7 +52,9 @@ def pair_findings(facts: Sequence[PairFacts], labels: LabelSet | None) -> list[F
     found = [*_unreadable(facts), *_sizes(facts)]
     found += find("JPEG mask", [entry.mask for entry in facts if entry.jpeg_mask])
     counted = [(entry.mask, entry.class_pixels) for entry in facts if entry.class_pixels is not None]
-    found += find("unknown mask", [mask for mask, pixels in counted if pixels[-1] == pixels.sum()])
+    unknown = [mask for mask, pixels in counted if pixels[-1] == pixels.sum()]
+    stops = {"severity": ERROR} if len(unknown) == len(facts) else {}  # prepare fails where nothing is labelled
+    found += find("unknown mask", unknown, **stops)
     found += find("mode of photo", [f"{entry.image} ({entry.image_mode})" for entry in facts if entry.image_mode])
     found += find("plain photo", [entry.image for entry in facts if entry.one_color])
     if labels is not None:
