@@ -41,6 +41,7 @@ VOLATILE = {
     "images_per_second", "data_wait_share", "train_seconds", "evaluation_seconds", "command", "commands", "identity",
     "note", "notes", "rule", "threshold_is", "fid_64_missing", "findings",  # sentences
 }  # fmt: skip
+ADDED = {"edited_region_hash"}  # keys that the baseline does not write
 RENAMED = {  # keys of results that the baseline calls otherwise
     "frechet_distance": "fid", "kernel_distance": "kid", "kernel_distance_std": "kid_std",
     "kernel_distance_subset_size": "kid_subset_size",
@@ -301,7 +302,7 @@ def run(checkout: Path, case: Case, folder: Path, baseline: Path) -> None:
 def steady(value):
     """Return a JSON value without what differs between two runs of the same code."""
     if isinstance(value, dict):
-        named = {RENAMED.get(key, key): item for key, item in value.items() if key not in VOLATILE}
+        named = {RENAMED.get(key, key): item for key, item in value.items() if key not in VOLATILE | ADDED}
         return {key: steady(item) for key, item in sorted(named.items())}
     return [steady(item) for item in value] if isinstance(value, list) else value
 
