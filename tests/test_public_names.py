@@ -72,7 +72,8 @@ def test_the_pipelines_take_their_arguments():
         output_type return_dict callback_on_step_end"""
     for name in ("MaskGuidedDDPMPipeline", "MaskGuidedImg2ImgPipeline", "MaskGuidedInpaintPipeline"):
         pipeline = getattr(semseg_diffusers, name)
-        assert parameters(pipeline) == ["unet", "scheduler"]
+        recommendation = ["default_num_inference_steps", "default_guidance_scale", "trained_timesteps"]
+        assert parameters(pipeline) == ["unet", "scheduler", *recommendation]
         assert set(shared.split()) <= set(parameters(pipeline.__call__))
     assert "latents" in parameters(semseg_diffusers.MaskGuidedDDPMPipeline.__call__)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from .guidance import Conditions, has_offload_hooks
@@ -23,7 +24,10 @@ from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_m
 from .scheduler_trial import check_scheduler, describe
 
 
+logger = logging.get_logger(__name__)
+NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 20, 2.0  # of checkpoints that recommend none
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+_warned: set[tuple] = set()  # of what this process has warned: trained timesteps, scheduler, steps
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Base
 else:
@@ -104,6 +108,60 @@ class MaskGuidedMixin(Base):
         """Register the components; the first scheduler has the noise levels that the network was trained with."""
         super().register_modules(**kwargs)
         self.trained_scheduler = kwargs.get("scheduler", self.trained_scheduler)
+
+    def register_recommendation(
+        self,
+        default_num_inference_steps: int | None,
+        default_guidance_scale: float | None,
+        trained_timesteps: Sequence[int] | None,
+    ) -> None:
+        """Check how a checkpoint recommends to sample it, and keep it in the config, which is saved with it."""
+        default_num_inference_steps = plain_number(default_num_inference_steps)
+        default_guidance_scale = plain_number(default_guidance_scale)
+        if default_num_inference_steps is not None:
+            check_whole_number("default_num_inference_steps", default_num_inference_steps, 1)
+        if default_guidance_scale is not None:
+            check_number("default_guidance_scale", default_guidance_scale, "1 is without guidance")
+        if trained_timesteps is not None:
+            given: Any = trained_timesteps  # numbers of any kind, in what may be no sequence
+            trained_timesteps = [plain_number(each) for each in (given if hasattr(given, "__iter__") else [given])]
+            if not trained_timesteps:
+                raise ValueError("`trained_timesteps` is empty; expected at least one, or None for all timesteps.")
+            for timestep in trained_timesteps:
+                check_whole_number("trained_timesteps", timestep, 0)
+        self.register_to_config(
+            default_num_inference_steps=default_num_inference_steps,
+            default_guidance_scale=default_guidance_scale,
+            trained_timesteps=trained_timesteps,
+        )
+
+    def resolve_sampling(
+        self, num_inference_steps: int | None = None, guidance_scale: float | None = None
+    ) -> tuple[int, float]:
+        """Return steps and guidance scale: as given, else as the checkpoint recommends, else 20 and 2.0."""
+        if num_inference_steps is None:
+            num_inference_steps = self.config.get("default_num_inference_steps")
+        if guidance_scale is None:
+            guidance_scale = self.config.get("default_guidance_scale")
+        return (
+            NUM_INFERENCE_STEPS if num_inference_steps is None else num_inference_steps,
+            GUIDANCE_SCALE if guidance_scale is None else guidance_scale,
+        )
+
+    def warn_of_untrained_timesteps(self, timesteps: torch.Tensor, num_inference_steps: int) -> None:
+        """Warn once where a network that was distilled for a few timesteps is sampled at others."""
+        trained = self.config.get("trained_timesteps")
+        if trained is None or set(timesteps.tolist()) <= set(trained):
+            return
+        name, saved = type(self.scheduler).__name__, type(self.trained_scheduler).__name__
+        if (*trained, name, num_inference_steps) in _warned:
+            return
+        _warned.add((*trained, name, num_inference_steps))
+        logger.warning(
+            f"This network was distilled for the timesteps {', '.join(map(str, trained))}; {name} in "
+            f"{num_inference_steps} steps visits others, and images may be worse: use the saved {saved} with 1 to "
+            f"{len(trained)} steps."
+        )
 
     @property
     def guidance_scale(self) -> float:

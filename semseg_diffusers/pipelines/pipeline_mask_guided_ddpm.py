@@ -26,6 +26,11 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             `encode_mask`. Its config holds `num_classes`, `sample_size` and, where known, the label set.
         scheduler (`SchedulerMixin`): Any diffusers scheduler that suits the network's prediction (noise, velocity or
             image, by the scheduler's own `prediction_type`).
+        default_num_inference_steps (`int`, *optional*): Steps that the checkpoint recommends, for calls without
+            `num_inference_steps`; 20 if None. Saved in `model_index.json`, like the next two.
+        default_guidance_scale (`float`, *optional*): The guidance scale that it recommends; 2.0 if None.
+        trained_timesteps (`list[int]`, *optional*): For networks that were distilled for few steps: the timesteps they
+            were trained at. Sampling at others logs a warning.
 
     Example:
     ```py
@@ -35,9 +40,17 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
     ```
     """
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        default_num_inference_steps: int | None = None,
+        default_guidance_scale: float | None = None,
+        trained_timesteps: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
     @torch.no_grad()
     @separate_call
@@ -45,8 +58,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         self,
         mask,
         num_images_per_mask: int = 1,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 2.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -72,9 +85,10 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 set's colours; a batch of arrays or tensors counts as a list. 255 is unknown. Other sizes are
                 centre-cropped to the aspect ratio and resized by nearest neighbour.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
-            num_inference_steps (`int`, defaults to 20): Denoising steps.
-            guidance_scale (`float`, defaults to 2.0): `uncond + scale * (cond - uncond)`, where uncond is predicted
-                without mask and attributes; 1 is the plain conditional prediction, at half the cost.
+            num_inference_steps (`int`, *optional*): Denoising steps; as many as the checkpoint recommends if None.
+            guidance_scale (`float`, *optional*): `uncond + scale * (cond - uncond)`, where uncond is predicted
+                without mask and attributes; 1 is the plain conditional prediction, at half the cost. What the
+                checkpoint recommends if None.
             guidance_start (`float`, defaults to 0.0): Fraction of the steps after which guidance starts.
             guidance_stop (`float`, defaults to 1.0): Fraction of the steps after which it ends; outside the interval
                 the prediction is plain conditional.
@@ -113,6 +127,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 its depth does not divide, counts that do not fit.
         """
         # 1. Read and check all inputs
+        num_inference_steps, guidance_scale = self.resolve_sampling(num_inference_steps, guidance_scale)
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
@@ -131,6 +146,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         # 2. Prepare timesteps and noise
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         timesteps = self.scheduler.timesteps
+        self.warn_of_untrained_timesteps(timesteps, num_inference_steps)
         self._num_timesteps = len(timesteps)
         guided_steps = range(int(guidance_start * len(timesteps)), int(guidance_stop * len(timesteps)))
         noise, mask_noise = self.prepare_noise(shape, generator, latents, guide_network)

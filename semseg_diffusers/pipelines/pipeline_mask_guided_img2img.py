@@ -10,6 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from diffusers.utils import logging
 
 from .guidance import evaluation_mode, guide
 from .image_inputs import check_editing, crop_resize_image, read_images, to_output, to_tensor
@@ -19,6 +20,9 @@ from .portable import PortableFolderMixin
 from .scheduler_trial import first_step
 
 
+logger = logging.get_logger(__name__)
+
+
 class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipeline):
     r"""Regenerates images under class masks, close to what they show.
 
@@ -26,6 +30,9 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         unet (`ModelMixin`): A mask-guided network, as `MaskGuidedDDPMPipeline` takes it.
         scheduler (`SchedulerMixin`): A diffusers scheduler that suits the network's prediction, with `add_noise` over
             discrete timesteps.
+        default_num_inference_steps (`int`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
+        default_guidance_scale (`float`, *optional*): The guidance scale that the checkpoint recommends.
+        trained_timesteps (`list[int]`, *optional*): The timesteps that a distilled network was trained at.
 
     Example:
     ```py
@@ -35,9 +42,17 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     ```
     """
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        default_num_inference_steps: int | None = None,
+        default_guidance_scale: float | None = None,
+        trained_timesteps: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
     def get_timesteps(self, num_inference_steps: int, strength: float, device) -> tuple[torch.Tensor, int]:
         """Return the timesteps that a strength leaves, and the index of the first of them in the schedule."""
@@ -55,8 +70,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         mask,
         strength: float = 0.5,
         num_images_per_mask: int = 1,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 2.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -83,9 +98,9 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             strength (`float`, defaults to 0.5): Fraction of the schedule that is sampled, 0 to 1: 0 returns the image,
                 1 starts from noise alone and gives what `MaskGuidedDDPMPipeline` gives for the same generator.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
-            num_inference_steps (`int`, defaults to 20): Denoising steps of the full schedule, of which
-                `int(num_inference_steps * strength)` are run.
-            guidance_scale (`float`, defaults to 2.0): As in `MaskGuidedDDPMPipeline`, like the next two, which are
+            num_inference_steps (`int`, *optional*): Denoising steps of the full schedule, of which
+                `int(num_inference_steps * strength)` are run; as many as the checkpoint recommends if None.
+            guidance_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two, which are
                 fractions of the full schedule: the same noise at every strength.
             guidance_start (`float`, defaults to 0.0): Fraction of the steps after which guidance starts.
             guidance_stop (`float`, defaults to 1.0): Fraction of the steps after which it ends.
@@ -113,6 +128,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 all that `MaskGuidedDDPMPipeline` refuses.
         """
         # 1. Read and check all inputs
+        num_inference_steps, guidance_scale = self.resolve_sampling(num_inference_steps, guidance_scale)
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
@@ -136,8 +152,14 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         # 2. Prepare timesteps and the noisy images
         device, dtype = self._execution_device, self.latents_dtype
         timesteps, first_step = self.get_timesteps(num_inference_steps, strength, device)
+        self.warn_of_untrained_timesteps(timesteps, num_inference_steps)
         self._num_timesteps = len(timesteps)
         if len(timesteps) == 0:
+            if strength > 0:
+                logger.warning(
+                    f"`strength` {strength} of {num_inference_steps} steps is less than one step, so images are "
+                    f"returned as they are: use a strength of at least 1/{num_inference_steps}, or more steps."
+                )
             images = to_output(sources, output_type, dtype, device)
             return ImagePipelineOutput(images=images) if return_dict else (images,)
         num_steps = len(self.scheduler.timesteps)  # of the full schedule

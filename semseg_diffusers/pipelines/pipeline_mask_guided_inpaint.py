@@ -58,6 +58,9 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         unet (`ModelMixin`): A mask-guided network, as `MaskGuidedDDPMPipeline` takes it.
         scheduler (`SchedulerMixin`): A diffusers scheduler that suits the network's prediction, with `add_noise` over
             discrete timesteps.
+        default_num_inference_steps (`int`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
+        default_guidance_scale (`float`, *optional*): The guidance scale that the checkpoint recommends.
+        trained_timesteps (`list[int]`, *optional*): The timesteps that a distilled network was trained at.
 
     Example:
     ```py
@@ -67,9 +70,17 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     ```
     """
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        default_num_inference_steps: int | None = None,
+        default_guidance_scale: float | None = None,
+        trained_timesteps: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
     def check_edit_inputs(
         self, margin: int, padding_mask_crop: int | None, feather: int, jump_length: int, jump_n_sample: int
@@ -172,8 +183,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         jump_length: int = 1,
         jump_n_sample: int = 1,
         num_images_per_mask: int = 1,
-        num_inference_steps: int = 20,
-        guidance_scale: float = 2.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -216,8 +227,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 generated part agree better with its surroundings, at as many times the cost; for DDPM and DDIM
                 schedulers.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
-            num_inference_steps (`int`, defaults to 20): Denoising steps.
-            guidance_scale (`float`, defaults to 2.0): As in `MaskGuidedDDPMPipeline`, like the next two.
+            num_inference_steps (`int`, *optional*): Denoising steps; as many as the checkpoint recommends if None.
+            guidance_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
             guidance_start (`float`, defaults to 0.0): Fraction of the steps after which guidance starts.
             guidance_stop (`float`, defaults to 1.0): Fraction of the steps after which it ends.
             generator (`torch.Generator` or a list, *optional*): Source of randomness; a list has one for each image.
@@ -245,6 +256,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 scheduler that cannot add noise to images, and all that `MaskGuidedDDPMPipeline` refuses.
         """
         # 1. Read and check all inputs
+        num_inference_steps, guidance_scale = self.resolve_sampling(num_inference_steps, guidance_scale)
         ids = self.read_masks(mask)
         num_masks = len(ids)
         height, width = self.image_size(ids, height, width)
@@ -274,6 +286,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # so that `add_noise` adds the noise of the step that `step` has reached
         timesteps = self.scheduler.timesteps
+        self.warn_of_untrained_timesteps(timesteps, num_inference_steps)
         order = resampling_order(len(timesteps), jump_length, jump_n_sample) if any(map(np.any, regions)) else []
         self._num_timesteps = len(order)
         guided_steps = range(int(guidance_start * len(timesteps)), int(guidance_stop * len(timesteps)))

@@ -50,6 +50,12 @@ def check_scheduler(
         strength (`float`, *optional*): Start from the noisy image, at this fraction of the schedule.
         keeps_known (`bool`, defaults to False): Replace a half of the image by the known one at each step.
     """
+    max_steps = _max_steps(scheduler)
+    if max_steps is not None and num_inference_steps > max_steps:
+        raise ValueError(
+            f"{type(scheduler).__name__} samples in at most {max_steps} steps, its `original_inference_steps`; got "
+            f"{num_inference_steps}. Use 1 to {max_steps} steps, or another scheduler."
+        )
     trained = trained if _kept_signal(trained) is not None else scheduler
     kept_signal = _kept_signal(trained)
     if kept_signal is None or len(kept_signal) < MIN_TIMESTEPS or not _is_of_diffusers(scheduler):
@@ -63,10 +69,10 @@ def check_scheduler(
     if key not in _reasons:
         reason = _mismatch(scheduler, own, kept_signal, prediction_type)
         usual_steps = math.ceil(MIN_STEPS / (strength or 1))
-        usual_steps = min(max(num_inference_steps, usual_steps), len(kept_signal))
+        usual_steps = min(max(num_inference_steps, usual_steps), len(kept_signal), max_steps or len(kept_signal))
         for steps in dict.fromkeys((num_inference_steps, num_inference_steps if is_saved else usual_steps)):
             trial = _Trial(scheduler, kept_signal, prediction_type, strength, keeps_known, is_saved)
-            judge = steps == usual_steps and trial.variance_type != "learned"
+            judge = steps == usual_steps and steps >= MIN_STEPS and trial.variance_type != "learned"
             reason = reason or trial.run(steps, judge)
         _reasons[key] = reason
     if _reasons[key] is not None:
@@ -112,6 +118,13 @@ def _kept_signal(scheduler: Any) -> torch.Tensor | None:
     if alphas is None or not hasattr(scheduler, "config"):
         return None
     return torch.as_tensor(alphas).detach().double().cpu()
+
+
+def _max_steps(scheduler: Any) -> int | None:
+    """Return how many steps LCM and TCD schedulers of diffusers can take; None for the others."""
+    arguments = inspect.signature(type(scheduler).__init__).parameters  # configs keep what other classes had
+    limited = "original_inference_steps" in arguments and _is_of_diffusers(scheduler)
+    return scheduler.config.original_inference_steps if limited else None
 
 
 def _is_of_diffusers(scheduler: Any) -> bool:

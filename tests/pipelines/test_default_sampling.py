@@ -15,6 +15,7 @@ from semseg_diffusers import (
     PaperUNet2DModel,
 )
 from semseg_diffusers.generation.settings import GenerationSettings
+from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, build_sampler
 from semseg_diffusers.training.settings import TrainingSettings
@@ -75,9 +76,10 @@ def test_features_of_the_default_network_encoded_once_give_the_images_of_masks_g
 
 @pytest.mark.parametrize("kind", [MaskGuidedDDPMPipeline, MaskGuidedImg2ImgPipeline, MaskGuidedInpaintPipeline])
 def test_pipelines_and_commands_share_their_defaults(kind):
-    names = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop")
     arguments, settings = inspect.signature(kind.__call__).parameters, GenerationSettings()
-    assert [arguments[name].default for name in names] == [getattr(settings, name) for name in names]
+    for name in ("guidance_start", "guidance_stop"):
+        assert arguments[name].default == getattr(settings, name)
+    assert (settings.num_inference_steps, settings.guidance_scale) == (NUM_INFERENCE_STEPS, GUIDANCE_SCALE)
 
 
 def test_previews_of_a_training_are_sampled_as_images_are_by_default():

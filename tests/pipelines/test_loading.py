@@ -37,7 +37,10 @@ def check_layout(folder: Path, network: str) -> None:
     assert index == {
         "_class_name": "MaskGuidedDDPMPipeline",
         "_diffusers_version": diffusers.__version__,
+        "default_guidance_scale": None,
+        "default_num_inference_steps": None,
         "scheduler": ["diffusers", "DDIMScheduler"],
+        "trained_timesteps": None,
         "unet": [network, NETWORKS[network]],
     }
     assert (folder / "pipeline.py").read_text() == (PIPELINES / "pipeline_mask_guided_ddpm.py").read_text()
