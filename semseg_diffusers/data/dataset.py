@@ -190,6 +190,11 @@ class PairDataset(torch.utils.data.Dataset):
             digest.update(repr((stem, size, len(data))).encode() + data)
         return digest.hexdigest()
 
+    @property
+    def num_synthetic(self) -> int:
+        """Return the number of generated pairs, by the column `synthetic` of merged and generated datasets."""
+        return sum(map(bool, self._table["synthetic"])) if "synthetic" in self._table.column_names else 0
+
     @functools.cached_property
     def attributes(self) -> dict[str, list[str | None]]:
         """Return the text columns beside image, mask and stem, such as weather: by name, one value per pair."""
@@ -317,7 +322,7 @@ def load_pairs(
         if not isinstance(table.features[column], datasets.Image):
             raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; expected images.")
         table = table.cast_column(column, datasets.Image(decode=False))
-    kept = {image_column, mask_column, *_text_columns(table)} | ({"stem"} & set(table.column_names))
+    kept = {image_column, mask_column, *_text_columns(table)} | ({"stem", "synthetic"} & set(table.column_names))
     pairs = PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
     if not read_record(name, revision):  # masks that this package did not write
         pairs.decide_mask_values()

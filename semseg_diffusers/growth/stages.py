@@ -12,6 +12,7 @@ from typing import Any
 
 from semseg_diffusers.cli import load_settings
 from semseg_diffusers.data.dataset import PairDataset
+from semseg_diffusers.evaluation.settings import FILTER_SEED, NO_SPLIT
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
 from semseg_diffusers.masks.editing.placement import check_placeable
 from semseg_diffusers.masks.editing.scene_prior import fit_dataset_prior
@@ -20,11 +21,10 @@ from semseg_diffusers.utils.settings import Settings, build_settings, value_type
 
 
 # Stage -> a file that its folder holds only when the stage is complete, for commands that are slow to find out.
-MARKERS = {"train": "model_index.json", "enrich": "enrich.json", "segmenter": "config.json", "merge": "prepare.json"}
+MARKERS = {"train": "model_index.json", "enrich": "enrich.json", "merge": "prepare.json"}
 FACTOR = 4.0  # times its pixel share that an underrepresented class should have in the new masks
 MAX_SHARE = 0.25  # of all pixels, for all targets together; `enrich` refuses twice as much
 MAX_PRIOR_MASKS = 200  # from which the scene prior is fitted
-FILTER_SEED = 1000  # added to the seed: the filter's network must not be one of the study's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,7 @@ def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -
         "enrich": {**pick("dataset", "seed"), "num_masks": num_masks, "target": target},
         "generate": {"model": model, "masks": masks, **pick("num_images_per_mask", "seed", "device")},
         # The network that selects images must not be selected on the images that the study evaluates on.
-        "segmenter": {**data, **pick("device"), "seed": settings.seed + FILTER_SEED, "validation_split": "none"},
+        "segmenter": {**data, **pick("device"), "seed": settings.seed + FILTER_SEED, "validation_split": NO_SPLIT},
         "filter": {**data, "generated": generated, "segmenter": segmenter, **pick("seed", "device")},
         "study": {**data, "generated": generated, "filtered": filtered, **pick("amounts", "seeds", "device")},
         "merge": {**data, "generated": filtered},

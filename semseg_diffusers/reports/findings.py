@@ -149,7 +149,7 @@ def _fidelity(results: Mapping[str, Any]) -> Finding | None:
         text += f"{number(times)} times the floor, close to what real photos reach."
     else:
         text += f"{number(times)} times the floor, so the set can be distinguished from real photos."
-    if entry["features"]["name"] == (results.get("settings") or {}).get("segmenter"):
+    if entry["features"]["name"] == (results.get("segmenter") or {}).get("name"):
         text += " These features are the segmenter's own, which ignores most of the appearance: this says little."
     return Finding(topic, text)
 

@@ -22,6 +22,8 @@ from semseg_diffusers.generation.output_folder import read_metadata
 DATA, RUN, SMALL = "data/camvid128", "runs/camvid128", "runs/small"
 MINI = {"semseg-diffusers segmenter": f"{SHORTER['semseg-diffusers segmenter']} --architecture segformer-mini"}
 
+ONE_STEP = "--segmenter_steps 1"  # of the network that is trained without --segmenter
+
 
 def nothing(*_) -> None:
     """No more to prepare, or to check."""
@@ -150,7 +152,7 @@ def a_set_to_study(folder: Path) -> None:
 
 
 PLACES = {
-    "README.md": Place(("camvid", "checkpoints"), check=check_readme, options=MINI),
+    "README.md": Place(("camvid", "checkpoints"), check=check_readme, options={"semseg-diffusers evaluate": ONE_STEP}),
     "converting.md": Place(
         prepare=published,
         check=check_converting,
@@ -161,8 +163,14 @@ PLACES = {
     ),
     "data.md": Place(("camvid",), check=check_data),
     "editing_photos.md": Place((DATA, RUN, SMALL), edited_photo, check_editing_photos),
-    "evaluating.md": Place((DATA, RUN, SMALL), check=check_evaluating, options=MINI),
-    "filtering.md": Place((DATA, RUN), drawn("new", count=2), check_filtering),
+    "evaluating.md": Place(
+        (DATA, RUN, SMALL),
+        check=check_evaluating,
+        options={**MINI, "--num_images_per_mask 2 --output evaluation": ONE_STEP},
+    ),
+    "filtering.md": Place(
+        (DATA, RUN), drawn("new", count=2), check_filtering, options={"semseg-diffusers evaluate": ONE_STEP}
+    ),
     "generating.md": Place((DATA, "data/bdd128", RUN, SMALL, "runs/bdd128"), check=check_generating),
     "painting.md": Place((DATA, RUN), check=check_painting),
     "sampling.md": Place((DATA, RUN)),

@@ -331,7 +331,7 @@ class NotFinite(torch.nn.Module):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"segmenter": None}, r"--segmenter.*mask2former"),
+        ({"segmenter": "facebook/mask2former-swin-large-cityscapes-semantic"}, r"--segmenter.*mask2former"),
         ({"features": "facebook/dinov2-small"}, r"--features.*dinov2-small"),
         ({"kid_subset_size": 9}, r"--kid_subset_size 9 is more than the 8 images of a set \(compared with val\)"),
         ({"num_masks": 1}, "expected two or more masks.*got 1"),

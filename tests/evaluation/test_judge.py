@@ -31,7 +31,7 @@ from semseg_diffusers.evaluation.metrics import (
 )
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.evaluation.segmentation.networks import new_network
-from semseg_diffusers.evaluation.settings import ARCHITECTURES, DEFAULT_SEGMENTER
+from semseg_diffusers.evaluation.settings import ARCHITECTURES, HUB_SEGMENTER
 
 
 CAMVID = LabelSet.from_preset("camvid")
@@ -205,9 +205,9 @@ def test_a_judge_describes_itself(folders):
 
 def test_networks_of_another_kind_are_refused_with_a_hint(folders, tmp_path):
     with pytest.raises(
-        OSError, match=f"--segmenter: loading config.json of '{DEFAULT_SEGMENTER}'.*cache.*model.safetensors"
+        OSError, match=f"--segmenter: loading config.json of '{HUB_SEGMENTER}'.*cache.*model.safetensors"
     ):
-        load_judge(DEFAULT_SEGMENTER, CITYSCAPES)
+        load_judge(HUB_SEGMENTER, CITYSCAPES)
     with pytest.raises(ValueError, match="--segmenter: there is no folder './nothing'"):
         load_judge("./nothing", CITYSCAPES)
     with pytest.raises(ValueError, match="is a local folder and has no revision 'main'"):

@@ -21,6 +21,7 @@ from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DM
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
 from semseg_diffusers.generation.output_folder import read_metadata
+from semseg_diffusers.growth.grow import run_stage
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
 from semseg_diffusers.growth.stages import make_stages
 from semseg_diffusers.hub.cards import dataset_card
@@ -166,6 +167,21 @@ def test_a_stage_that_fails_ends_the_loop(toy, model, tmp_path, capfd):
     assert "error: stage generate: no mask file and no folder of masks at" in capfd.readouterr().err
     stages = json.loads((tmp_path / "grown/grow.json").read_text())["stages"]
     assert {name: stage["done"] for name, stage in stages.items()} == {"statistics": True, "generate": False}
+
+
+def test_a_finished_segmenter_is_used_again_and_one_that_was_stopped_is_not(toy, model, tmp_path, capfd):
+    settings = GrowSettings(
+        dataset=str(toy), output=tmp_path, model=str(model), device="cpu",
+        set=("segmenter.architecture=segformer-mini", "segmenter.max_train_steps=1"),
+    )  # fmt: skip
+    (stage,) = (stage for stage in make_stages(settings, ["car=2"], 3) if stage.name == "segmenter")
+    for _ in range(2):
+        assert run_stage(stage, None) == 0
+    assert capfd.readouterr().err.count("Training segformer-mini on the 40 pairs") == 1
+    record = json.loads((stage.folder / "segmenter.json").read_text())
+    (stage.folder / "segmenter.json").write_text(json.dumps({**record, "stopped_by": "SIGTERM"}))
+    with pytest.raises(ValueError, match="stage segmenter: .*stopped_by: SIGTERM there.*Give --filter_segmenter"):
+        run_stage(stage, None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

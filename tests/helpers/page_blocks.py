@@ -34,7 +34,8 @@ SHORTER = {
     "semseg-diffusers evaluate --model": "--num_inference_steps 2",
     "semseg_diffusers.evaluation": "--num_inference_steps 2",
     "semseg-diffusers segmenter": "--max_train_steps 2 --train_batch_size 2 --input_size native --device cpu",
-    "semseg-diffusers filter": "--minimum_kept 0 --device cpu",  # nothing that untrained models draw would stay
+    # nothing that untrained models generate would be kept
+    "semseg-diffusers filter": "--minimum_kept 0 --segmenter_steps 1 --device cpu",
     "semseg-diffusers study": "--architecture segformer-mini --max_train_steps 1 --seeds 0 1 --device cpu --jobs 1",
     "semseg-diffusers enrich": "--num_masks 2",
 }

@@ -58,7 +58,7 @@ def test_fidelity_is_read_against_its_floor(fid, floor, words):
 
 def test_features_of_the_segmenter_itself_are_said_to_know_little_of_looks():
     assert "most of the appearance" not in says("Likeness to real photos", RESULTS)
-    assert "most of the appearance" in says("Likeness to real photos", changed(settings__segmenter="org/dino"))
+    assert "most of the appearance" in says("Likeness to real photos", changed(segmenter__name="org/dino"))
 
 
 def test_close_pairs_and_close_medians_are_said():

@@ -29,7 +29,14 @@ from semseg_diffusers.evaluation.filtering.output import (
 )
 from semseg_diffusers.evaluation.inputs import check_one_size, generated_images
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
-from semseg_diffusers.evaluation.settings import REFERENCE_SPLIT, FilterCommandSettings, FilterSettings
+from semseg_diffusers.evaluation.segmentation.segmenter import ensure_segmenter
+from semseg_diffusers.evaluation.settings import (
+    FILTER_SEED,
+    REFERENCE_SPLIT,
+    SEGMENTER_FOLDER,
+    FilterCommandSettings,
+    FilterSettings,
+)
 from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.generation.output_folder import is_temporary, sole_run
 from semseg_diffusers.utils.distributed import check_device_available
@@ -223,25 +230,6 @@ def run(settings: FilterCommandSettings) -> int:
     check_device_available(device)
     columns, dtype = column_options(settings), DTYPES[settings.dtype]
     pairs = load_pairs(settings.dataset, settings.split, **columns)
-    judge = load_judge(
-        settings.segmenter,
-        pairs.labels,
-        revision=settings.segmenter_revision,
-        input_size=parse_resolution(settings.segmenter_size) if settings.segmenter_size else None,
-        device=device,
-        dtype=dtype,
-    )
-    judged_by = None
-    if settings.judge is not None:
-        later = load_judge(settings.judge, pairs.labels, revision=settings.judge_revision, option="--judge")
-        judged_by = {"name": settings.judge, "weights_sha256": later.weights_sha256}
-        if later.weights_sha256 == judge.weights_sha256 and not settings.allow_same_network:
-            raise ValueError(
-                f"--judge '{settings.judge}' is the network that filters the images ({judge.weights_sha256}): it "
-                "selected what it agrees with, so its scores of them, or of a network trained on them, are no "
-                "evidence. Train another one (`semseg-diffusers segmenter` with another --architecture), or give "
-                "--allow_same_network."
-            )
     reference, reference_name = None, None
     split = settings.reference_split or REFERENCE_SPLIT
     if split != "none" and (settings.reference_split or SPLITS.get(settings.split, settings.split) != REFERENCE_SPLIT):
@@ -252,6 +240,35 @@ def run(settings: FilterCommandSettings) -> int:
         except MissingSplitError:
             if settings.reference_split:
                 raise
+    later = None
+    if settings.judge is not None:
+        later = load_judge(settings.judge, pairs.labels, revision=settings.judge_revision, option="--judge")
+    segmenter = settings.segmenter
+    if segmenter is None:
+        generated, output = Path(settings.generated), Path(settings.output)
+        read_generated(generated)  # all that can be checked without it
+        generated_images(generated, pairs)
+        check_output(output, generated)
+        segmenter = str(output.parent / SEGMENTER_FOLDER)  # beside: the output is a dataset
+        ensure_segmenter(settings.default_segmenter(segmenter, "train", FILTER_SEED, device))
+    judge = load_judge(
+        segmenter,
+        pairs.labels,
+        revision=settings.segmenter_revision,
+        input_size=parse_resolution(settings.segmenter_size) if settings.segmenter_size else None,
+        device=device,
+        dtype=dtype,
+    )
+    judged_by = None
+    if later is not None:
+        judged_by = {"name": settings.judge, "weights_sha256": later.weights_sha256}
+        if later.weights_sha256 == judge.weights_sha256 and not settings.allow_same_network:
+            raise ValueError(
+                f"--judge '{settings.judge}' is the network that filters the images ({judge.weights_sha256}): it "
+                "selected what it agrees with, so its scores of them, or of a network trained on them, are no "
+                "evidence. Train another one (`semseg-diffusers segmenter` with another --architecture), or give "
+                "--allow_same_network."
+            )
     record = filter_dataset(
         settings.generated,
         Real(pairs, f"{settings.dataset} ({settings.split})", reference, reference_name),

@@ -72,8 +72,8 @@ def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any
     return rows, read_json(generated / GENERATION_FILE)
 
 
-def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> None:
-    """Raise for a folder that holds anything but images filtered with these settings, or is inside `generated`."""
+def check_output(output: Path, generated: Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Raise for a folder that holds anything but filtered images, of these settings if given, or in `generated`."""
     ours, theirs = (Path(os.path.realpath(path)) for path in (output, generated))
     if ours == theirs or theirs in ours.parents or ours in theirs.parents:
         raise ValueError(
@@ -87,7 +87,7 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any]) -> 
         if output.is_dir() and all(is_temporary(path) for path in output.iterdir()):
             return
         raise ValueError(f"--output '{output}' is not empty and was not made by filter (no {FILTER_FILE} in it).")
-    if not any((*output.glob("masks/*.png"), *output.glob(f"{READ}/*.png"))):
+    if settings is None or not any((*output.glob("masks/*.png"), *output.glob(f"{READ}/*.png"))):
         return  # ended before the first image: other settings may use it
     saved, current = record.get("settings") or {}, json.loads(json.dumps(settings))
     if different := differences(saved, current):

@@ -51,6 +51,7 @@ class Judge:
     revision: str  # Hub commit, or a hash of the weights
     post_processor: Any = None  # image processor that turns outputs of a mask classifier into a map; None for logits
     validation: dict[str, Any] | None = None  # scores recorded when the network was trained
+    trained_on: dict[str, Any] | None = None  # its dataset, split, and number of pairs, recorded then
     weights_sha256: str | None = None  # of the weights as loaded: identifies the network independently of its location
 
     def __post_init__(self):
@@ -87,12 +88,15 @@ class Judge:
             "classes": len(self.class_names),
             "not_judged": list(self.not_judged),
             "validation": self.validation,
+            "trained_on": self.trained_on,
         }
 
     def identity(self, resolution: tuple[int, int]) -> dict[str, Any]:
         """Return everything predictions depend on except the pixels, as JSON: for caches."""
+        description = self.describe(resolution)
+        del description["trained_on"]  # the weights stand for it
         return {
-            **self.describe(resolution),
+            **description,
             "preprocessing": {**vars(self.preprocessing), "size": dict(self.preprocessing.size)},
             "mapping": list(self.mapping),
             "ignore_index": self.labels.ignore_index,
@@ -212,7 +216,8 @@ def load_judge(
         preprocessing = preprocessing.with_size(input_size)
     weights_sha256 = weights_hash(network.state_dict())
     revision = getattr(network.config, "_commit_hash", None) or weights_sha256
-    record = Path(source.name) / RECORD_FILE
+    file = Path(source.name) / RECORD_FILE
+    record = read_json(file) if file.is_file() else {}
     return Judge(
         network.eval().to(device, dtype),
         preprocessing,
@@ -221,6 +226,15 @@ def load_judge(
         source.name,
         revision,
         post_processor,
-        read_json(record).get("validation") if record.is_file() else None,
+        record.get("validation"),
+        _trained_on(record),
         weights_sha256,
     )
+
+
+def _trained_on(record: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what the record of `segmenter` says about the training pairs; None without one."""
+    settings, num_pairs = record.get("settings") or {}, record.get("num_pairs") or {}
+    if not num_pairs.get("train"):
+        return None
+    return {"dataset": settings.get("dataset"), "split": settings.get("train_split"), "num_pairs": num_pairs["train"]}
