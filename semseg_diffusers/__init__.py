@@ -4,7 +4,7 @@ Pipelines and networks follow diffusers' own (`MaskGuidedDDPMPipeline.from_pretr
 stage of the work is a function of a settings object or of plain arguments:
 
 - data: `prepare_dataset`, `check_prepared`, `load_pairs`, `write_toy_dataset`, `clean_painting`
-- training: `train`; generation: `generate_dataset`
+- training: `train`, `distill`; generation: `generate_dataset`
 - features of images: `ImageBackbone`
 - evaluation: `evaluate`, `filter_dataset`, `run_study`, `load_judge`, `fid`, `kid`
 - sharing: `merge`, `convert`, `export_model`, `push_model`, `push_dataset`
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from semseg_diffusers.data.labels import LabelSet
     from semseg_diffusers.data.prepare import prepare_dataset
     from semseg_diffusers.data.settings import PrepareSettings
+    from semseg_diffusers.distillation.distill import distill
+    from semseg_diffusers.distillation.settings import DistillationSettings
     from semseg_diffusers.evaluation.evaluate import evaluate
     from semseg_diffusers.evaluation.fidelity import fid, kid
     from semseg_diffusers.evaluation.filtering.filter import filter_dataset
@@ -86,6 +88,8 @@ _FUNCTIONS = {
     "ImageBackbone": "backbones.image_backbone",
     "TrainingSettings": "training.settings",
     "train": "training.loop",
+    "DistillationSettings": "distillation.settings",
+    "distill": "distillation.distill",
     "GenerationSettings": "generation.settings",
     "generate_dataset": "generation.generate",
     "EvaluationSettings": "evaluation.settings",

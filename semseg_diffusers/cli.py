@@ -33,6 +33,7 @@ COMMANDS = {
     "edit": Command("masks:EditSettings", "editing.edit:run", "edit masks: move, paste, remove, draw objects"),
     "enrich": Command("masks:EnrichSettings", "enrich:run", "create masks with more of the rare classes"),
     "train": Command("training:TrainingSettings", "loop:run", "train a mask-guided diffusion model"),
+    "distill": Command("distillation:DistillationSettings", "distill:run", "distill a model into one of few steps"),
     "report": Command("training:ReportSettings", "loop:report", "write the HTML report of a training run"),
     "generate": Command("generation:GenerateOptions", "generate:run", "generate labelled images from masks"),
     "app": Command("app:AppSettings", "app:run", "paint masks in the browser and generate images from them"),

@@ -25,6 +25,7 @@ from semseg_diffusers.utils.images import grid_cells, save_png
 PAGE_FILE = "run.html"
 MAX_POINTS = 400  # of a line; more than the page has pixels for would only make it large
 RUNNING_MEAN = 20  # log lines in the running mean of the loss, if there are more than twice as many
+LOGGED = ("step", "loss", "learning_rate", "images_per_second", "data_wait_share", "trained_seconds")  # by every run
 RECENT = 20  # log lines that the current speed is measured on
 LOGARITHMIC_RATIO = 4.0  # of the largest to the smallest loss, above which the axis is logarithmic
 
@@ -141,14 +142,25 @@ def _plots(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Plot]]:
         lines[f"mean of {RUNNING_MEAN} intervals"] = thin(means)
     logarithmic = min(values) > 0 and max(values) / min(values) > LOGARITHMIC_RATIO
     y_name = "training loss (the axis is logarithmic)" if logarithmic else "training loss"
+    others = {name: thin([(line["step"], line[name]) for line in log if name in line]) for name in _other_terms(log)}
     return [
         ("", line_plot(lines, "optimizer step", y_name, logarithmic)),
+        *(
+            [("Parts of the loss, without their weights.", line_plot(others, "optimizer step", "loss"))]
+            if others
+            else []
+        ),
         ("", line_plot({"learning rate": thin(rate)}, "optimizer step", "learning rate")),
         (
             "A preview or a checkpoint slows the interval after it.",
             line_plot({"images per second": thin(speed)}, "optimizer step", "images per second"),
         ),
     ]
+
+
+def _other_terms(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the names of a distillation's losses."""
+    return [name for name in log[-1] if name not in LOGGED]
 
 
 def thin(points: Points, most: int = MAX_POINTS) -> Points:

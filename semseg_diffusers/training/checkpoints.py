@@ -23,7 +23,7 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMP
 from semseg_diffusers.reports.run_folder import list_checkpoints
 from semseg_diffusers.training.inputs import Inputs
 from semseg_diffusers.training.networks import EMA
-from semseg_diffusers.training.settings import TrainingSettings, default_settings
+from semseg_diffusers.training.settings import LoopSettings
 from semseg_diffusers.utils.files import hash_file, read_json
 
 
@@ -42,7 +42,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "preview_inference_steps", "preview_guidance_scale", "report_to", "device", "gradient_checkpointing",
         "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
-        "init_from", "base_model",
+        "init_from", "base_model", "model", "revision",
     )
 )  # fmt: skip
 
@@ -177,7 +177,7 @@ def find_checkpoint(run: Path, which: str) -> Path | None:
     return None
 
 
-def checkpoint_to_resume(settings: TrainingSettings, inputs: Inputs, run: Path, samples_per_step: int) -> Path | None:
+def checkpoint_to_resume(settings: LoopSettings, inputs: Inputs, run: Path, samples_per_step: int) -> Path | None:
     """Return the checkpoint to resume from, or None; refuse a folder, or a checkpoint, of another run."""
     in_use = bool(list_checkpoints(run)) or (run / "model_index.json").exists()
     if settings.resume_from_checkpoint is None:
@@ -200,9 +200,7 @@ def checkpoint_to_resume(settings: TrainingSettings, inputs: Inputs, run: Path, 
     return checkpoint
 
 
-def _difference(
-    state: dict[str, Any], settings: TrainingSettings, inputs: Inputs, samples_per_step: int
-) -> str | None:
+def _difference(state: dict[str, Any], settings: LoopSettings, inputs: Inputs, samples_per_step: int) -> str | None:
     """Return why a checkpoint belongs to another run than this one; None if it does not."""
     again = "Resume with the dataset of the run, or start a new run in another folder."
     here = inputs.fingerprint
@@ -226,18 +224,20 @@ def _difference(
             "from its saved weights with --init_from."
         )
     # a setting added after the checkpoint was written had the effect of its default
-    saved, now = {**default_settings(), **state["settings"]}, settings.to_dict()
+    saved, now = {**settings.defaults(), **state["settings"]}, settings.to_dict()
     differing = [name for name in now if name not in CHANGEABLE_ON_RESUME and saved[name] != now[name]]
     if differing:
         values = ", ".join(f"--{name} {saved[name]} (now {now[name]})" for name in differing)
         return f"belongs to a run with other settings: {values}. Use the same, or start a new run."
     if state.get("class_pixels") != here["class_pixels"]:
         return f"sampled its pairs by the classes of other masks: they have changed since. {again}"
-    if state.get("base_model") != here["base_model"]:
-        return (
-            f"belongs to a run on another base: the weights of --base_model {settings.base_model} differ. Resume "
-            "with the base of the run, or start a new run in another folder."
-        )
+    for name in ("base_model", "teacher"):
+        if state.get(name) != here.get(name):
+            option = "--base_model" if name == "base_model" else "--model"
+            return (
+                f"belongs to a run on another model: the weights of {option} differ. Resume with that of the run, or "
+                "start a new run in another folder."
+            )
     if state.get("masks", here["masks"]) != here["masks"]:  # older checkpoints have none
         return (
             "was trained on other files: masks, or sizes of image files, have changed since (other changes of images "

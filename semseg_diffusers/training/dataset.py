@@ -14,7 +14,6 @@ from torch.utils.data import Dataset, Sampler
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.models.unet_mask_guided import diffuse_labels
-from semseg_diffusers.training.settings import TrainingSettings
 
 
 AUGMENT_DIM = 3  # entries of the vector: enlargement, shift to the right, shift down, each in [-1, 1]
@@ -83,7 +82,7 @@ def warp_mask(mask: torch.Tensor, warp: Warp, unknown: int) -> torch.Tensor:
 
 
 # kinds of random streams, which must not repeat each other
-ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW = range(11)
+ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW, TEACHER = range(12)
 
 
 def make_generator(seed: int, kind: int, index: int) -> torch.Generator:
@@ -150,7 +149,7 @@ class TrainingDataset(Dataset):
     def __init__(
         self,
         pairs: PairDataset,
-        settings: TrainingSettings,
+        settings: Any,
         samples_per_step: int = 1,
         attributes: Mapping[str, Sequence[str]] | None = None,
         rarity: Sequence[float] | None = None,
@@ -165,6 +164,10 @@ class TrainingDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def sample_timestep(self, generator: torch.Generator) -> torch.Tensor:
+        """Sample a timestep, uniformly."""
+        return torch.randint(self.settings.min_timestep, self.settings.num_train_timesteps, (), generator=generator)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         (position, index), settings, labels = key, self.settings, self.pairs.labels
@@ -181,7 +184,7 @@ class TrainingDataset(Dataset):
         flip = torch.rand((), generator=generator) < 0.5
         if settings.horizontal_flip and flip:
             image, mask = image.flip(-1), mask.flip(-1)
-        timestep = torch.randint(settings.min_timestep, settings.num_train_timesteps, (), generator=generator)
+        timestep = self.sample_timestep(generator)
         noise = torch.randn(image.shape, generator=generator)
         conditions = {}
         if self.warps is not None:

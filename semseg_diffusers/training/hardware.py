@@ -23,7 +23,7 @@ from accelerate.utils import (
 )
 
 from semseg_diffusers.training.networks import trained_weights
-from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.settings import LoopSettings
 from semseg_diffusers.utils.distributed import launched_processes, uses_cpu
 
 
@@ -32,7 +32,7 @@ TIMEOUT = datetime.timedelta(hours=6)
 CPU_COMPILERS = ("g++", "clang++", "c++", "cl")
 
 
-def build_accelerator(settings: TrainingSettings, run: Path, trackers: list[str]) -> Accelerator:
+def build_accelerator(settings: LoopSettings, run: Path, trackers: list[str]) -> Accelerator:
     """Return the accelerator of a run; accelerate's configuration sets what the settings leave open."""
     accelerator = Accelerator(
         cpu=uses_cpu(settings.device),
@@ -52,7 +52,7 @@ def build_accelerator(settings: TrainingSettings, run: Path, trackers: list[str]
     return accelerator
 
 
-def check_hardware(settings: TrainingSettings, accelerator: Accelerator) -> None:
+def check_hardware(settings: LoopSettings, accelerator: Accelerator) -> None:
     """Refuse what this machine cannot do before anything is read."""
     device = accelerator.device.type
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
@@ -95,7 +95,7 @@ def check_regions(accelerator: Accelerator, network: torch.nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def matrix_precision(settings: TrainingSettings) -> Iterator[None]:
+def matrix_precision(settings: LoopSettings) -> Iterator[None]:
     """Use TF32 inside the block, if the settings say so, for matrix products; convolutions use it by default."""
     before = torch.get_float32_matmul_precision()
     if settings.allow_tf32:
@@ -106,11 +106,11 @@ def matrix_precision(settings: TrainingSettings) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def build_optimizer(settings: TrainingSettings, network: torch.nn.Module) -> torch.optim.AdamW:
+def build_optimizer(settings: LoopSettings, network: torch.nn.Module, learning_rate: float) -> torch.optim.AdamW:
     """Return AdamW over the trained weights of a network, fused into one kernel with `fused_optimizer`."""
     return torch.optim.AdamW(
         trained_weights(network),
-        lr=settings.learning_rate,
+        lr=learning_rate,
         betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.adam_weight_decay,
         eps=settings.adam_epsilon,
@@ -118,7 +118,7 @@ def build_optimizer(settings: TrainingSettings, network: torch.nn.Module) -> tor
     )
 
 
-def fit_optimizer_state(settings: TrainingSettings, optimizer: torch.optim.Optimizer) -> None:
+def fit_optimizer_state(settings: LoopSettings, optimizer: torch.optim.Optimizer) -> None:
     """Adapt loaded optimizer state to this run's kernels; the fused one needs moments laid out as the weights."""
     for group in optimizer.param_groups:
         group["fused"] = True if settings.fused_optimizer else None

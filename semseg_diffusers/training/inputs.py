@@ -4,6 +4,7 @@ import functools
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from semseg_diffusers.training.class_balance import ClassBalance, ClassCounts, c
 from semseg_diffusers.training.hardware import check_regions
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler
-from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.settings import LoopSettings, TrainingSettings
 from semseg_diffusers.utils.distributed import run_on_all_ranks
 
 
@@ -58,13 +59,19 @@ class Inputs:
         return json.loads(json.dumps(found))
 
 
-def load_inputs(settings: TrainingSettings, accelerator: Accelerator) -> Inputs:
-    """Read the data and build the network that fits it. Called by every process."""
+Data = tuple[PairDataset, PairDataset, str | None]  # see `_read_data`
+Build = Callable[[Any, Data], Inputs]
+
+
+def load_inputs(settings: LoopSettings, accelerator: Accelerator, build: Build | None = None) -> Inputs:
+    """Read the data and build the network that fits it, by default a new one. Called by every process."""
     run_on_all_ranks(lambda: check_temporary_folder(settings.dataloader_num_workers))
     # one process of a machine builds the table of `datasets`, then the others find it
     is_first = accelerator.is_local_main_process
     data = run_on_all_ranks(lambda: _read_data(settings) if is_first else None)
-    inputs = run_on_all_ranks(lambda: _build_inputs(settings, accelerator, data or _read_data(settings)))
+    build_inputs: Build = build or _build_inputs
+    inputs = run_on_all_ranks(lambda: build_inputs(settings, data or _read_data(settings)))
+    check_regions(accelerator, inputs.unet)
     if settings.gradient_checkpointing:
         inputs.unet.enable_gradient_checkpointing()
     if settings.channels_last:
@@ -82,7 +89,7 @@ def check_temporary_folder(num_workers: int) -> None:
         )
 
 
-def _read_data(settings: TrainingSettings) -> tuple[PairDataset, PairDataset, str | None]:
+def _read_data(settings: LoopSettings) -> Data:
     """Return the training split, that whose masks the previews use, and why it is the same, if it is."""
     columns = column_options(settings)
     pairs = load_pairs(settings.dataset, settings.train_split, **columns)
@@ -96,28 +103,39 @@ def _read_data(settings: TrainingSettings) -> tuple[PairDataset, PairDataset, st
         return pairs, pairs, str(error).rstrip(".")
 
 
-def _build_inputs(
-    settings: TrainingSettings, accelerator: Accelerator, data: tuple[PairDataset, PairDataset, str | None]
-) -> Inputs:
+def count_every_mask(settings: LoopSettings, pairs: PairDataset) -> ClassCounts:
+    """Count the classes of all masks."""
+    return count_classes(pairs, every_mask=True, num_workers=max(1, settings.dataloader_num_workers))
+
+
+def class_balance(settings: LoopSettings, counts: ClassCounts) -> ClassBalance:
+    """Return how pairs are sampled with `class_balanced_sampling`."""
+    return ClassBalance(counts.pixels, settings.class_balance_temperature, settings.class_balance_min_share)
+
+
+def training_size(settings: LoopSettings, data: Data) -> tuple[int, int]:
+    """Return height and width of what a network is trained on; refuse crops that the pairs do not hold."""
+    size = settings.random_crop_size
+    if size is not None:
+        for split in data[:2]:
+            split.check_holds(*size)
+    return size or data[0].resolution
+
+
+def _build_inputs(settings: TrainingSettings, data: Data) -> Inputs:
     pairs, preview_pairs, preview_reason = data
     attributes = attribute_values(pairs, settings.attributes)
     counts = balance = rarity = base = None
     if settings.class_balanced_sampling or settings.label_diffusion:
-        counts = count_classes(pairs, every_mask=True, num_workers=max(1, settings.dataloader_num_workers))
+        counts = count_every_mask(settings, pairs)
         if settings.class_balanced_sampling:
-            balance = ClassBalance(counts.pixels, settings.class_balance_temperature, settings.class_balance_min_share)
+            balance = class_balance(settings, counts)
         if settings.label_diffusion:
             rarity = class_rarity(counts.pixels)
     if settings.base_model is not None:
         base = load_base(settings)
-    size = settings.random_crop_size
-    if size is not None:
-        for split in (pairs, preview_pairs):
-            split.check_holds(*size)
-    unet = build_network(
-        settings, pairs.labels, size or pairs.resolution, attributes, rarity, None if base is None else base.unet
-    )
-    check_regions(accelerator, unet)
+    size = training_size(settings, data)
+    unet = build_network(settings, pairs.labels, size, attributes, rarity, None if base is None else base.unet)
     noise_scheduler = (base.noise_scheduler if base is not None else None) or build_noise_scheduler(settings)
     return Inputs(
         pairs, preview_pairs, preview_reason, read_record(settings.dataset).get("format"), attributes, counts, balance,

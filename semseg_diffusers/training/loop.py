@@ -1,50 +1,30 @@
-"""The training loop: settings -> inputs -> `Run`, the state of a run and all that it writes -> steps -> pipeline.
+"""Training of a mask-guided network: settings -> inputs -> run -> steps -> pipeline; the commands train and report.
 
-The run folder holds the pipeline at its root, `settings.json`, `run.json` (what was known at the start),
-`status.json`, `log.jsonl`, `previews/`, `run.html` and `checkpoint-<step>/`. `train` uploads it on request.
+`Run` (training/run.py) does what every run needs; here is what a diffusion network adds. `train` uploads the run on
+request.
 """
 
-import contextlib
-import json
 import logging
-import math
 import os
-import platform
 import sys
-import time
-from collections.abc import Iterator
-from datetime import datetime, timezone
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.logging import get_logger
-from diffusers.optimization import get_scheduler
-from torch.utils.data import DataLoader
+from PIL import Image
 
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
-from semseg_diffusers.data.dataset_format import data_license
-from semseg_diffusers.hub.cards import new_model_card
-from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.hub.push import prepare_repo, push_model
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.reports.run_folder import RECORD_FILE, STATUS_FILE, list_previews, preview_path, read_log
-from semseg_diffusers.reports.run_page import page_at_end, update_run_page, write_run_page
-from semseg_diffusers.training import checkpoints, hardware
+from semseg_diffusers.reports.run_folder import RECORD_FILE
+from semseg_diffusers.reports.run_page import write_run_page
+from semseg_diffusers.training import hardware
 from semseg_diffusers.training.base_model import load_first_weights
-from semseg_diffusers.training.class_balance import ClassCounts, count_classes
-from semseg_diffusers.training.dataset import FORWARD, ResumableBatchSampler, TrainingDataset, make_generator
-from semseg_diffusers.training.inputs import Inputs, load_inputs
-from semseg_diffusers.training.monitor import (
-    DataTimer,
-    LossMonitor,
-    StopRequest,
-    TrainingDivergedError,
-    TrainingStoppedError,
-    ignore_signals,
-)
-from semseg_diffusers.training.networks import EMA, variant_name
+from semseg_diffusers.training.class_balance import ClassCounts
+from semseg_diffusers.training.inputs import load_inputs
+from semseg_diffusers.training.monitor import TrainingDivergedError, TrainingStoppedError
 from semseg_diffusers.training.objective import (
     ClassWeighting,
     PerceptualLoss,
@@ -53,309 +33,57 @@ from semseg_diffusers.training.objective import (
     largest_loss_weight,
 )
 from semseg_diffusers.training.preflight import collect_warnings
-from semseg_diffusers.training.previews import log_preview, parse_trackers, sample_preview, start_tracking
-from semseg_diffusers.training.settings import ReportSettings, TrainingSettings, default_settings
-from semseg_diffusers.utils.distributed import PeerError, process_main, run_on_all_ranks, run_on_main_rank
-from semseg_diffusers.utils.files import exclusive_folder, read_json, versions, write_json, write_text
-from semseg_diffusers.utils.images import save_png
-from semseg_diffusers.utils.progress import progress_bar
+from semseg_diffusers.training.previews import parse_trackers, preview_pairs, preview_sheet, sample_images
+from semseg_diffusers.training.run import Run
+from semseg_diffusers.training.settings import LoopSettings, ReportSettings, TrainingSettings
+from semseg_diffusers.utils.distributed import PeerError, process_main, run_on_all_ranks
+from semseg_diffusers.utils.files import read_json
 
 
 logger = get_logger(__name__)
 
 
-class Run:
-    """The state of a training run: network, optimizer, schedule, averages, step, log, checkpoints.
+class TrainingRun(Run):
+    """A run that trains a mask-guided diffusion network."""
 
-    A context manager, which holds the run folder, handles termination signals and records how the run ends; it refuses
-    a folder that is in use, or holds another run. Every method is called by every process.
-    """
+    command = "train"
 
-    def __init__(
-        self, settings: TrainingSettings, accelerator: Accelerator, inputs: Inputs, trackers: list[str]
-    ) -> None:
-        self.settings, self.accelerator, self.inputs, self.trackers = settings, accelerator, inputs, trackers
-        self.folder = Path(settings.output_dir)
-        self.noise_scheduler = inputs.noise_scheduler
-        self.accumulation = settings.gradient_accumulation_steps
-        self.samples_per_step = settings.train_batch_size * self.accumulation * accelerator.num_processes
-        epochs = math.ceil(settings.num_train_epochs * len(inputs.pairs) / self.samples_per_step)
-        self.num_steps = settings.max_train_steps or epochs
-        self.step, self.mean_loss = 0, math.nan
-        self._trained_before = 0.0  # seconds
-
-    def __enter__(self) -> "Run":
-        settings, accelerator = self.settings, self.accelerator
-        with contextlib.ExitStack() as stack:
-            checkpoint = run_on_main_rank(lambda: self._open_folder(stack))
-            if checkpoint is None and settings.init_from is not None:
-                kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, str(settings.init_from)))
-                logger.info(f"initial weights are those of {settings.init_from}")
-                if kept:
-                    logger.info(f"weights initialised randomly: {', '.join(kept)}")
-                if unused:
-                    logger.info(f"weights of {settings.init_from} without a counterpart here: {', '.join(unused)}")
-            threads = max(1, settings.dataloader_num_workers)
-            counts = self.inputs.counts or run_on_main_rank(
-                lambda: count_classes(self.inputs.pairs, every_mask=False, num_workers=threads)
-            )
-            stack.enter_context(page_at_end(self.folder, accelerator, default_settings()))
-            stack.enter_context(hardware.matrix_precision(settings))
-            self.stop_request = stack.enter_context(StopRequest(accelerator))
-            stack.enter_context(self._keep_status())
-            if accelerator.is_main_process:
-                self._write_record(counts)
-            if self.trackers:
-                start_tracking(accelerator, settings, self.folder)
-            logger.info(
-                f"{accelerator.num_processes} process(es) on {accelerator.device.type}, "
-                f"{self.samples_per_step} samples a step"
-            )
-            self._prepare()
-            if checkpoint is not None:
-                self._resume(checkpoint)
-            self._start_log()
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: Any) -> bool | None:
-        return self._stack.__exit__(*exception)
-
-    def _open_folder(self, stack: contextlib.ExitStack) -> Path | None:
-        """Lock the folder and return the checkpoint to resume from; in the main process only."""
-        stack.enter_context(exclusive_folder(self.folder, "training into"))
-        checkpoint = checkpoints.checkpoint_to_resume(self.settings, self.inputs, self.folder, self.samples_per_step)
-        checkpoints.remove_leftovers(self.folder)
-        return checkpoint
-
-    @contextlib.contextmanager
-    def _keep_status(self) -> Iterator[None]:
-        """Keep `status.json` up to date: "running" (also if killed), then "finished", "stopped" or "failed"."""
-        path, is_main = self.folder / STATUS_FILE, self.accelerator.is_main_process
-
-        def write(status: str, reason: str | None) -> None:
-            stamp = {"time": datetime.now(timezone.utc).isoformat(timespec="seconds"), "pid": os.getpid()}
-            write_json(path, {"status": status, "reason": reason, "step": self.step, **stamp})
-
-        if is_main:
-            write("running", None)
-        self.accelerator.wait_for_everyone()  # so that no process fails into the status of an earlier run
-        try:
-            yield
-        except TrainingStoppedError as stopped:
-            if is_main:
-                write("stopped", stopped.reason)
-            raise
-        except BaseException as error:
-            with contextlib.suppress(OSError):  # the disk may be the reason
-                if read_json(path)["status"] != "failed":  # else this is a consequence of another process's failure
-                    write("failed", f"{type(error).__name__}: {error}")
-            raise
-        if is_main:
-            write("finished", None)
-
-    def _write_record(self, counts: ClassCounts) -> None:
-        """Write `settings.json` and `run.json`, with the warnings, which are logged too."""
-        settings, inputs, device = self.settings, self.inputs, self.accelerator.device
-        write_json(self.folder / "settings.json", settings.to_dict())
-        warnings = collect_warnings(settings, inputs, counts, self.num_steps, self.samples_per_step)
-        for text in warnings:
-            logger.warning(f"warning: {text}")
-        device_name = f"{device.type}, {os.cpu_count()} cores" if device.type == "cpu" else device.type
-        labels = inputs.pairs.labels
-        rows = zip(
-            labels.names, labels.colors, counts.class_pixels.tolist(), counts.masks_of_class.tolist(), strict=True
-        )
-        record = {
-            "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # codespell:ignore begun
-            "num_steps": self.num_steps,
-            "samples_per_step": self.samples_per_step,
-            "num_pairs": counts.num_masks,
-            "source_format": inputs.source_format,
-            "network": type(inputs.unet).__name__,
-            "num_weights": sum(weight.numel() for weight in inputs.unet.parameters()),
-            "size": list(settings.random_crop_size or inputs.pairs.resolution),
-            "masks_counted": len(counts.pixels),
-            "unknown_pixels": int(counts.pixels[:, -1].sum()),
-            "classes": [
-                {"name": name, "color": list(color), "pixels": pixels, "masks": masks}
-                for name, color, pixels, masks in rows
-            ],
-            "warnings": warnings,
-            "num_processes": self.accelerator.num_processes,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device_name,
-            "mixed_precision": self.accelerator.mixed_precision,
-            "versions": {**versions("torch", "diffusers", "accelerate"), "python": platform.python_version()},
-        }
-        write_json(self.folder / RECORD_FILE, record)
-
-    def _prepare(self) -> None:
-        """Set up optimizer, learning rate schedule and weight averages."""
-        settings, accelerator = self.settings, self.accelerator
-        optimizer = hardware.build_optimizer(settings, self.inputs.unet)
-        self.lr_scheduler = get_scheduler(
-            settings.lr_scheduler,
-            optimizer,
-            num_warmup_steps=settings.lr_warmup_steps,
-            num_training_steps=self.num_steps,
-        )
-        self.unet, self.optimizer = accelerator.prepare(self.inputs.unet, optimizer)
-        self.network = accelerator.unwrap_model(self.unet, keep_torch_compile=False)  # the same weights
-        hardware.save_contiguous(accelerator)
-        self.ema = EMA(self.network, settings) if settings.use_ema else None
-
-    def _resume(self, checkpoint: Path) -> None:
-        state = checkpoints.load_checkpoint(checkpoint, self.accelerator, self.ema)
-        self.step, self._trained_before, self.mean_loss = state["step"], state["trained_seconds"], state["loss"]
-        hardware.fit_optimizer_state(self.settings, self.optimizer)
-        # counts forward passes, whose share of a step may change
-        self.accelerator.step = self.step * self.accumulation
-        schedule = {**self.lr_scheduler.state_dict(), "last_epoch": self.step, "_step_count": self.step + 1}
-        self.lr_scheduler.load_state_dict(schedule)
-        rates = zip(self.lr_scheduler.base_lrs, self.lr_scheduler.lr_lambdas, strict=True)
-        for group, (base, factor) in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = base * factor(self.step)
-        logger.info(f"resumed {checkpoint} at step {self.step}")
-        if self.accelerator.is_main_process:
-            checkpoints.set_aside_later(self.folder, self.step)
-            for later, path in list_previews(self.folder):
-                if later > self.step:  # sampled again
-                    path.unlink()
-
-    def _start_log(self) -> None:
-        """Set up log, progress bar, loss monitor and the batches still to come."""
-        accelerator, self.log_file = self.accelerator, self.folder / "log.jsonl"
-        if accelerator.is_main_process:  # lines after the checkpoint are written again
-            kept = [line for line in read_log(self.log_file) if line["step"] <= self.step]
-            write_text(self.log_file, "".join(json.dumps(line) + "\n" for line in kept))
-        self.losses = LossMonitor(accelerator, self.folder, self.accumulation, largest_loss_weight(self.settings))
-        self.bar = progress_bar(
-            total=self.num_steps, initial=self.step, desc="steps", disable=not accelerator.is_local_main_process
-        )
-        settings, inputs = self.settings, self.inputs
-        inputs.pairs.keep_decoded(int(settings.decoded_gigabytes * 1e9))
-        sampler = ResumableBatchSampler(
-            num_pairs=len(inputs.pairs),
-            batch_size=settings.train_batch_size,
-            num_batches=self.num_steps * self.accumulation,
-            seed=settings.seed,
-            process_index=accelerator.process_index,
-            num_processes=accelerator.num_processes,
-            start_batch=self.step * self.accumulation,
-            sample_pair=None if inputs.balance is None else inputs.balance.sample_pair,
-        )
-        loader = DataLoader(
-            TrainingDataset(inputs.pairs, settings, self.samples_per_step, inputs.attributes, inputs.rarity),
-            batch_sampler=sampler,
-            num_workers=settings.dataloader_num_workers,
-            worker_init_fn=ignore_signals,
-            pin_memory=accelerator.device.type == "cuda",
-        )
-        self.batches = DataTimer(loader)
-        self._interval_start, self._interval_images = time.monotonic(), 0
-        self._start = time.monotonic() - self._trained_before
+    def load_first_weights(self) -> None:
+        """Load the weights of `init_from`."""
+        source = self.settings.init_from
+        if source is None:
+            return
+        kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, str(source)))
+        logger.info(f"initial weights are those of {source}")
+        if kept:
+            logger.info(f"weights initialised randomly: {', '.join(kept)}")
+        if unused:
+            logger.info(f"weights of {source} without a counterpart here: {', '.join(unused)}")
 
     @property
-    def trained_seconds(self) -> float:
-        """Return the duration of the training so far, without the time between runs."""
-        return time.monotonic() - self._start
+    def largest_loss_weight(self) -> float:
+        """Return the largest weight of a sample's loss."""
+        return largest_loss_weight(self.settings)
 
-    @property
-    def is_last_step(self) -> bool:
-        """Return whether the last optimizer step is done."""
-        return self.step == self.num_steps
+    def collect_warnings(self, counts: ClassCounts) -> list[str]:
+        """Return the warnings of the run, the most serious first."""
+        return collect_warnings(self.settings, self.inputs, counts, self.num_steps, self.samples_per_step)
 
-    def is_due(self, interval: int) -> bool:
-        """Return whether something that is done every `interval` steps, and at the end, is due; 0 is never."""
-        return bool(interval) and (self.step % interval == 0 or self.is_last_step)
+    def sample_preview(self) -> Image.Image:
+        """Return samples of some masks by the sampler that is saved."""
+        settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs)
+        pipeline = MaskGuidedDDPMPipeline(unet=self.network, scheduler=build_sampler(self.noise_scheduler))
+        images = sample_images(
+            pipeline, self.inputs.preview_pairs, pairs, settings.preview_samples, settings.seed, self.ema,
+            num_inference_steps=settings.preview_inference_steps, guidance_scale=settings.preview_guidance_scale,
+        )  # fmt: skip
+        return preview_sheet(self.inputs.pairs.labels, pairs, images, ["sample"] * settings.preview_samples)
 
-    def add_loss(self, micro_step: int, loss: torch.Tensor, stems: list[str]) -> None:
-        """Record the loss of a forward pass."""
-        self.losses.add(micro_step, loss, stems)
-        self._interval_images += len(stems) * self.accelerator.num_processes
-
-    def end_step(self) -> None:
-        """Update schedule, averages and progress after an optimizer step."""
-        self.step += 1
-        self.lr_scheduler.step()
-        if self.ema is not None:
-            self.ema.step(self.network)
-        self.bar.update()
-
-    def log(self) -> None:
-        """Write the interval's loss, learning rate and speed to `log.jsonl` and the trackers."""
-        self.mean_loss = self.losses.mean()
-        seconds = time.monotonic() - self._interval_start
-        speed = self._interval_images / seconds
-        values = {
-            "loss": self.mean_loss,
-            "learning_rate": self.lr_scheduler.get_last_lr()[0],
-            "images_per_second": speed,
-            "data_wait_share": self.batches.share_of(seconds),
-        }
-        if self.accelerator.is_main_process:
-            line = json.dumps({"step": self.step, **values, "trained_seconds": self.trained_seconds})
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        self.accelerator.log(values, step=self.step)
-        self.bar.set_postfix(loss=f"{self.mean_loss:.4f}", images_per_s=f"{speed:.1f}")
-        self._interval_start, self._interval_images = time.monotonic(), 0
-
-    def save(self) -> None:
-        """Write a checkpoint; refuse weights that are not finite."""
-        self.losses.check_weights(self.network, self.step)
-        state = {
-            "trained_seconds": self.trained_seconds,
-            "settings": self.settings.to_dict(),
-            **self.inputs.fingerprint,
-            "samples_per_step": self.samples_per_step,
-            "loss": self.mean_loss,
-        }
-        limit = self.settings.checkpoints_total_limit
-        checkpoints.save_checkpoint(self.folder, self.step, self.accelerator, self.ema, state, limit)
-
-    def stop(self) -> None:
-        """End the run early, after its checkpoint, with a `TrainingStoppedError`."""
-        self.stop_request.shutdown()
-        raise TrainingStoppedError(self.stop_request.number, self.step)
-
-    def preview(self) -> None:
-        """Sample a preview and hand it to the trackers."""
-        if self.accelerator.is_main_process:
-            image = sample_preview(
-                self.settings, self.network, self.noise_scheduler, self.ema, self.inputs.preview_pairs
-            )
-            path = preview_path(self.folder, self.step)
-            path.parent.mkdir(exist_ok=True)
-            save_png(path, image)
-            log_preview(self.accelerator, image, self.step)
-        self.accelerator.wait_for_everyone()
-        self.unet.train()
-
-    def finish(self) -> None:
-        """Save the pipeline with the averaged weights, the others beside them, and its model card."""
-        self.bar.close()
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            self.network.to(memory_format=torch.contiguous_format)  # required by safetensors
-            paper = self.settings.noise_schedule == "paper"
-            scheduler = self.noise_scheduler if paper else build_sampler(self.noise_scheduler)
-            pipeline = MaskGuidedDDPMPipeline(unet=self.network.float().eval(), scheduler=scheduler)
-            checkpoints.save_pipeline(pipeline, self.folder, self.ema)
-            license_name, license_text = data_license(self.inputs.source_format, "these weights")
-            run = {
-                "settings": self.settings,
-                "num_pairs": len(self.inputs.pairs),
-                "data_license": license_text,
-                "step": self.step,
-                "samples_per_step": self.samples_per_step,
-                "averages": [(variant_name(decay), decay) for decay in self.settings.ema_lengths],
-                "trained_seconds": self.trained_seconds,
-                "loss": self.mean_loss,
-            }
-            card = new_model_card(self.folder, self.folder.name, license_name=license_name, run=run)
-            write_text(self.folder / CARD, card)
-        self.stop_request.shutdown()
+    def pipeline(self) -> MaskGuidedDDPMPipeline:
+        """Return the pipeline that is saved at the end."""
+        paper = self.settings.noise_schedule == "paper"
+        scheduler = self.noise_scheduler if paper else build_sampler(self.noise_scheduler)
+        return MaskGuidedDDPMPipeline(unet=self.network.float().eval(), scheduler=scheduler)
 
 
 def train(settings: TrainingSettings) -> Path:
@@ -389,48 +117,29 @@ def train(settings: TrainingSettings) -> Path:
         backbone = ImageBackbone.from_name(settings.perceptual_backbone, device=accelerator.device)
         perceptual = PerceptualLoss(backbone, settings.perceptual_weight)
 
-    with Run(settings, accelerator, inputs, trackers) as run:
-        run.unet.train()
-        # a micro step is one forward pass; every `gradient_accumulation_steps` of them make an optimizer step
-        for micro_step, batch in enumerate(run.batches, start=run.step * run.accumulation):
-            batch = hardware.to_device(batch, accelerator.device, settings.channels_last)
-            position = micro_step * accelerator.num_processes + accelerator.process_index
-            torch.manual_seed(make_generator(settings.seed, FORWARD, position).initial_seed())
-            with accelerator.accumulate(run.unet):
-                with accelerator.autocast():
-                    losses = diffusion_loss(
-                        run.unet, run.noise_scheduler, batch, settings.snr_gamma, class_weighting, perceptual
-                    )
-                    loss = losses.mean()
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and settings.max_grad_norm is not None:
-                    accelerator.clip_grad_norm_(run.unet.parameters(), settings.max_grad_norm)
-                run.optimizer.step()
-                run.optimizer.zero_grad(set_to_none=True)
-            run.add_loss(micro_step, loss, batch["stem"])
-            if not accelerator.sync_gradients:
-                continue
+    with TrainingRun(settings, accelerator, inputs, trackers) as run:
 
-            run.end_step()
-            stop_now = run.stop_request.requested() and not run.is_last_step
-            save_now = stop_now or run.is_due(settings.checkpointing_steps)
-            preview_now = run.is_due(settings.preview_steps)
-            if save_now or run.step % settings.logging_steps == 0:
-                run.log()
-            if save_now:
-                run.save()
-            if stop_now:
-                run.stop()
-            if preview_now:
-                run.preview()
-            if (save_now or preview_now) and accelerator.is_main_process:
-                update_run_page(run.folder, default_settings())
-        run.finish()
+        def step(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            with accelerator.autocast():
+                losses = diffusion_loss(
+                    run.unet, run.noise_scheduler, batch, settings.snr_gamma, class_weighting, perceptual
+                )
+                loss = losses.mean()
+            accelerator.backward(loss)
+            run.update()
+            return {"loss": loss}
+
+        run.optimize(step)
     return run.folder
 
 
 def run(settings: TrainingSettings) -> int:
     """Train, and upload the run if the settings say so; returns the exit code of this process."""
+    return run_and_push(settings, train)
+
+
+def run_and_push(settings: LoopSettings, train: Callable[[Any], Path]) -> int:
+    """Call a training function, and upload the run if the settings say so; returns the exit code of this process."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("semseg_diffusers").setLevel(logging.INFO)
     is_main = int(os.environ.get("RANK", 0)) == 0
@@ -463,7 +172,16 @@ def run(settings: TrainingSettings) -> int:
 def report(settings: ReportSettings) -> None:
     """Write the report of a run, whether it is in progress, has ended, or was killed."""
     output = None if settings.output is None else Path(settings.output)
-    sys.stdout.write(f"{write_run_page(Path(settings.run), output, default_settings())}\n")
+    sys.stdout.write(f"{write_run_page(Path(settings.run), output, _defaults(Path(settings.run)))}\n")
+
+
+def _defaults(run: Path) -> Mapping[str, Any]:
+    """Return the default of each setting of the command that made a run."""
+    from semseg_diffusers.cli import load_settings
+
+    path = run / RECORD_FILE
+    settings: Any = load_settings(read_json(path).get("command", "train") if path.is_file() else "train")
+    return settings.defaults()
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from semseg_diffusers.models.published.unet_sdm import NORM_NUM_GROUPS, SDMUNet2
 from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.training.dataset import AUGMENT_DIM
-from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.settings import LoopSettings, TrainingSettings
 
 
 RAW = "raw"  # variant of the weights without averaging
@@ -140,7 +140,7 @@ def variant_name(decay: float) -> str:
 class EMA:
     """Averages of the trained weights of an unwrapped network; the first is for previews and the saved pipeline."""
 
-    def __init__(self, network: torch.nn.Module, settings: TrainingSettings):
+    def __init__(self, network: torch.nn.Module, settings: LoopSettings):
         self.averages = {
             variant_name(decay): EMAModel(
                 trained_weights(network),

@@ -2,22 +2,23 @@
 
 import contextlib
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import LoggerType
-from diffusers import DDPMScheduler, ModelMixin
 from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.training.dataset import crop
 from semseg_diffusers.training.networks import EMA
-from semseg_diffusers.training.objective import build_sampler
-from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.settings import LoopSettings
 from semseg_diffusers.utils.images import image_grid
 
 
@@ -26,47 +27,57 @@ PIP = {"tensorboard": "'semseg-diffusers[train]'", "comet_ml": "comet-ml"}  # if
 SINGLE_IMAGE = ("aim", "clearml")  # trackers that take an image where others take a list
 
 
-def sample_preview(
-    settings: TrainingSettings, unet: ModelMixin, noise_scheduler: DDPMScheduler, ema: EMA | None, pairs: PairDataset
-) -> Image.Image:
-    """Return a grid mask | samples | image of evenly spaced masks of a split, by the first of the averages if any."""
-    num_masks, num_samples = min(settings.preview_masks, len(pairs)), settings.preview_samples
+def preview_pairs(settings: LoopSettings, pairs: PairDataset) -> list[dict[str, Any]]:
+    """Return evenly spaced pairs of a split, as the network sees them, with their attributes' numbers."""
+    num_masks = min(settings.preview_masks, len(pairs))
     indices = [row * len(pairs) // num_masks for row in range(num_masks)]
-    chosen = [pairs[index] for index in indices]
+    chosen = [{**pairs[index], "index": index} for index in indices]
     if (size := settings.random_crop_size) is not None:  # the centre, at the scale of training
         for row, pair in enumerate(chosen):
             top, left = ((whole - part) // 2 for whole, part in zip(pair["mask"].shape, size, strict=True))
             chosen[row] = crop(pair, top, left, size)
-    pipeline = MaskGuidedDDPMPipeline(unet=unet, scheduler=build_sampler(noise_scheduler))
+    return chosen
+
+
+def sample_images(
+    pipeline: MaskGuidedDDPMPipeline,
+    split: PairDataset,
+    pairs: Sequence[dict[str, Any]],
+    num_samples: int,
+    seed: int,
+    ema: EMA | None,
+    **sampling: Any,
+) -> list[list[Image.Image]]:
+    """Return samples of each pair's mask, the same noise each time, by the first of the averages if any."""
     pipeline.set_progress_bar_config(disable=True)
-    attributes = None
+    unet, attributes = pipeline.unet, None
     if known := getattr(unet.config, "attributes", None):  # those of the image beside
-        numbers = attribute_numbers(pairs, known)[indices].tolist()
+        numbers = attribute_numbers(split, known)[[pair["index"] for pair in pairs]].tolist()
         attributes = [
             {name: values[number] for (name, values), number in zip(known.items(), row, strict=True) if number >= 0}
             for row in numbers
         ]
     with contextlib.nullcontext() if ema is None else ema.swapped_in(unet):
         (images,) = pipeline(
-            torch.stack([pair["mask"] for pair in chosen]),
+            torch.stack([pair["mask"] for pair in pairs]),
             num_images_per_mask=num_samples,
-            num_inference_steps=settings.preview_inference_steps,
-            guidance_scale=settings.preview_guidance_scale,
-            generator=[
-                torch.Generator().manual_seed(settings.seed + index) for index in range(num_masks * num_samples)
-            ],
+            generator=[torch.Generator().manual_seed(seed + index) for index in range(len(pairs) * num_samples)],
             attributes=attributes,
             return_dict=False,
+            **sampling,
         )
+    return [images[row * num_samples : (row + 1) * num_samples] for row in range(len(pairs))]
+
+
+def preview_sheet(
+    labels: LabelSet, pairs: Sequence[dict[str, Any]], samples: Sequence[Sequence[Image.Image]], headers: Sequence[str]
+) -> Image.Image:
+    """Return a grid mask | samples, under their headers | image."""
     rows = [
-        [
-            pairs.labels.decode(pair["mask"].numpy()),
-            *images[row * num_samples : (row + 1) * num_samples],
-            Image.fromarray(pair["image"].permute(1, 2, 0).numpy()),
-        ]
-        for row, pair in enumerate(chosen)
+        [labels.decode(pair["mask"].numpy()), *images, Image.fromarray(pair["image"].permute(1, 2, 0).numpy())]
+        for pair, images in zip(pairs, samples, strict=True)
     ]
-    return image_grid(rows, headers=["mask", *["sample"] * num_samples, "image"])
+    return image_grid(rows, headers=["mask", *headers, "image"])
 
 
 def parse_trackers(report_to: str) -> list[str]:
@@ -92,7 +103,7 @@ def parse_trackers(report_to: str) -> list[str]:
     return names
 
 
-def start_tracking(accelerator: Accelerator, settings: TrainingSettings, run: Path) -> None:
+def start_tracking(accelerator: Accelerator, settings: LoopSettings, run: Path) -> None:
     """Open the trackers with the settings; local files of Weights & Biases go into the run folder."""
     if accelerator.is_main_process:
         (run / "logs").mkdir(exist_ok=True)

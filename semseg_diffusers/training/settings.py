@@ -5,7 +5,7 @@ the recipe of Bozsó et al., WINS 2024, as its published code runs it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,8 +40,8 @@ UNSUPPORTED_OPTIONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataOptions(ColumnOptions):
-    """What the network is trained on."""
+class PairOptions(ColumnOptions):
+    """The pairs that a network is trained on, and their order."""
 
     _group = "data"
     dataset: str = option(help="prepared folder, or a dataset id on the Hub")
@@ -61,6 +61,17 @@ class DataOptions(ColumnOptions):
     random_crop: str | None = option(
         None, metavar="SIZE", help="HxW, or a number: train on random crops of this size of data prepared larger"
     )
+    decoded_gigabytes: float = option(
+        2.0, at_least=0, help="memory for decoded pairs, shared by the worker processes; 0 decodes every time"
+    )
+    dataloader_num_workers: int = option(1, at_least=0, help="worker processes beside each training process")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions(PairOptions):
+    """What is done with the pairs, and what else describes them."""
+
+    _group = "data"
     augment_scale: float = option(
         0.0, at_least=0, help="enlarge or reduce pairs by a factor of up to 1 plus this; 0.25 is 0.8 to 1.25"
     )
@@ -73,10 +84,6 @@ class DataOptions(ColumnOptions):
     attributes: tuple[str, ...] = option(
         (), metavar="NAME", help="text columns that the network is conditioned on beside the mask, such as weather"
     )
-    decoded_gigabytes: float = option(
-        2.0, at_least=0, help="memory for decoded pairs, shared by the worker processes; 0 decodes every time"
-    )
-    dataloader_num_workers: int = option(1, at_least=0, help="worker processes beside each training process")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,9 +230,6 @@ class RunOptions(Settings):
     logging_steps: int = option(20, above=0, help="steps between lines of log.jsonl and the trackers")
     preview_steps: int = option(1000, at_least=0, help="steps between previews; 0 makes none")
     preview_masks: int = option(4, above=0, help="rows of a preview")
-    preview_samples: int = option(2, above=0, help="samples per row")
-    preview_inference_steps: int = option(20, above=0, help="sampling steps of a preview")
-    preview_guidance_scale: float = option(2.0, help="guidance scale of a preview")
     push_to_hub: bool = option(
         False, help="upload pipeline and card at the end; log in with `hf auth login` or HF_TOKEN"
     )
@@ -237,7 +241,53 @@ class RunOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings(RunOptions, OptimizationOptions, DiffusionOptions, NetworkOptions, DataOptions):
+class PreviewOptions(Settings):
+    """How previews are sampled."""
+
+    _group = "previews"
+    preview_samples: int = option(2, above=0, help="samples per row")
+    preview_inference_steps: int = option(20, above=0, help="sampling steps of a preview")
+    preview_guidance_scale: float = option(2.0, help="guidance scale of a preview")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSettings(RunOptions, OptimizationOptions, PairOptions):
+    """What the training loop reads, whatever is trained."""
+
+    def __post_init__(self):
+        """Refuse values that no run could use, before anything is read."""
+        super().__post_init__()
+        if len({round(decay, 10) for decay in self.ema_decays}) < len(self.ema_decays):
+            raise ValueError(f"--ema_decays must differ; got {' '.join(map(str, self.ema_decays))}.")
+        if self.ema_decays and not self.use_ema:
+            raise ValueError("--ema_decays needs --use_ema true.")
+        if self.random_crop is not None:
+            try:
+                size = self.random_crop_size
+            except ValueError as err:
+                raise ValueError(f"--random_crop: {err}") from err
+            if size is None:
+                raise ValueError("--random_crop native is not a size; expected a number (128) or HxW (96x160).")
+
+    @property
+    def random_crop_size(self) -> tuple[int, int] | None:
+        """Height and width of `random_crop`."""
+        return None if self.random_crop is None else parse_resolution(self.random_crop)
+
+    @property
+    def ema_lengths(self) -> tuple[float, ...]:
+        """Largest decay of each weight average, that of the saved pipeline first; () without any."""
+        return (self.ema_decays or (self.ema_decay,)) if self.use_ema else ()
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the default of each setting, as JSON values; None for those that have none."""
+        required: dict[str, Any] = {field.name: "" for field in fields(cls) if field.default is MISSING}
+        return {**cls(**required).to_dict(), **dict.fromkeys(required)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOptions, DataOptions):
     """Train a mask-guided diffusion model on image-mask pairs.
 
     `accelerate launch train_accelerate.py` and `semseg-diffusers train` take the same options. Steps are optimizer
@@ -252,22 +302,11 @@ class TrainingSettings(RunOptions, OptimizationOptions, DiffusionOptions, Networ
     def __post_init__(self):
         """Refuse values that no run could use, before anything is read."""
         super().__post_init__()
-        if len({round(decay, 10) for decay in self.ema_decays}) < len(self.ema_decays):
-            raise ValueError(f"--ema_decays must differ; got {' '.join(map(str, self.ema_decays))}.")
-        if self.ema_decays and not self.use_ema:
-            raise ValueError("--ema_decays needs --use_ema true.")
         if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
             raise ValueError(
                 "--rescale_betas_zero_snr cannot be used with --prediction_type epsilon: in pure noise, knowing the "
                 "noise does not determine the image. Use v_prediction or sample."
             )
-        if self.random_crop is not None:
-            try:
-                size = self.random_crop_size
-            except ValueError as err:
-                raise ValueError(f"--random_crop: {err}") from err
-            if size is None:
-                raise ValueError("--random_crop native is not a size; expected a number (128) or HxW (96x160).")
         if not 0 <= self.min_timestep < self.num_train_timesteps:
             raise ValueError(
                 f"--min_timestep must be in 0..{self.num_train_timesteps - 1}, below --num_train_timesteps; "
@@ -306,21 +345,6 @@ class TrainingSettings(RunOptions, OptimizationOptions, DiffusionOptions, Networ
         from semseg_diffusers.training.base_model import control_defaults
 
         return control_defaults(str(source))
-
-    @property
-    def random_crop_size(self) -> tuple[int, int] | None:
-        """Height and width of `random_crop`."""
-        return None if self.random_crop is None else parse_resolution(self.random_crop)
-
-    @property
-    def ema_lengths(self) -> tuple[float, ...]:
-        """Largest decay of each weight average, that of the saved pipeline first; () without any."""
-        return (self.ema_decays or (self.ema_decay,)) if self.use_ema else ()
-
-
-def default_settings() -> dict[str, Any]:
-    """Return the default of each setting, as JSON values; None for those that have none."""
-    return {**TrainingSettings(dataset="", output_dir="").to_dict(), "dataset": None, "output_dir": None}
 
 
 @dataclass(frozen=True, kw_only=True)

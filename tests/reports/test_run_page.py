@@ -25,7 +25,8 @@ from semseg_diffusers.reports.render import number
 from semseg_diffusers.reports.run_folder import evenly, list_previews, previews_over_time, read_run
 from semseg_diffusers.reports.run_page import duration, thin, write_run_page
 from semseg_diffusers.training import loop
-from semseg_diffusers.training.settings import default_settings
+from semseg_diffusers.training import run as run_module
+from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.files import exclusive_folder
 from semseg_diffusers.utils.images import grid_cells, image_grid, save_png
 
@@ -184,7 +185,7 @@ def test_the_page_is_rewritten_whole_at_each_preview_and_checkpoint_and_at_the_e
         text = text_of(run)
         seen.append((log_lines(run)[-1]["step"], read_run(run).state, "Running, at step" in text))
 
-    monkeypatch.setattr(loop, "update_run_page", recorded)
+    monkeypatch.setattr(run_module, "update_run_page", recorded)
     monkeypatch.setattr(run_pages, "update_run_page", recorded)
     settings = tiny_settings(toy, tmp_path / "run", max_train_steps=5, **{**PREVIEWS, "preview_steps": 3})
     run = train_here(settings)
@@ -263,10 +264,10 @@ def test_a_run_that_was_killed_is_distinguished_from_one_that_is_going_on(run):
     set_status(run, status="running", step=0)
     (run / "model_index.json").unlink()
     with exclusive_folder(run, "training into"):
-        write_run_page(run, defaults=default_settings())
+        write_run_page(run, defaults=TrainingSettings.defaults())
         assert "Running, at step 4 of 4." in text_of(run)
         assert "Resume from" not in text_of(run)
-    write_run_page(run, defaults=default_settings())
+    write_run_page(run, defaults=TrainingSettings.defaults())
     text = text_of(run)
     assert "Ended without a message after step 4 of 4" in text
     assert f"Resume from checkpoint-4, as if the run had never ended: semseg-diffusers train --config {run}" in text
@@ -274,7 +275,7 @@ def test_a_run_that_was_killed_is_distinguished_from_one_that_is_going_on(run):
 
 def test_a_stopped_run_says_by_what(run):
     set_status(run, status="stopped", reason="SIGTERM")
-    write_run_page(run, defaults=default_settings())
+    write_run_page(run, defaults=TrainingSettings.defaults())
     assert "Stopped by SIGTERM after step 4 of 4; a checkpoint was saved." in text_of(run)
 
 
@@ -286,7 +287,7 @@ def test_a_run_from_before_there_were_records_has_a_page(run):
             plain = picture.convert("RGB")
             plain.info.clear()
         plain.save(path)
-    write_run_page(run, defaults=default_settings())
+    write_run_page(run, defaults=TrainingSettings.defaults())
     text = text_of(run)
     assert "At step 4 of 4; the folder does not record the state of the run." in text
     assert "before pairs and classes were recorded" in text
@@ -295,7 +296,7 @@ def test_a_run_from_before_there_were_records_has_a_page(run):
 def test_a_run_without_a_line_of_log_has_a_page(run):
     (run / "log.jsonl").write_text("")
     shutil.rmtree(run / "previews")
-    write_run_page(run, defaults=default_settings())
+    write_run_page(run, defaults=TrainingSettings.defaults())
     text = text_of(run)
     assert "optimizer step" not in text
     assert "Samples" not in text
@@ -305,7 +306,7 @@ def test_a_log_with_a_loss_that_is_no_number_has_a_page(run):
     with (run / "log.jsonl").open("a") as file:
         line = {"step": 5, "loss": float("nan"), "learning_rate": 0.0, "images_per_second": 1.0, "trained_seconds": 9}
         file.write(json.dumps(line) + '\n{"step": 6, "lo')
-    write_run_page(run, defaults=default_settings())
+    write_run_page(run, defaults=TrainingSettings.defaults())
     assert "n/a, mean of the last interval" in text_of(run)
 
 
@@ -316,7 +317,7 @@ def test_a_long_log_makes_a_small_page(run):
     ]
     before = len((run / "run.html").read_text())
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_run_page(run, defaults=default_settings())
+    write_run_page(run, defaults=TrainingSettings.defaults())
     html = (run / "run.html").read_text()
     assert len(html) < before + 40_000
     assert "mean of 20 intervals" in html
@@ -331,7 +332,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path, run):
         read_run(tmp_path / "nowhere")
     (run / "status.json").write_text("{")
     with pytest.raises(ValueError, match="status.json' is not valid JSON"):
-        write_run_page(run, defaults=default_settings())
+        write_run_page(run, defaults=TrainingSettings.defaults())
 
 
 @pytest.mark.parametrize(
@@ -357,12 +358,12 @@ def test_a_page_can_be_made_of_a_run_that_is_going_on_and_of_the_same_when_it_is
     endless = tiny_settings(toy, run, max_train_steps=100_000, lr_scheduler="constant", checkpointing_steps=5)
     process = start(SCRIPT, *endless.to_arguments())
     wait_until(lambda: len(log_lines(run)) > 6, process)
-    write_run_page(run, defaults=default_settings())
+    write_run_page(run, defaults=TrainingSettings.defaults())
     assert "Running, at step" in text_of(run)
     assert "Time left" in text_of(run)
     process.kill()
     process.communicate()
-    write_run_page(run, defaults=default_settings())
+    write_run_page(run, defaults=TrainingSettings.defaults())
     assert "Ended without a message after step" in text_of(run)
 
 

@@ -148,9 +148,7 @@ def test_a_run_on_another_base_is_not_resumed(straight, toy, base, tmp_path):
     other = shutil.copytree(base, tmp_path / "other")
     tiny_base(seed=1).save_pretrained(other / "unet")
     again = control_settings(toy, run, other, max_train_steps=3, resume_from_checkpoint="latest")
-    with pytest.raises(
-        ValueError, match=r"belongs to a run on another base: the weights of --base_model .*other differ"
-    ):
+    with pytest.raises(ValueError, match=r"belongs to a run on another model: the weights of --base_model differ"):
         train_here(again)
 
 

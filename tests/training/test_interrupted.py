@@ -28,7 +28,7 @@ from helpers.training_runs import (
 from safetensors.torch import load_file
 
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.training import loop
+from semseg_diffusers.training import run as run_module
 from semseg_diffusers.training.checkpoints import list_checkpoints
 from semseg_diffusers.training.dataset import ResumableBatchSampler
 from semseg_diffusers.training.monitor import LossMonitor, TrainingDivergedError
@@ -190,7 +190,7 @@ def test_how_a_step_is_shared_out_may_change_on_resume(toy, tmp_path):
 
 def test_second_process_in_the_same_run_folder_is_refused(toy, tmp_path, monkeypatch):
     run = train_here(tiny_settings(toy, tmp_path / "run"))
-    monkeypatch.setattr(loop, "exclusive_folder", functools.partial(exclusive_folder, patience=0))
+    monkeypatch.setattr(run_module, "exclusive_folder", functools.partial(exclusive_folder, patience=0))
     with FileLock(run / ".lock"), pytest.raises(ValueError, match="another process is training into"):
         train_here(tiny_settings(toy, run, resume_from_checkpoint="latest"))
     assert status(run)["status"] == "finished"

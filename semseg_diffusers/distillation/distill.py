@@ -1,0 +1,358 @@
+"""Distillation of a mask-guided diffusion model: teacher -> student -> steps -> pipeline; the command distill.
+
+The student starts as a copy of the teacher. At each of its timesteps it predicts the image at once; the prediction is
+noised, and pulled to what the guided teacher makes of it (adversarial diffusion distillation, Sauer et al. 2023,
+section 3.3), which gives structure, while a discriminator that knows the mask gives what the teacher's mean lacks. It
+samples by predicting, noising to the next timestep, and predicting again, as diffusers' `LCMScheduler` does.
+"""
+
+import contextlib
+import copy
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.logging import get_logger
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from semseg_diffusers.backbones.image_backbone import ImageBackbone
+from semseg_diffusers.data.dataset import attribute_values, read_record
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.distillation.discriminator import (
+    Discriminator,
+    FrozenFeatures,
+    Window,
+    discriminator_loss,
+    generator_loss,
+)
+from semseg_diffusers.distillation.settings import DistillationSettings
+from semseg_diffusers.generation.model import new_scheduler
+from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.hub.push import load_pipeline
+from semseg_diffusers.models.unet_mask_guided import mask_to_one_hot
+from semseg_diffusers.pipelines.guidance import Conditions, guide
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.training import hardware
+from semseg_diffusers.training.class_balance import ClassCounts
+from semseg_diffusers.training.dataset import TEACHER, WINDOW, TrainingDataset, make_generator
+from semseg_diffusers.training.inputs import (
+    Data,
+    Inputs,
+    class_balance,
+    count_every_mask,
+    load_inputs,
+    training_size,
+)
+from semseg_diffusers.training.loop import run_and_push
+from semseg_diffusers.training.objective import predicted_image
+from semseg_diffusers.training.previews import parse_trackers, preview_pairs, preview_sheet, sample_images
+from semseg_diffusers.training.run import Run
+
+
+logger = get_logger(__name__)
+
+TEACHER_NOISE = 0.05, 0.9  # shares of the schedule between which samples are noised for the teacher
+DEFAULT_GUIDANCE_SCALE = 2.0
+LEAST_SIGNAL = 0.05  # share of the image in the noisiest sample, of networks that predict the noise
+
+
+@dataclass
+class DistillationInputs(Inputs):
+    """What a distillation reads before its first step; `unet` is the student."""
+
+    teacher: Any = None
+    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
+    sampler: Any = None  # the student's scheduler
+
+    @functools.cached_property
+    def timesteps(self) -> list[int]:
+        """Return the student's timesteps, the noisiest first."""
+        scheduler = copy.deepcopy(self.sampler)
+        scheduler.set_timesteps(scheduler.config.original_inference_steps)
+        return scheduler.timesteps.tolist()
+
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Return what a checkpoint was trained on and must find again on resume."""
+        return {**super().fingerprint, "teacher": weights_hash(self.teacher.state_dict())}
+
+
+class DistillationDataset(TrainingDataset):
+    """Samples whose timesteps are the student's, with all else that is random about them.
+
+    Item: that of `TrainingDataset`; `teacher_noise` (3, H, W) and `teacher_timestep`, of what the teacher sees;
+    `window` (4,) in [0, 1): size, place and flip of the window that the discriminator sees.
+    """
+
+    def __init__(self, *args: Any, timesteps: list[int], num_train_timesteps: int):
+        super().__init__(*args)
+        self.timesteps = torch.tensor(timesteps)
+        self.teacher_range = [int(share * num_train_timesteps) for share in TEACHER_NOISE]
+
+    def sample_timestep(self, generator: torch.Generator) -> torch.Tensor:
+        """Sample a timestep of the student, the first one by its share."""
+        first, other = torch.rand(2, generator=generator).tolist()
+        if first < self.settings.first_step_share or len(self.timesteps) == 1:
+            return self.timesteps[0]
+        return self.timesteps[1 + int(other * (len(self.timesteps) - 1))]
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        sample, (position, _) = super().__getitem__(key), key
+        generator = make_generator(self.settings.seed, TEACHER, position)
+        sample["teacher_timestep"] = torch.randint(*self.teacher_range, (), generator=generator)
+        sample["teacher_noise"] = torch.randn(sample["image"].shape, generator=generator)
+        sample["window"] = torch.rand(4, generator=make_generator(self.settings.seed, WINDOW, position))
+        return sample
+
+
+def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInputs:
+    """Load the teacher, and refuse one that the data does not suit."""
+    pairs, validation, reason = data
+    pipeline: Any = load_pipeline(settings.model, revision=settings.revision)
+    teacher, config = pipeline.unet.requires_grad_(False).eval(), pipeline.unet.config
+    where = f"--model {settings.model}"
+    known = LabelSet.from_config(config)
+    if known.names != pairs.labels.names:
+        raise ValueError(
+            f"{where} was trained on {known.num_classes} classes ({', '.join(known.names[:3])}, ...), {pairs.name} "
+            f"has {pairs.labels.num_classes} ({', '.join(pairs.labels.names[:3])}, ...). Prepare the data with the "
+            "model's classes."
+        )
+    if getattr(config, "label_diffusion", None):
+        raise ValueError(
+            f"{where} was trained with --label_diffusion: at the noisiest timestep it sees nothing of the mask, so it "
+            "cannot follow one in few steps. Give a model that was trained without."
+        )
+    if pipeline.config.trained_timesteps:
+        raise ValueError(f"{where} is distilled already. Give the model that it was made from.")
+    height, width = training_size(settings, data)
+    if height % teacher.size_divisor or width % teacher.size_divisor:
+        raise ValueError(
+            f"{pairs.name} is {height} x {width} pixels; {where} needs multiples of {teacher.size_divisor}. Prepare "
+            "the data at another --resolution, or give --random_crop."
+        )
+    student = type(teacher).from_config(teacher.config)
+    student.load_state_dict(teacher.state_dict())
+    student.register_to_config(sample_size=height if height == width else (height, width))
+    attributes = {name: list(values) for name, values in (getattr(config, "attributes", None) or {}).items()}
+    attribute_values(pairs, attributes)  # that the data has these columns
+    noise_scheduler = DDPMScheduler(
+        trained_betas=pipeline.trained_scheduler.betas.tolist(),
+        num_train_timesteps=pipeline.trained_scheduler.config.num_train_timesteps,
+        prediction_type=pipeline.trained_scheduler.config.prediction_type,
+    )
+    sampler = new_scheduler(
+        f"LCMScheduler:original_inference_steps={settings.steps},clip_sample=true", pipeline.trained_scheduler.config
+    )
+    signal = float(noise_scheduler.alphas_cumprod[-1]) ** 0.5
+    if noise_scheduler.config.prediction_type == "epsilon" and signal < LEAST_SIGNAL:
+        raise ValueError(
+            f"{where} predicts noise, which hardly determines the image where a student starts: errors become "
+            f"{1 / signal:.0f} times as large. Give a model that was trained with --prediction_type v_prediction or "
+            "sample."
+        )
+    counts = count_every_mask(settings, pairs) if settings.class_balanced_sampling else None
+    scale = settings.guidance_scale
+    return DistillationInputs(
+        pairs, validation, reason, read_record(settings.dataset).get("format"), attributes, counts,
+        None if counts is None else class_balance(settings, counts), None, None, student, noise_scheduler,
+        teacher=teacher,
+        guidance_scale=pipeline.config.default_guidance_scale or DEFAULT_GUIDANCE_SCALE if scale is None else scale,
+        sampler=sampler,
+    )  # fmt: skip
+
+
+class DistillationRun(Run):
+    """A run that trains a student, and a discriminator beside it."""
+
+    command = "distill"
+    inputs: DistillationInputs
+
+    def __init__(self, *args: Any, features: FrozenFeatures | None):
+        super().__init__(*args)
+        self.features, self.discriminator = features, None
+        if features is not None:
+            num_classes, settings = self.inputs.pairs.labels.num_classes, self.settings
+            num_conditions = num_classes + 1 + sum(map(len, self.inputs.attributes.values()))
+            torch.manual_seed(settings.seed)
+            self.discriminator = Discriminator(settings.discriminator, features.channels, num_classes, num_conditions)
+
+    def networks(self) -> list[tuple[torch.nn.Module, float]]:
+        """Return student and discriminator with their learning rates."""
+        networks: list[tuple[torch.nn.Module, float]] = [(self.inputs.unet, self.settings.learning_rate)]
+        if self.discriminator is not None:
+            networks.append((self.discriminator, self.settings.discriminator_learning_rate))
+        return networks
+
+    def training_dataset(self) -> DistillationDataset:
+        """Return pairs with noise and a timestep of the student."""
+        inputs, settings = self.inputs, self.settings
+        return DistillationDataset(
+            inputs.pairs, settings, self.samples_per_step, inputs.attributes,
+            timesteps=inputs.timesteps, num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
+        )  # fmt: skip
+
+    def collect_warnings(self, counts: ClassCounts) -> list[str]:  # noqa: ARG002
+        """Return the warnings of the run."""
+        return []
+
+    def sample_preview(self) -> Image.Image:
+        """Return samples of some masks in one step, two, four and so on, from the same noise."""
+        settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs)
+        pipeline, columns = self._pipeline(self.network), []
+        counts = [count for count in (1, 2, 4, 8, 16) if count < settings.steps] + [settings.steps]
+        for count in counts:
+            columns.append(
+                sample_images(
+                    pipeline, self.inputs.preview_pairs, pairs, 1, settings.seed, self.ema, num_inference_steps=count
+                )
+            )
+        samples = [[image for (image,) in row] for row in zip(*columns, strict=True)]
+        headers = ["1 step", *(f"{count} steps" for count in counts[1:])] if counts[0] == 1 else []
+        return preview_sheet(self.inputs.pairs.labels, pairs, samples, headers)
+
+    def pipeline(self) -> MaskGuidedDDPMPipeline:
+        """Return the pipeline that is saved at the end."""
+        return self._pipeline(self.network.float().eval())
+
+    def card_facts(self) -> dict[str, Any]:
+        """Return the teacher's guidance."""
+        return {"guidance_scale": self.inputs.guidance_scale}
+
+    def _pipeline(self, unet: torch.nn.Module) -> MaskGuidedDDPMPipeline:
+        return MaskGuidedDDPMPipeline(
+            unet=unet, scheduler=self.inputs.sampler, default_num_inference_steps=self.settings.steps,
+            default_guidance_scale=1.0, trained_timesteps=self.inputs.timesteps,
+        )  # fmt: skip
+
+
+class Objective:
+    """The losses of a student and its discriminator on a batch of `DistillationDataset`."""
+
+    def __init__(self, run: DistillationRun):
+        self.run, self.settings, self.inputs = run, run.settings, run.inputs
+        self.noise_scheduler: DDPMScheduler = run.noise_scheduler
+        self.teacher = self.inputs.teacher.to(run.accelerator.device)
+
+    def generate(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the image (B, 3, H, W) that the student predicts: from noise, or from a noised photo."""
+        timestep = batch["timestep"]
+        noisy = self.noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)
+        from_noise = (timestep == self.inputs.timesteps[0])[:, None, None, None]
+        noisy = torch.where(from_noise, batch["noise"], noisy)
+        conditions = {name: batch[name] for name in ("attributes",) if name in batch}
+        prediction = self.run.unet(noisy, timestep, mask=batch["mask"], **conditions).sample
+        return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep)
+
+    @torch.no_grad()
+    def teachers_image(self, image: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        """Noise an image (B, 3, H, W) and return the guided teacher's prediction of it."""
+        timestep = batch["teacher_timestep"]
+        noisy = self.noise_scheduler.add_noise(image, batch["teacher_noise"], timestep)
+        conditions = Conditions(self.teacher, batch["mask"], 1, attributes=batch.get("attributes"))
+        weights = conditions.weights(self.inputs.guidance_scale, None)
+        predictions: dict[str, torch.Tensor] = {}
+        for network, levels, inputs in conditions.passes(weights, timestep, None):
+            count = len(levels)
+            outputs = network(noisy.repeat(count, 1, 1, 1), timestep.repeat(count), **inputs).sample.chunk(count)
+            predictions |= dict(zip(levels, outputs, strict=True))
+        prediction = guide(predictions, weights, image.shape[1])[:, : image.shape[1]]
+        return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep).clamp(-1, 1)
+
+    def conditions(self, batch: dict[str, Any], window: Window) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the shares of classes and unknown (B, N + 1, H, W), and these with the attributes (B, K, H, W)."""
+        labels = self.inputs.pairs.labels
+        one_hot = mask_to_one_hot(batch["mask"], labels.num_classes, torch.float32)
+        shares = window.cut(torch.cat([one_hot, 1 - one_hot.sum(1, keepdim=True)], dim=1))
+        parts = [shares]
+        for column, values in enumerate(self.inputs.attributes.values()):
+            numbers = batch["attributes"][:, column, None]  # (B, 1), -1 where unknown
+            known = (numbers == torch.arange(len(values), device=numbers.device)).float()
+            parts.append(known[:, :, None, None].expand(-1, -1, *shares.shape[-2:]))
+        return shares, torch.cat(parts, dim=1)
+
+    def step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Train student and discriminator on a batch, both by the weights of before; returns the losses."""
+        run, settings, accelerator = self.run, self.settings, self.run.accelerator
+        with accelerator.autocast():
+            generated = self.generate(batch)
+            loss, found = generated.new_zeros(()), None
+            values: dict[str, torch.Tensor] = {}
+            if settings.distillation_weight:
+                values["distillation"] = (generated - self.teachers_image(generated.detach(), batch)).square().mean()
+                loss = loss + settings.distillation_weight * values["distillation"]
+            if settings.reconstruction_weight and settings.steps > 1:
+                errors = (generated - batch["image"]).square().mean((1, 2, 3))  # (B,)
+                values["reconstruction"] = (errors * (batch["timestep"] != self.inputs.timesteps[0])).mean()
+                loss = loss + settings.reconstruction_weight * values["reconstruction"]
+            if run.features is not None:
+                window = Window(batch["image"].shape, batch["window"], settings.discriminator_window)
+                shares, conditions = self.conditions(batch, window)
+                fake = run.features(generated, window)
+                with torch.no_grad():
+                    real = run.features(batch["image"], window)
+                with frozen(accelerator.unwrap_model(run.models[1])) as discriminator:
+                    values["adversarial"] = generator_loss(discriminator(fake, conditions), shares)
+                loss = loss + settings.adversarial_weight * values["adversarial"]
+                both = [torch.cat([a, b.detach()]) for a, b in zip(real, fake, strict=True)]
+                found = run.models[1](both, conditions.repeat(2, 1, 1, 1))
+                values["discriminator"] = discriminator_loss(found, shares)
+        accelerator.backward(loss)
+        if found is not None:
+            accelerator.backward(values["discriminator"])
+            run.update(1)
+            if accelerator.sync_gradients:
+                accelerator.unwrap_model(run.models[1]).update_norms()
+        run.update()
+        return {"loss": loss, **values}
+
+
+@contextlib.contextmanager
+def frozen(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """Keep gradients from the weights of a module inside the block; they pass through it."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
+def distill(settings: DistillationSettings) -> Path:
+    """Distill a model into one of few steps, and save its pipeline.
+
+    Args:
+        settings: of the run.
+
+    Returns:
+        the run folder, as of `train`.
+
+    Raises:
+        ValueError: settings, data and teacher do not go together; a checkpoint of another run; a folder in use.
+        FileNotFoundError: no such dataset, model or checkpoint.
+        TrainingDivergedError: the loss is not finite, or exploded.
+        TrainingStoppedError: a termination signal arrived; a checkpoint is saved.
+        OSError: a checkpoint could not be written; the one before is complete.
+    """
+    trackers = parse_trackers(settings.report_to)
+    accelerator = hardware.build_accelerator(settings, Path(settings.output_dir), trackers)
+    features = None
+    if settings.adversarial_weight:
+        backbone = ImageBackbone.from_name(settings.discriminator_backbone, device=accelerator.device)
+        backbone.drop_classifier()
+        features = FrozenFeatures(backbone, settings.discriminator_scale)
+    inputs = load_inputs(settings, accelerator, build_inputs)
+    with DistillationRun(settings, accelerator, inputs, trackers, features=features) as run:
+        run.optimize(Objective(run).step)
+    return run.folder
+
+
+def run(settings: DistillationSettings) -> int:
+    """Distill, and upload the run if the settings say so; returns the exit code of this process."""
+    return run_and_push(settings, distill)
