@@ -91,7 +91,7 @@ class DistillationDataset(TrainingDataset):
     def __init__(self, *args: Any, timesteps: list[int], num_train_timesteps: int):
         super().__init__(*args)
         self.timesteps = torch.tensor(timesteps)
-        self.teacher_range = [int(share * num_train_timesteps) for share in TEACHER_NOISE]
+        self.first_noisy, self.last_noisy = (int(share * num_train_timesteps) for share in TEACHER_NOISE)
 
     def sample_timestep(self, generator: torch.Generator) -> torch.Tensor:
         """Sample a timestep of the student, the first one by its share."""
@@ -103,7 +103,7 @@ class DistillationDataset(TrainingDataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         sample, (position, _) = super().__getitem__(key), key
         generator = make_generator(self.settings.seed, TEACHER, position)
-        sample["teacher_timestep"] = torch.randint(*self.teacher_range, (), generator=generator)
+        sample["teacher_timestep"] = torch.randint(self.first_noisy, self.last_noisy, (), generator=generator)
         sample["teacher_noise"] = torch.randn(sample["image"].shape, generator=generator)
         sample["window"] = torch.rand(4, generator=make_generator(self.settings.seed, WINDOW, position))
         return sample

@@ -40,7 +40,7 @@ def write_run_page(run: Path, output: Path | None = None, defaults: Mapping[str,
     Args:
         run: run folder.
         output: the HTML file; by default `run.html` in the folder, and then `previews/over_time.png` is written too.
-        defaults: default of each setting; the others are shown first.
+        defaults: default of each setting, of a run that did not record them; the others are shown first.
 
     Returns:
         the page's path.
@@ -59,7 +59,7 @@ def write_run_page(run: Path, output: Path | None = None, defaults: Mapping[str,
         with Image.open(path) as image:
             preview = {"step": step, **_sheet(image.copy())}
     target = output or run / PAGE_FILE
-    defaults = defaults or {}
+    defaults = folder.record.get("defaults") or defaults or {}
     write_page(
         target,
         "run.html.j2",

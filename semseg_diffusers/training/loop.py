@@ -7,7 +7,7 @@ request.
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from PIL import Image
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.hub.push import prepare_repo, push_model
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
-from semseg_diffusers.reports.run_folder import RECORD_FILE
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.training import hardware
 from semseg_diffusers.training.base_model import load_first_weights
@@ -37,7 +36,6 @@ from semseg_diffusers.training.previews import parse_trackers, preview_pairs, pr
 from semseg_diffusers.training.run import Run
 from semseg_diffusers.training.settings import LoopSettings, ReportSettings, TrainingSettings
 from semseg_diffusers.utils.distributed import PeerError, process_main, run_on_all_ranks
-from semseg_diffusers.utils.files import read_json
 
 
 logger = get_logger(__name__)
@@ -172,16 +170,7 @@ def run_and_push(settings: LoopSettings, train: Callable[[Any], Path]) -> int:
 def report(settings: ReportSettings) -> None:
     """Write the report of a run, whether it is in progress, has ended, or was killed."""
     output = None if settings.output is None else Path(settings.output)
-    sys.stdout.write(f"{write_run_page(Path(settings.run), output, _defaults(Path(settings.run)))}\n")
-
-
-def _defaults(run: Path) -> Mapping[str, Any]:
-    """Return the default of each setting of the command that made a run."""
-    from semseg_diffusers.cli import load_settings
-
-    path = run / RECORD_FILE
-    settings: Any = load_settings(read_json(path).get("command", "train") if path.is_file() else "train")
-    return settings.defaults()
+    sys.stdout.write(f"{write_run_page(Path(settings.run), output, TrainingSettings.defaults())}\n")
 
 
 def main() -> None:

@@ -152,6 +152,7 @@ class Run:
         )
         record = {
             "command": self.command,
+            "defaults": settings.defaults(),
             "begun": datetime.now(timezone.utc).isoformat(timespec="seconds"),  # codespell:ignore begun
             "num_steps": self.num_steps,
             "samples_per_step": self.samples_per_step,
