@@ -277,14 +277,16 @@ def resampled(count: int, seed: int) -> torch.Tensor:
     )
 
 
+def interval(value: torch.Tensor, samples: torch.Tensor) -> dict[str, float]:
+    """A difference, with the 95 % interval of what resampled masks give."""
+    low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"difference": value.item(), "low": low, "high": high}
+
+
 def difference(arm: Read, reference: Read, seed: int) -> dict[str, Any]:
     """Arm less reference over the same masks, each figure with its 95 % interval of resampled masks."""
     weights = resampled(len(arm.stems), seed)
     both = [read.matrices.double() for read in (arm, reference)]
-
-    def interval(value: torch.Tensor, samples: torch.Tensor) -> dict[str, float]:
-        low, high = torch.quantile(samples, torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-        return {"difference": value.item(), "low": low, "high": high}
 
     def of_set(figure: Callable[[torch.Tensor], torch.Tensor]) -> dict[str, float]:
         value = figure(both[0].sum(0)) - figure(both[1].sum(0))
@@ -390,19 +392,19 @@ def tables(record: dict[str, Any]) -> str:
         for name, arm in order if group == SAMPLERS_AND_STEPS else record["arms"].items():
             if arm["group"] == group or name == (DEFAULT if group == AROUND else "dpm_20"):
                 cells = [arm["what"], f"{arm['gflop']:,.0f}", f"{arm['mean_iou']:.3f}"]
-                cells += [interval_text(arm["against"].get(reference)) for reference in references]
+                cells += [interval_text(arm["against"].get(reference, {}).get("mean_iou")) for reference in references]
                 lines.append(f"| {' | '.join(cells)} | {arm['kid']:.3f} | {arm['detail']:.2f} |")
     real, floor = record["real"], record["floor"]
     lines.append(f"\nPhotos: mean IoU {real['mean_iou']:.3f}. As many training photos: KID {floor['kid']:.3f}.")
     return "\n".join(lines)
 
 
-def interval_text(found: dict[str, Any] | None) -> str:
-    """A difference of mean IoU, with its interval."""
+def interval_text(found: dict[str, float] | None, digits: str = ".3f") -> str:
+    """A difference with its interval."""
     if found is None:
         return ""
-    value = found["mean_iou"]
-    return f"{value['difference']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})"
+    value, low, high = (f"{found[key]:+{digits}}" for key in ("difference", "low", "high"))
+    return f"{value} ({low} to {high})"
 
 
 def main() -> None:
