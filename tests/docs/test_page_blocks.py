@@ -122,6 +122,12 @@ def check_training(folder: Path, names: dict) -> None:
     assert (folder / RUN / "run.html").is_file()
 
 
+def check_distilling(folder: Path, names: dict) -> None:
+    assert type(names["pipe"].scheduler).__name__ == "LCMScheduler"
+    assert names["image"].size == names["draft"].size == (128, 128)
+    assert len(read_metadata(folder / "generated")) == len(VAL)
+
+
 def check_scale_out(folder: Path, names: dict) -> None:
     assert status(folder / "runs/shared")["status"] == "finished"
     assert len(read_metadata(folder / "new")) == len(pictures(folder / "new")) == len(VAL)
@@ -162,6 +168,11 @@ PLACES = {
         },
     ),
     "data.md": Place(("camvid",), check=check_data),
+    "distilling.md": Place(
+        (DATA, RUN),
+        check=check_distilling,
+        options={"distill": "--max_train_steps 1 --train_batch_size 1 --device cpu"},
+    ),
     "editing_photos.md": Place((DATA, RUN, SMALL), edited_photo, check_editing_photos),
     "evaluating.md": Place(
         (DATA, RUN, SMALL),

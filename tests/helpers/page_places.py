@@ -66,7 +66,7 @@ def save_model(folder: Path, labels: LabelSet, size: int = SIZE[0], attributes=N
         attributes=attributes,
         **labels.to_config(),
     )
-    MaskGuidedDDPMPipeline(unet, DDIMScheduler()).save_pretrained(folder)
+    MaskGuidedDDPMPipeline(unet, DDIMScheduler(prediction_type="v_prediction")).save_pretrained(folder)
 
 
 def make_stock(folder: Path) -> Path:
