@@ -15,7 +15,6 @@ from semseg_diffusers.app.inputs import pack_mask
 from semseg_diffusers.app.sampler import MODES, NOISE, REDRAW, Sampler
 from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
 from semseg_diffusers.app.shapes import Shape
-from semseg_diffusers.generation.settings import GenerationSettings
 
 
 CSS = """
@@ -151,7 +150,7 @@ def _take_uploads_only(button: gr.UploadButton) -> None:
 
 def _options(sampler: Sampler, seed: int) -> list:
     """Add what a visitor can choose; in the order in which `Handlers.generate` takes it."""
-    limits, defaults = sampler.limits, GenerationSettings()
+    limits, (recommended_steps, recommended_guidance) = sampler.limits, sampler.recommended
     mode = gr.Radio(MODES, value=NOISE, label="What to generate")
     strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength: 0 keeps the photo, 1 keeps nothing of it")
     attributes = [gr.Dropdown([ANY, *values], value=ANY, label=name) for name, values in sampler.attributes.items()]
@@ -159,11 +158,9 @@ def _options(sampler: Sampler, seed: int) -> list:
         num_images = gr.Slider(1, limits.max_images, min(4, limits.max_images), step=1, label="Samples")
         seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
     with gr.Accordion("Steps, guidance, scheduler", open=False):
-        steps = gr.Slider(
-            1, limits.max_steps, min(defaults.num_inference_steps, limits.max_steps), step=1, label="Steps"
-        )
+        steps = gr.Slider(1, limits.max_steps, recommended_steps, step=1, label="Steps")
         guidance = gr.Slider(
-            0, MAX_GUIDANCE, defaults.guidance_scale, step=0.25, label="Guidance",
+            0, MAX_GUIDANCE, recommended_guidance, step=0.25, label="Guidance",
             info="how strongly the mask is followed; 1 is no guidance, at half the cost",
         )  # fmt: skip
         attribute_guidance = gr.Number(

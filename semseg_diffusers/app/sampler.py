@@ -62,22 +62,24 @@ class SamplingRequest:
 
     mode: str = NOISE
     scheduler: str | None = None  # None: the model's own
-    num_inference_steps: float = 20
-    guidance_scale: float = 2.0
+    num_inference_steps: float | None = None  # None: what the model recommends, as the next
+    guidance_scale: float | None = None
     seed: float = 0
     num_images: float = 4
     attributes: dict[str, str] | None = None  # name -> value; the model chooses the others
     attribute_guidance_scale: float | None = None  # None: mask and attributes are guided together
     strength: float = 0.5  # for REDRAW
 
-    def settings(self, limits: Limits) -> GenerationSettings:
-        """Return the settings that `generate` would use, with checked numbers."""
+    def settings(self, limits: Limits, recommended: tuple[int, float]) -> GenerationSettings:
+        """Return the settings that `generate` would use, with checked numbers; `recommended`: steps and guidance."""
         if self.mode not in MODES:
             raise ValueError(f"the mode is {self.mode!r:.40}; expected one of {', '.join(MODES)}.")
         strength, scale = check_number("strength", self.strength, 0, 1), self.attribute_guidance_scale
+        asked = self.num_inference_steps, self.guidance_scale
+        steps, guidance = (b if a is None else a for a, b in zip(asked, recommended, strict=True))
         return GenerationSettings(
-            num_inference_steps=check_number("number of steps", self.num_inference_steps, 1, limits.max_steps, int),
-            guidance_scale=check_number("guidance", self.guidance_scale, 0, MAX_GUIDANCE),
+            num_inference_steps=check_number("number of steps", steps, 1, limits.max_steps, int),
+            guidance_scale=check_number("guidance", guidance, 0, MAX_GUIDANCE),
             seed=check_number("seed", self.seed, 0, MAX_SEED, int),
             attributes=self.attributes or None,
             attribute_guidance_scale=None if scale is None else check_number("guidance", scale, 0, MAX_GUIDANCE),
@@ -109,15 +111,15 @@ class Sampler:
         self.labels = LabelSet.from_config(pipeline.unet.config)
         self.size = target_size(pipeline, GenerationSettings())  # height, width
         self.attributes = known_attributes(pipeline.unet)
+        steps, guidance = pipeline.resolve_sampling()
+        self.recommended = min(steps, limits.max_steps), min(max(guidance, 0.0), MAX_GUIDANCE)
         self.schedulers: list[str] = []
         for name in SCHEDULERS:
             with contextlib.suppress(ValueError, ImportError):  # some need scipy
                 scheduler = new_scheduler(name, pipeline.scheduler.config)
                 modes: tuple[dict[str, Any], ...] = ({}, {"keeps_known": True}, {"strength": SamplingRequest.strength})
                 for mode in modes:
-                    try_scheduler(
-                        scheduler, int(SamplingRequest.num_inference_steps), pipeline.trained_scheduler, **mode
-                    )
+                    try_scheduler(scheduler, self.recommended[0], pipeline.trained_scheduler, **mode)
                 self.schedulers.append(name)
         self._lock = threading.Lock()  # one network: one image at a time
 
@@ -132,7 +134,7 @@ class Sampler:
 
         `on_step` gets the index of the sample, its finished steps, and the steps of each; it may raise to end it.
         """
-        settings, scheduler = request.settings(self.limits), check_scheduler(request.scheduler)
+        settings, scheduler = request.settings(self.limits, self.recommended), check_scheduler(request.scheduler)
         num_images = check_number("number of samples", request.num_images, 1, self.limits.max_images, int)
         known = {name: [value] for name, value in (request.attributes or {}).items()}
         check_attributes(known, self.attributes, "attributes")

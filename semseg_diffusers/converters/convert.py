@@ -58,6 +58,8 @@ class Conversion:
     weights_file: Path  # the first, if there are shards
     work: str  # whose network it is, for the card
     sampling: str  # how its authors sample, for the card
+    guidance_scale: float  # as they do
+    num_inference_steps: int | None = None  # likewise; None where they name none
     details: dict = field(default_factory=dict)  # more for the record
     other_files: tuple[Path, ...] = ()  # the other shards
 
@@ -112,6 +114,8 @@ def convert_paper(settings: ConvertSettings, labels: LabelSet | None) -> Convers
         work="the network of Bozsó et al., *Semantic Segmentation Mask-Guided Diffusion Models* (WINS 2024), in its "
         f"authors' layout. Weights taken: {which}.",
         sampling=f"Its authors sample all {num_train_timesteps} steps with guidance scale 3.",
+        guidance_scale=3.0,
+        num_inference_steps=num_train_timesteps,
         details={"weights": which},
     )
 
@@ -186,6 +190,8 @@ def convert_sdm(settings: ConvertSettings, labels: LabelSet | None) -> Conversio
         work="the network of Wang et al., *Semantic Image Synthesis via Diffusion Models* (arXiv 2207.00050), in its "
         "authors' layout.",
         sampling=f"Its authors sample all {num_train_timesteps} steps with guidance scale 1.5.",
+        guidance_scale=1.5,
+        num_inference_steps=num_train_timesteps,
         details={"num_head_channels": num_head_channels, "instance_edges": instance_edges},
     )
 
@@ -280,6 +286,7 @@ def convert_id_channel(settings: ConvertSettings, labels: LabelSet | None) -> Co
         "Segmentation-Guided Diffusion Models* (MICCAI 2024), as their code trains it.",
         sampling="Its authors sample without guidance: `guidance_scale=1`. The blank mask that guidance compares with "
         "is only meaningful if it was trained on masks with classes removed.",
+        guidance_scale=1.0,
         details={"num_classes": labels.num_classes},
         other_files=tuple(files[1:]),
     )
@@ -321,7 +328,8 @@ def convert(settings: ConvertSettings) -> None:
         f"(SHA-256 {digest}): {conversion.work} Nothing was trained here. {conversion.sampling}"
     )
     with new_folder(output, CONVERSION_FILE, KIND, settings.overwrite) as folder:
-        MaskGuidedDDPMPipeline(unet=unet, scheduler=conversion.scheduler).save_pretrained(folder)
+        recommended = conversion.num_inference_steps, conversion.guidance_scale
+        MaskGuidedDDPMPipeline(unet, conversion.scheduler, *recommended).save_pretrained(folder)
         write_text(folder / "README.md", new_model_card(folder, output.name, title=output.name, origin=origin))
         write_json(folder / CONVERSION_FILE, record)
 

@@ -8,6 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str
             f"{pairs.resolution[0]} x {pairs.resolution[1]} (height x width). Prepare the dataset again with "
             f"--resolution {size[0]}x{size[1]}."
         )
-    pipeline.check_scheduler(settings.sampling.num_inference_steps)
+    pipeline.check_scheduler(pipeline.resolve_sampling(settings.num_inference_steps)[0])
     return pipeline
 
 
@@ -236,7 +237,10 @@ def evaluate(
     loaded = processes.run_on_all_ranks(lambda: load_features(settings, now, pairs, device))
     pipeline, filter_record = None, None
     if settings.generated is None:
-        pipeline = processes.run_on_all_ranks(lambda: load_generator(settings, pairs, device))
+        given = settings
+        pipeline = processes.run_on_all_ranks(lambda: load_generator(given, pairs, device))
+        steps, scale = pipeline.resolve_sampling(given.num_inference_steps, given.guidance_scale)
+        settings = replace(given, num_inference_steps=steps, guidance_scale=scale)  # results hold the numbers
         masks = real.subset(evenly_spaced(range(len(real)), settings.num_masks))
     else:
         folder = settings.generated

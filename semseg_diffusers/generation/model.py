@@ -155,7 +155,7 @@ def pipeline_for(pipeline: Any, settings: GenerationSettings) -> Any:
     if settings.edit is None and settings.strength is None:
         return pipeline
     kind = MaskGuidedImg2ImgPipeline if settings.edit is None else MaskGuidedInpaintPipeline
-    other = kind(pipeline.unet, pipeline.scheduler)
+    other = kind(pipeline.unet, pipeline.scheduler, trained_timesteps=pipeline.config.get("trained_timesteps"))
     other.trained_scheduler = pipeline.trained_scheduler
     return other
 

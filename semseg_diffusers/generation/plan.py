@@ -129,7 +129,12 @@ def plan_generation(
     guide_name: str | None = None,
     mask_labels: LabelSet | None = None,
 ) -> Plan:
-    """Check settings against a pipeline, and record all that the images depend on beside their inputs."""
+    """Check settings against a pipeline, and record all that the images depend on beside their inputs.
+
+    Steps and guidance that the settings leave open are those that the pipeline recommends.
+    """
+    steps, scale = pipeline.resolve_sampling(settings.num_inference_steps, settings.guidance_scale)
+    settings = replace(settings, num_inference_steps=steps, guidance_scale=scale)
     labels, known = LabelSet.from_config(pipeline.unet.config), known_attributes(pipeline.unet)
     size = target_size(pipeline, settings)
     taken = ", ".join(sorted({*known} & {*COLUMNS}))

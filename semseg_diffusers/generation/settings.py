@@ -37,8 +37,8 @@ class EditSettings:
 class GenerationSettings:
     """What an image depends on, beside the model, its scheduler and its inputs."""
 
-    num_inference_steps: int = 20
-    guidance_scale: float = 2.0  # 1: plain conditional sampling, one forward pass per step instead of two
+    num_inference_steps: int | None = None  # None: what the model recommends, else 20; plans hold the number
+    guidance_scale: float | None = None  # likewise, else 2; 1: plain conditional sampling, half the forward passes
     guidance_start: float = 0.0  # share of the steps, counted from pure noise, at which guidance starts
     guidance_stop: float = 1.0  # and at which it stops
     height: int | None = None  # pixels; None: the model's sample_size
@@ -78,8 +78,12 @@ class SamplingOptions(Settings):
     """How images are sampled, for every command that generates."""
 
     _group = "sampling"
-    num_inference_steps: int = option(20, help="sampling steps")
-    guidance_scale: float = option(2.0, help="how strongly the mask is followed; 1 is no guidance, at half the cost")
+    num_inference_steps: int | None = option(None, help="sampling steps (default: what the model recommends, else 20)")
+    guidance_scale: float | None = option(
+        None,
+        help="how strongly the mask is followed; 1 is no guidance, at half the cost (default: what the model "
+        "recommends, else 2)",
+    )
     guidance_start: float = option(0.0, help="share of the steps at which guidance starts")
     guidance_stop: float = option(1.0, help="share of the steps at which guidance stops")
     scheduler: str | None = option(

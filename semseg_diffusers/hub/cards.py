@@ -130,7 +130,8 @@ def model_use(source: str, index: Mapping[str, Any], **values: Any) -> str:
     pipeline = index["_class_name"]
     call = CALLS.get(pipeline, 'pipe("mask.png")')
     defaults = {"revision": None, "stored": "float32", "has_code": True}
-    return render("model_use.md", source=source, pipeline=pipeline, call=call, **defaults | values)
+    facts = {"source": source, "pipeline": pipeline, "call": call, "index": index}
+    return render("model_use.md", **facts, **defaults | values)
 
 
 def dataset_card(

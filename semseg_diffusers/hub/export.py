@@ -54,7 +54,8 @@ def make_sheet(
 ) -> tuple[bytes, dict[str, Any]]:
     """Generate samples, arrange them beside their masks, and return a JPEG of at most 400 kB, and its record."""
     paths, of = choose_masks(settings)
-    generation = GenerationSettings(seed=settings.seed)
+    steps, scale = pipeline.resolve_sampling()
+    generation = GenerationSettings(num_inference_steps=steps, guidance_scale=scale, seed=settings.seed)
     with tempfile.TemporaryDirectory() as folder:
         chosen, generated = Path(folder, "chosen", "masks"), Path(folder, "generated")
         chosen.mkdir(parents=True)

@@ -77,7 +77,7 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
 
 def components(index: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the components of a `model_index.json`: name -> [library, class]."""
-    return {name: entry for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
+    return {name: entry for name, entry in index.items() if isinstance(entry, list) and isinstance(entry[0], str)}
 
 
 def package_class(name: str, folder: Path) -> Any:

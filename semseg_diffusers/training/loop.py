@@ -17,6 +17,7 @@ from PIL import Image
 
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.hub.push import prepare_repo, push_model
+from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.training import hardware
@@ -81,7 +82,10 @@ class TrainingRun(Run):
         """Return the pipeline that is saved at the end."""
         paper = self.settings.noise_schedule == "paper"
         scheduler = self.noise_scheduler if paper else build_sampler(self.noise_scheduler)
-        return MaskGuidedDDPMPipeline(unet=self.network.float().eval(), scheduler=scheduler)
+        return MaskGuidedDDPMPipeline(
+            unet=self.network.float().eval(), scheduler=scheduler, default_num_inference_steps=NUM_INFERENCE_STEPS,
+            default_guidance_scale=GUIDANCE_SCALE,
+        )  # fmt: skip
 
 
 def train(settings: TrainingSettings) -> Path:

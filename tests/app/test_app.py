@@ -37,8 +37,9 @@ from semseg_diffusers.app.inputs import (
     read_upload,
     unpack_mask,
 )
-from semseg_diffusers.app.sampler import EDIT, MODES, REDRAW, STEM, Photo, SamplingRequest
-from semseg_diffusers.app.settings import Limits
+from semseg_diffusers.app.page import build_page
+from semseg_diffusers.app.sampler import EDIT, MODES, REDRAW, STEM, Photo, Sampler, SamplingRequest
+from semseg_diffusers.app.settings import MAX_GUIDANCE, Limits
 from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
 from semseg_diffusers.data.check.check import check_prepared
 from semseg_diffusers.data.dataset import load_pairs
@@ -47,6 +48,7 @@ from semseg_diffusers.evaluation.filtering import output as filtering
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.plan import image_seed
 from semseg_diffusers.growth.merge import read_generated
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -67,6 +69,22 @@ def photo_of(seed: int, size: tuple[int, int] = SIZE) -> Image.Image:
 @pytest.fixture(scope="module")
 def sampler():
     return tiny_sampler()
+
+
+@pytest.mark.parametrize(
+    ("recommended", "expected"), [((3, 1.0), (3, 1.0)), ((1000, 99.0), (50, MAX_GUIDANCE)), ((), (20, 2.0))]
+)
+def test_the_page_starts_at_steps_and_guidance_that_the_model_recommends(recommended, expected, tmp_path):
+    pipeline = tiny_pipeline()
+    sampler = Sampler(MaskGuidedDDPMPipeline(pipeline.unet, pipeline.scheduler, *recommended), LIMITS)
+    page = build_page(
+        sampler, Collection(tmp_path / "painted", LABELS, SIZE), {"street": STREET}, drawn_shapes(LABELS), "tiny"
+    )
+    sliders = {block.label: block.value for block in page.blocks.values() if isinstance(block, gr.Slider)}
+    assert (sliders["Steps"], sliders["Guidance"]) == expected
+    if recommended == (3, 1.0):
+        (sample,) = sampler.generate(STREET, SamplingRequest(num_images=1))
+        assert (sample.row["num_inference_steps"], sample.row["guidance_scale"]) == expected
 
 
 # Masks between page and server ---------------------------------------------------------------------------------------

@@ -200,6 +200,11 @@ def test_schedulers_are_those_of_the_papers(converted):
     assert type(konz).__name__ == "DDIMScheduler"
 
 
+@pytest.mark.parametrize(("name", "expected"), [("paper", (1000, 3.0)), ("sdm", (1000, 1.5)), ("konz", (20, 1.0))])
+def test_a_converted_pipeline_recommends_the_steps_and_guidance_of_its_authors(converted, name, expected):
+    assert load(converted / name).resolve_sampling() == expected
+
+
 @pytest.mark.parametrize("name", ["paper", "sdm", "konz"])
 def test_folder_is_whole_and_its_card_says_where_it_came_from(converted, name):
     folder = converted / name

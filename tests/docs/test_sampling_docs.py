@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from semseg_diffusers.generation.settings import GenerationSettings
+from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,5 +40,4 @@ def test_tables_of_the_page_are_those_of_the_results(study):
 
 def test_defaults_of_the_page_are_those_of_the_code():
     said = re.search(r"\*\*(\d+) steps of SDE-DPM-Solver\+\+ at guidance scale ([\d.]+)\*\*", GUIDE)
-    settings = GenerationSettings()
-    assert (int(said[1]), float(said[2])) == (settings.num_inference_steps, settings.guidance_scale)
+    assert (int(said[1]), float(said[2])) == (NUM_INFERENCE_STEPS, GUIDANCE_SCALE)

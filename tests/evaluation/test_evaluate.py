@@ -414,6 +414,21 @@ def test_another_results_file_is_refused(place, tmp_path, content):
     assert (tmp_path / "out" / "results.json").read_bytes() == content
 
 
+def test_steps_and_guidance_are_those_the_model_recommends_and_results_hold_the_numbers(place, tmp_path):
+    model = shutil.copytree(place.model, tmp_path / "model")
+    index = json.loads((model / "model_index.json").read_text())
+    recommended = {"default_num_inference_steps": 2, "default_guidance_scale": 1.0}
+    (model / "model_index.json").write_text(json.dumps(index | recommended))
+    place.evaluate(tmp_path / "out", model=model, num_masks=2)
+    results = results_of(tmp_path / "out")
+    for record in (results["settings"], results["generation"]):
+        assert (record["num_inference_steps"], record["guidance_scale"]) == (2, 1.0)
+    options = {"model": model, "num_masks": 2, "num_inference_steps": 2, "guidance_scale": 1.0}
+    place.evaluate(tmp_path / "out", **options)  # as earlier versions, which knew no recommendation
+    error = place.evaluate(tmp_path / "out", **options | {"num_inference_steps": 3}, expect=2)
+    assert "num_inference_steps: 2 there, 3 now" in error
+
+
 def test_settings_that_contradict_each_other_are_refused():
     for options in ({}, {"model": "a", "generated": "b"}):
         with pytest.raises(ValueError, match="--model.*or --generated, not both"):

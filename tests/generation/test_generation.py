@@ -80,6 +80,22 @@ def test_datasets_reads_the_output_as_image_and_mask(pipeline, masks, tmp_path):
     assert row["revision"].startswith("sha256:")
 
 
+@pytest.mark.parametrize(("recommended", "expected"), [((3, 1.0), (3, 1.0)), ((), (20, 2.0))])
+def test_open_settings_are_those_the_model_recommends_and_folders_hold_the_numbers(
+    recommended, expected, pipeline, masks, tmp_path
+):
+    model, out = MaskGuidedDDPMPipeline(pipeline.unet, pipeline.scheduler, *recommended), tmp_path / "out"
+    assert generate_dataset(model, masks, out).num_made == 3
+    for row in (json.loads((out / "generation.json").read_text()), *read_metadata(out)):
+        assert (row["num_inference_steps"], row["guidance_scale"]) == expected
+    same = GenerationSettings(num_inference_steps=expected[0], guidance_scale=expected[1])  # as earlier versions
+    for settings, other in ((same, pipeline), (GenerationSettings(), model)):
+        report = generate_dataset(other, masks, out, settings)
+        assert (report.num_made, report.num_kept) == (0, 3)
+    with pytest.raises(ValueError, match=f"num_inference_steps: {expected[0]} there, 2 now"):
+        generate_dataset(model, masks, out, FEW)
+
+
 def test_an_image_is_that_of_its_recorded_seed(pipeline, masks, tmp_path):
     generate_dataset(pipeline, masks, tmp_path / "out", FEW)
     row = read_metadata(tmp_path / "out")[2]

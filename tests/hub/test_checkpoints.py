@@ -42,6 +42,18 @@ def test_weights_are_in_half_precision_and_the_folder_is_small(folder):
 
 
 @each
+def test_its_recommended_sampling_is_that_of_its_sheet_and_of_its_card(folder):
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    steps, scale = index["default_num_inference_steps"], index["default_guidance_scale"]
+    assert pipe.resolve_sampling() == (steps, scale)
+    sheet = json.loads((folder / "export.json").read_text())["sheet"]
+    assert (sheet["num_inference_steps"], sheet["guidance_scale"]) == (steps, scale)
+    text = f"Recommended, and the default of the call: {steps} sampling steps, guidance scale {scale:g}."
+    assert text in (folder / "README.md").read_text()
+
+
+@each
 def test_the_card_names_licence_and_results_and_shows_masks_chosen_by_seed(folder):
     card = (folder / "README.md").read_text()
     assert cards.metadata(card)["license"] == LICENSES[folder.name]

@@ -170,6 +170,31 @@ def test_the_sheet_shows_masks_chosen_by_the_seed_and_is_the_same_each_time(ship
     assert len(data) <= export.MAX_SHEET_BYTES
 
 
+def test_what_the_model_recommends_is_exported_shown_on_the_card_and_used_for_the_sheet(masks, tmp_path):
+    pipeline = tiny_pipeline()
+    few = MaskGuidedDDPMPipeline(pipeline.unet, pipeline.scheduler, 1, 1.0, trained_timesteps=[999])
+    few.save_pretrained(tmp_path / "few")
+    folder = exported(tmp_path / "few", tmp_path / "made", masks=str(masks), num_masks=1, samples=1, device="cpu")
+    index = json.loads((folder / "model_index.json").read_text())
+    assert (index["default_num_inference_steps"], index["default_guidance_scale"]) == (1, 1.0)
+    assert index["trained_timesteps"] == [999]
+    sheet = json.loads((folder / "export.json").read_text())["sheet"]
+    assert (sheet["num_inference_steps"], sheet["guidance_scale"]) == (1, 1.0)
+    card = (folder / "README.md").read_text()
+    assert "\n\nRecommended, and the default of the call: 1 sampling step, guidance scale 1.\n\n" in card
+    assert 'image = pipe("mask.png").images[0]' in card
+
+
+def test_a_card_recommends_only_what_the_model_does():
+    index = {"_class_name": "MaskGuidedDDPMPipeline"}
+    assert "Recommended" not in cards.model_use("streets", index)
+    for recommended, text in (
+        ({"default_guidance_scale": 0.0}, "\n\nRecommended, and the default of the call: guidance scale 0.\n\n"),
+        ({"default_num_inference_steps": 20}, "\n\nRecommended, and the default of the call: 20 sampling steps.\n\n"),
+    ):
+        assert text in cards.model_use("streets", index | recommended)
+
+
 def test_a_sheet_that_cannot_be_small_enough_is_refused(shipped, masks, monkeypatch):
     monkeypatch.setattr(export, "MAX_SHEET_BYTES", 1000)
     with pytest.raises(ValueError, match="does not fit into 1 kB. Use fewer --num_masks or --samples"):

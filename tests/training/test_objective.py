@@ -118,6 +118,7 @@ def test_run_with_zero_terminal_snr_is_saved_and_samples(toy, tmp_path, schedule
         diffusers, "DDPMScheduler" if schedule == "paper" else "DPMSolverMultistepScheduler"
     )
     assert (pipe.scheduler.config.rescale_betas_zero_snr, pipe.scheduler.config.timestep_spacing) == (True, "trailing")
+    assert (pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale) == (20, 2.0)
     image = pipe(torch.zeros(16, 32, dtype=torch.uint8), num_inference_steps=3, output_type="pt").images
     assert image.isfinite().all()
     assert int(pipe.scheduler.timesteps[0]) == 999
