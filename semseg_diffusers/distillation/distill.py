@@ -35,6 +35,7 @@ from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.models.unet_mask_guided import mask_to_one_hot
 from semseg_diffusers.pipelines.guidance import Conditions, guide
+from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.training import hardware
 from semseg_diffusers.training.class_balance import ClassCounts
@@ -56,7 +57,6 @@ from semseg_diffusers.training.run import Run
 logger = get_logger(__name__)
 
 TEACHER_NOISE = 0.05, 0.9  # shares of the schedule between which samples are noised for the teacher
-DEFAULT_GUIDANCE_SCALE = 2.0
 LEAST_SIGNAL = 0.05  # share of the image in the noisiest sample, of networks that predict the noise
 
 
@@ -65,7 +65,7 @@ class DistillationInputs(Inputs):
     """What a distillation reads before its first step; `unet` is the student."""
 
     teacher: Any = None
-    guidance_scale: float = DEFAULT_GUIDANCE_SCALE
+    guidance_scale: float = GUIDANCE_SCALE
     sampler: Any = None  # the student's scheduler
 
     @functools.cached_property
@@ -161,7 +161,7 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
         pairs, validation, reason, read_record(settings.dataset).get("format"), attributes, counts,
         None if counts is None else class_balance(settings, counts), None, None, student, noise_scheduler,
         teacher=teacher,
-        guidance_scale=pipeline.config.default_guidance_scale or DEFAULT_GUIDANCE_SCALE if scale is None else scale,
+        guidance_scale=pipeline.config.default_guidance_scale or GUIDANCE_SCALE if scale is None else scale,
         sampler=sampler,
     )  # fmt: skip
 
