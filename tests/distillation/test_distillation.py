@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers import DDIMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LCMScheduler, UNet2DModel
 from helpers.training_runs import (
     TINY,
     finished,
@@ -37,13 +37,18 @@ from semseg_diffusers.distillation.distill import DistillationRun, Objective, bu
 from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.toy.scenes import write_toy_dataset
+from semseg_diffusers.training.base_model import control_defaults
 from semseg_diffusers.training.inputs import load_inputs
+from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.settings import SettingsParser
 
 
 pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 SMALL = ("train_batch_size", "max_train_steps", "checkpointing_steps", "logging_steps", "preview_steps")
 SMALL += ("lr_warmup_steps", "dataloader_num_workers", "device")
+ONE_STEP = {"max_train_steps": 1, "checkpointing_steps": 1}
+SDM = {"network": "sdm", "block_out_channels": (32, 32), "attention_levels": 1}
+SDM |= {"stem_channels": 16, "norm_num_groups": 16}  # as by default: not this network's
 
 
 def student_settings(teacher, toy, run, **changes) -> DistillationSettings:
@@ -165,17 +170,41 @@ def test_the_preview_has_a_column_for_each_number_of_steps_and_the_page_resumes_
         ("spade with attributes", {"mask_conditioning": "spade", "spade_channels": 8, "attributes": ("weather",)}),
         ("pixels", {"patch_size": 1, "prediction_type": "sample"}),
         ("zero terminal SNR", {"rescale_betas_zero_snr": True}),
+        ("SDM", SDM),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_every_kind_of_model_has_a_student_of_its_class(toy, tmp_path, kind, changes):
-    teacher = train_here(tiny_settings(toy, tmp_path / "teacher", max_train_steps=1, checkpointing_steps=1, **changes))
-    settings = student_settings(teacher, toy, tmp_path / "run", max_train_steps=1, checkpointing_steps=1, steps=2)
-    pipe = MaskGuidedDDPMPipeline.from_pretrained(distill_here(settings))
-    base = MaskGuidedDDPMPipeline.from_pretrained(teacher)
+    check_student(toy, tmp_path, tiny_settings(toy, tmp_path / "teacher", **{**ONE_STEP, **changes}))
+
+
+def test_a_control_branch_has_a_student_whose_base_stays_as_it_is(toy, tmp_path):
+    layers = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "layers_per_block": 1}
+    base = UNet2DModel(sample_size=(16, 32), block_out_channels=(8, 16), norm_num_groups=4, **layers)
+    DDPMPipeline(base, DDPMScheduler(prediction_type="v_prediction")).save_pretrained(tmp_path / "base")
+    small = {name: TINY[name] for name in SMALL} | ONE_STEP
+    settings = TrainingSettings(
+        dataset=str(toy), output_dir=str(tmp_path / "teacher"), base_model=str(tmp_path / "base"),
+        **small, **control_defaults(str(tmp_path / "base")),
+    )  # fmt: skip
+    student, teacher = check_student(toy, tmp_path, settings)
+    ours, theirs = student.unet.state_dict(), teacher.unet.state_dict()
+    changed = {name for name in ours if not torch.equal(ours[name], theirs[name])}
+    assert changed
+    assert all(name.startswith("control.") for name in changed)
+
+
+def check_student(toy, tmp_path, settings):
+    """Train a teacher and distill it: both pipelines, of which the student's network is of the same class."""
+    settings_of_student = student_settings(
+        train_here(settings), toy, tmp_path / "run", steps=2, lr_warmup_steps=0, **ONE_STEP
+    )
+    pipe = MaskGuidedDDPMPipeline.from_pretrained(distill_here(settings_of_student))
+    base = MaskGuidedDDPMPipeline.from_pretrained(settings.output_dir)
     assert type(pipe.unet) is type(base.unet)
     assert {**pipe.unet.config} | {"_name_or_path": ""} == {**base.unet.config} | {"_name_or_path": ""}
     assert len(pipe(torch.zeros(16, 32, dtype=torch.long)).images) == 1
+    return pipe, base
 
 
 @pytest.mark.parametrize(
