@@ -92,18 +92,31 @@ def class_colors(images: torch.Tensor, masks: torch.Tensor, num_classes: int) ->
     return sums / counts[:, None]
 
 
+def class_detail(images: torch.Tensor, masks: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Return the mean difference (C,) of neighbouring pixels of one class, of images and masks as `class_colors`."""
+    sums, counts = torch.zeros(num_classes, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
+    for dim in (1, 2):
+        size = masks.shape[dim] - 1
+        first, second = masks.narrow(dim, 0, size), masks.narrow(dim, 1, size)
+        inside = (first == second) & (first < num_classes)
+        ids = first[inside].long()
+        sums.index_add_(0, ids, images.double().diff(dim=dim + 1).abs().mean(1)[inside])
+        counts += ids.bincount(minlength=num_classes)
+    return sums / counts
+
+
 def fine_power(images: torch.Tensor) -> float:
-    """Return the mean power of brightness of images (N, 3, H, W) in the highest octave.
+    """Return the mean power of the channels of images (N, 3, H, W) in the highest octave.
 
     These are the frequencies that an image of half the size cannot hold: 0.25 cycles a pixel or more, in rows or
     columns. Checkerboards and ringing are there, and so is noise.
     """
-    grey = images.double().mean(1)
-    height, width = grey.shape[1:]
+    levels = images.double()
+    height, width = levels.shape[2:]
     window = torch.outer(torch.hann_window(height, dtype=torch.float64), torch.hann_window(width, dtype=torch.float64))
-    power = torch.fft.fft2((grey - grey.mean((1, 2), keepdim=True)) * window).abs().square()  # (N, H, W)
+    power = torch.fft.fft2((levels - levels.mean((2, 3), keepdim=True)) * window).abs().square()  # (N, 3, H, W)
     frequency = torch.maximum(torch.fft.fftfreq(height).abs()[:, None], torch.fft.fftfreq(width).abs()[None])
-    return power[:, frequency >= 0.25].mean().item()
+    return power[..., frequency >= 0.25].mean().item()
 
 
 def repetition(images: torch.Tensor) -> torch.Tensor:

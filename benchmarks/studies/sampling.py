@@ -38,7 +38,7 @@ from semseg_diffusers.utils.files import code_commit, versions
 SCALE = 2.0  # guidance scale at which samplers, steps and intervals are compared
 RESAMPLINGS = 10_000
 SAMPLERS = {
-    "dpm": ("DPM-Solver++ 2M", "DPMSolverMultistepScheduler", {}),
+    "dpm": ("DPM-Solver++ 2M", "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "unipc": ("UniPC", "UniPCMultistepScheduler", {}),
     # it steps by a fixed number of timesteps, which the others' spacing (linspace) does not keep to
     "ddim": ("DDIM", "DDIMScheduler", {"timestep_spacing": "trailing"}),

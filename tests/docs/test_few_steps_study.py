@@ -77,6 +77,7 @@ def test_colors_are_those_of_cie_and_of_each_class(figures):
     assert colors[0].tolist() == pytest.approx([100, 0, 0], abs=1e-3)
     assert colors[1].tolist() == pytest.approx([53.24, 80.09, 67.20], abs=0.01)  # red
     assert colors[2].isnan().all()
+    assert figures.class_detail(image, mask, 3)[:1].tolist() == [0]  # only the white pixels of class 0 are neighbours
 
 
 def test_a_repeated_texture_repeats_and_noise_and_edges_do_not(figures):
@@ -119,6 +120,7 @@ def test_a_second_run_draws_nothing_again_and_gives_the_same_figures(study, mode
     record = read_json(tmp_path / "out" / "few_steps.json")
     assert [*record["arms"]] == ["teacher", "turbo_1", "turbo_2", "sde_1", "sde_2", "ddim_2", "dpm_2"]
     assert record["num_masks"] * record["images_per_mask"] == 4
+    assert record["arms"]["dpm_2"]["kernel_features"] != record["arms"]["sde_2"]["kernel_features"]
     first, saved = record["arms"]["turbo_1"], record["arms"]["teacher"]
     assert saved["against_teacher"] == {}
     assert saved["diversity"]["share"] == 1
