@@ -6,8 +6,8 @@ PYTHON ?= python3
 JOBS ?= 2
 # More for pytest, mkdocs or the painter, e.g. make test ARGS="-k pipeline -x", make docs ARGS=serve
 ARGS ?=
-# Which draws in `make app`: a run folder, or a model of the Hub.
-MODEL ?= $(firstword $(wildcard checkpoints/camvid128 checkpoints/toy demo/run))
+# Which draws in `make app`: a run folder, or a model of the Hub; by default what the command finds in the checkout.
+MODEL ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -43,9 +43,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py
 
 app: $(INSTALLED)
-	@test -n "$(MODEL)" || { \
-		echo "error: there is no model in checkpoints/ or demo/run. Name one: make app MODEL=runs/camvid128" >&2; exit 1; }
-	$(BIN)/semseg-diffusers app --model "$(MODEL)" $(ARGS)
+	$(BIN)/semseg-diffusers app $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 test: $(INSTALLED)
 	$(TEST) -m "not slow and not gpu" $(ARGS)

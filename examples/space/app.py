@@ -7,12 +7,13 @@ import os
 import sys
 from pathlib import Path
 
+from semseg_diffusers.app.settings import DEFAULT_MODELS
 from semseg_diffusers.cli import main
 
 
 HERE = Path(__file__).resolve().parent
 # A folder beside this file first, then those of a checkout.
-FOLDERS = (HERE / "model", HERE.parent.parent / "checkpoints/camvid128", HERE.parent.parent / "checkpoints/toy")
+FOLDERS = (HERE / "model", *(HERE.parent.parent / folder for folder in DEFAULT_MODELS))
 
 
 def find_model() -> str:

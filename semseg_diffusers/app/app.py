@@ -10,22 +10,32 @@ import torch
 
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.sampler import Sampler
-from semseg_diffusers.app.settings import NO_OUTPUT, AppSettings
+from semseg_diffusers.app.settings import DEFAULT_MODELS, NO_OUTPUT, AppSettings
 from semseg_diffusers.app.shapes import cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
 from semseg_diffusers.generation.model import DTYPES, load_model
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.signals import exit_on_signals
 
 
+NEVER = str(2**31)  # requests until gradio summarises them all for a page that is not served: a cost at every stroke
+
+
+def find_model() -> str:
+    """Return the first of the default models that exists here."""
+    found = next((name for name in DEFAULT_MODELS if (Path(name) / "model_index.json").is_file()), None)
+    if found is None:
+        raise ValueError(f"there is none of {', '.join(DEFAULT_MODELS)} here. Name a model: --model runs/camvid128")
+    return found
+
+
 def run(settings: AppSettings) -> None:
     """Load the model, and serve the page until the process is ended."""
     if importlib.util.find_spec("gradio") is None:
         raise ModuleNotFoundError("gradio is not installed", name="gradio")
+    model = settings.model or find_model()
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device_available(device)
-    pipeline = load_model(
-        settings.model, settings.revision, None, DTYPES[settings.dtype], device, variant=settings.variant
-    )
+    pipeline = load_model(model, settings.revision, None, DTYPES[settings.dtype], device, variant=settings.variant)
     sampler = Sampler(pipeline, settings)
     collection = None
     if settings.output != NO_OUTPUT:
@@ -35,11 +45,12 @@ def run(settings: AppSettings) -> None:
     examples |= masks or toy_masks(sampler.labels, sampler.size)
     shapes = drawn_shapes(sampler.labels) + cut_shapes(list(masks.values()), sampler.labels)
     with exit_on_signals(), tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
-        # Uploads and results of this app alone. gradio reads the variable when it is imported, so that comes after.
+        # Uploads and results of this app alone. gradio reads the variables when it is imported, so that comes after.
         os.environ["GRADIO_TEMP_DIR"] = folder
+        os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = NEVER
         from semseg_diffusers.app.page import build_page, serve
 
-        title = Path(settings.model).name if Path(settings.model).is_dir() else settings.model
+        title = Path(model).name if Path(model).is_dir() else model
         page = build_page(sampler, collection, examples, shapes, title, settings.seed)
         sys.stdout.write(f"{title} on {device}; pairs go to {settings.output}. Ctrl-C ends it.\n")
         serve(page, settings, settings.host, settings.port, in_browser=settings.open)

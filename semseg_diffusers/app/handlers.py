@@ -4,15 +4,18 @@ import base64
 import contextlib
 import html
 import io
+import math
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from gradio.processing_utils import save_bytes_to_cache
+from PIL import Image
 
 from semseg_diffusers.app.collection import Collection, zip_of
 from semseg_diffusers.app.inputs import pack_mask, read_mask_upload, read_photo_upload, unpack_mask
@@ -49,6 +52,8 @@ class Handlers:
     def __init__(self, sampler: Sampler, collection: Collection | None, cache: str):
         self.sampler, self.collection, self.cache = sampler, collection, cache
         self._running: dict[str | None, threading.Event] = {}  # visitor -> event that cancels the running request
+        self._strokes: dict[str | None, int] = {}  # visitor -> newest stroke known, while one is being generated for
+        self._strokes_lock = threading.Lock()
 
     def load_mask(self, data: bytes, clean: bool) -> dict[str, Any]:
         """Return an uploaded mask for the canvas."""
@@ -57,14 +62,12 @@ class Handlers:
 
     def load_photo(self, data: bytes) -> tuple[Any, Photo, str, str]:
         """Show a photo below an empty mask: it changes where it is painted over."""
-        sampler, png = self.sampler, io.BytesIO()
+        sampler = self.sampler
         with show_errors():
             image = read_photo_upload(data, sampler.size, sampler.limits)
         photo = Photo(image, np.full(sampler.size, sampler.labels.ignore_index, dtype=np.uint8), uuid.uuid4().hex)
-        image.save(png, format="png")
-        url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
         message = "Paint over the photo: only that part is regenerated. Or load the photo's mask, and change it."
-        return gr.update(value=_pack_photo_mask(photo), photo=url), photo, EDIT, message
+        return gr.update(value=_pack_photo_mask(photo), photo=_data_url(image)), photo, EDIT, message
 
     def load_photo_mask(self, data: bytes, clean: bool, photo: Photo | None) -> tuple[dict, Photo, str]:
         """Show the mask of the photo."""
@@ -100,19 +103,11 @@ class Handlers:
         *attributes: str,
     ) -> Iterator[tuple]:
         """Yield gallery, state, download button, choice of samples to keep and message after each sample."""
-        sampler, session = self.sampler, request.session_hash
-        given = dict(zip(sampler.attributes, attributes, strict=False))
-        asked = SamplingRequest(
-            mode=way,
-            scheduler=None if scheduler == OWN_SCHEDULER else scheduler,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            num_images=num_images,
-            attributes={name: value for name, value in given.items() if value not in (None, ANY)},
-            attribute_guidance_scale=attribute_guidance_scale if sampler.attributes else None,
-            strength=strength,
-        )
+        session = request.session_hash
+        asked = self._asked(
+            way, scheduler, num_inference_steps, guidance_scale, seed, num_images, strength, attribute_guidance_scale,
+            *attributes,
+        )  # fmt: skip
         cancelled = self._running[session] = threading.Event()
 
         def on_step(index: int, step: int, steps: int) -> None:
@@ -125,13 +120,9 @@ class Handlers:
         message = ""
         try:
             with show_errors():
-                ids = unpack_mask(mask, sampler.labels, sampler.size)
-                if way != NOISE and photo is not None and mask.get("photo") not in (None, photo.key):
-                    raise ValueError(
-                        "another photo, or mask of it, was loaded while this request waited: generate again."
-                    )
+                ids = self._unpack(mask, photo, way)
                 try:
-                    for sample in sampler.generate(ids, asked, photo, on_step):
+                    for sample in self.sampler.generate(ids, asked, photo, on_step):
                         samples.append(sample)
                         yield self._shown(samples, f"{len(samples)} of {num_images:g} generated")
                 except Cancelled:
@@ -145,6 +136,80 @@ class Handlers:
             if self._running.get(session) is cancelled:
                 del self._running[session]
         yield self._finished(samples, message or f"{len(samples)} generated.")
+
+    def _asked(
+        self,
+        mode: str,
+        scheduler: str,
+        num_inference_steps: float,
+        guidance_scale: float,
+        seed: float,
+        num_images: float,
+        strength: float,
+        attribute_guidance_scale: float | None,
+        *attributes: str,
+    ) -> SamplingRequest:
+        """Return what is to be generated from the options of the page, in their order; not checked yet."""
+        given = dict(zip(self.sampler.attributes, attributes, strict=False))
+        return SamplingRequest(
+            mode=mode,
+            scheduler=None if scheduler == OWN_SCHEDULER else scheduler,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            num_images=num_images,
+            attributes={name: value for name, value in given.items() if value not in (None, ANY)},
+            attribute_guidance_scale=attribute_guidance_scale if self.sampler.attributes else None,
+            strength=strength,
+        )
+
+    def _unpack(self, mask: dict, photo: Photo | None, mode: str) -> np.ndarray:
+        """Return the class ids of the canvas, if they were painted over this photo."""
+        ids = unpack_mask(mask, self.sampler.labels, self.sampler.size)
+        if mode != NOISE and photo is not None and mask.get("photo") not in (None, photo.key):
+            raise ValueError("another photo, or mask of it, was loaded while this request waited: generate again.")
+        return ids
+
+    def generate_live(self, request: gr.Request, mask: dict, photo: Photo | None, *options: Any) -> Any:
+        """Show one image of the mask beside it, unless its visitor has painted on meanwhile; errors are shown there.
+
+        The options are those of `generate`, in the same order. The image is that request's first sample.
+        """
+        session, stroke = request.session_hash, self._note_stroke(request, mask)
+
+        def on_step(*_: int) -> None:
+            if self._strokes.get(session, math.inf) > stroke:  # none: the visitor has left
+                raise Cancelled
+
+        live: dict[str, Any] = {"stroke": stroke}
+        try:
+            with show_errors():
+                asked = replace(self._asked(*options), num_images=1)
+                ids = self._unpack(mask, photo, asked.mode)
+                on_step()  # a waiting request may be outdated before it starts
+                (sample,) = self.sampler.generate(ids, asked, photo, on_step)
+            live |= {"image": _data_url(sample.image), "steps": asked.num_inference_steps, "seed": asked.seed}
+        except Cancelled:
+            return gr.skip()
+        except gr.Error as err:  # in place, not as a message that pops up at every stroke
+            live["error"] = html.unescape(err.message)
+        finally:
+            with self._strokes_lock:
+                if self._strokes.get(session) == stroke:
+                    del self._strokes[session]
+        return gr.update(live=live)
+
+    def supersede(self, request: gr.Request, mask: dict) -> None:
+        """End the live image of earlier strokes of a visitor between two steps."""
+        self._note_stroke(request, mask)
+
+    def _note_stroke(self, request: gr.Request, mask: dict) -> int:
+        """Keep the newest number of a visitor's strokes, and return that of this one."""
+        number = mask.get("stroke") if isinstance(mask, dict) else None
+        stroke = number if type(number) is int else 0
+        with self._strokes_lock:
+            self._strokes[request.session_hash] = max(stroke, self._strokes.get(request.session_hash, 0))
+        return stroke
 
     def _shown(self, samples: list[Sample], message: str) -> tuple:
         """Return the outputs during sampling: without download or choice, which would be those of earlier samples."""
@@ -177,8 +242,10 @@ class Handlers:
         return "Cancelling …", False
 
     def leave(self, request: gr.Request) -> None:
-        """End the request of a visitor who has closed the page."""
+        """End the requests of a visitor who has closed the page."""
         self.cancel(request)
+        with self._strokes_lock:
+            self._strokes.pop(request.session_hash, None)
 
     def add(self, samples: list[Sample] | None, keep: Sequence[str]) -> str:
         """Add the chosen samples to the dataset."""
@@ -195,3 +262,9 @@ class Handlers:
 def _pack_photo_mask(photo: Photo) -> dict[str, Any]:
     """Return the mask of a photo for the canvas, which sends the key of the photo back with each mask."""
     return {**pack_mask(photo.ids), "photo": photo.key}
+
+
+def _data_url(image: Image.Image) -> str:
+    png = io.BytesIO()
+    image.save(png, format="png")
+    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

@@ -19,6 +19,7 @@ from semseg_diffusers.app.shapes import Shape
 
 CSS = """
 .gradio-container { max-width: min(1360px, 100%) !important; margin: 0 auto; }
+#painting:has(.is-live) { flex-grow: 10 !important; }
 #samples .grid-wrap { height: auto !important; max-height: none !important; }
 #samples .caption-label { max-width: 100%; font-size: 11px; }
 footer { opacity: 0.6; }
@@ -40,10 +41,11 @@ def build_page(
     with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
         photo, samples = gr.State(None), gr.State(None)
         size = f"{sampler.size[0]} × {sampler.size[1]}"
-        gr.Markdown(f"## Paint a mask, generate images\n{html.escape(title)} · {size} pixels")
+        facts = f"{html.escape(title)} · {size} pixels · {sampler.recommended[0]} steps"
+        gr.Markdown(f"## Paint a mask, generate images\n{facts}")
         with gr.Row():
-            with gr.Column(scale=5, min_width=340):
-                canvas = mask_canvas(sampler, shapes, examples)
+            with gr.Column(scale=5, min_width=340, elem_id="painting"):
+                canvas = mask_canvas(sampler, shapes, examples, title)
                 mask_file, photo_file, photo_mask_file, drop, clean = _uploads(sampler.limits, size)
             with gr.Column(scale=4, min_width=320):
                 options = _options(sampler, seed)
@@ -64,7 +66,7 @@ def build_page(
                 add = gr.Button("Add to the dataset", visible=collection is not None, size="md", elem_id="add")
 
         handlers = Handlers(sampler, collection, download.GRADIO_CACHE)
-        mode, strength = options[0], options[6]
+        mode, seed_field, num_images, strength = options[0], *options[4:7]
         # The name of a handler is that of its HTTP endpoint.
         mask_file.upload(handlers.load_mask, [mask_file, clean], canvas)
         photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, mode, message])
@@ -82,6 +84,20 @@ def build_page(
         withdraw.click(None, cancels=[generating])
         if collection is not None:
             add.click(handlers.add, [samples, keep], message)
+        # Each change of the canvas while it draws: gradio sends the newest when the one before is done.
+        live = canvas.input(
+            handlers.generate_live, [canvas, photo, *options], canvas,
+            show_progress="hidden", trigger_mode="always_last", api_visibility="private",
+        )  # fmt: skip
+        live.failure(None, js=_send_to_canvas("failure"))
+        canvas.release(
+            handlers.supersede, canvas, None,
+            queue=False, show_progress="hidden", trigger_mode="multiple", api_visibility="private",
+        )  # fmt: skip
+        canvas.click(None, seed_field, seed_field, js=f"(seed) => (seed + 1) % {MAX_SEED + 1}")
+        for option in options:
+            if option is not num_images:
+                option.change(None, js=_send_to_canvas("options"), show_progress="hidden")
         mode.change(
             lambda chosen: gr.Slider(visible=chosen == REDRAW), mode, strength, api_visibility="private", queue=False
         )
@@ -90,8 +106,11 @@ def build_page(
     return page.queue(max_size=sampler.limits.queue_size, default_concurrency_limit=4)
 
 
-def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.ndarray]) -> gr.HTML:
-    """Return a canvas to paint masks on; its property `photo` is the URL of an image to show below, or empty."""
+def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.ndarray], title: str) -> gr.HTML:
+    """Return a canvas to paint masks on.
+
+    Its property `photo` is the URL of an image to show below, or empty; `live` is what `generate_live` returns.
+    """
     # Not a subclass: gradio writes a file beside the module of each class derived from its components.
     labels, canvas = sampler.labels, resources.files("semseg_diffusers.app").joinpath("canvas")
     files = ("canvas.html", "canvas.css", "raster.js", "canvas.js")
@@ -113,7 +132,14 @@ def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.nd
         shapes=[shape.packed() for shape in shapes],
         examples=[{"name": name, **pack_mask(ids)} for name, ids in examples.items()],
         photo="",
+        model=title,
+        drawing=sampler.is_quick,
+        live=None,
     )
+
+
+def _send_to_canvas(event: str) -> str:
+    return f"() => document.querySelector('.painter').dispatchEvent(new Event('{event}'))"
 
 
 def _uploads(limits: Limits, size: str) -> list:

@@ -30,6 +30,7 @@ from semseg_diffusers.pipelines.scheduler_trial import check_scheduler as try_sc
 
 NOISE, EDIT, REDRAW = "from noise", "edit where the mask changed", "redraw the photo"
 MODES = (NOISE, EDIT, REDRAW)
+FEW_STEPS = 4  # a model that recommends at most so many is quick enough to generate at every stroke
 STEM = "painted"  # name of every mask during sampling: seeds depend on it, and not on what is painted
 SCHEDULERS = (
     "DDIMScheduler",
@@ -103,6 +104,24 @@ class Sample:
         return Job(Path(f"{self.row['stem']}.png"), self.row["index"])
 
 
+class FairLock:
+    """A lock that threads get in the order in which they asked for it; that of Python may pass one over for long."""
+
+    def __init__(self):
+        self._turn = threading.Condition()
+        self._waiting = self._served = 0  # numbers given out, numbers done
+
+    def __enter__(self) -> None:
+        with self._turn:
+            number, self._waiting = self._waiting, self._waiting + 1
+            self._turn.wait_for(lambda: number == self._served)
+
+    def __exit__(self, *_: object) -> None:
+        with self._turn:
+            self._served += 1
+            self._turn.notify_all()
+
+
 class Sampler:
     """A model that generates for the page, one visitor at a time."""
 
@@ -121,7 +140,8 @@ class Sampler:
                 for mode in modes:
                     try_scheduler(scheduler, self.recommended[0], pipeline.trained_scheduler, **mode)
                 self.schedulers.append(name)
-        self._lock = threading.Lock()  # one network: one image at a time
+        self._lock = FairLock()  # one network: one image at a time, of each visitor in turn
+        self.is_quick = steps <= FEW_STEPS
 
     def generate(
         self,

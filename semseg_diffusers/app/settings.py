@@ -6,6 +6,8 @@ from semseg_diffusers.generation.settings import DTYPE_NAMES
 from semseg_diffusers.utils.settings import Settings, option
 
 
+# The first that exists is used without --model: what comes with a checkout, quickest first, or what its demo trained.
+DEFAULT_MODELS = ("checkpoints/camvid128-turbo", "checkpoints/camvid128", "checkpoints/toy", "demo/run")
 NO_OUTPUT = "off"
 MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 20.0
@@ -27,6 +29,7 @@ class Limits(Settings):
 class AppSettings(Limits):
     """Paint masks in the browser, and generate images from them.
 
+      semseg-diffusers app                                            # in a checkout: with a model that comes with it
       semseg-diffusers app --model runs/camvid128                     # http://127.0.0.1:7860
       semseg-diffusers app --model runs/camvid128 --masks data/camvid128/val/masks --output painted
 
@@ -34,7 +37,9 @@ class AppSettings(Limits):
     page is reachable from this machine only, unless --host says otherwise.
     """
 
-    model: str = option(help="folder of a training run, or a Hub repo id")
+    model: str | None = option(
+        None, help=f"folder of a training run, or a Hub repo id (default: the first of {', '.join(DEFAULT_MODELS)})"
+    )
     revision: str | None = option(None, help="branch, tag or commit of a Hub repo")
     variant: str | None = option(None, help="weights saved beside the model's own, as diffusers calls them")
     output: str = option(

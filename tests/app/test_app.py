@@ -1,5 +1,6 @@
 """The painter without a browser: input from outside, samples, where they are kept, and the page over HTTP."""
 
+import base64
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -18,13 +20,14 @@ import httpx
 import numpy as np
 import pytest
 import torch
-from helpers.app_place import LIMITS, SIZE, STREET, arguments, call, served, tiny_sampler, upload
+from helpers.app_place import LIMITS, SIZE, STREET, arguments, call, few_step_sampler, served, tiny_sampler, upload
 from helpers.generation_places import ATTRIBUTES, LABELS, draw_ids, names, save_masks, tiny_pipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from semseg_diffusers import cli
+from semseg_diffusers.app.app import find_model
 from semseg_diffusers.app.collection import Collection, zip_of
 from semseg_diffusers.app.handlers import Cancelled, Handlers
 from semseg_diffusers.app.inputs import (
@@ -38,7 +41,7 @@ from semseg_diffusers.app.inputs import (
     unpack_mask,
 )
 from semseg_diffusers.app.page import build_page
-from semseg_diffusers.app.sampler import EDIT, MODES, REDRAW, STEM, Photo, Sampler, SamplingRequest
+from semseg_diffusers.app.sampler import EDIT, MODES, REDRAW, STEM, FairLock, Photo, Sampler, SamplingRequest
 from semseg_diffusers.app.settings import MAX_GUIDANCE, Limits
 from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
 from semseg_diffusers.data.check.check import check_prepared
@@ -503,6 +506,115 @@ def test_every_scheduler_that_is_offered_generates_in_every_mode_from_one_step_o
             assert len(list(sampler.generate(STREET, asked, photo))) == 1, scheduler
 
 
+# Drawing while one paints --------------------------------------------------------------------------------------------
+
+
+def live_arguments(stroke: object, **options) -> list:
+    """What the page sends at a stroke."""
+    return arguments(mask={**pack_mask(STREET), "stroke": stroke}, **options)
+
+
+@pytest.fixture
+def handlers(tmp_path, sampler):
+    return Handlers(sampler, None, str(tmp_path))
+
+
+@pytest.fixture
+def at_each_step(sampler):
+    """Call functions with no arguments before each step; the fixture counts them."""
+    calls, steps = [], []
+
+    def before_step(*_) -> None:
+        steps.append(len(steps))
+        for each in calls:
+            each()
+
+    hook = sampler.pipeline.unet.register_forward_pre_hook(before_step)
+    yield calls, steps
+    hook.remove()
+
+
+VISITOR, OTHER = gr.Request(session_hash="visitor"), gr.Request(session_hash="other")
+
+
+def test_the_live_photo_is_the_first_sample_of_its_request(handlers, sampler):
+    shown = handlers.generate_live(VISITOR, *live_arguments(3, images=4, seed=5))["live"]
+    asked = SamplingRequest(num_images=1, num_inference_steps=2, guidance_scale=1.0, seed=5)
+    (sample,) = sampler.generate(STREET, asked)
+    assert (shown["stroke"], shown["steps"], shown["seed"]) == (3, 2, 5)
+    png = base64.b64decode(shown["image"].removeprefix("data:image/png;base64,"))
+    assert Image.open(io.BytesIO(png)).tobytes() == sample.image.tobytes()
+
+
+def test_a_newer_stroke_of_the_same_visitor_ends_the_live_photo_between_two_steps(handlers, at_each_step):
+    calls, steps = at_each_step
+    calls.append(lambda: handlers.supersede(OTHER, {"stroke": 9}))
+    calls.append(lambda: handlers.supersede(VISITOR, {"stroke": 4}))
+    assert "image" in handlers.generate_live(VISITOR, *live_arguments(4, steps=3))["live"]
+    assert len(steps) == 3
+    calls.append(lambda: handlers.supersede(VISITOR, {"stroke": 5}))
+    assert handlers.generate_live(VISITOR, *live_arguments(4, steps=3)) == gr.skip()
+    assert len(steps) == 4
+    calls.clear()
+    assert handlers.generate_live(VISITOR, *live_arguments(4, steps=3)) == gr.skip()  # waited behind the newer one
+    assert len(steps) == 4
+    assert "image" in handlers.generate_live(VISITOR, *live_arguments(5, steps=3))["live"]
+
+
+def test_the_live_photo_of_a_visitor_who_leaves_is_ended(handlers, at_each_step):
+    calls, steps = at_each_step
+    calls.append(lambda: handlers.leave(VISITOR))
+    assert handlers.generate_live(VISITOR, *live_arguments(1, steps=3)) == gr.skip()
+    assert len(steps) == 1
+    assert handlers._strokes == {}
+
+
+@pytest.mark.parametrize("stroke", [None, "7", 1.5, [], True, float("nan")])
+def test_a_stroke_that_is_no_number_is_the_first(handlers, stroke):
+    assert handlers.generate_live(VISITOR, *live_arguments(stroke))["live"]["stroke"] == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"mode": EDIT}, "'edit where the mask changed' changes a photo: load one first."),
+        ({"scheduler": "<b>"}, "no scheduler of diffusers"),
+        ({"steps": 51}, "number of steps is 51"),
+    ],
+)
+def test_an_error_of_a_live_photo_is_text_beside_it(handlers, options, expected):
+    shown = handlers.generate_live(VISITOR, *live_arguments(1, **options))["live"]
+    assert expected in shown["error"]
+    assert "&lt;" not in shown["error"]
+    assert (shown["stroke"], shown.get("image")) == (1, None)
+
+
+def test_the_lock_of_the_sampler_is_given_in_the_order_of_asking():
+    lock, order = FairLock(), []
+
+    def take(name: int) -> None:
+        for _ in range(3):  # asks again as soon as it is done
+            with lock:
+                order.append(name)
+
+    with lock:
+        threads = []
+        for name in range(3):
+            threads.append(threading.Thread(target=take, args=(name,)))
+            threads[-1].start()
+            while lock._waiting < name + 2:
+                time.sleep(0.001)
+    for thread in threads:
+        thread.join()
+    assert order[:3] == [0, 1, 2]
+    assert sorted(order) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_model_that_recommends_at_most_four_steps_draws_while_one_paints():
+    assert few_step_sampler().is_quick
+    assert not tiny_sampler().is_quick
+
+
 # Datasets and zips ---------------------------------------------------------------------------------------------------
 
 
@@ -713,6 +825,15 @@ def test_a_missing_gradio_is_named_with_its_extra(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     assert cli.main(["app", "--model", "run"]) == 2
     assert "semseg-diffusers[app]" in capsys.readouterr().err
+
+
+def test_without_a_model_the_first_that_comes_with_a_checkout_is_taken(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["app"]) == 2
+    assert "Name a model: --model" in capsys.readouterr().err
+    for name in ("demo/run", "checkpoints/toy", "checkpoints/camvid128", "checkpoints/camvid128-turbo"):
+        tiny_pipeline().save_pretrained(tmp_path / name)
+        assert find_model() == name
 
 
 @pytest.mark.slow

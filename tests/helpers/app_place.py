@@ -7,8 +7,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from diffusers import LCMScheduler
 
 from helpers.generation_places import LABELS, tiny_pipeline
+from semseg_diffusers.app.app import NEVER
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.handlers import OWN_SCHEDULER
 from semseg_diffusers.app.inputs import pack_mask
@@ -16,6 +18,7 @@ from semseg_diffusers.app.page import build_page, serve
 from semseg_diffusers.app.sampler import NOISE, Sampler
 from semseg_diffusers.app.settings import Limits
 from semseg_diffusers.app.shapes import drawn_shapes, plain_street
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 
 
 SIZE = (16, 16)  # height, width of the tiny model
@@ -27,12 +30,23 @@ def tiny_sampler(**options) -> Sampler:
     return Sampler(tiny_pipeline(**options), LIMITS)
 
 
+def few_step_sampler() -> Sampler:
+    """A sampler of a model that was distilled for four steps."""
+    timesteps = [999, 749, 499, 249]
+    pipeline = MaskGuidedDDPMPipeline(
+        tiny_pipeline().unet, LCMScheduler(original_inference_steps=len(timesteps)),
+        default_num_inference_steps=len(timesteps), default_guidance_scale=1.0, trained_timesteps=timesteps,
+    )  # fmt: skip
+    return Sampler(pipeline, LIMITS)
+
+
 @contextlib.contextmanager
 def served(folder: Path, sampler: Sampler | None = None) -> Iterator[str]:
     """The address of a page that adds to `folder/painted`; its files lie in `folder/files`."""
     sampler = sampler or tiny_sampler()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADIO_TEMP_DIR", str(folder / "files"))
+        patch.setenv("GRADIO_ANALYTICS_CACHE_FREQUENCY", NEVER)
         collection = Collection(folder / "painted", sampler.labels, sampler.size)
         page = build_page(sampler, collection, {"plain street": STREET}, drawn_shapes(LABELS), "tiny")
         try:

@@ -1,15 +1,18 @@
 // The painter's canvas. It owns the mask, its history and the tools; `props.value` is what the server sees of it:
-// {height, width, runs}. `element`, `props` and `watch` are gradio's.
+// {height, width, runs}. With "Draw while I paint", each change asks for a photo of the mask, which comes back as
+// `props.live`. `element`, `props`, `trigger` and `watch` are gradio's.
 
-const { height, width, unknown, colors, names, shapes, examples } = props;
+const { height, width, unknown, colors, names, shapes, examples, model } = props;
 const find = (selector) => element.querySelector(selector);
 const root = find(".painter"), stage = find(".stage"), maskCanvas = find(".mask"), ghostCanvas = find(".ghost");
 const status = find(".status"), brushSize = find(".brush-size"), shapeSize = find(".shape-size");
+const liveBox = find(".live-box"), livePanel = find(".live"), livePhoto = find(".live-photo"), liveStatus = find(".live-status");
 const MAX_UNDO = 100;
+const LIVE_INTERVAL = 500;  // milliseconds between two photos during a stroke
 const HOLE = -1;  // where an object, or the preview of a click, has no pixel
 const ids = new Uint8Array(height * width);
-const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null };
-let undoStack = [], redoStack = [], hasPhoto = false;
+const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null, stroke: 0, asked: 0 };
+let undoStack = [], redoStack = [], hasPhoto = false, asking;
 const objects = shapes.map((shape) => ({ ...shape, ids: unpackRuns(shape.runs, shape.height * shape.width) }));
 
 // Display ----------------------------------------------------------------------------------------------------------
@@ -72,7 +75,13 @@ function publish() {
   show();
   showGhost();
   showPosition(state.pointer);
-  props.value = { height, width, runs: packRuns(ids), photo: state.photo };
+  state.stroke++;
+  send();
+  askForPhoto("release", "input");
+}
+
+function send() {
+  props.value = { height, width, runs: packRuns(ids), photo: state.photo, stroke: state.stroke };
 }
 
 function change(work) {
@@ -112,6 +121,50 @@ function addCorner(at) {
   if (corners.length > 2 && near(corners[0])) return closePolygon();
   if (!corners.length || !corners[corners.length - 1].every((part, i) => part === at[i])) corners.push(at);
   showGhost();
+}
+
+// The photo of the mask ---------------------------------------------------------------------------------------------
+
+// Of the server's events, "input" generates from the newest mask, once the photo before it has come; "release" ends
+// that one between two steps if it is of an earlier stroke.
+function askForPhoto(...events) {
+  if (!liveBox.checked) return;
+  state.asked = performance.now();
+  livePanel.setAttribute("aria-busy", "true");
+  clearTimeout(asking);
+  asking = setTimeout(() => events.forEach((name) => trigger(name)));  // once for all that changes at a time
+}
+
+function askDuringStroke() {
+  if (!liveBox.checked || performance.now() - state.asked < LIVE_INTERVAL) return;
+  send();
+  askForPhoto("input");
+}
+
+function switchLive() {
+  livePanel.hidden = !liveBox.checked;
+  root.classList.toggle("is-live", liveBox.checked);
+  if (liveBox.checked) publish();
+}
+
+function showLive() {
+  const { stroke, image, steps, seed, error } = props.live;
+  if (!liveBox.checked) return;
+  if (stroke === state.stroke) livePanel.setAttribute("aria-busy", "false");
+  livePanel.classList.toggle("outdated", Boolean(error));
+  const text = error || `${model}: ${steps} ${steps === 1 ? "step" : "steps"}, seed ${seed}`;
+  if (liveStatus.textContent !== text) liveStatus.textContent = text;  // read aloud when it changes
+  if (!image) return;
+  livePhoto.src = image;
+  livePhoto.hidden = false;
+}
+
+// After an error that the server did not expect, or does not answer: said once, and not at every stroke.
+function stopLive() {
+  liveBox.checked = false;
+  livePanel.setAttribute("aria-busy", "false");
+  livePanel.classList.add("outdated");
+  liveStatus.textContent = "Drawing ended by an error of the server. Check “Draw while I paint” to try again.";
 }
 
 // The pointer ------------------------------------------------------------------------------------------------------
@@ -154,6 +207,7 @@ maskCanvas.addEventListener("pointermove", (event) => {
       state.last = at;
     }
     show();
+    askDuringStroke();
   }
   showGhost();
   showPosition(state.pointer);
@@ -238,12 +292,15 @@ for (const { name, runs } of examples) {
 find(".objects").hidden = !objects.length;
 find(".starts").hidden = !examples.length;
 
-const actions = { undo, redo, clear: () => change(() => ids.fill(unknown)) };
+const actions = { undo, redo, clear: () => change(() => ids.fill(unknown)), another: () => trigger("click") };
 for (const button of element.querySelectorAll("[data-tool]")) button.addEventListener("click", () => chooseTool(button.dataset.tool));
 for (const button of element.querySelectorAll("[data-do]")) button.addEventListener("click", actions[button.dataset.do]);
 for (const slider of [brushSize, shapeSize]) slider.addEventListener("input", () => (showSizes(), showGhost()));
 find(".mirrored").addEventListener("change", showGhost);
 find(".cover").addEventListener("input", show);
+liveBox.addEventListener("change", switchLive);
+root.addEventListener("options", () => liveBox.checked && publish());  // others than the mask have changed
+root.addEventListener("failure", stopLive);
 
 const keys = { b: "brush", l: "line", r: "rectangle", p: "polygon", f: "fill", e: "eraser", i: "pick" };
 document.addEventListener("keydown", (event) => {
@@ -276,18 +333,18 @@ watch("value", () => {
   keepForUndo();
   state.photo = props.value.photo ?? state.photo;  // key of the photo that this is painted over
   ids.set(unpackRuns(props.value.runs, height * width));
-  show();
-  showGhost();
+  publish();
 });
-const [photoProperty] = Object.keys({ photo: null });  // gradio takes a name in quotes for that of an event
+const [photoProperty, liveProperty] = Object.keys({ photo: null, live: null });  // gradio takes names in quotes for those of events
 watch(photoProperty, showPhoto);
+watch(liveProperty, showLive);
 
 for (const canvas of [maskCanvas, ghostCanvas]) {
   canvas.width = width;
   canvas.height = height;
 }
-stage.style.maxWidth = `${Math.max(320, Math.min(640, 5 * width))}px`;
-stage.style.aspectRatio = `${width} / ${height}`;
+for (const frame of [stage, livePanel]) frame.style.maxWidth = `${Math.max(320, Math.min(640, 5 * width))}px`;
+for (const frame of [stage, find(".live-frame")]) frame.style.aspectRatio = `${width} / ${height}`;
 brushSize.max = Math.max(8, Math.round(Math.min(height, width) / 2));
 brushSize.value = Math.max(1, Math.round(Math.min(height, width) / 16));
 shapeSize.max = height;
@@ -297,3 +354,5 @@ chooseTool("brush");
 showSizes();
 showPosition(null);
 showPhoto();
+liveBox.checked = props.drawing;
+switchLive();
