@@ -17,6 +17,7 @@ from painter_hand import Hand  # noqa: E402
 
 
 PATIENCE = 60_000  # milliseconds; machines that test are busy
+sync_api.expect.set_options(timeout=PATIENCE)
 
 
 class Visitor(Hand):
