@@ -9,6 +9,7 @@ samples by predicting, noising to the next timestep, and predicting again, as di
 import contextlib
 import copy
 import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.logging import get_logger
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, LCMScheduler
 from PIL import Image
 
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
@@ -30,7 +31,6 @@ from semseg_diffusers.distillation.discriminator import (
     generator_loss,
 )
 from semseg_diffusers.distillation.settings import DistillationSettings
-from semseg_diffusers.generation.model import new_scheduler
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.models.unet_mask_guided import mask_to_one_hot
@@ -140,14 +140,20 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     student.register_to_config(sample_size=height if height == width else (height, width))
     attributes = {name: list(values) for name, values in (getattr(config, "attributes", None) or {}).items()}
     attribute_values(pairs, attributes)  # that the data has these columns
+    if not hasattr(pipeline.trained_scheduler, "betas"):
+        raise ValueError(
+            f"{where} was saved with {type(pipeline.trained_scheduler).__name__}, which has noise levels of its own. "
+            "Give a model that was trained with betas, such as those of `train`."
+        )
     noise_scheduler = DDPMScheduler(
         trained_betas=pipeline.trained_scheduler.betas.tolist(),
         num_train_timesteps=pipeline.trained_scheduler.config.num_train_timesteps,
         prediction_type=pipeline.trained_scheduler.config.prediction_type,
     )
-    sampler = new_scheduler(
-        f"LCMScheduler:original_inference_steps={settings.steps},clip_sample=true", pipeline.trained_scheduler.config
-    )
+    # only what `LCMScheduler` knows of the settings of the saved sampler, so that it loads without warnings
+    known_settings = inspect.signature(LCMScheduler.__init__).parameters
+    saved = {name: value for name, value in pipeline.trained_scheduler.config.items() if name in known_settings}
+    sampler = LCMScheduler(**saved | {"original_inference_steps": settings.steps, "clip_sample": True})
     signal = float(noise_scheduler.alphas_cumprod[-1]) ** 0.5
     if noise_scheduler.config.prediction_type == "epsilon" and signal < LEAST_SIGNAL:
         raise ValueError(

@@ -84,6 +84,7 @@ def student(teacher, toy, tmp_path_factory):
 def test_a_student_is_an_ordinary_checkpoint_that_recommends_its_steps(student, teacher):
     pipe = MaskGuidedDDPMPipeline.from_pretrained(student)
     assert type(pipe.scheduler) is LCMScheduler
+    assert "solver_order" not in pipe.scheduler.config  # of the teacher's sampler
     assert (pipe.config.default_num_inference_steps, pipe.config.default_guidance_scale) == (4, 1.0)
     assert list(pipe.config.trained_timesteps) == [999, 749, 499, 249]
     base = MaskGuidedDDPMPipeline.from_pretrained(teacher)
