@@ -148,3 +148,11 @@ def test_a_second_run_draws_nothing_again_and_gives_the_same_figures(study, mode
 def test_students_of_an_ablation_are_named_after_their_folders(study, monkeypatch):
     args = study.argparse.Namespace(teacher="a", ablation=["runs/no_gan", "runs/all"], steps=[1, 4], student=[])
     assert [*study.build_arms(args)] == ["teacher", "no_gan_1", "no_gan_4", "all_1", "all_4"]
+
+
+def test_tables_of_the_page_are_those_of_the_results(study):
+    docs = STUDIES.parents[1] / "docs" / "results"
+    page = (docs / "few_steps.md").read_text(encoding="utf-8")
+    measured = [part for part in study.tables(read_json(docs / "few_steps.json")).split("\n\n") if part.startswith("|")]
+    assert len(measured) == 4
+    assert all(part in page for part in measured)
