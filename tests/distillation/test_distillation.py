@@ -118,6 +118,7 @@ def test_a_resumed_distillation_equals_the_straight_one_bit_for_bit(student, tea
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_two_processes_distill_as_one_with_the_same_batch(teacher, toy, tmp_path):
     changes = {"discriminator": "both", "preview_steps": 0}
     one = distill_here(student_settings(teacher, toy, tmp_path / "one", train_batch_size=4, **changes))

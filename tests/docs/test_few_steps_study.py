@@ -153,6 +153,7 @@ def test_students_of_an_ablation_are_named_after_their_folders(study, monkeypatc
 def test_tables_of_the_page_are_those_of_the_results(study):
     docs = STUDIES.parents[1] / "docs" / "results"
     page = (docs / "few_steps.md").read_text(encoding="utf-8")
-    measured = [part for part in study.tables(read_json(docs / "few_steps.json")).split("\n\n") if part.startswith("|")]
+    parts = study.tables(read_json(docs / "few_steps.json")).split("\n\n")
+    measured = [part for part in parts if part.startswith("|")]
     assert len(measured) == 4
     assert all(part in page for part in measured)
