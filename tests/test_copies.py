@@ -80,7 +80,7 @@ def test_copies_equal_their_originals(path):
 @pytest.mark.parametrize("pipeline", ["img2img", "inpaint"])
 def test_a_changed_line_of_the_denoising_step_is_found(pipeline):
     text = (ROOT / "semseg_diffusers" / "pipelines" / f"pipeline_mask_guided_{pipeline}.py").read_text()
-    changed = text.replace("latents.shape[1])", "latents.shape[0])")
+    changed = text.replace("[:, : self.prediction_channels]", "[:, :1]")
     assert changed != text
     (difference,) = find_differences(changed)
     assert difference.endswith("MaskGuidedDDPMPipeline.__call__")

@@ -25,6 +25,11 @@ from semseg_diffusers.utils.images import save_png
 
 
 OWN_SCHEDULER, ANY = "the model's own", "any"
+# What a visitor chooses, in the order of the page, as `SamplingRequest` names it; attributes follow.
+OPTIONS = (
+    "mode", "scheduler", "num_inference_steps", "guidance_scale", "seed", "num_images", "strength",
+    "attribute_guidance_scale",
+)  # fmt: skip
 TOAST_SECONDS = 15  # how long an error message is shown
 
 
@@ -137,30 +142,16 @@ class Handlers:
                 del self._running[session]
         yield self._finished(samples, message or f"{len(samples)} generated.")
 
-    def _asked(
-        self,
-        mode: str,
-        scheduler: str,
-        num_inference_steps: float,
-        guidance_scale: float,
-        seed: float,
-        num_images: float,
-        strength: float,
-        attribute_guidance_scale: float | None,
-        *attributes: str,
-    ) -> SamplingRequest:
-        """Return what is to be generated from the options of the page, in their order; not checked yet."""
-        given = dict(zip(self.sampler.attributes, attributes, strict=False))
+    def _asked(self, *options: Any) -> SamplingRequest:
+        """Return what is to be generated from the options of the page, in the order of `generate`; not checked yet."""
+        given = dict(zip(OPTIONS, options, strict=False))
+        attributes = dict(zip(self.sampler.attributes, options[len(OPTIONS) :], strict=False))
+        if given["scheduler"] == OWN_SCHEDULER:
+            given["scheduler"] = None
+        if not self.sampler.attributes:
+            given["attribute_guidance_scale"] = None
         return SamplingRequest(
-            mode=mode,
-            scheduler=None if scheduler == OWN_SCHEDULER else scheduler,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            num_images=num_images,
-            attributes={name: value for name, value in given.items() if value not in (None, ANY)},
-            attribute_guidance_scale=attribute_guidance_scale if self.sampler.attributes else None,
-            strength=strength,
+            **given, attributes={name: value for name, value in attributes.items() if value not in (None, ANY)}
         )
 
     def _unpack(self, mask: dict, photo: Photo | None, mode: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
+from semseg_diffusers.training.objective import Window
 
 
 WIDTH = 64  # channels of projections and heads
@@ -36,39 +37,16 @@ class FrozenFeatures:
         self.backbone, self.scale = backbone, scale
         self.channels = (3 * PIXEL_CELL**2, *backbone.channels)
 
-    def __call__(self, images: torch.Tensor, window: "Window") -> list[torch.Tensor]:
+    def __call__(self, images: torch.Tensor, window: Window) -> list[torch.Tensor]:
         """Return maps (B, C, h, w), finest first, of windows of images (B, 3, H, W) in [-1, 1]."""
         seen = window.cut(images)  # (B, 3, H, W)
         height, width = (round(side * self.scale) for side in seen.shape[-2:])
         enlarged = F.interpolate(seen, (height, width), mode="bilinear", antialias=self.scale < 1)
         sides = [side // PIXEL_CELL * PIXEL_CELL for side in seen.shape[-2:]]
         pixels = F.pixel_unshuffle(seen[..., : sides[0], : sides[1]], PIXEL_CELL)  # (B, 48, H/4, W/4)
-        # unit length in each cell, so that no scale or channel of the backbone counts for more
+        # a root mean square of 1 in each cell, so that no scale or channel of the backbone counts for more
         maps = [each.float() for each in self.backbone((enlarged + 1) / 2)]
         return [pixels, *(each * (each.square().mean(1, keepdim=True) + EPSILON).rsqrt() for each in maps)]
-
-
-class Window:
-    """A random window of each image of a batch, flipped in half of them, for images and what is laid on them alike.
-
-    Differentiable augmentation (Zhao et al. 2020) without its colours: a discriminator that does not see them change
-    would let them drift.
-    """
-
-    def __init__(self, shape: Sequence[int], numbers: torch.Tensor, smallest: float):
-        """Take the shape (B, C, H, W) of images, and (B, 4) uniform numbers: size, place and flip."""
-        scale = smallest + (1 - smallest) * numbers[:, 0]  # (B,), of a side
-        theta = numbers.new_zeros(len(numbers), 2, 3)
-        theta[:, 0, 0] = scale * (1 - 2 * (numbers[:, 3] < 0.5).float())
-        theta[:, 1, 1] = scale
-        theta[:, :, 2] = (2 * numbers[:, 1:3] - 1) * (1 - scale[:, None])  # centres, so that windows stay inside
-        self.grid = F.affine_grid(theta, list(shape), align_corners=False)  # (B, H, W, 2)
-
-    def cut(self, maps: torch.Tensor) -> torch.Tensor:
-        """Return the window of maps (B, C, H, W), at their size."""
-        return F.grid_sample(
-            maps, self.grid.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False
-        )
 
 
 class ProjectedHeads(nn.Module):

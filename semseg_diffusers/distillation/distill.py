@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.logging import get_logger
 from diffusers import DDPMScheduler, LCMScheduler
 from PIL import Image
 
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.data.dataset import attribute_values, read_record
+from semseg_diffusers.data.label_mapping import some_names
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.distillation.discriminator import (
     Discriminator,
     FrozenFeatures,
-    Window,
     discriminator_loss,
     generator_loss,
 )
@@ -34,11 +33,10 @@ from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.models.unet_mask_guided import mask_to_one_hot
-from semseg_diffusers.pipelines.guidance import Conditions, guide
+from semseg_diffusers.pipelines.guidance import Conditions
 from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.training import hardware
-from semseg_diffusers.training.class_balance import ClassCounts
 from semseg_diffusers.training.dataset import TEACHER, WINDOW, TrainingDataset, make_generator
 from semseg_diffusers.training.inputs import (
     Data,
@@ -49,12 +47,11 @@ from semseg_diffusers.training.inputs import (
     training_size,
 )
 from semseg_diffusers.training.loop import run_and_push
-from semseg_diffusers.training.objective import predicted_image
+from semseg_diffusers.training.networks import check_resolution
+from semseg_diffusers.training.objective import Window, predicted_image
 from semseg_diffusers.training.previews import parse_trackers, preview_pairs, preview_sheet, sample_images
 from semseg_diffusers.training.run import Run
 
-
-logger = get_logger(__name__)
 
 TEACHER_NOISE = 0.05, 0.9  # shares of the schedule between which samples are noised for the teacher
 LEAST_SIGNAL = 0.05  # share of the image in the noisiest sample, of networks that predict the noise
@@ -118,9 +115,8 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     known = LabelSet.from_config(config)
     if known.names != pairs.labels.names:
         raise ValueError(
-            f"{where} was trained on {known.num_classes} classes ({', '.join(known.names[:3])}, ...), {pairs.name} "
-            f"has {pairs.labels.num_classes} ({', '.join(pairs.labels.names[:3])}, ...). Prepare the data with the "
-            "model's classes."
+            f"{where} was trained on {known.num_classes} classes ({some_names(known)}), {pairs.name} has "
+            f"{pairs.labels.num_classes} ({some_names(pairs.labels)}). Prepare the data with the model's classes."
         )
     if getattr(config, "label_diffusion", None):
         raise ValueError(
@@ -130,11 +126,7 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     if pipeline.config.trained_timesteps:
         raise ValueError(f"{where} is distilled already. Give the model that it was made from.")
     height, width = training_size(settings, data)
-    if height % teacher.size_divisor or width % teacher.size_divisor:
-        raise ValueError(
-            f"{pairs.name} is {height} x {width} pixels; {where} needs multiples of {teacher.size_divisor}. Prepare "
-            "the data at another --resolution, or give --random_crop."
-        )
+    check_resolution(teacher, (height, width), pairs.name, where)
     student = type(teacher).from_config(teacher.config)
     student.load_state_dict(teacher.state_dict())
     student.register_to_config(sample_size=height if height == width else (height, width))
@@ -162,12 +154,11 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
             "sample."
         )
     counts = count_every_mask(settings, pairs) if settings.class_balanced_sampling else None
-    scale = settings.guidance_scale
     return DistillationInputs(
         pairs, validation, reason, read_record(settings.dataset).get("format"), attributes, counts,
         None if counts is None else class_balance(settings, counts), None, None, student, noise_scheduler,
         teacher=teacher,
-        guidance_scale=pipeline.config.default_guidance_scale or GUIDANCE_SCALE if scale is None else scale,
+        guidance_scale=pipeline.resolve_sampling(guidance_scale=settings.guidance_scale)[1],
         sampler=sampler,
     )  # fmt: skip
 
@@ -202,10 +193,6 @@ class DistillationRun(Run):
             timesteps=inputs.timesteps, num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
         )  # fmt: skip
 
-    def collect_warnings(self, counts: ClassCounts) -> list[str]:  # noqa: ARG002
-        """Return the warnings of the run."""
-        return []
-
     def sample_preview(self) -> Image.Image:
         """Return samples of some masks in one step, two, four and so on, from the same noise."""
         settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs)
@@ -218,7 +205,7 @@ class DistillationRun(Run):
                 )
             )
         samples = [[image for (image,) in row] for row in zip(*columns, strict=True)]
-        headers = ["1 step", *(f"{count} steps" for count in counts[1:])] if counts[0] == 1 else []
+        headers = ["1 step", *(f"{count} steps" for count in counts[1:])]
         return preview_sheet(self.inputs.pairs.labels, pairs, samples, headers)
 
     def pipeline(self) -> MaskGuidedDDPMPipeline:
@@ -261,12 +248,7 @@ class Objective:
         noisy = self.noise_scheduler.add_noise(image, batch["teacher_noise"], timestep)
         conditions = Conditions(self.teacher, batch["mask"], 1, attributes=batch.get("attributes"))
         weights = conditions.weights(self.inputs.guidance_scale, None)
-        predictions: dict[str, torch.Tensor] = {}
-        for network, levels, inputs in conditions.passes(weights, timestep, None):
-            count = len(levels)
-            outputs = network(noisy.repeat(count, 1, 1, 1), timestep.repeat(count), **inputs).sample.chunk(count)
-            predictions |= dict(zip(levels, outputs, strict=True))
-        prediction = guide(predictions, weights, image.shape[1])[:, : image.shape[1]]
+        prediction = conditions.predict(noisy, timestep, weights)[:, : image.shape[1]]
         return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep).clamp(-1, 1)
 
     def conditions(self, batch: dict[str, Any], window: Window) -> tuple[torch.Tensor, torch.Tensor]:

@@ -121,6 +121,19 @@ class Conditions:
         if levels:
             yield self.unet, levels, self.inputs(levels, timestep, conditioning_scale)
 
+    def predict(
+        self, sample: torch.Tensor, timestep, weights: Mapping[str, float], conditioning_scale: float | None = None
+    ) -> torch.Tensor:
+        """Return the guided prediction (`guide`) for a sample (B, C, H, W) at a timestep, one for all or each (B,)."""
+        predictions: dict[str, torch.Tensor] = {}
+        for network, levels, inputs in self.passes(weights, timestep, conditioning_scale):
+            count = len(levels)
+            batch = torch.cat([sample] * count) if count > 1 else sample
+            times = timestep.repeat(count) if torch.is_tensor(timestep) and timestep.ndim else timestep
+            outputs = network(batch, times, **inputs, return_dict=False)[0].chunk(count)
+            predictions |= dict(zip(levels, outputs, strict=True))
+        return guide(predictions, weights, sample.shape[1])
+
     def inputs(self, levels: Sequence[str], timestep, conditioning_scale: float | None = None) -> dict:
         """Return the keyword arguments of the network's `forward` for a batch of all images at each level."""
         levels = tuple(levels)

@@ -12,7 +12,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import logging
 
-from .guidance import evaluation_mode, guide
+from .guidance import evaluation_mode
 from .image_inputs import check_editing, crop_resize_image, read_images, to_output, to_tensor
 from .mask_guided_mixin import MaskGuidedMixin, separate_call, uses_prk_steps
 from .mask_inputs import center_crop_box
@@ -184,12 +184,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
                 weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
-                predictions: dict[str, torch.Tensor] = {}
-                for network, levels, inputs in conditions.passes(weights, t, self.conditioning_scale):
-                    batch = torch.cat([model_input] * len(levels)) if len(levels) > 1 else model_input
-                    outputs = network(batch, t, **inputs, return_dict=False)[0].chunk(len(levels))
-                    predictions |= dict(zip(levels, outputs, strict=True))
-                guided = guide(predictions, weights, latents.shape[1])[:, : self.prediction_channels].to(latents.dtype)
+                predicted = conditions.predict(model_input, t, weights, self.conditioning_scale)
+                guided = predicted[:, : self.prediction_channels].to(latents.dtype)
                 stepped = self.scheduler.step(guided, t, latents, **extra_step_kwargs, return_dict=False)[0]
                 latents = stepped.to(latents.dtype)  # some schedulers compute in another precision
                 # End of copy

@@ -65,14 +65,20 @@ def build_network(
         if label_diffusion is not None:
             config |= {"label_diffusion": list(label_diffusion), "num_train_timesteps": settings.num_train_timesteps}
         unet = _mask_guided(settings, config)
-    if height % unet.size_divisor or width % unet.size_divisor:
-        change = "use another --base_model" if base is not None else "change --patch_size or --block_out_channels"
-        nearest = "x".join(str(max(1, round(side / unet.size_divisor)) * unet.size_divisor) for side in resolution)
-        raise ValueError(
-            f"The data is {height} x {width} pixels; this network needs multiples of {unet.size_divisor}. Prepare "
-            f"the data at another --resolution, or give --random_crop, e.g. {nearest}, or {change}."
-        )
+    change = "use another --base_model" if base is not None else "change --patch_size or --block_out_channels"
+    check_resolution(unet, resolution, "The data", "this network", f", or {change}")
     return unet
+
+
+def check_resolution(unet: Any, resolution: tuple[int, int], data: str, network: str, or_else: str = "") -> None:
+    """Raise a ValueError, which names data and network as given, unless the network's depth divides the resolution."""
+    divisor, (height, width) = unet.size_divisor, resolution
+    if height % divisor or width % divisor:
+        nearest = "x".join(str(max(1, round(side / divisor)) * divisor) for side in resolution)
+        raise ValueError(
+            f"{data} is {height} x {width} pixels; {network} needs multiples of {divisor}. Prepare the data at "
+            f"another --resolution, or give --random_crop, e.g. {nearest}{or_else}."
+        )
 
 
 def _mask_guided(settings: TrainingSettings, config: dict[str, Any]) -> MaskGuidedUNet2DModel:

@@ -5,6 +5,7 @@ SNR), in diffusers' terms, OASIS (Sushko et al. 2021) for class weights of pixel
 the perceptual loss.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,6 +136,33 @@ SMALLEST_WINDOW = 0.5  # of a side
 SMALLEST_DISTANCE = 1e-6  # that is scaled to the size of the main loss
 
 
+class Window:
+    """A random window of each image of a batch, for images and what is laid on them alike.
+
+    Differentiable augmentation (Zhao et al. 2020) without its colours: a discriminator that does not see them change
+    would let them drift.
+    """
+
+    def __init__(self, shape: Sequence[int], numbers: torch.Tensor, smallest: float):
+        """Take the shape (B, C, H, W) of images, and uniform numbers: size and place (B, 3), flip in a fourth column.
+
+        `smallest` is the smallest side of a window, as a share of the image's.
+        """
+        scale = smallest + (1 - smallest) * numbers[:, 0]  # (B,), of a side
+        theta = numbers.new_zeros(len(numbers), 2, 3)
+        theta[:, 0, 0] = theta[:, 1, 1] = scale
+        if numbers.shape[1] > 3:
+            theta[:, 0, 0] *= 1 - 2 * (numbers[:, 3] < 0.5).float()
+        theta[:, :, 2] = (2 * numbers[:, 1:3] - 1) * (1 - scale[:, None])  # centres, so that windows stay inside
+        self.grid = F.affine_grid(theta, list(shape), align_corners=False)  # (B, H, W, 2)
+
+    def cut(self, maps: torch.Tensor) -> torch.Tensor:
+        """Return the window of maps (B, C, H, W), at their size."""
+        return F.grid_sample(
+            maps, self.grid.to(maps.dtype), mode="bilinear", padding_mode="border", align_corners=False
+        )
+
+
 class PerceptualLoss:
     """Distance between predicted and real images in the features of a frozen backbone."""
 
@@ -144,21 +172,16 @@ class PerceptualLoss:
     # LPIPS, Zhang et al. 2018, eq. 1, without its learned weights of channels
     def distances(self, image: torch.Tensor, predicted: torch.Tensor, window: torch.Tensor) -> torch.Tensor:
         """Return the distance (B,) of images (B, 3, H, W) in [-1, 1], both in the window of each sample (B, 3)."""
-        scale = SMALLEST_WINDOW + (1 - SMALLEST_WINDOW) * window[:, 0]  # (B,)
-        theta = image.new_zeros(len(image), 2, 3)
-        theta[:, 0, 0] = theta[:, 1, 1] = scale
-        theta[:, :, 2] = (2 * window[:, 1:] - 1) * (1 - scale[:, None])  # centers, so that windows stay inside
-        grid = F.affine_grid(theta, list(image.shape), align_corners=False)
+        seen = Window(image.shape, window, SMALLEST_WINDOW)
         with torch.no_grad():
-            expected = self._features(image, grid)
-        found = self._features(predicted, grid)
+            expected = self._features(seen.cut(image))
+        found = self._features(seen.cut(predicted))
         return torch.stack([(a - b).square().sum(1).mean((1, 2)) for a, b in zip(found, expected, strict=True)]).mean(
             0
         )  # (B,)
 
-    def _features(self, image: torch.Tensor, grid: torch.Tensor) -> list[torch.Tensor]:
-        seen = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
-        return [F.normalize(each.float(), dim=1) for each in self.backbone((seen + 1) / 2)]
+    def _features(self, image: torch.Tensor) -> list[torch.Tensor]:
+        return [F.normalize(each.float(), dim=1) for each in self.backbone((image + 1) / 2)]
 
 
 def diffusion_loss(

