@@ -1,4 +1,4 @@
-"""First images: a network that comes with the repository generates streets from masks, with several samplers.
+"""First images: networks that come with the repository generate streets from masks, with several samplers.
 
 Run `python examples/first_images.py`, or `make demo`, which starts with it. The masks are drawn by code, edited with
 `edit`'s operations, or painted in the browser; the result is `demo/first.png`, with each mask and image in `first/`.
@@ -23,18 +23,18 @@ from semseg_diffusers.utils.images import image_grid, save_png
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINTS = (ROOT / "checkpoints" / "camvid128", ROOT / "checkpoints" / "toy")  # the first that exists is used
+STUDENT = "{}-turbo"  # beside it: the network that `distill` made of it, which is used first if it exists
 PAINTED = Path(__file__).resolve().parent / "masks" / "painted.png"  # in CamVid's classes, by the painter
 EDITED = "a high street"  # the scene that is changed, and how; points are x,y in pixels of a mask 128 wide
 OPERATIONS = (
     "remove class=car number=1",  # the largest: those that are parked in a row
     "polygon class=car points=52,84;52,76;56,69;70,69;74,76;74,84;74,93;52,93",
 )
-SAMPLERS = {  # title -> (scheduler as in `generate --scheduler`, None for the saved one), steps
+SAMPLERS = {  # of the network itself: title -> (scheduler as in `generate --scheduler`, None for the saved one), steps
     "SDE-DPM-Solver++, 20 steps": (None, 20),
     "UniPC, 15 steps": ("UniPCMultistepScheduler", 15),
     "DDIM, 30 steps": ("DDIMScheduler", 30),
 }
-GUIDANCE_SCALE = 2.0
 SEED = 0  # the same noise for all images: only mask and sampler differ
 
 
@@ -73,7 +73,7 @@ def make_masks(labels: LabelSet, size: int) -> dict[str, np.ndarray]:
 
 
 def generate_first_images(output: Path, start: float, num_inference_steps: int | None = None) -> Path:
-    """Generate each mask with each sampler, all from the same noise.
+    """Generate each mask with the student in its few steps, if there is one, and with each sampler, from equal noise.
 
     Args:
         output: folder for `first.png`, `first/<mask>.png` and `first/<mask>_<sampler>.png`.
@@ -83,20 +83,30 @@ def generate_first_images(output: Path, start: float, num_inference_steps: int |
     Returns:
         the path of the contact sheet.
     """
-    pipeline = load_model(str(find_checkpoint()))
-    pipeline.set_progress_bar_config(disable=True)
-    saved, labels = pipeline.scheduler, LabelSet.from_config(pipeline.unet.config)
+    checkpoint = find_checkpoint()
+    student = Path(STUDENT.format(checkpoint))
+    pipeline = load_model(str(checkpoint))
+    columns = []  # title, pipeline, scheduler, steps
+    if (student / "model_index.json").is_file():
+        quick = load_model(str(student))
+        steps = quick.resolve_sampling()[0]
+        columns.append((f"distilled, {steps} steps", quick, quick.scheduler, steps))
+    for title, (name, steps) in SAMPLERS.items():
+        scheduler = new_scheduler(name, pipeline.scheduler.config) if name else pipeline.scheduler
+        columns.append((title, pipeline, scheduler, steps))
+    labels = LabelSet.from_config(pipeline.unet.config)
     masks = make_masks(labels, pipeline.unet.config.sample_size)
     folder = output / "first"
     folder.mkdir(parents=True, exist_ok=True)
     rows = {title: [labels.decode(ids)] for title, ids in masks.items()}
-    for number, (scheduler, steps) in enumerate(SAMPLERS.values(), 1):
-        pipeline.scheduler = new_scheduler(scheduler, saved.config) if scheduler else saved
+    for number, (column, sampler, scheduler, steps) in enumerate(columns, 1):
+        sampler.set_progress_bar_config(disable=True)
+        sampler.scheduler = scheduler
+        since = time.perf_counter()
         for index, (title, ids) in enumerate(masks.items()):
-            image = pipeline(
+            image = sampler(
                 torch.from_numpy(ids),
                 num_inference_steps=num_inference_steps or steps,
-                guidance_scale=GUIDANCE_SCALE,
                 generator=torch.Generator().manual_seed(SEED),
             ).images[0]
             rows[title].append(image)
@@ -106,9 +116,10 @@ def generate_first_images(output: Path, start: float, num_inference_steps: int |
             if number == 1 and index == 0:
                 seconds = time.perf_counter() - start
                 print(f"   the first image, {seconds:.0f} s after all libraries were loaded", flush=True)
+        print(f"   {column}: {(time.perf_counter() - since) / len(masks):.1f} s an image", flush=True)
     sheet = output / "first.png"
-    save_png(sheet, image_grid([*rows.values()], ["mask", *SAMPLERS], [*rows], cell_size=192))
-    print(f"   {len(masks) * len(SAMPLERS)} images after {time.perf_counter() - start:.0f} s: {sheet}", flush=True)
+    save_png(sheet, image_grid([*rows.values()], ["mask", *(title for title, *_ in columns)], [*rows], cell_size=192))
+    print(f"   {len(masks) * len(columns)} images after {time.perf_counter() - start:.0f} s: {sheet}", flush=True)
     return sheet
 
 

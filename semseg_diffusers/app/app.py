@@ -10,22 +10,14 @@ import torch
 
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.sampler import Sampler
-from semseg_diffusers.app.settings import DEFAULT_MODELS, NO_OUTPUT, AppSettings
+from semseg_diffusers.app.settings import NO_OUTPUT, AppSettings
 from semseg_diffusers.app.shapes import cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
-from semseg_diffusers.generation.model import DTYPES, load_model
+from semseg_diffusers.generation.model import DTYPES, find_model, load_model
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.signals import exit_on_signals
 
 
 NEVER = str(2**31)  # requests until gradio summarises them all for a page that is not served: a cost at every stroke
-
-
-def find_model() -> str:
-    """Return the first of the default models that exists here."""
-    found = next((name for name in DEFAULT_MODELS if (Path(name) / "model_index.json").is_file()), None)
-    if found is None:
-        raise ValueError(f"there is none of {', '.join(DEFAULT_MODELS)} here. Name a model: --model runs/camvid128")
-    return found
 
 
 def run(settings: AppSettings) -> None:

@@ -2,12 +2,10 @@
 
 from dataclasses import dataclass
 
-from semseg_diffusers.generation.settings import DTYPE_NAMES
+from semseg_diffusers.generation.settings import DEFAULT_MODEL_HELP, DTYPE_NAMES
 from semseg_diffusers.utils.settings import Settings, option
 
 
-# The first that exists is used without --model: what comes with a checkout, quickest first, or what its demo trained.
-DEFAULT_MODELS = ("checkpoints/camvid128-turbo", "checkpoints/camvid128", "checkpoints/toy", "demo/run")
 NO_OUTPUT = "off"
 MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 20.0
@@ -37,9 +35,7 @@ class AppSettings(Limits):
     page is reachable from this machine only, unless --host says otherwise.
     """
 
-    model: str | None = option(
-        None, help=f"folder of a training run, or a Hub repo id (default: the first of {', '.join(DEFAULT_MODELS)})"
-    )
+    model: str | None = option(None, help=DEFAULT_MODEL_HELP)
     revision: str | None = option(None, help="branch, tag or commit of a Hub repo")
     variant: str | None = option(None, help="weights saved beside the model's own, as diffusers calls them")
     output: str = option(

@@ -8,6 +8,7 @@ samples by predicting, noising to the next timestep, and predicting again, as di
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator
@@ -15,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DDPMScheduler, LCMScheduler
 from PIL import Image
 
@@ -37,7 +40,7 @@ from semseg_diffusers.pipelines.guidance import Conditions
 from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.training import hardware
-from semseg_diffusers.training.dataset import TEACHER, WINDOW, TrainingDataset, make_generator
+from semseg_diffusers.training.dataset import PARTNER, TEACHER, WINDOW, TrainingDataset, make_generator
 from semseg_diffusers.training.inputs import (
     Data,
     Inputs,
@@ -54,6 +57,9 @@ from semseg_diffusers.training.run import Run
 
 
 TEACHER_NOISE = 0.05, 0.9  # shares of the schedule between which samples are noised for the teacher
+REFERENCE_MASKS = 16  # of which the teacher samples two images each, for their difference
+PARTS = 4  # of a side, whose means are compared for diversity
+NOISE_ALONE = 0.1  # share of the image in a sample below which the next image is as free as one from noise
 LEAST_SIGNAL = 0.05  # share of the image in the noisiest sample, of networks that predict the noise
 
 
@@ -62,6 +68,7 @@ class DistillationInputs(Inputs):
     """What a distillation reads before its first step; `unet` is the student."""
 
     teacher: Any = None
+    teacher_pipeline: Any = None
     guidance_scale: float = GUIDANCE_SCALE
     sampler: Any = None  # the student's scheduler
 
@@ -82,7 +89,8 @@ class DistillationDataset(TrainingDataset):
     """Samples whose timesteps are the student's, with all else that is random about them.
 
     Item: that of `TrainingDataset`; `teacher_noise` (3, H, W) and `teacher_timestep`, of what the teacher sees;
-    `window` (4,) in [0, 1): size, place and flip of the window that the discriminator sees.
+    `window` (4,) in [0, 1): size, place and flip of the window that the discriminator sees; with a
+    `--diversity_weight`, `partner_noise` (3, H, W), of another image of the mask.
     """
 
     def __init__(self, *args: Any, timesteps: list[int], num_train_timesteps: int):
@@ -103,6 +111,9 @@ class DistillationDataset(TrainingDataset):
         sample["teacher_timestep"] = torch.randint(self.first_noisy, self.last_noisy, (), generator=generator)
         sample["teacher_noise"] = torch.randn(sample["image"].shape, generator=generator)
         sample["window"] = torch.rand(4, generator=make_generator(self.settings.seed, WINDOW, position))
+        if self.settings.diversity_weight:
+            generator = make_generator(self.settings.seed, PARTNER, position)
+            sample["partner_noise"] = torch.randn(sample["image"].shape, generator=generator)
         return sample
 
 
@@ -158,6 +169,7 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
         pairs, validation, reason, read_record(settings.dataset).get("format"), attributes, counts,
         None if counts is None else class_balance(settings, counts), None, None, student, noise_scheduler,
         teacher=teacher,
+        teacher_pipeline=pipeline,
         guidance_scale=pipeline.resolve_sampling(guidance_scale=settings.guidance_scale)[1],
         sampler=sampler,
     )  # fmt: skip
@@ -230,6 +242,9 @@ class Objective:
         self.run, self.settings, self.inputs = run, run.settings, run.inputs
         self.noise_scheduler: DDPMScheduler = run.noise_scheduler
         self.teacher = self.inputs.teacher.to(run.accelerator.device)
+        self.features: Any = run.features
+        if self.settings.diversity_weight:
+            self.teachers_differences = self._teachers_differences()
 
     def generate(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the image (B, 3, H, W) that the student predicts: from noise, or from a noised photo."""
@@ -250,6 +265,46 @@ class Objective:
         weights = conditions.weights(self.inputs.guidance_scale, None)
         prediction = conditions.predict(noisy, timestep, weights)[:, : image.shape[1]]
         return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep).clamp(-1, 1)
+
+    def differences(self, fake: list[torch.Tensor], partner: list[torch.Tensor]) -> torch.Tensor:
+        """Return how far two images of a mask are apart at each scale of the features (S,): the mean of a batch.
+
+        Means of `PARTS` x `PARTS` parts of the image are compared: grain, which differs anyway, is no diversity.
+        """
+        pairs = [[F.adaptive_avg_pool2d(maps, PARTS) for maps in both] for both in zip(fake, partner, strict=True)]
+        return torch.stack([1 - F.cosine_similarity(a, b, dim=1).mean() for a, b in pairs])
+
+    def diversity_loss(self, fake: list[torch.Tensor], batch: dict[str, Any]) -> torch.Tensor:
+        """Return what images from noise lack of the teacher's difference between images, as a share of it."""
+        signal = self.noise_scheduler.alphas_cumprod.to(batch["image"])[batch["timestep"]].sqrt()
+        (rows,) = (signal < NOISE_ALONE).nonzero(as_tuple=True)
+        if not len(rows):
+            return fake[0].new_zeros(())
+        others = {name: values[rows] for name, values in batch.items() if isinstance(values, torch.Tensor)}
+        with torch.no_grad():
+            partner = self.generate(others | {"noise": others["partner_noise"]})
+            window = Window(partner.shape, others["window"], self.settings.discriminator_window)
+            features = self.features(partner, window)
+        found = self.differences([each[rows] for each in fake], features)
+        return (1 - found / self.teachers_differences).clamp(min=0).mean()
+
+    @torch.no_grad()
+    def _teachers_differences(self) -> torch.Tensor:
+        """Return the mean difference of two images of a mask that the teacher samples, at each scale (S,)."""
+        settings, inputs, device = self.settings, self.inputs, self.run.accelerator.device
+        settings = dataclasses.replace(settings, preview_masks=REFERENCE_MASKS)
+        pairs = preview_pairs(settings, inputs.pairs)
+        samples = sample_images(
+            inputs.teacher_pipeline.to(device), inputs.pairs, pairs, 2, settings.seed, None,
+            guidance_scale=inputs.guidance_scale,
+        )  # fmt: skip
+        windows = torch.rand(len(pairs), 4, generator=make_generator(settings.seed, WINDOW, 0)).to(device)
+        maps = []
+        for images in zip(*samples, strict=True):  # the first of each mask, then the second
+            pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images]).to(device)
+            tensor = pixels.permute(0, 3, 1, 2).contiguous() / 127.5 - 1  # (M, 3, H, W)
+            maps.append(self.features(tensor, Window(tensor.shape, windows, settings.discriminator_window)))
+        return self.differences(*maps)
 
     def conditions(self, batch: dict[str, Any], window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the shares of classes and unknown (B, N + 1, H, W), and these with the attributes (B, K, H, W)."""
@@ -277,15 +332,18 @@ class Objective:
                 errors = (generated - batch["image"]).square().mean((1, 2, 3))  # (B,)
                 values["reconstruction"] = (errors * (batch["timestep"] != self.inputs.timesteps[0])).mean()
                 loss = loss + settings.reconstruction_weight * values["reconstruction"]
-            if run.features is not None:
+            if self.features is not None:
                 window = Window(batch["image"].shape, batch["window"], settings.discriminator_window)
                 shares, conditions = self.conditions(batch, window)
-                fake = run.features(generated, window)
+                fake = self.features(generated, window)
                 with torch.no_grad():
-                    real = run.features(batch["image"], window)
+                    real = self.features(batch["image"], window)
                 with frozen(accelerator.unwrap_model(run.models[1])) as discriminator:
                     values["adversarial"] = generator_loss(discriminator(fake, conditions), shares)
                 loss = loss + settings.adversarial_weight * values["adversarial"]
+                if settings.diversity_weight:
+                    values["diversity"] = self.diversity_loss(fake, batch)
+                    loss = loss + settings.diversity_weight * values["diversity"]
                 both = [torch.cat([a, b.detach()]) for a, b in zip(real, fake, strict=True)]
                 found = run.models[1](both, conditions.repeat(2, 1, 1, 1))
                 values["discriminator"] = discriminator_loss(found, shares)

@@ -32,10 +32,15 @@ class ObjectiveOptions(Settings):
         1.0, at_least=0, help="weight of the distance to the photo, at the steps that start from a noised photo"
     )
     adversarial_weight: float = option(0.05, at_least=0, help="weight of the discriminator's verdict; 0 for none")
+    diversity_weight: float = option(
+        0.0, at_least=0,
+        help="weight of what two images of a mask lack of the difference that the teacher's have; 0 for none",
+    )  # fmt: skip
     mask_dropout: float = option(0.0, at_least=0, at_most=1, help="share of masks dropped")
     mask_ablation: float = option(
-        0.0, at_least=0, at_most=1, help="probability of each class of a mask to be unknown in it, for partial masks"
-    )
+        0.0, at_least=0, at_most=1,
+        help="share of masks of which only random classes or objects stay known, so that partial masks work",
+    )  # fmt: skip
     attribute_dropout: float = option(0.1, at_least=0, at_most=1, help="share of the values of each attribute dropped")
 
 
@@ -86,7 +91,7 @@ class DistillationSettings(LoopSettings, DiscriminatorOptions, ObjectiveOptions)
         super().__post_init__()
         if not self.adversarial_weight:
             options = ("discriminator", "discriminator_backbone", "discriminator_scale")
-            options += ("discriminator_learning_rate", "discriminator_window")
+            options += ("discriminator_learning_rate", "discriminator_window", "diversity_weight")
             if given := self.given(options):
                 raise ValueError(f"{given[0]} needs an --adversarial_weight of more than 0.")
         if self.steps == 1 and self.given(["first_step_share", "reconstruction_weight"]):

@@ -16,7 +16,7 @@ from semseg_diffusers.data.dataset_format import plain_load_note
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.inputs import InputReader, check_labels_near
-from semseg_diffusers.generation.model import DTYPES, known_attributes, load_guide, load_model, speed_up
+from semseg_diffusers.generation.model import DTYPES, find_model, known_attributes, load_guide, load_model, speed_up
 from semseg_diffusers.generation.near_copies import RECORD_TEXT, flag_near_copies
 from semseg_diffusers.generation.output_folder import (
     check_output,
@@ -249,8 +249,8 @@ def run(options: GenerateOptions) -> int:
 
 def _generate(options: GenerateOptions, processes: Processes, device: torch.device) -> None:
     def load() -> tuple[Any, Any, LabelSet | None]:
-        dtype = DTYPES[options.dtype]
-        pipeline: Any = load_model(options.model, options.revision, options.scheduler, dtype, device, options.variant)
+        dtype, model = DTYPES[options.dtype], options.model or find_model()
+        pipeline: Any = load_model(model, options.revision, options.scheduler, dtype, device, options.variant)
         guide = None
         if options.guide_model is not None:
             guide = load_guide(options.guide_model, options.guide_revision, pipeline, options.guide_variant)

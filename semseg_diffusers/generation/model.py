@@ -6,6 +6,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -14,7 +15,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from semseg_diffusers.data.label_mapping import some_names
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.settings import DTYPE_NAMES, GenerationSettings
+from semseg_diffusers.generation.settings import DEFAULT_MODELS, DTYPE_NAMES, GenerationSettings
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
@@ -95,6 +96,14 @@ def _is_compatible(scheduler_class: Any, config: dict[str, Any]) -> bool:
     required = {parameter.name for parameter in parameters if parameter.default is inspect.Parameter.empty}
     takes_levels = "beta_schedule" not in config or "beta_schedule" in _arguments(scheduler_class)
     return takes_levels and required <= {"self", "model_output", "timestep", "sample"}
+
+
+def find_model() -> str:
+    """Return the first of the default models that exists here."""
+    found = next((name for name in DEFAULT_MODELS if (Path(name) / "model_index.json").is_file()), None)
+    if found is None:
+        raise ValueError(f"there is none of {', '.join(DEFAULT_MODELS)} here. Name a model: --model runs/camvid128")
+    return found
 
 
 def load_model(

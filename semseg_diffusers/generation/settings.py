@@ -14,6 +14,9 @@ from semseg_diffusers.data.settings import LABEL_PRESETS
 from semseg_diffusers.utils.settings import Settings, option
 
 
+# The first that exists is used without --model: what comes with a checkout, quickest first, or what its demo trained.
+DEFAULT_MODELS = ("checkpoints/camvid128-turbo", "checkpoints/camvid128", "checkpoints/toy", "demo/run")
+DEFAULT_MODEL_HELP = f"folder of a training run, or a Hub repo id (default: the first of {', '.join(DEFAULT_MODELS)})"
 UNKNOWN_VALUE = "unknown"  # of an attribute: the model chooses, as for the class "unknown" in masks
 GUIDANCE = ("guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale")
 SWEEPABLE = (*GUIDANCE, "strength")  # what --variations may change; any other name in it is an attribute
@@ -203,6 +206,7 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
     mapped to the model's classes by name (--mask_labels). The same command continues an interrupted run; asking for
     more images per mask, or for more masks, adds to the same output.
 
+      semseg-diffusers generate --masks DIR --output NEW      # in a checkout: with a model that comes with it
       semseg-diffusers generate --model RUN --masks DIR --output NEW
       semseg-diffusers generate ... --variations guidance_scale=1.5,3 weather=clear,rainy    all combinations
       semseg-diffusers generate ... --edit --photos SPLIT --masks EDITED    real images, regenerated at the edits
@@ -213,7 +217,7 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
     Machines need one file system for masks and output.
     """
 
-    model: str = option(help="folder of a training run, or a Hub repo id")
+    model: str | None = option(None, help=DEFAULT_MODEL_HELP)
     revision: str | None = option(None, help="branch, tag or commit of a Hub repo")
     masks: str = option(help="folder of masks (with its sub-folders), or one mask file")
     mask_labels: str | None = option(
@@ -233,6 +237,7 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
     def __post_init__(self):
         super().__post_init__()
         for required, is_given, names in (
+            ("model", self.model is not None, ("revision",)),
             ("edit", self.edit, ("edit_margin", "padding_mask_crop", "feather", "jump_n_sample", "jump_length")),
             ("guide_model", self.guide_model is not None, ("guide_revision", "guide_variant")),
             ("jump_n_sample", self.jump_n_sample != 1, ("jump_length",)),

@@ -11,6 +11,7 @@ from semseg_diffusers.utils.settings import Settings, option
 # Stage -> the command that it runs, in their order.
 _SAME_NAME = ("train", "enrich", "generate", "segmenter", "filter", "study", "merge")
 STAGES = {"statistics": "stats", **{name: name for name in _SAME_NAME}}
+STUDENT_SUFFIX, NO_STUDENT = "-turbo", "off"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,11 @@ class GrowSettings(ColumnOptions, Settings):
     dataset: str = option(metavar="DIR|ID", help="prepared folder, or a dataset on the Hub")
     output: Path = option(metavar="DIR", help="folder to create, or to continue")
     model: str | None = option(None, metavar="DIR|ID", help="diffusion model (default: one is trained first)")
+    student: str | None = option(
+        None, metavar=f"DIR|ID|{NO_STUDENT}",
+        help="model of few steps that generates in place of --model (default: the folder beside it whose name has "
+        f"{STUDENT_SUFFIX} added, if there is one; {NO_STUDENT}: the model itself)",
+    )  # fmt: skip
     masks: str | None = option(None, metavar="DIR", help="masks to generate from (default: new ones are made)")
     filter_segmenter: str | None = option(
         None, metavar="DIR|ID", help="network that filters (default: one is trained first)"
@@ -60,6 +66,8 @@ class GrowSettings(ColumnOptions, Settings):
         super().__post_init__()
         if self.masks is not None and (self.target or self.num_masks is not None):
             raise ValueError("--target and --num_masks are for new masks; with --masks none are made. Omit them.")
+        if self.student is not None and self.model is None:
+            raise ValueError("--student is for a --model that exists; the network that `grow` trains has none.")
         for stage, changes in self.changes.items():
             if stage not in self.stages:
                 name = f"{stage}.{next(iter(changes))}"
@@ -80,6 +88,16 @@ class GrowSettings(ColumnOptions, Settings):
                 raise ValueError(f"--set '{text}': there is no stage '{stage}'; expected one of {', '.join(STAGES)}.")
             changes.setdefault(stage, {})[option_name] = value
         return changes
+
+    @property
+    def generator(self) -> str:
+        """The model that generates: a student of the given one, or that one itself, or the one that is trained."""
+        if self.model is None:
+            return str(self.output / "train")
+        beside = f"{self.model.rstrip('/')}{STUDENT_SUFFIX}"
+        if self.student is None:
+            return beside if (Path(beside) / "model_index.json").is_file() else self.model
+        return self.model if self.student == NO_STUDENT else self.student
 
     @property
     def stages(self) -> list[str]:

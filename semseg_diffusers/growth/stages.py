@@ -54,7 +54,6 @@ def comparable_words(settings: Settings) -> list[str]:
 def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -> list[Stage]:
     """Return the stages whose results are not given, with checked settings; `target` holds CLASS=FACTOR."""
     folders = {stage: str(settings.output / stage) for stage in STAGES}
-    model = settings.model or folders["train"]
     masks = settings.masks or str(settings.output / "enrich" / "masks")
     segmenter = settings.filter_segmenter or folders["segmenter"]
     generated, filtered = folders["generate"], folders["filter"]
@@ -67,7 +66,7 @@ def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -
         "statistics": data,
         "train": {**data, **pick("seed", "device"), "resume_from_checkpoint": "latest"},
         "enrich": {**pick("dataset", "seed"), "num_masks": num_masks, "target": target},
-        "generate": {"model": model, "masks": masks, **pick("num_images_per_mask", "seed", "device")},
+        "generate": {"model": settings.generator, "masks": masks, **pick("num_images_per_mask", "seed", "device")},
         # The network that selects images must not be selected on the images that the study evaluates on.
         "segmenter": {**data, **pick("device"), "seed": settings.seed + FILTER_SEED, "validation_split": NO_SPLIT},
         "filter": {**data, "generated": generated, "segmenter": segmenter, **pick("seed", "device")},

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch.utils.data import Dataset, Sampler
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
+from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.models.unet_mask_guided import diffuse_labels
 
 
@@ -82,7 +83,7 @@ def warp_mask(mask: torch.Tensor, warp: Warp, unknown: int) -> torch.Tensor:
 
 
 # kinds of random streams, which must not repeat each other
-ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW, TEACHER = range(12)
+ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW, TEACHER, PARTNER = range(13)
 
 
 def make_generator(seed: int, kind: int, index: int) -> torch.Generator:
@@ -133,6 +134,20 @@ def crop(pair: dict[str, Any], top: int, left: int, size: tuple[int, int]) -> di
     """Crop a pair, image and mask alike; `size` is (height, width)."""
     rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
     return {**pair, "image": pair["image"][:, rows, columns], "mask": pair["mask"][rows, columns]}
+
+
+# Mask-ablated training of Konz et al. 2024, which leaves out each class by itself. Here the number of classes or
+# objects that stay is log-uniform, since people paint one thing alone.
+def keep_a_part(mask: torch.Tensor, unknown: int, generator: torch.Generator) -> torch.Tensor:
+    """Keep random classes of a mask (H, W) of ids, or random connected objects, at least one; the rest is unknown."""
+    by_object, share = torch.rand(2, generator=generator, dtype=torch.float64).tolist()
+    numbers = mask
+    if by_object < 0.5:
+        numbers = torch.from_numpy(find_objects(mask.numpy(), unknown).numbers).long()
+    found = numbers[mask != unknown].unique()
+    order = torch.randperm(len(found), generator=generator)
+    kept = found[order[: int(len(found) ** share)]]
+    return mask.where(torch.isin(numbers, kept) & (mask != unknown), unknown)
 
 
 class TrainingDataset(Dataset):
@@ -192,10 +207,10 @@ class TrainingDataset(Dataset):
             image, mask = warp_image(image, warp), warp_mask(mask, warp, unknown)
             if self.warps.probability is not None:
                 conditions["augmentation"] = vector
-        if settings.mask_ablation:  # Konz et al. 2024
-            numbers = torch.rand(labels.num_classes, generator=make_generator(seed, ABLATION, position))
-            ablated = (numbers < settings.mask_ablation).nonzero().flatten()
-            mask = mask.masked_fill(torch.isin(mask, ablated), unknown)
+        if settings.mask_ablation:
+            generator = make_generator(seed, ABLATION, position)
+            if torch.rand((), generator=generator) < settings.mask_ablation:
+                mask = keep_a_part(mask, unknown, generator)
         if self.rarity is not None:
             fading = torch.rand(mask.shape, generator=make_generator(seed, LABELS, position))
             tau = timestep / settings.num_train_timesteps

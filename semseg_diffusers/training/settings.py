@@ -166,8 +166,9 @@ class DiffusionOptions(Settings):
     mask_dropout: float = option(0.1, at_least=0, at_most=1, help="share of masks dropped, for guidance")
     mask_dropout_unit: str = option("sample", choices=("sample", "batch"), help="what is dropped together")
     mask_ablation: float = option(
-        0.0, at_least=0, at_most=1, help="probability of each class of a mask to be unknown in it, for partial masks"
-    )
+        0.0, at_least=0, at_most=1,
+        help="share of masks of which only random classes or objects stay known, so that partial masks work",
+    )  # fmt: skip
     label_diffusion: bool = option(
         False, help="masks fade as the noise grows, frequent classes first: for labels with errors"
     )

@@ -27,7 +27,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from semseg_diffusers import cli
-from semseg_diffusers.app.app import find_model
 from semseg_diffusers.app.collection import Collection, zip_of
 from semseg_diffusers.app.handlers import Cancelled, Handlers
 from semseg_diffusers.app.inputs import (
@@ -49,6 +48,7 @@ from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering import output as filtering
 from semseg_diffusers.generation.batches import BatchGenerator
+from semseg_diffusers.generation.model import find_model
 from semseg_diffusers.generation.plan import image_seed
 from semseg_diffusers.growth.merge import read_generated
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline

@@ -46,6 +46,7 @@ from semseg_diffusers.utils.settings import SettingsParser
 pytestmark = pytest.mark.usefixtures("nothing_stays_running")
 SMALL = ("train_batch_size", "max_train_steps", "checkpointing_steps", "logging_steps", "preview_steps")
 SMALL += ("lr_warmup_steps", "dataloader_num_workers", "device")
+EVERYTHING = {"discriminator": "both", "diversity_weight": 0.5}
 ONE_STEP = {"max_train_steps": 1, "checkpointing_steps": 1}
 SDM = {"network": "sdm", "block_out_channels": (32, 32), "attention_levels": 1}
 SDM |= {"stem_channels": 16, "norm_num_groups": 16}  # as by default: not this network's
@@ -75,7 +76,7 @@ def teacher(toy, tmp_path_factory):
 @pytest.fixture(scope="module")
 def student(teacher, toy, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "student"
-    return distill_here(student_settings(teacher, toy, run, discriminator="both", preview_steps=4))
+    return distill_here(student_settings(teacher, toy, run, **EVERYTHING, preview_steps=4))
 
 
 # Runs
@@ -104,11 +105,11 @@ def test_a_student_is_an_ordinary_checkpoint_that_recommends_its_steps(student, 
 
 
 def test_a_resumed_distillation_equals_the_straight_one_bit_for_bit(student, teacher, toy, tmp_path):
-    settings = student_settings(teacher, toy, tmp_path / "run", discriminator="both", preview_steps=4)
+    settings = student_settings(teacher, toy, tmp_path / "run", **EVERYTHING, preview_steps=4)
     run = distill_here(settings)
     (run / "checkpoint-4").rename(run / "checkpoint-4.set-aside")
     resumed = distill_here(dataclasses.replace(settings, resume_from_checkpoint="latest"))
-    for name in ("loss", "distillation", "reconstruction", "adversarial", "discriminator"):
+    for name in ("loss", "distillation", "reconstruction", "adversarial", "diversity", "discriminator"):
         assert [line[name] for line in log_lines(resumed)] == [line[name] for line in log_lines(student)]
     for name in ("model.safetensors", "model_1.safetensors", "ema.safetensors"):
         one, other = (load_file(run / "checkpoint-4" / name) for run in (resumed, student))
@@ -120,7 +121,7 @@ def test_a_resumed_distillation_equals_the_straight_one_bit_for_bit(student, tea
 
 @pytest.mark.slow
 def test_two_processes_distill_as_one_with_the_same_batch(teacher, toy, tmp_path):
-    changes = {"discriminator": "both", "preview_steps": 0}
+    changes = {**EVERYTHING, "preview_steps": 0}
     one = distill_here(student_settings(teacher, toy, tmp_path / "one", train_batch_size=4, **changes))
     script = tmp_path / "distill.py"
     script.write_text(
@@ -213,6 +214,7 @@ def check_student(toy, tmp_path, settings):
     ("words", "message"),
     [
         (["--adversarial_weight", "0", "--discriminator", "both"], "--discriminator needs an --adversarial_weight"),
+        (["--adversarial_weight", "0", "--diversity_weight", "1"], "--diversity_weight needs an --adversarial_weight"),
         (["--steps", "1", "--first_step_share", "0.5"], "--first_step_share is for students of several steps"),
         (
             ["--distillation_weight", "0", "--adversarial_weight", "0"],
@@ -247,7 +249,7 @@ def test_a_teacher_that_does_not_suit_is_refused_in_words(student, teacher, toy,
 
 def test_a_distillation_is_resumed_with_its_teacher_only(student, toy, tmp_path):
     another = train_here(tiny_settings(toy, tmp_path / "another", max_train_steps=1, checkpointing_steps=1, seed=1))
-    settings = student_settings(another, toy, student, discriminator="both", preview_steps=4)
+    settings = student_settings(another, toy, student, **EVERYTHING, preview_steps=4)
     with pytest.raises(ValueError, match=r"belongs to a run on another model: the weights of --model differ"):
         distill_here(dataclasses.replace(settings, resume_from_checkpoint="latest"))
 
@@ -257,10 +259,12 @@ def test_a_distillation_is_resumed_with_its_teacher_only(student, toy, tmp_path)
 
 @pytest.fixture
 def objective(teacher, toy, tmp_path):
-    settings = student_settings(teacher, toy, tmp_path / "run", adversarial_weight=0.0, guidance_scale=1.0)
+    settings = student_settings(teacher, toy, tmp_path / "run", diversity_weight=1.0, guidance_scale=1.0)
     accelerator = Accelerator(cpu=True)
     inputs = load_inputs(settings, accelerator, build_inputs)
+    features = FrozenFeatures(ImageBackbone.from_name("efficientnet-lite0"), 1.0)
     run = SimpleNamespace(settings=settings, inputs=inputs, accelerator=accelerator, unet=inputs.unet)
+    run.features, run.network = features, inputs.unet
     run.noise_scheduler = inputs.noise_scheduler
     run.samples_per_step = 2
     dataset = DistillationRun.training_dataset(run)
@@ -286,6 +290,24 @@ def test_the_teachers_image_without_guidance_is_what_it_predicts(objective):
         velocity = objective.teacher(noisy, timestep, mask=batch["mask"]).sample
     alpha = scheduler.alphas_cumprod[timestep].view(-1, 1, 1, 1)
     assert torch.allclose(found, (alpha.sqrt() * noisy - (1 - alpha).sqrt() * velocity).clamp(-1, 1), atol=1e-5)
+
+
+def test_images_that_are_alike_lack_all_diversity_and_the_teachers_lack_none(objective):
+    objective, batch = objective
+    batch["timestep"] = torch.full_like(batch["timestep"], 999)
+    window = Window(batch["image"].shape, batch["window"], objective.settings.discriminator_window)
+    fake = objective.features(objective.generate(batch), window)
+    assert (objective.teachers_differences > 0).all()
+    alike = objective.diversity_loss(fake, {**batch, "partner_noise": batch["noise"]})
+    assert alike.item() == pytest.approx(1, abs=1e-3)
+    other = objective.diversity_loss(fake, batch)
+    assert 0 <= other.item() < 1
+    other.backward()
+    assert sum(weight.grad.abs().sum() for weight in objective.inputs.unet.parameters() if weight.grad is not None) > 0
+    objective.teachers_differences = objective.teachers_differences * 0 + 1e-6
+    assert objective.diversity_loss(fake, batch).item() == 0
+    batch["timestep"] = torch.full_like(batch["timestep"], 499)  # from a photo: its structure is given
+    assert objective.diversity_loss(fake, batch).item() == 0
 
 
 def test_a_new_student_predicts_from_noise_what_the_teacher_does(objective):

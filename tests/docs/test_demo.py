@@ -46,8 +46,8 @@ def test_the_demo_writes_images_and_scores_and_fails_below_its_margin(tmp_path):
     assert "do the images follow their masks?" in result.stdout
     assert re.search(r"the first image, \d+ s after all libraries were loaded", result.stdout)
     first = grid_cells(Image.open(output / "first.png"))
-    assert [len(row) for row in first] == [4] * 5  # mask and three samplers
-    assert len([*(output / "first").glob("*.png")]) == 20
+    assert [len(row) for row in first] == [5] * 5  # mask, student and three samplers
+    assert len([*(output / "first").glob("*.png")]) == 25
     scores = json.loads((output / "evaluation" / "results.json").read_text())["agreement"]
     assert scores["generated"]["num_images"] == scores["real"]["num_images"] == 6
     cells = grid_cells(Image.open(output / "demo.png"))  # mask, before and after training, original

@@ -84,6 +84,19 @@ def test_what_is_given_is_no_stage(toy, model, tmp_path, capsys):
     assert "--segmenter user/network" in lines[2]
 
 
+def test_a_student_beside_the_model_generates_unless_told_otherwise(toy, model, tmp_path, capsys):
+    base, student = (shutil.copytree(model, tmp_path / name) for name in ("base", "base-turbo"))
+    words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--dry_run", "--masks", "painted")
+    found = []
+    for options in (["--model", f"{base}/"], ["--model", base, "--student", "off"], ["--model", model]):
+        assert command(*words, *options) == 0
+        (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "generate")
+        found.append(line.split()[3])
+    assert found == [str(student), str(base), str(model)]
+    assert command(*words, "--student", student) == 2
+    assert "--student is for a --model that exists" in capsys.readouterr().err
+
+
 def test_masks_in_which_nothing_can_be_placed_are_asked_for(model, tmp_path, capfd):
     small_dataset(tmp_path / "data")
     words = ("grow", "--dataset", tmp_path / "data", "--output", tmp_path / "grown", "--model", model)

@@ -12,6 +12,7 @@ from helpers.training_runs import losses, parse_training, tiny_settings, train_h
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, PaperUNet2DModel
 from semseg_diffusers.data.dataset import attribute_numbers, attribute_values, load_pairs
+from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.models.unet_mask_guided import label_keep_probability
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.base_model import load_first_weights
@@ -209,18 +210,31 @@ def test_each_option_is_a_function_of_seed_and_position_and_moves_no_other_numbe
     assert len({tuple(one[key].flatten().tolist()) for one in varied}) > 1
 
 
-def test_ablation_takes_whole_classes_each_by_its_own_draw(pairs):
+def test_ablation_keeps_whole_classes_or_whole_objects_of_its_share_of_the_masks(pairs):
     whole = samples(pairs, horizontal_flip=False)
-    ablated = samples(pairs, horizontal_flip=False, mask_ablation=0.3)
-    gone = total = 0
-    for position in range(60):
+    ablated = samples(pairs, horizontal_flip=False, mask_ablation=0.6)
+    kinds = {"whole": 0, "classes": 0, "objects": 0}
+    kept_alone = 0
+    for position in range(120):
         before, after = whole[position, 0]["mask"], ablated[position, 0]["mask"]
-        for class_id in before.unique().tolist():
-            left = (after[before == class_id] == class_id).float().mean().item()
-            assert left in (0.0, 1.0)
-            gone, total = gone + (left == 0), total + 1
-        assert set(after.unique().tolist()) <= {*before.unique().tolist(), 255}
-    assert 0.2 < gone / total < 0.4
+        known = after != 255
+        assert torch.equal(after[known], before[known])
+        assert known.any()
+        if torch.equal(after, before):
+            kinds["whole"] += 1
+            continue
+        objects = torch.from_numpy(find_objects(before.numpy()).numbers)
+        for numbers in (before, objects):
+            kept, gone = (set(numbers[where].unique().tolist()) for where in (known, ~known & (before != 255)))
+            if not kept & gone:
+                kinds["classes" if numbers is before else "objects"] += 1
+                kept_alone += len(kept) == 1
+                break
+        else:
+            raise AssertionError("a part of an object is unknown")
+    assert 0.3 < kinds["whole"] / 120 < 0.5
+    assert min(kinds["classes"], kinds["objects"]) > 20
+    assert kept_alone > 10
 
 
 def test_label_diffusion_keeps_by_the_timestep_of_the_sample_as_sampling_does(pairs):
