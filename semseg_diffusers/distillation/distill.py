@@ -258,10 +258,11 @@ class Objective:
 
     @torch.no_grad()
     def teachers_image(self, image: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
-        """Noise an image (B, 3, H, W) and return the guided teacher's prediction of it."""
+        """Noise an image (B, 3, H, W) and return the guided teacher's prediction of it, which sees whole masks."""
         timestep = batch["teacher_timestep"]
         noisy = self.noise_scheduler.add_noise(image, batch["teacher_noise"], timestep)
-        conditions = Conditions(self.teacher, batch["mask"], 1, attributes=batch.get("attributes"))
+        mask = batch.get("whole_mask", batch["mask"])
+        conditions = Conditions(self.teacher, mask, 1, attributes=batch.get("attributes"))
         weights = conditions.weights(self.inputs.guidance_scale, None)
         prediction = conditions.predict(noisy, timestep, weights)[:, : image.shape[1]]
         return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep).clamp(-1, 1)

@@ -14,6 +14,9 @@ class ObjectiveOptions(Settings):
     _group = "distillation"
     model: str = option(metavar="DIR|ID", help="the teacher: folder of a training run, or an id on the Hub")
     revision: str | None = option(None, help="its branch, tag or commit on the Hub")
+    init_from: str | None = option(
+        None, metavar="MODEL", help="a student to start from: folder or Hub id (default: a copy of the teacher)"
+    )
     steps: int = option(4, above=0, at_most=16, help="sampling steps of the student, which can take fewer too")
     first_step_share: float = option(
         0.4,

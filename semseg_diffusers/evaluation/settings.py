@@ -359,6 +359,7 @@ class SegmenterSettings(ColumnOptions, SegmenterTrainingOptions):
     dataset: str = option(help="prepared folder or Hub dataset id")
     output: str = option(help="folder to create")
     overwrite: bool = option(False, help="replace a segmenter in the output folder")
+    save_dtype: str = option("float32", choices=("float32", "float16"), help="of the weights that are written")
     train_split: str = option("train", help="split to train on")
     validation_split: str = option(
         "", help=f"split that selects the best weights (default: {VALIDATION_SPLIT}, if any); {NO_SPLIT}: the last"

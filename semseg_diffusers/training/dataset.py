@@ -158,7 +158,8 @@ class TrainingDataset(Dataset):
 
     Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`,
     `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps,
-    `window` (3,) in [0, 1) if there is a perceptual loss: size and place of the crop that it sees.
+    `whole_mask` (H, W) where `mask` may be partial, `window` (3,) in [0, 1) if there is a perceptual loss: size and
+    place of the crop that it sees.
     """
 
     def __init__(
@@ -208,6 +209,7 @@ class TrainingDataset(Dataset):
             if self.warps.probability is not None:
                 conditions["augmentation"] = vector
         if settings.mask_ablation:
+            conditions["whole_mask"] = mask
             generator = make_generator(seed, ABLATION, position)
             if torch.rand((), generator=generator) < settings.mask_ablation:
                 mask = keep_a_part(mask, unknown, generator)

@@ -21,7 +21,6 @@ from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, NUM_INF
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.training import hardware
-from semseg_diffusers.training.base_model import load_first_weights
 from semseg_diffusers.training.class_balance import ClassCounts
 from semseg_diffusers.training.inputs import load_inputs
 from semseg_diffusers.training.monitor import TrainingDivergedError, TrainingStoppedError
@@ -36,7 +35,7 @@ from semseg_diffusers.training.preflight import collect_warnings
 from semseg_diffusers.training.previews import parse_trackers, preview_pairs, preview_sheet, sample_images
 from semseg_diffusers.training.run import Run
 from semseg_diffusers.training.settings import LoopSettings, ReportSettings, TrainingSettings
-from semseg_diffusers.utils.distributed import PeerError, process_main, run_on_all_ranks
+from semseg_diffusers.utils.distributed import PeerError, process_main
 
 
 logger = get_logger(__name__)
@@ -46,18 +45,6 @@ class TrainingRun(Run):
     """A run that trains a mask-guided diffusion network."""
 
     command = "train"
-
-    def load_first_weights(self) -> None:
-        """Load the weights of `init_from`."""
-        source = self.settings.init_from
-        if source is None:
-            return
-        kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, str(source)))
-        logger.info(f"initial weights are those of {source}")
-        if kept:
-            logger.info(f"weights initialised randomly: {', '.join(kept)}")
-        if unused:
-            logger.info(f"weights of {source} without a counterpart here: {', '.join(unused)}")
 
     @property
     def largest_loss_weight(self) -> float:

@@ -29,6 +29,7 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMP
 from semseg_diffusers.reports.run_folder import RECORD_FILE, STATUS_FILE, list_previews, preview_path, read_log
 from semseg_diffusers.reports.run_page import page_at_end, update_run_page
 from semseg_diffusers.training import checkpoints, hardware
+from semseg_diffusers.training.base_model import load_first_weights
 from semseg_diffusers.training.class_balance import ClassCounts, count_classes
 from semseg_diffusers.training.dataset import FORWARD, ResumableBatchSampler, TrainingDataset, make_generator
 from semseg_diffusers.training.inputs import Inputs
@@ -41,7 +42,7 @@ from semseg_diffusers.training.monitor import (
 )
 from semseg_diffusers.training.networks import EMA, variant_name
 from semseg_diffusers.training.previews import log_preview, start_tracking
-from semseg_diffusers.utils.distributed import run_on_main_rank
+from semseg_diffusers.utils.distributed import run_on_all_ranks, run_on_main_rank
 from semseg_diffusers.utils.files import exclusive_folder, read_json, versions, write_json, write_text
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
@@ -178,7 +179,16 @@ class Run:
     # what is trained
 
     def load_first_weights(self) -> None:
-        """Give the networks of a new run their first weights, where they do not have them."""
+        """Load the weights of `init_from` into the network of a new run."""
+        source = self.settings.init_from
+        if source is None:
+            return
+        kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, str(source)))
+        logger.info(f"initial weights are those of {source}")
+        if kept:
+            logger.info(f"weights initialised randomly: {', '.join(kept)}")
+        if unused:
+            logger.info(f"weights of {source} without a counterpart here: {', '.join(unused)}")
 
     def networks(self) -> Sequence[tuple[torch.nn.Module, float]]:
         """Return the networks with their learning rates; the first one is sampled and saved."""

@@ -119,6 +119,13 @@ def test_a_resumed_distillation_equals_the_straight_one_bit_for_bit(student, tea
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_student_may_start_from_another(student, teacher, toy, tmp_path):
+    changes = {**ONE_STEP, "learning_rate": 1e-12, "lr_warmup_steps": 0}
+    settings = student_settings(teacher, toy, tmp_path / "run", init_from=str(student), **changes)
+    one, other = weights(distill_here(settings)), weights(student)
+    assert all(torch.allclose(one[name], other[name], atol=1e-6) for name in other)
+
+
 @pytest.mark.slow
 def test_two_processes_distill_as_one_with_the_same_batch(teacher, toy, tmp_path):
     changes = {**EVERYTHING, "preview_steps": 0}
@@ -281,9 +288,11 @@ def test_samples_have_the_students_timesteps_and_are_functions_of_seed_and_posit
     assert batch["window"].shape == (4, 4)
 
 
-def test_the_teachers_image_without_guidance_is_what_it_predicts(objective):
+def test_the_teachers_image_without_guidance_is_what_it_predicts_of_the_whole_mask(objective):
     objective, batch = objective
-    found = objective.teachers_image(batch["image"], batch)
+    partial = {**batch, "mask": torch.full_like(batch["mask"], 255), "whole_mask": batch["mask"]}
+    found = objective.teachers_image(batch["image"], partial)
+    assert torch.equal(found, objective.teachers_image(batch["image"], batch))
     scheduler, timestep = objective.noise_scheduler, batch["teacher_timestep"]
     noisy = scheduler.add_noise(batch["image"], batch["teacher_noise"], timestep)
     with torch.no_grad():

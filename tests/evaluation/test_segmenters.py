@@ -425,6 +425,16 @@ def test_the_command_writes_a_folder_that_transformers_loads(toy, segmenter):
     assert torch.equal(load_judge(segmenter, labels).read(photos).long(), torch.stack(maps))
 
 
+def test_half_precision_halves_the_file_and_predicts_nearly_the_same(toy, segmenter, tmp_path):
+    assert cli.main(options(toy, tmp_path / "half", *MINI_OPTIONS, "--save_dtype", "float16")) == 0
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "half", segmenter)]
+    assert sizes[0] < 0.6 * sizes[1]
+    pairs = load_pairs(toy, "val")
+    photos = torch.stack([pairs[index]["image"] for index in range(3)])
+    half, whole = (load_judge(folder, pairs.labels).read(photos) for folder in (tmp_path / "half", segmenter))
+    assert (half == whole).float().mean() > 0.99
+
+
 def test_the_record_holds_what_the_network_depends_on(toy, segmenter):
     record = json.loads((segmenter / "segmenter.json").read_text())
     assert record["architecture"] == "segformer-mini"

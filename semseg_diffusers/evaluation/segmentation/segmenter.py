@@ -44,7 +44,7 @@ LOG_FILE = "log.jsonl"
 CURVE_FILE = "curve.png"
 MEMORY_LIMIT = 4 * 2**30  # bytes of decoded pairs kept in memory, per split
 # Settings that change no weights, or that classes and pairs stand for.
-NOT_COMPARED = ("output", "overwrite", "device", "dataset", "labels")
+NOT_COMPARED = ("output", "overwrite", "save_dtype", "device", "dataset", "labels")
 
 
 def run(settings: SegmenterSettings) -> int:
@@ -201,7 +201,7 @@ def train(settings: SegmenterSettings, *, save_when_stopped: bool) -> tuple[Hist
                 "started": started,
                 "seconds": round(time.monotonic() - clock, 1),
             }
-            network.save_pretrained(folder)
+            network.to(getattr(torch, settings.save_dtype)).save_pretrained(folder)
             write_json(folder / PROCESSOR_FILE, dict(sorted(initial.processor.items())))
             write_json(folder / RECORD_FILE, record)
             title = f"{settings.architecture_name or settings.base_model}, {len(pairs)} pairs"
