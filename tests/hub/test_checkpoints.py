@@ -11,7 +11,7 @@ from helpers.loading import REMOTE_CODE
 from PIL import Image
 from safetensors import safe_open
 
-from semseg_diffusers import DistillationSettings, LabelSet, MaskGuidedDDPMPipeline, TrainingSettings
+from semseg_diffusers import DistillationSettings, LabelSet, MaskGuidedDDPMPipeline, TrainingSettings, load_judge
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.export import MAX_SHEET_BYTES
 from semseg_diffusers.hub.folders import check_model_folder, stored_hash
@@ -138,3 +138,23 @@ def test_the_page_lists_each_folder_with_its_licence():
     for folder in FOLDERS:
         (row,) = [line for line in page.splitlines() if line.startswith(f"| [{folder.name}]")]
         assert LICENSES[folder.name].replace("-", " ").split(" 4")[0].lower() in row.replace("-", " ").lower()
+
+
+def test_the_segmentation_network_is_small_and_its_card_says_its_scores():
+    folder = ROOT / "checkpoints" / "camvid128-segmenter"
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        kinds = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert kinds == {"F16", "I64"}  # counts of batch norms beside weights
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= LARGEST
+    card, record = (folder / "README.md").read_text(), json.loads((folder / "segmenter.json").read_text())
+    assert cards.metadata(card)["license"] == "cc-by-nc-4.0"
+    scores = dict(re.findall(r"^\| (?:\*\*)?([a-z ]+?)(?:\*\*)? \| (?:\*\*)?(0\.\d+)(?:\*\*)? \|$", card, flags=re.M))
+    mean = scores.pop("mean")
+    assert {name: f"{value:.3f}" for name, value in record["validation"]["iou"].items()} == scores
+    assert f"{record['validation']['mean_iou']:.3f}" == mean
+    judge = load_judge(folder, LabelSet.from_json(folder / "labels.json"))
+    assert judge.network.dtype == torch.float32
+    (code,) = re.findall(r"^```python\n(.*?)^```", card, flags=re.M | re.S)
+    found: dict = {}
+    exec(code.replace('"checkpoints/', f'"{ROOT}/checkpoints/'), found)  # noqa: S102
+    assert found["ids"].shape == (1, 128, 128)
