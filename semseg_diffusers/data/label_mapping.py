@@ -16,6 +16,8 @@ from semseg_diffusers.data.labels import CLASSES, LabelSet
 SYNONYMS = tuple(map(tuple, CLASSES["synonyms"]))
 SUPERCLASSES = {name: tuple(entry["superclasses"]) for entry in CLASSES["superclasses"] for name in entry["classes"]}
 
+KIND_OF_NAME = {name.replace(" ", ""): kind for kind, entry in CLASSES["kinds"].items() for name in entry["names"]}
+
 
 def normalize(name: str) -> str:
     """Return a class name in one spelling: lower case, single spaces, no punctuation."""
@@ -50,15 +52,33 @@ def match_classes(names: Sequence[str], target: LabelSet) -> tuple[int | None, .
 
 def _find(names: list[str], ids: dict[str, int]) -> int | None:
     """Return the id of the first known name: as given, then other names of the same classes, then superclasses."""
-    candidates = [*names, *(other for name in names for other in _synonyms(name))]
+    candidates = [*names, *(other for name in names for other in synonyms(name))]
     for name in candidates:  # grows while it is read
         for superclass in SUPERCLASSES.get(name, ()):
-            candidates += [other for other in _synonyms(superclass) if other not in candidates]
+            candidates += [other for other in synonyms(superclass) if other not in candidates]
     return next((ids[name] for name in candidates if name in ids), None)
 
 
-def _synonyms(name: str) -> tuple[str, ...]:
+def synonyms(name: str) -> tuple[str, ...]:
+    """Return all names of a class, normalized, with this one among them."""
     return next((group for group in SYNONYMS if name in group), (name,))
+
+
+def kind_of(name: str) -> str | None:
+    """Return what a class of this name is in a street, if the name or a synonym says so.
+
+    Example:
+        >>> kind_of("Pedestrian"), kind_of("SUVPickupTruck"), kind_of("sky")
+        ('person', 'car', None)
+    """
+    names = (normalize(name), *synonyms(normalize(name)))
+    return next((KIND_OF_NAME[each] for each in (n.replace(" ", "") for n in names) if each in KIND_OF_NAME), None)
+
+
+def all_kinds(labels: LabelSet) -> list[str | None]:
+    """Return what each class is in a street: the kind in the label set, otherwise that of its name."""
+    given = labels.kinds or (None,) * labels.num_classes
+    return [kind or kind_of(name) for kind, name in zip(given, labels.names, strict=True)]
 
 
 def map_ids(ids: np.ndarray, mapping: Sequence[int | None], ignore_index: int = 255) -> np.ndarray:

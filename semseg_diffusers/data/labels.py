@@ -34,6 +34,7 @@ PAPER_NAMES = ("background", *list(CITYSCAPES)[1:])
 PAPER = {name: ((123 * i + 7) % 256, (456 * i + 8) % 256, (789 * i + 9) % 256) for i, name in enumerate(PAPER_NAMES)}
 PRESETS = {"bdd100k": CITYSCAPES, "cityscapes": CITYSCAPES, "camvid": CAMVID, "paper": PAPER}
 PRESET_NAMES = tuple(PRESETS)
+KINDS = tuple(CLASSES["kinds"])  # what a class is in a street
 
 
 # Names of ids that are no class, lower case, words only.
@@ -82,6 +83,14 @@ def _in_order(entries: Mapping[Any, Any], key: str, count: int | None = None) ->
     return [by_id[i] for i in range(count)]
 
 
+def _kinds_by_id(content: Mapping[str, Any], ids: Collection[int]) -> dict[int, Any]:
+    """Return the kinds of classes in a label file or config, which may name some of the classes only."""
+    kinds = {int(i): kind for i, kind in (content.get("id2kind") or {}).items()}
+    if unknown := sorted(kinds.keys() - set(ids)):
+        raise ValueError(f"id2kind has the ids {unknown}, and there is no such class.")
+    return kinds
+
+
 @dataclass(frozen=True)
 class LabelSet:
     """The classes of a mask: names and colours in the order of their ids, and the id and colour of "unknown".
@@ -95,9 +104,11 @@ class LabelSet:
             of ids can be read.
         changed_ids (`tuple[tuple[int, int], ...]`, defaults to none): (id in mask files, class id) where these differ;
             -1 is no class. `encode` applies it.
+        kinds (`tuple[str | None, ...]`, defaults to none): what each class is in a street, such as "car" or "road"
+            (`KINDS`), for `edit`, `enrich` and `grow`; where it is None, the name of the class decides.
 
     Raises:
-        ValueError: names or colours repeat, or do not fit together.
+        ValueError: names or colours repeat, or do not fit together; there is no such kind.
 
     Example:
         >>> labels = LabelSet.from_preset("bdd100k")
@@ -111,6 +122,7 @@ class LabelSet:
     ignore_color: Color = (0, 0, 0)
     reads_colors: bool = field(default=True, compare=False, repr=False)
     changed_ids: tuple[tuple[int, int], ...] = ()
+    kinds: tuple[str | None, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(self.names))
@@ -140,6 +152,17 @@ class LabelSet:
                 f"ignore_color {self.ignore_color} is the colour of '{owner}'; take one that no class has, such as "
                 f"{free_color(self.colors)}."
             )
+        self._check_kinds()
+
+    def _check_kinds(self) -> None:
+        object.__setattr__(self, "kinds", tuple(self.kinds) if any(self.kinds) else ())
+        if self.kinds and len(self.kinds) != len(self.names):
+            raise ValueError(
+                f"expected a kind, or None, for each of {len(self.names)} classes; got {len(self.kinds)}."
+            )
+        for name, kind in zip(self.names, self.kinds, strict=False):
+            if kind is not None and kind not in KINDS:
+                raise ValueError(f"the kind of '{name}' is {kind!r}; expected one of {', '.join(KINDS)}.")
 
     @property
     def num_classes(self) -> int:
@@ -173,10 +196,18 @@ class LabelSet:
         return cls.from_colormap(PRESETS[name])
 
     @classmethod
-    def from_colormap(cls, colormap: Mapping[str, Sequence[int]]) -> "LabelSet":
-        """Return a label set from {name: (r, g, b)} in class order; unknown takes a free colour."""
-        colors = tuple(_as_color(color, f"'{name}'") for name, color in colormap.items())
-        return cls(tuple(colormap), colors, ignore_color=free_color(colors))
+    def from_colormap(cls, colormap: Mapping[str, Any]) -> "LabelSet":
+        """Return a label set from {name: (r, g, b)} in class order; unknown takes a free colour.
+
+        In place of a colour may stand {"color": (r, g, b), "kind": "car"}.
+        """
+        entries = {name: entry if isinstance(entry, Mapping) else {"color": entry} for name, entry in colormap.items()}
+        for name, entry in entries.items():
+            if "color" not in entry or entry.keys() - {"color", "kind"}:
+                raise ValueError(f"'{name}' has {dict(entry)}; expected a color, and a kind where its name says none.")
+        colors = tuple(_as_color(entry["color"], f"'{name}'") for name, entry in entries.items())
+        kinds = tuple(entry.get("kind") for entry in entries.values())
+        return cls(tuple(entries), colors, ignore_color=free_color(colors), kinds=kinds)
 
     @classmethod
     def from_names(cls, names: Sequence[str]) -> "LabelSet":
@@ -226,7 +257,8 @@ class LabelSet:
         if ids == list(range(len(ids))) and not (isinstance(ignored, int) and 0 <= ignored < len(ids)):
             return cls.from_config(content)
         colors = {int(i): color for i, color in (content.get("id2color") or {}).items()}
-        tables = {"id2label": names, "id2color": {i: colors[i] for i in ids if i in colors}}
+        kinds = _kinds_by_id(content, names)
+        tables = {"id2label": names, "id2color": {i: colors[i] for i in ids if i in colors}, "id2kind": kinds}
         contiguous = {key: {k: table[i] for k, i in enumerate(ids) if i in table} for key, table in tables.items()}
         labels = cls.from_config({**content, **contiguous, "ignore_index": None})
         labels = replace(labels, changed_ids=ids_in_files(ids))
@@ -245,14 +277,15 @@ class LabelSet:
         if ignored not in ids:
             return replace(self, changed_ids=ids_in_files(ids, {ignored: self.ignore_index}))
         place = ids.index(ignored)
-        names, colors = self.names, self.colors
+        names, colors, kinds = self.names, self.colors, self.kinds
         if " ".join(re.findall("[a-z]+", names[place].lower())) in NO_CLASS:
             names, colors = names[:place] + names[place + 1 :], colors[:place] + colors[place + 1 :]
+            kinds = kinds[:place] + kinds[place + 1 :]
             ids = ids[:place] + ids[place + 1 :]
         else:
             ids = ids[:place] + [i + 1 for i in ids[place:]]
         changed = ids_in_files(ids, {ignored: self.ignore_index})
-        return replace(self, names=names, colors=colors, changed_ids=changed)
+        return replace(self, names=names, colors=colors, kinds=kinds, changed_ids=changed)
 
     def save_json(self, path: str | os.PathLike) -> None:
         """Write `labels.json`, which `from_json` reads."""
@@ -278,15 +311,18 @@ class LabelSet:
             colors,
             ignore_index=255 if ignore_index is None else ignore_index,
             ignore_color=free_color(colors) if ignore_color is None else tuple(ignore_color),
+            kinds=tuple(map(_kinds_by_id(values, range(len(names))).get, range(len(names)))),
         )
 
     def to_config(self) -> dict[str, Any]:
         """Return the label set as in a network's config: JSON types, string keys as transformers writes them."""
+        kinds = {str(i): kind for i, kind in enumerate(self.kinds) if kind is not None}
         return {
             "id2label": {str(i): name for i, name in enumerate(self.names)},
             "id2color": {str(i): list(color) for i, color in enumerate(self.colors)},
             "ignore_index": self.ignore_index,
             "ignore_color": list(self.ignore_color),
+            **({"id2kind": kinds} if kinds else {}),
         }
 
     def encode(

@@ -57,7 +57,7 @@ class EditSettings(Settings):
     Points are x,y in pixels. An object is selected by a pixel (at=x,y), or by its class and its rank by size:
 
       paste      from=FILE, at= or class= [number=]; to=x,y of the middle of its feet, scale=, flip
-      place      class= [count=]: objects of --dataset, at sensible positions and sizes
+      place      class= [count=]: objects of --dataset, at sensible positions and sizes (see `enrich` for kinds)
       move       at= or class= [number=]; to=x,y or by=x,y
       scale      at= or class= [number=]; factor=
       flip       at= or class= [number=]
@@ -99,9 +99,12 @@ class EnrichSettings(Settings):
 
     A target is a class and a factor: its share of the pixels in the new masks against its share in the dataset.
     Complete objects are copied onto their kind of ground, as large as their row of the frame asks, with occlusion by
-    depth; see docs/how_to/painting.md. The same seed gives the same masks. The folder contains `masks/`,
-    `labels.json`, `manifest.jsonl` (what was placed where, from which mask, what was refused and why), `enrich.json`,
-    `statistics.html`, `statistics.png` and `contact_sheet.png`. Next: semseg-diffusers generate --masks enriched/masks
+    depth; see docs/how_to/painting.md. What a class is follows from its name, such as pedestrian, car or road, or from
+    the kind that labels.json gives it, "id2kind": {"2": "vehicle"}; the kinds are person, rider, car, truck, bus,
+    motorcycle, bicycle, vehicle, object; road, sidewalk; pole, upright; none. The same seed gives the same masks. The
+    folder contains `masks/`, `labels.json`, `manifest.jsonl` (what was placed where, from which mask, what was refused
+    and why), `enrich.json`, `statistics.html`, `statistics.png` and `contact_sheet.png`. Next:
+    semseg-diffusers generate --masks enriched/masks
     """
 
     dataset: str = option(metavar="DIR|ID", help="prepared folder, or a dataset id on the Hub")

@@ -161,6 +161,7 @@ class MaskControlNetModel(UNet2DModel):
         ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
         base_class_label (`int`, *optional*): Where the base is class-conditional, the label that it gets when
             `forward` gets none.
+        id2kind (`dict`, *optional*): Class id -> what it is in a street, e.g. `"car"`, where its name does not say.
 
     Raises:
         ValueError: For settings that do not fit each other.
@@ -220,6 +221,7 @@ class MaskControlNetModel(UNet2DModel):
         ignore_index: int = 255,
         ignore_color: tuple[int, int, int] = (0, 0, 0),
         base_class_label: int | None = None,
+        id2kind: dict | None = None,
     ):
         check_label_set(num_classes, id2label, id2color)
         if base_class_label is not None:
@@ -249,6 +251,7 @@ class MaskControlNetModel(UNet2DModel):
         ignore_color: tuple[int, int, int] = (0, 0, 0),
         base_class_label: int | None = None,
         sample_size: int | tuple[int, int] | None = None,
+        id2kind: dict | None = None,
     ) -> "MaskControlNetModel":
         """Make a network from a pretrained one; until it is trained, its output is that one's, whatever the mask.
 
@@ -262,6 +265,7 @@ class MaskControlNetModel(UNet2DModel):
             base_class_label (`int`, *optional*): Label of a class-conditional base.
             sample_size (`int` or `tuple[int, int]`, *optional*): Height and width of the images in pixels; the base's
                 own if None.
+            id2kind (`dict`, *optional*): See the class.
 
         Returns:
             `MaskControlNetModel`: In training mode, with the base's dtype and device.
@@ -282,6 +286,7 @@ class MaskControlNetModel(UNet2DModel):
             ignore_index=ignore_index,
             ignore_color=ignore_color,
             base_class_label=base_class_label,
+            id2kind=id2kind,
             sample_size=unet.config.sample_size if sample_size is None else sample_size,
         )
         weights = unet.state_dict()

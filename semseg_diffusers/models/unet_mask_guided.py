@@ -279,6 +279,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             noise grows, in training and in sampling (`diffuse_mask`). Needs `num_train_timesteps`.
         spade_channels (`int`, defaults to 32): Width of the hidden maps of the modulation; used where
             mask_conditioning is `"spade"`.
+        id2kind (`dict`, *optional*): Class id -> what it is in a street, e.g. `"car"`, where its name does not say.
 
     What attributes, pyramid, coordinates, augmentation and modulation add starts from zero weights: an untrained
     network predicts the same with and without them, and weights of a network without them load into one with them.
@@ -345,6 +346,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         augment_dim: int = 0,
         label_diffusion: list[float] | None = None,
         spade_channels: int = 32,
+        id2kind: dict | None = None,
     ):
         if mask_conditioning not in MASK_CONDITIONINGS:
             raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")

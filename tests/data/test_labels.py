@@ -2,11 +2,13 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.tiny_pipelines import tiny_unet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -153,6 +155,8 @@ def test_a_label_set_is_named_by_its_preset_or_its_file(tmp_path):
         ({"ignore_index": 1}, "ignore_index is 1; it must be no class"),
         ({"ignore_index": 256}, "fit 8 bits"),
         ({"ignore_color": (1, 2, 3)}, "is the colour of 'a'; take one that no class has"),
+        ({"kinds": ("lorry", None)}, "the kind of 'a' is 'lorry'; expected one of person, rider, car"),
+        ({"kinds": ("car",)}, "expected a kind, or None, for each of 2 classes; got 1"),
     ],
 )
 def test_label_set_refuses_what_does_not_fit(settings, message):
@@ -165,6 +169,8 @@ def test_label_set_refuses_what_does_not_fit(settings, message):
     [
         ("{", "label file '.*labels.json' is not valid JSON"),
         ("[]", "label file '.*labels.json' holds no classes"),
+        ('{"road": {"colour": [1, 2, 3]}}', "'road' has .*; expected a color, and a kind"),
+        ('{"id2label": {"0": "a"}, "id2color": {"0": [1, 2, 3]}, "id2kind": {"1": "car"}}', "id2kind has the ids"),
         ('{"road": "red"}', "label file '.*labels.json': the colour of 'road' is 'red'"),
         ('{"id2label": {"0": "road"}}', "id2color is missing"),
     ],
@@ -173,6 +179,27 @@ def test_label_file_with_broken_content_is_refused_by_name(tmp_path, content, me
     (tmp_path / "labels.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         LabelSet.from_json(tmp_path / "labels.json")
+
+
+def test_kinds_travel_with_the_label_set(tmp_path):
+    (tmp_path / "own.json").write_text(
+        '{"drivable": {"color": [1, 2, 3], "kind": "road"}, "car": [4, 5, 6], "rest": {"color": [7, 8, 9]}}'
+    )
+    labels = LabelSet.from_json(tmp_path / "own.json")
+    assert labels.kinds == ("road", None, None)
+    labels.save_json(tmp_path / "labels.json")
+    assert json.loads((tmp_path / "labels.json").read_text())["id2kind"] == {"0": "road"}
+    assert LabelSet.from_json(tmp_path / "labels.json").kinds == labels.kinds
+    assert LabelSet.from_config(tiny_unet(num_classes=3, **labels.to_config()).config).kinds == labels.kinds
+    with_gaps = {**labels.to_config(), "id2label": {"7": "drivable", "9": "car", "12": "rest"}}
+    with_gaps |= {"id2color": {"7": [1, 2, 3], "9": [4, 5, 6], "12": [7, 8, 9]}, "id2kind": {"12": "object"}}
+    (tmp_path / "gaps.json").write_text(json.dumps(with_gaps))
+    assert LabelSet.from_json(tmp_path / "gaps.json").kinds == (None, None, "object")
+    assert replace(labels, names=("void", "car", "rest")).with_ignored_id(0).kinds == ()
+
+
+def test_label_sets_without_kinds_are_saved_as_before():
+    assert list(BDD.to_config()) == ["id2label", "id2color", "ignore_index", "ignore_color"]
 
 
 def test_colormap_with_a_black_class_takes_another_colour_for_unknown(tmp_path):

@@ -255,6 +255,58 @@ def test_a_class_without_complete_objects_is_refused(masks):
         check_placeable(prior, ID["bus"])
 
 
+OWN = {"flat": "road", "structure": None, "mover": "vehicle", "walker": "person", "rest": None}
+AS_OWN = {"road": 0, "car": 2, "truck": 2, "bus": 2, "person": 3}
+
+
+def own_labels(kinds=None) -> LabelSet:
+    colors = tuple((i, i, i) for i in range(1, 1 + len(OWN)))
+    return LabelSet(tuple(OWN), colors, kinds=tuple(OWN.values()) if kinds is None else kinds)
+
+
+def own_masks(masks) -> list[tuple[str, np.ndarray]]:
+    table = np.full(256, 4, dtype=np.uint8)
+    for name, class_id in AS_OWN.items():
+        table[ID[name]] = class_id
+    return [(name, table[ids]) for name, ids in masks]
+
+
+def test_classes_of_any_name_are_placed_by_the_kinds_of_their_label_set(masks):
+    labels, scenes = own_labels(), own_masks(masks)
+    prior = fit_scene_prior(scenes, Street.of(labels))
+    generator = np.random.default_rng(0)
+    for name in ("mover", "walker"):
+        scene = Scene(scenes[0][1], prior.street)
+        placements = [find_place(scene, prior, labels.label2id[name], generator)[0] for _ in range(20)]
+        found = [placement for placement in placements if placement is not None]
+        assert len(found) >= 10
+        assert {placement.ground for placement in found} == {"road"}
+
+
+def test_without_kinds_the_message_says_how_to_give_one(masks):
+    labels, scenes = own_labels(kinds=()), own_masks(masks)
+    prior = fit_scene_prior(scenes, Street.of(labels))
+    with pytest.raises(ValueError, match=r"'mover' cannot be placed.*\"id2kind\": {\"2\": \"car\"}.*vehicle, object"):
+        check_placeable(prior, 2)
+    no_ground = fit_scene_prior(scenes, Street.of(own_labels(kinds=(None, None, "vehicle", None, None))))
+    with pytest.raises(ValueError, match=r"'mover' needs road to stand on.*\"id2kind\": {\"0\": \"road\"}"):
+        check_placeable(no_ground, 2)
+
+
+def test_a_kind_overrules_the_name_of_a_class():
+    colors = ((1, 1, 1), (2, 2, 2), (3, 3, 3))
+    names = ("car", "road", "sky")
+    assert set(Street.of(LabelSet(names, colors)).things) == {0}
+    street = Street.of(LabelSet(names, colors, kinds=("none", "sidewalk", None)))
+    assert (street.things, street.ground) == ({}, {1: "sidewalk"})
+
+
+def test_synonyms_have_the_kind_of_their_class():
+    labels = LabelSet.from_names(["street", "automobile", "lorry", "motor cyclist", "vehicle"])
+    kinds = Street.of(labels).kinds
+    assert kinds == {0: "road", 1: "car", 2: "truck", 3: None, 4: "vehicle"}
+
+
 def test_a_label_set_without_ground_is_refused():
     labels = LabelSet.from_colormap({"sky": (1, 1, 1), "person": (2, 2, 2)})
     prior = fit_scene_prior([("a", np.ones((8, 8), dtype=np.uint8))], Street.of(labels))

@@ -1,6 +1,7 @@
-"""The objects of a mask, and the roles of classes in a street, by their names: things, ground, furniture.
+"""The objects of a mask, and the roles of classes in a street: things, ground, furniture.
 
-Where a dataset shows too few things, their sizes and positions follow from here (`scene_prior.py`).
+A class has the kind that its label set gives it, otherwise that of its name (data/classes.yaml). Where a dataset shows
+too few things, their sizes and positions follow from their kind (`scene_prior.py`).
 """
 
 from collections.abc import Iterable
@@ -10,8 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from semseg_diffusers.data.label_mapping import normalize
-from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.data.label_mapping import all_kinds, normalize
+from semseg_diffusers.data.labels import CLASSES, LabelSet
 from semseg_diffusers.masks.components import find_objects
 
 
@@ -27,34 +28,15 @@ class Thing:
 
 
 THINGS = {
-    "person": Thing(1.7, {"sidewalk": 4, "road": 1}, (0.15, 0.9)),
-    "rider": Thing(1.75, {"road": 4, "sidewalk": 1}, (0.2, 1.3)),
-    "car": Thing(1.5, {"road": 1}, (0.7, 2.8), fill=0.6, vehicle=True),
-    "truck": Thing(3.2, {"road": 1}, (0.5, 3.5), fill=0.6, vehicle=True),
-    "bus": Thing(3.1, {"road": 1}, (0.5, 3.8), fill=0.6, vehicle=True),
-    "motorcycle": Thing(1.2, {"road": 3, "sidewalk": 1}, (0.35, 2.2)),
-    "bicycle": Thing(1.1, {"sidewalk": 3, "road": 1}, (0.3, 2.2)),
+    kind: Thing(**{key: value for key, value in entry.items() if key != "names"})
+    for kind, entry in CLASSES["kinds"].items()
+    if "metres" in entry
 }
-# Class names of things and of ground, letters and digits only; includes the 32 classes of CamVid.
-THING_NAMES = {name: name for name in THINGS} | {
-    "pedestrian": "person", "child": "person",
-    "bicyclist": "rider", "cyclist": "rider", "motorcyclist": "rider",
-    "suvpickuptruck": "car", "van": "car",
-    "truckbus": "truck", "motorcyclescooter": "motorcycle", "motorbike": "motorcycle", "bike": "bicycle",
-}  # fmt: skip
-GROUND_NAMES = {
-    "road": "road", "lanemkgsdriv": "road", "lanemarking": "road", "roadmarking": "road", "parking": "road",
-    "sidewalk": "sidewalk", "pavement": "sidewalk", "lanemkgsnondriv": "sidewalk", "roadshoulder": "sidewalk",
-}  # fmt: skip
+GROUND = ("road", "sidewalk")  # kinds on which things stand
+FURNITURE = ("pole", "upright")  # kinds that occlude what is behind them but are not placed
 BACKGROUND = "background"  # road and everything unlabelled in label sets without road (the paper's)
-# Upright objects that occlude what is behind them but are not placed; their foot is their lowest pixel.
-FURNITURE_NAMES = (
-    "pole", "polegroup", "columnpole", "trafficlight", "trafficsign", "signsymbol", "trafficcone", "fence", "wall",
-    "train",
-)  # fmt: skip
-# Classes that form one object where they touch, such as a rider and the bicycle; the first one present names it.
-ONE_OBJECT = (("rider", "motorcycle", "bicycle"), ("pole", "polegroup", "columnpole", "trafficlight", "trafficsign",
-              "signsymbol"))  # fmt: skip
+# Kinds that form one object where they touch, such as a rider and the bicycle; the first one present names it.
+ONE_OBJECT = (("rider", "motorcycle", "bicycle"), ("pole",))
 
 
 @dataclass(frozen=True)
@@ -65,23 +47,24 @@ class Street:
     things: dict[int, Thing]  # by class id
     ground: dict[int, str]  # class id -> "road" or "sidewalk"
     furniture: tuple[int, ...]
+    kinds: dict[int, str | None]  # of every class; None: its name says nothing
     group: np.ndarray = field(repr=False)  # (256,) uint8: id -> id of the object class it is part of
 
     @classmethod
     def of(cls, labels: LabelSet) -> "Street":
-        """Derive the roles from the names of the classes."""
-        names = [normalize(name).replace(" ", "") for name in labels.names]
-        things = {i: THINGS[THING_NAMES[name]] for i, name in enumerate(names) if name in THING_NAMES}
-        ground = {i: GROUND_NAMES[name] for i, name in enumerate(names) if name in GROUND_NAMES}
-        if "road" not in ground.values() and BACKGROUND in names:
-            ground[names.index(BACKGROUND)] = "road"
+        """Derive the roles from the kinds of the classes."""
+        kinds = dict(enumerate(all_kinds(labels)))
+        things = {i: THINGS[kind] for i, kind in kinds.items() if kind in THINGS}
+        ground = {i: kind for i, kind in kinds.items() if kind in GROUND}
+        if "road" not in ground.values():
+            ground |= {i: "road" for i, kind in kinds.items() if not kind and normalize(labels.names[i]) == BACKGROUND}
         group = np.arange(256, dtype=np.uint8)
         for members in ONE_OBJECT:
-            found = [i for member in members for i, name in enumerate(names) if THING_NAMES.get(name, name) == member]
+            found = [i for member in members for i, kind in kinds.items() if kind == member]
             if found:
                 group[found] = found[0]
-        furniture = tuple(i for i, name in enumerate(names) if name in FURNITURE_NAMES)
-        return cls(labels, things, ground, furniture, group)
+        furniture = tuple(i for i, kind in kinds.items() if kind in FURNITURE)
+        return cls(labels, things, ground, furniture, kinds, group)
 
     @property
     def standing(self) -> tuple[int, ...]:

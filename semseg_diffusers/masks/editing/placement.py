@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from semseg_diffusers.masks.editing.objects import MaskObject, Street
+from semseg_diffusers.masks.editing.objects import THINGS, MaskObject, Street
 from semseg_diffusers.masks.editing.operations import Scene
 from semseg_diffusers.masks.editing.scene_prior import MIN_HEIGHT, MIN_OBJECTS, ScenePrior, SourceObject
 
@@ -104,21 +104,32 @@ def check_placeable(prior: ScenePrior, class_id: int) -> None:
     street, name = prior.street, prior.street.labels.names[class_id]
     if class_id not in street.things:
         placed = ", ".join(street.labels.names[i] for i in street.things) or "none of this label set"
-        raise ValueError(f"'{name}' cannot be placed: only objects that stand on the ground can ({placed}).")
-    if not street.is_ground(street.things[class_id].ground).any():
-        kinds = " or ".join(street.things[class_id].ground)
-        raise ValueError(f"'{name}' needs {kinds} to stand on, and the label set has no such class.")
+        raise ValueError(
+            f"'{name}' cannot be placed: only objects that stand on the ground can ({placed}). If it is one, "
+            f'labels.json may say so: "id2kind": {{"{class_id}": "car"}}; the kinds are {", ".join(THINGS)}.'
+        )
+    grounds = list(street.things[class_id].ground)
+    if not street.is_ground(grounds).any():
+        raise ValueError(
+            f"'{name}' needs {' or '.join(grounds)} to stand on, and the label set has no such class. If one is, "
+            f'labels.json may say so: "id2kind": {{"{0 if class_id else 1}": "{grounds[0]}"}}.'
+        )
     if not prior.seen[class_id]:
         raise ValueError(f"'{name}' never occurs in the masks, so there is none to copy.")
     if not prior.height_models:
+        counts = ", ".join(
+            f"{street.labels.names[i]} {prior.complete[i]} of {prior.seen[i]}" for i in street.things if prior.seen[i]
+        )
+        ground = ", ".join(street.labels.names[i] for i in street.ground)
         raise ValueError(
-            f"'{name}' cannot be placed: no class has {MIN_OBJECTS} complete objects on their ground to fit "
-            "heights to. Use more masks, or masks of a higher resolution."
+            f"'{name}' cannot be placed: no class has {MIN_OBJECTS} complete objects on their ground to fit heights "
+            f"to ({counts}; ground is {ground}). Use more masks, a higher resolution, or other kinds (id2kind)."
         )
     if not prior.sources[class_id]:
         raise ValueError(
             f"none of the {prior.seen[class_id]} objects of '{name}' is complete, alone, on its ground and of usual "
-            "size, so there is none to copy. Use masks of a higher resolution, or more of them."
+            f"size for the kind '{street.kinds[class_id]}', so there is none to copy. Use masks of a higher "
+            "resolution, more of them, or another kind (id2kind in labels.json)."
         )
 
 

@@ -68,6 +68,7 @@ class ScenePrior:
     height_models: dict[int, HeightModel]  # by class id; empty if no class has enough objects
     ground: dict[int, dict[str, float]]  # class id -> how often it is on each kind of ground
     seen: Counter = field(default_factory=Counter)  # class id -> number of objects, complete or not
+    complete: Counter = field(default_factory=Counter)  # class id -> number of complete ones on their ground
 
 
 def fit_dataset_prior(pairs: PairDataset, most: int, show_progress: bool = False) -> ScenePrior:
@@ -109,11 +110,13 @@ def fit_scene_prior(masks: Iterable[tuple[str, np.ndarray]], street: Street) -> 
             if model.spread[0] <= relative <= model.spread[1]:
                 sources[class_id].append(replace(source, relative_height=relative))
     ground = {}
-    for class_id, thing in street.things.items():  # observed counts plus pseudo-counts
+    for class_id, thing in street.things.items():  # observed counts plus pseudo-counts, of the kinds that there are
+        weights = {kind: n for kind, n in thing.ground.items() if kind in street.ground.values()} or thing.ground
         counts = Counter(source.ground for source in sources[class_id])
-        total = len(sources[class_id]) + sum(thing.ground.values())
-        ground[class_id] = {kind: (counts[kind] + weight) / total for kind, weight in thing.ground.items()}
-    return ScenePrior(street, sources, height_models, ground, seen)
+        total = len(sources[class_id]) + sum(weights.values())
+        ground[class_id] = {kind: (counts[kind] + weight) / total for kind, weight in weights.items()}
+    whole = Counter({class_id: len(found) for class_id, found in complete.items()})
+    return ScenePrior(street, sources, height_models, ground, seen, whole)
 
 
 def fit_height_models(examples: Mapping[int, tuple[np.ndarray, np.ndarray]], street: Street) -> dict[int, HeightModel]:

@@ -59,6 +59,7 @@ class IdChannelUNet2DModel(UNet2DModel):
         id2color (`dict`, *optional*): Class id -> `[red, green, blue]`, 0..255.
         ignore_index (`int`, defaults to 255): The id of unknown pixels.
         ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
+        id2kind (`dict`, *optional*): Class id -> what it is in a street, e.g. `"car"`, where its name does not say.
 
     Raises:
         ValueError: For a number of classes that 8-bit ids cannot hold, or a label set of another size.
@@ -113,6 +114,7 @@ class IdChannelUNet2DModel(UNet2DModel):
         id2color: dict | None = None,
         ignore_index: int = 255,
         ignore_color: tuple[int, int, int] = (0, 0, 0),
+        id2kind: dict | None = None,
     ):
         check_label_set(num_classes, id2label, id2color)
         super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})

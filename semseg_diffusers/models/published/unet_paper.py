@@ -200,6 +200,7 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
         id2color (`dict`, *optional*): Class id -> `[red, green, blue]`, 0..255.
         ignore_index (`int`, defaults to 255): The id of unknown pixels.
         ignore_color (`tuple[int, int, int]`, defaults to `(0, 0, 0)`): Their colour.
+        id2kind (`dict`, *optional*): Class id -> what it is in a street, e.g. `"car"`, where its name does not say.
 
     Raises:
         ValueError: For odd widths, or a label set of another size.
@@ -232,6 +233,7 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
         id2color: dict | None = None,
         ignore_index: int = 255,
         ignore_color: tuple[int, int, int] = (0, 0, 0),
+        id2kind: dict | None = None,
     ):
         super().__init__()
         if hidden_dim < 2 or hidden_dim % 2:
