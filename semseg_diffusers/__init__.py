@@ -5,6 +5,7 @@ stage of the work is a function of a settings object or of plain arguments:
 
 - data: `prepare_dataset`, `check_prepared`, `load_pairs`, `write_toy_dataset`, `clean_painting`
 - training: `train`, `distill`; generation: `generate_dataset`
+- enlarging: `MaskGuidedUpscalePipeline`, `consistency_psnr`
 - features of images: `ImageBackbone`
 - evaluation: `evaluate`, `filter_dataset`, `run_study`, `load_judge`, `fid`, `kid`
 - sharing: `merge`, `convert`, `export_model`, `push_model`, `push_dataset`
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
     from semseg_diffusers.pipelines.pipeline_mask_guided_img2img import MaskGuidedImg2ImgPipeline
     from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedInpaintPipeline
+    from semseg_diffusers.pipelines.pipeline_mask_guided_upscale import MaskGuidedUpscalePipeline
+    from semseg_diffusers.pipelines.upscaling import consistency_psnr
     from semseg_diffusers.toy.scenes import write_toy_dataset
     from semseg_diffusers.training.loop import train
     from semseg_diffusers.training.settings import TrainingSettings
@@ -68,6 +71,7 @@ _CLASSES = {
     "MaskGuidedDDPMPipeline": "pipelines.pipeline_mask_guided_ddpm",
     "MaskGuidedImg2ImgPipeline": "pipelines.pipeline_mask_guided_img2img",
     "MaskGuidedInpaintPipeline": "pipelines.pipeline_mask_guided_inpaint",
+    "MaskGuidedUpscalePipeline": "pipelines.pipeline_mask_guided_upscale",
     "IdChannelUNet2DModel": "models.published.unet_id_channel",
     "MaskControlNetModel": "models.unet_mask_control",
     "MaskGuidedUNet2DModel": "models.unet_mask_guided",
@@ -85,6 +89,7 @@ _FUNCTIONS = {
     "load_pairs": "data.dataset",
     "write_toy_dataset": "toy.scenes",
     "clean_painting": "masks.cleaning",
+    "consistency_psnr": "pipelines.upscaling",
     "ImageBackbone": "backbones.image_backbone",
     "TrainingSettings": "training.settings",
     "train": "training.loop",

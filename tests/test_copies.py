@@ -77,7 +77,7 @@ def test_copies_equal_their_originals(path):
     assert find_differences(path.read_text()) == []
 
 
-@pytest.mark.parametrize("pipeline", ["img2img", "inpaint"])
+@pytest.mark.parametrize("pipeline", ["img2img", "inpaint", "upscale"])
 def test_a_changed_line_of_the_denoising_step_is_found(pipeline):
     text = (ROOT / "semseg_diffusers" / "pipelines" / f"pipeline_mask_guided_{pipeline}.py").read_text()
     changed = text.replace("[:, : self.prediction_channels]", "[:, :1]")

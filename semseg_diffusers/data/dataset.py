@@ -56,12 +56,14 @@ class DecodedPairs:
         memory = mmap.mmap(-1, int(ends[self.count - 1])) if self.count else b""
         self._memory = np.frombuffer(memory, dtype=np.uint8)
 
-    def get(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return copies of an image (3, H, W) and its mask (H, W), uint8; None if they are not there."""
+    def get(
+        self, index: int, rows: slice = slice(None), columns: slice = slice(None)
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return copies of a window of an image (3, H, W) and its mask (H, W), uint8; None if they are not there."""
         if index >= self.count or not self._memory[self._ends[index] - 1]:
             return None
         image, mask = self._views(index)
-        return image.copy(), mask.copy()
+        return image[:, rows, columns].copy(), mask[rows, columns].copy()
 
     def put(self, index: int, image: np.ndarray, mask: np.ndarray) -> None:
         """Store an image (3, H, W) and its mask (H, W), if there is room."""
@@ -110,8 +112,12 @@ class PairDataset(torch.utils.data.Dataset):
         Raises:
             ValueError: a file cannot be read, or the mask does not match the label set or the image's size.
         """
+        return self.read(index)
+
+    def read(self, index: int, rows: slice = slice(None), columns: slice = slice(None)) -> dict[str, Any]:
+        """Return a window of one pair; of a decoded one, the rest is not copied."""
         index = range(len(self))[index]  # an IndexError past the end, negative numbers from the end
-        pair = None if self._decoded is None else self._decoded.get(index)
+        pair = None if self._decoded is None else self._decoded.get(index, rows, columns)
         if pair is None:
             image, ids = np.asarray(self.photo(index)), self.mask(index)  # (H, W, 3), (H, W)
             if image.shape[:2] != ids.shape:
@@ -123,6 +129,7 @@ class PairDataset(torch.utils.data.Dataset):
             pair = image.transpose(2, 0, 1).copy(), ids
             if self._decoded is not None:
                 self._decoded.put(index, *pair)
+            pair = pair[0][:, rows, columns], pair[1][rows, columns]
         return {"image": torch.from_numpy(pair[0]), "mask": torch.from_numpy(pair[1]), "stem": self.stems[index]}
 
     def keep_decoded(self, most_bytes: int) -> int:

@@ -37,8 +37,7 @@ from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.models.unet_mask_guided import mask_to_one_hot
 from semseg_diffusers.pipelines.guidance import Conditions
-from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, MaskGuidedMixin
 from semseg_diffusers.training import hardware
 from semseg_diffusers.training.dataset import PARTNER, TEACHER, WINDOW, TrainingDataset, make_generator
 from semseg_diffusers.training.inputs import (
@@ -50,8 +49,9 @@ from semseg_diffusers.training.inputs import (
     training_size,
 )
 from semseg_diffusers.training.loop import run_and_push
-from semseg_diffusers.training.networks import check_resolution
-from semseg_diffusers.training.objective import Window, predicted_image
+from semseg_diffusers.training.low_res import LowRes
+from semseg_diffusers.training.networks import build_pipeline, check_resolution
+from semseg_diffusers.training.objective import CONDITIONS, Window, predicted_image
 from semseg_diffusers.training.previews import parse_trackers, preview_pairs, preview_sheet, sample_images
 from semseg_diffusers.training.run import Run
 
@@ -120,7 +120,7 @@ class DistillationDataset(TrainingDataset):
 def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInputs:
     """Load the teacher, and refuse one that the data does not suit."""
     pairs, validation, reason = data
-    pipeline: Any = load_pipeline(settings.model, revision=settings.revision)
+    pipeline: Any = load_pipeline(settings.model, revision=settings.revision, upscaler=None)
     teacher, config = pipeline.unet.requires_grad_(False).eval(), pipeline.unet.config
     where = f"--model {settings.model}"
     known = LabelSet.from_config(config)
@@ -136,6 +136,11 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
         )
     if pipeline.config.trained_timesteps:
         raise ValueError(f"{where} is distilled already. Give the model that it was made from.")
+    is_upscaler = getattr(config, "upscale_factor", None) is not None
+    if not is_upscaler and (given := settings.given(("low_res_from", "low_res_share", "low_res_blur"))):
+        raise ValueError(f"{given[0]} is for upscalers, and {where} generates images from noise. Leave it out.")
+    if not is_upscaler and settings.steps == 1 and (given := settings.given(["reconstruction_weight"])):
+        raise ValueError(f"{given[0]} is for students of several steps: with --steps 1, all start from noise.")
     height, width = training_size(settings, data)
     check_resolution(teacher, (height, width), pairs.name, where)
     student = type(teacher).from_config(teacher.config)
@@ -201,13 +206,14 @@ class DistillationRun(Run):
         """Return pairs with noise and a timestep of the student."""
         inputs, settings = self.inputs, self.settings
         return DistillationDataset(
-            inputs.pairs, settings, self.samples_per_step, inputs.attributes,
-            timesteps=inputs.timesteps, num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
+            inputs.pairs, settings, self.samples_per_step, inputs.attributes, None,
+            LowRes.of(inputs.unet, settings, inputs.pairs), timesteps=inputs.timesteps,
+            num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
         )  # fmt: skip
 
     def sample_preview(self) -> Image.Image:
         """Return samples of some masks in one step, two, four and so on, from the same noise."""
-        settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs)
+        settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs, self.network)
         pipeline, columns = self._pipeline(self.network), []
         counts = [count for count in (1, 2, 4, 8, 16) if count < settings.steps] + [settings.steps]
         for count in counts:
@@ -220,7 +226,7 @@ class DistillationRun(Run):
         headers = ["1 step", *(f"{count} steps" for count in counts[1:])]
         return preview_sheet(self.inputs.pairs.labels, pairs, samples, headers)
 
-    def pipeline(self) -> MaskGuidedDDPMPipeline:
+    def pipeline(self) -> MaskGuidedMixin:
         """Return the pipeline that is saved at the end."""
         return self._pipeline(self.network.float().eval())
 
@@ -228,10 +234,10 @@ class DistillationRun(Run):
         """Return the teacher's guidance."""
         return {"guidance_scale": self.inputs.guidance_scale}
 
-    def _pipeline(self, unet: torch.nn.Module) -> MaskGuidedDDPMPipeline:
-        return MaskGuidedDDPMPipeline(
-            unet=unet, scheduler=self.inputs.sampler, default_num_inference_steps=self.settings.steps,
-            default_guidance_scale=1.0, trained_timesteps=self.inputs.timesteps,
+    def _pipeline(self, unet: torch.nn.Module) -> MaskGuidedMixin:
+        return build_pipeline(
+            unet, self.inputs.sampler, default_num_inference_steps=self.settings.steps, default_guidance_scale=1.0,
+            trained_timesteps=self.inputs.timesteps,
         )  # fmt: skip
 
 
@@ -252,7 +258,7 @@ class Objective:
         noisy = self.noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)
         from_noise = (timestep == self.inputs.timesteps[0])[:, None, None, None]
         noisy = torch.where(from_noise, batch["noise"], noisy)
-        conditions = {name: batch[name] for name in ("attributes",) if name in batch}
+        conditions = {name: batch[name] for name in CONDITIONS if name in batch}
         prediction = self.run.unet(noisy, timestep, mask=batch["mask"], **conditions).sample
         return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep)
 
@@ -261,8 +267,8 @@ class Objective:
         """Noise an image (B, 3, H, W) and return the guided teacher's prediction of it, which sees whole masks."""
         timestep = batch["teacher_timestep"]
         noisy = self.noise_scheduler.add_noise(image, batch["teacher_noise"], timestep)
-        mask = batch.get("whole_mask", batch["mask"])
-        conditions = Conditions(self.teacher, mask, 1, attributes=batch.get("attributes"))
+        given = {name: batch[name] for name in CONDITIONS if name in batch}
+        conditions = Conditions(self.teacher, batch.get("whole_mask", batch["mask"]), 1, **given)
         weights = conditions.weights(self.inputs.guidance_scale, None)
         prediction = conditions.predict(noisy, timestep, weights)[:, : image.shape[1]]
         return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep).clamp(-1, 1)
@@ -294,7 +300,7 @@ class Objective:
         """Return the mean difference of two images of a mask that the teacher samples, at each scale (S,)."""
         settings, inputs, device = self.settings, self.inputs, self.run.accelerator.device
         settings = dataclasses.replace(settings, preview_masks=REFERENCE_MASKS)
-        pairs = preview_pairs(settings, inputs.pairs)
+        pairs = preview_pairs(settings, inputs.pairs, inputs.teacher)
         samples = sample_images(
             inputs.teacher_pipeline.to(device), inputs.pairs, pairs, 2, settings.seed, None,
             guidance_scale=inputs.guidance_scale,
@@ -329,9 +335,11 @@ class Objective:
             if settings.distillation_weight:
                 values["distillation"] = (generated - self.teachers_image(generated.detach(), batch)).square().mean()
                 loss = loss + settings.distillation_weight * values["distillation"]
-            if settings.reconstruction_weight and settings.steps > 1:
+            if settings.reconstruction_weight and (settings.steps > 1 or "low_res" in batch):
                 errors = (generated - batch["image"]).square().mean((1, 2, 3))  # (B,)
-                values["reconstruction"] = (errors * (batch["timestep"] != self.inputs.timesteps[0])).mean()
+                if "low_res" not in batch:  # of an image to enlarge, noise alone shows the photo too
+                    errors = errors * (batch["timestep"] != self.inputs.timesteps[0])
+                values["reconstruction"] = errors.mean()
                 loss = loss + settings.reconstruction_weight * values["reconstruction"]
             if self.features is not None:
                 window = Window(batch["image"].shape, batch["window"], settings.discriminator_window)

@@ -97,8 +97,7 @@ class DistillationSettings(LoopSettings, DiscriminatorOptions, ObjectiveOptions)
             options += ("discriminator_learning_rate", "discriminator_window", "diversity_weight")
             if given := self.given(options):
                 raise ValueError(f"{given[0]} needs an --adversarial_weight of more than 0.")
-        if self.steps == 1 and self.given(["first_step_share", "reconstruction_weight"]):
-            given = self.given(["first_step_share", "reconstruction_weight"])
+        if self.steps == 1 and (given := self.given(["first_step_share"])):
             raise ValueError(f"{given[0]} is for students of several steps: with --steps 1, all start from noise.")
         weights = (self.distillation_weight, self.adversarial_weight)
         if not any(weights):

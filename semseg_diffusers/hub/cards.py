@@ -29,6 +29,7 @@ BY_VARIANT = "; by `variant=` also "  # followed by the names of the weights tha
 # How the pipelines that edit images are called; the others take a mask alone.
 CALLS = {
     "MaskGuidedImg2ImgPipeline": 'pipe("photo.png", "mask.png", strength=0.5)',
+    "MaskGuidedUpscalePipeline": 'pipe("small.png", "large_mask.png")',
     "MaskGuidedInpaintPipeline": 'pipe("photo.png", "edited_mask.png", old_mask="mask.png")',
 }
 # Keys of `results.json` that a card reads, and what each must hold.

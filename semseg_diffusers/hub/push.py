@@ -20,7 +20,9 @@ from semseg_diffusers.data.dataset_format import LABELS_FILE, SYNTHETIC_FILE
 from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.settings import PushSettings
 from semseg_diffusers.hub.weights import only_variant, stored_variants
+from semseg_diffusers.pipelines.mask_guided_mixin import MaskGuidedMixin
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_upscale import MaskGuidedUpscalePipeline
 from semseg_diffusers.utils.files import read_json, read_json_lines, read_text, write_text
 from semseg_diffusers.utils.hub_errors import LOG_IN, HubError, check_name, hub_errors
 
@@ -246,14 +248,20 @@ def push_dataset(
 
 
 def load_pipeline(
-    model: str | os.PathLike, *, revision: str | None = None, variant: str | None = None, **kwargs: Any
-) -> MaskGuidedDDPMPipeline:
+    model: str | os.PathLike,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    upscaler: bool | None = False,
+    **kwargs: Any,
+) -> MaskGuidedMixin:
     """Load a pipeline from a folder or the Hub; errors of the id or the connection come with a hint.
 
     Args:
         model: folder, or "user/name".
         revision: branch, tag or commit on the Hub.
         variant: weights saved beside the pipeline's own: `raw`, or an average such as `ema_0_9999`.
+        upscaler: True for one that enlarges images, False for one that generates them, None for either.
         **kwargs: for `from_pretrained`.
 
     Returns:
@@ -277,6 +285,14 @@ def load_pipeline(
             raise ValueError(
                 f"'{name}' holds a {found}; expected a pipeline of this package, such as MaskGuidedDDPMPipeline."
             )
+        pipeline = MaskGuidedUpscalePipeline if found == "MaskGuidedUpscalePipeline" else MaskGuidedDDPMPipeline
+        if upscaler is not None and upscaler != pipeline.is_upscaler:
+            other = "it generates images: train one with --upscale_factor"
+            if pipeline.is_upscaler:
+                other = "it enlarges the images of another model: give it as --upscaler, or use it in Python"
+            raise ValueError(
+                f"'{name}' is {'an' if pipeline.is_upscaler else 'no'} upscaler; {other} ({pipeline.__name__})."
+            )
         if variant is None and Path(name).is_dir():
             variant = only_variant(name, "unet")
         elif variant is not None and Path(name).is_dir():  # diffusers would accept a prefix
@@ -285,7 +301,7 @@ def load_pipeline(
                 there = f"it holds {', '.join(variants)}" if variants else "it holds only its own, without --variant"
                 raise ValueError(f"'{name}' holds no weights `{variant}`; {there}.")
         try:
-            return MaskGuidedDDPMPipeline.from_pretrained(name, revision=revision, variant=variant, **kwargs)
+            return pipeline.from_pretrained(name, revision=revision, variant=variant, **kwargs)
         except ValueError as error:
             if f"`variant={variant}`" in str(error):
                 raise ValueError(f"'{name}' holds no weights `{variant}`; its card lists those it holds.") from error
@@ -296,7 +312,7 @@ def load_pipeline(
             variant = only_variant(name, "unet", revision=revision)
             if variant is None:
                 raise
-            return MaskGuidedDDPMPipeline.from_pretrained(name, revision=revision, variant=variant, **kwargs)
+            return pipeline.from_pretrained(name, revision=revision, variant=variant, **kwargs)
 
 
 def push(settings: PushSettings) -> None:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401  diffusers looks it up in this module's namespace
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
@@ -280,9 +281,14 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         spade_channels (`int`, defaults to 32): Width of the hidden maps of the modulation; used where
             mask_conditioning is `"spade"`.
         id2kind (`dict`, *optional*): Class id -> what it is in a street, e.g. `"car"`, where its name does not say.
+        upscale_factor (`int`, *optional*): Makes the network an upscaler, which also reads the image that it enlarges
+            by this factor, 2 or more (`low_res` of `forward`).
+        max_noise_level (`int`, defaults to 0): The most noise that was added to the images to enlarge in training;
+            used where `upscale_factor` is given.
 
-    What attributes, pyramid, coordinates, augmentation and modulation add starts from zero weights: an untrained
-    network predicts the same with and without them, and weights of a network without them load into one with them.
+    What attributes, pyramid, coordinates, augmentation, modulation and the image to enlarge add starts from zero
+    weights: an untrained network predicts the same with and without them, and weights of a network without them load
+    into one with them.
 
     Raises:
         ValueError: For mask settings that do not exist or exclude each other.
@@ -347,6 +353,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         label_diffusion: list[float] | None = None,
         spade_channels: int = 32,
         id2kind: dict | None = None,
+        upscale_factor: int | None = None,
+        max_noise_level: int = 0,
     ):
         if mask_conditioning not in MASK_CONDITIONINGS:
             raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")
@@ -377,6 +385,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 )
             if not num_train_timesteps:
                 raise ValueError("`label_diffusion` needs `num_train_timesteps`, the length of the training schedule.")
+        if upscale_factor is not None and upscale_factor < 2:
+            raise ValueError(f"`upscale_factor` must be 2 or more, or None; got {upscale_factor}.")
         super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})
         base_channels = block_out_channels[0]
         stem_width = stem_channels if patch_size > 1 else base_channels
@@ -425,6 +435,11 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if augment_dim:
             self.augment_embedding = nn.Linear(augment_dim, time_embed_dim, bias=False)
             nn.init.zeros_(self.augment_embedding.weight)
+        if upscale_factor is not None:
+            self.conv_low_res = nn.Conv2d(in_channels, stem_width, kernel_size=3, padding=1, bias=False)
+            self.noise_level_embedding = nn.Linear(base_channels, time_embed_dim, bias=False)
+            nn.init.zeros_(self.conv_low_res.weight)
+            nn.init.zeros_(self.noise_level_embedding.weight)
 
     @property
     def size_divisor(self) -> int:
@@ -517,6 +532,24 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             raise ValueError(f"`augmentation` must be {batch_size} x {length}; got {tuple(augmentation.shape)}.")
         return self.augment_embedding(augmentation)
 
+    # Cascaded diffusion models, Ho et al. 2022, section 4.2
+    def _embed_noise_level(
+        self, noise_level: torch.Tensor | int | None, low_res: torch.Tensor | None, sample: torch.Tensor
+    ) -> torch.Tensor:
+        """Map noise levels of the images to enlarge, a scalar or (B,), to (B, time_embed_dim); None is no noise."""
+        if self.config.upscale_factor is None:
+            raise ValueError("`low_res` or `noise_level` was given, but this network has no `upscale_factor`.")
+        if low_res is None or low_res.shape != sample.shape:
+            found = None if low_res is None else tuple(low_res.shape)
+            raise ValueError(
+                f"This network enlarges images: `low_res` must be these at the size of `sample`, "
+                f"{tuple(sample.shape)}; got {found}."
+            )
+        levels = torch.as_tensor(0 if noise_level is None else noise_level, device=sample.device)
+        levels = levels.reshape(-1).expand(len(sample))  # (B,)
+        embedding = get_timestep_embedding(levels, self.noise_level_embedding.in_features)
+        return self.noise_level_embedding(embedding.to(self.dtype))
+
     def _run(self, module: nn.Module, *inputs: torch.Tensor) -> Any:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(module, *inputs)
@@ -531,6 +564,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         mask_features: tuple[torch.Tensor, ...] | None = None,
         attributes: torch.Tensor | None = None,
         augmentation: torch.Tensor | None = None,
+        low_res: torch.Tensor | None = None,
+        noise_level: torch.Tensor | int | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict noise, velocity or image from a noisy sample and its mask.
@@ -545,6 +580,10 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 config's list, in the config's order; -1 is unknown. None is unknown throughout.
             augmentation (`torch.Tensor`, *optional*): (B, augment_dim), the augmentation of the images to predict;
                 None is none, zeros.
+            low_res (`torch.Tensor`, *optional*): (B, in_channels, H, W), the images to enlarge, at the size of the
+                sample; required where the network has an `upscale_factor`.
+            noise_level (`int` or `torch.Tensor`, *optional*): A scalar or (B,), how much noise was added to them, 0 to
+                `max_noise_level`; None is 0.
             return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
@@ -552,7 +591,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
 
         Raises:
             ValueError: For a size that `size_divisor` does not divide, a mask of another shape or given twice, class
-                labels, attributes or augmentation that do not fit the network.
+                labels, attributes, augmentation or images to enlarge that do not fit the network.
         """
         check_sample(sample, mask, mask_features, self.size_divisor)
         batch_size, _, height, width = sample.shape
@@ -563,7 +602,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
 
-        # 1. time, class, attributes, augmentation
+        # 1. time, class, attributes, augmentation, noise level
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch_size)  # (B,)
         t_emb = self.time_proj(timesteps).to(dtype=self.dtype)  # (B, time channels)
         emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
@@ -579,6 +618,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             emb = emb + self._embed_attributes(attributes, batch_size).to(emb)
         if augmentation is not None:
             emb = emb + self._embed_augmentation(augmentation.to(emb), batch_size)
+        if self.config.upscale_factor is not None or low_res is not None or noise_level is not None:
+            emb = emb + self._embed_noise_level(noise_level, low_res, sample).to(emb)
 
         # 2. stem: joins image and mask at full resolution
         skip_sample: torch.Tensor | None = sample
@@ -593,6 +634,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             sample = sample + mask_features[0].to(sample)
         if self.config.coordinate_channels:
             sample = sample + self.conv_coordinates(pixel_coordinates(sample))
+        if low_res is not None:
+            sample = sample + self.conv_low_res(low_res.to(sample))
         stem = sample
         if self.config.patch_size > 1:
             sample = self.conv_patch(F.silu(sample))  # (B, C, H/p, W/p)

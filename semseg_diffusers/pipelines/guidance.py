@@ -70,7 +70,8 @@ class Conditions:
 
     On the networks' device: `ids` and `instances` (N, H, W), `class_labels` (N,), `attributes` (N, attributes; -1 is
     unknown), for N masks, whose images follow each other. Networks with `label_diffusion` read `mask_noise`, uniform
-    in [0, 1), (B, H, W): their masks fade, and are encoded again at each step.
+    in [0, 1), (B, H, W): their masks fade, and are encoded again at each step. Upscalers read `low_res` (B, 3, H, W),
+    the images to enlarge at the size of the result, and `noise_level`, one for all or (B,).
     """
 
     def __init__(
@@ -83,6 +84,8 @@ class Conditions:
         mask_noise: torch.Tensor | None = None,
         instances: torch.Tensor | None = None,
         guide_unet: torch.nn.Module | None = None,
+        low_res: torch.Tensor | None = None,
+        noise_level: torch.Tensor | int | None = None,
     ):
         def for_each_image(tensor):
             return None if tensor is None else tensor.repeat_interleave(num_images_per_mask, dim=0)
@@ -90,7 +93,9 @@ class Conditions:
         self.guide = None
         if guide_unet is not None:
             given = class_labels, attributes, mask_noise, instances
-            self.guide = Conditions(guide_unet, ids, num_images_per_mask, *given)
+            self.guide = Conditions(
+                guide_unet, ids, num_images_per_mask, *given, low_res=low_res, noise_level=noise_level
+            )
         self.unet = unet
         self.takes_ids = has_offload_hooks(unet)
         self.takes_scale = getattr(unet, "takes_conditioning_scale", False)
@@ -101,6 +106,9 @@ class Conditions:
         self.has_mask = bool((ids < unet.config.num_classes).any())
         self.has_attributes = attributes is not None and bool((attributes >= 0).any())
         self.has_instances = instances is not None
+        self.low_res = low_res
+        levels = torch.as_tensor(0 if noise_level is None else noise_level, device=ids.device)
+        self.noise_level = levels.reshape(-1).expand(self.num_images)  # (B,)
         self.unknown_ids = torch.full_like(ids[:1], UNKNOWN)
         self.known = () if self.ids is not None else tuple(map(for_each_image, self._encode(ids, instances)))
         self.class_labels, self.attributes = for_each_image(class_labels), for_each_image(attributes)
@@ -144,6 +152,9 @@ class Conditions:
             if self.attributes is not None:
                 unknown = torch.full_like(self.attributes, -1)
                 same["attributes"] = torch.cat([self.attributes if level == "full" else unknown for level in levels])
+            if self.low_res is not None:
+                same["low_res"] = torch.cat([self.low_res] * len(levels))
+                same["noise_level"] = self.noise_level.repeat(len(levels))
             self._inputs[levels] = same
         inputs = dict(self._inputs[levels])
         if self.mask_noise is not None:

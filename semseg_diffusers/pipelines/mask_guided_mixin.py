@@ -87,6 +87,7 @@ class MaskGuidedMixin(Base):
     """Methods of a `DiffusionPipeline` with the components `unet` and `scheduler`."""
 
     model_cpu_offload_seq = "unet"
+    is_upscaler = False
     _callback_tensor_inputs = ["latents"]
     trained_scheduler: Any = None
     scheduler = OfTheCall()
@@ -216,6 +217,11 @@ class MaskGuidedMixin(Base):
         check_generator(generator)
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r}; expected one of {', '.join(OUTPUT_TYPES)}.")
+        upscale_factor = getattr(config, "upscale_factor", None)
+        if (upscale_factor is not None) != self.is_upscaler:
+            expected = "MaskGuidedUpscalePipeline" if upscale_factor else "MaskGuidedDDPMPipeline"
+            kind = f"enlarges images by a factor of {upscale_factor}" if upscale_factor else "does not enlarge images"
+            raise ValueError(f"this network {kind}; expected {expected} for it, not {type(self).__name__}.")
         channels = config.in_channels
         if config.out_channels not in (channels, 2 * channels):
             raise ValueError(
@@ -528,4 +534,5 @@ def _guide_settings(config) -> dict:
         "output channels": config.out_channels,
         "attributes": {k: list(v) for k, v in (getattr(config, "attributes", None) or {}).items()},
         "class labels": getattr(config, "num_class_embeds", None),
+        "upscale factor": getattr(config, "upscale_factor", None),
     }

@@ -19,7 +19,7 @@ from accelerate.utils import RNG_STATE_NAME
 from safetensors import SafetensorError
 
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.mask_guided_mixin import MaskGuidedMixin
 from semseg_diffusers.reports.run_folder import list_checkpoints
 from semseg_diffusers.training.inputs import Inputs
 from semseg_diffusers.training.networks import EMA
@@ -63,7 +63,7 @@ def atomic_write(target: Path, staging: Path | None, run: Path) -> Iterator[None
         ) from error
 
 
-def save_pipeline(pipeline: MaskGuidedDDPMPipeline, folder: Path, ema: EMA | None = None) -> None:
+def save_pipeline(pipeline: MaskGuidedMixin, folder: Path, ema: EMA | None = None) -> None:
     """Save a pipeline, no file half-written, with the first average; other averages and raw weights are variants."""
     staging = folder / ".pipeline.writing"
     shutil.rmtree(staging, ignore_errors=True)

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, Sampler
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.models.unet_mask_guided import diffuse_labels
+from semseg_diffusers.training.low_res import LowRes
 
 
 AUGMENT_DIM = 3  # entries of the vector: enlargement, shift to the right, shift down, each in [-1, 1]
@@ -84,6 +85,7 @@ def warp_mask(mask: torch.Tensor, warp: Warp, unknown: int) -> torch.Tensor:
 
 # kinds of random streams, which must not repeat each other
 ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW, TEACHER, PARTNER = range(13)
+LOW_RES = 13
 
 
 def make_generator(seed: int, kind: int, index: int) -> torch.Generator:
@@ -159,7 +161,7 @@ class TrainingDataset(Dataset):
     Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`,
     `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps,
     `whole_mask` (H, W) where `mask` may be partial, `window` (3,) in [0, 1) if there is a perceptual loss: size and
-    place of the crop that it sees.
+    place of the crop that it sees; for an upscaler `low_res` (3, H, W) and `noise_level`.
     """
 
     def __init__(
@@ -169,8 +171,9 @@ class TrainingDataset(Dataset):
         samples_per_step: int = 1,
         attributes: Mapping[str, Sequence[str]] | None = None,
         rarity: Sequence[float] | None = None,
+        low_res: LowRes | None = None,
     ):
-        self.pairs, self.settings = pairs, settings
+        self.pairs, self.settings, self.low_res = pairs, settings, low_res
         self.crop_size = settings.random_crop_size
         self.dropped_together = samples_per_step if settings.mask_dropout_unit == "batch" else 1
         warps = Warps(settings.augment_scale, settings.augment_translate, settings.augment_probability)
@@ -185,21 +188,40 @@ class TrainingDataset(Dataset):
         """Sample a timestep, uniformly."""
         return torch.randint(self.settings.min_timestep, self.settings.num_train_timesteps, (), generator=generator)
 
+    def _read(self, position: int, index: int) -> dict[str, Any]:
+        """Read a pair, or of a larger one a random crop; for an upscaler also `low_res` (3, h, w) uint8."""
+        if self.crop_size is None and self.low_res is None:
+            return self.pairs[index]
+        size, low_res = self.pairs.sizes[index], self.low_res
+        height, width = self.crop_size or size
+        generator, step = make_generator(self.settings.seed, CROP, position), 1 if low_res is None else low_res.factor
+        spare = size[0] - height, size[1] - width
+        top, left = (int(torch.randint(0, most // step + 1, (), generator=generator)) * step for most in spare)
+        margin = 0 if low_res is None else low_res.margin
+        rows, columns = (
+            slice(max(top - margin, 0), top + height + margin),
+            slice(max(left - margin, 0), left + width + margin),
+        )
+        pair = self.pairs.read(index, rows, columns)
+        y, x = top - rows.start, left - columns.start
+        window, pair = pair["image"], crop(pair, y, x, (height, width))
+        if low_res is not None:
+            number = torch.rand((), generator=generator).item()
+            box = (x, y, x + width, y + height)
+            pair["low_res"] = low_res.read(window.permute(1, 2, 0).numpy(), box, (top, left), pair["stem"], number)
+        return pair
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         (position, index), settings, labels = key, self.settings, self.pairs.labels
         seed, unknown = settings.seed, labels.ignore_index
-        pair = self.pairs[index]
-        if self.crop_size is not None:
-            generator = make_generator(seed, CROP, position)
-            spare = [whole - part for whole, part in zip(pair["mask"].shape, self.crop_size, strict=True)]
-            top, left = (int(torch.randint(0, most + 1, (), generator=generator)) for most in spare)
-            pair = crop(pair, top, left, self.crop_size)
+        pair = self._read(position, index)
         generator = make_generator(seed, SAMPLE, position)
         image = pair["image"].float() / 127.5 - 1  # (3, H, W)
         mask = pair["mask"].long()  # (H, W)
         flip = torch.rand((), generator=generator) < 0.5
         if settings.horizontal_flip and flip:
             image, mask = image.flip(-1), mask.flip(-1)
+            pair |= {name: pair[name].flip(-1) for name in ("low_res",) if name in pair}
         timestep = self.sample_timestep(generator)
         noise = torch.randn(image.shape, generator=generator)
         conditions = {}
@@ -223,6 +245,9 @@ class TrainingDataset(Dataset):
             conditions["attributes"] = numbers.masked_fill(dropped < settings.attribute_dropout, -1)
         if settings.perceptual_weight:
             conditions["window"] = torch.rand(3, generator=make_generator(seed, WINDOW, position))
+        if self.low_res is not None:
+            small = pair["low_res"].float() / 127.5 - 1  # (3, h, w)
+            conditions |= self.low_res.degrade(small, make_generator(seed, LOW_RES, position))
         group = make_generator(seed, BATCH, position // self.dropped_together)
         if torch.rand((), generator=group) < settings.mask_dropout:
             mask = torch.full_like(mask, unknown)

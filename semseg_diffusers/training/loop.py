@@ -17,13 +17,13 @@ from PIL import Image
 
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.hub.push import prepare_repo, push_model
-from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, NUM_INFERENCE_STEPS
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, NUM_INFERENCE_STEPS, MaskGuidedMixin
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.training import hardware
 from semseg_diffusers.training.class_balance import ClassCounts
 from semseg_diffusers.training.inputs import load_inputs
 from semseg_diffusers.training.monitor import TrainingDivergedError, TrainingStoppedError
+from semseg_diffusers.training.networks import build_pipeline
 from semseg_diffusers.training.objective import (
     ClassWeighting,
     PerceptualLoss,
@@ -57,21 +57,21 @@ class TrainingRun(Run):
 
     def sample_preview(self) -> Image.Image:
         """Return samples of some masks by the sampler that is saved."""
-        settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs)
-        pipeline = MaskGuidedDDPMPipeline(unet=self.network, scheduler=build_sampler(self.noise_scheduler))
+        settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs, self.network)
+        pipeline = build_pipeline(self.network, build_sampler(self.noise_scheduler))
         images = sample_images(
             pipeline, self.inputs.preview_pairs, pairs, settings.preview_samples, settings.seed, self.ema,
             num_inference_steps=settings.preview_inference_steps, guidance_scale=settings.preview_guidance_scale,
         )  # fmt: skip
         return preview_sheet(self.inputs.pairs.labels, pairs, images, ["sample"] * settings.preview_samples)
 
-    def pipeline(self) -> MaskGuidedDDPMPipeline:
+    def pipeline(self) -> MaskGuidedMixin:
         """Return the pipeline that is saved at the end."""
         paper = self.settings.noise_schedule == "paper"
         scheduler = self.noise_scheduler if paper else build_sampler(self.noise_scheduler)
-        return MaskGuidedDDPMPipeline(
-            unet=self.network.float().eval(), scheduler=scheduler, default_num_inference_steps=NUM_INFERENCE_STEPS,
-            default_guidance_scale=GUIDANCE_SCALE,
+        return build_pipeline(
+            self.network.float().eval(), scheduler, default_num_inference_steps=NUM_INFERENCE_STEPS,
+            default_guidance_scale=GUIDANCE_SCALE if self.settings.upscale_factor is None else 1.0,
         )  # fmt: skip
 
 

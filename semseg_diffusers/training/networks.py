@@ -19,6 +19,8 @@ from semseg_diffusers.models.published.unet_paper import PaperUNet2DModel
 from semseg_diffusers.models.published.unet_sdm import NORM_NUM_GROUPS, SDMUNet2DModel
 from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
+from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_upscale import MaskGuidedUpscalePipeline
 from semseg_diffusers.training.dataset import AUGMENT_DIM
 from semseg_diffusers.training.settings import LoopSettings, TrainingSettings
 
@@ -65,9 +67,21 @@ def build_network(
         if label_diffusion is not None:
             config |= {"label_diffusion": list(label_diffusion), "num_train_timesteps": settings.num_train_timesteps}
         unet = _mask_guided(settings, config)
+    if settings.upscale_factor and any(side % settings.upscale_factor for side in resolution):
+        raise ValueError(
+            f"The data is {height} x {width} pixels, which --upscale_factor {settings.upscale_factor} does not "
+            "divide. Prepare it at another --resolution, or give --random_crop."
+        )
     change = "use another --base_model" if base is not None else "change --patch_size or --block_out_channels"
     check_resolution(unet, resolution, "The data", "this network", f", or {change}")
     return unet
+
+
+def build_pipeline(unet: Any, scheduler: Any, **recommendation: Any) -> Any:
+    """Return the pipeline of a network: that of upscalers, or the one that generates from noise."""
+    is_upscaler = getattr(unet.config, "upscale_factor", None) is not None
+    pipeline = MaskGuidedUpscalePipeline if is_upscaler else MaskGuidedDDPMPipeline
+    return pipeline(unet=unet, scheduler=scheduler, **recommendation)
 
 
 def check_resolution(unet: Any, resolution: tuple[int, int], data: str, network: str, or_else: str = "") -> None:
@@ -106,6 +120,8 @@ def _mask_guided(settings: TrainingSettings, config: dict[str, Any]) -> MaskGuid
         mask_pyramid=settings.mask_pyramid,
         coordinate_channels=settings.coordinate_channels,
         augment_dim=0 if settings.augment_probability is None else AUGMENT_DIM,
+        upscale_factor=settings.upscale_factor,
+        max_noise_level=0 if settings.upscale_factor is None else settings.max_noise_level,
         **config,
     )
 

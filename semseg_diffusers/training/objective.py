@@ -184,6 +184,10 @@ class PerceptualLoss:
         return [F.normalize(each.float(), dim=1) for each in self.backbone((image + 1) / 2)]
 
 
+# entries of a batch, beside the mask, that are arguments of the network
+CONDITIONS = ("attributes", "augmentation", "low_res", "noise_level")
+
+
 def diffusion_loss(
     unet: torch.nn.Module,
     noise_scheduler: DDPMScheduler,
@@ -195,7 +199,7 @@ def diffusion_loss(
     """Return the loss of each sample (B,) of a batch of `TrainingDataset`, in float32."""
     timestep = batch["timestep"]
     noisy = noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)  # (B, 3, H, W)
-    conditions = {name: batch[name] for name in ("attributes", "augmentation") if name in batch}
+    conditions = {name: batch[name] for name in CONDITIONS if name in batch}
     prediction = unet(noisy, timestep, mask=batch["mask"], **conditions).sample
     target = prediction_target(noise_scheduler, batch["image"], batch["noise"], timestep)
     error = (prediction.float() - target.float()).pow(2)  # (B, 3, H, W)

@@ -15,8 +15,9 @@ from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.mask_guided_mixin import MaskGuidedMixin
 from semseg_diffusers.training.dataset import crop
+from semseg_diffusers.training.low_res import reduce_window
 from semseg_diffusers.training.networks import EMA
 from semseg_diffusers.training.settings import LoopSettings
 from semseg_diffusers.utils.images import image_grid
@@ -27,8 +28,8 @@ PIP = {"tensorboard": "'semseg-diffusers[train]'", "comet_ml": "comet-ml"}  # if
 SINGLE_IMAGE = ("aim", "clearml")  # trackers that take an image where others take a list
 
 
-def preview_pairs(settings: LoopSettings, pairs: PairDataset) -> list[dict[str, Any]]:
-    """Return evenly spaced pairs of a split, as the network sees them, with their attributes' numbers."""
+def preview_pairs(settings: LoopSettings, pairs: PairDataset, unet: Any) -> list[dict[str, Any]]:
+    """Return evenly spaced pairs of a split, as the network sees them; for an upscaler also `low_res` (3, h, w)."""
     num_masks = min(settings.preview_masks, len(pairs))
     indices = [row * len(pairs) // num_masks for row in range(num_masks)]
     chosen = [{**pairs[index], "index": index} for index in indices]
@@ -36,11 +37,15 @@ def preview_pairs(settings: LoopSettings, pairs: PairDataset) -> list[dict[str, 
         for row, pair in enumerate(chosen):
             top, left = ((whole - part) // 2 for whole, part in zip(pair["mask"].shape, size, strict=True))
             chosen[row] = crop(pair, top, left, size)
+    if factor := getattr(unet.config, "upscale_factor", None):
+        for pair in chosen:
+            image = pair["image"].permute(1, 2, 0).numpy()
+            pair["low_res"] = reduce_window(image, factor, (0, 0, image.shape[1], image.shape[0]))
     return chosen
 
 
 def sample_images(
-    pipeline: MaskGuidedDDPMPipeline,
+    pipeline: MaskGuidedMixin,
     split: PairDataset,
     pairs: Sequence[dict[str, Any]],
     num_samples: int,
@@ -48,7 +53,10 @@ def sample_images(
     ema: EMA | None,
     **sampling: Any,
 ) -> list[list[Image.Image]]:
-    """Return samples of each pair's mask, the same noise each time, by the first of the averages if any."""
+    """Return samples of each pair's mask, the same noise each time, by the first of the averages if any.
+
+    An upscaler enlarges the `low_res` of each pair.
+    """
     pipeline.set_progress_bar_config(disable=True)
     unet, attributes = pipeline.unet, None
     if known := getattr(unet.config, "attributes", None):  # those of the image beside
@@ -57,9 +65,11 @@ def sample_images(
             {name: values[number] for (name, values), number in zip(known.items(), row, strict=True) if number >= 0}
             for row in numbers
         ]
+    if "low_res" in pairs[0]:
+        sampling["image"] = [pair["low_res"] for pair in pairs]
     with contextlib.nullcontext() if ema is None else ema.swapped_in(unet):
         (images,) = pipeline(
-            torch.stack([pair["mask"] for pair in pairs]),
+            mask=torch.stack([pair["mask"] for pair in pairs]),
             num_images_per_mask=num_samples,
             generator=[torch.Generator().manual_seed(seed + index) for index in range(len(pairs) * num_samples)],
             attributes=attributes,
@@ -72,12 +82,18 @@ def sample_images(
 def preview_sheet(
     labels: LabelSet, pairs: Sequence[dict[str, Any]], samples: Sequence[Sequence[Image.Image]], headers: Sequence[str]
 ) -> Image.Image:
-    """Return a grid mask | samples, under their headers | image."""
+    """Return a grid mask | samples, under their headers | image; of an upscaler also what it enlarges."""
+    shown = [name for name in ("low_res", "image") if name in pairs[0]]
     rows = [
-        [labels.decode(pair["mask"].numpy()), *images, Image.fromarray(pair["image"].permute(1, 2, 0).numpy())]
+        [
+            labels.decode(pair["mask"].numpy()),
+            *images,
+            *(Image.fromarray(pair[name].permute(1, 2, 0).numpy()) for name in shown),
+        ]
         for pair, images in zip(pairs, samples, strict=True)
     ]
-    return image_grid(rows, headers=["mask", *headers, "image"])
+    names = {"low_res": "image to enlarge", "image": "image"}
+    return image_grid(rows, headers=["mask", *headers, *(names[name] for name in shown)])
 
 
 def parse_trackers(report_to: str) -> list[str]:

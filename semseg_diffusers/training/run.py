@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.hub.cards import new_model_card
 from semseg_diffusers.hub.folders import CARD
-from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.mask_guided_mixin import MaskGuidedMixin
 from semseg_diffusers.reports.run_folder import RECORD_FILE, STATUS_FILE, list_previews, preview_path, read_log
 from semseg_diffusers.reports.run_page import page_at_end, update_run_page
 from semseg_diffusers.training import checkpoints, hardware
@@ -33,6 +33,7 @@ from semseg_diffusers.training.base_model import load_first_weights
 from semseg_diffusers.training.class_balance import ClassCounts, count_classes
 from semseg_diffusers.training.dataset import FORWARD, ResumableBatchSampler, TrainingDataset, make_generator
 from semseg_diffusers.training.inputs import Inputs
+from semseg_diffusers.training.low_res import LowRes
 from semseg_diffusers.training.monitor import (
     DataTimer,
     LossMonitor,
@@ -202,7 +203,10 @@ class Run:
     def training_dataset(self) -> TrainingDataset:
         """Return the samples of the run."""
         settings, inputs = self.settings, self.inputs
-        return TrainingDataset(inputs.pairs, settings, self.samples_per_step, inputs.attributes, inputs.rarity)
+        low_res = LowRes.of(inputs.unet, settings, inputs.pairs)
+        return TrainingDataset(
+            inputs.pairs, settings, self.samples_per_step, inputs.attributes, inputs.rarity, low_res
+        )
 
     def collect_warnings(self, counts: ClassCounts) -> list[str]:  # noqa: ARG002
         """Return the warnings of the run, the most serious first."""
@@ -212,7 +216,7 @@ class Run:
         """Return the preview of the current weights; called in the main process only."""
         raise NotImplementedError
 
-    def pipeline(self) -> MaskGuidedDDPMPipeline:
+    def pipeline(self) -> MaskGuidedMixin:
         """Return the pipeline that is saved at the end."""
         raise NotImplementedError
 

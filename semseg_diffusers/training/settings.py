@@ -15,9 +15,12 @@ from semseg_diffusers.utils.settings import Settings, option, read_yaml
 
 # Options that other networks do not have, and what to do about it; they are refused by name.
 _CONDITIONS = (
-    ("attributes", "mask_pyramid", "coordinate_channels", "label_diffusion", "augment_probability"),
+    (
+        "attributes", "mask_pyramid", "coordinate_channels", "label_diffusion", "augment_probability",
+        "upscale_factor", "max_noise_level",
+    ),
     "which stays as it was published. Leave it out, or use --network mask_guided.",
-)
+)  # fmt: skip
 _LAYERS = (
     (
         "mask_conditioning", "spade_channels", "patch_size", "stem_channels", "norm_num_groups", "hidden_dim",
@@ -59,8 +62,20 @@ class PairOptions(ColumnOptions):
         0.001, at_least=0, at_most=1, help="share of the frame that a class must fill in the pairs sampled for it"
     )
     random_crop: str | None = option(
-        None, metavar="SIZE", help="HxW, or a number: train on random crops of this size of data prepared larger"
+        None, metavar="SIZE", help="HxW, or a number: train on random crops of this size of data prepared larger",
+        old_names=("resolution",),
+    )  # fmt: skip
+    low_res_from: str | None = option(
+        None, metavar="DIR", help="upscalers: also enlarge these images, which `generate --strength` made of the "
+        "training photos in the small size",
+    )  # fmt: skip
+    low_res_share: float = option(
+        0.5, above=0, at_most=1, help="upscalers: share of the samples that enlarge such an image, where there is one"
     )
+    low_res_blur: float = option(
+        0.6, at_least=0, help="upscalers: largest blur of the images to enlarge, of which half have some: standard "
+        "deviation in their pixels",
+    )  # fmt: skip
     decoded_gigabytes: float = option(
         2.0, at_least=0, help="memory for decoded pairs, shared by the worker processes; 0 decodes every time"
     )
@@ -112,6 +127,14 @@ class NetworkOptions(Settings):
     dropout: float = option(0.0, at_least=0, at_most=1, help="dropout inside the residual blocks")
     mask_pyramid: bool = option(False, help="give each lower level the share of each class in its cells")
     coordinate_channels: bool = option(False, help="give the network the position of each pixel in the frame")
+    upscale_factor: int | None = option(
+        None, choices=(2, 4), help="train an upscaler, which enlarges images by this factor, guided by masks of the "
+        "large size; with --random_crop, on crops of photos that are prepared large",
+    )  # fmt: skip
+    max_noise_level: int = option(
+        100, at_least=0, at_most=1000, help="upscalers: most noise on the images to enlarge, which the network knows: "
+        "steps of a linear schedule of 1000",
+    )  # fmt: skip
     init_from: str | None = option(
         None, metavar="MODEL", help="folder or Hub id of a model to start from: weights of the same name and shape"
     )
@@ -326,6 +349,7 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
             raise ValueError("--noise_schedule base needs --base_model.")
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid needs two or more levels (--block_out_channels).")
+        self._check_upscaler()
         if self.mask_conditioning != "spade" and self.given(["spade_channels"]):
             raise ValueError(
                 f"--spade_channels needs --mask_conditioning spade; got {self.mask_conditioning}. Leave it out, or "
@@ -337,9 +361,27 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
                 "of --block_out_channels."
             )
 
+    def _check_upscaler(self) -> None:
+        of_upscalers = ("max_noise_level", "low_res_from", "low_res_share", "low_res_blur")
+        if self.upscale_factor is None:
+            if given := self.given(of_upscalers):
+                raise ValueError(f"{given[0]} is for upscalers: give --upscale_factor, or leave it out.")
+            return
+        if given := self.given(["augment_scale", "augment_translate", "coordinate_channels"]):
+            raise ValueError(f"{given[0]} is not for upscalers, which see crops at their own scale. Leave it out.")
+        if self.random_crop_size is not None and any(side % self.upscale_factor for side in self.random_crop_size):
+            raise ValueError(
+                f"--random_crop {self.random_crop} is not a multiple of --upscale_factor {self.upscale_factor}."
+            )
+        if self.low_res_from is None and self.given(["low_res_share"]):
+            raise ValueError("--low_res_share needs --low_res_from.")
+
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a given `base_model` implies: network and noise schedule."""
+        """Return what a given `base_model` implies, network and noise schedule, and what an `upscale_factor` does."""
+        if str(given.get("upscale_factor", "none")).lower() != "none":
+            # attention over a crop says nothing of that over a whole frame; the image to enlarge needs no guidance
+            return {"attention_levels": 0, "preview_guidance_scale": 1.0}
         source = given.get("base_model")
         if source is None or str(source).lower() == "none":
             return {}
