@@ -3,7 +3,7 @@ leaves the images as they are.
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from semseg_diffusers.generation.inputs import GenerationInput
-from semseg_diffusers.generation.model import pipeline_for
+from semseg_diffusers.generation.model import known_attributes, pipeline_for
 from semseg_diffusers.generation.plan import Job, Plan
 from semseg_diffusers.generation.settings import GUIDANCE
 
@@ -26,9 +26,9 @@ OUT_OF_MEMORY = ("not enough memory", "STATUS_ALLOC_FAILED")
 class BatchGenerator:
     """Generates the images of a plan; `on_step` is called after each step and may raise to end the run."""
 
-    def __init__(self, pipeline: Any, plan: Plan, guide: Any, on_step: Callable[[], None]):
+    def __init__(self, pipeline: Any, plan: Plan, guide: Any, on_step: Callable[[], None], upscaler: Any = None):
         self.pipeline, self.plan, self.guide = pipeline_for(pipeline, plan.settings), plan, guide
-        self.on_step = on_step
+        self.upscaler, self.on_step = upscaler, on_step
 
     def generate(
         self, jobs: list[Job], read: Callable[[Path], GenerationInput], batch_size: int, prefix: str = ""
@@ -63,12 +63,7 @@ class BatchGenerator:
 
     def generate_batch(self, jobs: list[Job], inputs: list[GenerationInput]) -> list[Image.Image]:
         """Generate images of one group of the plan together; values that are not finite are a `ValueError`."""
-
-        def on_step_end(*_) -> dict:
-            self.on_step()
-            return {}
-
-        sampling = self.plan.sampling(jobs[0])
+        sampling, attributes = self.plan.sampling(jobs[0]), None
         options = {name: getattr(sampling, name) for name in ("num_inference_steps", *GUIDANCE)}
         if sampling.strength is not None:
             options |= {"image": [each.image for each in inputs], "strength": sampling.strength}
@@ -77,22 +72,50 @@ class BatchGenerator:
             options |= {"image": [each.image for each in inputs], "edit_region": [each.region for each in inputs]}
         if self.plan.known:
             pairs = zip(jobs, inputs, strict=True)
-            options["attributes"] = [self.plan.attributes(job, each.columns) for job, each in pairs]
-        progress_config = getattr(self.pipeline, "_progress_bar_config", {})
-        self.pipeline.set_progress_bar_config(disable=True)  # this run has a bar of its own
+            attributes = [self.plan.attributes(job, each.columns) for job, each in pairs]
+        generators = [torch.Generator().manual_seed(self.plan.seed(job)) for job in jobs]
+        images = self._call(
+            self.pipeline,
+            mask=[each.ids for each in inputs],
+            guide_unet=self.guide,
+            height=self.plan.size[0],
+            width=self.plan.size[1],
+            generator=generators,
+            attributes=attributes,
+            **options,
+        )
+        if self.upscaler is None:
+            return images
+        return self._call(
+            self.upscaler,
+            image=images,
+            mask=[each.label for each in inputs],
+            num_inference_steps=self.plan.settings.upscaler_steps,
+            noise_level=self.plan.settings.noise_level,
+            generator=generators,  # further numbers of the seed of each image
+            attributes=attributes and [known_values(self.upscaler.unet, values) for values in attributes],
+        )
+
+    def _call(self, pipeline: Any, **arguments: Any) -> list[Image.Image]:
+        """Call a pipeline without its progress bar; this run has one of its own."""
+
+        def on_step_end(*_) -> dict:
+            self.on_step()
+            return {}
+
+        progress_config = getattr(pipeline, "_progress_bar_config", {})
+        pipeline.set_progress_bar_config(disable=True)
         try:
-            return self.pipeline(
-                mask=[each.ids for each in inputs],
-                guide_unet=self.guide,
-                height=self.plan.size[0],
-                width=self.plan.size[1],
-                generator=[torch.Generator().manual_seed(self.plan.seed(job)) for job in jobs],
-                callback_on_step_end=on_step_end,
-                callback_on_step_end_tensor_inputs=[],
-                **options,
-            ).images
+            callback = {"callback_on_step_end": on_step_end, "callback_on_step_end_tensor_inputs": []}
+            return pipeline(**arguments, **callback).images
         finally:
-            self.pipeline._progress_bar_config = progress_config
+            pipeline._progress_bar_config = progress_config
+
+
+def known_values(unet: Any, values: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Return those attributes of an image that another network knows, with values that it knows."""
+    known = known_attributes(unet)
+    return {name: value for name, value in values.items() if value in known.get(name, ())}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -16,7 +16,15 @@ from semseg_diffusers.data.dataset_format import plain_load_note
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.inputs import InputReader, check_labels_near
-from semseg_diffusers.generation.model import DTYPES, find_model, known_attributes, load_guide, load_model, speed_up
+from semseg_diffusers.generation.model import (
+    DTYPES,
+    find_model,
+    known_attributes,
+    load_guide,
+    load_model,
+    load_upscaler,
+    speed_up,
+)
 from semseg_diffusers.generation.near_copies import RECORD_TEXT, flag_near_copies
 from semseg_diffusers.generation.output_folder import (
     check_output,
@@ -118,7 +126,9 @@ def generate_dataset(
     def make_plan() -> tuple[Plan, InputReader]:
         _check_numbers(num_images_per_mask, batch_size, contact_sheet_rows, tolerance)
         check_option_combinations(settings, inputs, known_attributes(pipeline.unet))
-        plan = plan_generation(pipeline, settings, inputs.guide, inputs.guide_name, mask_labels)
+        plan = plan_generation(
+            pipeline, settings, inputs.guide, inputs.guide_name, mask_labels, inputs.upscaler, inputs.upscaler_name
+        )
         reader = InputReader(masks, plan, inputs, tolerance)
         if mask_labels is None:
             check_labels_near(reader.mask_paths, masks, plan.labels)
@@ -139,11 +149,11 @@ def generate_dataset(
         # 3. Images: each process generates its share of the missing ones
         share, several = processes.share(scan.missing), f"process {processes.index + 1} of {processes.count}"
         title, prefix = ("generating", "") if processes.count == 1 else (f"generating, {several}", f"{several}: ")
-        generator = BatchGenerator(pipeline, plan, inputs.guide, processes.end_with_launcher)
+        generator = BatchGenerator(pipeline, plan, inputs.guide, processes.end_with_launcher, inputs.upscaler)
         try:
             with progress_bar(total=len(share), desc=title, unit="image", disable=hide_progress) as bar:
                 for job, source, image in generator.generate(share, reader.read, batch_size, prefix):
-                    save_pair(output, job, plan.labels.decode(source.ids), image, scan.rows[job])
+                    save_pair(output, job, plan.labels.decode(source.label), image, scan.rows[job])
                     bar.update()
             num_made = sum(processes.gather(len(share)))  # waits for all
         except BaseException:  # failed, interrupted or terminated: finished images get their rows
@@ -195,7 +205,7 @@ def _scan_masks(
                 continue
             columns[path], lost = source.columns, lost + source.lost
             for job in plan.jobs(path, num_images):
-                if not is_complete(output, job, source.ids, plan.labels, plan.row(job, source.columns)):
+                if not is_complete(output, job, source.label, plan.labels, plan.row(job, source.columns)):
                     missing.append(job)
         return columns, errors, missing, lost
 
@@ -219,6 +229,7 @@ def _check_processes_agree(records: list[dict[str, Any]]) -> None:
     for key, what, options in (
         ("revision", "weights", "--model and --guide_model"),
         ("guide_revision", "weights", "--model and --guide_model"),
+        ("upscaler_revision", "weights", "--model and --upscaler"),
         ("mask_labels", "label sets of the masks", "--mask_labels"),
     ):
         if any(record[key] != records[0][key] for record in records):
@@ -248,17 +259,25 @@ def run(options: GenerateOptions) -> int:
 
 
 def _generate(options: GenerateOptions, processes: Processes, device: torch.device) -> None:
-    def load() -> tuple[Any, Any, LabelSet | None]:
+    def load() -> tuple[Any, Any, Any, LabelSet | None]:
         dtype, model = DTYPES[options.dtype], options.model or find_model()
         pipeline: Any = load_model(model, options.revision, options.scheduler, dtype, device, options.variant)
         guide = None
         if options.guide_model is not None:
             guide = load_guide(options.guide_model, options.guide_revision, pipeline, options.guide_variant)
-        networks = [pipeline.unet] if guide is None else [pipeline.unet, guide]
+        upscaler = None
+        if options.upscaler is not None:
+            upscaler = load_upscaler(options.upscaler, options.upscaler_revision, pipeline)
+        networks = [pipeline.unet, *([guide] if guide else []), *([upscaler.unet] if upscaler else [])]
         speed_up(*networks, torch_compile=options.torch_compile, channels_last=options.channels_last)
-        return pipeline, guide, None if options.mask_labels is None else LabelSet.from_name(options.mask_labels)
+        return (
+            pipeline,
+            guide,
+            upscaler,
+            None if options.mask_labels is None else LabelSet.from_name(options.mask_labels),
+        )
 
-    pipeline, guide, mask_labels = processes.run_on_all_ranks(load)
+    pipeline, guide, upscaler, mask_labels = processes.run_on_all_ranks(load)
     training_set = None
     if options.training_set is not None:  # a missing one is refused before any work
         source, split = options.training_set, options.training_split
@@ -268,7 +287,15 @@ def _generate(options: GenerateOptions, processes: Processes, device: torch.devi
         options.masks,
         options.output,
         options.generation_settings(),
-        inputs=Inputs(options.attributes_from, options.photos, options.old_masks, guide, options.guide_model),
+        inputs=Inputs(
+            options.attributes_from,
+            options.photos,
+            options.old_masks,
+            guide,
+            options.guide_model,
+            upscaler,
+            options.upscaler,
+        ),
         mask_labels=mask_labels,
         num_images_per_mask=options.num_images_per_mask,
         batch_size=options.batch_size,

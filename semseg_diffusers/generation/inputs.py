@@ -98,6 +98,12 @@ class GenerationInput:
     image: Image.Image | None = None  # (H, W): the real image to change
     region: np.ndarray | None = None  # (H, W) bool: what is regenerated
     lost: int | np.ndarray = 0  # pixels by class of the masks' own label set, where that is mapped
+    large_ids: np.ndarray | None = None  # class ids at the size to which an upscaler enlarges the image
+
+    @property
+    def label(self) -> np.ndarray:
+        """Class ids at the size of the image that is saved."""
+        return self.ids if self.large_ids is None else self.large_ids
 
     @property
     def is_unchanged(self) -> bool:
@@ -151,9 +157,13 @@ class InputReader:
 
     def read(self, path: Path) -> GenerationInput:
         """Read a mask and what belongs to it; a `ValueError` says why it cannot be used."""
-        own_ids, own_size = self._read_ids(self._masks, path)
-        mapping = self._plan.mapping
+        original = self._masks.read(path)
+        own_ids, own_size = self._resize_ids(original), original.shape
+        mapping, large_size = self._plan.mapping, self._plan.large_size
         ids, lost = (own_ids, 0) if mapping is None else (mapping.map(own_ids), mapping.count(own_ids))
+        large_ids = None if large_size is None else resize_ids(original, *large_size)
+        if mapping is not None and large_ids is not None:
+            large_ids = mapping.map(large_ids)
         try:
             columns: dict[str, Any] = {}
             if self._table is not None:
@@ -162,14 +172,15 @@ class InputReader:
                 given = {name: [value] for name, value in columns.items()}
                 check_attributes(given, known, f"'{self._table_file}'")
             if not self._image_files:
-                return GenerationInput(ids, columns, lost=lost)
+                return GenerationInput(ids, columns, lost=lost, large_ids=large_ids)
             file = self._names.find(path.stem, self._image_files, "photo", self._image_folder)
             image = to_rgb(open_image(file, "photo"), f"photo '{file}'")
             sizes = {"the mask": own_size, "its photo": image.size[::-1]}
             region = None
             if self._edit is not None:
                 old_file = self._names.find(path.stem, self._old_mask_files, "old mask", self._old_mask_folder)
-                old_ids, sizes["the old mask"] = self._read_ids(self._old_masks, old_file)
+                old_mask = self._old_masks.read(old_file)
+                old_ids, sizes["the old mask"] = self._resize_ids(old_mask), old_mask.shape
             if len(set(sizes.values())) > 1:
                 got = ", ".join(f"{what} {size[0]} x {size[1]}" for what, size in sizes.items())
                 raise ValueError(f"expected one size, since they show the same pixels; got {got} (height x width)")
@@ -178,12 +189,12 @@ class InputReader:
         image = image if self._size is None else crop_resize(*image.size[::-1], self._size).resize_image(image)
         if self._edit is not None:
             region = changed_region(old_ids, own_ids, self._edit.margin)
-        return GenerationInput(ids, columns | source_columns(image, str(file), region), image, region, lost)
+        columns |= source_columns(image, str(file), region)
+        return GenerationInput(ids, columns, image, region, lost, large_ids)
 
-    def _read_ids(self, masks: MaskReader, path: Path) -> tuple[np.ndarray, tuple[int, int]]:
-        """Return a mask in its own classes at the size of the images (H, W), and its own size."""
-        ids = masks.read(path)
-        return (ids if self._size is None else resize_ids(ids, *self._size)), ids.shape
+    def _resize_ids(self, ids: np.ndarray) -> np.ndarray:
+        """Return a mask at the size of the images (H, W)."""
+        return ids if self._size is None else resize_ids(ids, *self._size)
 
 
 def check_labels_near(mask_paths: list[Path], masks: str | os.PathLike, labels: LabelSet) -> None:

@@ -159,6 +159,27 @@ def load_guide(name: str, revision: str | None, pipeline: Any, variant: str | No
         raise ValueError(f"--guide_model '{name}': {err}") from err
 
 
+def load_upscaler(name: str, revision: str | None, pipeline: Any) -> Any:
+    """Load the upscaler of a pipeline's images; its dtype and device are used.
+
+    Args:
+        name: folder of a training run, or Hub repo id.
+        revision: branch, tag or commit of a Hub repo.
+        pipeline: the pipeline whose images it enlarges.
+
+    Raises:
+        ValueError, OSError: no such pipeline, no upscaler, or one of other classes.
+    """
+    upscaler: Any = load_pipeline(name, revision=revision, upscaler=True, dtype=pipeline.unet.dtype)
+    ours, theirs = (LabelSet.from_config(each.unet.config) for each in (pipeline, upscaler))
+    if theirs.names != ours.names:
+        raise ValueError(
+            f"--upscaler '{name}' has other classes ({some_names(theirs)}) than the model ({some_names(ours)}): both "
+            "read the same masks. Train one with the label set of the other."
+        )
+    return upscaler.to(pipeline.device)
+
+
 def pipeline_for(pipeline: Any, settings: GenerationSettings) -> Any:
     """Return the pipeline for these settings: from noise, from an image, or in a part of one."""
     if settings.edit is None and settings.strength is None:

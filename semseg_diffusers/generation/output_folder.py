@@ -35,7 +35,7 @@ from semseg_diffusers.utils.settings import differences
 
 ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,
 # without these, which may be paths of this machine: images get published.
-NOT_IN_IMAGES = ("model", "guide_model", "source_mask", "source_photo")
+NOT_IN_IMAGES = ("model", "guide_model", "upscaler", "source_mask", "source_photo")
 RESULTS = ("skipped", "near_copies")  # in generation.json: results of a run, which images do not depend on
 CONTACT_SHEET_COLUMNS = 8  # samples of one mask on the contact sheet, at most
 LISTING_TIMEOUT = 60  # seconds until a network file system shows what another machine has written
@@ -75,7 +75,13 @@ def _has_images(output: Path) -> bool:
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """Return what images depend on, nested entries moved up: {"a": {"b": 1}} becomes {"a.b": 1}."""
-    free = ("model", "guide_model", "versions", *RESULTS)  # the place of weights does not matter: revisions do
+    free = (
+        "model",
+        "guide_model",
+        "upscaler",
+        "versions",
+        *RESULTS,
+    )  # the place of weights does not matter: revisions do
     flat: dict[str, Any] = {}
     for key, value in record.items():
         if key in free:

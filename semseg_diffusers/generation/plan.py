@@ -26,7 +26,8 @@ COLUMNS = (
     "image_file_name", "mask_file_name", "stem", "index", "source_mask", "model", "revision", "seed", "scheduler",
     "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant", "variation",
     "attribute_guidance_scale", "conditioning_scale", "guide_model", "guide_revision", "strength", "source_photo",
-    "source_photo_hash", "edited_share", "edited_region_hash", "synthetic", "nearest_training_photo",
+    "source_photo_hash", "edited_share", "edited_region_hash", "upscaler", "upscaler_revision", "upscaler_steps",
+    "noise_level", "synthetic", "nearest_training_photo",
     "nearest_training_distance", "near_copy", "image", "mask",
 )  # fmt: skip
 
@@ -71,6 +72,7 @@ class Plan:
     mapping: LabelMapping | None  # from the masks' label set, if that is another
     known: dict[str, list[str]]  # the network's attributes and their values
     size: tuple[int, int]  # (height, width) of the generated images
+    large_size: tuple[int, int] | None = None  # of those that an upscaler makes of them
 
     @cached_property
     def variations(self) -> dict[str, dict[str, Any]]:
@@ -128,6 +130,8 @@ def plan_generation(
     guide: Any = None,
     guide_name: str | None = None,
     mask_labels: LabelSet | None = None,
+    upscaler: Any = None,
+    upscaler_name: str | None = None,
 ) -> Plan:
     """Check settings against a pipeline, and record all that the images depend on beside their inputs.
 
@@ -158,6 +162,11 @@ def plan_generation(
     if settings.edit is not None:
         checked.check_edit_inputs(**asdict(settings.edit))
     checked.scheduler.set_timesteps(settings.num_inference_steps)  # some refuse more than they were trained with
+    large_size = None
+    if upscaler is not None:
+        steps, large_size = _check_upscaler(upscaler, settings, size)
+        level = upscaler.resolve_noise_level(settings.noise_level)
+        settings = replace(settings, upscaler_steps=steps, noise_level=level)
     mapping = None if mask_labels in (None, labels) else LabelMapping(mask_labels, labels)
     scheduler_config = {
         key: str(value) if value in (math.inf, -math.inf) else value  # JSON has no infinity
@@ -169,6 +178,8 @@ def plan_generation(
         "revision": model_revision(pipeline.unet),
         "guide_model": None if guide is None else guide_name or "unsaved",
         "guide_revision": None if guide is None else model_revision(guide),
+        "upscaler": None if upscaler is None else upscaler_name or "unsaved",
+        "upscaler_revision": None if upscaler is None else model_revision(upscaler.unet),
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_config": scheduler_config,
         **asdict(settings),
@@ -178,7 +189,19 @@ def plan_generation(
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
-    return Plan(json.loads(json.dumps(record, default=str)), settings, labels, mapping, known, size)
+    return Plan(json.loads(json.dumps(record, default=str)), settings, labels, mapping, known, size, large_size)
+
+
+def _check_upscaler(upscaler: Any, settings: GenerationSettings, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """Return an upscaler's steps and the size of its images; refuse sizes that it cannot make."""
+    steps, _ = upscaler.resolve_sampling(settings.upscaler_steps)
+    factor = upscaler.unet.config.upscale_factor
+    large = size[0] * factor, size[1] * factor
+    try:
+        upscaler.check_inputs(1, 1, steps, *large)
+    except ValueError as err:
+        raise ValueError(f"--upscaler: {err}") from err
+    return steps, large
 
 
 def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:

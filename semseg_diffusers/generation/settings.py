@@ -54,6 +54,8 @@ class GenerationSettings:
     conditioning_scale: float | None = None  # of a control branch: 0 is its base alone; None: as trained, 1
     strength: float | None = None  # share of the noise added to a real image before it is denoised, in [0, 1]
     edit: EditSettings | None = None  # regenerate real images where their mask was edited
+    upscaler_steps: int | None = None  # of an upscaler; plans hold the number, like the next
+    noise_level: int | None = None  # on the images that it enlarges
     variations: Mapping[str, tuple] | None = None  # setting or attribute -> values; each combination for each mask
 
 
@@ -67,6 +69,8 @@ class Inputs:
         old_masks: the masks of these images, for `settings.edit`; by default `masks/` in their folder.
         guide: network of a weaker model, which guidance leads away from.
         guide_name: its folder or Hub id, for the record.
+        upscaler: `MaskGuidedUpscalePipeline` that enlarges the images, for images and masks of the large size.
+        upscaler_name: its folder or Hub id, for the record.
     """
 
     attributes_from: str | os.PathLike | None = None
@@ -74,6 +78,8 @@ class Inputs:
     old_masks: str | os.PathLike | None = None
     guide: Any = None
     guide_name: str | None = None
+    upscaler: Any = None
+    upscaler_name: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +174,23 @@ class PhotoOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UpscalingOptions(Settings):
+    """Enlarged images."""
+
+    _group = "enlarged images"
+    upscaler: str | None = option(
+        None, metavar="DIR|ID", help="model of `train --upscale_factor`: enlarge each image, under its mask at the "
+        "large size; images and masks are written at that size",
+    )  # fmt: skip
+    upscaler_revision: str | None = option(None, help="its branch, tag or commit on the Hub")
+    upscaler_steps: int | None = option(None, above=0, help="its sampling steps (default: what it recommends)")
+    noise_level: int | None = option(
+        None, at_least=0, help="noise on the images to enlarge: more hides artefacts and keeps less of the images "
+        "(default: what the upscaler recommends)",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class NearCopyOptions(Settings):
     """Near-copies of training images."""
 
@@ -199,7 +222,9 @@ class ComputeOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOptions, SamplingOptions):
+class GenerateOptions(
+    ComputeOptions, NearCopyOptions, UpscalingOptions, PhotoOptions, ConditionOptions, SamplingOptions
+):
     """Generate labelled images from masks, as a dataset that load_dataset("imagefolder") reads.
 
     Masks are class ids (one channel or palette) or images in the model's class colours; those of another label set are
@@ -242,6 +267,7 @@ class GenerateOptions(ComputeOptions, NearCopyOptions, PhotoOptions, ConditionOp
             ("guide_model", self.guide_model is not None, ("guide_revision", "guide_variant")),
             ("jump_n_sample", self.jump_n_sample != 1, ("jump_length",)),
             ("training_set", self.training_set is not None, ("training_split", "near_copy_threshold")),
+            ("upscaler", self.upscaler is not None, ("upscaler_revision", "upscaler_steps", "noise_level")),
         ):
             unused = [] if is_given else self.given(names)
             if unused:
@@ -278,6 +304,10 @@ def check_option_combinations(
         (
             inputs.photos is not None and not (redraws or edits),
             "--photos: give --edit (regenerate where masks changed) or --strength (regenerate everything) as well.",
+        ),
+        (
+            inputs.upscaler is not None and edits,
+            "--upscaler enlarges whole images, and --edit keeps what is around an edit: give one of them.",
         ),
         (inputs.old_masks is not None and not edits, "--old_masks: only with --edit. Add it, or omit them."),
         (twice, f"{twice}: given by --attributes and by --variations; expected one of them."),
