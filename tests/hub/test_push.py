@@ -520,6 +520,23 @@ def test_remote_code_loads_without_the_package(hub, pipeline, published, tmp_pat
     assert all(torch.equal(weights[name], value) for name, value in pipeline.unet.state_dict().items())
 
 
+def test_a_student_is_pushed_and_samples_in_its_steps_without_the_package(hub, client, tmp_path, clean_process):
+    checkpoint = Path(__file__).resolve().parents[2] / "checkpoints" / "camvid128-turbo"
+    student = shutil.copytree(checkpoint, tmp_path / "student")  # a push writes into its card
+    client.command("push", "--model", student, "--repo_id", "alice/turbo")
+    draw_it = "ids = torch.arange(128 * 128).reshape(1, 128, 128) // 256 % 11\n"
+    draw_it += "images = pipe(ids, output_type='pt', generator=torch.Generator().manual_seed(0)).images\n"
+    code = f"{REMOTE_CODE}{draw_it}torch.save((images, pipe.num_timesteps), sys.argv[2])"
+    environment = hub.environment(tmp_path / "home")
+    paths = (tmp_path / "images", tmp_path / "again")
+    clean_process(code, "alice/turbo", *paths, without_package=True, environment=environment)
+    names = {"pipe": load_pipeline(student), "torch": torch}
+    exec(draw_it, names)
+    images, steps = torch.load(tmp_path / "images")
+    assert steps == 4
+    assert torch.allclose(images, names["images"], atol=1e-4)
+
+
 def test_push_to_hub_of_the_pipeline_itself_works_and_loads(hub, client, pipeline, saved_run, tmp_path):
     code = "from semseg_diffusers import MaskGuidedDDPMPipeline\nimport sys, torch\nsys.argv = ['', *arguments]\n"
     code += "MaskGuidedDDPMPipeline.from_pretrained(arguments[0]).push_to_hub('alice/direct')\n"
