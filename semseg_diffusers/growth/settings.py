@@ -38,6 +38,10 @@ class GrowSettings(ColumnOptions, Settings):
         help="model of few steps that generates in place of --model (default: the folder beside it whose name has "
         f"{STUDENT_SUFFIX} added, if there is one; {NO_STUDENT}: the model itself)",
     )  # fmt: skip
+    upscaler: str | None = option(
+        None, metavar="DIR|ID", help="model of `train --upscale_factor`, which enlarges the images of --model to the "
+        "size of the dataset",
+    )  # fmt: skip
     masks: str | None = option(None, metavar="DIR", help="masks to generate from (default: new ones are made)")
     filter_segmenter: str | None = option(
         None, metavar="DIR|ID", help="network that filters (default: one is trained first)"
@@ -68,6 +72,11 @@ class GrowSettings(ColumnOptions, Settings):
             raise ValueError("--target and --num_masks are for new masks; with --masks none are made. Omit them.")
         if self.student is not None and self.model is None:
             raise ValueError("--student is for a --model that exists; the network that `grow` trains has none.")
+        if self.upscaler is not None and self.model is None:
+            raise ValueError(
+                "--upscaler enlarges images of a --model of a smaller size than the dataset; the network that `grow` "
+                "trains has its size already."
+            )
         for stage, changes in self.changes.items():
             if stage not in self.stages:
                 name = f"{stage}.{next(iter(changes))}"

@@ -66,7 +66,8 @@ def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -
         "statistics": data,
         "train": {**data, **pick("seed", "device"), "resume_from_checkpoint": "latest"},
         "enrich": {**pick("dataset", "seed"), "num_masks": num_masks, "target": target},
-        "generate": {"model": settings.generator, "masks": masks, **pick("num_images_per_mask", "seed", "device")},
+        "generate": {"model": settings.generator, "masks": masks, **pick("num_images_per_mask", "seed", "device")}
+        | ({} if settings.upscaler is None else pick("upscaler")),
         # The network that selects images must not be selected on the images that the study evaluates on.
         "segmenter": {**data, **pick("device"), "seed": settings.seed + FILTER_SEED, "validation_split": NO_SPLIT},
         "filter": {**data, "generated": generated, "segmenter": segmenter, **pick("seed", "device")},

@@ -402,3 +402,12 @@ def test_a_loop_killed_at_random_and_resumed_gives_the_same_report(toy, model, t
     assert "Still to be done" not in reports[0]
     assert "What it brings" in reports[0]
     assert len(load_pairs(tmp_path / "killed/merge", "train")) > 40
+
+
+def test_an_upscaler_enlarges_what_the_given_model_generates(toy, model, tmp_path, capsys):
+    words = ("grow", "--dataset", toy, "--output", tmp_path / "grown", "--dry_run", "--masks", "painted")
+    assert command(*words, "--model", model, "--upscaler", "runs/upscaler") == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "generate")
+    assert "--upscaler runs/upscaler" in line
+    assert command(*words, "--upscaler", "runs/upscaler") == 2
+    assert "--upscaler enlarges images of a --model" in capsys.readouterr().err

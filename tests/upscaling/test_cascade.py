@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 from helpers.generation_places import LABELS, draw_ids, names, pixels, save_masks, save_photos, tiny_pipeline
+from helpers.training_runs import TWO_PROCESSES, finished, start
 from PIL import Image
 
 from semseg_diffusers import MaskGuidedUNet2DModel, MaskGuidedUpscalePipeline, cli
@@ -138,3 +139,19 @@ def test_the_command_takes_an_upscaler_and_refuses_other_models_by_name(pipeline
     tiny_upscaler(other).save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="has other classes .*both read the same masks"):
         load_upscaler(str(tmp_path / "other"), None, pipeline)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_stays_running")
+def test_two_processes_make_what_one_makes(pipeline, inputs, masks, tmp_path):
+    pipeline.save_pretrained(tmp_path / "base")
+    inputs.upscaler.save_pretrained(tmp_path / "upscaler")
+    launcher = ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "--main_process_port", "0"]
+    words = ["--model", tmp_path / "base", "--upscaler", tmp_path / "upscaler", "--masks", masks, "--device", "cpu"]
+    words += ["--num_inference_steps", "2", "--guidance_scale", "1", "--upscaler_steps", "2", "--noise_level", "5"]
+    finished(start(*launcher, "-m", "semseg_diffusers.generation", *words, "--output", tmp_path / "two"))
+    generate_dataset(pipeline, masks, tmp_path / "one", FEW, inputs=inputs)
+    assert names(tmp_path / "two" / "images") == names(tmp_path / "one" / "images")
+    for name in names(tmp_path / "one" / "images"):
+        one, two = (pixels(tmp_path / folder / "images" / name) for folder in ("one", "two"))
+        assert np.abs(one - two).max() <= 1
