@@ -4,7 +4,7 @@ Pipelines and networks follow diffusers' own (`MaskGuidedDDPMPipeline.from_pretr
 stage of the work is a function of a settings object or of plain arguments:
 
 - data: `prepare_dataset`, `check_prepared`, `load_pairs`, `write_toy_dataset`, `clean_painting`
-- training: `train`, `distill`; generation: `generate_dataset`
+- training: `train`, `change_classes`, `distill`; generation: `generate_dataset`
 - enlarging: `MaskGuidedUpscalePipeline`, `consistency_psnr`
 - features of images: `ImageBackbone`
 - evaluation: `evaluate`, `filter_dataset`, `run_study`, `load_judge`, `fid`, `kid`
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from semseg_diffusers.pipelines.pipeline_mask_guided_upscale import MaskGuidedUpscalePipeline
     from semseg_diffusers.pipelines.upscaling import consistency_psnr
     from semseg_diffusers.toy.scenes import write_toy_dataset
+    from semseg_diffusers.training.class_transfer import change_classes
     from semseg_diffusers.training.loop import train
     from semseg_diffusers.training.settings import TrainingSettings
 
@@ -93,6 +94,7 @@ _FUNCTIONS = {
     "ImageBackbone": "backbones.image_backbone",
     "TrainingSettings": "training.settings",
     "train": "training.loop",
+    "change_classes": "training.class_transfer",
     "DistillationSettings": "distillation.settings",
     "distill": "distillation.distill",
     "GenerationSettings": "generation.settings",

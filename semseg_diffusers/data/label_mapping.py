@@ -4,13 +4,17 @@ First by name, then by the tables of classes.yaml: another name of the same clas
 are commonly merged (CamVid's 32 classes into 11, Mapillary's and IDD's into Cityscapes' 19).
 """
 
+import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import yaml
 
 from semseg_diffusers.data.labels import CLASSES, LabelSet
+from semseg_diffusers.utils.files import read_text
 
 
 SYNONYMS = tuple(map(tuple, CLASSES["synonyms"]))
@@ -81,6 +85,39 @@ def all_kinds(labels: LabelSet) -> list[str | None]:
     return [kind or kind_of(name) for kind, name in zip(given, labels.names, strict=True)]
 
 
+def read_mapping(path: str | os.PathLike) -> dict[str, list[str | int]]:
+    """Read a mapping file, JSON or YAML: {class: names or ids of the classes that become it}.
+
+    Raises:
+        ValueError: it is no such mapping, or a class occurs twice.
+    """
+    expected = 'expected {"class": ["name", 26, ...], ...}, names or ids of the classes that become it'
+    try:
+        content = yaml.load(read_text(path), Loader=_UniqueKeys)
+    except yaml.YAMLError as err:
+        raise ValueError(f"mapping file '{path}': {' '.join(str(err).split())}; {expected}.") from err
+    if not isinstance(content, dict) or not content:
+        raise ValueError(f"mapping file '{path}' holds {content!r:.60}; {expected}.")
+    mapping = {str(name): entries if isinstance(entries, list) else [entries] for name, entries in content.items()}
+    for name, entries in mapping.items():
+        if wrong := [entry for entry in entries if isinstance(entry, bool) or not isinstance(entry, (str, int))]:
+            raise ValueError(f"mapping file '{path}': '{name}' has {wrong[0]!r}; {expected}.")
+    all_entries = [entry for entries in mapping.values() for entry in entries]
+    if repeated := [entry for entry in all_entries if all_entries.count(entry) > 1]:
+        raise ValueError(f"mapping file '{path}' has {repeated[0]!r} twice; expected it in one class.")
+    return mapping
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that occurs twice, of which YAML and JSON keep the last."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"'{repeated[0]}' occurs twice")
+        return super().construct_mapping(node, deep)
+
+
 def map_ids(ids: np.ndarray, mapping: Sequence[int | None], ignore_index: int = 255) -> np.ndarray:
     """Map class ids of any shape by the result of `match_classes`, to uint8; ids of no class become unknown."""
     return lookup_table(mapping, ignore_index)[np.clip(np.asarray(ids).astype(np.int64), -1, len(mapping))]
@@ -98,13 +135,14 @@ def count_pixels(ids: np.ndarray, num_classes: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class LabelMapping:
-    """How masks of one label set become masks of another: by the names of their classes (`match_classes`).
+    """How masks of one label set become masks of another: by the names of classes (`match_classes`), or as given.
 
     Classes without a counterpart become unknown; unknown pixels stay unknown.
 
     Args:
         source (`LabelSet`): the classes of the masks.
         target (`LabelSet`): the classes that they become.
+        ids (`tuple[int | None, ...]`, *optional*): id of the target for each class of the source, None for unknown.
 
     Raises:
         ValueError: the label sets have nothing in common.
@@ -117,10 +155,11 @@ class LabelMapping:
 
     source: LabelSet
     target: LabelSet
-    ids: tuple[int | None, ...] = field(init=False)  # of the target, one for each class of the source
+    ids: tuple[int | None, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", match_classes(self.source.names, self.target))
+        if not self.ids:
+            object.__setattr__(self, "ids", match_classes(self.source.names, self.target))
         if set(self.ids) == {None}:
             raise ValueError(
                 f"the label sets have nothing in common: none of {some_names(self.source)} has a counterpart among "
@@ -141,6 +180,11 @@ class LabelMapping:
     def count(self, ids: np.ndarray) -> np.ndarray:
         """Return the pixels of each class of the source, int64 (num_classes,); unknown ones are not counted."""
         return np.bincount(np.ravel(ids), minlength=256)[: self.source.num_classes]
+
+    def lost_share(self, pixels: np.ndarray) -> float:
+        """Return the share of labelled pixels that become unknown."""
+        lost = sum(int(pixels[i]) for i, new in enumerate(self.ids) if new is None)
+        return lost / max(1, int(pixels.sum()))
 
     def describe(self, pixels: np.ndarray) -> str:
         """Return one line on what became unknown, of masks with so many pixels of each class (the sum of `count`).

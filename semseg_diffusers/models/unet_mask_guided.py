@@ -441,6 +441,26 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             nn.init.zeros_(self.conv_low_res.weight)
             nn.init.zeros_(self.noise_level_embedding.weight)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a network as diffusers does.
+
+        With `ignore_mismatched_sizes=True` and another `num_classes`, weights that read masks are initialised as in a
+        new network, and the classes have the names that are passed, or none. `semseg_diffusers.change_classes` keeps
+        what the network knows of them.
+        """
+        if not kwargs.get("ignore_mismatched_sizes"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if "num_classes" in kwargs:
+            kwargs = {"id2label": None, "id2color": None, "id2kind": None, **kwargs}
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"low_cpu_mem_usage": False, "output_loading_info": True}
+        network, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        weights, initial = network.state_dict(), cls.from_config(network.config).state_dict()
+        for name, *_ in info["mismatched_keys"]:  # diffusers leaves them without values
+            weights[name].copy_(initial[name])
+        return (network, info) if with_info else network
+
     @property
     def size_divisor(self) -> int:
         """Height and width of a sample must be multiples of this many pixels."""

@@ -6,6 +6,7 @@ base if it specifies them.
 
 import functools
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.weights import only_variant, read_weights, weight_files
+from semseg_diffusers.training.class_transfer import carry_over, describe_sources, source_classes
 from semseg_diffusers.training.objective import build_noise_scheduler
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.files import read_text
@@ -206,12 +209,38 @@ def _find_below(source: str, start: str, name: str) -> Path | None:
     return find_file(source, f"{start}{name}", "--init_from")
 
 
-def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], list[str]]:
+def _label_set(config: Mapping[str, Any]) -> LabelSet | None:
+    """Return the label set of a network's config; None where it does not name its classes."""
+    if not config.get("id2label"):
+        return None
+    if config.get("id2color"):
+        return LabelSet.from_config(config)
+    return LabelSet.from_names([name for _, name in sorted((int(i), name) for i, name in config["id2label"].items())])
+
+
+def load_first_weights(
+    unet: Any, source: str, mapping: Mapping[str, Sequence[str | int]] | None = None
+) -> tuple[list[str], list[str]]:
     """Load the weights of another model that have the name and the shape of the network's own, in place.
+
+    Where the classes are others, each takes the mask weights of those that it corresponds to (`source_classes`).
 
     Returns names of the network's weights that were not loaded, with the reason, and of theirs without a counterpart.
     """
     config, theirs = _first_weights(source)
+    own_labels, their_labels = _label_set(unet.config), _label_set(config)
+    classes: dict[str, torch.Tensor] = {}
+    if own_labels is not None and their_labels is not None and (mapping or own_labels.names != their_labels.names):
+        try:
+            sources = source_classes(own_labels, their_labels, mapping)
+        except ValueError as err:
+            raise ValueError(f"--init_classes: {err}") from err
+        classes = carry_over(unet, theirs, their_labels.num_classes, sources)
+        if classes:
+            described = describe_sources(own_labels, their_labels, sources)
+            logger.info(f"what {source} knows of classes is carried over: {described}")
+    elif mapping:
+        raise ValueError(f"--init_classes: {source} does not name its classes, so they cannot be mapped. Omit it.")
     frozen = {name: weight for name, weight in unet.named_parameters() if not weight.requires_grad}  # of a base
     own = {name: weight for name, weight in unet.state_dict().items() if name not in frozen}
     same_values = config.get("attributes") == json.loads(json.dumps(getattr(unet.config, "attributes", None)))
@@ -221,6 +250,8 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
             kept.append(f"{name} (of other values)")  # one column per value
         elif name not in theirs:
             kept.append(f"{name} (missing)")
+        elif name in classes:
+            taken[name] = classes[name]
         elif theirs[name].shape != weight.shape:
             kept.append(f"{name} ({tuple(theirs[name].shape)} there, {tuple(weight.shape)} here)")
         else:
@@ -237,17 +268,5 @@ def load_first_weights(unet: torch.nn.Module, source: str) -> tuple[list[str], l
             f"--init_from {source}: its base differs from --base_model ({len(other)} weights): its control branch "
             "was trained for that base."
         )
-    classes, their_classes = getattr(unet.config, "id2label", None), config.get("id2label")
-    if classes and their_classes and len(classes) == len(their_classes):  # with another number, shapes differ
-        differing = [
-            f"{number} was {their_classes.get(number)}, is {name}"
-            for number, name in classes.items()
-            if their_classes.get(number) != name
-        ]
-        if differing:
-            logger.warning(
-                f"--init_from {source}: its mask weights were trained on other classes, {len(differing)} of "
-                f"{len(classes)} ({'; '.join(differing[:3])}). They are loaded, and have to be retrained."
-            )
     unet.load_state_dict(taken, strict=False)
     return kept, sorted(theirs.keys() - own.keys() - frozen.keys())

@@ -42,7 +42,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "preview_inference_steps", "preview_guidance_scale", "report_to", "device", "gradient_checkpointing",
         "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
-        "init_from", "base_model", "model", "revision",
+        "init_from", "init_classes", "base_model", "model", "revision",
     )
 )  # fmt: skip
 

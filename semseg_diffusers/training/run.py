@@ -23,6 +23,7 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from semseg_diffusers.data.dataset_format import data_license
+from semseg_diffusers.data.label_mapping import read_mapping
 from semseg_diffusers.hub.cards import new_model_card
 from semseg_diffusers.hub.folders import CARD
 from semseg_diffusers.pipelines.mask_guided_mixin import MaskGuidedMixin
@@ -184,7 +185,9 @@ class Run:
         source = self.settings.init_from
         if source is None:
             return
-        kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, str(source)))
+        file = getattr(self.settings, "init_classes", None)  # distillation keeps the classes
+        mapping = None if file is None else run_on_all_ranks(lambda: read_mapping(file))
+        kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, str(source), mapping))
         logger.info(f"initial weights are those of {source}")
         if kept:
             logger.info(f"weights initialised randomly: {', '.join(kept)}")

@@ -136,8 +136,15 @@ class NetworkOptions(Settings):
         "steps of a linear schedule of 1000",
     )  # fmt: skip
     init_from: str | None = option(
-        None, metavar="MODEL", help="folder or Hub id of a model to start from: weights of the same name and shape"
-    )
+        None, metavar="MODEL",
+        help="folder or Hub id of a model to start from: weights of the same name and shape; what it knows of classes "
+        "is carried over to those of the data, by their names and kinds",
+    )  # fmt: skip
+    init_classes: str | None = option(
+        None, metavar="FILE",
+        help='classes of --init_from for those of the data whose names do not say it: {"structure": ["building", '
+        '"fence"]}, JSON or YAML',
+    )  # fmt: skip
     base_model: str | None = option(
         None, metavar="MODEL",
         help="pretrained UNet2DModel, or a pipeline of one, as a folder or a Hub id: it stays frozen, and a control "
@@ -347,6 +354,8 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
             raise ValueError("--network control needs a pretrained network: give --base_model.")
         if self.noise_schedule == "base" and self.base_model is None:
             raise ValueError("--noise_schedule base needs --base_model.")
+        if self.init_classes is not None and self.init_from is None:
+            raise ValueError("--init_classes maps the classes of another model; give that: --init_from.")
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid needs two or more levels (--block_out_channels).")
         self._check_upscaler()

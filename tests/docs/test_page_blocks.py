@@ -187,7 +187,7 @@ PLACES = {
     "sampling.md": Place((DATA, RUN)),
     "scale_out.md": Place((DATA, RUN), check=check_scale_out),
     "study.md": Place((DATA, RUN), a_set_to_study, check_study),
-    "training.md": Place((DATA,), check=check_training),
+    "training.md": Place((DATA, "checkpoints"), check=check_training),
 }
 # These start without stock, so that they are quick.
 QUICK = ("converting.md",)
@@ -214,7 +214,7 @@ def test_marker_of_a_page_stands_above_a_block_and_gives_a_reason(page):
     marked = [block for block in blocks if block.reason is not None]
     assert len(marked) == text.count("not run by the tests")
     assert all(block.language in LANGUAGES and len(block.reason.split()) >= 2 for block in marked)
-    assert {block.language for block in blocks} <= {*LANGUAGES, "yaml", "text", "bibtex"}
+    assert {block.language for block in blocks} <= {*LANGUAGES, "json", "yaml", "text", "bibtex"}
 
 
 def run_in_place(name: str, folder: Path, stock: Path | None) -> None:

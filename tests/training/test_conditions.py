@@ -441,15 +441,29 @@ def test_embeddings_of_other_values_are_not_taken(tmp_path, values, taken):
     assert bool(unet.attribute_embedding.weight.any()) is taken
 
 
-@pytest.mark.parametrize(("first_class", "warned"), [("road", False), ("meadow", True)])
-def test_first_weights_that_learned_other_classes_are_taken_with_a_warning(tmp_path, caplog, first_class, warned):
+def test_first_weights_of_other_classes_are_carried_over_by_name_and_mapping(tmp_path, caplog):
     PartialState()
-    config = LabelSet.from_preset("bdd100k").to_config()
-    before = saved(tmp_path, **{**config, "id2label": {**config["id2label"], "0": first_class}})
+    labels = LabelSet.from_preset("camvid")
+    before = saved(tmp_path, num_classes=11, **labels.to_config())
     unet = fresh()
-    load_first_weights(unet, str(tmp_path))
-    assert torch.equal(unet.mask_branch.conv_1.weight, before.mask_branch.conv_1.weight)
-    assert ("were trained on other classes, 1 of 19 (0 was meadow, is road)" in caplog.text) is warned
+    with caplog.at_level("INFO"):
+        kept, _ = load_first_weights(unet, str(tmp_path), {"train": ["building", 7]})
+    assert kept == ["attribute_embedding.weight (missing)"]
+    own, theirs = (network.mask_branch.conv_1.weight for network in (unet, before))
+    ids = LabelSet.from_preset("bdd100k").label2id
+    torch.testing.assert_close(own[:, ids["road"]], theirs[:, labels.label2id["road"]])
+    torch.testing.assert_close(own[:, ids["truck"]], theirs[:, labels.label2id["car"]])
+    torch.testing.assert_close(own[:, ids["train"]], theirs[:, [1, 7]].mean(dim=1))
+    assert "truck from car; " in caplog.text
+    assert "train from building, fence; " in caplog.text
+
+
+def test_first_weights_without_names_of_classes_cannot_be_mapped(tmp_path):
+    saved(tmp_path)
+    with pytest.raises(ValueError, match="--init_classes: .* does not name its classes"):
+        load_first_weights(fresh(), str(tmp_path), {"road": [0]})
+    with pytest.raises(ValueError, match="--init_classes maps the classes of another model; give that: --init_from"):
+        settings(init_classes="map.json")
 
 
 def test_models_that_do_not_fit_or_are_not_there_are_refused(tmp_path):

@@ -6,6 +6,7 @@ saved beside the weights and runs without this package.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -261,6 +262,27 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
         self.up3 = Up(2 * width, width, emb_dim)
         self.outc = nn.Conv2d(width, out_channels, kernel_size=1)
         self.gradient_checkpointing = False
+
+    @classmethod
+    # Copied from semseg_diffusers.models.unet_mask_guided.MaskGuidedUNet2DModel.from_pretrained
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """Load a network as diffusers does.
+
+        With `ignore_mismatched_sizes=True` and another `num_classes`, weights that read masks are initialised as in a
+        new network, and the classes have the names that are passed, or none. `semseg_diffusers.change_classes` keeps
+        what the network knows of them.
+        """
+        if not kwargs.get("ignore_mismatched_sizes"):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if "num_classes" in kwargs:
+            kwargs = {"id2label": None, "id2color": None, "id2kind": None, **kwargs}
+        with_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"low_cpu_mem_usage": False, "output_loading_info": True}
+        network, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        weights, initial = network.state_dict(), cls.from_config(network.config).state_dict()
+        for name, *_ in info["mismatched_keys"]:  # diffusers leaves them without values
+            weights[name].copy_(initial[name])
+        return (network, info) if with_info else network
 
     @property
     def size_divisor(self) -> int:
