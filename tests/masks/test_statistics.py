@@ -25,7 +25,12 @@ from semseg_diffusers.masks.statistics.counts import (
     underrepresented_classes,
     unknown_share,
 )
-from semseg_diffusers.masks.statistics.stats import log_position, plot_statistics, write_statistics_page
+from semseg_diffusers.masks.statistics.stats import (
+    log_position,
+    plot_statistics,
+    say_few_once,
+    write_statistics_page,
+)
 
 
 THREE = LabelSet(("road", "pole", "train"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)))
@@ -204,6 +209,19 @@ def test_a_balanced_dataset_has_no_underrepresented_class():
     assert underrepresented_classes(collect(masks)) == []
 
 
+def test_few_masks_are_said_once_and_not_for_each_class():
+    masks = np.zeros((10, 32, 32), dtype=np.uint8)
+    masks[:, 8:24], masks[:, 24:] = 1, 2
+    masks[:, 0, 0] = 2
+    rare = LabelSet(("a", "b", "c", "d"), tuple((i, i, i) for i in range(1, 5)))
+    found = underrepresented_classes(collect(masks, rare))
+    assert len(found) == 4
+    kept, sentence = say_few_once(found, 10)
+    assert [(entry.name, [reason.rule for reason in entry.reasons]) for entry in kept] == [("d", ["never seen"])]
+    assert sentence.startswith("10 masks: with fewer than 100, every class is in few images.")
+    assert say_few_once(found, 100) == (found, None)
+
+
 # The command
 
 
@@ -289,7 +307,9 @@ def test_page_lists_underrepresented_classes_with_reasons_rules_and_conditions(w
     html = (written / "index.html").read_text()
     record = json.loads((written / "stats.json").read_text())
     for entry in record["weak_classes"]:
-        assert all(f"<b>{reason['rule']}</b>: {reason['text']}" in html for reason in entry["reasons"])
+        own = [reason for reason in entry["reasons"] if reason["rule"] != "few images"]  # of all, where masks are few
+        assert all(f"<b>{reason['rule']}</b>: {reason['text']}" in html for reason in own)
+    assert "every class is in few images" in html
     assert all(f"<b>{rule}</b>" in html for rule in record["rules"])
     assert "clear: " in html
     assert_self_contained(html)

@@ -241,7 +241,7 @@ def unknown_share(statistics: MaskStatistics, group: Group | None = None) -> flo
 
 
 RARE_SHARE = 0.005  # of labelled pixels
-FEW_IMAGES = 100
+FEW_IMAGES, FEW_RULE = 100, "few images"
 SMALL_OBJECT = 100  # pixels: 10 x 10, or 5 x 5 patches of 2 x 2
 EDGE_SHARE = 0.6  # of the class's pixels
 SPREAD = 0.1  # of the frame
@@ -252,7 +252,7 @@ MIN_PART = 0.2  # of the expected images
 RULES = {
     "never seen": "no pixel of it in any mask",
     "rare": f"less than {RARE_SHARE:.1%} of the labelled pixels",
-    "few images": f"in fewer than {FEW_IMAGES} images",
+    FEW_RULE: f"in fewer than {FEW_IMAGES} images",
     "small": f"half of its pixels lie in objects below {SMALL_OBJECT} pixels, at the size of these masks",
     "thin": f"at least {EDGE_SHARE:.0%} of its pixels lie beside another class: it is some three pixels wide or less",
     "one place": f"it spreads over less than {SPREAD:.0%} of the frame",
@@ -309,7 +309,7 @@ def _reasons(figures: ClassFigures) -> list[Reason]:
     edges, spread = figures.edge_share, figures.spread
     checks = (
         ("rare", share < RARE_SHARE, f"{share:.2%} of the labelled pixels"),
-        ("few images", images < FEW_IMAGES, f"in {images} images ({figures.image_share:.0%})"),
+        (FEW_RULE, images < FEW_IMAGES, f"in {images} images ({figures.image_share:.0%})"),
         ("small", size < SMALL_OBJECT, f"half of its pixels in objects below {size:.0f} pixels"),
         ("thin", edges >= EDGE_SHARE, f"{edges:.0%} of its pixels beside another class"),
         ("one place", spread < SPREAD, f"spreads over {spread:.0%} of the frame"),

@@ -14,6 +14,8 @@ from semseg_diffusers.data.dataset import PairDataset, column_options, load_pair
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.settings import StatsSettings
 from semseg_diffusers.masks.statistics.counts import (
+    FEW_IMAGES,
+    FEW_RULE,
     RARE_SHARE,
     RULES,
     ClassFigures,
@@ -171,6 +173,7 @@ def write_statistics_page(
 ) -> None:
     """Write the page: underrepresented classes with their reasons, then all statistics; `name` is for the title."""
     labels = statistics.labels
+    underrepresented, few = say_few_once(underrepresented, len(statistics.pixels))
     by_share = sorted(enumerate(class_figures(statistics)), key=lambda item: -item[1].pixel_share)
     conditions: dict[str, list[dict]] = {attribute: [] for attribute in statistics.attributes}
     for group in statistics.groups:
@@ -189,6 +192,7 @@ def write_statistics_page(
         num_masks=len(statistics.pixels),
         version=package_version(),
         underrepresented=underrepresented,
+        few=few,
         rules=RULES,
         colors=dict(zip(labels.names, labels.colors, strict=True)),
         classes=[(row, log_position(row.pixel_share)) for _, row in by_share],
@@ -228,6 +232,22 @@ def _table(statistics: MaskStatistics) -> str:
     return "\n".join("  ".join(map(format, line, widths)) for line in lines)
 
 
+def say_few_once(
+    underrepresented: list[UnderrepresentedClass], num_masks: int
+) -> tuple[list[UnderrepresentedClass], str | None]:
+    """Return classes without the reason that all have where there are few masks, and one sentence in its place."""
+    if num_masks >= FEW_IMAGES:
+        return underrepresented, None
+    kept = []
+    for entry in underrepresented:
+        reasons = tuple(reason for reason in entry.reasons if reason.rule != FEW_RULE)
+        kept += [dataclasses.replace(entry, reasons=reasons)] if reasons else []
+    return kept, (
+        f"{num_masks} masks: with fewer than {FEW_IMAGES}, every class is in few images. Start a model on them from a "
+        "trained one (train --init_from)."
+    )
+
+
 def run(settings: StatsSettings) -> None:
     """Run `semseg-diffusers stats`."""
     pairs: PairDataset = load_pairs(settings.dataset, settings.split, **column_options(settings))
@@ -250,6 +270,8 @@ def run(settings: StatsSettings) -> None:
     save_png(output / "stats.png", plot_statistics(statistics, describe(statistics, name)))
     write_statistics_page(output / "index.html", statistics, underrepresented, name)
     sys.stdout.write(f"{describe(statistics, name)}\n\n{_table(statistics)}\n\n")
+    underrepresented, few = say_few_once(underrepresented, len(pairs))
+    sys.stdout.write("" if few is None else f"{few}\n")
     for entry in underrepresented:
         reasons = "; ".join(f"{reason.rule}: {reason.text}" for reason in entry.reasons)
         sys.stdout.write(f"underrepresented: {entry.name} ({reasons})\n")
