@@ -9,6 +9,7 @@ import hashlib
 import io
 import mmap
 import os
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -314,6 +315,10 @@ def load_pairs(
 
     name = os.fspath(dataset)
     check_name(name, "dataset")
+    if is_unprepared(Path(name)):
+        raise ValueError(
+            f"'{name}' holds images and masks as they are, not a prepared dataset. {_how_to_prepare(name)}"
+        )
     labels, revision = find_labels(name, labels, revision)
     tables = load_tables(name, revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir))
     key = split if split in tables else next((s for s in tables if SPLITS.get(s, s) == SPLITS.get(split, split)), None)
@@ -334,6 +339,17 @@ def load_pairs(
     if not read_record(name, revision):  # masks that this package did not write
         pairs.decide_mask_values()
     return pairs
+
+
+def is_unprepared(folder: Path) -> bool:
+    """Return whether a folder holds images and masks that `prepare` reads, without a table of the pairs."""
+    both = any((folder / name).is_dir() for name in ("images", "photos")) and (folder / "masks").is_dir()
+    return both and not metadata_folders(folder.resolve())
+
+
+def _how_to_prepare(name: str) -> str:
+    source, output = shlex.quote(name), shlex.quote(f"{name.rstrip('/')}_prepared")
+    return f"Prepare it: semseg-diffusers prepare --source {source} --output {output}"
 
 
 def load_tables(name: str, revision: str | None = None, **options: Any) -> dict[str, Any]:
@@ -429,7 +445,7 @@ def find_labels(name: str, labels: LabelSet | None, revision: str | None = None)
             raise ValueError(f"'{name}' is a local folder and has no revision '{revision}'; datasets of the Hub do.")
         found = next((Path(name) / file for file in FILES_OF_DATASETS if (Path(name) / file).is_file()), None)
         if labels is None and found is None:
-            raise ValueError(f"{missing} `semseg-diffusers prepare` makes datasets with one.")
+            raise ValueError(f"{missing} {_how_to_prepare(name)}")
         return labels or LabelSet.from_json(found), None
     with hub_errors(f"loading the dataset '{name}'", name, "dataset", revision=revision):
         for file in FILES_OF_DATASETS:

@@ -24,7 +24,7 @@ from semseg_diffusers.utils.files import composed, new_folder, package_version, 
 LABELS_FILE = "labels.json"
 COLORMAP_FILE = "colormap.json"  # of the paper's authors
 NAMES_FILE = "id2label.json"  # of transformers: names without colours
-LABEL_FILES = (LABELS_FILE, COLORMAP_FILE, NAMES_FILE)
+LABEL_FILES = (LABELS_FILE, COLORMAP_FILE, NAMES_FILE, "classes.txt")  # classes.txt: a name a line
 METADATA_FILE = "metadata.jsonl"  # of each split, and of a folder that `generate` made
 SETTINGS_FILE = "prepare.json"
 SYNTHETIC_FILE = "synthetic.jsonl"  # how the generated pairs that were merged into a dataset were made

@@ -66,12 +66,24 @@ def distinct_colors(count: int) -> tuple[Color, ...]:
 
 
 def _as_color(color: Any, owner: str) -> Color:
+    if isinstance(color, str) and re.fullmatch("#[0-9a-fA-F]{6}", color):
+        color = list(bytes.fromhex(color[1:]))
     levels = list(color) if isinstance(color, (list, tuple)) else []
     whole = all(isinstance(level, (int, np.integer)) and not isinstance(level, bool) for level in levels)
     if len(levels) != 3 or not whole or not all(0 <= level <= 255 for level in levels):
-        raise ValueError(f"the colour of {owner} is {color!r}; expected three whole numbers from 0 to 255: [r, g, b].")
+        raise ValueError(
+            f'the colour of {owner} is {color!r}; expected three whole numbers from 0 to 255: [r, g, b], or "#rrggbb".'
+        )
     red, green, blue = map(int, levels)
     return red, green, blue
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object, of whose repeated keys Python would keep the last."""
+    names = [name for name, _ in pairs]
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"'{repeated[0]}' occurs twice; give each class its own name.")
+    return dict(pairs)
 
 
 def _in_order(entries: Mapping[Any, Any], key: str, count: int | None = None) -> list[Any]:
@@ -197,16 +209,19 @@ class LabelSet:
 
     @classmethod
     def from_colormap(cls, colormap: Mapping[str, Any]) -> "LabelSet":
-        """Return a label set from {name: (r, g, b)} in class order; unknown takes a free colour.
+        """Return a label set from {name: (r, g, b)} or {name: "#rrggbb"} in class order; unknown takes a free colour.
 
-        In place of a colour may stand {"color": (r, g, b), "kind": "car"}.
+        An entry may also be {"color": "#rrggbb", "kind": "car"}; if none has a colour, all are made up for display.
         """
         entries = {name: entry if isinstance(entry, Mapping) else {"color": entry} for name, entry in colormap.items()}
+        colored = any("color" in entry for entry in entries.values())
         for name, entry in entries.items():
-            if "color" not in entry or entry.keys() - {"color", "kind"}:
+            if colored != ("color" in entry) or entry.keys() - {"color", "kind"}:
                 raise ValueError(f"'{name}' has {dict(entry)}; expected a color, and a kind where its name says none.")
-        colors = tuple(_as_color(entry["color"], f"'{name}'") for name, entry in entries.items())
         kinds = tuple(entry.get("kind") for entry in entries.values())
+        if not colored:
+            return replace(cls.from_names(list(entries)), kinds=kinds)
+        colors = tuple(_as_color(entry["color"], f"'{name}'") for name, entry in entries.items())
         return cls(tuple(entries), colors, ignore_color=free_color(colors), kinds=kinds)
 
     @classmethod
@@ -220,20 +235,30 @@ class LabelSet:
         """Read a label file.
 
         Args:
-            path: `colormap.json` ({name: [r, g, b]}, its order is the class order), our own `labels.json`, or names
-                without colours (`from_names`): `id2label.json` of transformers ({"0": name, ...}), or a list. A path,
-                or what has `read_bytes` like one (a file inside an archive).
+            path: `colormap.json` ({name: [r, g, b]} or {name: "#rrggbb"}, its order is the class order), our own
+                `labels.json`, CVAT's list of labels, a COCO file (its `categories`), or names without colours
+                (`from_names`): `id2label.json` of transformers ({"0": name, ...}), a list, or a text file with a name
+                a line. A path, or what has `read_bytes` like one (a file inside an archive).
 
         Returns:
             `LabelSet`
 
         Raises:
-            ValueError: it is not JSON in UTF-8, or no label set.
+            ValueError: it is not JSON in UTF-8, or no label set; a class occurs twice.
         """
+        text = read_text(path)
+        if str(path).lower().endswith(".txt"):
+            text = json.dumps([line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] != "#"])
         try:
-            content = json.loads(read_text(path))
+            content = json.loads(text, object_pairs_hook=_unique)
         except json.JSONDecodeError as err:
             raise ValueError(f"label file '{path}' is not valid JSON: {err}.") from err
+        except ValueError as err:
+            raise ValueError(f"label file '{path}': {err}") from err
+        if isinstance(content, dict) and isinstance(content.get("categories"), list):
+            content = {"categories": content["categories"]}
+        elif isinstance(content, list) and content and all(isinstance(entry, dict) for entry in content):
+            content = {"categories": [{**entry, "id": None} for entry in content]}  # CVAT's are numbers of a database
         content = dict(enumerate(content)) if isinstance(content, list) else content
         if not isinstance(content, dict) or not content:
             raise ValueError(
@@ -241,11 +266,31 @@ class LabelSet:
                 '{"0": "name", "1": "name", ...}.'
             )
         try:
+            if "categories" in content:
+                return cls._from_categories(content["categories"])
             if all(str(i).isdecimal() and isinstance(name, str) for i, name in content.items()):
                 return cls.from_names(_in_order(content, "id2label"))
             return cls._from_file(content) if "id2label" in content else cls.from_colormap(content)
         except ValueError as err:
             raise ValueError(f"label file '{path}': {err}") from err
+
+    @classmethod
+    def _from_categories(cls, categories: list[Any]) -> "LabelSet":
+        """Read COCO's categories, whose ids are those of masks and may have gaps, or CVAT's labels, in their order."""
+        wrong = [entry for entry in categories if not isinstance(entry, dict) or "name" not in entry]
+        if wrong or not categories:
+            raise ValueError(f'its classes hold {wrong[:1] or categories!r:.60}; expected {{"name": ...}} for each.')
+        names = [entry["name"] for entry in categories]
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"the class name '{repeated[0]}' occurs twice; give each class its own.")
+        colored = all("color" in entry for entry in categories)
+        labels = cls.from_colormap({e["name"]: e["color"] for e in categories}) if colored else cls.from_names(names)
+        ids = [entry.get("id") for entry in categories]
+        if None in ids or ids == list(range(len(ids))):
+            return labels
+        if not all(isinstance(i, int) and 0 <= i < 255 for i in ids) or len(set(ids)) < len(ids):
+            raise ValueError(f"its categories have the ids {ids}; expected different ones from 0 to 254.")
+        return replace(labels, changed_ids=ids_in_files(ids, {} if 0 in ids else {0: labels.ignore_index}))
 
     @classmethod
     def _from_file(cls, content: dict[str, Any]) -> "LabelSet":

@@ -29,7 +29,7 @@ from semseg_diffusers.data.dataset_format import (
     plain_load_note,
     save_pair,
 )
-from semseg_diffusers.data.label_mapping import LabelMapping, count_pixels
+from semseg_diffusers.data.label_mapping import LabelMapping, count_pixels, read_mapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_values import (
     MEANINGS,
@@ -38,6 +38,7 @@ from semseg_diffusers.data.mask_values import (
     decide_values,
     read_evidence,
 )
+from semseg_diffusers.data.merged_classes import merge_classes, numbers
 from semseg_diffusers.data.polygons import RegionMask
 from semseg_diffusers.data.readers import NAMED, Pair, Source, read_file, read_source
 from semseg_diffusers.data.readers.pairs import ImageFile
@@ -81,7 +82,8 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
 
     Raises:
         ValueError: the source does not have the format's layout, its classes have nothing in common with those of
-            `map_to`, or files cannot be used (the first five are named).
+            `map_to`, more than `max_unknown` of the pixels would become unknown, or files cannot be used (the first
+            five are named).
         OSError: for example, the disk is full; nothing of the dataset is left.
     """
     target_folder = Path(settings.output).resolve()
@@ -90,13 +92,20 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
             raise ValueError(f"--output '{target_folder}' and --source '{root}' overlap; expected separate folders.")
     target = None if settings.map_to is None else LabelSet.from_name(settings.map_to)
     try:
+        classes = None if settings.mapping is None else read_mapping(settings.mapping)
         source = read_source(
-            settings.source, settings.format, settings.labels, settings.skip_unmatched, **settings.reader_options()
-        )
+            settings.source, settings.format, settings.labels, settings.skip_unmatched,
+            ids=numbers(classes or {}), **settings.reader_options(),
+        )  # fmt: skip
+        mapping = None
+        if classes is not None:
+            source, mapping = merge_classes(source, classes, target)
+            target = mapping.target
+        elif target is not None:
+            mapping = LabelMapping(source.labels, target)
         inspect = functools.partial(_inspect_in_processes, num_workers=settings.num_workers, progress=progress)
         source, decided = decide_source(source, inspect, settings.mask_values, settings.mask_orientation)
         validation = choose_validation(source, settings)
-        mapping = None if target is None else LabelMapping(source.labels, target)
         with resumable_folder(
             settings.output, _recipe(settings, source, mapping), SETTINGS_FILE, "prepared dataset", settings.overwrite
         ) as staging:
@@ -104,7 +113,14 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
             notes = source.notes
             if mapping is not None:
                 pixels = np.sum([result["pixels"] for result in results], axis=0)
-                notes += (f"masks mapped to the label set {settings.map_to}: {mapping.describe(pixels)}",)
+                to = f"classes of {settings.mapping}" if settings.mapping else f"label set {settings.map_to}"
+                if mapping.lost_share(pixels) > settings.max_unknown:
+                    raise ValueError(
+                        f"nothing was written, because mapped to the {to} most pixels would be lost: "
+                        f"{mapping.describe(pixels)}. Name these classes in a file, --mapping, or allow it: "
+                        "--max_unknown 1."
+                    )
+                notes += (f"masks mapped to the {to}: {mapping.describe(pixels)}",)
             report = PrepareReport(
                 splits={split: len(of_split) for split, of_split in rows.items()},
                 enlarged=sum(result["enlarged"] for result in results),
@@ -203,7 +219,10 @@ def _describe_classes(results: Sequence[Mapping[str, Any]], labels: LabelSet) ->
 
 
 def choose_validation(source: Source, settings: PrepareSettings) -> frozenset[str]:
-    """Return the stems of the training pairs that become `val`, selected by their stems and the seed only."""
+    """Return the stems of the training pairs that become `val`, selected by their stems and the seed only.
+
+    Of a source with drives, whole ones are taken: neighbouring frames show the same street.
+    """
     if settings.val_fraction == 0:
         return frozenset()
     if settings.streaming:
@@ -211,13 +230,20 @@ def choose_validation(source: Source, settings: PrepareSettings) -> frozenset[st
     names = [(pair.split, pair.stem) for pair in source.pairs]
     if any(split != "train" for split, _ in names):
         raise ValueError("the source has its own splits; --val_fraction is for sources without.")
-    stems = sorted(
-        (stem for _, stem in names), key=lambda stem: hashlib.sha256(f"{settings.seed}:{stem}".encode()).digest()
-    )
-    count = max(round(settings.val_fraction * len(stems)), 1)
-    if count == len(stems):
-        raise ValueError(f"--val_fraction {settings.val_fraction} leaves none of the {len(stems)} pairs for training.")
-    return frozenset(stems[:count])
+    groups: dict[str, list[str]] = {}  # drive, or stem -> stems
+    for pair in source.pairs:
+        groups.setdefault(pair.attributes.get("drive") or pair.stem, []).append(pair.stem)
+    if len(groups) == 1:  # a single drive
+        groups = {stem: [stem] for _, stem in names}
+    order = sorted(groups, key=lambda name: hashlib.sha256(f"{settings.seed}:{name}".encode()).digest())
+    count = max(round(settings.val_fraction * len(names)), 1)
+    chosen: list[str] = []
+    for name in order:
+        if len(chosen) < count:
+            chosen += groups[name]
+    if len(chosen) == len(names):
+        raise ValueError(f"--val_fraction {settings.val_fraction} leaves none of the {len(names)} pairs for training.")
+    return frozenset(chosen)
 
 
 def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | None) -> dict[str, Any]:
@@ -260,7 +286,7 @@ def _content_hash(pair: Pair) -> str:
 
 def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapping | None) -> dict[str, Any]:
     """Return the content of `prepare.json`, without the number of workers, which changes nothing."""
-    names = ("fit", "labels", "map_to", "annotations", "tolerance", "val_fraction", "seed")
+    names = ("fit", "labels", "map_to", "mapping", "annotations", "tolerance", "val_fraction", "seed")
     return {
         "format": report.data_format,
         "source": settings.source[0] if len(settings.source) == 1 else list(settings.source),

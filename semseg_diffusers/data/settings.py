@@ -88,6 +88,11 @@ class ReaderOptions(Settings):
         help="whether masks show the stored pixels of images that EXIF rotates, or are upright (default: by their "
         "sizes)",
     )  # fmt: skip
+    mapping: str | None = option(
+        None, metavar="FILE",
+        help='merge classes, JSON or YAML: {"vehicle": ["car", "truck", 26], ...}, names of the source\'s classes or '
+        "numbers in its masks; what it omits becomes unknown",
+    )  # fmt: skip
     num_workers: int = option(os.cpu_count() or 1, at_least=1, help="processes or threads (default: one per core)")
 
     def reader_options(self) -> dict[str, Any]:
@@ -120,7 +125,13 @@ class PrepareSettings(ReaderOptions):
         help="label set to map the masks to, by class name; classes without a counterpart become unknown (default: "
         "the source's own)",
     )  # fmt: skip
-    val_fraction: float = option(0.0, at_least=0, below=1, help="share for val, if the source has no splits")
+    max_unknown: float = option(
+        0.5, at_least=0, at_most=1,
+        help="largest share of the labelled pixels that --mapping or --map_to may make unknown",
+    )  # fmt: skip
+    val_fraction: float = option(
+        0.0, at_least=0, below=1, help="share for val, if the source has no splits; whole drives, if it has folders"
+    )
     seed: int = option(0, help="selects the pairs of --val_fraction")
     skip_unmatched: bool = option(False, help="leave out images and masks without a partner")
     overwrite: bool = option(False, help="replace a prepared dataset at --output")
@@ -133,7 +144,7 @@ class PrepareSettings(ReaderOptions):
             raise ValueError(f"--fit {self.fit} does not apply to --resolution native, which keeps the frame.")
 
 
-SOURCE_OPTIONS = ("format", "labels", "tolerance", "mask_values", "mask_orientation")  # of all formats
+SOURCE_OPTIONS = ("format", "labels", "tolerance", "mask_values", "mask_orientation", "mapping")  # of all formats
 
 
 @dataclass(frozen=True, kw_only=True)

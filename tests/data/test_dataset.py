@@ -112,7 +112,7 @@ def test_columns_that_are_missing_or_no_pictures_are_named(toy_folder, load):
 
 def test_a_folder_without_labels_says_how_to_get_them(changed_folder, load):
     (changed_folder / "labels.json").unlink()
-    with pytest.raises(ValueError, match=r"has no labels.json: give its label set: .* `semseg-diffusers prepare`"):
+    with pytest.raises(ValueError, match=r"has no labels.json: give its label set: .* Prepare it: semseg-diffusers"):
         load(changed_folder)
     assert len(load(changed_folder, labels=BDD)) == 3
 

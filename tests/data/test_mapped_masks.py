@@ -299,7 +299,9 @@ def test_the_unknown_of_the_new_set_stands_around_a_padded_frame(tmp_path):
     own = LabelSet(("road", "sky"), ((1, 0, 0), (2, 0, 0)), ignore_index=7)
     own.save_json(tmp_path / "own.json")
     source = source_of(tmp_path / "source", CAMVID)
-    out = prepared(source, tmp_path / "out", map_to=str(tmp_path / "own.json"), fit="pad", resolution=(24, 24))
+    out = prepared(
+        source, tmp_path / "out", map_to=str(tmp_path / "own.json"), fit="pad", resolution=(24, 24), max_unknown=1.0
+    )
     ids = saved_ids(out / "train" / "masks" / "p0.png")
     assert set(np.unique(ids)) == {0, 1, 7}
     assert (ids[0] == 7).all()

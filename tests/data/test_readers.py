@@ -56,7 +56,8 @@ def test_folder_reads_its_own_colormap_and_labels_take_precedence(tmp_path):
 def test_folder_without_classes_says_where_they_come_from(tmp_path):
     make_files(tmp_path, "images/a.png", "masks/a.png")
     with pytest.raises(
-        ValueError, match=r"looked for labels.json, colormap.json, id2label.json .* --labels: one of bdd100k"
+        ValueError,
+        match=r"looked for labels.json, colormap.json, id2label.json, classes.txt .* --labels: one",
     ):
         read_source(tmp_path, "folder")
     with pytest.raises(ValueError, match=r"label set 'ade20k' is no file and none of the presets"):
@@ -83,7 +84,7 @@ def test_no_pair_at_all_is_refused_even_with_skip_unmatched(tmp_path):
 
 
 def test_empty_folders_say_what_was_looked_for(tmp_path):
-    with pytest.raises(ValueError, match=r"does not have the layout of --format folder; expected images/ and masks/"):
+    with pytest.raises(ValueError, match=r"layout of --format folder; expected images/ .or photos/. and masks/"):
         read_source(tmp_path, "folder", "bdd100k")
     make_files(tmp_path, "images/readme.txt", "masks/.keep")
     with pytest.raises(ValueError, match=r"found no images \(\.jpg, .* in '.*images' and '.*masks'"):
@@ -106,7 +107,10 @@ def test_source_that_is_no_folder_is_refused(tmp_path):
         (("images/train/a.png", "masks/val/a.png"), "split folders differ: .* has train, .* has val"),
         (("images/train/a.png", "masks/a.png"), "split folders differ: .* has train, .* has none"),
         (("images/train/a.png", "images/b.png", "masks/train/a.png"), "both split folders and images"),
-        (("images/berlin/a.png", "masks/berlin/a.png"), "holds the folders berlin; expected images"),
+        (
+            ("images/berlin/a.png", "images/train/b.png", "masks/train/b.png"),
+            "holds the folders berlin; expected",
+        ),
         (("images/val/a.png", "images/valid/a.png", "masks/val/a.png"), "are both the split val"),
         (("images/a.png", "images/a.jpg", "masks/a.png"), "have the same stem"),
     ],
@@ -170,7 +174,9 @@ def test_the_papers_format_is_known_by_its_colormap(tmp_path):
 
 def test_unknown_and_ambiguous_layouts_are_refused_with_what_was_looked_for(tmp_path):
     make_files(tmp_path, "photos/a.jpg")
-    with pytest.raises(ValueError, match=r"is not known; expected images/ and masks/ \(folder\); .*--format"):
+    with pytest.raises(
+        ValueError, match=r"is not known; expected images/ .or photos/. and masks/, .* \(folder\); .*--"
+    ):
         read_source(tmp_path)
     make_files(tmp_path, "images/a.jpg", "masks/a.png", "labels/a.png")
     with pytest.raises(ValueError, match="could be folder or camvid; name it: --format"):

@@ -20,8 +20,10 @@ from typing import Any
 from semseg_diffusers.data.check.findings import COLUMNS, ERROR, Finding, find, pair_findings, unreadable_findings
 from semseg_diffusers.data.check.inspection import PairFacts, image_fault, inspect_pair
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE, SETTINGS_FILE
+from semseg_diffusers.data.label_mapping import read_mapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_values import MaskEvidence
+from semseg_diffusers.data.merged_classes import merge_classes, numbers
 from semseg_diffusers.data.prepare import decide_source, inspect_values
 from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, open_source, read_source
 from semseg_diffusers.data.settings import SPLITS, CheckSettings
@@ -62,6 +64,7 @@ def check_source(
     progress: bool = False,
     mask_values: str | None = None,
     mask_orientation: str | None = None,
+    mapping: str | None = None,
     **options: Any,
 ) -> Report:
     """Check data as it was published.
@@ -75,12 +78,16 @@ def check_source(
         progress (`bool`, defaults to `False`): show a progress bar on stderr.
         mask_values (`str`, *optional*): what the numbers of masks are; decided from all masks by default.
         mask_orientation (`str`, *optional*): "stored" or "upright", where EXIF rotates the images.
+        mapping (`str`, *optional*): file of classes to merge, see `read_mapping`.
         **options: other fields of `readers.ReadOptions`.
     """
     try:
         _, data_format = open_source(source, data_format)
         lenient = "skip_unmatched" in FORMATS[data_format].takes
-        found = read_source(source, data_format, labels, lenient, **options)
+        classes = None if mapping is None else read_mapping(mapping)
+        found = read_source(source, data_format, labels, lenient, ids=numbers(classes or {}), **options)
+        if classes is not None:
+            found, _ = merge_classes(found, classes)
         decisions: list[Finding] = []
         try:
             inspect = functools.partial(_inspect_in_threads, num_workers=num_workers, progress=progress)
@@ -228,7 +235,7 @@ def run(settings: CheckSettings) -> int:
         report = check_source(
             settings.source, settings.format, settings.labels, settings.tolerance, settings.num_workers,
             progress=True, mask_values=settings.mask_values, mask_orientation=settings.mask_orientation,
-            **settings.reader_options(),
+            mapping=settings.mapping, **settings.reader_options(),
         )  # fmt: skip
     checked = settings.dataset or ", ".join(settings.source)
     if settings.output is not None:

@@ -13,12 +13,18 @@ from typing import Any
 
 from semseg_diffusers.data.dataset_format import COLORMAP_FILE, LABEL_FILES
 from semseg_diffusers.data.labels import PAPER_NAMES, PRESET_NAMES, LabelSet
+from semseg_diffusers.data.merged_classes import labels_of_ids
 from semseg_diffusers.data.readers.bdd100k import find_bdd100k, read_bdd100k
 from semseg_diffusers.data.readers.cityscapes import find_acdc, find_cityscapes, find_kitti, read_kitti, read_trees
 from semseg_diffusers.data.readers.mask_exports import (
+    CLASSES_FILE,
+    files_below,
     find_cvat,
     find_roboflow,
     find_voc,
+    images_below,
+    is_image,
+    name_stems,
     read_cvat,
     read_roboflow,
     read_voc,
@@ -31,9 +37,14 @@ from semseg_diffusers.data.readers.pairs import (
     Pair,
     ReadOptions,
     Source,
+    by_stem,
     find_camvid,
+    first_folder,
     folders_by_split,
+    list_folder,
+    list_images,
     match_folders,
+    match_stems,
     read_camvid,
     read_file,
     split_folders,
@@ -54,28 +65,67 @@ from semseg_diffusers.utils.files import read_text
 __all__ = ["FORMATS", "IMAGE_ENDINGS", "NAMED", "Encoded", "Pair", "Source", "open_source", "read_file", "read_source"]
 
 
+MASK_SUFFIX = "_mask"  # of a mask beside its image
+
+
 def find_folder(root: AnyPath) -> AnyPath | None:
     """Return the folder if it, or each split folder in it, holds images/ and masks/."""
-    parts = [root] if (root / "images").is_dir() else list(split_folders(root).values())
-    whole = all((part / name).is_dir() for part in parts for name in ("images", "masks"))
-    return root if parts and whole else None
+    parts = [root] if _photos(root) is not None else list(split_folders(root).values())
+    whole = all(_photos(part) is not None and (part / "masks").is_dir() for part in parts)
+    return root if parts and (whole or _suffix_folders(root)) else None
+
+
+def _photos(folder: AnyPath) -> AnyPath | None:
+    return first_folder(folder, "images", "photos")
+
+
+def _suffix_folders(root: AnyPath) -> dict[str, AnyPath]:
+    """Return the split folders, or the folder as `train`, if each holds NAME.jpg and NAME_mask.png."""
+    folders = split_folders(root) or {"train": root}
+    names = [[path.stem.endswith(MASK_SUFFIX) for path in list_images(folder)] for folder in folders.values()]
+    csv = any((folder / CLASSES_FILE).is_file() for folder in folders.values())  # of Roboflow
+    return folders if all(any(each) and not all(each) for each in names) and not csv else {}
 
 
 def read_folder(root: AnyPath, options: ReadOptions, label_files: Sequence[str] = LABEL_FILES) -> Source:
-    """Read `images/` and `masks/`, with the same split folders inside each or none; or both in each split folder."""
+    """Read `images/` (or `photos/`) and `masks/`, or NAME.jpg with NAME_mask.png.
+
+    Split folders may be inside each or around both. Other folders inside both are drives: `--val_fraction` takes whole
+    ones.
+    """
     files = [root / name for name in label_files if (root / name).is_file()]
-    if options.labels is None and not files:
+    if options.labels is None and not files and not options.ids:
         raise ValueError(
             f"the classes of '{root}' are not known: looked for {', '.join(label_files)} in it. Give --labels: one "
             f"of {', '.join(PRESET_NAMES)}, or a JSON file."
         )
-    labels = LabelSet.from_json(files[0]) if options.labels is None else LabelSet.from_name(options.labels)
-    labels = labels if options.ignore_index is None else labels.with_ignored_id(options.ignore_index)
-    if (root / "images").is_dir():
-        folders = folders_by_split(root / "images", root / "masks")
+    if options.labels is not None:
+        labels = LabelSet.from_name(options.labels)
     else:
-        folders = {split: (part / "images", part / "masks") for split, part in split_folders(root).items()}
-    return Source(labels, *match_folders(folders, options.skip_unmatched))
+        labels = LabelSet.from_json(files[0]) if files else labels_of_ids(options.ids)
+    labels = labels if options.ignore_index is None else labels.with_ignored_id(options.ignore_index)
+    skip, photos, masks = options.skip_unmatched, _photos(root), root / "masks"
+    if photos is not None and any(path.is_dir() for path in list_folder(photos)) and not split_folders(photos):
+        return Source(labels, *_match_drives(photos, masks, skip), notes=("the folders of images are drives",))
+    if photos is not None:
+        return Source(labels, *match_folders(folders_by_split(photos, masks), skip))
+    if beside := _suffix_folders(root):
+        found = {}
+        for split, folder in beside.items():
+            own = by_stem(list_images(folder), MASK_SUFFIX)
+            found[split] = (by_stem(set(list_images(folder)) - set(own.values())), own)
+        return Source(labels, *match_stems(found, skip, ", ".join(f"'{folder}'" for folder in beside.values())))
+    parts = {split: (_photos(part) or part, part / "masks") for split, part in split_folders(root).items()}
+    return Source(labels, *match_folders(parts, skip))
+
+
+def _match_drives(photos: AnyPath, masks: AnyPath, skip_unmatched: bool) -> tuple[tuple[Pair, ...], tuple[Any, ...]]:
+    """Pair the files of the folders below two folders; the attribute `drive` is the first of them."""
+    images = images_below(photos)
+    pairs, alone = match_stems({"train": (images, images_below(masks))}, skip_unmatched, f"'{photos}' and '{masks}'")
+    names = [parts for parts, path in files_below(photos) if is_image(path.name)]
+    drives = {stem: parts[0] if len(parts) > 1 else None for parts, stem in name_stems(names, common=0).items()}
+    return tuple(replace(pair, attributes={"drive": drives[pair.stem]}) for pair in pairs), alone
 
 
 def is_paper(root: AnyPath) -> bool:
@@ -101,7 +151,7 @@ FORMATS: dict[str, Format] = {
     "folder": Format(
         find_folder,
         read_folder,
-        "images/ and masks/",
+        "images/ (or photos/) and masks/, or NAME.jpg and NAME_mask.png",
         ("labels", "skip_unmatched", "ignore_index"),
         lambda root: not is_paper(root),
     ),
@@ -190,7 +240,7 @@ def read_source(
     chosen, read_options = FORMATS[name], ReadOptions(labels, skip_unmatched, **options)
     for option in fields(ReadOptions):
         value = getattr(read_options, option.name)
-        if option.name not in chosen.takes and value != option.default:
+        if option.name not in (*chosen.takes, "ids") and value != option.default:
             reason = "brings its own classes; leave out" if option.name == "labels" else "does not take"
             shown = "" if value is True else f" '{value}'"
             raise ValueError(f"--format {name} {reason} --{option.name}{shown}.")

@@ -105,6 +105,7 @@ class ReadOptions:
     mask_column: str | None = None
     ignore_index: int | None = None  # id of unlabelled pixels in the masks
     streaming: bool = False  # read the rows of a table as they arrive, without downloading all
+    ids: tuple[int, ...] = ()  # that a mapping names: the classes of a folder that lists none
 
 
 def read_file(file: ImageFile) -> bytes:
