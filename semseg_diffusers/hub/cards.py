@@ -82,7 +82,14 @@ def new_model_card(
         pipeline_tag="image-to-image",
         license=license_name,
         datasets=[dataset] if dataset.count("/") == 1 and not Path(dataset).is_dir() else None,
-        tags=["diffusers", "semantic-segmentation", "mask-to-image", "synthetic-data", "semseg-diffusers"],
+        tags=[
+            "diffusers",
+            "semantic-segmentation",
+            "mask-to-image",
+            "synthetic-data",
+            "semseg-diffusers",
+            *(["super-resolution"] if config.get("upscale_factor") else []),
+        ],
     )
     text = render(
         "model_card.md",

@@ -143,6 +143,8 @@ def export_model(settings: ExportSettings) -> Path:
     index = folders.check_model_folder(folder)
     pipeline_class = folders.package_class(index["_class_name"], folder)
     scores = cards.read_scores(settings.results)
+    if settings.masks is not None and pipeline_class.is_upscaler:
+        raise ValueError(f"--masks are for a sheet of generated images, and '{folder}' is an upscaler. Omit them.")
     if settings.masks is not None:
         choose_masks(settings)  # checked before any work, like the next
         mask_labels = None if settings.mask_labels is None else LabelSet.from_name(settings.mask_labels)

@@ -265,7 +265,10 @@ def test_a_run_saves_the_pipeline_of_upscalers_and_a_preview(upscaler):
     with pytest.raises(ValueError, match="is an upscaler; it enlarges the images of another model"):
         load_pipeline(upscaler)
     assert type(load_pipeline(upscaler, upscaler=True)) is MaskGuidedUpscalePipeline
-    assert "MaskGuidedUpscalePipeline.from_pretrained" in (upscaler / "README.md").read_text()
+    card = (upscaler / "README.md").read_text()
+    assert "A mask-guided upscaler: it enlarges street images by 2" in card
+    assert "in crops of 8 x 16 pixels" in card
+    assert 'pipe("small.png", "large_mask.png")' in card
 
 
 def test_a_resumed_upscaler_equals_the_straight_one_bit_for_bit(upscaler, toy, base, tmp_path):
