@@ -35,9 +35,10 @@ from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.evaluation.segmentation.segmenter import ensure_segmenter
 from semseg_diffusers.evaluation.settings import SEGMENTER_FOLDER, EvaluationSettings
 from semseg_diffusers.generation.generate import generate_dataset
-from semseg_diffusers.generation.model import DTYPES, load_model
+from semseg_diffusers.generation.model import DTYPES, load_model, load_upscaler
 from semseg_diffusers.generation.near_copies import THUMBNAIL, thumbnails
-from semseg_diffusers.generation.plan import target_size
+from semseg_diffusers.generation.plan import enlarged_size, target_size
+from semseg_diffusers.generation.settings import Inputs
 from semseg_diffusers.reports.findings import results_table
 from semseg_diffusers.utils.distributed import Processes, run_distributed
 from semseg_diffusers.utils.files import LOCK_FILE, exclusive_folder, read_json, write_json
@@ -81,8 +82,8 @@ def load_features(
     return extractors
 
 
-def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device) -> Any:
-    """Load the pipeline; raise if it generates other classes or another size than the dataset has."""
+def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str | torch.device) -> tuple[Any, Any]:
+    """Load pipeline and upscaler; raise if they make other classes or another size than the dataset has."""
     assert settings.model is not None, "only called for a model"
     dtype, variant = DTYPES[settings.dtype], settings.variant
     pipeline: Any = load_model(settings.model, settings.revision, settings.scheduler, dtype, device, variant=variant)
@@ -93,7 +94,10 @@ def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str
             f"({', '.join(pairs.labels.names)}): evaluate a model on the dataset it was trained on, or on this one "
             "prepared again with --map_to and the model's label set (a preset, or its unet/config.json)."
         )
-    size = target_size(pipeline, settings.sampling)
+    upscaler = None
+    if settings.upscaler is not None:
+        upscaler = load_upscaler(settings.upscaler, settings.upscaler_revision, pipeline)
+    size = enlarged_size(upscaler, target_size(pipeline, settings.sampling))
     if size != pairs.resolution:
         raise ValueError(
             f"expected one size; '{settings.model}' generates {size[0]} x {size[1]}, '{settings.dataset}' has "
@@ -101,7 +105,7 @@ def load_generator(settings: EvaluationSettings, pairs: PairDataset, device: str
             f"--resolution {size[0]}x{size[1]}."
         )
     pipeline.check_scheduler(pipeline.resolve_sampling(settings.num_inference_steps)[0])
-    return pipeline
+    return pipeline, upscaler
 
 
 def check_inputs(settings: EvaluationSettings, data: RealData, masks: ImageSet, not_judged: Sequence[str]) -> None:
@@ -169,6 +173,7 @@ def measure(seconds: dict[str, float], part: str) -> Iterator[None]:
 def _generate(
     settings: EvaluationSettings,
     pipeline: Any,
+    upscaler: Any,
     pairs: PairDataset,
     masks: ImageSet,
     output: Path,
@@ -181,6 +186,7 @@ def _generate(
         output / "masks",
         output / "generated",
         settings.sampling,
+        inputs=Inputs(upscaler=upscaler, upscaler_name=settings.upscaler),
         mask_labels=pairs.labels,
         num_images_per_mask=settings.num_images_per_mask,
         batch_size=settings.batch_size,
@@ -235,10 +241,10 @@ def evaluate(
         judge = processes.run_on_all_ranks(lambda: load_segmenter(settings, pairs, device))
     now = [name for name in names if name not in later]
     loaded = processes.run_on_all_ranks(lambda: load_features(settings, now, pairs, device))
-    pipeline, filter_record = None, None
+    pipeline, upscaler, filter_record = None, None, None
     if settings.generated is None:
         given = settings
-        pipeline = processes.run_on_all_ranks(lambda: load_generator(given, pairs, device))
+        pipeline, upscaler = processes.run_on_all_ranks(lambda: load_generator(given, pairs, device))
         steps, scale = pipeline.resolve_sampling(given.num_inference_steps, given.guidance_scale)
         settings = replace(given, num_inference_steps=steps, guidance_scale=scale)  # results hold the numbers
         masks = real.subset(evenly_spaced(range(len(real)), settings.num_masks))
@@ -295,8 +301,8 @@ def evaluate(
         # 4. Generate the images, and run the networks on them
         with measure(seconds, "generation"):
             if pipeline is not None:
-                generated = _generate(settings, pipeline, pairs, masks, output, processes, show_progress)
-                pipeline = None  # frees its memory
+                generated = _generate(settings, pipeline, upscaler, pairs, masks, output, processes, show_progress)
+                pipeline = upscaler = None  # frees their memory
         of_generated = infer(generated, "generated images")
 
         # 5. Score them, and write results and page, once

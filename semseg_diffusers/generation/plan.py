@@ -192,11 +192,16 @@ def plan_generation(
     return Plan(json.loads(json.dumps(record, default=str)), settings, labels, mapping, known, size, large_size)
 
 
+def enlarged_size(upscaler: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """Return (height, width) of the images that an upscaler makes of those of a size; None keeps them."""
+    factor = 1 if upscaler is None else upscaler.unet.config.upscale_factor
+    return size[0] * factor, size[1] * factor
+
+
 def _check_upscaler(upscaler: Any, settings: GenerationSettings, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
     """Return an upscaler's steps and the size of its images; refuse sizes that it cannot make."""
     steps, _ = upscaler.resolve_sampling(settings.upscaler_steps)
-    factor = upscaler.unet.config.upscale_factor
-    large = size[0] * factor, size[1] * factor
+    large = enlarged_size(upscaler, size)
     try:
         upscaler.check_inputs(1, 1, steps, *large)
     except ValueError as err:

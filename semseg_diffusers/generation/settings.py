@@ -189,6 +189,12 @@ class UpscalingOptions(Settings):
         "(default: what the upscaler recommends)",
     )  # fmt: skip
 
+    def __post_init__(self):
+        super().__post_init__()
+        names = ("upscaler_revision", "upscaler_steps", "noise_level")
+        if self.upscaler is None and (unused := self.given(names)):
+            raise ValueError(f"{', '.join(unused)}: only with --upscaler. Add it, or omit them.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NearCopyOptions(Settings):
@@ -267,7 +273,6 @@ class GenerateOptions(
             ("guide_model", self.guide_model is not None, ("guide_revision", "guide_variant")),
             ("jump_n_sample", self.jump_n_sample != 1, ("jump_length",)),
             ("training_set", self.training_set is not None, ("training_split", "near_copy_threshold")),
-            ("upscaler", self.upscaler is not None, ("upscaler_revision", "upscaler_steps", "noise_level")),
         ):
             unused = [] if is_given else self.given(names)
             if unused:
