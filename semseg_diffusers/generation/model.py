@@ -21,10 +21,9 @@ from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_img2img import MaskGuidedImg2ImgPipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedInpaintPipeline
+from semseg_diffusers.pipelines.scheduler_trial import mend_scheduler
 
 
-# Their steps advance by as many timesteps as spacing "trailing" has; with "linspace" some noise stays in the image.
-FIXED_STRIDE = ("DDIMScheduler", "DDIMParallelScheduler")
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
@@ -67,14 +66,15 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
             options[option] = json.loads(value)  # 0.5, true
         except json.JSONDecodeError:
             options[option] = value
-    if name in FIXED_STRIDE and config.get("timestep_spacing") == "linspace":
-        options = {"timestep_spacing": "trailing", **options}
     if "algorithm_type" in takes and not name.startswith("DPMSolver"):  # others refuse "dpmsolver++"
         config = {key: value for key, value in config.items() if key != "algorithm_type"}
     try:
-        return scheduler_class.from_config(config, **options)
+        scheduler: Any = scheduler_class.from_config(config, **options)
     except (NotImplementedError, TypeError, ValueError) as err:  # in the words of diffusers
         raise ValueError(f"{name} does not take {text or 'the settings of this model'}: {err}") from err
+    scheduler.keeps_spacing = "timestep_spacing" in options
+    mend_scheduler(scheduler)
+    return scheduler
 
 
 def _schedulers(names: Iterable[str]) -> dict[str, Any]:

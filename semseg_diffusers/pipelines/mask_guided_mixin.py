@@ -21,7 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .guidance import Conditions, has_offload_hooks
 from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_masks
-from .scheduler_trial import check_scheduler, describe
+from .scheduler_trial import check_scheduler, describe, mend_scheduler
 
 
 logger = logging.get_logger(__name__)
@@ -68,7 +68,10 @@ def separate_call(call: Callable) -> Callable:
 
     @functools.wraps(call)
     def separately(self, *args, **kwargs):
-        attributes: dict[str, Any] = {"scheduler": copy.deepcopy(self.scheduler), "_finite": []}
+        scheduler = copy.deepcopy(self.scheduler)
+        if self.scheduler is not self.trained_scheduler:
+            mend_scheduler(scheduler)
+        attributes: dict[str, Any] = {"scheduler": scheduler, "_finite": [], "_interrupt": False}
         _calls.stack = [*getattr(_calls, "stack", ()), (self, attributes)]
         try:
             return call(
@@ -92,7 +95,7 @@ class MaskGuidedMixin(Base):
     trained_scheduler: Any = None
     scheduler = OfTheCall()
     _guidance_scale, _attribute_guidance_scale, _conditioning_scale = OfTheCall(), OfTheCall(), OfTheCall()
-    _num_timesteps, _finite = OfTheCall(), OfTheCall()
+    _num_timesteps, _finite, _interrupt = OfTheCall(), OfTheCall(), OfTheCall()
 
     @classmethod
     def from_pipe(cls, pipeline, **kwargs):
@@ -107,6 +110,12 @@ class MaskGuidedMixin(Base):
 
     def register_modules(self, **kwargs):
         """Register the components; the first scheduler has the noise levels that the network was trained with."""
+        unet = kwargs.get("unet")
+        if isinstance(unet, torch.nn.Module) and not hasattr(unet, "encode_mask"):
+            raise ValueError(
+                f"`unet` is a {type(unet).__name__}, which reads no masks; expected a mask-guided network, such as "
+                "MaskGuidedUNet2DModel. MaskControlNetModel.from_unet(unet) makes one of a UNet2DModel, to train."
+            )
         super().register_modules(**kwargs)
         self.trained_scheduler = kwargs.get("scheduler", self.trained_scheduler)
 
@@ -190,6 +199,11 @@ class MaskGuidedMixin(Base):
         return self._num_timesteps
 
     @property
+    def interrupt(self) -> bool:
+        """Whether a callback has set `_interrupt`: no further step is taken, and the images are those of the last."""
+        return self._interrupt
+
+    @property
     def latents_dtype(self) -> torch.dtype:
         """Dtype of the latents: float32 or better; half precision would round each step to the size of a step."""
         return torch.promote_types(self.unet.dtype, torch.float32)
@@ -210,6 +224,7 @@ class MaskGuidedMixin(Base):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
+        schedule: Mapping[str, Any] | None = None,
     ) -> tuple[int, int, int, int]:
         """Return the shape of the latents; raise a `ValueError` for arguments of all pipelines that cannot work."""
         config = self.unet.config
@@ -245,7 +260,7 @@ class MaskGuidedMixin(Base):
             raise ValueError(
                 f"`latents` have the shape {tuple(latents.shape)}; expected {shape} (images, channels, height, width)."
             )
-        self.check_scheduler(num_inference_steps)
+        self.check_scheduler(num_inference_steps, schedule=schedule)
         return shape
 
     def check_scheduler(self, num_inference_steps: int, **trial) -> None:
@@ -257,6 +272,44 @@ class MaskGuidedMixin(Base):
                 f"at least 4; got {num_inference_steps}. Use more, or set its skip_prk_steps=True."
             )
         check_scheduler(self.scheduler, num_inference_steps, self.trained_scheduler, **trial)
+
+    def prepare_schedule(
+        self, num_inference_steps: int, timesteps: Sequence[int] | None, sigmas: Sequence[float] | None
+    ) -> tuple[int, dict[str, Any]]:
+        """Return the number of steps, and what the scheduler's `set_timesteps` gets: it, or a list in its place."""
+        given = {name: each for name, each in (("timesteps", timesteps), ("sigmas", sigmas)) if each is not None}
+        if not given:
+            return num_inference_steps, {"num_inference_steps": num_inference_steps}
+        if len(given) > 1:
+            raise ValueError("`timesteps` and `sigmas` are two ways to set the steps: pass one of them.")
+        ((name, values),) = given.items()
+        if name not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} takes no `{name}`: pass `num_inference_steps`, or use a scheduler "
+                "that does, such as EulerDiscreteScheduler."
+            )
+        values = [plain_number(each) for each in (values if hasattr(values, "__iter__") else [values])]
+        for value in values:
+            if name == "timesteps":
+                check_whole_number(name, value, 0)
+            else:
+                check_number(name, value, "a noise level")
+        if not values or any(first <= second for first, second in zip(values[:-1], values[1:], strict=True)):
+            raise ValueError(f"`{name}` are {values}; expected one or more numbers, each less than the one before.")
+        if name == "timesteps":
+            return len(values), {name: values}
+        scheduler = copy.deepcopy(self.scheduler)
+        try:
+            scheduler.set_timesteps(sigmas=values)
+            taken = [float(value) for value in scheduler.sigmas]
+        except (AssertionError, AttributeError, IndexError, TypeError, ValueError) as err:
+            raise ValueError(f"{describe(scheduler)} does not take the `sigmas` {values}: {err}") from err
+        if not np.allclose(taken[: len(values)], values, rtol=1e-3) or taken[-1] != 0:
+            raise ValueError(
+                f"{describe(scheduler)} would sample at the sigmas {taken}; expected {values}, down to 0. End it "
+                "with 0, or use EulerDiscreteScheduler."
+            )
+        return len(scheduler.timesteps), {name: values}
 
     def prepare_guidance(
         self,
@@ -301,7 +354,7 @@ class MaskGuidedMixin(Base):
 
     def read_masks(self, masks, what: str = "mask") -> list[np.ndarray | None]:
         """Read `what`, all forms that `__call__` takes, as class ids, each (H, W) uint8; None stays None."""
-        masks = split_masks(masks)
+        masks = split_masks(masks, self.unet.config.num_classes)
         if not masks:
             raise ValueError(f"`{what}` is an empty list; pass at least one mask, or None for an unconditional image.")
         config = self.unet.config

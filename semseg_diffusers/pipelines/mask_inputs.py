@@ -374,6 +374,8 @@ def _array_to_ids(
     array: np.ndarray, num_classes, colors, ignore_index, ignore_color, changed_ids, tolerance, source, chosen
 ) -> np.ndarray:
     """Return the class ids of an array: (H, W), checked for range."""
+    if array.ndim == 3 and array.shape[-1] == 1 and np.issubdtype(array.dtype, np.integer):
+        array = array[..., 0]  # (H, W, 1), as from libraries that keep a channel
     if array.ndim == 2 and np.issubdtype(array.dtype, np.integer):
         check_ids(array, num_classes, ignore_index, source, changed_ids)
         return change_ids(array, changed_ids)
@@ -449,6 +451,7 @@ def read_instances(instances) -> np.ndarray:
     if isinstance(instances, torch.Tensor):
         instances = instances.detach().cpu()
     ids = np.asarray(instances)
+    ids = ids[..., 0] if ids.ndim == 3 and ids.shape[-1] == 1 else ids
     if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer) or 0 in ids.shape:
         raise ValueError(f"{named} have shape {ids.shape} and type {ids.dtype}; expected integer ids of shape (H, W).")
     return ids.astype(np.int64)
@@ -483,15 +486,41 @@ def crop_resize_ids(ids: np.ndarray, box: tuple[int, int, int, int], height: int
     return ids[rows[:, None], columns]
 
 
-def split_masks(masks) -> list:
-    """Split what `mask` may be (a mask, a batch, a list, also of batches of one, None) into a list of single masks."""
+def split_masks(masks, num_classes: int | None = None) -> list:
+    """Split what `mask` may be (a mask, a batch, a list, also of batches of one, None) into a list of single masks.
+
+    Raises a `ValueError` for a batch of ids that is rather a one-hot map of `num_classes`, or an image of other
+    channels.
+    """
     if isinstance(masks, (list, tuple)):
-        parts = [split_masks(mask) for mask in masks]
+        parts = [split_masks(mask, num_classes) for mask in masks]
         return [part[0] if len(part) == 1 else mask for mask, part in zip(masks, parts, strict=True)]
     if isinstance(masks, (np.ndarray, torch.Tensor)):
         is_one_hot = "float" in str(masks.dtype) or "bool" in str(masks.dtype)
         is_image = isinstance(masks, np.ndarray) and masks.dtype == np.uint8
         is_image = is_image and masks.ndim >= 3 and masks.shape[-1] in (3, 4)
-        if masks.ndim == (4 if is_one_hot or is_image else 3):
+        has_channel = masks.ndim > 2 and masks.shape[-1] == 1  # (H, W, 1) is a mask
+        if masks.ndim == (4 if is_one_hot or is_image or has_channel else 3):
+            if not (is_one_hot or is_image or has_channel):
+                _check_batch(masks, num_classes)
             return list(masks)
     return [masks]
+
+
+def _check_batch(masks: np.ndarray | torch.Tensor, num_classes: int | None) -> None:
+    """Raise a `ValueError` for integers (A, B, C) that are hardly A masks of B x C."""
+    count, height, width = masks.shape
+    array = np.asarray(masks.detach().cpu() if isinstance(masks, torch.Tensor) else masks)
+    for axis in (0, 2):
+        is_binary = num_classes is not None and 2 < num_classes == array.shape[axis] and array.min() >= 0
+        if is_binary and array.max() == 1 and (array.sum(axis=axis) == 1).all():
+            raise ValueError(
+                f"the mask has shape {array.shape} and type {array.dtype}, one-hot along axis {axis}; expected "
+                f"class ids (H, W). Pass mask.argmax({axis})."
+            )
+    if count > width and height > 3 * width:
+        raise ValueError(
+            f"the mask has shape {array.shape} and type {array.dtype}, which would be {count} masks of {height} x "
+            f"{width}; expected class ids (H, W), a batch of them (N, H, W), or one-hot floats (num_classes, H, W). "
+            "Pass a list if they are masks."
+        )

@@ -59,6 +59,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         mask,
         num_images_per_mask: int = 1,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
@@ -86,6 +88,9 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 centre-cropped to the aspect ratio and resized by nearest neighbour.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
             num_inference_steps (`int`, *optional*): Denoising steps; as many as the checkpoint recommends if None.
+            timesteps (`list[int]`, *optional*): The timesteps to sample at, falling, in place of
+                `num_inference_steps`, for schedulers whose `set_timesteps` takes them.
+            sigmas (`list[float]`, *optional*): Likewise their noise levels, down to 0.
             guidance_scale (`float`, *optional*): `uncond + scale * (cond - uncond)`, where uncond is predicted
                 without mask and attributes; 1 is the plain conditional prediction, at half the cost. What the
                 checkpoint recommends if None.
@@ -116,7 +121,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
-                tensors)`; the tensors in the dictionary that it returns are used from then on.
+                tensors)`; the tensors in the dictionary that it returns are used from then on. Where it sets
+                `pipeline._interrupt = True`, no further step is taken.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to ["latents"]): The tensors that it gets.
 
         Returns:
@@ -128,14 +134,14 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         """
         # 1. Read and check all inputs
         num_inference_steps, guidance_scale = self.resolve_sampling(num_inference_steps, guidance_scale)
+        num_inference_steps, schedule = self.prepare_schedule(num_inference_steps, timesteps, sigmas)
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
         callback_inputs = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         generator = list(generator) if isinstance(generator, tuple) else generator
-        shape = self.check_inputs(
-            num_masks, num_images_per_mask, num_inference_steps, height, width, generator, latents, output_type
-        )
+        sizes = num_masks, num_images_per_mask, num_inference_steps, height, width
+        shape = self.check_inputs(*sizes, generator, latents, output_type, schedule)
         self.prepare_guidance(
             guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
         )
@@ -144,11 +150,11 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         instances = self.prepare_instances(instances, num_masks, height, width)  # (number of masks, H, W)
 
         # 2. Prepare timesteps and noise
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
-        timesteps = self.scheduler.timesteps
-        self.warn_of_untrained_timesteps(timesteps, num_inference_steps)
-        self._num_timesteps = len(timesteps)
-        guided_steps = range(int(guidance_start * len(timesteps)), int(guidance_stop * len(timesteps)))
+        self.scheduler.set_timesteps(**schedule, device=self._execution_device)
+        visited = self.scheduler.timesteps
+        self.warn_of_untrained_timesteps(visited, num_inference_steps)
+        self._num_timesteps = len(visited)
+        guided_steps = range(int(guidance_start * len(visited)), int(guidance_stop * len(visited)))
         noise, mask_noise = self.prepare_noise(shape, generator, latents, guide_network)
         latents = noise * self.scheduler.init_noise_sigma  # (B, C, H, W)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator)
@@ -160,7 +166,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             )
 
             # 4. Denoise
-            for step, t in enumerate(self.progress_bar(timesteps)):
+            for step, t in enumerate(self.progress_bar(visited)):
                 scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
                 weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
@@ -169,6 +175,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 stepped = self.scheduler.step(guided, t, latents, **extra_step_kwargs, return_dict=False)[0]
                 latents = stepped.to(latents.dtype)  # some schedulers compute in another precision
                 latents = self.call_back(callback_on_step_end, callback_inputs, step, t, latents)
+                if self.interrupt:
+                    break
 
         # 5. Postprocess
         self.check_finite()

@@ -5,6 +5,7 @@ denoised under the new condition. What pipeline_mask_guided_ddpm.py says about i
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -54,9 +55,11 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
-    def get_timesteps(self, num_inference_steps: int, strength: float, device) -> tuple[torch.Tensor, int]:
+    def get_timesteps(
+        self, num_inference_steps: int, strength: float, device, schedule: Mapping[str, Any]
+    ) -> tuple[torch.Tensor, int]:
         """Return the timesteps that a strength leaves, and the index of the first of them in the schedule."""
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        self.scheduler.set_timesteps(**schedule, device=device)
         first = first_step(self.scheduler, num_inference_steps, strength)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(first)
@@ -71,6 +74,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         strength: float = 0.5,
         num_images_per_mask: int = 1,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
@@ -100,6 +105,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
             num_inference_steps (`int`, *optional*): Denoising steps of the full schedule, of which
                 `int(num_inference_steps * strength)` are run; as many as the checkpoint recommends if None.
+            timesteps (`list[int]`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next one.
+            sigmas (`list[float]`, *optional*): The noise levels to sample at, in place of `num_inference_steps`.
             guidance_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two, which are
                 fractions of the full schedule: the same noise at every strength.
             guidance_start (`float`, defaults to 0.0): Fraction of the steps after which guidance starts.
@@ -117,7 +124,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
-                tensors)`; the tensors in the dictionary that it returns are used from then on.
+                tensors)`; the tensors in the dictionary that it returns are used from then on. Where it sets
+                `pipeline._interrupt = True`, no further step is taken.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to ["latents"]): The tensors that it gets.
 
         Returns:
@@ -129,19 +137,19 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         """
         # 1. Read and check all inputs
         num_inference_steps, guidance_scale = self.resolve_sampling(num_inference_steps, guidance_scale)
+        num_inference_steps, schedule = self.prepare_schedule(num_inference_steps, timesteps, sigmas)
         ids = self.prepare_masks(mask, height, width)  # (number of masks, H, W)
         num_masks, height, width = ids.shape
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
         callback_inputs = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         generator = list(generator) if isinstance(generator, tuple) else generator
-        shape = self.check_inputs(
-            num_masks, num_images_per_mask, num_inference_steps, height, width, generator, latents, output_type
-        )
+        sizes = num_masks, num_images_per_mask, num_inference_steps, height, width
+        shape = self.check_inputs(*sizes, generator, latents, output_type, schedule)
         self.prepare_guidance(
             guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
         )
         self.check_strength(strength)
-        self.check_scheduler(num_inference_steps, strength=strength)
+        self.check_scheduler(num_inference_steps, strength=strength, schedule=schedule)
         attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
         sources = []  # B of (H, W, 3)
@@ -151,10 +159,10 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
 
         # 2. Prepare timesteps and the noisy images
         device, dtype = self._execution_device, self.latents_dtype
-        timesteps, first_step = self.get_timesteps(num_inference_steps, strength, device)
-        self.warn_of_untrained_timesteps(timesteps, num_inference_steps)
-        self._num_timesteps = len(timesteps)
-        if len(timesteps) == 0:
+        visited, first_step = self.get_timesteps(num_inference_steps, strength, device, schedule)
+        self.warn_of_untrained_timesteps(visited, num_inference_steps)
+        self._num_timesteps = len(visited)
+        if len(visited) == 0:
             if strength > 0:
                 logger.warning(
                     f"`strength` {strength} of {num_inference_steps} steps is less than one step, so images are "
@@ -168,7 +176,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         if first_step == 0:
             latents = noise * self.scheduler.init_noise_sigma  # (B, C, H, W)
         else:
-            latents = self.scheduler.add_noise(to_tensor(sources, dtype, device), noise, timesteps[:1])
+            latents = self.scheduler.add_noise(to_tensor(sources, dtype, device), noise, visited[:1])
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator)
 
         with evaluation_mode(self.unet, guide_network):
@@ -178,7 +186,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             )
 
             # 4. Denoise
-            for i, t in enumerate(self.progress_bar(timesteps)):
+            for i, t in enumerate(self.progress_bar(visited)):
                 step = first_step + i
                 # Copied from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm.MaskGuidedDDPMPipeline.__call__
                 scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
@@ -190,6 +198,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 latents = stepped.to(latents.dtype)  # some schedulers compute in another precision
                 # End of copy
                 latents = self.call_back(callback_on_step_end, callback_inputs, i, t, latents)
+                if self.interrupt:
+                    break
 
         # 5. Postprocess
         self.check_finite()

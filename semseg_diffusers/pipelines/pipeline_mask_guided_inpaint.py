@@ -184,6 +184,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         jump_n_sample: int = 1,
         num_images_per_mask: int = 1,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
@@ -228,6 +230,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 schedulers.
             num_images_per_mask (`int`, defaults to 1): Images for each mask; they follow each other.
             num_inference_steps (`int`, *optional*): Denoising steps; as many as the checkpoint recommends if None.
+            timesteps (`list[int]`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next one.
+            sigmas (`list[float]`, *optional*): The noise levels to sample at, in place of `num_inference_steps`.
             guidance_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
             guidance_start (`float`, defaults to 0.0): Fraction of the steps after which guidance starts.
             guidance_stop (`float`, defaults to 1.0): Fraction of the steps after which it ends.
@@ -244,7 +248,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 [0, 1], or "latent" (B, C, H, W) in [-1, 1], not clipped.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
-                tensors)`; the tensors in the dictionary that it returns are used from then on.
+                tensors)`; the tensors in the dictionary that it returns are used from then on. Where it sets
+                `pipeline._interrupt = True`, no further step is taken.
             callback_on_step_end_tensor_inputs (`list[str]`, defaults to ["latents"]): The tensors that it gets.
 
         Returns:
@@ -257,20 +262,20 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         """
         # 1. Read and check all inputs
         num_inference_steps, guidance_scale = self.resolve_sampling(num_inference_steps, guidance_scale)
+        num_inference_steps, schedule = self.prepare_schedule(num_inference_steps, timesteps, sigmas)
         ids = self.read_masks(mask)
         num_masks = len(ids)
         height, width = self.image_size(ids, height, width)
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
         callback_inputs = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         generator = list(generator) if isinstance(generator, tuple) else generator
-        shape = self.check_inputs(
-            num_masks, num_images_per_mask, num_inference_steps, height, width, generator, latents, output_type
-        )
+        sizes = num_masks, num_images_per_mask, num_inference_steps, height, width
+        shape = self.check_inputs(*sizes, generator, latents, output_type, schedule)
         self.prepare_guidance(
             guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
         )
         self.check_edit_inputs(margin, padding_mask_crop, feather, jump_length, jump_n_sample)
-        self.check_scheduler(num_inference_steps, keeps_known=True)
+        self.check_scheduler(num_inference_steps, keeps_known=True, schedule=schedule)
         attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
         guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
         sources = read_images(image, num_masks)
@@ -282,21 +287,21 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         known, edited = (part.repeat_interleave(num_images_per_mask, dim=0) for part in (known, edited))  # (B, ...)
 
         # 3. Prepare timesteps and noise
-        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        self.scheduler.set_timesteps(**schedule, device=self._execution_device)
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(0)  # so that `add_noise` adds the noise of the step that `step` has reached
-        timesteps = self.scheduler.timesteps
-        self.warn_of_untrained_timesteps(timesteps, num_inference_steps)
-        order = resampling_order(len(timesteps), jump_length, jump_n_sample) if any(map(np.any, regions)) else []
+        visited = self.scheduler.timesteps
+        self.warn_of_untrained_timesteps(visited, num_inference_steps)
+        order = resampling_order(len(visited), jump_length, jump_n_sample) if any(map(np.any, regions)) else []
         self._num_timesteps = len(order)
-        guided_steps = range(int(guidance_start * len(timesteps)), int(guidance_stop * len(timesteps)))
+        guided_steps = range(int(guidance_start * len(visited)), int(guidance_stop * len(visited)))
         noise, mask_noise = self.prepare_noise(shape, generator, latents, guide_network)
         latents = noise * self.scheduler.init_noise_sigma  # (B, C, H, W)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator)
 
         def keep_outside(latents: torch.Tensor, next_step: int) -> torch.Tensor:
             """RePaint, eq. 8c: outside, latents (B, C, H, W) are the image at the noise level of the next step."""
-            level = timesteps[next_step : next_step + 1]  # (1,), or none after the last step
+            level = visited[next_step : next_step + 1]  # (1,), or none after the last step
             noisy = self.scheduler.add_noise(known, noise, level).to(latents.dtype) if len(level) else known
             return torch.where(edited, latents, noisy)  # edited: (B, 1, H, W)
 
@@ -307,9 +312,9 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             )
 
             # 5. Denoise inside, keep the image outside
-            latents = keep_outside(latents, order[0] if order else len(timesteps))
+            latents = keep_outside(latents, order[0] if order else len(visited))
             for i, step in enumerate(self.progress_bar(order)):
-                t = timesteps[step]
+                t = visited[step]
                 if i > 0 and step <= order[i - 1]:
                     latents = self.go_back(latents, order[i - 1] + 1, step, generator)
                     latents = keep_outside(latents, step)
@@ -324,6 +329,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 # End of copy
                 latents = keep_outside(latents, step + 1)
                 latents = self.call_back(callback_on_step_end, callback_inputs, i, t, latents)
+                if self.interrupt:
+                    break
 
         # 6. Paste the windows into the images
         self.check_finite()

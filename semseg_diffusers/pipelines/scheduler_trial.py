@@ -4,18 +4,25 @@ A half of the pixels is known, and a half normally distributed with the contrast
 at each noise level is a formula (Karras et al. 2022, appendix B). What a scheduler makes of it is its own doing: the
 noise at each step has to be that of the step's timestep, at the levels that the network was trained with, small errors
 of the prediction have to stay small, and the result has to have the known pixels and the contrast. This file is saved
-beside the weights and runs without the package: it imports the standard library and torch only.
+beside the weights and runs without the package: it imports the standard library, torch and
+diffusers only.
 """
 
 import copy
 import hashlib
 import inspect
 import math
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from diffusers.utils import logging
 
 
+logger = logging.get_logger(__name__)
+# Their steps advance by as many timesteps as spacing "trailing" has; with "linspace" some noise stays in the image.
+FIXED_STRIDE = ("DDIMScheduler", "DDIMParallelScheduler")
 # With fewer steps, schedulers that are right leave noise in the image too, so they are judged at this number of steps.
 MIN_STEPS = 10
 MIN_TIMESTEPS = 50  # of the training; betas of fewer are so large that few statements hold of all schedulers
@@ -37,6 +44,7 @@ def check_scheduler(
     trained: Any = None,
     strength: float | None = None,
     keeps_known: bool = False,
+    schedule: Mapping[str, Any] | None = None,
 ) -> None:
     """Raise a `ValueError` where a scheduler does not sample what a network was trained to predict.
 
@@ -49,13 +57,16 @@ def check_scheduler(
             training; `scheduler` itself if None.
         strength (`float`, *optional*): Start from the noisy image, at this fraction of the schedule.
         keeps_known (`bool`, defaults to False): Replace a half of the image by the known one at each step.
+        schedule (`dict`, *optional*): Other arguments of `set_timesteps` than the number of steps.
     """
-    max_steps = _max_steps(scheduler)
-    if max_steps is not None and num_inference_steps > max_steps:
+    max_steps, limit = _max_steps(scheduler)
+    if num_inference_steps > max_steps:
         raise ValueError(
-            f"{type(scheduler).__name__} samples in at most {max_steps} steps, its `original_inference_steps`; got "
+            f"{type(scheduler).__name__} samples in at most {max_steps} steps, its `{limit}`; got "
             f"{num_inference_steps}. Use 1 to {max_steps} steps, or another scheduler."
         )
+    schedule = schedule or {"num_inference_steps": num_inference_steps}
+    is_usual = "num_inference_steps" in schedule
     trained = trained if _kept_signal(trained) is not None else scheduler
     kept_signal = _kept_signal(trained)
     if kept_signal is None or len(kept_signal) < MIN_TIMESTEPS or not _is_of_diffusers(scheduler):
@@ -65,15 +76,18 @@ def check_scheduler(
     config = repr(sorted((name, value) for name, value in scheduler.config.items() if name != "trained_betas"))
     # the saved scheduler is its author's choice: more is forgiven, and few steps are not judged
     is_saved = type(scheduler) is type(trained) and dict(scheduler.config) == dict(trained.config)
-    key = type(scheduler), config, *levels, prediction_type, num_inference_steps, strength, keeps_known, is_saved
+    key = type(scheduler), config, *levels, prediction_type, repr(schedule), strength, keeps_known, is_saved
     if key not in _reasons:
         reason = _mismatch(scheduler, own, kept_signal, prediction_type)
         usual_steps = math.ceil(MIN_STEPS / (strength or 1))
-        usual_steps = min(max(num_inference_steps, usual_steps), len(kept_signal), max_steps or len(kept_signal))
-        for steps in dict.fromkeys((num_inference_steps, num_inference_steps if is_saved else usual_steps)):
-            trial = _Trial(scheduler, kept_signal, prediction_type, strength, keeps_known, is_saved)
+        usual_steps = min(max(num_inference_steps, usual_steps), len(kept_signal), max_steps)
+        schedules = {num_inference_steps: schedule}
+        if not is_saved and is_usual:
+            schedules[usual_steps] = {"num_inference_steps": usual_steps}
+        for steps, tried in schedules.items():
+            trial = _Trial(scheduler, kept_signal, prediction_type, strength, keeps_known, is_saved or not is_usual)
             judge = steps == usual_steps and steps >= MIN_STEPS and trial.variance_type != "learned"
-            reason = reason or trial.run(steps, judge)
+            reason = reason or trial.run(steps, tried, judge)
         _reasons[key] = reason
     if _reasons[key] is not None:
         raise ValueError(
@@ -81,6 +95,22 @@ def check_scheduler(
             "Use other options of it, another number of steps, or another scheduler such as DDIMScheduler, built from "
             "the config of the saved one."
         )
+
+
+def mend_scheduler(scheduler: Any) -> None:
+    """Let a scheduler with the settings of another sample without the noise that they would leave in images.
+
+    One whose attribute `keeps_spacing` is True stays as it is.
+    """
+    name = type(scheduler).__name__
+    is_noisy = name in FIXED_STRIDE and scheduler.config.get("timestep_spacing") == "linspace"
+    if not is_noisy or getattr(scheduler, "keeps_spacing", False):
+        return
+    scheduler.register_to_config(timestep_spacing="trailing")
+    logger.info(
+        f"{name} samples with timestep_spacing='trailing': its steps are of one size, so that 'linspace' would leave "
+        "noise in the images. Set its attribute keeps_spacing to True to sample so all the same."
+    )
 
 
 def describe(scheduler: Any, trained: Any = None) -> str:
@@ -120,11 +150,12 @@ def _kept_signal(scheduler: Any) -> torch.Tensor | None:
     return torch.as_tensor(alphas).detach().double().cpu()
 
 
-def _max_steps(scheduler: Any) -> int | None:
-    """Return how many steps LCM and TCD schedulers of diffusers can take; None for the others."""
+def _max_steps(scheduler: Any) -> tuple[int, str]:
+    """Return how many steps a scheduler can take, and the setting that says so: that of LCM and TCD, or timesteps."""
     arguments = inspect.signature(type(scheduler).__init__).parameters  # configs keep what other classes had
     limited = "original_inference_steps" in arguments and _is_of_diffusers(scheduler)
-    return scheduler.config.original_inference_steps if limited else None
+    name = "original_inference_steps" if limited else "num_train_timesteps"
+    return getattr(scheduler.config, name, sys.maxsize), name
 
 
 def _is_of_diffusers(scheduler: Any) -> bool:
@@ -146,8 +177,11 @@ class _Trial:
         self.log_snr = torch.logit(kept_signal.clamp(1e-9, 1 - 1e-9))  # linear between timesteps
         self.variance_type = getattr(scheduler.config, "variance_type", None)
 
-    def run(self, num_inference_steps: int, judge: bool) -> str | None:
-        """Return why the scheduler fails, or None; without `judge`, only for errors and values that are not finite."""
+    def run(self, num_inference_steps: int, schedule: Mapping[str, Any], judge: bool) -> str | None:
+        """Return why the scheduler fails, or None; without `judge`, only for errors and values that are not finite.
+
+        `schedule` is what its `set_timesteps` gets.
+        """
         scheduler, generators = self.scheduler, [torch.Generator().manual_seed(0) for _ in range(2)]
         mean = torch.rand(1, 3, 16, 16, generator=generators[0]) * 1.6 - 0.8
         noise, own = (torch.randn(2, *mean.shape[1:], generator=torch.Generator().manual_seed(i)) for i in (1, 2))
@@ -159,7 +193,7 @@ class _Trial:
         extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
         step, steps, reason = 0, num_inference_steps, None
         try:
-            scheduler.set_timesteps(num_inference_steps)
+            scheduler.set_timesteps(**schedule)
             timesteps, steps, first = scheduler.timesteps, len(scheduler.timesteps), 0
             if self.strength is not None:
                 first = first_step(scheduler, num_inference_steps, self.strength)

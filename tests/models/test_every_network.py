@@ -111,6 +111,8 @@ def test_encoded_masks_give_the_same_numbers_and_can_be_repeated_and_joined(tiny
         ({"mask": torch.zeros(16, 16, dtype=torch.long)}, r"2 of 16 x 16 like `sample`; got \(16, 16\)"),
         ({"mask": torch.zeros(2, 16, 16, dtype=torch.long), "mask_features": ()}, "not both"),
         ({"class_labels": torch.zeros(2, dtype=torch.long)}, "no class embedding|class_embedding needs"),
+        ({"mask": torch.full((2, 16, 16), 7)}, "`mask` holds class 7; this network knows 0-4, and 255 as unknown"),
+        ({"mask": torch.full((2, 16, 16), -2, dtype=torch.int8)}, "`mask` holds class -2; this network knows 0-4"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(tiny, settings, message):

@@ -65,8 +65,11 @@ def check_label_set(num_classes: int, id2label: dict | None, id2color: dict | No
 
 
 # Copied from semseg_diffusers.models.unet_mask_guided.check_sample
-def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -> None:
-    """Raise a `ValueError` for a size that `size_divisor` does not divide, or a mask that does not fit."""
+def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int, config) -> None:
+    """Raise a `ValueError` for a size that `size_divisor` does not divide, or a mask that does not fit.
+
+    The ids of a mask are checked where that is free: on the CPU, and not in code that is compiled.
+    """
     batch_size, _, height, width = sample.shape
     if height % size_divisor or width % size_divisor:
         raise ValueError(f"Height and width of `sample` must be multiples of {size_divisor}; got {height} x {width}.")
@@ -76,6 +79,15 @@ def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int) -
         raise ValueError(
             f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
             f"Resize it (nearest), and repeat it for each sample."
+        )
+    if mask is None or mask.ndim != 3 or mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    ids, num_classes = mask.long(), config.num_classes  # not all integer dtypes can be compared
+    wrong = ids[(ids < -1) | ((ids >= num_classes) & (ids != 255) & (ids != config.ignore_index))]
+    if len(wrong):
+        raise ValueError(
+            f"`mask` holds class {', '.join(map(str, wrong.unique()[:5].tolist()))}; this network knows "
+            f"0-{num_classes - 1}, and 255 as unknown. Set other ids to 255, or map them to its classes first."
         )
 
 
@@ -351,7 +363,7 @@ class PaperUNet2DModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: For a size that 8 does not divide, a mask of another shape or given twice, or class labels.
         """
-        check_sample(sample, mask, mask_features, self.size_divisor)
+        check_sample(sample, mask, mask_features, self.size_divisor, self.config)
         if class_labels is not None:
             raise ValueError("`class_labels` were given, but the paper's network has no class embedding.")
         if mask is not None:
