@@ -53,6 +53,13 @@ def run_step(title: str, *command: str) -> None:
     print(f"   {time.perf_counter() - start:.0f} s", flush=True)
 
 
+def free_cores() -> int:
+    """Return how many cores other programs leave idle, at least 1: more threads than cores are far slower than one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    return max(1, cores - int(busy))
+
+
 def let_it_snow(scenes: Path) -> None:
     """Cover ground and trees of all images of a dataset with snow; the masks say where they are."""
     labels = LabelSet.from_json(scenes / "labels.json")
@@ -160,7 +167,7 @@ def main() -> int:
     let_it_snow(scenes)
     print("   snow on ground and trees, which the toy network has never seen", flush=True)
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = int(os.environ.get("OMP_NUM_THREADS") or free_cores())
     run_step(
         "2. fine-tune the toy network on it",
         *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"),

@@ -8,10 +8,10 @@ import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import semseg_diffusers
-from semseg_diffusers.utils.settings import Settings, SettingsParser
+from semseg_diffusers.utils.settings import Settings, SettingsParser, did_you_mean
 
 
 class Command(NamedTuple):
@@ -48,6 +48,13 @@ COMMANDS = {
     "push": Command("hub:PushSettings", "push:push", "publish a model or a dataset on the Hugging Face Hub"),
 }
 
+AGAIN = "interrupted: what is done stays, and the same command continues"
+TRAIN_AGAIN = "interrupted: the same command with --resume_from_checkpoint latest continues at the last checkpoint"
+# What is said after Ctrl-C by commands that continue where they ended; the others start again.
+INTERRUPTED = {
+    **dict.fromkeys(("prepare", "generate", "filter", "evaluate", "study", "grow"), AGAIN),
+    **dict.fromkeys(("train", "distill"), TRAIN_AGAIN),
+}
 # Package -> the extra of ours that installs it.
 EXTRAS = {"torchmetrics": "eval", "gradio": "app"}
 
@@ -73,7 +80,7 @@ def command_parser(name: str, prog: str | None = None) -> SettingsParser:
 def run_command(name: str, arguments: Sequence[str] | None = None, prog: str | None = None) -> int:
     """Parse a command's options, run it, and return its exit code: 2 after invalid input, 130 after Ctrl-C.
 
-    Both print one line to stderr; with SEMSEG_DEBUG=1 the exception is raised.
+    Both print one line to stderr, or a list of errors; with SEMSEG_DEBUG=1 the exception is raised.
     """
     try:
         settings = command_parser(name, prog).parse_settings(arguments)
@@ -87,15 +94,39 @@ def run_command(name: str, arguments: Sequence[str] | None = None, prog: str | N
         if os.environ.get("SEMSEG_DEBUG") == "1":
             raise
         interrupted = isinstance(err, KeyboardInterrupt)
-        print("interrupted" if interrupted else f"error: {' '.join(str(err).splitlines())}", file=sys.stderr)
+        print(INTERRUPTED.get(name, "interrupted") if interrupted else error_text(err), file=sys.stderr)
         return 130 if interrupted else 2
+
+
+def error_text(err: BaseException) -> str:
+    """Return an error as one line; items that start with "- " stand on lines of their own."""
+    lines: list[str] = []
+    for line in str(err).splitlines():
+        is_own = line.startswith("- ") or (bool(lines) and lines[-1].startswith("- ") and not line.startswith(" "))
+        if is_own or not lines:
+            lines.append(line.rstrip())
+        else:
+            lines[-1] += f" {line.strip()}"
+    return "\n  ".join(["error: " + "".join(lines[:1]), *lines[1:]])
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of the script, which asks whether a command near an unknown one was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print a mistake and end."""
+        if "invalid choice" in message:
+            unknown = message.partition("'")[2].partition("'")[0]
+            message = f"unknown command {unknown!r}; expected one of {', '.join(COMMANDS)}."
+            message += did_you_mean(unknown, COMMANDS)
+        super().error(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the console script; returns its exit code."""
     width = max(len(name) for name in COMMANDS)
     listing = "\n".join(f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items())
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="semseg-diffusers",
         description="Grow a labelled driving dataset with mask-guided diffusion.",
         epilog=f"commands:\n{listing}\n\nsemseg-diffusers COMMAND --help lists the options of a command.",

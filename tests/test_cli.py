@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from semseg_diffusers import cli
-from semseg_diffusers.utils.settings import Settings, option
+from semseg_diffusers.utils.settings import Settings, as_list, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,13 +66,86 @@ def test_debug_shows_the_whole_traceback(command, monkeypatch):
         cli.main(["try"])
 
 
-def test_ctrl_c_is_one_line_and_exit_code_130(command, capsys):
+def test_a_list_of_errors_is_a_list_with_a_line_each(command, capsys):
+    def run(args):
+        raise ValueError(as_list("2 masks cannot be used", ["a is\n  wrong", "b"]) + "\nNothing was\n  done.")
+
+    command(run)
+    assert cli.main(["try"]) == 2
+    expected = "error: 2 masks cannot be used:\n  - a is wrong\n  - b\n  Nothing was done.\n"
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("try", "interrupted\n"),
+        ("generate", "interrupted: what is done stays, and the same command continues\n"),
+        (
+            "train",
+            "interrupted: the same command with --resume_from_checkpoint latest continues at the last checkpoint\n",
+        ),
+    ],
+)
+def test_ctrl_c_is_one_line_that_says_how_to_continue_and_exit_code_130(command, monkeypatch, capsys, name, expected):
     def run(args):
         raise KeyboardInterrupt
 
     command(run)
-    assert cli.main(["try"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
+    monkeypatch.setitem(cli.COMMANDS, name, cli.COMMANDS["try"])
+    assert cli.main([name]) == 130
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["generat"], "unknown command 'generat'; expected one of prepare, .*Did you mean generate\\?"),
+        (["generate", "--guidence_scale", "3"], "--guidence_scale 3. Did you mean --guidance_scale\\?"),
+        (["stats", "--xyzzy"], "unrecognized arguments: --xyzzy\\.?\\n"),
+    ],
+)
+def test_a_slip_of_the_pen_is_answered_with_what_was_meant(arguments, expected, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    assert re.search(expected, capsys.readouterr().err)
+
+
+def test_a_wrong_choice_and_a_wrong_name_in_a_file_are_answered_likewise(tmp_path):
+    parser, needed = cli.command_parser("generate"), ["--model", "a", "--masks", "b", "--output", "c"]
+    with pytest.raises(ValueError, match="got 'bfloat61'. Did you mean bfloat16\\?"):
+        parser.parse_settings([*needed, "--dtype", "bfloat61"])
+    (tmp_path / "a.yaml").write_text("num_masq: 3\n")
+    with pytest.raises(ValueError, match="unknown option\\(s\\) num_masq. Did you mean num_masks\\?"):
+        parser.parse_settings([*needed, "--config", str(tmp_path / "a.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("train", ["--dataset", "d", "--output", "o"], {"output_dir": "o"}),
+        ("train", ["--dataset", "d", "--output_dir", "o", "--num_workers", "3"], {"dataloader_num_workers": 3}),
+        ("train", ["--dataset", "d", "--output_dir", "o", "--dtype", "bfloat16"], {"mixed_precision": "bf16"}),
+        ("generate", ["--model", "a", "--masks", "b", "--output_dir", "c"], {"output": "c"}),
+        ("app", ["--mixed_precision", "bf16"], {"dtype": "bfloat16"}),
+        ("app", ["--dtype", "fp16"], {"dtype": "float16"}),
+    ],
+)
+def test_output_workers_and_precision_have_one_name_in_all_commands(name, arguments, expected, tmp_path):
+    settings = cli.command_parser(name).parse_settings(arguments)
+    assert {key: getattr(settings, key) for key in expected} == expected
+    options = dict(zip([word.removeprefix("--") for word in arguments[::2]], arguments[1::2], strict=True))
+    (tmp_path / "a.yaml").write_text("".join(f"{key}: {value}\n" for key, value in options.items()))
+    assert cli.command_parser(name).parse_settings(["--config", str(tmp_path / "a.yaml")]) == settings
+
+
+def test_help_shows_the_type_of_a_value(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    assert "--max_train_steps N" in text
+    assert "--learning_rate X" in text
 
 
 def test_a_bug_is_not_dressed_up_as_wrong_input(command):

@@ -32,6 +32,7 @@ from semseg_diffusers.models.published.unet_sdm import SDMUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.utils.files import (
     check_output,
+    follow_umask,
     hash_file,
     new_folder,
     read_json,
@@ -330,6 +331,7 @@ def convert(settings: ConvertSettings) -> None:
     with new_folder(output, CONVERSION_FILE, KIND, settings.overwrite) as folder:
         recommended = conversion.num_inference_steps, conversion.guidance_scale
         MaskGuidedDDPMPipeline(unet, conversion.scheduler, *recommended).save_pretrained(folder)
+        follow_umask(folder)
         write_text(folder / "README.md", new_model_card(folder, output.name, title=output.name, origin=origin))
         write_json(folder / CONVERSION_FILE, record)
 

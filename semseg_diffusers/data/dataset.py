@@ -31,7 +31,7 @@ from semseg_diffusers.data.mask_values import UNDECIDED, decide_masks, encode_de
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.pipelines.image_inputs import to_rgb
 from semseg_diffusers.pipelines.mask_inputs import image_errors, open_image, orientation
-from semseg_diffusers.utils.files import read_json, read_json_lines
+from semseg_diffusers.utils.files import is_outside, read_json, read_json_lines
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 
@@ -401,11 +401,11 @@ def _read_split(folder: Path) -> Any:
         name, values = key, [row.get(key) for row in rows]
         if key == "file_name" or key.endswith("_file_name"):
             name = key.removesuffix("file_name").removesuffix("_") or "image"
-            values = [value and os.path.normpath(value) for value in values]
-            if outside := next((value for value in values if value and (value[0] == "/" or value[:2] == "..")), None):
-                raise ValueError(f"'{file}' names the file '{outside}'; expected files in its folder.")
+            outside = next((value for value in values if value and is_outside(value)), None)
+            if outside is not None:
+                raise ValueError(f"'{file}' names the file {outside!r}; expected files in its folder.")
             images.append(name)
-            values = [value and str(folder / value) for value in values]
+            values = [value and str(folder / os.path.normpath(value)) for value in values]
         columns[name] = values
     try:
         table = datasets.Dataset.from_dict(columns)

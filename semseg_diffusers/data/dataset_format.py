@@ -8,9 +8,9 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL
@@ -21,6 +21,7 @@ from semseg_diffusers.data.settings import LABEL_PRESETS, SPLITS
 from semseg_diffusers.utils.files import composed, new_folder, package_version, write_json
 
 
+T = TypeVar("T")
 LABELS_FILE = "labels.json"
 COLORMAP_FILE = "colormap.json"  # of the paper's authors
 NAMES_FILE = "id2label.json"  # of transformers: names without colours
@@ -180,3 +181,9 @@ def new_output(output: str | os.PathLike) -> Iterator[Path]:
         raise ValueError(f"--output '{output}' is not empty. Name another folder.")
     with new_dataset(output) as folder:
         yield folder
+
+
+def evenly_spaced(items: Sequence[T], count: int | None) -> list[T]:
+    """Return `count` evenly spaced items; all if there are fewer, or for None."""
+    count = len(items) if count is None else min(count, len(items))
+    return [items[index * len(items) // count] for index in range(count)]

@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from semseg_diffusers.data.settings import LabelsSettings
 from semseg_diffusers.pipelines.mask_inputs import check_ids, ids_to_image, mask_values, read_mask
-from semseg_diffusers.utils.files import read_text, write_json, write_text
+from semseg_diffusers.utils.files import parse_json, read_text, write_json, write_text
 from semseg_diffusers.utils.images import save_png
 
 
@@ -250,7 +250,7 @@ class LabelSet:
         if str(path).lower().endswith(".txt"):
             text = json.dumps([line.strip() for line in text.splitlines() if line.strip() and line.strip()[0] != "#"])
         try:
-            content = json.loads(text, object_pairs_hook=_unique)
+            content = parse_json(text, object_pairs_hook=_unique)
         except json.JSONDecodeError as err:
             raise ValueError(f"label file '{path}' is not valid JSON: {err}.") from err
         except ValueError as err:

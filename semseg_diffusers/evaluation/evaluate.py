@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from semseg_diffusers.data.dataset import PairDataset
-from semseg_diffusers.data.dataset_format import GENERATION_FILE
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, evenly_spaced
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import collect_images, write_report
 from semseg_diffusers.evaluation.features import FeatureExtractor, check_reads, load_extractor, with_paper_features
@@ -26,7 +26,6 @@ from semseg_diffusers.evaluation.inputs import (
     ImageSet,
     RealData,
     cached_inference,
-    evenly_spaced,
     generated_images,
     load_real_data,
 )

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.inputs import ImageSet, evenly_spaced
+from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.metrics import without_classes
 from semseg_diffusers.reports.findings import (
     evaluation_findings,

@@ -10,10 +10,10 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence, Set
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -36,13 +36,6 @@ from semseg_diffusers.utils.progress import progress_bar
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images kept in memory, per split and process
 ReadMask = Callable[[int], torch.Tensor]  # index -> uint8 ids (H, W)
-T = TypeVar("T")
-
-
-def evenly_spaced(items: Sequence[T], count: int | None) -> list[T]:
-    """Return `count` evenly spaced items; all if there are fewer, or for None."""
-    count = len(items) if count is None else min(count, len(items))
-    return [items[index * len(items) // count] for index in range(count)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.data.dataset_format import plain_load_note
+from semseg_diffusers.data.dataset_format import evenly_spaced, plain_load_note
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.inputs import InputReader, check_labels_near
@@ -40,6 +40,7 @@ from semseg_diffusers.generation.plan import Job, Plan, plan_generation
 from semseg_diffusers.generation.settings import GenerateOptions, GenerationSettings, Inputs, check_option_combinations
 from semseg_diffusers.utils.distributed import Processes, run_distributed
 from semseg_diffusers.utils.progress import progress_bar
+from semseg_diffusers.utils.settings import as_list
 
 
 MAX_NAMED = 10  # masks that cannot be used, in one message
@@ -79,6 +80,7 @@ def generate_dataset(
     inputs: Inputs | None = None,
     mask_labels: LabelSet | None = None,
     num_images_per_mask: int = 1,
+    num_masks: int | None = None,
     batch_size: int = 8,
     tolerance: float = 0.0,
     skip_errors: bool = False,
@@ -101,6 +103,7 @@ def generate_dataset(
         mask_labels: label set of the masks. If it is not the model's, classes are mapped by name, and those without a
             counterpart become unknown. By default the model's; masks with another label file near them are refused.
         num_images_per_mask: at least 1, of each variation; image i of a mask is the same whatever this number.
+        num_masks: use so many of the masks, evenly spaced; None for all.
         batch_size: images per forward pass; changes an image by float rounding at most (1 of 255 levels). A batch that
             does not fit in memory is halved, by each process for itself.
         tolerance: accept the nearest class colour up to this Euclidean RGB distance; 0 refuses unknown colours.
@@ -130,6 +133,7 @@ def generate_dataset(
             pipeline, settings, inputs.guide, inputs.guide_name, mask_labels, inputs.upscaler, inputs.upscaler_name
         )
         reader = InputReader(masks, plan, inputs, tolerance)
+        reader.mask_paths = evenly_spaced(reader.mask_paths, num_masks)
         if mask_labels is None:
             check_labels_near(reader.mask_paths, masks, plan.labels)
         check_output(output, plan.record, plan.labels)
@@ -239,13 +243,13 @@ def _check_processes_agree(records: list[dict[str, Any]]) -> None:
 def _check_usable(scan: MaskScan, skip_errors: bool) -> None:
     """Refuse masks that cannot be used, all in one message, unless they are to be skipped and others can be used."""
     errors = [*scan.skipped.values()]
-    more = f"; and {len(errors) - MAX_NAMED} more" if len(errors) > MAX_NAMED else ""
-    named = "; ".join(error.rstrip(".") for error in errors[:MAX_NAMED]) + more
+    named = [*errors[:MAX_NAMED], *([f"and {len(errors) - MAX_NAMED} more"] if len(errors) > MAX_NAMED else [])]
     if errors and not skip_errors:
-        count = "" if len(errors) == 1 else f"{len(errors)} masks cannot be used: "
-        raise ValueError(f"{count}{named}. Nothing was generated; --skip_errors skips such masks.")
+        one = len(errors) == 1
+        listed = f"{errors[0].rstrip('.')}. " if one else as_list(f"{len(errors)} masks cannot be used", named) + "\n"
+        raise ValueError(f"{listed}Nothing was generated; --skip_errors skips such masks.")
     if errors and not scan.rows:
-        raise ValueError(f"none of the {len(errors)} masks can be used: {named}.")
+        raise ValueError(as_list(f"none of the {len(errors)} masks can be used", named))
     if scan.num_unchanged and not scan.rows:
         raise ValueError(
             f"--edit: no mask differs from the old mask of its image ({scan.num_unchanged} read), so there is nothing "
@@ -298,6 +302,7 @@ def _generate(options: GenerateOptions, processes: Processes, device: torch.devi
         ),
         mask_labels=mask_labels,
         num_images_per_mask=options.num_images_per_mask,
+        num_masks=options.num_masks,
         batch_size=options.batch_size,
         tolerance=options.tolerance,
         skip_errors=options.skip_errors,

@@ -2,9 +2,11 @@
 lets them compute faster on a device.
 """
 
+import contextlib
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,24 @@ from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_img2img import MaskGuidedImg2ImgPipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_inpaint import MaskGuidedInpaintPipeline
-from semseg_diffusers.pipelines.scheduler_trial import mend_scheduler
+from semseg_diffusers.pipelines.scheduler_trial import check_scheduler, mend_scheduler
 
 
+SUITABLE_STEPS = 20  # at which schedulers are tried for the list of those that suit
+SHORT_NAMES = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "dpmsolver": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
@@ -40,13 +57,13 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
             it does not support zero terminal SNR, with which the network was trained; or it does not take the options.
     """
     name, _, text = name.partition(":")
+    name = full_name(name)
     scheduler_class = _schedulers([name]).get(name)
     if scheduler_class is None or not _is_compatible(scheduler_class, config):
-        compatible = [key for key, each in _schedulers(dir(diffusers)).items() if _is_compatible(each, config)]
         reason = f"{name} has noise levels or steps of its own, which are not those that this model was trained with"
         if scheduler_class is None:
             reason = f"no scheduler of diffusers {diffusers.__version__} is called {name!r}"
-        raise ValueError(f"{reason}; known: {', '.join(compatible)}")
+        raise ValueError(f"{reason}; those that sample this model: {', '.join(suitable_schedulers(config))}")
     takes = _arguments(scheduler_class)
     if config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in takes:
         schedulers = _schedulers(dir(diffusers)).items()
@@ -75,6 +92,48 @@ def new_scheduler(name: str, config: dict[str, Any]) -> SchedulerMixin:
     scheduler.keeps_spacing = "timestep_spacing" in options
     mend_scheduler(scheduler)
     return scheduler
+
+
+def scheduler_options(scheduler: Any, saved: Any) -> str | None:
+    """Return the options that `new_scheduler` needs, after the name, to build a scheduler from the saved one's."""
+    if scheduler is saved:
+        return None
+    try:
+        default = new_scheduler(type(scheduler).__name__, saved.config).config
+    except ValueError:  # of a user
+        return None
+    options = {
+        name: value
+        for name, value in sorted(scheduler.config.items())
+        if name in _arguments(type(scheduler)) and value != default.get(name) and isinstance(value, (str, int, float))
+    }
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in options.items()}
+    return ",".join(f"{name}={text}" for name, text in texts.items()) or None
+
+
+def full_name(name: str) -> str:
+    """Return the class name of a scheduler that is called in short, such as "ddim", "euler_a" or "DPM++"."""
+    short = name.lower().replace("-", "_")
+    return SHORT_NAMES.get(short, SHORT_NAMES.get(short.removesuffix("scheduler"), name))
+
+
+def suitable_schedulers(config: dict[str, Any]) -> list[str]:
+    """Return the schedulers of diffusers that sample what the scheduler with this configuration was trained for."""
+    found: list[str] = []
+    verbosity = diffusers.logging.get_verbosity()
+    diffusers.logging.set_verbosity_error()  # what they say of each other's settings is no news
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            saved = getattr(diffusers, config.get("_class_name", ""), diffusers.DDPMScheduler).from_config(config)
+            for name, each in _schedulers(dir(diffusers)).items():
+                if _is_compatible(each, config):
+                    with contextlib.suppress(ValueError, ImportError):  # some need scipy
+                        check_scheduler(new_scheduler(name, config), SUITABLE_STEPS, saved)
+                        found.append(name)
+    finally:
+        diffusers.logging.set_verbosity(verbosity)
+    return found
 
 
 def _schedulers(names: Iterable[str]) -> dict[str, Any]:

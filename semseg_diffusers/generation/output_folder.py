@@ -24,6 +24,7 @@ from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import (
     LOCK_FILE,
     exclusive_folder,
+    is_outside,
     read_json,
     read_json_lines,
     write_json,
@@ -165,9 +166,14 @@ def read_metadata(output: str | os.PathLike) -> list[dict[str, Any]]:
     """Return the rows of a generated dataset's `metadata.jsonl`; none without that file."""
     path = Path(output) / METADATA_FILE
     try:
-        return read_json_lines(path) if path.is_file() else []
+        rows = read_json_lines(path) if path.is_file() else []
     except ValueError as err:
         raise ValueError(f"{err} Delete it: `generate` restores it from its images.") from err
+    for row in rows:
+        for name in (row.get("image_file_name"), row.get("mask_file_name")):
+            if is_outside(name):
+                raise ValueError(f"'{path}' names the file {name!r}; expected files in its folder.")
+    return rows
 
 
 def update_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:

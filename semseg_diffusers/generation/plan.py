@@ -17,18 +17,18 @@ import torch
 
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for
+from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for, scheduler_options
 from semseg_diffusers.generation.settings import GUIDANCE, SWEEPABLE, UNKNOWN_VALUE, GenerationSettings, grid
 
 
 # Columns of the metadata in order, which are no names for attributes; load_dataset gives the last two.
 COLUMNS = (
     "image_file_name", "mask_file_name", "stem", "index", "source_mask", "model", "revision", "seed", "scheduler",
-    "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant", "variation",
-    "attribute_guidance_scale", "conditioning_scale", "guide_model", "guide_revision", "strength", "source_photo",
-    "source_photo_hash", "edited_share", "edited_region_hash", "upscaler", "upscaler_revision", "upscaler_steps",
-    "noise_level", "synthetic", "nearest_training_photo",
-    "nearest_training_distance", "near_copy", "image", "mask",
+    "scheduler_options", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant",
+    "variation", "attribute_guidance_scale", "conditioning_scale", "guide_model", "guide_revision", "strength",
+    "source_photo", "source_photo_hash", "edited_share", "edited_region_hash", "upscaler", "upscaler_revision",
+    "upscaler_steps", "noise_level", "synthetic", "nearest_training_photo", "nearest_training_distance",
+    "near_copy", "image", "mask",
 )  # fmt: skip
 
 
@@ -189,6 +189,9 @@ def plan_generation(
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "versions": {"torch": torch.__version__, "diffusers": diffusers.__version__},
     }
+    options = scheduler_options(pipeline.scheduler, pipeline.trained_scheduler)
+    if options is not None:
+        record["scheduler_options"] = options
     return Plan(json.loads(json.dumps(record, default=str)), settings, labels, mapping, known, size, large_size)
 
 

@@ -97,8 +97,8 @@ class SamplingOptions(Settings):
     guidance_stop: float = option(1.0, help="share of the steps at which guidance stops")
     scheduler: str | None = option(
         None, metavar="CLASS[:OPTION=VALUE,...]",
-        help="class name of a diffusers scheduler, with options of its own (default: the model's); such as "
-        "DDIMScheduler, or DPMSolverMultistepScheduler:thresholding=true",
+        help="a diffusers scheduler, with options of its own (default: the model's); such as ddim, euler, unipc, or "
+        "DPMSolverMultistepScheduler:thresholding=true",
     )  # fmt: skip
     variant: str | None = option(
         None, help="weights saved beside the model's own, as diffusers calls them: raw, or an average such as "
@@ -257,6 +257,7 @@ class GenerateOptions(
         f"counterpart become unknown; {', '.join(LABEL_PRESETS)}, or a JSON file",
     )  # fmt: skip
     output: str = option(help="folder to create, or to continue")
+    num_masks: int | None = option(None, at_least=1, help="masks to use, evenly spaced (default: all)")
     num_images_per_mask: int = option(1, metavar="N", help="of each variation")
     seed: int = option(0, help="seed of all images, from which each gets its own")
     skip_errors: bool = option(

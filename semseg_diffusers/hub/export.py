@@ -24,7 +24,7 @@ from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
 from semseg_diffusers.hub.weights import only_variant
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import check_output, new_folder, versions
+from semseg_diffusers.utils.files import check_output, follow_umask, new_folder, versions
 from semseg_diffusers.utils.images import BACKGROUND, GAP, image_grid
 
 
@@ -160,6 +160,7 @@ def export_model(settings: ExportSettings) -> Path:
                 f"--dtype {dtype} cannot hold the weights {', '.join(lost[:3])}: use bfloat16 or float32."
             )
         pipeline.save_pretrained(made)
+        follow_umask(made)
         for path in [*made.rglob("*.py")]:
             path.unlink()
         before, after = folders.stored_hash(folder), folders.stored_hash(made)

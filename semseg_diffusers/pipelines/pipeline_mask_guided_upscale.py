@@ -254,6 +254,8 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 latents = stepped.to(latents.dtype)  # some schedulers compute in another precision
                 latents = self.call_back(callback_on_step_end, callback_inputs, step, t, latents)
                 # End of copy
+                if self.interrupt:
+                    break
 
         # 5. Postprocess
         self.check_finite()

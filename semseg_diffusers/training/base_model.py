@@ -23,7 +23,7 @@ from semseg_diffusers.hub.weights import only_variant, read_weights, weight_file
 from semseg_diffusers.training.class_transfer import carry_over, describe_sources, source_classes
 from semseg_diffusers.training.objective import build_noise_scheduler
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.utils.files import read_text
+from semseg_diffusers.utils.files import parse_json, read_text
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 
@@ -65,7 +65,7 @@ def _read(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] |
         path = find_file(source, name, option)
         if path is not None:
             try:
-                return json.loads(read_text(path)), name
+                return parse_json(read_text(path)), name
             except ValueError as err:
                 raise ValueError(f"{option} {source}: {path} is not JSON: {err}. Is it complete?") from err
     return None

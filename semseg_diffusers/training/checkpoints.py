@@ -24,7 +24,7 @@ from semseg_diffusers.reports.run_folder import list_checkpoints
 from semseg_diffusers.training.inputs import Inputs
 from semseg_diffusers.training.networks import EMA
 from semseg_diffusers.training.settings import LoopSettings
-from semseg_diffusers.utils.files import hash_file, read_json
+from semseg_diffusers.utils.files import follow_umask, hash_file, read_json
 
 
 logger = get_logger(__name__)
@@ -71,6 +71,7 @@ def save_pipeline(pipeline: MaskGuidedMixin, folder: Path, ema: EMA | None = Non
         for variant in () if ema is None else ema.variants(pipeline.unet):
             pipeline.unet.save_pretrained(staging / "unet", variant=variant)
         pipeline.save_pretrained(staging)
+        follow_umask(staging)
         files = [path for path in staging.rglob("*") if path.is_file()]
         for path in sorted(files, key=lambda path: path.name == "model_index.json"):  # last: it marks completeness
             target = folder / path.relative_to(staging)
@@ -93,6 +94,7 @@ def save_checkpoint(
     accelerator.wait_for_everyone()  # every process writes its random state there
     if accelerator.is_main_process:
         with atomic_write(target, own, run):
+            follow_umask(staging)
             paths = [staging / f"{RNG_STATE_NAME}_{i}.pkl" for i in range(accelerator.num_processes)]
             end = time.monotonic() + LISTING_TIMEOUT
             while missing := [path for path in paths if not path.is_file()]:  # not yet shown by a network file system
@@ -228,7 +230,10 @@ def _difference(state: dict[str, Any], settings: LoopSettings, inputs: Inputs, s
     differing = [name for name in now if name not in CHANGEABLE_ON_RESUME and saved[name] != now[name]]
     if differing:
         values = ", ".join(f"--{name} {saved[name]} (now {now[name]})" for name in differing)
-        return f"belongs to a run with other settings: {values}. Use the same, or start a new run."
+        return (
+            f"belongs to a run with other settings: {values}. Use the same, or start a new run from these "
+            "weights in another folder: --init_from."
+        )
     if state.get("class_pixels") != here["class_pixels"]:
         return f"sampled its pairs by the classes of other masks: they have changed since. {again}"
     for name in ("base_model", "teacher"):

@@ -82,6 +82,14 @@ def written_beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def follow_umask(folder: Path) -> None:
+    """Give weights below a folder the permissions of other files: safetensors writes them for their owner alone."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~mask)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text file as UTF-8, completely or not at all."""
     with written_beside(Path(path)) as temporary:
@@ -107,10 +115,25 @@ def read_text(path: Any) -> str:
         raise ValueError(f"'{path}' is not in UTF-8 ({err}). Save it again as UTF-8.") from err
 
 
+def parse_json(text: str, **options: Any) -> Any:
+    """Return the value of a JSON text; one that is nested too deeply for Python is a `JSONDecodeError` as well."""
+    try:
+        return json.loads(text, **options)
+    except RecursionError:
+        raise json.JSONDecodeError("nested too deeply", text[:20], 0) from None
+
+
+def is_outside(name: Any) -> bool:
+    """Return whether what metadata name as a file of their folder is no name, is absolute, or leaves the folder."""
+    if not isinstance(name, str) or not name or "\0" in name:
+        return True
+    return os.path.isabs(name) or os.path.normpath(name).split(os.sep)[0] == os.pardir
+
+
 def read_json(path: Any) -> dict[str, Any]:
     """Read a JSON file that holds an object (see `read_text`); a ValueError says if it holds anything else."""
     try:
-        content = json.loads(read_text(path))
+        content = parse_json(read_text(path))
     except json.JSONDecodeError as err:
         raise ValueError(f"'{path}' is not valid JSON: {err}.") from err
     if not isinstance(content, dict):
@@ -121,7 +144,7 @@ def read_json(path: Any) -> dict[str, Any]:
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     """Read a file with a JSON object on each line; empty lines are skipped."""
     try:  # not `splitlines`: a name may hold other line separators of Unicode
-        rows = [json.loads(line) for line in read_text(path).split("\n") if line.strip()]
+        rows = [parse_json(line) for line in read_text(path).split("\n") if line.strip()]
     except json.JSONDecodeError as err:
         raise ValueError(f"'{path}' is not valid JSON lines: {err}.") from err
     other = next((row for row in rows if not isinstance(row, dict)), None)

@@ -7,6 +7,7 @@ with `option(...)`, which carries help text, range and choices. Imports the stan
 
 import argparse
 import dataclasses
+import difflib
 import inspect
 import json
 import math
@@ -16,7 +17,7 @@ import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import yaml
 
@@ -28,6 +29,13 @@ _BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
     "at_most": (operator.le, "at most {:g}"),
     "below": (operator.lt, "less than {:g}"),
 }
+# Other spellings, of options that commands call differently and of values: accepted, but not listed by --help.
+_SYNONYMS = (("output", "output_dir"), ("num_workers", "dataloader_num_workers"), ("dtype", "mixed_precision"))
+_PRECISIONS = {
+    "dtype": {"no": "float32", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"},
+    "mixed_precision": {"float32": "no", "fp32": "no", "float16": "fp16", "bfloat16": "bf16"},
+}
+_METAVARS = {int: "N", float: "X"}
 _BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -128,6 +136,22 @@ def _option_name(field: dataclasses.Field) -> str:
     return field.metadata.get("name") or field.name
 
 
+def _spellings(settings: type[Settings]) -> dict[str, list[str]]:
+    """Return the accepted spellings of each field: its option first, then those that are not listed."""
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    other = {a: b for pair in _SYNONYMS for a, b in (pair, pair[::-1]) if a in fields and b not in fields}
+    return {
+        name: [_option_name(field), *field.metadata.get("old_names", ()), *([other[name]] if name in other else [])]
+        for name, field in fields.items()
+    }
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return a question that names the nearest known word, or nothing where none is near."""
+    near = difflib.get_close_matches(word, list(map(str, known)), n=1, cutoff=0.6)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
 def _to_text(value: Any) -> str:
     return "none" if value is None else f"{value:.12g}" if isinstance(value, float) else str(value)
 
@@ -135,7 +159,8 @@ def _to_text(value: Any) -> str:
 def _check_value(field: dataclasses.Field, value: Any) -> None:
     meta, name = field.metadata, f"--{_option_name(field)}"
     if meta.get("choices") and value not in meta["choices"]:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, meta['choices']))}; got {value!r}.")
+        listing, hint = ", ".join(map(str, meta["choices"])), did_you_mean(str(value), meta["choices"])
+        raise ValueError(f"{name} must be one of {listing}; got {value!r}.{hint}")
     bounds = {key: meta[key] for key in _BOUNDS if meta.get(key) is not None}
     if not bounds or isinstance(value, (bool, str)):
         return
@@ -164,6 +189,8 @@ def parse_value(field: dataclasses.Field, text: Any) -> Any:
         if not optional:
             raise ValueError("expected a value")
         return None
+    if field.name in _PRECISIONS:
+        text = _PRECISIONS[field.name].get(str(text), text)
     if field.metadata.get("parse") is not None:
         return field.metadata["parse"](text) if isinstance(text, str) or not is_tuple else tuple(text)
     if is_tuple and not isinstance(text, (list, tuple)):
@@ -185,19 +212,24 @@ def _parse_item(kind: type, text: Any) -> Any:
         raise ValueError(f"expected {names.get(kind, kind.__name__)}; got {text!r}") from err
 
 
+def as_list(title: str, items: Iterable[str]) -> str:
+    """Return a message of several items, one a line, as the console script prints it."""
+    return "\n".join([f"{title}:", *(f"- {' '.join(item.split())}" for item in items)])
+
+
 def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]], named: Collection[str] = ()) -> S:
     """Merge layers (source for messages, option name -> value), of which later ones take precedence, into settings.
 
     `named` are fields that the command line names; `Settings.given` lists them even at their default values.
     """
     fields = {field.name: field for field in dataclasses.fields(settings)}
-    new_names = {old: name for name, field in fields.items() for old in field.metadata.get("old_names", ())}
-    new_names |= {_option_name(field): name for name, field in fields.items()}
+    new_names = {spelling: name for name, spellings in _spellings(settings).items() for spelling in spellings}
     values: dict[str, Any] = {}
     for source, layer in layers:
         unknown = sorted(name for name in layer if new_names.get(name, name) not in fields)
         if unknown:
-            raise ValueError(f"{source}: unknown option(s) {', '.join(unknown)}. --help lists all options.")
+            hint = did_you_mean(unknown[0], [*new_names, *fields])
+            raise ValueError(f"{source}: unknown option(s) {', '.join(unknown)}.{hint} --help lists all options.")
         for name, text in layer.items():
             name = new_names.get(name, name)
             try:
@@ -206,8 +238,10 @@ def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]], na
                 raise ValueError(f"{source}: --{_option_name(fields[name])}: {err}.") from err
     missing = [field for field in fields.values() if field.default is dataclasses.MISSING and field.name not in values]
     if missing:
-        described = ", ".join(f"--{_option_name(field)} ({field.metadata.get('help', '')})" for field in missing)
-        raise ValueError(f"missing options: {described}.")
+        described = [f"--{_option_name(field)} ({field.metadata.get('help', '')})" for field in missing]
+        raise ValueError(
+            f"missing options: {described[0]}." if len(described) == 1 else as_list("missing options", described)
+        )
     result = object.__new__(settings)
     object.__setattr__(result, "_named", named)  # before `__init__`, which checks the values
     settings.__init__(result, **values)
@@ -241,6 +275,7 @@ class SettingsParser(argparse.ArgumentParser):
         super().__init__(**kwargs)
         self.settings = settings
         groups: dict[str, Any] = {}
+        spellings = _spellings(settings)
         for field in dataclasses.fields(settings):
             owner = next(
                 cls for cls in reversed(settings.__mro__) if field.name in cls.__dict__.get("__annotations__", ())
@@ -248,7 +283,7 @@ class SettingsParser(argparse.ArgumentParser):
             title = owner.__dict__.get("_group", "options")
             if title not in groups:
                 groups[title] = self if title == "options" else self.add_argument_group(title)
-            self._add_option(groups[title], field)
+            self._add_option(groups[title], field, spellings[field.name][1:])
         self.add_argument("--config", metavar="FILE", help="YAML file of options; the command line takes precedence")
         if settings.PRESETS:
             self.add_argument(
@@ -256,8 +291,16 @@ class SettingsParser(argparse.ArgumentParser):
                 help="a complete recipe; other options take precedence",
             )  # fmt: skip
 
+    def error(self, message: str) -> NoReturn:
+        """Print a mistake in the options and end; near a known option, ask whether that was meant."""
+        words = [word.partition("=")[0] for word in message.split() if word.startswith("--")]
+        unknown = next((word for word in words if word not in self._option_string_actions), None)
+        if message.startswith("unrecognized arguments") and unknown is not None:
+            message += "." + did_you_mean(unknown, self._option_string_actions)
+        super().error(message)
+
     @staticmethod
-    def _add_option(group: Any, field: dataclasses.Field) -> None:
+    def _add_option(group: Any, field: dataclasses.Field, others: Sequence[str]) -> None:
         meta = field.metadata
         kind, is_tuple, _ = value_type(field)
         keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help_text(field)}
@@ -266,7 +309,7 @@ class SettingsParser(argparse.ArgumentParser):
         else:
             choices = ",".join(map(str, meta.get("choices", ())))
             keywords["metavar"] = meta.get("metavar") or (
-                f"{{{choices}}}" if choices else field.name.split("_")[-1].upper()
+                f"{{{choices}}}" if choices else _METAVARS.get(kind) or field.name.split("_")[-1].upper()
             )
             if is_tuple and meta.get("parse") is None:
                 keywords |= {"action": "append"} if meta.get("repeated") else {"nargs": "+" if field.default else "*"}
@@ -274,8 +317,8 @@ class SettingsParser(argparse.ArgumentParser):
             group.add_argument(field.name, **keywords)
             return
         group.add_argument(f"--{_option_name(field)}", dest=field.name, **keywords)
-        for old in meta.get("old_names", ()):
-            group.add_argument(f"--{old}", dest=field.name, **{**keywords, "help": argparse.SUPPRESS})
+        for other in others:
+            group.add_argument(f"--{other}", dest=field.name, **{**keywords, "help": argparse.SUPPRESS})
 
     def parse_settings(self, arguments: Sequence[str] | None = None) -> Settings:
         """Parse arguments (those of the process by default) into settings."""

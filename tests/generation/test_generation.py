@@ -477,9 +477,9 @@ def test_no_masks_are_an_error(tmp_path):
 
 
 def test_an_unknown_scheduler_is_answered_with_the_list():
-    with pytest.raises(ValueError, match=r"'FastScheduler'; known: .*DDIMScheduler, .*UniPCMultistepScheduler"):
+    with pytest.raises(ValueError, match=r"'FastScheduler'; those that .*DDIMScheduler, .*UniPCMultistepScheduler"):
         new_scheduler("FastScheduler", {})
-    with pytest.raises(ValueError, match="known"):
+    with pytest.raises(ValueError, match="those that sample"):
         new_scheduler("UNet2DModel", {})
 
 
@@ -491,7 +491,7 @@ def test_an_unknown_scheduler_is_answered_with_the_list():
 def test_a_scheduler_of_other_noise_levels_or_steps_is_answered_with_those_that_fit(name):
     with pytest.raises(ValueError, match=rf"{name} has noise levels or steps of its own.*DDIMScheduler") as refused:
         new_scheduler(name, DDIMScheduler().config)
-    assert name not in str(refused.value).split("known: ")[1].split(", ")
+    assert name not in str(refused.value).split("this model: ")[1].split(", ")
 
 
 def test_a_scheduler_without_a_schedule_of_betas_is_replaced_by_one_of_its_kind():
@@ -506,6 +506,25 @@ def test_a_scheduler_takes_options_of_its_own():
     assert config.prediction_type == "v_prediction"
     kept = new_scheduler("DPMSolverMultistepScheduler", new_scheduler(name, saved.config).config)
     assert kept.config.algorithm_type == "sde-dpmsolver++"
+
+
+@pytest.mark.parametrize(
+    ("short", "name"),
+    [("ddim", "DDIM"), ("DDIMScheduler", "DDIM"), ("euler-a", "EulerAncestralDiscrete"), ("UniPC", "UniPCMultistep"),
+     ("dpm++:thresholding=true", "DPMSolverMultistep"), ("LCM", "LCM")],
+)  # fmt: skip
+def test_schedulers_have_short_names(short, name):
+    saved = DDIMScheduler().config
+    assert type(new_scheduler(short, saved)).__name__ == f"{name}Scheduler"
+
+
+def test_the_schedulers_listed_are_those_that_sample_the_model():
+    saved = DPMSolverMultistepScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction").config
+    with pytest.raises(ValueError, match="is called 'Dreams'; those that sample this model: ") as refused:
+        new_scheduler("Dreams", saved)
+    listed = str(refused.value).rpartition(": ")[2].split(", ")
+    assert {"DDIMScheduler", "DDPMScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"} <= {*listed}
+    assert {"CogVideoXDDIMScheduler", "DDIMInverseScheduler", "HeunDiscreteScheduler"}.isdisjoint(listed)
 
 
 def test_ddim_takes_the_timesteps_that_its_steps_go_by():

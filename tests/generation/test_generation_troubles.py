@@ -128,16 +128,26 @@ def spoil(folder, names: str) -> None:
         Image.fromarray(np.full((16, 16), 7, np.uint8)).save(folder / f"{name}.png")
 
 
+def test_a_number_of_masks_takes_them_evenly_spaced(pipeline, tmp_path):
+    masks = save_masks(tmp_path / "masks", "abcdef")
+    generate_dataset(pipeline, masks, tmp_path / "out", FEW, num_masks=3)
+    assert sorted(path.stem for path in (tmp_path / "out" / "images").iterdir()) == ["a_0", "c_0", "e_0"]
+    generate_dataset(pipeline, masks, tmp_path / "out", FEW)  # the others later
+    assert len([*(tmp_path / "out" / "images").iterdir()]) == 6
+
+
 def test_all_bad_masks_are_named_before_anything_starts(pipeline, tmp_path):
     masks = save_masks(tmp_path / "masks", "abcdefghijklmn")
     pipeline.unet.register_forward_pre_hook(lambda *_: pytest.fail("the network was run"))
     spoil(masks, "bd")
     (masks / "f.png").write_bytes(b"no image")
-    message = r"3 masks cannot be used: mask '.*b\.png' holds class 7.*mask '.*d\.png' holds.*f\.png' cannot be read"
+    message = (
+        r"(?s)3 masks cannot be used:\n- mask '.*b\.png' holds class 7.*mask '.*d\.png' holds.*f\.png' cannot be read"
+    )
     with pytest.raises(ValueError, match=message + ".*Nothing was generated; --skip_errors"):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW)
     spoil(masks, "abcdefghijkl")
-    with pytest.raises(ValueError, match="12 masks cannot be used: .*; and 2 more"):
+    with pytest.raises(ValueError, match="(?s)12 masks cannot be used:.*- and 2 more"):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW)
     assert not (tmp_path / "out").exists()
 
@@ -162,7 +172,7 @@ def test_bad_masks_are_skipped_named_and_kept_in_the_record_until_they_are_mende
 def test_nothing_but_bad_masks_is_an_error_also_when_they_are_skipped(pipeline, tmp_path):
     masks = save_masks(tmp_path / "masks", "ab")
     spoil(masks, "ab")
-    with pytest.raises(ValueError, match="none of the 2 masks can be used: .*a.png' holds class 7"):
+    with pytest.raises(ValueError, match="(?s)none of the 2 masks can be used:.*a.png' holds class 7"):
         generate_dataset(pipeline, masks, tmp_path / "out", FEW, skip_errors=True)
 
 

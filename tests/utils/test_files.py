@@ -1,12 +1,15 @@
 """Text files of other programs are read, or refused by name."""
 
 import json
+import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from semseg_diffusers.generation.inputs import read_attribute_table
 from semseg_diffusers.masks.editing.edit import read_operations
-from semseg_diffusers.utils.files import read_json, read_json_lines, read_text, write_json
+from semseg_diffusers.utils.files import follow_umask, read_json, read_json_lines, read_text, write_json
 from semseg_diffusers.utils.settings import read_yaml
 
 
@@ -37,3 +40,16 @@ def test_the_longest_names_are_written(stem, tmp_path):
     write_json(tmp_path / f"{stem}.json", {"a": 1})
     assert read_json(tmp_path / f"{stem}.json") == {"a": 1}
     assert [path.name for path in tmp_path.iterdir()] == [f"{stem}.json"]
+
+
+@pytest.mark.parametrize(("mask", "expected"), [(0o022, 0o644), (0o007, 0o660), (0o077, 0o600)])
+def test_weights_get_the_permissions_of_other_files(tmp_path, mask, expected):
+    (tmp_path / "unet").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "unet" / "model.safetensors")
+    before = os.umask(mask)
+    try:
+        follow_umask(tmp_path)
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "unet" / "model.safetensors").stat().st_mode & 0o777 == expected

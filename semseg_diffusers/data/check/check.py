@@ -28,7 +28,7 @@ from semseg_diffusers.data.prepare import decide_source, inspect_values
 from semseg_diffusers.data.readers import FORMATS, IMAGE_ENDINGS, Pair, Source, open_source, read_source
 from semseg_diffusers.data.settings import SPLITS, CheckSettings
 from semseg_diffusers.utils.archives import close_archives
-from semseg_diffusers.utils.files import package_version, read_text, write_text
+from semseg_diffusers.utils.files import is_outside, package_version, parse_json, read_text, write_text
 from semseg_diffusers.utils.progress import progress_bar
 
 
@@ -204,10 +204,14 @@ def _read_rows(part: Path, split: str) -> tuple[list[Pair], list[Finding]]:
     used: set[PurePosixPath] = set()
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            names = [PurePosixPath(row[column]) for column in COLUMNS]
+            row = parse_json(line)
+            outside = [row[column] for column in COLUMNS if is_outside(row[column])]
+            names = [] if outside else [PurePosixPath(row[column]) for column in COLUMNS]
         except (json.JSONDecodeError, KeyError, TypeError):
             broken.append(f"{metadata}:{number}")
+            continue
+        if outside:  # never opened
+            broken.append(f"{metadata}:{number} ({outside[0]!r} is no file in its folder)")
             continue
         known = [name for name in names if name in used]
         repeated += [f"{metadata}:{number} ({name})" for name in known]

@@ -5,7 +5,6 @@
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -59,7 +58,7 @@ from semseg_diffusers.data.readers.region_exports import (
 )
 from semseg_diffusers.data.readers.tables import is_table, read_table
 from semseg_diffusers.utils.archives import open_archives
-from semseg_diffusers.utils.files import read_text
+from semseg_diffusers.utils.files import parse_json, read_text
 
 
 __all__ = ["FORMATS", "IMAGE_ENDINGS", "NAMED", "Encoded", "Pair", "Source", "open_source", "read_file", "read_source"]
@@ -131,7 +130,7 @@ def _match_drives(photos: AnyPath, masks: AnyPath, skip_unmatched: bool) -> tupl
 def is_paper(root: AnyPath) -> bool:
     """Return whether the colormap is that of the paper's authors."""
     try:
-        return tuple(json.loads(read_text(root / COLORMAP_FILE))) == PAPER_NAMES
+        return tuple(parse_json(read_text(root / COLORMAP_FILE))) == PAPER_NAMES
     except (OSError, ValueError, TypeError):
         return False
 

@@ -46,7 +46,7 @@ from semseg_diffusers.data.readers.pairs import (
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.archives import ArchivePath
-from semseg_diffusers.utils.files import composed, read_text
+from semseg_diffusers.utils.files import composed, parse_json, read_text
 
 
 BACKGROUND = "_background_"  # the label of LabelMe for what has no region
@@ -123,7 +123,7 @@ class Drawing:
 
 def _load(file: AnyPath) -> Any:
     try:
-        return json.loads(read_text(file))
+        return parse_json(read_text(file))
     except json.JSONDecodeError as err:
         raise ValueError(f"label file '{file}' is not valid JSON: {err}.") from err
 

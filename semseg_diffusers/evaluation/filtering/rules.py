@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from semseg_diffusers.data.dataset import PairDataset
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.data.label_mapping import count_pixels
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.inputs import evenly_spaced
 from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.utils.files import read_json
 from semseg_diffusers.utils.progress import progress_bar

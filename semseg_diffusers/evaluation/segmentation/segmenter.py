@@ -33,7 +33,7 @@ from semseg_diffusers.evaluation.segmentation.training import (
 from semseg_diffusers.evaluation.settings import HUB_SEGMENTER, NO_SPLIT, VALIDATION_SPLIT, SegmenterSettings
 from semseg_diffusers.reports.plots import training_curve
 from semseg_diffusers.utils.distributed import check_device_available
-from semseg_diffusers.utils.files import code_commit, new_folder, read_json, versions, write_json
+from semseg_diffusers.utils.files import code_commit, follow_umask, new_folder, read_json, versions, write_json
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 from semseg_diffusers.utils.settings import differences
@@ -202,6 +202,7 @@ def train(settings: SegmenterSettings, *, save_when_stopped: bool) -> tuple[Hist
                 "seconds": round(time.monotonic() - clock, 1),
             }
             network.to(getattr(torch, settings.save_dtype)).save_pretrained(folder)
+            follow_umask(folder)
             write_json(folder / PROCESSOR_FILE, dict(sorted(initial.processor.items())))
             write_json(folder / RECORD_FILE, record)
             title = f"{settings.architecture_name or settings.base_model}, {len(pairs)} pairs"

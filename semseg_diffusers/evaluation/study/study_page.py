@@ -7,8 +7,7 @@ from typing import Any
 from PIL import Image
 
 from semseg_diffusers.data.dataset import read_record
-from semseg_diffusers.data.dataset_format import data_license
-from semseg_diffusers.evaluation.inputs import evenly_spaced
+from semseg_diffusers.data.dataset_format import data_license, evenly_spaced
 from semseg_diffusers.evaluation.settings import ARMS, StudySettings, Training
 from semseg_diffusers.evaluation.study.pools import StudyData, pool_members
 from semseg_diffusers.evaluation.study.results import BETTER, UNKNOWN, WITHIN, WORSE, title
