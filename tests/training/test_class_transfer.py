@@ -33,11 +33,13 @@ def test_classes_start_from_those_of_their_name_then_from_their_parts_then_from_
     assert [of(*ids, labels=known) for ids in found] == [["road"], ["car"], [], ["car", "truck"], []]
     parts = source_classes(LabelSet.from_names(["car"]), LabelSet.from_names(["sky", "truck", "bus"]))
     assert parts == ((1, 2),)
+    categories = source_classes(LabelSet.from_names(["flat", "nature"]), CAMVID)
+    assert [of(*ids) for ids in categories] == [["road", "sidewalk"], ["vegetation"]]
 
 
 def test_kinds_of_the_label_set_and_a_mapping_say_what_names_do_not():
     colors = ((1, 1, 1), (2, 2, 2), (3, 3, 3))
-    own = LabelSet(("flat", "mover", "structure"), colors, kinds=("road", "object", None))
+    own = LabelSet(("tarmac", "mover", "structure"), colors, kinds=("road", "object", None))
     assert [of(*ids) for ids in source_classes(own, CAMVID)] == [["road"], ["car", "person", "rider"], []]
     mapping = {"structure": ["Building", 2], "mover": ["car"]}
     assert [of(*ids) for ids in source_classes(own, CAMVID, mapping)] == [["road"], ["car"], ["building", "pole"]]
