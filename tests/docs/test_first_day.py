@@ -1,0 +1,30 @@
+"""examples/first_day.py: KITTI's pairs with classes of one's own become images, by the commands that the docs name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+def test_first_day_leads_from_photos_of_ones_own_to_images(tmp_path, data_root):
+    words = (data_root / "kitti", tmp_path / "day", "--max_train_steps", 1)
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "first_day.py", *map(str, words), "--train_batch_size", "1"],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "day"
+    assert "dynamic thing from car, person, rider" in done.stderr + done.stdout
+    assert "every class is in few images" in done.stdout
+    assert len(list((folder / "images" / "images").glob("*.png"))) == 12
+    assert json.loads((folder / "enriched" / "enrich.json").read_text())["num_masks"] == 12
+    assert set(json.loads((folder / "minutes.json").read_text())) >= {"check", "prepare", "train", "enrich", "grow"}
+    for sheet in ("images/contact_sheet.png", "enriched/contact_sheet.png", "statistics/stats.png"):
+        Image.open(folder / sheet).verify()
