@@ -52,8 +52,13 @@ def local_name(source: str) -> str:
     return Path(source).resolve().name if Path(source).is_dir() else without_machine_paths(source)
 
 
+def escape(name: str) -> str:
+    """Return a name, such as that of a class, as Markdown shows it, also in a table."""
+    return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(name.split()))
+
+
 _TEMPLATES.filters |= {
-    "local_name": local_name, "results_commands": results_commands, "results_table": results_table,
+    "escape": escape, "local_name": local_name, "results_commands": results_commands, "results_table": results_table,
 }  # fmt: skip
 
 

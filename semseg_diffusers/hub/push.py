@@ -145,30 +145,10 @@ def push_model(
         HubError: the Hub, or the connection, failed.
     """
     folder = Path(folder)
-    index = folders.check_model_folder(folder)
-    if "" not in stored_variants(str(folder), "unet"):
-        raise ValueError(
-            f"'{folder}' holds no weights but a variant, which `from_pretrained` of its id would not find. `export` "
-            "writes them as its own; push that folder."
-        )
-    scores = cards.read_scores(results or ())
-    for path, score in zip(results or (), scores.values(), strict=True):
-        folders.check_weights(score, path, folder)
-
+    index, scores = _check_model(folder, results or ())
     with _repository(folder, repo_id, "model", revision, private) as (repo_id, there, card_there):
-        card = cards.model_card(folder, repo_id, scores, revision)
-        card = cards.merge(card, card_there, repo_id, not_from_there=("model-index",))
-        contents = folders.model_files(folder, index)
-        preview = max(folder.glob("previews/[!.]*.png"), default=None)
-        license_name = cards.metadata(card).get("license")
-        if preview is not None and license_name:
-            contents[f"previews/{preview.name}"] = preview
-            caption = f"*The run's last preview: masks, samples, and images of its data (licence: {license_name}).*"
-            caption = f"![mask, samples, image](previews/{preview.name})\n\n{caption}"
-            card = cards.replace_part(card, "preview", caption)
-        write_text(folder / folders.CARD, card)
-        contents[folders.CARD] = card.encode()
-        contents |= {name: folders.json_bytes(score) for name, score in scores.items()}
+        contents = _model_contents(folder, repo_id, revision, index, scores, card_there)
+        write_text(folder / folders.CARD, contents[folders.CARD].decode())  # type: ignore[union-attr]
         owned = tuple(f"{part}/" for part in (*folders.components(index), "previews"))
         stale = sorted(name for name in there if name.startswith(owned) and name not in contents)
         commit = HfApi().create_commit(
@@ -181,6 +161,38 @@ def push_model(
             revision=revision,
         )
     return commit.commit_url
+
+
+def _check_model(folder: Path, results: Sequence[str | os.PathLike]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the index of a folder that can be pushed, and the results of its weights."""
+    index = folders.check_model_folder(folder)
+    if "" not in stored_variants(str(folder), "unet"):
+        raise ValueError(
+            f"'{folder}' holds no weights but a variant, which `from_pretrained` of its id would not find. `export` "
+            "writes them as its own; push that folder."
+        )
+    scores = cards.read_scores(results)
+    for path, score in zip(results, scores.values(), strict=True):
+        folders.check_weights(score, path, folder)
+    return index, scores
+
+
+def _model_contents(
+    folder: Path, repo_id: str, revision: str | None, index: dict[str, Any], scores: dict[str, Any], card_there: str
+) -> dict[str, Any]:
+    """Return the files of a push, the card among them, by their names in the repository."""
+    card = cards.model_card(folder, repo_id, scores, revision)
+    card = cards.merge(card, card_there, repo_id, not_from_there=("model-index",))
+    contents: dict[str, Any] = dict(folders.model_files(folder, index))
+    preview = max(folder.glob("previews/[!.]*.png"), default=None)
+    license_name = cards.metadata(card).get("license")
+    if preview is not None and license_name:
+        contents[f"previews/{preview.name}"] = preview
+        caption = f"*The run's last preview: masks, samples, and images of its data (licence: {license_name}).*"
+        caption = f"![mask, samples, image](previews/{preview.name})\n\n{caption}"
+        card = cards.replace_part(card, "preview", caption)
+    contents[folders.CARD] = card.encode()
+    return contents | {name: folders.json_bytes(score) for name, score in scores.items()}
 
 
 def push_dataset(
@@ -209,32 +221,11 @@ def push_dataset(
         ValueError: the folder is no dataset of ours, or see `prepare_repo`.
         HubError: the Hub, or the connection, failed.
     """
-    import datasets  # here: slow to import, and not needed to push a model
-
     folder = Path(folder)
-    labels, record_file = folders.check_dataset_folder(folder)
-    record = read_json(folder / record_file)
-    tables = datasets.DatasetDict(load_tables(str(folder)))
-    for split in tables:
-        _ = load_pairs(folder, split)[0]  # checks columns, label set and sizes
-        for column in {"source_mask", "model"} & set(tables[split].column_names):
-            values = folders.without_machine_paths(tables[split][column][:])
-            tables[split] = tables[split].remove_columns(column).add_column(column, values)
-
+    tables = _pushed_tables(folder)
     with _repository(folder, repo_id, "dataset", revision, private) as (repo_id, _, card_there):
-        counts = {split: len(table) for split, table in tables.items()}
-        card = cards.dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
-        card = cards.merge(card, card_there, repo_id, from_there=("configs", "dataset_info"))
         # 1. card and label set, so that after a broken connection the repository is known to be ours
-        files = {
-            folders.CARD: card.encode(),
-            LABELS_FILE: folders.json_bytes(labels.to_config()),
-            record_file: folders.json_bytes(folders.without_machine_paths(record)),
-        }
-        if (folder / SYNTHETIC_FILE).is_file():
-            lines = read_json_lines(folder / SYNTHETIC_FILE)
-            rows = (json.dumps(folders.without_machine_paths(line)) for line in lines)
-            files[SYNTHETIC_FILE] = "".join(f"{row}\n" for row in rows).encode()
+        files = _dataset_contents(folder, repo_id, revision, tables, card_there)
         HfApi().create_commit(
             repo_id,
             [CommitOperationAdd(name, content) for name, content in files.items()],
@@ -245,6 +236,62 @@ def push_dataset(
         # 2. the pairs; `datasets` adds `configs` and `dataset_info` to the card's metadata
         commit = tables.push_to_hub(repo_id, revision=revision, commit_message=commit_message or "Push dataset")
     return commit.commit_url
+
+
+def _pushed_tables(folder: Path) -> Any:
+    """Return the tables of a dataset that can be pushed, without paths of this machine."""
+    import datasets  # here: slow to import, and not needed to push a model
+
+    folders.check_dataset_folder(folder)
+    tables = datasets.DatasetDict(load_tables(str(folder)))
+    for split in tables:
+        _ = load_pairs(folder, split)[0]  # checks columns, label set and sizes
+        for column in {"source_mask", "model"} & set(tables[split].column_names):
+            values = folders.without_machine_paths(tables[split][column][:])
+            tables[split] = tables[split].remove_columns(column).add_column(column, values)
+    return tables
+
+
+def _dataset_contents(
+    folder: Path, repo_id: str, revision: str | None, tables: Any, card_there: str
+) -> dict[str, bytes]:
+    """Return the files of a push besides the pairs: card, label set, records."""
+    labels, record_file = folders.check_dataset_folder(folder)
+    record = read_json(folder / record_file)
+    counts = {split: len(table) for split, table in tables.items()}
+    card = cards.dataset_card(folder, repo_id, revision, labels, record, counts, card_there)
+    card = cards.merge(card, card_there, repo_id, from_there=("configs", "dataset_info"))
+    files = {
+        folders.CARD: card.encode(),
+        LABELS_FILE: folders.json_bytes(labels.to_config()),
+        record_file: folders.json_bytes(folders.without_machine_paths(record)),
+    }
+    if (folder / SYNTHETIC_FILE).is_file():
+        lines = read_json_lines(folder / SYNTHETIC_FILE)
+        rows = (json.dumps(folders.without_machine_paths(line)) for line in lines)
+        files[SYNTHETIC_FILE] = "".join(f"{row}\n" for row in rows).encode()
+    return files
+
+
+def describe_push(settings: PushSettings) -> str:
+    """Return what a push to an empty repository would send, and the card, without a connection."""
+    folder, pairs = Path(str(settings.model or settings.dataset)), ""
+    contents: dict[str, Any]
+    if settings.model is not None:
+        index, scores = _check_model(folder, settings.results)
+        contents = _model_contents(folder, settings.repo_id, settings.revision, index, scores, "")
+    else:
+        tables = _pushed_tables(folder)
+        contents = _dataset_contents(folder, settings.repo_id, settings.revision, tables, "")
+        pairs = "".join(f"  {len(table):>12,}  pairs of {split}, as Parquet\n" for split, table in tables.items())
+    sizes = {
+        name: len(content) if isinstance(content, bytes) else Path(content).stat().st_size
+        for name, content in sorted(contents.items())
+    }
+    listed = "".join(f"  {size:>12,}  {name}\n" for name, size in sizes.items())
+    kind = "model" if settings.model is not None else "dataset"
+    card = contents[folders.CARD].decode()
+    return f"would push the {kind} {settings.repo_id}, bytes and files:\n{listed}{pairs}\n{card.rstrip()}\n"
 
 
 def load_pipeline(
@@ -317,6 +364,9 @@ def load_pipeline(
 
 def push(settings: PushSettings) -> None:
     """Run the command `push`: publish a model or a dataset and print its address."""
+    if settings.dry_run:
+        sys.stdout.write(describe_push(settings))
+        return
     private = settings.private or None
     where: dict[str, Any] = {"revision": settings.revision, "commit_message": settings.commit_message}
     if settings.model is not None:

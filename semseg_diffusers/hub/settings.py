@@ -23,6 +23,7 @@ class PushSettings(Settings):
     revision: str | None = option(None, metavar="BRANCH", help="branch, created if necessary (default: main)")
     commit_message: str | None = option(None, metavar="TEXT", help="title of the commit")
     results: tuple[str, ...] = option((), metavar="FILE", help=RESULTS_HELP)
+    dry_run: bool = option(False, help="list what would be sent and print the card; needs no token and no connection")
 
     def __post_init__(self):
         super().__post_init__()

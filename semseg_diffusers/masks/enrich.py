@@ -204,9 +204,11 @@ def _enrich(settings: EnrichSettings, pairs: PairDataset, factors: dict[int, flo
         "versions": versions("numpy"),
     }
     write_json(folder / "enrich.json", record)
-    starts = range(0, len(pairs_seen), SHEET_COLUMNS)
-    grid = [[mask for _, masks in pairs_seen[start : start + SHEET_COLUMNS] for mask in masks] for start in starts]
-    headers = ["before", "after"] * min(len(pairs_seen), SHEET_COLUMNS)
+    wide = bool(pairs_seen) and pairs_seen[0][1][0].width > 2 * pairs_seen[0][1][0].height
+    columns = SHEET_COLUMNS // 2 if wide else SHEET_COLUMNS
+    starts = range(0, len(pairs_seen), columns)
+    grid = [[mask for _, masks in pairs_seen[start : start + columns] for mask in masks] for start in starts]
+    headers = ["before", "after"] * min(len(pairs_seen), columns)
     sheet = image_grid(grid, headers, cell_size=160) if grid else Image.new("RGB", (8, 8), "white")
     save_png(folder / "contact_sheet.png", sheet)
     titles = (before, f"before: {Path(settings.dataset).name}"), (after, "after: the new masks")

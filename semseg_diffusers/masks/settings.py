@@ -11,7 +11,8 @@ from semseg_diffusers.utils.settings import Settings, option
 class StatsSettings(ColumnOptions):
     """Report class statistics of a dataset's masks and the classes that a model trained on them will generate badly.
 
-    Writes `stats.json` (all numbers), `stats.npz` (heat maps, pixels of each mask), `stats.png` and `index.html`.
+    Writes `stats.json` (all numbers), `stats.csv` (those of the classes, as a table), `stats.npz` (heat maps, pixels
+    of each mask), `stats.png` and `index.html`.
     """
 
     dataset: str = option(metavar="DIR|ID", help="prepared folder, or a dataset id on the Hub")

@@ -67,7 +67,8 @@ def image_grid(
         rows: one sequence of cells per row (see `to_image`); `None` leaves a cell empty, rows may differ in length.
         headers, row_labels: one text per column, wrapped to it, and one per row.
         labels: label set with the colours of class ids; P-mode masks have their own palette.
-        cell_size: cells are enlarged until the short side of the first, whose size all have, has this many pixels.
+        cell_size: cells are enlarged until the short side of the first, whose size all have, has this many pixels, or
+            the long side of a wide one twice as many.
     """
     cells = [[None if cell is None else to_image(cell, labels) for cell in row] for row in rows]
     first = next((cell for row in cells for cell in row if cell is not None), None)
@@ -79,7 +80,7 @@ def image_grid(
     if row_labels is not None and len(row_labels) != len(cells):
         raise ValueError(f"a grid of {len(cells)} rows needs {len(cells)} row labels; got {len(row_labels)}")
 
-    scale = max(1.0, cell_size / min(first.size))
+    scale = max(1.0, min(cell_size / min(first.size), 2 * cell_size / max(first.size)))
     width, height = round(first.width * scale), round(first.height * scale)
     font = ImageFont.load_default(size=FONT_SIZE)
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))

@@ -254,8 +254,17 @@ def test_arrays_are_the_heat_maps_and_the_pixels_of_each_mask(toy, written):
     assert set(arrays.files) == {"stems", "pixels", "heat", *names}
 
 
-def test_the_folder_contains_only_the_four_files(written):
-    assert sorted(path.name for path in written.iterdir()) == ["index.html", "stats.json", "stats.npz", "stats.png"]
+def test_the_table_holds_the_figures_of_the_classes(written):
+    lines = (written / "stats.csv").read_text().splitlines()
+    classes = json.loads((written / "stats.json").read_text())["classes"]
+    assert lines[0].split(",") == [name for name in classes[0] if name != "id"]
+    assert [line.split(",")[0] for line in lines[1:]] == [row["name"] for row in classes]
+    assert [int(line.split(",")[1]) for line in lines[1:]] == [row["pixels"] for row in classes]
+
+
+def test_the_folder_contains_only_the_five_files(written):
+    expected = ["index.html", "stats.csv", "stats.json", "stats.npz", "stats.png"]
+    assert sorted(path.name for path in written.iterdir()) == expected
     with Image.open(written / "stats.png") as image:
         assert image.width > 1000
 
@@ -313,7 +322,9 @@ def test_page_lists_underrepresented_classes_with_reasons_rules_and_conditions(w
     assert all(f"<b>{rule}</b>" in html for rule in record["rules"])
     assert "clear: " in html
     assert_self_contained(html)
-    assert html.count("<img") == sum(row["pixels"] > 0 for row in record["classes"])
+    samples = 2 * min(6, record["num_masks"])  # images and masks
+    assert html.count("<img") == sum(row["pixels"] > 0 for row in record["classes"]) + samples
+    assert html.count('alt="image: ') == html.count('alt="mask: ') == samples // 2
     assert "://" not in html  # nothing is loaded from anywhere
 
 

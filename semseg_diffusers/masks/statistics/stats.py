@@ -1,9 +1,12 @@
 """Write the statistics of a dataset's masks: numbers, a figure, a page; see `StatsSettings` for the command."""
 
+import csv
 import dataclasses
+import io
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +48,7 @@ RED, GREY, GRID = "#c81e1e", "#6e6e74", "#d6d6dc"
 # The page
 TICKS = (LOWEST, 0.01, 1.0)  # shares labelled above the bars of the page
 MAX_SIZES = 5  # sizes of masks that the page lists
+SAMPLE_PAIRS, SAMPLE_WIDTH = 6, 320  # pairs that the page shows, and their largest width in pixels
 
 
 def plot_statistics(statistics: MaskStatistics, title: str) -> Image.Image:
@@ -169,7 +173,11 @@ def statistics_record(
 
 
 def write_statistics_page(
-    path: Path, statistics: MaskStatistics, underrepresented: list[UnderrepresentedClass], name: str
+    path: Path,
+    statistics: MaskStatistics,
+    underrepresented: list[UnderrepresentedClass],
+    name: str,
+    samples: Sequence[tuple[str, dict[str, Image.Image]]] = (),
 ) -> None:
     """Write the page: underrepresented classes with their reasons, then all statistics; `name` is for the title."""
     labels = statistics.labels
@@ -193,6 +201,7 @@ def write_statistics_page(
         version=package_version(),
         underrepresented=underrepresented,
         few=few,
+        samples=samples,
         rules=RULES,
         colors=dict(zip(labels.names, labels.colors, strict=True)),
         classes=[(row, log_position(row.pixel_share)) for _, row in by_share],
@@ -248,6 +257,28 @@ def say_few_once(
     )
 
 
+def statistics_csv(statistics: MaskStatistics) -> str:
+    """Return the figures of each class as a table for spreadsheets."""
+    rows = [dataclasses.asdict(figures) for figures in class_figures(statistics)]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def sample_pairs(pairs: PairDataset) -> list[tuple[str, dict[str, Image.Image]]]:
+    """Return some pairs for the page, evenly spaced: name, image and mask, reduced."""
+    found = []
+    for index in np.linspace(0, len(pairs) - 1, min(SAMPLE_PAIRS, len(pairs))).round().astype(int).tolist():
+        image, mask = pairs.photo(index), pairs.labels.decode(pairs.mask(index))
+        size = (SAMPLE_WIDTH, max(1, round(SAMPLE_WIDTH * image.height / image.width)))
+        if size[0] < image.width:
+            image, mask = image.resize(size, Image.Resampling.LANCZOS), mask.resize(size, Image.Resampling.NEAREST)
+        found.append((pairs.stems[index], {"image": image, "mask": mask}))
+    return found
+
+
 def run(settings: StatsSettings) -> None:
     """Run `semseg-diffusers stats`."""
     pairs: PairDataset = load_pairs(settings.dataset, settings.split, **column_options(settings))
@@ -259,6 +290,7 @@ def run(settings: StatsSettings) -> None:
     output.mkdir(parents=True, exist_ok=True)
     record = statistics_record(statistics, underrepresented, settings.dataset, settings.split)
     write_text(output / "stats.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    write_text(output / "stats.csv", statistics_csv(statistics))
     groups: dict[str, Group | None] = {"heat": None} | {
         f"heat:{key}={value}": (key, value) for key, value in statistics.groups
     }
@@ -268,11 +300,11 @@ def run(settings: StatsSettings) -> None:
         np.savez_compressed(file, pixels=statistics.pixels, stems=np.array(pairs.stems), **arrays)
     name = f"{Path(settings.dataset).name} ({settings.split})"
     save_png(output / "stats.png", plot_statistics(statistics, describe(statistics, name)))
-    write_statistics_page(output / "index.html", statistics, underrepresented, name)
+    write_statistics_page(output / "index.html", statistics, underrepresented, name, sample_pairs(pairs))
     sys.stdout.write(f"{describe(statistics, name)}\n\n{_table(statistics)}\n\n")
     underrepresented, few = say_few_once(underrepresented, len(pairs))
     sys.stdout.write("" if few is None else f"{few}\n")
     for entry in underrepresented:
         reasons = "; ".join(f"{reason.rule}: {reason.text}" for reason in entry.reasons)
         sys.stdout.write(f"underrepresented: {entry.name} ({reasons})\n")
-    sys.stdout.write(f"written: {settings.output}/index.html, stats.json, stats.npz, stats.png\n")
+    sys.stdout.write(f"written: {settings.output}/index.html, stats.json, stats.csv, stats.npz, stats.png\n")
