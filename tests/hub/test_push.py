@@ -100,11 +100,12 @@ class Client:
         return answer
 
     def refused(self, *words: object, token: str = "hf_alice") -> str:
-        """Run `semseg-diffusers WORDS`, expect exit code 2, and return its one line of error."""
+        """Run `semseg-diffusers WORDS`, expect exit code 2, and return its error, a list of several in one line."""
         answer = self.run(COMMAND, *words, token=token)
         assert (answer.value, answer.error, answer.out) == (2, None, ""), answer
-        (line,) = [line for line in answer.err.splitlines() if line.startswith("error: ")]
-        return line
+        lines = answer.err.splitlines()
+        (start,) = [number for number, line in enumerate(lines) if line.startswith("error: ")]
+        return " ".join(line.strip() for line in lines[start:])
 
     def close(self) -> None:
         self._process.stdin.close()
