@@ -19,9 +19,10 @@ import torch
 from PIL import Image, ImageFilter
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.evaluation.features import extract, load_extractor
 from semseg_diffusers.evaluation.fidelity import kid
-from semseg_diffusers.evaluation.inputs import ImageSet, evenly_spaced, generated_images
+from semseg_diffusers.evaluation.inputs import ImageSet, generated_images
 from semseg_diffusers.generation.near_copies import to_tensor
 from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.utils.files import read_json, versions

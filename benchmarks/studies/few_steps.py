@@ -29,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import PaperUNet2DModel
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.evaluation.diversity import diversity
 from semseg_diffusers.evaluation.evaluate import THUMBNAILS, write_masks
 from semseg_diffusers.evaluation.features import load_extractor
-from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, evenly_spaced, generated_images, real_images
+from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, generated_images, real_images
 from semseg_diffusers.evaluation.memorization import nearest_by_pixels
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import load_model, model_revision, new_scheduler

@@ -21,8 +21,9 @@ from few_steps_figures import kernel_distances
 from sampling import Read, Reader, accuracy, interval, interval_text, resampled
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.evaluation.evaluate import write_masks
-from semseg_diffusers.evaluation.inputs import ImageSet, evenly_spaced, generated_images, real_images
+from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_images
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import load_model
 from semseg_diffusers.generation.settings import GenerationSettings

@@ -22,10 +22,11 @@ from sampling_page import write_sampling_page, write_sheets
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.evaluation.evaluate import write_masks
 from semseg_diffusers.evaluation.features import extract, load_extractor
 from semseg_diffusers.evaluation.fidelity import fid, kid
-from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, evenly_spaced, generated_images, real_images
+from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, generated_images, real_images
 from semseg_diffusers.evaluation.metrics import new_confusion_matrix, update_confusion_matrix
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.generate import generate_dataset
