@@ -75,11 +75,11 @@ def test_bad_setting_is_refused_by_name(words, message):
         parse_training("--dataset", "d", "--output_dir", "o", *words)
 
 
-def test_an_upscaler_has_no_attention_and_previews_without_guidance_by_default():
+def test_an_upscaler_has_no_attention_and_weighs_all_noise_levels_alike_by_default():
     given = parse_training("--dataset", "d", "--output_dir", "o", "--upscale_factor", "4", "--resolution", "128")
     assert (given.attention_levels, given.preview_guidance_scale, given.random_crop_size) == (0, 1.0, (128, 128))
     given = parse_training("--dataset", "d", "--output_dir", "o", "--upscale_factor", "4", "--attention_levels", "1")
-    assert given.attention_levels == 1
+    assert (given.attention_levels, given.snr_gamma) == (1, None)
 
 
 # Samples
