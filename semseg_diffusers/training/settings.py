@@ -389,8 +389,8 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return what a given `base_model` implies, network and noise schedule, and what an `upscale_factor` does."""
         if str(given.get("upscale_factor", "none")).lower() != "none":
-            # Attention over a crop says nothing of that over a whole frame. In the noisiest samples the image to enlarge
-            # shows what to predict, and Min-SNR would hardly train them. It needs no guidance.
+            # Attention over a crop says nothing of that over a whole frame. In the noisiest samples the image to
+            # enlarge shows what to predict, and Min-SNR would hardly train them. It needs no guidance.
             return {"attention_levels": 0, "snr_gamma": None, "preview_guidance_scale": 1.0}
         source = given.get("base_model")
         if source is None or str(source).lower() == "none":
