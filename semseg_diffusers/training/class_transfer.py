@@ -128,12 +128,16 @@ def change_classes(network: Any, labels: LabelSet, mapping: Mapping[str, Sequenc
         ValueError: the network has no names of its classes, or the mapping names a class that does not exist.
 
     Example:
-        >>> from semseg_diffusers import MaskGuidedDDPMPipeline
-        >>> pipe = MaskGuidedDDPMPipeline.from_pretrained("checkpoints/camvid128")
-        >>> own = LabelSet.from_names(["drivable", "structure", "mover", "rest"])  # "drivable" is known to be road
-        >>> pipe.unet = change_classes(pipe.unet, own, {"structure": ["building", "fence"], "mover": ["car"]})
-        >>> pipe.unet.config.num_classes
-        4
+        >>> from semseg_diffusers import MaskGuidedUNet2DModel
+        >>> known = LabelSet.from_names(["road", "car", "sky"])
+        >>> network = MaskGuidedUNet2DModel(
+        ...     sample_size=32, num_classes=3, block_out_channels=(16, 32), norm_num_groups=8, layers_per_block=1,
+        ...     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+        ...     **known.to_config(),
+        ... )
+        >>> own = LabelSet.from_names(["drivable", "mover"])  # "drivable" is known to be road
+        >>> change_classes(network, own, {"mover": ["car"]}).config.num_classes
+        2
     """
     config = network.config
     known = LabelSet.from_config(config)
