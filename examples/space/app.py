@@ -27,5 +27,7 @@ def find_model() -> str:
 
 
 if __name__ == "__main__":
-    host = "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1"  # a Space is reached from outside
-    sys.exit(main(["app", "--model", find_model(), "--output", "off", "--host", host, *sys.argv[1:]]))
+    address = ["--host", "127.0.0.1"]
+    if os.environ.get("SPACE_ID"):  # a Space is reached from outside, by its own name
+        address = ["--host", "0.0.0.0", "--allowed_hosts", os.environ["SPACE_HOST"]]
+    sys.exit(main(["app", "--model", find_model(), "--output", "off", *address, *sys.argv[1:]]))

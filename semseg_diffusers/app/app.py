@@ -6,18 +6,57 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from semseg_diffusers.app.collection import Collection
+from semseg_diffusers.app.hosts import check_address
 from semseg_diffusers.app.sampler import Sampler
 from semseg_diffusers.app.settings import NO_OUTPUT, AppSettings
-from semseg_diffusers.app.shapes import cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
+from semseg_diffusers.app.shapes import (
+    Shape,
+    cut_shapes,
+    drawn_shapes,
+    folder_masks,
+    plain_street,
+    toy_masks,
+)
+from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.model import DTYPES, find_model, load_model
 from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.files import read_json
 from semseg_diffusers.utils.signals import exit_on_signals
 
 
+MAX_UNKNOWN_STREET = 0.5  # share of the plain street that a label set may have no class for
+SETTINGS_FILE = "settings.json"  # of a training run
 NEVER = str(2**31)  # requests until gradio summarises them all for a page that is not served: a cost at every stroke
+
+
+def training_masks(model: str, labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Return masks of the dataset that a run was trained on, if it is still there; else none."""
+    try:
+        settings = read_json(Path(model) / SETTINGS_FILE)
+        splits = settings["validation_split"], settings["train_split"]
+        folders = [Path(settings["dataset"]) / split / "masks" for split in splits]
+        return folder_masks(next(folder for folder in folders if folder.is_dir()), labels, size)
+    except (KeyError, OSError, StopIteration, TypeError, ValueError):  # no run, or its dataset has moved or changed
+        return {}
+
+
+def starting_masks(
+    settings: AppSettings, model: str, labels: LabelSet, size: tuple[int, int]
+) -> tuple[dict[str, np.ndarray], list[Shape]]:
+    """Return masks to start from, the first one shown, and objects to place.
+
+    A plain street comes first where the label set has its classes, else a mask of the dataset.
+    """
+    given = settings.masks
+    masks = training_masks(model, labels, size) if given is None else folder_masks(given, labels, size)
+    street = plain_street(labels, size)
+    is_street = (street == labels.ignore_index).mean() <= MAX_UNKNOWN_STREET
+    examples = ({"plain street": street} if is_street else {}) | (masks or toy_masks(labels, size))
+    return examples, drawn_shapes(labels) + cut_shapes(list(masks.values()), labels)
 
 
 def run(settings: AppSettings) -> None:
@@ -32,10 +71,8 @@ def run(settings: AppSettings) -> None:
     collection = None
     if settings.output != NO_OUTPUT:
         collection = Collection(Path(settings.output), sampler.labels, sampler.size)
-    masks = {} if settings.masks is None else folder_masks(settings.masks, sampler.labels, sampler.size)
-    examples = {"plain street": plain_street(sampler.labels, sampler.size)}
-    examples |= masks or toy_masks(sampler.labels, sampler.size)
-    shapes = drawn_shapes(sampler.labels) + cut_shapes(list(masks.values()), sampler.labels)
+    examples, shapes = starting_masks(settings, model, sampler.labels, sampler.size)
+    check_address(settings.host, settings.port)
     with exit_on_signals(), tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
         # Uploads and results of this app alone. gradio reads the variables when it is imported, so that comes after.
         os.environ["GRADIO_TEMP_DIR"] = folder
@@ -45,4 +82,5 @@ def run(settings: AppSettings) -> None:
         title = Path(model).name if Path(model).is_dir() else model
         page = build_page(sampler, collection, examples, shapes, title, settings.seed)
         sys.stdout.write(f"{title} on {device}; pairs go to {settings.output}. Ctrl-C ends it.\n")
-        serve(page, settings, settings.host, settings.port, in_browser=settings.open)
+        address = settings.host, settings.port, settings.allowed_hosts
+        serve(page, settings, *address, in_browser=settings.open)

@@ -7,6 +7,7 @@ import io
 import math
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +32,8 @@ OPTIONS = (
     "attribute_guidance_scale",
 )  # fmt: skip
 TOAST_SECONDS = 15  # how long an error message is shown
+VISITOR_LENGTH = 32  # characters of the name that the canvas gives its visitor
+MAX_VISITORS = 32  # whose photo and samples are kept for a reload; the oldest are forgotten
 
 
 class Cancelled(Exception):  # noqa: N818  requested by a visitor
@@ -59,6 +62,32 @@ class Handlers:
         self._running: dict[str | None, threading.Event] = {}  # visitor -> event that cancels the running request
         self._strokes: dict[str | None, int] = {}  # visitor -> newest stroke known, while one is being generated for
         self._strokes_lock = threading.Lock()
+        self._visitors: OrderedDict[str, dict[str, Any]] = OrderedDict()  # name -> photo, samples
+        self._visitors_lock = threading.Lock()
+
+    def _remember(self, mask: Any, **what: Any) -> None:
+        """Keep a photo or samples under the name that the canvas gives its visitor, a secret of the browser."""
+        name = mask.get("visitor") if isinstance(mask, dict) else None
+        if not isinstance(name, str) or len(name) != VISITOR_LENGTH:
+            return
+        with self._visitors_lock:
+            self._visitors[name] = {**self._visitors.pop(name, {}), **what}
+            while len(self._visitors) > MAX_VISITORS:
+                self._visitors.popitem(last=False)
+
+    def remember_photo(self, mask: dict, photo: Photo | None) -> None:
+        """Keep the photo that a visitor has loaded or removed, for a reload."""
+        self._remember(mask, photo=photo)
+
+    def restore(self, mask: Any) -> tuple:
+        """Show a visitor's photo and samples again after a reload."""
+        name = mask.get("visitor") if isinstance(mask, dict) else None
+        with self._visitors_lock:
+            kept = dict(self._visitors.get(name, {})) if isinstance(name, str) else {}
+        photo, samples = kept.get("photo"), kept.get("samples")
+        shown = gr.skip() if photo is None else gr.update(photo=_data_url(photo.image))
+        rest = tuple(gr.skip() for _ in range(5)) if not samples else self._finished(samples, "")
+        return shown, photo, *rest
 
     def load_mask(self, data: bytes, clean: bool) -> dict[str, Any]:
         """Return an uploaded mask for the canvas."""
@@ -129,6 +158,7 @@ class Handlers:
                 try:
                     for sample in self.sampler.generate(ids, asked, photo, on_step):
                         samples.append(sample)
+                        self._remember(mask, samples=list(samples))
                         yield self._shown(samples, f"{len(samples)} of {num_images:g} generated")
                 except Cancelled:
                     message = f"Cancelled; {len(samples)} of {num_images:g} generated."

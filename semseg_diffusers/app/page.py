@@ -3,27 +3,61 @@ template, style and script are in `canvas/`, and its value is the mask as run le
 """
 
 import html
+from collections.abc import Sequence
 from importlib import resources
+from typing import Any
 
 import gradio as gr
 import numpy as np
 from gradio_client.utils import is_http_url_like
+from starlette.middleware import Middleware
 
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.handlers import ANY, OWN_SCHEDULER, TOAST_SECONDS, Handlers
+from semseg_diffusers.app.hosts import OwnHosts
 from semseg_diffusers.app.inputs import pack_mask
 from semseg_diffusers.app.sampler import MODES, NOISE, REDRAW, Sampler
 from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
 from semseg_diffusers.app.shapes import Shape
 
 
+# Inside of @media, gradio prefixes selectors with its container: these cannot name it, or what is outside of it.
 CSS = """
-.gradio-container { max-width: min(1360px, 100%) !important; margin: 0 auto; }
+.gradio-container {
+  max-width: min(1360px, 100%) !important; margin: 0 auto;
+  padding-bottom: clamp(0px, (641px - 100vw) * 99, 72px) !important;
+}
+.toast-wrap { top: auto !important; bottom: clamp(12px, (641px - 100vw) * 99, 76px) !important; }
+#message .progress-text { position: static; order: 3; transform: none; }
+.toast-close { opacity: 1 !important; color: inherit !important; }
 #painting:has(.is-live) { flex-grow: 10 !important; }
 #samples .grid-wrap { height: auto !important; max-height: none !important; }
 #samples .caption-label { max-width: 100%; font-size: 11px; }
-footer { opacity: 0.6; }
+#seed { align-items: end; }
+@media (max-width: 640px) {
+  #actions {
+    position: fixed; inset: auto 0 0 0; z-index: 40; padding: 8px 12px; gap: 8px; flex-wrap: nowrap;
+    background: var(--background-fill-primary); border-top: 1px solid var(--border-color-primary);
+  }
+  #actions > * { min-width: 0 !important; }
+  main { padding: 12px !important; }
+  #painting .html-container { padding: 0 !important; }
+}
 """
+# Of gradio's theme, colours on which text has a contrast of 4.5 (WCAG 2.2, AA), in light and dark mode.
+COLORS = {
+    "button_primary_background_fill": "*primary_700",
+    "button_primary_background_fill_hover": "*primary_800",
+    "button_cancel_background_fill": "#b91c1c",
+    "button_cancel_background_fill_hover": "#991b1b",
+    "button_cancel_text_color": "white",
+    "body_text_color_subdued": "*neutral_600",
+    "block_info_text_color": "*neutral_600",
+    "block_label_text_color": "*neutral_600",
+    "block_title_text_color": "*neutral_700",
+}
+COLORS |= {f"{name}_dark": value for name, value in COLORS.items() if name.startswith("button")}
+COLORS |= {f"{name}_dark": "*neutral_300" for name in COLORS if "text_color" in name and not name.startswith("button")}
 KEPT = 24 * 3600  # seconds that files are kept; the state of a visitor is deleted an hour after the page was closed
 WITHDRAW = "withdraw"  # id of a hidden button
 FILE_ENDINGS = [".png", ".jpg", ".jpeg", ".webp", ".bmp"]  # a hint for the browser; the content counts
@@ -41,20 +75,20 @@ def build_page(
     with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
         photo, samples = gr.State(None), gr.State(None)
         size = f"{sampler.size[0]} × {sampler.size[1]}"
-        facts = f"{html.escape(title)} · {size} pixels · {sampler.recommended[0]} steps"
+        facts = f"{html.escape(title)} · {size} pixels (height × width) · {sampler.recommended[0]} steps"
         gr.Markdown(f"## Paint a mask, generate images\n{facts}")
         with gr.Row():
             with gr.Column(scale=5, min_width=340, elem_id="painting"):
                 canvas = mask_canvas(sampler, shapes, examples, title)
                 mask_file, photo_file, photo_mask_file, drop, clean = _uploads(sampler.limits, size)
             with gr.Column(scale=4, min_width=320):
-                options = _options(sampler, seed)
-                with gr.Row():
+                options, random_seed = _options(sampler, seed)
+                with gr.Row(elem_id="actions"):
                     start = gr.Button("Generate", variant="primary", elem_id="generate")
                     stop = gr.Button("Cancel", variant="stop", elem_id="cancel")
                 withdraw = gr.Button("Withdraw", visible="hidden", elem_id=WITHDRAW)
                 is_idle = gr.Checkbox(visible="hidden")
-                message = gr.Markdown("", elem_id="message", min_height=76, container=True)
+                message = gr.Markdown("", elem_id="message", min_height=96, container=True)
                 gallery = gr.Gallery(
                     label="Samples, with their seeds", columns=2, height="auto", object_fit="contain", format="png",
                     elem_id="samples", buttons=["download", "fullscreen"], interactive=False,
@@ -68,14 +102,27 @@ def build_page(
         handlers = Handlers(sampler, collection, download.GRADIO_CACHE)
         mode, seed_field, num_images, strength = options[0], *options[4:7]
         # The name of a handler is that of its HTTP endpoint.
-        mask_file.upload(handlers.load_mask, [mask_file, clean], canvas)
-        photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, mode, message])
-        photo_mask_file.upload(handlers.load_photo_mask, [photo_mask_file, clean, photo], [canvas, photo, message])
-        drop.click(handlers.drop_photo, None, [canvas, photo, mode, message])
+        # None is shown at work on the canvas, where it, or an error, would cover the tools.
+        quiet: dict[str, Any] = {"show_progress": "hidden"}
+        mask_file.upload(handlers.load_mask, [mask_file, clean], canvas, **quiet)
+        photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, mode, message], **quiet)
+        photo_mask = [photo_mask_file, clean, photo]
+        photo_mask_file.upload(handlers.load_photo_mask, photo_mask, [canvas, photo, message], **quiet)
+        drop.click(handlers.drop_photo, None, [canvas, photo, mode, message], **quiet)
         generating = start.click(
             handlers.generate, [canvas, photo, *options], [gallery, samples, download, keep, message],
             show_progress="full", show_progress_on=message, concurrency_limit=1, trigger_mode="once",
         )  # fmt: skip
+        # What a reload or Back restores: the mask by the canvas, the options by the browser, the rest by the server.
+        photo.change(handlers.remember_photo, [canvas, photo], None, api_visibility="private", show_progress="hidden")
+        page.load(None, options, options, js=_RESTORE_OPTIONS).then(
+            handlers.restore, canvas, [canvas, photo, gallery, samples, download, keep, message],
+            js=_VISITOR, api_visibility="private", show_progress="hidden",
+        )  # fmt: skip
+        for option in options:
+            option.change(None, options, None, js=_REMEMBER_OPTIONS, show_progress="hidden")
+        script = f"() => Math.floor(Math.random() * {MAX_SEED + 1})"
+        random_seed.click(None, None, seed_field, js=script, show_progress="hidden")
         # A running request ends between two steps, by its handler, so that earlier samples can be kept; a waiting one
         # is removed from the queue by gradio, which a hidden button of the page asks for.
         stopped = stop.click(handlers.cancel, None, [message, is_idle], queue=False, show_progress="hidden")
@@ -138,6 +185,19 @@ def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.nd
     )
 
 
+# Options are kept by the browser for this tab, under the address of the page.
+_REMEMBER_OPTIONS = "(...values) => sessionStorage.setItem('options ' + location.pathname, JSON.stringify(values))"
+_RESTORE_OPTIONS = """(...values) => {
+    const kept = JSON.parse(sessionStorage.getItem('options ' + location.pathname) ?? '[]');
+    return kept.length === values.length ? kept : values;
+}"""
+# The canvas names its visitor in its value, once the page has it.
+_VISITOR = """async () => {
+    const name = Object.keys(sessionStorage).find((key) => key.startsWith('painter '));
+    return [name ? JSON.parse(sessionStorage.getItem(name)) : {}];
+}"""
+
+
 def _send_to_canvas(event: str) -> str:
     return f"() => document.querySelector('.painter').dispatchEvent(new Event('{event}'))"
 
@@ -174,15 +234,16 @@ def _take_uploads_only(button: gr.UploadButton) -> None:
     button.async_move_resource_to_block_cache = keep_upload  # type: ignore[method-assign]
 
 
-def _options(sampler: Sampler, seed: int) -> list:
-    """Add what a visitor can choose; in the order in which `Handlers.generate` takes it."""
+def _options(sampler: Sampler, seed: int) -> tuple[list, gr.Button]:
+    """Add what a visitor can choose; in the order in which `Handlers.generate` takes it, and a button for the seed."""
     limits, (recommended_steps, recommended_guidance) = sampler.limits, sampler.recommended
     mode = gr.Radio(MODES, value=NOISE, label="What to generate")
     strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength: 0 keeps the photo, 1 keeps nothing of it")
     attributes = [gr.Dropdown([ANY, *values], value=ANY, label=name) for name, values in sampler.attributes.items()]
-    with gr.Row():
-        num_images = gr.Slider(1, limits.max_images, min(4, limits.max_images), step=1, label="Samples")
-        seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+    num_images = gr.Slider(1, limits.max_images, min(4, limits.max_images), step=1, label="Samples")
+    with gr.Row(elem_id="seed"):
+        seed_field = gr.Number(seed, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120)
+        random_seed = gr.Button("Random seed", size="md", scale=0, min_width=140)
     with gr.Accordion("Steps, guidance, scheduler", open=False):
         steps = gr.Slider(1, limits.max_steps, recommended_steps, step=1, label="Steps")
         guidance = gr.Slider(
@@ -197,7 +258,8 @@ def _options(sampler: Sampler, seed: int) -> list:
             [OWN_SCHEDULER, *sampler.schedulers], value=OWN_SCHEDULER, label="Scheduler", allow_custom_value=True,
             info="of diffusers; options after a colon: CLASS:OPTION=VALUE",
         )  # fmt: skip
-    return [mode, scheduler, steps, guidance, seed_field, num_images, strength, attribute_guidance, *attributes]
+    options = [mode, scheduler, steps, guidance, seed_field, num_images, strength, attribute_guidance, *attributes]
+    return options, random_seed
 
 
 def serve(
@@ -205,12 +267,16 @@ def serve(
     limits: Limits,
     host: str = "127.0.0.1",
     port: int | None = 7860,
+    allowed_hosts: Sequence[str] = (),
     in_browser: bool = False,
     in_background: bool = False,
 ) -> str:
-    """Serve a page at a port (None: a free one) until Ctrl-C, or, `in_background`, until `page.close()`."""
+    """Serve a page at a port (None: a free one) until Ctrl-C, or, `in_background`, until `page.close()`.
+
+    It answers to addresses, the names of this machine, and `allowed_hosts`.
+    """
     # fonts that every system has: those of gradio's own themes would be downloaded
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(**COLORS)
     _, address, _ = page.launch(
         server_name=host,
         server_port=port,
@@ -226,6 +292,7 @@ def serve(
         pwa=False,
         mcp_server=False,
         footer_links=["api"],
+        app_kwargs={"middleware": [Middleware(OwnHosts, names=(host, *allowed_hosts))]},
         theme=theme,
         css=CSS,
     )

@@ -28,7 +28,7 @@ from semseg_diffusers.pipelines.image_inputs import changed_region
 from semseg_diffusers.pipelines.scheduler_trial import check_scheduler as try_scheduler
 
 
-NOISE, EDIT, REDRAW = "from noise", "edit where the mask changed", "redraw the photo"
+NOISE, EDIT, REDRAW = "a new photo", "edit where the mask changed", "redraw the photo"
 MODES = (NOISE, EDIT, REDRAW)
 FEW_STEPS = 4  # a model that recommends at most so many is quick enough to generate at every stroke
 STEM = "painted"  # name of every mask during sampling: seeds depend on it, and not on what is painted

@@ -43,7 +43,10 @@ class AppSettings(Limits):
     )
     masks: str | None = option(None, metavar="DIR", help="masks to start from, and to cut objects from")
     host: str = option("127.0.0.1", help="address to listen on")
-    port: int = option(7860, help="port to listen on")
+    port: int = option(7860, at_least=1, at_most=65535, help="port to listen on")
+    allowed_hosts: tuple[str, ...] = option(
+        (), metavar="NAME", help="other names that the page answers to, such as that of a proxy before it"
+    )
     open: bool = option(False, help="open the page in a browser")
     seed: int = option(0, at_least=0, at_most=MAX_SEED, help="seed that the page shows first")
     device: str | None = option(None, help="default: GPU if any")

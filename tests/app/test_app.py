@@ -1,5 +1,6 @@
 """The painter without a browser: input from outside, samples, where they are kept, and the page over HTTP."""
 
+import asyncio
 import base64
 import io
 import json
@@ -13,6 +14,7 @@ import threading
 import time
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import gradio as gr
@@ -27,8 +29,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from semseg_diffusers import cli
+from semseg_diffusers.app.app import starting_masks
 from semseg_diffusers.app.collection import Collection, zip_of
-from semseg_diffusers.app.handlers import Cancelled, Handlers
+from semseg_diffusers.app.handlers import MAX_VISITORS, VISITOR_LENGTH, Cancelled, Handlers
+from semseg_diffusers.app.hosts import OwnHosts
 from semseg_diffusers.app.inputs import (
     check_number,
     check_scheduler,
@@ -40,8 +44,8 @@ from semseg_diffusers.app.inputs import (
     unpack_mask,
 )
 from semseg_diffusers.app.page import build_page
-from semseg_diffusers.app.sampler import EDIT, MODES, REDRAW, STEM, FairLock, Photo, Sampler, SamplingRequest
-from semseg_diffusers.app.settings import MAX_GUIDANCE, Limits
+from semseg_diffusers.app.sampler import EDIT, MODES, NOISE, REDRAW, STEM, FairLock, Photo, Sampler, SamplingRequest
+from semseg_diffusers.app.settings import MAX_GUIDANCE, AppSettings, Limits
 from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
 from semseg_diffusers.data.check.check import check_prepared
 from semseg_diffusers.data.dataset import load_pairs
@@ -393,6 +397,40 @@ def test_attributes_reach_the_row_and_are_checked():
         list(sampler.generate(STREET, SamplingRequest(attributes={"weather": "snowy"})))
 
 
+@pytest.mark.parametrize("mode", [NOISE, REDRAW])
+@pytest.mark.parametrize(
+    "scheduler",
+    ["DPMSolverMultistepScheduler:algorithm_type=sde-dpmsolver++,thresholding=true", "DDPMScheduler", None],
+)
+def test_what_was_kept_can_be_generated_again_from_its_row(sampler, scheduler, mode):
+    photo = Photo(photo_of(3), STREET)
+    asked = SamplingRequest(mode=mode, scheduler=scheduler, num_images=1, num_inference_steps=4, seed=5)
+    (sample,) = sampler.generate(STREET, asked, photo)
+    row = json.loads(json.dumps(sample.row))
+    options = row.get("scheduler_options")
+    again = replace(asked, scheduler=row["scheduler"] + (f":{options}" if options else ""))
+    (other,) = sampler.generate(STREET, again, photo)
+    assert np.array_equal(np.asarray(other.image), np.asarray(sample.image))
+    assert (options is not None) == (":" in (scheduler or ""))
+
+
+def test_photo_and_samples_of_a_visitor_are_kept_for_a_reload_and_the_oldest_visitor_is_forgotten(tmp_path, sampler):
+    handlers = Handlers(sampler, None, str(tmp_path))
+    request, photo = gr.Request(session_hash="one"), Photo(photo_of(3), STREET)
+    mask = {**pack_mask(STREET), "visitor": "a" * VISITOR_LENGTH}
+    list(handlers.generate(request, *arguments(mask, images=2), progress=lambda *_, **__: None))
+    handlers.remember_photo(mask, photo)
+    shown, kept, gallery, samples, *_ = handlers.restore(mask)
+    assert (kept, len(gallery), len(samples)) == (photo, 2, 2)
+    assert shown["photo"].startswith("data:image/png")
+    for other in ({"visitor": "b" * VISITOR_LENGTH}, {"visitor": ["a"]}, {}, None, 3):
+        assert handlers.restore(other)[1] is None
+        assert handlers.restore(other)[3] == gr.skip()
+    for i in range(MAX_VISITORS):
+        handlers.remember_photo({"visitor": f"{i:0{VISITOR_LENGTH}}"}, photo)
+    assert handlers.restore(mask)[1] is None
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
@@ -402,7 +440,7 @@ def test_attributes_reach_the_row_and_are_checked():
         (SamplingRequest(guidance_scale=float("nan")), "guidance is nan"),
         (SamplingRequest(attribute_guidance_scale=-1), "guidance is -1"),
         (SamplingRequest(strength=2), "strength is 2"),
-        (SamplingRequest(mode="else"), "the mode is 'else'; expected one of from noise"),
+        (SamplingRequest(mode="else"), "the mode is 'else'; expected one of a new photo"),
         (SamplingRequest(mode=EDIT), "load one first"),
         (SamplingRequest(scheduler="os.system"), "no scheduler of diffusers"),
         (SamplingRequest(scheduler="EDMEulerScheduler"), "noise levels"),
@@ -816,6 +854,32 @@ def test_nothing_is_sent_to_other_hosts_and_nobody_watches(place):
     assert httpx.get(f"{place[0]}monitoring").status_code >= 400
 
 
+OWN = ("127.0.0.1", "localhost", "[::1]:7860", "192.168.1.4:7860", socket.gethostname(), "proxy.test")
+STRANGE = ("evil.test", "localhost.evil.test:7860", "127.0.0.1.evil.test", "")
+
+
+@pytest.mark.parametrize(("host", "status"), [*((host, 200) for host in OWN), *((host, 421) for host in STRANGE)])
+def test_the_page_answers_to_its_own_names_and_addresses_only(host, status):
+    async def page(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    transport = httpx.ASGITransport(OwnHosts(page, ["proxy.test"]))
+
+    async def ask() -> httpx.Response:
+        async with httpx.AsyncClient(transport=transport) as client:
+            return await client.get("http://127.0.0.1/", headers={"host": host})
+
+    answer = asyncio.run(ask())
+    assert answer.status_code == status
+    assert ("--allowed_hosts" in answer.text) == (status == 421)
+
+
+def test_the_served_page_refuses_the_name_of_another_site(place):
+    assert httpx.get(f"{place[0]}config", headers={"host": "evil.test"}).status_code == 421
+    assert httpx.get(f"{place[0]}config").status_code == 200
+
+
 # The command ---------------------------------------------------------------------------------------------------------
 
 
@@ -874,9 +938,39 @@ def test_a_space_installs_what_the_package_needs():
     assert {"sdk: gradio", "app_file: app.py"} <= set(head.splitlines())
 
 
+def test_a_port_in_use_is_named_with_the_option_that_chooses_another(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    tiny_pipeline().save_pretrained("run")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert cli.main(["app", "--model", "run", "--output", "off", "--port", str(port)]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot listen on --host 127.0.0.1 --port {port}" in error
+    assert "Try --port" in error
+
+
+def test_the_page_starts_with_masks_of_the_dataset_where_a_label_set_has_no_street(tmp_path):
+    labels = LabelSet(("drivable", "dynamic thing"), ((9, 9, 9), (1, 2, 3)))
+    (tmp_path / "run").mkdir()
+    examples, shapes = starting_masks(AppSettings(), str(tmp_path / "run"), labels, SIZE)
+    assert (examples, shapes) == ({}, [])  # and the page says that nothing is painted yet
+    ids = np.zeros(SIZE, dtype=np.uint8)
+    ids[4:8, 4:8] = 1
+    folder = tmp_path / "data" / "val" / "masks"
+    folder.mkdir(parents=True)
+    labels.decode(ids).save(folder / "a.png")
+    settings = {"dataset": str(tmp_path / "data"), "validation_split": "val", "train_split": "train"}
+    (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
+    examples, _ = starting_masks(AppSettings(), str(tmp_path / "run"), labels, SIZE)
+    assert list(examples) == ["a"]
+    assert np.array_equal(examples["a"], ids)
+    assert list(starting_masks(AppSettings(), str(tmp_path / "run"), CAMVID, SIZE)[0])[0] == "plain street"
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (["--port", "0"], "--port must be between 1 and 65535"),
         (["--max_steps", "0"], "--max_steps must be more than 0; got 0"),
         (["--seed", "-1"], "--seed must be between 0 and"),
         (["--model", "nowhere"], "nowhere"),

@@ -179,7 +179,7 @@ def test_a_photo_is_edited_where_it_is_painted_and_redrawn_by_strength(visitor):
     visitor.generate(4)
     assert all(np.array_equal(sample, np.asarray(photo)) for sample in visitor.samples())
     visitor.page.get_by_role("button", name="Remove the photo").click()
-    sync_api.expect(visitor.page.get_by_label("from noise")).to_be_checked()
+    sync_api.expect(visitor.page.get_by_label("a new photo")).to_be_checked()
     sync_api.expect(visitor.page.locator(".painter .photo")).to_be_hidden()
 
 

@@ -9,10 +9,18 @@ const status = find(".status"), brushSize = find(".brush-size"), shapeSize = fin
 const liveBox = find(".live-box"), livePanel = find(".live"), livePhoto = find(".live-photo"), liveStatus = find(".live-status");
 const MAX_UNDO = 100;
 const LIVE_INTERVAL = 500;  // milliseconds between two photos during a stroke
+const KEY_INTERVAL = 800;  // milliseconds between the digits of a class
+const MAX_ZOOM = 16;
 const HOLE = -1;  // where an object, or the preview of a click, has no pixel
 const ids = new Uint8Array(height * width);
 const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null, stroke: 0, asked: 0 };
-let undoStack = [], redoStack = [], hasPhoto = false, asking;
+let undoStack = [], redoStack = [], hasPhoto = false, asking, zoom = 1, typed = { digits: "", at: 0 };
+// What a reload or Back restores, kept by the browser for this tab; what the server keeps has the name `visitor`.
+const memory = `painter ${model} ${height} x ${width}`;
+const remembered = JSON.parse(sessionStorage.getItem(memory) ?? "{}");
+const initial = JSON.stringify(props.value);
+let isSettled = false;
+const visitor = remembered.visitor ?? Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 const objects = shapes.map((shape) => ({ ...shape, ids: unpackRuns(shape.runs, shape.height * shape.width) }));
 
 // Display ----------------------------------------------------------------------------------------------------------
@@ -58,7 +66,8 @@ function showGhost() {
 }
 
 function showPosition(at) {
-  status.textContent = at ? `${names[ids[at[1] * width + at[0]]]} · x ${at[0]}, y ${at[1]}` : `${width} × ${height} pixels`;
+  const empty = ids.every((id) => id === unknown) ? " · nothing is painted yet: choose a class, and paint or fill" : "";
+  status.textContent = at ? `${names[ids[at[1] * width + at[0]]]} · x ${at[0]}, y ${at[1]}` : `${height} × ${width} pixels (height × width)${empty}`;
 }
 
 // Edits ------------------------------------------------------------------------------------------------------------
@@ -81,7 +90,24 @@ function publish() {
 }
 
 function send() {
-  props.value = { height, width, runs: packRuns(ids), photo: state.photo, stroke: state.stroke };
+  props.value = { height, width, runs: packRuns(ids), photo: state.photo, stroke: state.stroke, visitor };
+  remember();
+}
+
+function remember() {
+  const { id, tool, photo } = state;
+  const kept = { visitor, runs: packRuns(ids), photo, id, tool: tool === "shape" ? "brush" : tool, brush: brushSize.value };
+  try {
+    sessionStorage.setItem(memory, JSON.stringify(kept));
+  } catch {}  // full, or forbidden by the browser
+}
+
+async function download() {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(await encodePng(ids, width, height, colors, unknown));
+  link.download = "mask.png";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60000);
 }
 
 function change(work) {
@@ -167,6 +193,51 @@ function stopLive() {
   liveStatus.textContent = "Drawing ended by an error of the server. Check “Draw while I paint” to try again.";
 }
 
+// Zoom -------------------------------------------------------------------------------------------------------------
+
+// Zoom by a factor; what is seen at a point of the window, or in the middle, stays there.
+function zoomBy(factor, x, y) {
+  const box = stage.getBoundingClientRect(), before = zoom;
+  x = x === undefined ? box.width / 2 : x - box.left;
+  y = y === undefined ? box.height / 2 : y - box.top;
+  zoom = Math.min(MAX_ZOOM, Math.max(1, zoom * factor));
+  const at = [stage.scrollLeft + x, stage.scrollTop + y].map((part) => part * zoom / before);
+  find(".sheet").style.width = find(".sheet").style.height = `${100 * zoom}%`;
+  stage.scrollTo(at[0] - x, at[1] - y);
+  find(".zoom-value").textContent = `${Math.round(100 * zoom)} %`;
+  find("[data-do=smaller]").disabled = zoom === 1;
+  find("[data-do=larger]").disabled = zoom === MAX_ZOOM;
+}
+
+stage.addEventListener("wheel", (event) => {
+  if (!event.ctrlKey) return;
+  event.preventDefault();
+  zoomBy(2 ** (-event.deltaY / 200), event.clientX, event.clientY);
+}, { passive: false });
+
+// Two fingers zoom and move the view; the stroke that the first has started is taken back.
+const fingers = new Map();
+stage.addEventListener("pointerdown", (event) => {
+  if (event.pointerType !== "touch") return;
+  fingers.set(event.pointerId, [event.clientX, event.clientY]);
+  if (fingers.size < 2) return;
+  if (state.last) ids.set(undoStack.pop());
+  state.last = state.dragFrom = state.pointer = null;
+  show();
+  showGhost();
+}, true);
+stage.addEventListener("pointermove", (event) => {
+  if (!fingers.has(event.pointerId)) return;
+  const [[x0, y0], [x1, y1]] = [...fingers.values()].concat([[0, 0]]);
+  fingers.set(event.pointerId, [event.clientX, event.clientY]);
+  if (fingers.size < 2) return;
+  event.stopPropagation();
+  const [[x2, y2], [x3, y3]] = [...fingers.values()];
+  stage.scrollBy((x0 + x1 - x2 - x3) / 2, (y0 + y1 - y2 - y3) / 2);
+  zoomBy(Math.hypot(x3 - x2, y3 - y2) / Math.max(1, Math.hypot(x1 - x0, y1 - y0)), (x2 + x3) / 2, (y2 + y3) / 2);
+}, true);
+for (const name of ["pointerup", "pointercancel"]) stage.addEventListener(name, (event) => fingers.delete(event.pointerId), true);
+
 // The pointer ------------------------------------------------------------------------------------------------------
 
 function pixelOf(event) {
@@ -249,6 +320,7 @@ function chooseTool(tool) {
 function chooseClass(id, tool) {
   state.id = id;
   for (const button of find(".palette").children) button.setAttribute("aria-checked", +button.dataset.id === id);
+  remember();
   if (tool) chooseTool(tool);
   else if (["eraser", "pick", "shape"].includes(state.tool)) chooseTool("brush");
 }
@@ -280,7 +352,11 @@ for (const id of [...Array(256).keys()].filter((id) => id in colors)) {
   const swatch = document.createElement("span");
   swatch.className = "swatch";
   swatch.style.background = `rgb(${colors[id].join(",")})`;
-  addButton(find(".palette"), "radio", names[id], swatch, () => chooseClass(id)).dataset.id = id;
+  const button = addButton(find(".palette"), "radio", names[id], swatch, () => chooseClass(id));
+  button.dataset.id = id;
+  if (id === unknown) continue;
+  button.dataset.key = id;
+  button.title = `Key ${[...String(id)].join(", ")}`;
 }
 for (const object of objects) {
   addButton(find(".shapes"), "radio", object.name, thumbnail(object.ids, object.height, object.width, HOLE), () => chooseShape(object));
@@ -292,7 +368,10 @@ for (const { name, runs } of examples) {
 find(".objects").hidden = !objects.length;
 find(".starts").hidden = !examples.length;
 
-const actions = { undo, redo, clear: () => change(() => ids.fill(unknown)), another: () => trigger("click") };
+const actions = {
+  undo, redo, download, clear: () => change(() => ids.fill(unknown)), another: () => trigger("click"),
+  smaller: () => zoomBy(0.5), larger: () => zoomBy(2),
+};
 for (const button of element.querySelectorAll("[data-tool]")) button.addEventListener("click", () => chooseTool(button.dataset.tool));
 for (const button of element.querySelectorAll("[data-do]")) button.addEventListener("click", actions[button.dataset.do]);
 for (const slider of [brushSize, shapeSize]) slider.addEventListener("input", () => (showSizes(), showGhost()));
@@ -301,6 +380,13 @@ find(".cover").addEventListener("input", show);
 liveBox.addEventListener("change", switchLive);
 root.addEventListener("options", () => liveBox.checked && publish());  // others than the mask have changed
 root.addEventListener("failure", stopLive);
+
+// Choose the class of the digits typed so far, one quickly after the other.
+function typeDigit(digit, at) {
+  const digits = at - typed.at < KEY_INTERVAL ? typed.digits + digit : digit;
+  typed = { digits: digits in colors ? digits : digit, at };
+  if (typed.digits in colors) chooseClass(+typed.digits);
+}
 
 const keys = { b: "brush", l: "line", r: "rectangle", p: "polygon", f: "fill", e: "eraser", i: "pick" };
 document.addEventListener("keydown", (event) => {
@@ -313,6 +399,9 @@ document.addEventListener("keydown", (event) => {
   else if (key === "enter" && state.corners.length) closePolygon();
   else if (key === "escape" && state.corners.length) chooseTool("polygon");
   else if (key in keys) chooseTool(keys[key]);
+  else if (key === "+" || key === "=") zoomBy(2);
+  else if (key === "-") zoomBy(0.5);
+  else if (/^\d$/.test(key)) typeDigit(key, event.timeStamp);
   else return;
   event.preventDefault();
   event.stopPropagation();
@@ -330,6 +419,10 @@ function showPhoto() {
 }
 
 watch("value", () => {
+  if (!isSettled && JSON.stringify(props.value) === initial) {  // gradio sends it once more after this script has run
+    isSettled = true;
+    return send();
+  }
   keepForUndo();
   state.photo = props.value.photo ?? state.photo;  // key of the photo that this is painted over
   ids.set(unpackRuns(props.value.runs, height * width));
@@ -343,16 +436,22 @@ for (const canvas of [maskCanvas, ghostCanvas]) {
   canvas.width = width;
   canvas.height = height;
 }
-for (const frame of [stage, livePanel]) frame.style.maxWidth = `${Math.max(320, Math.min(640, 5 * width))}px`;
+for (const frame of [stage, livePanel]) frame.style.maxWidth = `${Math.max(320, Math.min(640 * width / height, 5 * width))}px`;
+root.classList.toggle("is-wide", width > 1.5 * height);
 for (const frame of [stage, find(".live-frame")]) frame.style.aspectRatio = `${width} / ${height}`;
 brushSize.max = Math.max(8, Math.round(Math.min(height, width) / 2));
 brushSize.value = Math.max(1, Math.round(Math.min(height, width) / 16));
 shapeSize.max = height;
-ids.set(unpackRuns(props.value.runs, height * width));
-chooseClass(+Object.keys(colors)[0]);
-chooseTool("brush");
+const { runs = props.value.runs, photo = null, id = +Object.keys(colors)[0], tool = "brush", brush = brushSize.value } = remembered;
+ids.set(unpackRuns(runs, height * width));
+state.photo = photo;
+brushSize.value = brush;
+chooseClass(id);
+chooseTool(tool);
 showSizes();
 showPosition(null);
 showPhoto();
+zoomBy(1);
+send();
 liveBox.checked = props.drawing;
 switchLive();

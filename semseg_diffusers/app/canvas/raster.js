@@ -89,3 +89,36 @@ function placeShape(ids, width, height, shape, foot, size, mirrored, hole) {
     }
   }
 }
+
+// Return ids as a PNG of one byte a pixel, whose palette holds [red, green, blue] of each id, `colors`, and of `unknown`
+// for the others: what LabelSet.decode makes.
+async function encodePng(ids, width, height, colors, unknown) {
+  const crcOf = (bytes) => {
+    let crc = -1;
+    for (const byte of bytes) {
+      crc ^= byte;
+      for (let bit = 0; bit < 8; bit++) crc = (crc >>> 1) ^ (crc & 1 ? 0xedb88320 : 0);
+    }
+    return ~crc >>> 0;
+  };
+  const chunk = (type, data) => {
+    const bytes = new Uint8Array(data.length + 12), view = new DataView(bytes.buffer);
+    view.setUint32(0, data.length);
+    bytes.set(new TextEncoder().encode(type), 4);
+    bytes.set(data, 8);
+    view.setUint32(data.length + 8, crcOf(bytes.subarray(4, data.length + 8)));
+    return bytes;
+  };
+  const header = new Uint8Array(13), view = new DataView(header.buffer);
+  view.setUint32(0, width);
+  view.setUint32(4, height);
+  header.set([8, 3], 8);  // bits of a pixel; with a palette
+  const palette = new Uint8Array(768), rows = new Uint8Array((width + 1) * height);
+  for (let id = 0; id < 256; id++) palette.set(colors[id] ?? colors[unknown], 3 * id);
+  for (let row = 0; row < height; row++) rows.set(ids.subarray(row * width, (row + 1) * width), row * (width + 1) + 1);
+  const packed = new Response(new Blob([rows]).stream().pipeThrough(new CompressionStream("deflate")));
+  const signature = new Uint8Array([137, 80, 78, 71, 13, 10, 26, 10]);
+  const data = new Uint8Array(await packed.arrayBuffer());
+  const parts = [signature, chunk("IHDR", header), chunk("PLTE", palette), chunk("IDAT", data), chunk("IEND", [])];
+  return new Blob(parts, { type: "image/png" });
+}
