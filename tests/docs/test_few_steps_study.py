@@ -157,3 +157,21 @@ def test_tables_of_the_page_are_those_of_the_results(study):
     measured = [part for part in parts if part.startswith("|")]
     assert len(measured) == 4
     assert all(part in page for part in measured)
+
+
+def test_partial_masks_keep_their_share_of_classes_or_one_object_and_the_page_has_their_table(study):  # noqa: ARG001
+    module, docs = importlib.import_module("partial_masks"), STUDIES.parents[1] / "docs" / "results"
+    page = (docs / "few_steps.md").read_text(encoding="utf-8")
+    assert module.table(read_json(docs / "partial_masks.json")) in page
+    mask = torch.arange(4).repeat_interleave(16).view(8, 8).clone()
+    mask[:2, :4] = 3  # an object of its own
+    for share, left in ((0.0, 4), (0.25, 3), (0.75, 1), (1.0, 0)):
+        found = module.partial_mask(mask, share, 255, torch.Generator().manual_seed(0))
+        assert len({*found.unique().tolist()} - {255}) == left
+    sizes = set()
+    for seed in range(20):
+        found = module.partial_mask(mask, None, 255, torch.Generator().manual_seed(seed))
+        (kept,) = {*found.unique().tolist()} - {255}
+        assert (found == kept).sum() < (mask == kept).sum() or kept != 3
+        sizes.add(int((found != 255).sum()))
+    assert sizes == {8, 16}
