@@ -12,7 +12,7 @@ import torch
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.hosts import check_address
 from semseg_diffusers.app.sampler import Sampler
-from semseg_diffusers.app.settings import NO_OUTPUT, AppSettings
+from semseg_diffusers.app.settings import DEFAULT_SEGMENTER, NO_OUTPUT, AppSettings
 from semseg_diffusers.app.shapes import (
     Shape,
     cut_shapes,
@@ -21,7 +21,9 @@ from semseg_diffusers.app.shapes import (
     plain_street,
     toy_masks,
 )
+from semseg_diffusers.data.label_mapping import match_classes
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.model import DTYPES, find_model, load_model
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.files import read_json
@@ -59,6 +61,18 @@ def starting_masks(
     return examples, drawn_shapes(labels) + cut_shapes(list(masks.values()), labels)
 
 
+def find_segmenter(settings: AppSettings, labels: LabelSet, device: str) -> Judge | None:
+    """Return the network that suggests masks of a label set, if there is one."""
+    if settings.segmenter == NO_OUTPUT or (settings.segmenter is None and not Path(DEFAULT_SEGMENTER).is_dir()):
+        return None
+    if settings.segmenter is not None:
+        return load_judge(settings.segmenter, labels, device=device)
+    if None in match_classes(labels.names, LabelSet.from_json(Path(DEFAULT_SEGMENTER) / "labels.json")):
+        return None
+    judge = load_judge(DEFAULT_SEGMENTER, labels, device=device)
+    return None if judge.not_judged else judge
+
+
 def run(settings: AppSettings) -> None:
     """Load the model, and serve the page until the process is ended."""
     if importlib.util.find_spec("gradio") is None:
@@ -71,6 +85,7 @@ def run(settings: AppSettings) -> None:
     collection = None
     if settings.output != NO_OUTPUT:
         collection = Collection(Path(settings.output), sampler.labels, sampler.size)
+    segmenter = find_segmenter(settings, sampler.labels, device)
     examples, shapes = starting_masks(settings, model, sampler.labels, sampler.size)
     check_address(settings.host, settings.port)
     with exit_on_signals(), tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
@@ -80,7 +95,7 @@ def run(settings: AppSettings) -> None:
         from semseg_diffusers.app.page import build_page, serve
 
         title = Path(model).name if Path(model).is_dir() else model
-        page = build_page(sampler, collection, examples, shapes, title, settings.seed)
+        page = build_page(sampler, collection, examples, shapes, title, settings.seed, segmenter)
         sys.stdout.write(f"{title} on {device}; pairs go to {settings.output}. Ctrl-C ends it.\n")
         address = settings.host, settings.port, settings.allowed_hosts
         serve(page, settings, *address, in_browser=settings.open)

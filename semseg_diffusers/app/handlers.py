@@ -15,12 +15,14 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+import torch
 from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
 from semseg_diffusers.app.collection import Collection, zip_of
 from semseg_diffusers.app.inputs import pack_mask, read_mask_upload, read_photo_upload, unpack_mask
 from semseg_diffusers.app.sampler import EDIT, NOISE, Photo, Sample, Sampler, SamplingRequest
+from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.generation.batches import is_out_of_memory
 from semseg_diffusers.utils.images import save_png
 
@@ -55,10 +57,13 @@ def show_errors() -> Iterator[None]:
 
 
 class Handlers:
-    """Functions that the page calls; `cache` is the folder of the files that visitors may download."""
+    """Functions that the page calls.
 
-    def __init__(self, sampler: Sampler, collection: Collection | None, cache: str):
-        self.sampler, self.collection, self.cache = sampler, collection, cache
+    `cache` is the folder of the files that visitors may download, `segmenter` suggests masks for photos.
+    """
+
+    def __init__(self, sampler: Sampler, collection: Collection | None, cache: str, segmenter: Judge | None = None):
+        self.sampler, self.collection, self.cache, self.segmenter = sampler, collection, cache, segmenter
         self._running: dict[str | None, threading.Event] = {}  # visitor -> event that cancels the running request
         self._strokes: dict[str | None, int] = {}  # visitor -> newest stroke known, while one is being generated for
         self._strokes_lock = threading.Lock()
@@ -100,7 +105,8 @@ class Handlers:
         with show_errors():
             image = read_photo_upload(data, sampler.size, sampler.limits)
         photo = Photo(image, np.full(sampler.size, sampler.labels.ignore_index, dtype=np.uint8), uuid.uuid4().hex)
-        message = "Paint over the photo: only that part is regenerated. Or load the photo's mask, and change it."
+        what = "load the photo's mask" if self.segmenter is None else "load the photo's mask or have one suggested"
+        message = f"Paint over the photo: only that part is regenerated. Or {what}, and change it."
         return gr.update(value=_pack_photo_mask(photo), photo=_data_url(image)), photo, EDIT, message
 
     def load_photo_mask(self, data: bytes, clean: bool, photo: Photo | None) -> tuple[dict, Photo, str]:
@@ -110,6 +116,30 @@ class Handlers:
                 raise ValueError("there is no photo for this mask: load the photo first.")
             photo = Photo(photo.image, self._read_mask(data, clean), uuid.uuid4().hex)
         message = "This is the photo's mask. Change it: only the part that differs is regenerated."
+        return _pack_photo_mask(photo), photo, message
+
+    def suggest_mask(self, photo: Photo | None) -> tuple[dict, Photo, str]:
+        """Show what the segmentation network takes the photo for, as its mask."""
+        with show_errors():
+            if photo is None:
+                raise ValueError("there is no photo to suggest a mask for: load one first.")
+            if self.segmenter is None:
+                raise ValueError("no segmentation network was given: start the painter with --segmenter.")
+            pixels = torch.from_numpy(np.array(photo.image)).permute(2, 0, 1)[None].contiguous()  # (1, 3, H, W)
+            photo = Photo(photo.image, self.segmenter.read(pixels)[0].numpy(), uuid.uuid4().hex)
+        message = (
+            "A suggestion, which may be wrong. Correct it, and press “Take it as the photo's mask”; what you change "
+            "after that is regenerated."
+        )
+        return _pack_photo_mask(photo), photo, message
+
+    def accept_mask(self, mask: dict, photo: Photo | None) -> tuple[dict, Photo, str]:
+        """Take what is painted as the photo's mask: only what changes after this differs from it."""
+        with show_errors():
+            if photo is None:
+                raise ValueError("there is no photo that this could be the mask of: load one first.")
+            photo = Photo(photo.image, self._unpack(mask, photo, EDIT), uuid.uuid4().hex)
+        message = "This is the photo's mask now. Change it: only the part that differs is regenerated."
         return _pack_photo_mask(photo), photo, message
 
     def drop_photo(self) -> tuple[Any, None, str, str]:

@@ -19,6 +19,7 @@ from semseg_diffusers.app.inputs import pack_mask
 from semseg_diffusers.app.sampler import MODES, NOISE, REDRAW, Sampler
 from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
 from semseg_diffusers.app.shapes import Shape
+from semseg_diffusers.evaluation.segmentation.judge import Judge
 
 
 # Inside of @media, gradio prefixes selectors with its container: these cannot name it, or what is outside of it.
@@ -70,8 +71,12 @@ def build_page(
     shapes: list[Shape],
     title: str,
     seed: int = 0,
+    segmenter: Judge | None = None,
 ) -> gr.Blocks:
-    """Build the page, not launched; without a collection, no pair can be kept. The first example is shown."""
+    """Build the page, not launched; the first example is shown.
+
+    Without a collection no pair can be kept, without a segmentation network none suggests a mask for a photo.
+    """
     with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
         photo, samples = gr.State(None), gr.State(None)
         size = f"{sampler.size[0]} × {sampler.size[1]}"
@@ -80,7 +85,8 @@ def build_page(
         with gr.Row():
             with gr.Column(scale=5, min_width=340, elem_id="painting"):
                 canvas = mask_canvas(sampler, shapes, examples, title)
-                mask_file, photo_file, photo_mask_file, drop, clean = _uploads(sampler.limits, size)
+                uploads = _uploads(sampler.limits, size, suggests=segmenter is not None)
+                mask_file, photo_file, photo_mask_file, suggest, accept, drop, clean = uploads
             with gr.Column(scale=4, min_width=320):
                 options, random_seed = _options(sampler, seed)
                 with gr.Row(elem_id="actions"):
@@ -99,7 +105,7 @@ def build_page(
                 keep = gr.CheckboxGroup([], label="Keep the samples", visible=False, elem_id="keep")
                 add = gr.Button("Add to the dataset", visible=collection is not None, size="md", elem_id="add")
 
-        handlers = Handlers(sampler, collection, download.GRADIO_CACHE)
+        handlers = Handlers(sampler, collection, download.GRADIO_CACHE, segmenter)
         mode, seed_field, num_images, strength = options[0], *options[4:7]
         # The name of a handler is that of its HTTP endpoint.
         # None is shown at work on the canvas, where it, or an error, would cover the tools.
@@ -108,6 +114,8 @@ def build_page(
         photo_file.upload(handlers.load_photo, photo_file, [canvas, photo, mode, message], **quiet)
         photo_mask = [photo_mask_file, clean, photo]
         photo_mask_file.upload(handlers.load_photo_mask, photo_mask, [canvas, photo, message], **quiet)
+        suggest.click(handlers.suggest_mask, photo, [canvas, photo, message], **quiet)
+        accept.click(handlers.accept_mask, [canvas, photo], [canvas, photo, message], **quiet)
         drop.click(handlers.drop_photo, None, [canvas, photo, mode, message], **quiet)
         generating = start.click(
             handlers.generate, [canvas, photo, *options], [gallery, samples, download, keep, message],
@@ -202,7 +210,7 @@ def _send_to_canvas(event: str) -> str:
     return f"() => document.querySelector('.painter').dispatchEvent(new Event('{event}'))"
 
 
-def _uploads(limits: Limits, size: str) -> list:
+def _uploads(limits: Limits, size: str, suggests: bool) -> list:
     """Add the buttons that load masks and photos."""
     with gr.Accordion("Load a mask or a photo", open=False):
         with gr.Row():
@@ -210,6 +218,8 @@ def _uploads(limits: Limits, size: str) -> list:
                 gr.UploadButton(text, type="binary", file_types=FILE_ENDINGS, size="sm")
                 for text in ("Mask …", "Photo …", "The photo's mask …")
             ]
+            suggest = gr.Button("Suggest the photo's mask", size="sm", visible=suggests, elem_id="suggest")
+            accept = gr.Button("Take it as the photo's mask", size="sm", elem_id="accept")
             drop = gr.Button("Remove the photo", size="sm")
         clean = gr.Checkbox(False, label="Clean soft edges and JPEG noise of masks")
         gr.Markdown(
@@ -218,7 +228,7 @@ def _uploads(limits: Limits, size: str) -> list:
         )
     for button in buttons:
         _take_uploads_only(button)
-    return [*buttons, drop, clean]
+    return [*buttons, suggest, accept, drop, clean]
 
 
 def _take_uploads_only(button: gr.UploadButton) -> None:

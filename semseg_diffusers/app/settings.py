@@ -6,6 +6,7 @@ from semseg_diffusers.generation.settings import DEFAULT_MODEL_HELP, DTYPE_NAMES
 from semseg_diffusers.utils.settings import Settings, option
 
 
+DEFAULT_SEGMENTER = "checkpoints/camvid128-segmenter"
 NO_OUTPUT = "off"
 MAX_SEED = 2**31 - 1
 MAX_GUIDANCE = 20.0
@@ -42,6 +43,11 @@ class AppSettings(Limits):
         "painted", metavar=f"DIR|{NO_OUTPUT}", help=f"dataset that the page may add to; {NO_OUTPUT} for none"
     )
     masks: str | None = option(None, metavar="DIR", help="masks to start from, and to cut objects from")
+    segmenter: str | None = option(
+        None, metavar=f"DIR|ID|{NO_OUTPUT}",
+        help="network that suggests a mask for a photo, as of `segmenter` (default: "
+        f"{DEFAULT_SEGMENTER}, if it is here and knows the model's classes)",
+    )  # fmt: skip
     host: str = option("127.0.0.1", help="address to listen on")
     port: int = option(7860, at_least=1, at_most=65535, help="port to listen on")
     allowed_hosts: tuple[str, ...] = option(

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from semseg_diffusers import cli
-from semseg_diffusers.app.app import starting_masks
+from semseg_diffusers.app.app import find_segmenter, starting_masks
 from semseg_diffusers.app.collection import Collection, zip_of
 from semseg_diffusers.app.handlers import MAX_VISITORS, VISITOR_LENGTH, Cancelled, Handlers
 from semseg_diffusers.app.hosts import OwnHosts
@@ -45,12 +45,13 @@ from semseg_diffusers.app.inputs import (
 )
 from semseg_diffusers.app.page import build_page
 from semseg_diffusers.app.sampler import EDIT, MODES, NOISE, REDRAW, STEM, FairLock, Photo, Sampler, SamplingRequest
-from semseg_diffusers.app.settings import MAX_GUIDANCE, AppSettings, Limits
+from semseg_diffusers.app.settings import DEFAULT_SEGMENTER, MAX_GUIDANCE, AppSettings, Limits
 from semseg_diffusers.app.shapes import HOLE, cut_shapes, drawn_shapes, folder_masks, plain_street, toy_masks
 from semseg_diffusers.data.check.check import check_prepared
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering import output as filtering
+from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.model import find_model
 from semseg_diffusers.generation.plan import image_seed
@@ -820,6 +821,41 @@ def test_uploads_come_as_masks_and_photos_and_hostile_ones_do_not(place):
     assert (how, "load the photo first" in answer["error"]) == ("error", True)
     heavy = httpx.post(f"{address}gradio_api/upload", files={"files": ("mask.png", HOSTILE["heavy"])})
     assert heavy.status_code == 413
+
+
+def test_a_mask_is_suggested_for_a_photo_corrected_and_taken_as_its_own(sampler, tmp_path):
+    judge = load_judge(ROOT / DEFAULT_SEGMENTER, LABELS)
+    handlers = Handlers(sampler, None, str(tmp_path), judge)
+    _, photo, _, message = handlers.load_photo(file_of(photo_of(1)))
+    assert "have one suggested" in message
+    mask, suggested, message = handlers.suggest_mask(photo)
+    assert "Correct it" in message
+    pixels = torch.from_numpy(np.array(photo.image)).permute(2, 0, 1)[None]
+    assert np.array_equal(suggested.ids, judge.read(pixels)[0].numpy())
+    assert np.array_equal(unpack_mask(mask, LABELS, SIZE), suggested.ids)
+    corrected = suggested.ids.copy()
+    corrected[:4] = 2
+    mask, taken, _ = handlers.accept_mask({**pack_mask(corrected), "photo": suggested.key}, suggested)
+    assert np.array_equal(taken.ids, corrected)
+    assert (taken.image, mask["photo"] == taken.key != suggested.key) == (photo.image, True)
+    with pytest.raises(gr.Error, match="another photo"):
+        handlers.accept_mask({**pack_mask(corrected), "photo": suggested.key}, taken)
+    for call_it in (handlers.suggest_mask, lambda photo: handlers.accept_mask(pack_mask(corrected), photo)):
+        with pytest.raises(gr.Error, match="load one first"):
+            call_it(None)
+    with pytest.raises(gr.Error, match="--segmenter"):
+        Handlers(sampler, None, str(tmp_path)).suggest_mask(photo)
+
+
+def test_the_network_that_comes_along_suggests_masks_of_its_classes_only(tmp_path, monkeypatch):
+    camvid, other = (LabelSet.from_preset(name) for name in ("camvid", "bdd100k"))
+    monkeypatch.chdir(ROOT)
+    assert find_segmenter(AppSettings(), camvid, "cpu").not_judged == ()
+    assert find_segmenter(AppSettings(), other, "cpu") is None
+    assert find_segmenter(AppSettings(segmenter=DEFAULT_SEGMENTER), other, "cpu").name == DEFAULT_SEGMENTER
+    assert find_segmenter(AppSettings(segmenter="off"), camvid, "cpu") is None
+    monkeypatch.chdir(tmp_path)
+    assert find_segmenter(AppSettings(), camvid, "cpu") is None
 
 
 def test_no_file_of_the_machine_can_be_read_or_written(place, tmp_path):
