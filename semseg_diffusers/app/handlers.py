@@ -128,7 +128,7 @@ class Handlers:
             pixels = torch.from_numpy(np.array(photo.image)).permute(2, 0, 1)[None].contiguous()  # (1, 3, H, W)
             photo = Photo(photo.image, self.segmenter.read(pixels)[0].numpy(), uuid.uuid4().hex)
         message = (
-            "A suggestion, which may be wrong. Correct it, and press “Take it as the photo's mask”; what you change "
+            "A suggestion, which may be wrong. Correct it, and press “Take this as the photo's mask”; what you change "
             "after that is regenerated."
         )
         return _pack_photo_mask(photo), photo, message

@@ -219,7 +219,7 @@ def _uploads(limits: Limits, size: str, suggests: bool) -> list:
                 for text in ("Mask …", "Photo …", "The photo's mask …")
             ]
             suggest = gr.Button("Suggest the photo's mask", size="sm", visible=suggests, elem_id="suggest")
-            accept = gr.Button("Take it as the photo's mask", size="sm", elem_id="accept")
+            accept = gr.Button("Take this as the photo's mask", size="sm", elem_id="accept")
             drop = gr.Button("Remove the photo", size="sm")
         clean = gr.Checkbox(False, label="Clean soft edges and JPEG noise of masks")
         gr.Markdown(
