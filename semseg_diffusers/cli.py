@@ -52,7 +52,7 @@ AGAIN = "interrupted: what is done stays, and the same command continues"
 TRAIN_AGAIN = "interrupted: the same command with --resume_from_checkpoint latest continues at the last checkpoint"
 # What is said after Ctrl-C by commands that continue where they ended; the others start again.
 INTERRUPTED = {
-    **dict.fromkeys(("prepare", "generate", "filter", "evaluate", "study", "grow"), AGAIN),
+    **dict.fromkeys(("generate", "filter", "evaluate", "study", "grow"), AGAIN),
     **dict.fromkeys(("train", "distill"), TRAIN_AGAIN),
 }
 # Package -> the extra of ours that installs it.
@@ -116,7 +116,7 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print a mistake and end."""
         if "invalid choice" in message:
-            unknown = message.partition("'")[2].partition("'")[0]
+            unknown = message.partition("invalid choice: ")[2].rpartition(" (choose from")[0].strip("'\"")
             message = f"unknown command {unknown!r}; expected one of {', '.join(COMMANDS)}."
             message += did_you_mean(unknown, COMMANDS)
         super().error(message)

@@ -171,7 +171,7 @@ def read_metadata(output: str | os.PathLike) -> list[dict[str, Any]]:
         raise ValueError(f"{err} Delete it: `generate` restores it from its images.") from err
     for row in rows:
         for name in (row.get("image_file_name"), row.get("mask_file_name")):
-            if is_outside(name):
+            if name is not None and is_outside(name):
                 raise ValueError(f"'{path}' names the file {name!r}; expected files in its folder.")
     return rows
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_download
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from semseg_diffusers.data.dataset import load_pairs, load_tables
 from semseg_diffusers.data.dataset_format import LABELS_FILE, SYNTHETIC_FILE
@@ -275,6 +276,10 @@ def _dataset_contents(
 
 def describe_push(settings: PushSettings) -> str:
     """Return what a push to an empty repository would send, and the card, without a connection."""
+    try:
+        validate_repo_id(settings.repo_id)
+    except HFValidationError as err:
+        raise ValueError(f"--repo_id: {err}") from err
     folder, pairs = Path(str(settings.model or settings.dataset)), ""
     contents: dict[str, Any]
     if settings.model is not None:

@@ -201,7 +201,7 @@ class MaskGuidedMixin(Base):
     @property
     def interrupt(self) -> bool:
         """Whether a callback has set `_interrupt`: no further step is taken, and the images are those of the last."""
-        return self._interrupt
+        return _call_of(self).get("_interrupt", False)
 
     @property
     def latents_dtype(self) -> torch.dtype:

@@ -510,6 +510,8 @@ def split_masks(masks, num_classes: int | None = None) -> list:
 def _check_batch(masks: np.ndarray | torch.Tensor, num_classes: int | None) -> None:
     """Raise a `ValueError` for integers (A, B, C) that are hardly A masks of B x C."""
     count, height, width = masks.shape
+    if not all(masks.shape):
+        raise ValueError(f"the mask has shape {tuple(masks.shape)}, no pixel; expected class ids (H, W), or more.")
     array = np.asarray(masks.detach().cpu() if isinstance(masks, torch.Tensor) else masks)
     for axis in (0, 2):
         is_binary = num_classes is not None and 2 < num_classes == array.shape[axis] and array.min() >= 0

@@ -80,7 +80,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         """Read the images to enlarge, (h, w, 3) each and of one size, and return one for each mask, and the masks."""
         if self.unet.config.in_channels != 3:
             raise ValueError(f"expected a network of images with 3 channels; got {self.unet.config.in_channels}.")
-        masks = split_masks(mask)
+        masks = split_masks(mask, self.unet.config.num_classes)
         if mask is None:
             masks = [None] * len(split_batch(image, item_ndim=3))
         images = read_images(image, len(masks))
@@ -107,7 +107,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         """Return the windows of the tiles, one for the whole frame without `tile_size`."""
         if tile_size is None:
             return [(slice(0, height), slice(0, width))]
-        sides = (tile_size, tile_size) if isinstance(tile_size, int) else tuple(tile_size)
+        sides = tuple(map(plain_number, tile_size)) if hasattr(tile_size, "__iter__") else (tile_size, tile_size)
         if len(sides) != 2:
             raise ValueError(f"`tile_size` is {tile_size!r}; expected a number of pixels, or height and width.")
         divisor = getattr(self.unet, "size_divisor", 1)

@@ -96,9 +96,11 @@ def consistency_psnr(images: Any, low_res: Any) -> list[float]:
         >>> round(consistency_psnr(grey, grey[:8, :8] + 1)[0], 1)
         48.1
     """
-    pairs = zip(split_batch(images, item_ndim=3), split_batch(low_res, item_ndim=3), strict=True)
+    both = split_batch(images, item_ndim=3), split_batch(low_res, item_ndim=3)
+    if len(both[0]) != len(both[1]):
+        raise ValueError(f"{len(both[0])} images and {len(both[1])} low_res; expected one for each image.")
     found = []
-    for number, (image, source) in enumerate(pairs):
+    for number, (image, source) in enumerate(zip(*both, strict=True)):
         large, small = read_image(image, f"image number {number}"), read_image(source, f"low_res number {number}")
         if large.shape[0] % small.shape[0] or large.shape[0] * small.shape[1] != large.shape[1] * small.shape[0]:
             raise ValueError(

@@ -17,7 +17,7 @@ from semseg_diffusers.data.dataset_format import GENERATION_FILE, METADATA_FILE
 from semseg_diffusers.pipelines.image_inputs import to_rgb
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.pipelines.upscaling import LANCZOS_SUPPORT, add_low_res_noise, enlarge
-from semseg_diffusers.utils.files import read_json, read_json_lines
+from semseg_diffusers.utils.files import is_outside, read_json, read_json_lines
 
 
 BLUR_PROBABILITY = 0.5
@@ -122,8 +122,11 @@ def low_res_files(folder: Path, pairs: PairDataset, factor: int) -> dict[str, li
         )
     known, files = {*pairs.stems}, dict[str, list[Path]]()
     for row in read_json_lines(folder / METADATA_FILE):
-        if row["stem"] in known:
-            files.setdefault(row["stem"], []).append(folder / row["image_file_name"])
+        stem, name = row.get("stem"), row.get("image_file_name")
+        if name is None or is_outside(name):
+            raise ValueError(f"{where}: its {METADATA_FILE} names the image {name!r}; expected files in its folder.")
+        if stem in known:
+            files.setdefault(stem, []).append(folder / name)
     if not files:
         raise ValueError(f"{where}: none of its images was made of a photo of {pairs.name}, by their names.")
     return {stem: sorted(paths) for stem, paths in files.items()}

@@ -299,6 +299,12 @@ class SettingsParser(argparse.ArgumentParser):
             message += "." + did_you_mean(unknown, self._option_string_actions)
         super().error(message)
 
+    def _get_option_tuples(self, option_string: str) -> list:
+        """Return the options that an abbreviation may stand for: those that --help lists, each once."""
+        found = super()._get_option_tuples(option_string)
+        listed = {each[0].dest: each for each in reversed(found) if each[0].help is not argparse.SUPPRESS}
+        return [*listed.values()] or found
+
     @staticmethod
     def _add_option(group: Any, field: dataclasses.Field, others: Sequence[str]) -> None:
         meta = field.metadata

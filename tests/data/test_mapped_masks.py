@@ -353,7 +353,7 @@ def test_a_model_of_another_set_is_evaluated_on_the_data_mapped_to_its_own(tmp_p
         settings = EvaluationSettings(
             dataset=str(dataset), output=str(tmp_path / "out"), model=str(tmp_path / "model")
         )
-        return load_generator(settings, load_pairs(dataset, cache_dir=tmp_path / "cache"), "cpu")
+        return load_generator(settings, load_pairs(dataset, cache_dir=tmp_path / "cache"), "cpu")[0]
 
     with pytest.raises(ValueError, match=r"generates other classes .* again with --map_to and the model's label"):
         load(plain)

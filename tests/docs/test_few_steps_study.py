@@ -105,6 +105,7 @@ def models(tmp_path) -> tuple[Path, Path]:
     return tmp_path / "teacher", tmp_path / "student"
 
 
+@pytest.mark.slow
 def test_a_second_run_draws_nothing_again_and_gives_the_same_figures(study, models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sampling.RESAMPLINGS", 100)
     monkeypatch.setattr(study, "FRECHET_RESAMPLINGS", 10)

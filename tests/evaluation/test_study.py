@@ -115,6 +115,7 @@ def test_a_finished_study_is_not_trained_again_and_can_be_extended(place, tmp_pa
     assert report(out) == report(place / "out")
 
 
+@pytest.mark.slow
 def test_a_killed_study_resumes_with_the_same_report(place, tmp_path, nothing_stays_running):
     out = tmp_path / "out"
     words = (*options(place, out), "--filtered", place / "filtered", "--amounts", 0.5, 1.5, "--seeds", 0, 1)

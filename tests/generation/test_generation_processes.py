@@ -318,6 +318,7 @@ def test_two_processes_edit_photos_as_one_does(new_place):
         assert np.abs(one.astype(int) - other).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_refusal_ends_both_processes_and_is_said_once(new_place):
     place = new_place(num_masks=3, num_images=1, steps=2)
     Image.fromarray(np.full((16, 16), 7, np.uint8)).save(place.folder / "masks" / "01.png")  # in the second's share
@@ -330,6 +331,7 @@ def test_a_refusal_ends_both_processes_and_is_said_once(new_place):
 
 
 @POSIX
+@pytest.mark.slow
 def test_a_launch_that_was_killed_is_continued_by_the_same_command(new_place):
     place = new_place(num_masks=6, num_images=2, steps=25)
     launch = place.launch()

@@ -498,6 +498,7 @@ def test_diffusers_class_loads_with_the_package_imported_and_without_trust_or_to
 
 
 @pytest.mark.parametrize("load", [OUR_CLASS, DIFFUSERS_CLASS], ids=["our_class", "diffusers_class"])
+@pytest.mark.slow
 def test_a_repository_without_code_loads_with_the_package(load, hub, pipeline, pushed, tmp_path, clean_process):
     files = {name: blob.data for name, blob in hub.model("alice/streets").files().items() if not name.endswith(".py")}
     hub.add_repo("alice/bare", files)
@@ -549,6 +550,7 @@ def test_push_to_hub_of_the_pipeline_itself_works_and_loads(hub, client, pipelin
     client.command("push", "--model", saved_run, "--repo_id", "alice/direct")
 
 
+@pytest.mark.slow
 def test_pipelines_that_edit_are_pushed_and_load_without_the_package(hub, client, pipeline, tmp_path, clean_process):
     code = "import sys, torch\nfrom diffusers import DiffusionPipeline\n"
     expected = {}

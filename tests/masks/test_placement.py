@@ -125,6 +125,7 @@ def misplaced(masks, prior, names, count) -> tuple[int, list]:
     return placed, faults
 
 
+@pytest.mark.slow
 def test_no_object_is_misplaced_in_1000_placements(masks, prior):
     assert misplaced(masks, prior, PLACED, 1000) == (1000, [])
 

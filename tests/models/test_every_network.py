@@ -310,6 +310,7 @@ def test_exports_with_the_mask_as_keyword(tiny):
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in FORMS else name for name in NETWORKS]
 )
 @torch.no_grad()
+@pytest.mark.slow
 def test_compiles_whole_and_once_for_all_masks_timesteps_and_sizes(name):
     unet = NETWORKS[name]()
     close = {"rtol": 1e-4, "atol": 1e-4} if name == "sdm" else {}

@@ -180,6 +180,7 @@ def edited(pipe) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("file", EDITING)
+@pytest.mark.slow
 def test_folder_of_a_pipeline_that_edits_loads_without_the_package_and_saves_the_same_files(
     file, tmp_path, clean_process
 ):

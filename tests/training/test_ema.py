@@ -205,6 +205,7 @@ print(json.dumps(sums))
 
 
 @pytest.mark.parametrize("how", [pytest.param("ours", marks=pytest.mark.slow), "without the package"])
+@pytest.mark.slow
 def test_variants_load_in_a_clean_process(run, clean_process, how):
     done = clean_process(LOAD, run, how.split()[0], without_package=how != "ours")
     sums = json.loads(done.stdout.strip().splitlines()[-1])
@@ -233,7 +234,7 @@ def test_weights_of_a_folder_that_has_its_own_only_are_refused(run, tmp_path):
 
 def test_evaluation_draws_with_a_variant_and_records_it(run, toy):
     settings = EvaluationSettings(dataset=str(toy), output="o", model=str(run), variant="raw")
-    pipe = load_generator(settings, load_pairs(toy, "val"), "cpu")
+    pipe, _ = load_generator(settings, load_pairs(toy, "val"), "cpu")
     assert same(pipe.unet.state_dict(), variant(run, "raw"))
     assert settings.record()["variant"] == "raw"
 

@@ -63,6 +63,7 @@ def test_faster_run_has_the_losses_and_weights_of_the_plain_one(toy, plain, tmp_
 @pytest.mark.parametrize(
     ("before", "after"), [({}, {**FAST, "torch_compile": "eager"}), ({**FAST, "torch_compile": "eager"}, {})]
 )
+@pytest.mark.slow
 def test_checkpoint_goes_on_with_every_option_switched(toy, plain, tmp_path, before, after):
     run = train_here(settings(toy, tmp_path / "run", **before))
     shutil.rmtree(run / "checkpoint-4")

@@ -108,6 +108,7 @@ def test_two_processes_write_log_and_checkpoints_once(of_two):
     assert status(of_two)["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_one_process_that_fails_ends_both_and_the_rest_is_trained_later(toy, script, of_two, tmp_path):
     run, seen = tmp_path / "run", tmp_path / "seen"
     seen.mkdir()
