@@ -75,8 +75,10 @@ def kind_of(name: str) -> str | None:
         >>> kind_of("Pedestrian"), kind_of("SUVPickupTruck"), kind_of("sky")
         ('person', 'car', None)
     """
-    names = (normalize(name), *synonyms(normalize(name)))
-    return next((KIND_OF_NAME[each] for each in (n.replace(" ", "") for n in names) if each in KIND_OF_NAME), None)
+    joined = normalize(name).replace(" ", "")
+    groups = ([other.replace(" ", "") for other in group] for group in SYNONYMS)
+    names = (joined, *next((group for group in groups if joined in group), ()))
+    return next((KIND_OF_NAME[each] for each in names if each in KIND_OF_NAME), None)
 
 
 def all_kinds(labels: LabelSet) -> list[str | None]:

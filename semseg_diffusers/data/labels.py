@@ -97,7 +97,12 @@ def _in_order(entries: Mapping[Any, Any], key: str, count: int | None = None) ->
 
 def _kinds_by_id(content: Mapping[str, Any], ids: Collection[int]) -> dict[int, Any]:
     """Return the kinds of classes in a label file or config, which may name some of the classes only."""
-    kinds = {int(i): kind for i, kind in (content.get("id2kind") or {}).items()}
+    table = content.get("id2kind") or {}
+    if not isinstance(table, Mapping) or not all(str(i).isdecimal() for i in table):
+        raise ValueError(
+            f'id2kind is {table!r:.60}; expected the kinds of ids, such as {{"0": "road", "4": "vehicle"}}.'
+        )
+    kinds = {int(i): kind for i, kind in table.items()}
     if unknown := sorted(kinds.keys() - set(ids)):
         raise ValueError(f"id2kind has the ids {unknown}, and there is no such class.")
     return kinds
@@ -319,8 +324,11 @@ class LabelSet:
             raise ValueError(f"ignore_index is {ignored!r}; expected a whole number from 0 to 255.")
         in_files = {new: old for old, new in self.changed_ids if new >= 0 and new != self.ignore_index}
         ids = [in_files.get(i, i) for i in range(self.num_classes)]  # of each class, in the files
+        unknown = {old: new for old, new in self.changed_ids if new == self.ignore_index} | {
+            ignored: self.ignore_index
+        }
         if ignored not in ids:
-            return replace(self, changed_ids=ids_in_files(ids, {ignored: self.ignore_index}))
+            return replace(self, changed_ids=ids_in_files(ids, unknown))
         place = ids.index(ignored)
         names, colors, kinds = self.names, self.colors, self.kinds
         if " ".join(re.findall("[a-z]+", names[place].lower())) in NO_CLASS:
@@ -329,7 +337,7 @@ class LabelSet:
             ids = ids[:place] + ids[place + 1 :]
         else:
             ids = ids[:place] + [i + 1 for i in ids[place:]]
-        changed = ids_in_files(ids, {ignored: self.ignore_index})
+        changed = ids_in_files(ids, {old: new for old, new in unknown.items() if old not in ids})
         return replace(self, names=names, colors=colors, kinds=kinds, changed_ids=changed)
 
     def save_json(self, path: str | os.PathLike) -> None:

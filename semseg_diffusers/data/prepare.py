@@ -221,7 +221,8 @@ def _describe_classes(results: Sequence[Mapping[str, Any]], labels: LabelSet) ->
 def choose_validation(source: Source, settings: PrepareSettings) -> frozenset[str]:
     """Return the stems of the training pairs that become `val`, selected by their stems and the seed only.
 
-    Of a source with drives, whole ones are taken: neighbouring frames show the same street.
+    Of a source with drives, whole ones are taken, since neighbouring frames show the same street: each that brings the
+    count nearer to the share, but not all; the smallest one if none does.
     """
     if settings.val_fraction == 0:
         return frozenset()
@@ -237,13 +238,16 @@ def choose_validation(source: Source, settings: PrepareSettings) -> frozenset[st
         groups = {stem: [stem] for _, stem in names}
     order = sorted(groups, key=lambda name: hashlib.sha256(f"{settings.seed}:{name}".encode()).digest())
     count = max(round(settings.val_fraction * len(names)), 1)
-    chosen: list[str] = []
-    for name in order:
-        if len(chosen) < count:
-            chosen += groups[name]
-    if len(chosen) == len(names):
+    if count == len(names):
         raise ValueError(f"--val_fraction {settings.val_fraction} leaves none of the {len(names)} pairs for training.")
-    return frozenset(chosen)
+    chosen: list[str] = []
+    taken = 0
+    for name in order:
+        size = len(groups[name])
+        if taken < len(groups) - 1 and abs(len(chosen) + size - count) < abs(len(chosen) - count):
+            chosen += groups[name]
+            taken += 1
+    return frozenset(chosen or groups[min(order, key=lambda name: len(groups[name]))])
 
 
 def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | None) -> dict[str, Any]:

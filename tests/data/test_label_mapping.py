@@ -5,7 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from semseg_diffusers.data.label_mapping import SUPERCLASSES, SYNONYMS, LabelMapping, map_ids, match_classes, normalize
+from semseg_diffusers.data.label_mapping import (
+    SUPERCLASSES,
+    SYNONYMS,
+    LabelMapping,
+    kind_of,
+    map_ids,
+    match_classes,
+    normalize,
+)
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 
@@ -146,3 +154,21 @@ def test_sets_with_nothing_in_common_are_refused():
     for source, target in ((zoo, CAMVID), (CAMVID, zoo)):
         with pytest.raises(ValueError, match="have nothing in common: none of .* has a counterpart among"):
             LabelMapping(source, target)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("polegroup", "pole"),
+        ("signsymbol", "pole"),
+        ("columnpole", "pole"),
+        ("roadmarking", "road"),
+        ("lanemkgsdriv", "road"),
+        ("lanemkgsnondriv", "sidewalk"),
+        ("suvpickuptruck", "car"),
+        ("motorcyclescooter", "motorcycle"),
+        ("grassland", None),
+    ],
+)
+def test_names_written_without_spaces_have_the_kind_of_their_synonyms(name, kind):
+    assert kind_of(name) == kind

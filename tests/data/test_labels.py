@@ -171,6 +171,12 @@ def test_label_set_refuses_what_does_not_fit(settings, message):
         ("[]", "label file '.*labels.json' holds no classes"),
         ('{"road": {"colour": [1, 2, 3]}}', "'road' has .*; expected a color, and a kind"),
         ('{"id2label": {"0": "a"}, "id2color": {"0": [1, 2, 3]}, "id2kind": {"1": "car"}}', "id2kind has the ids"),
+        (
+            '{"id2label": {"0": "a"}, "id2color": {"0": [1, 2, 3]}, "id2kind": ["road"]}',
+            "id2kind is .* expected the k",
+        ),
+        ('{"id2label": {"0": "a"}, "id2color": {"0": [1, 2, 3]}, "id2kind": "road"}', "id2kind is .* expected the k"),
+        ('{"id2label": {"3": "a"}, "id2color": {"3": [1, 2, 3]}, "id2kind": {"x": "road"}}', "id2kind is .* expected"),
         ('{"road": "red"}', "label file '.*labels.json': the colour of 'road' is 'red'"),
         ('{"id2label": {"0": "road"}}', "id2color is missing"),
     ],

@@ -11,8 +11,8 @@ from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.label_mapping import all_kinds
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.merged_classes import merge_classes
-from semseg_diffusers.data.prepare import prepare_dataset
-from semseg_diffusers.data.readers import read_source
+from semseg_diffusers.data.prepare import choose_validation, prepare_dataset
+from semseg_diffusers.data.readers import Pair, Source, read_source
 from semseg_diffusers.data.settings import PrepareSettings
 
 
@@ -93,6 +93,13 @@ def test_masks_hold_the_ids_of_coco_categories(tmp_path):
         labels.encode(np.array([[5]], dtype=np.uint8))
 
 
+@pytest.mark.parametrize(("ignored", "ids"), [(255, [1, 3, 0, 255]), (9, [1, 3, 0, 9]), (1, [2, 4, 0, 1])])
+def test_what_a_label_file_leaves_unknown_stays_unknown_with_an_ignored_id(tmp_path, ignored, ids):
+    labels = read(tmp_path, {"categories": [{"id": 1, "name": "sky"}, {"id": 3, "name": "road"}]})
+    found = labels.with_ignored_id(ignored).encode(np.array([ids], dtype=np.uint8))
+    assert found.tolist() == [[0, 1, 255, 255]]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -132,6 +139,15 @@ def test_masks_beside_their_images_are_found_by_their_ending(tmp_path):
     assert splits["val"].stems == ["a", "b"]
 
 
+def test_masks_beside_their_images_are_found_in_a_folder_without_splits(tmp_path):
+    for stem in ("a", "b"):
+        write_pair(tmp_path / "in" / f"{stem}.jpg", tmp_path / "in" / f"{stem}_mask.png")
+    (tmp_path / "in" / "classes.txt").write_text("road\nsky\n")
+    report, splits = prepared(tmp_path / "in", tmp_path / "out")
+    assert (report.data_format, report.splits) == ("folder", {"train": 2})
+    assert splits["train"].stems == ["a", "b"]
+
+
 def test_whole_drives_are_taken_for_validation(tmp_path):
     stems = [f"drive {drive}/{frame:04}" for drive in range(5) for frame in range(4)]
     report, splits = prepared(folder(tmp_path / "in", stems), tmp_path / "out", val_fraction=0.2)
@@ -139,6 +155,27 @@ def test_whole_drives_are_taken_for_validation(tmp_path):
     drives = {split: {stem.rpartition("_")[0] for stem in pairs.stems} for split, pairs in splits.items()}
     assert len(drives["val"]) == 1
     assert not drives["val"] & drives["train"]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fraction", "expected"),
+    [
+        ({"a": 2, "b": 18}, 0.2, 2),  # the share is 4 pairs: the large drive is further from it than none
+        ({"a": 9, "b": 11}, 0.2, 9),  # none is nearer to 4: the smallest
+        ({"a": 8, "b": 8}, 0.9, 8),  # the share is 14, but one drive is for training
+        ({"a": 4, "b": 4, "c": 12}, 0.2, 4),
+    ],
+)
+def test_the_share_of_drives_is_near_to_that_of_the_option_for_every_seed(tmp_path, sizes, fraction, expected):
+    pairs = [
+        Pair(f"{drive}_{i}", tmp_path, tmp_path, "train", {"drive": drive})
+        for drive, size in sizes.items()
+        for i in range(size)
+    ]
+    source = Source(LabelSet.from_preset("camvid"), tuple(pairs))
+    for seed in range(8):
+        settings = PrepareSettings(source=("in",), output="out", val_fraction=fraction, seed=seed)
+        assert len(choose_validation(source, settings)) == expected
 
 
 def test_a_single_drive_is_split_by_its_frames(tmp_path):

@@ -71,7 +71,7 @@ def find_folder(root: AnyPath) -> AnyPath | None:
     """Return the folder if it, or each split folder in it, holds images/ and masks/."""
     parts = [root] if _photos(root) is not None else list(split_folders(root).values())
     whole = all(_photos(part) is not None and (part / "masks").is_dir() for part in parts)
-    return root if parts and (whole or _suffix_folders(root)) else None
+    return root if (parts and whole) or _suffix_folders(root) else None
 
 
 def _photos(folder: AnyPath) -> AnyPath | None:
