@@ -5,7 +5,7 @@ with all else unknown; no mask at all. All models sample the same masks from the
 steps. Figures: the share of the known pixels that a segmentation network reads as their class (photos have a ceiling),
 and the kernel distance of the images to the photos of the split. Differences are to the first model of the same number
 of steps, mask by mask. Finished work is kept: the same command resumes. Prints the table of
-docs/results/partial_masks.md, and writes `partial_masks.json` and a sheet of pictures.
+docs/results/few_steps.md, and writes `partial_masks.json` and a sheet of pictures.
 
     python benchmarks/studies/partial_masks.py --model whole=checkpoints/camvid128 --model partial=runs/partial
         --dataset data/camvid128 --segmenter runs/segmenter --output partial_masks

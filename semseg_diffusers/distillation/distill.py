@@ -93,6 +93,8 @@ class DistillationDataset(TrainingDataset):
     `--diversity_weight`, `partner_noise` (3, H, W), of another image of the mask.
     """
 
+    keeps_whole_masks = True
+
     def __init__(self, *args: Any, timesteps: list[int], num_train_timesteps: int):
         super().__init__(*args)
         self.timesteps = torch.tensor(timesteps)
@@ -137,6 +139,8 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     if pipeline.config.trained_timesteps:
         raise ValueError(f"{where} is distilled already. Give the model that it was made from.")
     is_upscaler = getattr(config, "upscale_factor", None) is not None
+    if settings.low_res_from is None and settings.given(["low_res_share"]):
+        raise ValueError("--low_res_share needs --low_res_from.")
     if not is_upscaler and (given := settings.given(("low_res_from", "low_res_share", "low_res_blur"))):
         raise ValueError(f"{given[0]} is for upscalers, and {where} generates images from noise. Leave it out.")
     if not is_upscaler and settings.steps == 1 and (given := settings.given(["reconstruction_weight"])):

@@ -38,7 +38,8 @@ def run(settings: GrowSettings) -> int:
     num_masks = settings.num_masks or len(pairs)
     make_stages(settings, settings.target or ["CLASS=4"], num_masks)  # checks all before the slow statistics
     target = settings.target or (default_target(pairs) if settings.masks is None else ())
-    stages = make_stages(settings, target, num_masks)
+    generator = choose_generator(settings)
+    stages = make_stages(settings, target, num_masks, generator)
     del pairs
     if settings.dry_run:
         sys.stdout.write("".join(f"{stage.command}\n" for stage in stages))
@@ -59,9 +60,21 @@ def run(settings: GrowSettings) -> int:
                 break
         done = {stage.name: (stage.folder, stage.command) for stage in stages if progress.is_done(stage.name)}
         remaining = [stage.name for stage in stages if stage.name not in done]
-        write_growth_page(settings.output / PAGE_FILE, settings.dataset, settings.model, done, remaining)
+        model = None if settings.model is None else generator
+        write_growth_page(settings.output / PAGE_FILE, settings.dataset, model, done, remaining)
     sys.stdout.write(f"page: {settings.output / PAGE_FILE}\n")
     return 0
+
+
+def choose_generator(settings: GrowSettings) -> str:
+    """Return the model that generates: the one of a loop that is continued, though a student came to be since."""
+    path = settings.output / STATE_FILE
+    started = read_json(path)["stages"].get("generate") if path.is_file() else None
+    if started is None or settings.student is not None or settings.model is None:
+        return settings.generator
+    command, *words = started["command"]
+    before: Any = command_parser(command).parse_settings(words)
+    return settings.model if before.model == settings.model else settings.generator
 
 
 def run_stage(stage: Stage, config_file: str | None) -> int:

@@ -51,8 +51,13 @@ def comparable_words(settings: Settings) -> list[str]:
     return [os.path.abspath(word) if os.path.exists(word) else word for word in settings.to_arguments()]
 
 
-def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -> list[Stage]:
-    """Return the stages whose results are not given, with checked settings; `target` holds CLASS=FACTOR."""
+def make_stages(
+    settings: GrowSettings, target: Sequence[str], num_masks: int, generator: str | None = None
+) -> list[Stage]:
+    """Return the stages whose results are not given, with checked settings; `target` holds CLASS=FACTOR.
+
+    `generator` is the model that generates, by default the one that the settings choose now.
+    """
     folders = {stage: str(settings.output / stage) for stage in STAGES}
     masks = settings.masks or str(settings.output / "enrich" / "masks")
     segmenter = settings.filter_segmenter or folders["segmenter"]
@@ -61,12 +66,17 @@ def make_stages(settings: GrowSettings, target: Sequence[str], num_masks: int) -
     def pick(*names: str) -> dict[str, Any]:
         return {name: getattr(settings, name) for name in names}
 
+    generator = generator or settings.generator
     data = pick("dataset", "image_column", "mask_column", "labels")
     options: dict[str, dict[str, Any]] = {
         "statistics": data,
         "train": {**data, **pick("seed", "device"), "resume_from_checkpoint": "latest"},
         "enrich": {**pick("dataset", "seed"), "num_masks": num_masks, "target": target},
-        "generate": {"model": settings.generator, "masks": masks, **pick("num_images_per_mask", "seed", "device")}
+        "generate": {
+            "model": generator,
+            "masks": masks,
+            **pick("num_images_per_mask", "seed", "device"),
+        }
         | ({} if settings.upscaler is None else pick("upscaler")),
         # The network that selects images must not be selected on the images that the study evaluates on.
         "segmenter": {**data, **pick("device"), "seed": settings.seed + FILTER_SEED, "validation_split": NO_SPLIT},

@@ -160,9 +160,11 @@ class TrainingDataset(Dataset):
 
     Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`,
     `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps,
-    `whole_mask` (H, W) where `mask` may be partial, `window` (3,) in [0, 1) if there is a perceptual loss: size and
-    place of the crop that it sees; for an upscaler `low_res` (3, H, W) and `noise_level`.
+    `window` (3,) in [0, 1) if there is a perceptual loss: size and place of the crop that it sees; for an upscaler
+    `low_res` (3, H, W) and `noise_level`; `whole_mask` (H, W) if `keeps_whole_masks` and `mask` may be partial.
     """
+
+    keeps_whole_masks = False
 
     def __init__(
         self,
@@ -231,7 +233,8 @@ class TrainingDataset(Dataset):
             if self.warps.probability is not None:
                 conditions["augmentation"] = vector
         if settings.mask_ablation:
-            conditions["whole_mask"] = mask
+            if self.keeps_whole_masks:
+                conditions["whole_mask"] = mask
             generator = make_generator(seed, ABLATION, position)
             if torch.rand((), generator=generator) < settings.mask_ablation:
                 mask = keep_a_part(mask, unknown, generator)
@@ -251,6 +254,7 @@ class TrainingDataset(Dataset):
         group = make_generator(seed, BATCH, position // self.dropped_together)
         if torch.rand((), generator=group) < settings.mask_dropout:
             mask = torch.full_like(mask, unknown)
+            conditions |= {name: mask for name in ("whole_mask",) if name in conditions}
         return {
             "image": image.contiguous(),
             "mask": mask.contiguous(),

@@ -112,6 +112,8 @@ def low_res_files(folder: Path, pairs: PairDataset, factor: int) -> dict[str, li
             f"{where}: its images were generated from noise and show other scenes than the photos; expected those of "
             "`generate --strength`, made of the photos in the small size."
         )
+    if record.get("upscaler") is not None:
+        raise ValueError(f"{where}: its images were enlarged; expected the small ones, generated without --upscaler.")
     size = record["height"] * factor, record["width"] * factor
     other = next((index for index, found in enumerate(pairs.sizes) if found != size), None)
     if other is not None:

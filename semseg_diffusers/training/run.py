@@ -190,7 +190,7 @@ class Run:
         kept, unused = run_on_all_ranks(lambda: load_first_weights(self.inputs.unet, str(source), mapping))
         logger.info(f"initial weights are those of {source}")
         if kept:
-            logger.info(f"weights initialised randomly: {', '.join(kept)}")
+            logger.info(f"weights that it does not have, which stay as they were made: {', '.join(kept)}")
         if unused:
             logger.info(f"weights of {source} without a counterpart here: {', '.join(unused)}")
 

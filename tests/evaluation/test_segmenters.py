@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.segmenters import save_network
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
@@ -433,6 +434,10 @@ def test_half_precision_halves_the_file_and_predicts_nearly_the_same(toy, segmen
     photos = torch.stack([pairs[index]["image"] for index in range(3)])
     half, whole = (load_judge(folder, pairs.labels).read(photos) for folder in (tmp_path / "half", segmenter))
     assert (half == whole).float().mean() > 0.99
+    assert cli.main(options(toy, tmp_path / "tuned", "--base_model", tmp_path / "half")) == 0
+    tuned = load_file(tmp_path / "tuned" / "model.safetensors")
+    assert {value.dtype for value in tuned.values() if value.is_floating_point()} == {torch.float32}
+    assert all(value.isfinite().all() for value in tuned.values())
 
 
 def test_the_record_holds_what_the_network_depends_on(toy, segmenter):

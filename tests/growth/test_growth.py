@@ -93,6 +93,14 @@ def test_a_student_beside_the_model_generates_unless_told_otherwise(toy, model, 
         (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "generate")
         found.append(line.split()[3])
     assert found == [str(student), str(base), str(model)]
+    # a loop that generates with the model itself goes on so, though a student came to be since
+    progress = {
+        "stages": {"generate": {"command": ["generate", "--model", str(base), "--masks", "m", "--output", "o"]}}
+    }
+    (tmp_path / "grown").mkdir()
+    (tmp_path / "grown" / "grow.json").write_text(json.dumps(progress))
+    assert command(*words, "--model", base) == 0
+    assert f"--model {base} " in capsys.readouterr().out
     assert command(*words, "--student", student) == 2
     assert "--student is for a --model that exists" in capsys.readouterr().err
 

@@ -204,7 +204,7 @@ class PretrainedSource:
         """Return the network."""
         variant = only_variant(self.name, stem=TRANSFORMERS) if os.path.isdir(self.name) else None
         what = "the weights (model.safetensors; pickles are not read)"
-        return self.load(loader, what, use_safetensors=True, variant=variant)
+        return self.load(loader, what, use_safetensors=True, variant=variant, dtype=torch.float32)
 
 
 class InitialSegmenter(NamedTuple):

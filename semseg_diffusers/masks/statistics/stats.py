@@ -271,7 +271,10 @@ def sample_pairs(pairs: PairDataset) -> list[tuple[str, dict[str, Image.Image]]]
     """Return some pairs for the page, evenly spaced: name, image and mask, reduced."""
     found = []
     for index in np.linspace(0, len(pairs) - 1, min(SAMPLE_PAIRS, len(pairs))).round().astype(int).tolist():
-        image, mask = pairs.photo(index), pairs.labels.decode(pairs.mask(index))
+        try:
+            image, mask = pairs.photo(index), pairs.labels.decode(pairs.mask(index))
+        except (OSError, ValueError):  # `check` says why; the statistics need no photos
+            continue
         size = (SAMPLE_WIDTH, max(1, round(SAMPLE_WIDTH * image.height / image.width)))
         if size[0] < image.width:
             image, mask = image.resize(size, Image.Resampling.LANCZOS), mask.resize(size, Image.Resampling.NEAREST)
