@@ -9,6 +9,7 @@ from semseg_diffusers.data.labels import CLASSES, LabelSet, distinct_colors, fre
 
 
 VEHICLES = {"car", "truck", "bus", "vehicle"}
+OTHER_NUMBERS = "other numbers"  # the class of all that a mapping of numbers omits
 OBJECTS = {kind for kind, entry in CLASSES["kinds"].items() if "metres" in entry}
 
 
@@ -19,10 +20,17 @@ def numbers(mapping: Mapping[str, Sequence[str | int]]) -> tuple[int, ...]:
     return tuple(found) if len(found) == len(entries) else ()
 
 
-def labels_of_ids(ids: Sequence[int]) -> LabelSet:
-    """Return a label set in which numbers of masks are classes, and all others are unknown."""
-    others = {i: 255 for i in range(256) if i not in ids}
-    return replace(LabelSet.from_names([f"id {i}" for i in ids]), changed_ids=ids_in_files(ids, others))
+def labels_of_ids(ids: Sequence[int], ignore_index: int | None = None) -> LabelSet:
+    """Return a label set in which numbers of masks are classes, all others one more, and 255 is unknown.
+
+    A mapping omits the class of the others, so that their pixels are counted as lost.
+    """
+    if ignore_index in ids:
+        raise ValueError(f"--ignore_index is {ignore_index}; expected a number that --mapping does not name.")
+    others = {i: len(ids) for i in range(255) if i not in ids}
+    unknown = {} if ignore_index is None else {ignore_index: 255}
+    labels = LabelSet.from_names([*(f"id {i}" for i in ids), OTHER_NUMBERS])
+    return replace(labels, changed_ids=ids_in_files(ids, others | unknown))
 
 
 def merge_classes(
@@ -41,8 +49,11 @@ def merge_classes(
     Raises:
         ValueError: there is no such class, or no such number can be in the masks.
     """
+    named = [entry for entries in mapping.values() for entry in entries if isinstance(entry, int)]
+    if outside := [i for i in named if not 0 <= i <= 255]:
+        raise ValueError(f"--mapping names the number {outside[0]}; masks hold 0 to 255.")
     source, groups = _split_merged(source)
-    source = _split_numbers(source, [e for entries in mapping.values() for e in entries if isinstance(e, int)])
+    source = _split_numbers(source, named)
     labels = source.labels
     if target is not None and (strange := [name for name in mapping if name not in target.label2id]):
         raise ValueError(f"--mapping names '{strange[0]}', and --map_to has the classes {', '.join(target.names)}.")
@@ -84,8 +95,6 @@ def _split_numbers(source: Any, named: Sequence[int]) -> Any:
     new = [i for i in named if f"id {i}" not in labels.names]
     if not new:
         return source
-    if strange := [i for i in new if not 0 <= i <= 255]:
-        raise ValueError(f"--mapping names the number {strange[0]}; masks hold 0 to 255.")
     regions = isinstance(source.pairs, tuple) and any(hasattr(pair.mask, "rasterize") for pair in source.pairs)
     if regions or source.mask_values in ("colors", "red"):
         what = "regions" if regions else "colours"

@@ -148,6 +148,12 @@ def test_masks_beside_their_images_are_found_in_a_folder_without_splits(tmp_path
     assert splits["train"].stems == ["a", "b"]
 
 
+def test_categories_of_coco_are_the_classes_of_masks_beside_them(tmp_path):
+    categories = {"images": [], "categories": [{"id": 0, "name": "road"}, {"id": 1, "name": "sky"}]}
+    report, splits = prepared(folder(tmp_path / "in", labels=categories), tmp_path / "out")
+    assert (report.data_format, splits["train"].labels.names) == ("folder", ("road", "sky"))
+
+
 def test_whole_drives_are_taken_for_validation(tmp_path):
     stems = [f"drive {drive}/{frame:04}" for drive in range(5) for frame in range(4)]
     report, splits = prepared(folder(tmp_path / "in", stems), tmp_path / "out", val_fraction=0.2)
@@ -211,7 +217,31 @@ def test_numbers_of_masks_are_classes_without_a_label_set(tmp_path):
     assert "all 512 labelled pixels have a counterpart" in report.notes[-1]
     record = json.loads((tmp_path / "out" / "prepare.json").read_text())
     assert record["mapping"] == given
-    assert record["mapped_classes"] == [["id 7", "flat"], ["id 26", "mover"], ["id 27", "mover"]]
+    assert record["mapped_classes"] == [
+        ["id 7", "flat"],
+        ["id 26", "mover"],
+        ["id 27", "mover"],
+        ["other numbers", None],
+    ]
+
+
+def test_numbers_that_a_mapping_omits_count_as_lost_without_a_label_set(tmp_path):
+    folder(tmp_path / "in", ("a",), labels=None, ids=(7, 11))
+    folder(tmp_path / "in", ("b",), labels=None, ids=(11, 255))
+    given = mapping_file(tmp_path, {"flat": [7]})
+    with pytest.raises(ValueError, match=r"most pixels would be lost: 256 of 384 .*other numbers 66.7 %"):
+        prepared(tmp_path / "in", tmp_path / "out", mapping=given)
+    _, splits = prepared(tmp_path / "in", tmp_path / "out", mapping=given, ignore_index=11)
+    assert [np.unique(splits["train"].mask(i)).tolist() for i in range(2)] == [[0, 255], [255]]
+    with pytest.raises(ValueError, match="--ignore_index is 7; expected a number that --mapping does not name"):
+        prepared(tmp_path / "in", tmp_path / "out2", mapping=given, ignore_index=7)
+
+
+@pytest.mark.parametrize(("numbers", "strange"), [([26, 300], 300), ([-1], -1), ([1, -1], -1)])
+def test_numbers_that_no_mask_can_hold_are_refused_without_a_label_set(tmp_path, numbers, strange):
+    given = mapping_file(tmp_path, {"a": numbers})
+    with pytest.raises(ValueError, match=f"--mapping names the number {strange}; masks hold 0 to 255"):
+        prepared(folder(tmp_path / "in", labels=None), tmp_path / "out", mapping=given)
 
 
 def kitti(root, ids=(26, 9)):
@@ -286,6 +316,7 @@ def test_check_reads_masks_as_the_mapping_says(tmp_path, capsys):
     source = folder(tmp_path / "in", labels=None, ids=(26, 7))
     given = mapping_file(tmp_path, {"flat": [7], "mover": [26]})
     assert cli.main(["check", "--source", str(source), "--mapping", given]) == 0
+    assert "other numbers" not in capsys.readouterr().out  # there are none, and they are no class to learn
     (source / "labels.json").write_text(json.dumps(OWN))
     given = mapping_file(tmp_path, {"flat": ["lorry"]})
     assert cli.main(["check", "--source", str(source), "--mapping", given]) == 1

@@ -16,6 +16,7 @@ import yaml
 
 from semseg_diffusers.data.check.inspection import PairFacts, color_distances, near_duplicates, same_images
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
+from semseg_diffusers.data.merged_classes import OTHER_NUMBERS
 
 
 EXAMPLES = 5  # files named in a finding
@@ -162,8 +163,9 @@ def _classes(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
         return []
     anywhere = np.sum(list(pixels.values()), axis=0)
     train = pixels.get("train", anywhere)
-    never = [name for name, count in zip(labels.names, anywhere, strict=True) if not count]
-    elsewhere = [name for name, a, t in zip(labels.names, anywhere, train, strict=True) if a and not t]
+    counts = [row for row in zip(labels.names, anywhere, train, strict=True) if row[0] != OTHER_NUMBERS]
+    never = [name for name, count, _ in counts if not count]
+    elsewhere = [name for name, count, in_train in counts if count and not in_train]
     return [
         *find("class never seen", never, examples=(", ".join(never),), more=0),
         *find("class not in train", elsewhere, examples=(", ".join(elsewhere),), more=0),

@@ -98,11 +98,11 @@ def read_folder(root: AnyPath, options: ReadOptions, label_files: Sequence[str] 
             f"the classes of '{root}' are not known: looked for {', '.join(label_files)} in it. Give --labels: one "
             f"of {', '.join(PRESET_NAMES)}, or a JSON file."
         )
-    if options.labels is not None:
-        labels = LabelSet.from_name(options.labels)
+    if options.labels is None and not files:
+        labels = labels_of_ids(options.ids, options.ignore_index)
     else:
-        labels = LabelSet.from_json(files[0]) if files else labels_of_ids(options.ids)
-    labels = labels if options.ignore_index is None else labels.with_ignored_id(options.ignore_index)
+        labels = LabelSet.from_json(files[0]) if options.labels is None else LabelSet.from_name(options.labels)
+        labels = labels if options.ignore_index is None else labels.with_ignored_id(options.ignore_index)
     skip, photos, masks = options.skip_unmatched, _photos(root), root / "masks"
     if photos is not None and any(path.is_dir() for path in list_folder(photos)) and not split_folders(photos):
         return Source(labels, *_match_drives(photos, masks, skip), notes=("the folders of images are drives",))

@@ -21,6 +21,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from semseg_diffusers.data.dataset_format import LABEL_FILES
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.polygons import Polygon, RegionMask, RunLengths
 from semseg_diffusers.data.readers.mask_exports import (
@@ -272,11 +273,16 @@ def _coco_files(root: AnyPath) -> list[tuple[str, AnyPath, Names]]:
     folders = {folder.name: split for split, folder in split_folders(root).items()}
     for name, split in {"": "", "annotations": "", **folders}.items():
         paths = list_folder(root / name) if (root / name).is_dir() else []
-        files = [path for path in paths if _starts(path, COCO_START)]
+        files = [path for path in paths if _starts(path, COCO_START) and not _lists_classes(path)]
         instances = [path for path in files if path.name.startswith("instances_")]
         parts = (name,) if name else ()
         found += [(split or path.stem.removeprefix("instances_"), path, parts) for path in instances or files]
     return found
+
+
+def _lists_classes(file: AnyPath) -> bool:
+    """Return whether a COCO file is the label file of masks: categories without annotations."""
+    return file.name in LABEL_FILES and '"annotations"' not in read_text(file)
 
 
 def read_coco(root: AnyPath, options: ReadOptions) -> Source:
