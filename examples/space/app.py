@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from semseg_diffusers.app.settings import DEFAULT_MODELS
 from semseg_diffusers.cli import main
+from semseg_diffusers.generation.settings import DEFAULT_MODELS
 
 
 HERE = Path(__file__).resolve().parent

@@ -6,6 +6,7 @@ import html
 import io
 import math
 import threading
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,7 @@ OPTIONS = (
 TOAST_SECONDS = 15  # how long an error message is shown
 VISITOR_LENGTH = 32  # characters of the name that the canvas gives its visitor
 MAX_VISITORS = 32  # whose photo and samples are kept for a reload; the oldest are forgotten
+VISITOR_SECONDS = 3600  # how long photo and samples are kept after they were last loaded, generated or restored
 
 
 class Cancelled(Exception):  # noqa: N818  requested by a visitor
@@ -67,7 +69,7 @@ class Handlers:
         self._running: dict[str | None, threading.Event] = {}  # visitor -> event that cancels the running request
         self._strokes: dict[str | None, int] = {}  # visitor -> newest stroke known, while one is being generated for
         self._strokes_lock = threading.Lock()
-        self._visitors: OrderedDict[str, dict[str, Any]] = OrderedDict()  # name -> photo, samples
+        self._visitors: OrderedDict[str, dict[str, Any]] = OrderedDict()  # name -> photo, samples, time
         self._visitors_lock = threading.Lock()
 
     def _remember(self, mask: Any, **what: Any) -> None:
@@ -76,9 +78,16 @@ class Handlers:
         if not isinstance(name, str) or len(name) != VISITOR_LENGTH:
             return
         with self._visitors_lock:
-            self._visitors[name] = {**self._visitors.pop(name, {}), **what}
+            self._visitors[name] = {**self._recall(name), **what, "time": time.monotonic()}
             while len(self._visitors) > MAX_VISITORS:
                 self._visitors.popitem(last=False)
+
+    def _recall(self, name: str) -> dict[str, Any]:
+        """Return and remove what is kept of a visitor, after that of visitors who have been away for too long."""
+        oldest = time.monotonic() - VISITOR_SECONDS
+        while self._visitors and next(iter(self._visitors.values()))["time"] < oldest:
+            self._visitors.popitem(last=False)
+        return self._visitors.pop(name, {})
 
     def remember_photo(self, mask: dict, photo: Photo | None) -> None:
         """Keep the photo that a visitor has loaded or removed, for a reload."""
@@ -88,7 +97,9 @@ class Handlers:
         """Show a visitor's photo and samples again after a reload."""
         name = mask.get("visitor") if isinstance(mask, dict) else None
         with self._visitors_lock:
-            kept = dict(self._visitors.get(name, {})) if isinstance(name, str) else {}
+            kept = self._recall(name) if isinstance(name, str) else {}
+            if kept:
+                self._visitors[name] = kept | {"time": time.monotonic()}
         photo, samples = kept.get("photo"), kept.get("samples")
         shown = gr.skip() if photo is None else gr.update(photo=_data_url(photo.image))
         rest = tuple(gr.skip() for _ in range(5)) if not samples else self._finished(samples, "")

@@ -1,22 +1,40 @@
 """Where the page is served: an address that can be listened on, and the names under which it answers."""
 
+import errno
 import ipaddress
 import socket
 from collections.abc import Iterable
 from typing import Any
 
 
+def without_brackets(host: str) -> str:
+    """Return an IPv6 address as sockets take it: "[::1]" is "::1"."""
+    return host.removeprefix("[").removesuffix("]")
+
+
+def name_of(host: str) -> str:
+    """Return the name or address of a Host header, or of an option, without its port: "[::1]:7860" is "::1"."""
+    if host.startswith("["):
+        host = without_brackets(host.partition("]")[0])
+    elif host.count(":") == 1:  # more of them are an IPv6 address
+        host = host.partition(":")[0]
+    return host.lower().rstrip(".")
+
+
 def check_address(host: str, port: int) -> None:
     """Raise a `ValueError` for an address that cannot be listened on."""
+    address = without_brackets(host)
     try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        with socket.create_server((address, port), family=socket.AF_INET6 if ":" in address else socket.AF_INET):
             pass
     except OSError as err:
-        other = port + 1 if port < 65535 else port - 1
-        raise ValueError(
-            f"cannot listen on --host {host} --port {port} ({err.strerror or err}). Does another program use it? "
-            f"Try --port {other}."
-        ) from err
+        if err.errno == errno.EADDRINUSE:
+            hint = f"Another program uses it. Try --port {port + 1 if port < 65535 else port - 1}."
+        elif err.errno == errno.EACCES:
+            hint = "Only an administrator may use this port."
+        else:
+            hint = "The host must be a name or an address of this machine, without a port."
+        raise ValueError(f"cannot listen on --host {host} --port {port} ({err.strerror or err}). {hint}") from err
 
 
 class OwnHosts:
@@ -29,7 +47,7 @@ class OwnHosts:
     def __init__(self, app: Any, names: Iterable[str]):
         self.app = app
         own = ("localhost", socket.gethostname(), f"{socket.gethostname()}.local")
-        self.names = {name.lower().rstrip(".") for name in (*own, *names)}
+        self.names = {name_of(name) for name in (*own, *names)}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request on, or answer it with 421, Misdirected Request."""
@@ -46,10 +64,9 @@ class OwnHosts:
 
     def is_own(self, header: bytes) -> bool:
         """Return whether a Host header names this machine, by name or address."""
-        name = header.decode("latin-1").lower()
-        name = name.partition("]")[0].lstrip("[") if name.startswith("[") else name.partition(":")[0]
+        name = name_of(header.decode("latin-1"))
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return name.rstrip(".") in self.names
+            return name in self.names
         return True

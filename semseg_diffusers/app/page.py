@@ -2,7 +2,9 @@
 template, style and script are in `canvas/`, and its value is the mask as run lengths (`inputs.py`).
 """
 
+import hashlib
 import html
+import json
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -14,7 +16,7 @@ from starlette.middleware import Middleware
 
 from semseg_diffusers.app.collection import Collection
 from semseg_diffusers.app.handlers import ANY, OWN_SCHEDULER, TOAST_SECONDS, Handlers
-from semseg_diffusers.app.hosts import OwnHosts
+from semseg_diffusers.app.hosts import OwnHosts, without_brackets
 from semseg_diffusers.app.inputs import pack_mask
 from semseg_diffusers.app.sampler import MODES, NOISE, REDRAW, Sampler
 from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
@@ -80,6 +82,7 @@ def build_page(
     with gr.Blocks(title="Painter", analytics_enabled=False, fill_width=True, delete_cache=(KEPT // 24, KEPT)) as page:
         photo, samples = gr.State(None), gr.State(None)
         size = f"{sampler.size[0]} × {sampler.size[1]}"
+        memory = _memory_key(sampler, title)
         facts = f"{html.escape(title)} · {size} pixels (height × width) · {sampler.recommended[0]} steps"
         gr.Markdown(f"## Paint a mask, generate images\n{facts}")
         with gr.Row():
@@ -123,12 +126,12 @@ def build_page(
         )  # fmt: skip
         # What a reload or Back restores: the mask by the canvas, the options by the browser, the rest by the server.
         photo.change(handlers.remember_photo, [canvas, photo], None, api_visibility="private", show_progress="hidden")
-        page.load(None, options, options, js=_RESTORE_OPTIONS).then(
+        page.load(None, options, options, js=_RESTORE_OPTIONS % memory).then(
             handlers.restore, canvas, [canvas, photo, gallery, samples, download, keep, message],
-            js=_VISITOR, api_visibility="private", show_progress="hidden",
+            js=_VISITOR % memory, api_visibility="private", show_progress="hidden",
         )  # fmt: skip
         for option in options:
-            option.change(None, options, None, js=_REMEMBER_OPTIONS, show_progress="hidden")
+            option.change(None, options, None, js=_REMEMBER_OPTIONS % memory, show_progress="hidden")
         script = f"() => Math.floor(Math.random() * {MAX_SEED + 1})"
         random_seed.click(None, None, seed_field, js=script, show_progress="hidden")
         # A running request ends between two steps, by its handler, so that earlier samples can be kept; a waiting one
@@ -188,21 +191,31 @@ def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.nd
         examples=[{"name": name, **pack_mask(ids)} for name, ids in examples.items()],
         photo="",
         model=title,
+        memory=_memory_key(sampler, title),
         drawing=sampler.is_quick,
         live=None,
     )
 
 
-# Options are kept by the browser for this tab, under the address of the page.
-_REMEMBER_OPTIONS = "(...values) => sessionStorage.setItem('options ' + location.pathname, JSON.stringify(values))"
+def _memory_key(sampler: Sampler, title: str) -> str:
+    """Return the key of masks and options in a browser: each model and its classes have their own."""
+    labels = sampler.labels
+    model = [title, *sampler.size, labels.ignore_index, *labels.names]
+    return hashlib.sha256(json.dumps(model).encode()).hexdigest()[:16]
+
+
+# Options are kept by the browser for this tab, unless it forbids that; %s is `_memory_key`.
+_REMEMBER_OPTIONS = """(...values) => {
+    try { sessionStorage.setItem('options %s', JSON.stringify(values)); } catch {}
+}"""
 _RESTORE_OPTIONS = """(...values) => {
-    const kept = JSON.parse(sessionStorage.getItem('options ' + location.pathname) ?? '[]');
+    let kept = [];
+    try { kept = JSON.parse(sessionStorage.getItem('options %s') ?? '[]'); } catch {}
     return kept.length === values.length ? kept : values;
 }"""
-# The canvas names its visitor in its value, once the page has it.
+# The canvas names its visitor in what it keeps, which is there before its value is.
 _VISITOR = """async () => {
-    const name = Object.keys(sessionStorage).find((key) => key.startsWith('painter '));
-    return [name ? JSON.parse(sessionStorage.getItem(name)) : {}];
+    try { return [JSON.parse(sessionStorage.getItem('painter %s') ?? '{}')]; } catch { return [{}]; }
 }"""
 
 
@@ -285,10 +298,11 @@ def serve(
 
     It answers to addresses, the names of this machine, and `allowed_hosts`.
     """
+    host = without_brackets(host)
     # fonts that every system has: those of gradio's own themes would be downloaded
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]).set(**COLORS)
     _, address, _ = page.launch(
-        server_name=host,
+        server_name=f"[{host}]" if ":" in host else host,  # as in its URL
         server_port=port,
         inbrowser=in_browser,
         prevent_thread_lock=in_background,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from semseg_diffusers.app.hosts import name_of
 from semseg_diffusers.generation.settings import DEFAULT_MODEL_HELP, DTYPE_NAMES
 from semseg_diffusers.utils.settings import Settings, option
 
@@ -57,3 +58,9 @@ class AppSettings(Limits):
     seed: int = option(0, at_least=0, at_most=MAX_SEED, help="seed that the page shows first")
     device: str | None = option(None, help="default: GPU if any")
     dtype: str = option("float32", choices=DTYPE_NAMES, help="of the weights")
+
+    def __post_init__(self):
+        super().__post_init__()
+        for host in self.allowed_hosts:
+            if "/" in host or not name_of(host):
+                raise ValueError(f"--allowed_hosts {host!r}: expected a name such as paint.example.org, no URL.")

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import copy
 import io
 import json
 import os
@@ -16,6 +17,7 @@ import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -29,10 +31,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from semseg_diffusers import cli
+from semseg_diffusers.app import handlers as app_handlers
 from semseg_diffusers.app.app import find_segmenter, starting_masks
 from semseg_diffusers.app.collection import Collection, zip_of
-from semseg_diffusers.app.handlers import MAX_VISITORS, VISITOR_LENGTH, Cancelled, Handlers
-from semseg_diffusers.app.hosts import OwnHosts
+from semseg_diffusers.app.handlers import MAX_VISITORS, VISITOR_LENGTH, VISITOR_SECONDS, Cancelled, Handlers
+from semseg_diffusers.app.hosts import OwnHosts, check_address
 from semseg_diffusers.app.inputs import (
     check_number,
     check_scheduler,
@@ -430,6 +433,40 @@ def test_photo_and_samples_of_a_visitor_are_kept_for_a_reload_and_the_oldest_vis
     for i in range(MAX_VISITORS):
         handlers.remember_photo({"visitor": f"{i:0{VISITOR_LENGTH}}"}, photo)
     assert handlers.restore(mask)[1] is None
+
+
+def test_what_a_visitor_loaded_is_forgotten_an_hour_after_it_was_last_restored(tmp_path, sampler, monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(app_handlers, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    handlers, photo = Handlers(sampler, None, str(tmp_path)), Photo(photo_of(3), STREET)
+    stays, leaves = ({"visitor": letter * VISITOR_LENGTH} for letter in "ab")
+    handlers.remember_photo(stays, photo)
+    handlers.remember_photo(leaves, photo)
+    clock.now = VISITOR_SECONDS
+    assert handlers.restore(stays)[1] == photo
+    clock.now += 1
+    assert handlers.restore(leaves)[1] is None
+    assert handlers.restore(stays)[1] == photo
+    clock.now += VISITOR_SECONDS + 1
+    handlers.remember_photo(leaves, None)
+    assert handlers.restore(stays)[1] is None
+
+
+def test_a_browser_keeps_masks_and_options_for_one_model_and_its_classes(sampler):
+    def keys(title: str, labels: LabelSet = LABELS) -> set[str]:
+        changed = copy.copy(sampler)
+        changed.labels = labels
+        page = build_page(changed, None, {}, [], title)
+        canvas = next(
+            block for block in page.blocks.values() if isinstance(block, gr.HTML) and "memory" in block.props
+        )
+        scripts = " ".join(function.js for function in page.fns.values() if isinstance(function.js, str))
+        return {canvas.props["memory"], *re.findall(r"Item\('(?:painter|options) (\w+)'", scripts)}
+
+    renamed = LabelSet(("other", *LABELS.names[1:]), LABELS.colors)
+    found = [keys("tiny"), keys("tiny"), keys("else"), keys("tiny", renamed)]
+    assert [len(each) for each in found] == [1, 1, 1, 1]
+    assert len(set.union(*found)) == 3
 
 
 @pytest.mark.parametrize(
@@ -900,7 +937,7 @@ def test_the_page_answers_to_its_own_names_and_addresses_only(host, status):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    transport = httpx.ASGITransport(OwnHosts(page, ["proxy.test"]))
+    transport = httpx.ASGITransport(OwnHosts(page, ["proxy.test:8443", "::1"]))
 
     async def ask() -> httpx.Response:
         async with httpx.AsyncClient(transport=transport) as client:
@@ -985,6 +1022,26 @@ def test_a_port_in_use_is_named_with_the_option_that_chooses_another(tmp_path, m
     assert "Try --port" in error
 
 
+@pytest.mark.parametrize("host", ["203.0.113.7", "nowhere.invalid", "127.0.0.1:80"])
+def test_a_wrong_host_is_named_and_no_other_port_suggested(host):
+    with pytest.raises(ValueError, match="must be a name or an address of this machine") as error:
+        check_address(host, 7860)
+    assert "Try --port" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_the_page_is_served_at_an_ipv6_address_with_or_without_brackets(tmp_path, host):
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+            port = free.getsockname()[1]
+    except OSError as err:
+        pytest.skip(f"this machine has no IPv6: {err}")
+    check_address(host, port)
+    with served(tmp_path, host=host) as address:
+        assert address.startswith("http://[::1]:")
+        assert httpx.get(f"{address}config").status_code == 200
+
+
 def test_the_page_starts_with_masks_of_the_dataset_where_a_label_set_has_no_street(tmp_path):
     labels = LabelSet(("drivable", "dynamic thing"), ((9, 9, 9), (1, 2, 3)))
     (tmp_path / "run").mkdir()
@@ -1013,6 +1070,8 @@ def test_the_page_starts_with_masks_of_the_dataset_where_a_label_set_has_no_stre
         (["--masks", "nowhere"], "nowhere"),
         (["--device", "abacus"], "--device abacus cannot be used here"),
         (["--output", "run"], "was not made by the painter"),
+        (["--allowed_hosts", "https://proxy.test"], "--allowed_hosts 'https://proxy.test': expected a name"),
+        (["--allowed_hosts", ":80"], "--allowed_hosts ':80': expected a name"),
     ],
 )
 def test_wrong_options_are_one_line_before_the_page_is_served(tmp_path, monkeypatch, capsys, options, expected):

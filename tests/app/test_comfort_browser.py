@@ -12,6 +12,8 @@ from helpers.app_place import LABELS, STREET, served, tiny_sampler
 from helpers.generation_places import draw_ids
 from PIL import Image
 
+from semseg_diffusers.app.inputs import pack_runs
+
 
 pytestmark = pytest.mark.slow
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; the extra `dev` brings it")
@@ -134,10 +136,15 @@ def test_a_zoomed_mask_is_painted_under_the_pointer_and_moved_by_the_wheel(visit
     sync_api.expect(page.locator(".painter .zoom-value")).to_have_text("200 %")
 
 
-def test_two_fingers_zoom_and_leave_the_mask_as_it_was(browser, place):
+@pytest.mark.parametrize("tool", ["Brush", "Fill", "Polygon", "Object"])
+def test_two_fingers_zoom_and_leave_the_mask_as_it_was(browser, place, tool):
     visitor = Visitor(browser, place[0], 390, 844, touch=True)
     client = visitor.context.new_cdp_session(visitor.page)
     visitor.page.locator(".painter .palette button", has_text="person").tap()
+    if tool == "Object":
+        visitor.page.locator(".painter .shapes button").first.tap()
+    elif tool != "Brush":
+        visitor.tool(tool)
     (x, y), (x2, y2) = visitor.point(6, 8), visitor.point(9, 8)
 
     def touch(kind: str, *points: tuple[float, float]) -> None:
@@ -151,6 +158,31 @@ def test_two_fingers_zoom_and_leave_the_mask_as_it_was(browser, place):
     touch("touchEnd")
     assert float(visitor.page.locator(".painter .zoom-value").text_content().rstrip(" %")) > 150
     assert np.array_equal(visitor.ids(), STREET)
+    assert mask_of(visitor) == pack_runs(STREET)
+    sync_api.expect(visitor.page.get_by_role("button", name="Undo")).to_be_disabled()
+    if tool == "Polygon":  # no corner is left: two more make no area
+        for at in ((2, 2), (12, 2)):
+            visitor.page.touchscreen.tap(*visitor.point(*at))
+        visitor.page.keyboard.press("Enter")
+        assert np.array_equal(visitor.ids(), STREET)
+    visitor.leave()
+
+
+def test_the_painter_works_where_the_browser_keeps_nothing(browser, place):
+    visitor = Visitor(browser, place[0], 1280, 800)
+    visitor.page.add_init_script(
+        "Object.defineProperty(window, 'sessionStorage', { get() { throw new DOMException('no', 'SecurityError'); } })"
+    )
+    visitor.page.reload()
+    visitor.page.locator(".painter .palette button").first.wait_for()
+    visitor.tool("Fill")
+    visitor.choose("car")
+    visitor.click(8, 0)
+    visitor.page.get_by_label("Seed", exact=True).fill("77")
+    visitor.page.keyboard.press("Tab")
+    visitor.generate(4)
+    assert len(visitor.samples()) == 4
+    assert visitor.ids()[0, 8] == CAR
     visitor.leave()
 
 

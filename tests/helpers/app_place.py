@@ -42,7 +42,9 @@ def few_step_sampler() -> Sampler:
 
 
 @contextlib.contextmanager
-def served(folder: Path, sampler: Sampler | None = None, street: np.ndarray = STREET) -> Iterator[str]:
+def served(
+    folder: Path, sampler: Sampler | None = None, street: np.ndarray = STREET, host: str = "127.0.0.1"
+) -> Iterator[str]:
     """The address of a page that adds to `folder/painted`; its files lie in `folder/files`."""
     sampler = sampler or tiny_sampler()
     with pytest.MonkeyPatch.context() as patch:
@@ -52,7 +54,7 @@ def served(folder: Path, sampler: Sampler | None = None, street: np.ndarray = ST
         collection = Collection(folder / "painted", sampler.labels, sampler.size)
         page = build_page(sampler, collection, {"plain street": street}, drawn_shapes(LABELS), "tiny")
         try:
-            yield serve(page, LIMITS, port=None, in_background=True)
+            yield serve(page, LIMITS, host, port=None, in_background=True)
         finally:
             page.close(verbose=False)
 

@@ -16,8 +16,11 @@ const ids = new Uint8Array(height * width);
 const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null, stroke: 0, asked: 0 };
 let undoStack = [], redoStack = [], hasPhoto = false, asking, zoom = 1, typed = { digits: "", at: 0 };
 // What a reload or Back restores, kept by the browser for this tab; what the server keeps has the name `visitor`.
-const memory = `painter ${model} ${height} x ${width}`;
-const remembered = JSON.parse(sessionStorage.getItem(memory) ?? "{}");
+const memory = `painter ${props.memory}`;
+let remembered = {};
+try {
+  remembered = JSON.parse(sessionStorage.getItem(memory) ?? "{}");
+} catch {}  // forbidden by the browser
 const initial = JSON.stringify(props.value);
 let isSettled = false;
 const visitor = remembered.visitor ?? Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
@@ -215,17 +218,31 @@ stage.addEventListener("wheel", (event) => {
   zoomBy(2 ** (-event.deltaY / 200), event.clientX, event.clientY);
 }, { passive: false });
 
-// Two fingers zoom and move the view; the stroke that the first has started is taken back.
+// Two fingers zoom and move the view; what the first has done is taken back.
 const fingers = new Map();
+let before = null;  // the first finger
 stage.addEventListener("pointerdown", (event) => {
   if (event.pointerType !== "touch") return;
   fingers.set(event.pointerId, [event.clientX, event.clientY]);
-  if (fingers.size < 2) return;
-  if (state.last) ids.set(undoStack.pop());
+  if (fingers.size < 2) {
+    before = { mask: ids.slice(), undone: [...undoStack], redone: [...redoStack], corners: [...state.corners], id: state.id, tool: state.tool };
+    return;
+  }
   state.last = state.dragFrom = state.pointer = null;
-  show();
-  showGhost();
+  if (before) takeBack(before);
+  before = null;
 }, true);
+
+function takeBack({ mask, undone, redone, corners, id, tool }) {
+  const isPainted = ids.some((painted, i) => painted !== mask[i]);
+  ids.set(mask);
+  [undoStack, redoStack] = [undone, redone];
+  chooseClass(id, tool);
+  state.corners = corners;
+  if (isPainted) publish();
+  else show();
+}
+
 stage.addEventListener("pointermove", (event) => {
   if (!fingers.has(event.pointerId)) return;
   const [[x0, y0], [x1, y1]] = [...fingers.values()].concat([[0, 0]]);
