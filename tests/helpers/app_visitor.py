@@ -83,6 +83,7 @@ class Visitor(Hand):
     def leave(self) -> None:
         """Close the page, which said nothing wrong, and asked nobody else."""
         self.context.close()
-        assert [text for text in self.said if text.startswith("error")] == []
+        errors = [text for text in self.said if text.startswith("error")]
+        assert not errors, errors
         others = [url for url in self.asked if not url.startswith((self.address, "data:", "blob:"))]
         assert others == []
