@@ -96,9 +96,9 @@ class Handlers:
     def restore(self, mask: Any) -> tuple:
         """Show a visitor's photo and samples again after a reload."""
         name = mask.get("visitor") if isinstance(mask, dict) else None
+        kept: dict[str, Any] = {}
         with self._visitors_lock:
-            kept = self._recall(name) if isinstance(name, str) else {}
-            if kept:
+            if isinstance(name, str) and (kept := self._recall(name)):
                 self._visitors[name] = kept | {"time": time.monotonic()}
         photo, samples = kept.get("photo"), kept.get("samples")
         shown = gr.skip() if photo is None else gr.update(photo=_data_url(photo.image))
