@@ -305,7 +305,7 @@ def test_a_kind_overrules_the_name_of_a_class():
 def test_synonyms_have_the_kind_of_their_class():
     labels = LabelSet.from_names(["street", "automobile", "lorry", "motor cyclist", "vehicle"])
     kinds = Street.of(labels).kinds
-    assert kinds == {0: "road", 1: "car", 2: "truck", 3: None, 4: "vehicle"}
+    assert kinds == {0: "road", 1: "car", 2: "truck", 3: "rider", 4: "vehicle"}
 
 
 def test_a_label_set_without_ground_is_refused():
