@@ -278,12 +278,12 @@ class Objective:
         return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep).clamp(-1, 1)
 
     def differences(self, fake: list[torch.Tensor], partner: list[torch.Tensor]) -> torch.Tensor:
-        """Return how far two images of a mask are apart at each scale of the features (S,): the mean of a batch.
+        """Return how far two images of a mask are apart at each scale of the features, (S, B).
 
         Means of `PARTS` x `PARTS` parts of the image are compared: grain, which differs anyway, is no diversity.
         """
         pairs = [[F.adaptive_avg_pool2d(maps, PARTS) for maps in both] for both in zip(fake, partner, strict=True)]
-        return torch.stack([1 - F.cosine_similarity(a, b, dim=1).mean() for a, b in pairs])
+        return torch.stack([1 - F.cosine_similarity(a, b, dim=1).mean((1, 2)) for a, b in pairs])
 
     def diversity_loss(self, fake: list[torch.Tensor], batch: dict[str, Any]) -> torch.Tensor:
         """Return what images from noise lack of the teacher's difference between images, as a share of it."""
@@ -297,7 +297,8 @@ class Objective:
             window = Window(partner.shape, others["window"], self.settings.discriminator_window)
             features = self.features(partner, window)
         found = self.differences([each[rows] for each in fake], features)
-        return (1 - found / self.teachers_differences).clamp(min=0).mean()
+        lacking = (1 - found / self.teachers_differences[:, None]).clamp(min=0).mean(0)  # (rows,)
+        return lacking.sum() / len(signal)  # as other losses, over all samples, so that processes share it out
 
     @torch.no_grad()
     def _teachers_differences(self) -> torch.Tensor:
@@ -315,7 +316,7 @@ class Objective:
             pixels = torch.stack([torch.from_numpy(np.array(image)) for image in images]).to(device)
             tensor = pixels.permute(0, 3, 1, 2).contiguous() / 127.5 - 1  # (M, 3, H, W)
             maps.append(self.features(tensor, Window(tensor.shape, windows, settings.discriminator_window)))
-        return self.differences(*maps)
+        return self.differences(*maps).mean(1)
 
     def conditions(self, batch: dict[str, Any], window: Window) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the shares of classes and unknown (B, N + 1, H, W), and these with the attributes (B, K, H, W)."""

@@ -76,7 +76,7 @@ def test_each_stroke_updates_the_photo_and_the_seed_stays(visitor, place):
         assert np.array_equal(visitor.photo(), expected(place[1], visitor.ids()))
     status = visitor.page.locator(".painter .live-status")
     sync_api.expect(status).to_have_text("tiny: 4 steps, seed 0")
-    sync_api.expect(visitor.page.locator("body")).to_contain_text("tiny · 16 × 16 pixels · 4 steps")
+    sync_api.expect(visitor.page.locator("body")).to_contain_text("tiny · 16 × 16 pixels (height × width) · 4 steps")
     visitor.generate(4)
     assert np.array_equal(visitor.samples()[0], visitor.photo())
 
