@@ -262,7 +262,7 @@ def test_two_processes_skip_bad_masks_of_both_shares_and_make_a_grid_as_one_does
     refused = place.launch()
     assert refused.end() != 0
     assert len(re.findall(ERROR, refused.said)) == 1
-    listed = r"2 masks cannot be used:\n.*01\.png' holds class 7.*\n.*04\.png' holds class 7"
+    listed = r"2 masks cannot be used:\s.*01\.png' holds class 7.*\s.*04\.png' holds class 7"
     assert re.search(ERROR + listed, refused.said)
     options = ("--skip_errors", "--variations", "guidance_scale=1.5,3", "--training_set")
     rows = []
