@@ -139,10 +139,9 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     if pipeline.config.trained_timesteps:
         raise ValueError(f"{where} is distilled already. Give the model that it was made from.")
     is_upscaler = getattr(config, "upscale_factor", None) is not None
-    if settings.low_res_from is None and settings.given(["low_res_share"]):
-        raise ValueError("--low_res_share needs --low_res_from.")
     if not is_upscaler and (given := settings.given(("low_res_from", "low_res_share", "low_res_blur"))):
         raise ValueError(f"{given[0]} is for upscalers, and {where} generates images from noise. Leave it out.")
+    settings.check_low_res_share()
     if not is_upscaler and settings.steps == 1 and (given := settings.given(["reconstruction_weight"])):
         raise ValueError(f"{given[0]} is for students of several steps: with --steps 1, all start from noise.")
     height, width = training_size(settings, data)

@@ -81,6 +81,11 @@ class PairOptions(ColumnOptions):
     )
     dataloader_num_workers: int = option(1, at_least=0, help="worker processes beside each training process")
 
+    def check_low_res_share(self) -> None:
+        """Refuse a share of images of another model where none are given."""
+        if self.low_res_from is None and self.given(["low_res_share"]):
+            raise ValueError("--low_res_share needs --low_res_from.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions(PairOptions):
@@ -382,8 +387,7 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
             raise ValueError(
                 f"--random_crop {self.random_crop} is not a multiple of --upscale_factor {self.upscale_factor}."
             )
-        if self.low_res_from is None and self.given(["low_res_share"]):
-            raise ValueError("--low_res_share needs --low_res_from.")
+        self.check_low_res_share()
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
