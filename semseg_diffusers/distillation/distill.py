@@ -38,6 +38,7 @@ from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.models.unet_mask_guided import mask_to_one_hot
 from semseg_diffusers.pipelines.guidance import Conditions
 from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, MaskGuidedMixin
+from semseg_diffusers.pipelines.upscaling import image_to_sample, sample_to_image
 from semseg_diffusers.training import hardware
 from semseg_diffusers.training.dataset import PARTNER, TEACHER, WINDOW, TrainingDataset, make_generator
 from semseg_diffusers.training.inputs import (
@@ -51,7 +52,7 @@ from semseg_diffusers.training.inputs import (
 from semseg_diffusers.training.loop import run_and_push
 from semseg_diffusers.training.low_res import LowRes
 from semseg_diffusers.training.networks import build_pipeline, check_resolution
-from semseg_diffusers.training.objective import CONDITIONS, Window, predicted_image
+from semseg_diffusers.training.objective import CONDITIONS, Window, predicted_sample
 from semseg_diffusers.training.previews import parse_trackers, preview_pairs, preview_sheet, sample_images
 from semseg_diffusers.training.run import Run
 
@@ -164,7 +165,9 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     # only what `LCMScheduler` knows of the settings of the saved sampler, so that it loads without warnings
     known_settings = inspect.signature(LCMScheduler.__init__).parameters
     saved = {name: value for name, value in pipeline.trained_scheduler.config.items() if name in known_settings}
-    sampler = LCMScheduler(**saved | {"original_inference_steps": settings.steps, "clip_sample": True})
+    # differences to an enlarged image have no bounds
+    clip_sample = getattr(config, "residual_scale", None) is None
+    sampler = LCMScheduler(**saved | {"original_inference_steps": settings.steps, "clip_sample": clip_sample})
     signal = float(noise_scheduler.alphas_cumprod[-1]) ** 0.5
     if noise_scheduler.config.prediction_type == "epsilon" and signal < LEAST_SIGNAL:
         raise ValueError(
@@ -252,29 +255,39 @@ class Objective:
         self.noise_scheduler: DDPMScheduler = run.noise_scheduler
         self.teacher = self.inputs.teacher.to(run.accelerator.device)
         self.features: Any = run.features
+        self.residual_scale = getattr(self.teacher.config, "residual_scale", None)
         if self.settings.diversity_weight:
             self.teachers_differences = self._teachers_differences()
 
     def generate(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Return the image (B, 3, H, W) that the student predicts: from noise, or from a noised photo."""
+        """Return the clean sample (B, 3, H, W) that the student predicts: from noise, or from a noised photo."""
         timestep = batch["timestep"]
-        noisy = self.noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)
+        noisy = self.noise_scheduler.add_noise(self.photos_sample(batch), batch["noise"], timestep)
         from_noise = (timestep == self.inputs.timesteps[0])[:, None, None, None]
         noisy = torch.where(from_noise, batch["noise"], noisy)
         conditions = {name: batch[name] for name in CONDITIONS if name in batch}
         prediction = self.run.unet(noisy, timestep, mask=batch["mask"], **conditions).sample
-        return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep)
+        return predicted_sample(self.noise_scheduler, noisy, prediction.float(), timestep)
+
+    def photos_sample(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the samples (B, 3, H, W) that the photos of a batch are."""
+        return image_to_sample(batch["image"], batch.get("low_res"), self.residual_scale)
+
+    def image(self, sample: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the images (B, 3, H, W) that samples are."""
+        return sample_to_image(sample, batch.get("low_res"), self.residual_scale)
 
     @torch.no_grad()
-    def teachers_image(self, image: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
-        """Noise an image (B, 3, H, W) and return the guided teacher's prediction of it, which sees whole masks."""
+    def teachers_sample(self, sample: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        """Noise a sample (B, 3, H, W) and return the guided teacher's prediction of it, which sees whole masks."""
         timestep = batch["teacher_timestep"]
-        noisy = self.noise_scheduler.add_noise(image, batch["teacher_noise"], timestep)
+        noisy = self.noise_scheduler.add_noise(sample, batch["teacher_noise"], timestep)
         given = {name: batch[name] for name in CONDITIONS if name in batch}
         conditions = Conditions(self.teacher, batch.get("whole_mask", batch["mask"]), 1, **given)
         weights = conditions.weights(self.inputs.guidance_scale, None)
-        prediction = conditions.predict(noisy, timestep, weights)[:, : image.shape[1]]
-        return predicted_image(self.noise_scheduler, noisy, prediction.float(), timestep).clamp(-1, 1)
+        prediction = conditions.predict(noisy, timestep, weights)[:, : sample.shape[1]]
+        predicted = predicted_sample(self.noise_scheduler, noisy, prediction.float(), timestep)
+        return predicted.clamp(-1, 1) if self.residual_scale is None else predicted
 
     def differences(self, fake: list[torch.Tensor], partner: list[torch.Tensor]) -> torch.Tensor:
         """Return how far two images of a mask are apart at each scale of the features, (S, B).
@@ -292,7 +305,7 @@ class Objective:
             return fake[0].new_zeros(())
         others = {name: values[rows] for name, values in batch.items() if isinstance(values, torch.Tensor)}
         with torch.no_grad():
-            partner = self.generate(others | {"noise": others["partner_noise"]})
+            partner = self.image(self.generate(others | {"noise": others["partner_noise"]}), others)
             window = Window(partner.shape, others["window"], self.settings.discriminator_window)
             features = self.features(partner, window)
         found = self.differences([each[rows] for each in fake], features)
@@ -337,10 +350,10 @@ class Objective:
             loss, found = generated.new_zeros(()), None
             values: dict[str, torch.Tensor] = {}
             if settings.distillation_weight:
-                values["distillation"] = (generated - self.teachers_image(generated.detach(), batch)).square().mean()
+                values["distillation"] = (generated - self.teachers_sample(generated.detach(), batch)).square().mean()
                 loss = loss + settings.distillation_weight * values["distillation"]
             if settings.reconstruction_weight and (settings.steps > 1 or "low_res" in batch):
-                errors = (generated - batch["image"]).square().mean((1, 2, 3))  # (B,)
+                errors = (generated - self.photos_sample(batch)).square().mean((1, 2, 3))  # (B,)
                 if "low_res" not in batch:  # of an image to enlarge, noise alone shows the photo too
                     errors = errors * (batch["timestep"] != self.inputs.timesteps[0])
                 values["reconstruction"] = errors.mean()
@@ -348,7 +361,7 @@ class Objective:
             if self.features is not None:
                 window = Window(batch["image"].shape, batch["window"], settings.discriminator_window)
                 shares, conditions = self.conditions(batch, window)
-                fake = self.features(generated, window)
+                fake = self.features(self.image(generated, batch), window)
                 with torch.no_grad():
                     real = self.features(batch["image"], window)
                 with frozen(accelerator.unwrap_model(run.models[1])) as discriminator:

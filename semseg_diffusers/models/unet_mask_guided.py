@@ -297,6 +297,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             by this factor, 2 or more (`low_res` of `forward`).
         max_noise_level (`int`, defaults to 0): The most noise that was added to the images to enlarge in training;
             used where `upscale_factor` is given.
+        residual_scale (`float`, *optional*): The network of an upscaler generates what the enlarged image lacks,
+            times this; None if it generates the image itself. `MaskGuidedUpscalePipeline` adds both.
 
     What attributes, pyramid, coordinates, augmentation, modulation and the image to enlarge add starts from zero
     weights: an untrained network predicts the same with and without them, and weights of a network without them load
@@ -367,6 +369,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         id2kind: dict | None = None,
         upscale_factor: int | None = None,
         max_noise_level: int = 0,
+        residual_scale: float | None = None,
     ):
         if mask_conditioning not in MASK_CONDITIONINGS:
             raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")
@@ -399,6 +402,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 raise ValueError("`label_diffusion` needs `num_train_timesteps`, the length of the training schedule.")
         if upscale_factor is not None and upscale_factor < 2:
             raise ValueError(f"`upscale_factor` must be 2 or more, or None; got {upscale_factor}.")
+        if residual_scale is not None and residual_scale <= 0:
+            raise ValueError(f"`residual_scale` must be above 0, or None; got {residual_scale}.")
         super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})
         base_channels = block_out_channels[0]
         stem_width = stem_channels if patch_size > 1 else base_channels

@@ -21,7 +21,7 @@ from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, plain_number
 from .mask_inputs import resize_ids, split_masks
 from .portable import PortableFolderMixin
 from .scheduler_trial import check_scheduler  # noqa: F401  diffusers copies only files that are imported here
-from .upscaling import NOISE_LEVEL, TiledConditions, add_low_res_noise, enlarge, project_onto, tile_windows
+from .upscaling import NOISE_LEVEL, TiledConditions, add_low_res_noise, enlarge, project_onto, sample_to_image, tile_windows
 
 
 logger = logging.get_logger(__name__)
@@ -181,7 +181,8 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
                 tensors)`; the tensors in the dictionary that it returns are used from then on.
-            callback_on_step_end_tensor_inputs (`list[str]`, defaults to ["latents"]): The tensors that it gets.
+            callback_on_step_end_tensor_inputs (`list[str]`, defaults to ["latents"]): The tensors that it gets;
+                `latents` are differences to the enlarged images where the network has a `residual_scale`.
 
         Returns:
             `ImagePipelineOutput` or `tuple`: The enlarged images, those of a mask one after the other.
@@ -223,6 +224,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         if noise_level:
             low_res_noise = randn_tensor(small.shape, generator=generator, device=device, dtype=dtype)
             low_res = add_low_res_noise(small, low_res_noise, noise_level)
+        low_res = enlarge(low_res, height, width)  # (B, C, H, W)
 
         with evaluation_mode(self.unet, guide_network):
             # 3. Encode what does not change from step to step
@@ -231,7 +233,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 "attributes": None if attribute_ids is None else attribute_ids.to(device),
                 "mask_noise": mask_noise,
                 "guide_unet": guide_network,
-                "low_res": enlarge(low_res, height, width),  # (B, C, H, W)
+                "low_res": low_res,
                 "noise_level": noise_level,
             }
             conditions: Conditions | TiledConditions
@@ -259,6 +261,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
 
         # 5. Postprocess
         self.check_finite()
+        latents = sample_to_image(latents, low_res, getattr(self.unet.config, "residual_scale", None))
         if project:
             latents = project_onto(latents, small)
         results = self.postprocess(latents, output_type)

@@ -1,6 +1,6 @@
 """Enlarging images: the reduction that an enlarged image has to agree with, noise on what is enlarged, and tiles.
 
-Noise on the input of an upscaler follows Ho et al. 2022 (cascaded diffusion models, section 4.2), projecting its
+Differences in place of images follow SRDiff (Li et al. 2022, section 3.3). Noise on the input of an upscaler follows Ho et al. 2022 (cascaded diffusion models, section 4.2), projecting its
 output back Wang et al. 2023 (DDNM, eq. 5), tiles that are joined at every step Bar-Tal et al. 2023 (MultiDiffusion,
 eq. 5). This file is saved beside the weights and runs without the package: it imports the standard library, numpy and
 torch only.
@@ -39,6 +39,16 @@ def add_low_res_noise(low_res: torch.Tensor, noise: torch.Tensor, noise_level: t
 def enlarge(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
     """Enlarge images (B, 3, h, w) to (B, 3, height, width) by bicubic interpolation."""
     return F.interpolate(images, (height, width), mode="bicubic")
+
+
+def image_to_sample(images: torch.Tensor, low_res: torch.Tensor | None, scale: float | None) -> torch.Tensor:
+    """Return what a network with this `residual_scale` generates in place of images: all (B, 3, H, W)."""
+    return images if scale is None or low_res is None else (images - low_res) * scale
+
+
+def sample_to_image(samples: torch.Tensor, low_res: torch.Tensor | None, scale: float | None) -> torch.Tensor:
+    """Return the images that samples of a network with this `residual_scale` amount to: all (B, 3, H, W)."""
+    return samples if scale is None or low_res is None else low_res + samples / scale
 
 
 @functools.lru_cache(maxsize=16)

@@ -106,12 +106,13 @@ def train(settings: TrainingSettings) -> Path:
         backbone = ImageBackbone.from_name(settings.perceptual_backbone, device=accelerator.device)
         perceptual = PerceptualLoss(backbone, settings.perceptual_weight)
 
+    residual_scale = getattr(inputs.unet.config, "residual_scale", None)
     with TrainingRun(settings, accelerator, inputs, trackers) as run:
 
         def step(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
             with accelerator.autocast():
                 losses = diffusion_loss(
-                    run.unet, run.noise_scheduler, batch, settings.snr_gamma, class_weighting, perceptual
+                    run.unet, run.noise_scheduler, batch, settings.snr_gamma, class_weighting, perceptual, residual_scale
                 )
                 loss = losses.mean()
             accelerator.backward(loss)

@@ -122,6 +122,7 @@ def _mask_guided(settings: TrainingSettings, config: dict[str, Any]) -> MaskGuid
         augment_dim=0 if settings.augment_probability is None else AUGMENT_DIM,
         upscale_factor=settings.upscale_factor,
         max_noise_level=0 if settings.upscale_factor is None else settings.max_noise_level,
+        residual_scale=None if settings.upscale_factor is None else settings.residual_scale,
         **config,
     )
 

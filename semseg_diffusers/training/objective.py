@@ -15,6 +15,7 @@ from diffusers.training_utils import compute_snr
 
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.models.published.unet_paper import paper_betas
+from semseg_diffusers.pipelines.upscaling import image_to_sample, sample_to_image
 from semseg_diffusers.training.settings import TrainingSettings
 
 
@@ -115,10 +116,10 @@ class ClassWeighting:
         return (pixels / pixels.mean(dim=1, keepdim=True)).view_as(mask)
 
 
-def predicted_image(
+def predicted_sample(
     noise_scheduler: DDPMScheduler, noisy: torch.Tensor, prediction: torch.Tensor, timestep: torch.Tensor
 ) -> torch.Tensor:
-    """Return the image (B, 3, H, W) that a prediction of the scheduler's `prediction_type` amounts to."""
+    """Return the clean sample (B, 3, H, W) that a prediction of the scheduler's `prediction_type` amounts to."""
     if noise_scheduler.config.prediction_type == "sample":
         return prediction
     alpha_bar = noise_scheduler.alphas_cumprod.to(noisy)[timestep][:, None, None, None]
@@ -195,13 +196,15 @@ def diffusion_loss(
     snr_gamma: float | None,
     class_weighting: ClassWeighting | None = None,
     perceptual: PerceptualLoss | None = None,
+    residual_scale: float | None = None,
 ) -> torch.Tensor:
     """Return the loss of each sample (B,) of a batch of `TrainingDataset`, in float32."""
-    timestep = batch["timestep"]
-    noisy = noise_scheduler.add_noise(batch["image"], batch["noise"], timestep)  # (B, 3, H, W)
+    timestep, low_res = batch["timestep"], batch.get("low_res")
+    sample = image_to_sample(batch["image"], low_res, residual_scale)  # (B, 3, H, W), like the next
+    noisy = noise_scheduler.add_noise(sample, batch["noise"], timestep)
     conditions = {name: batch[name] for name in CONDITIONS if name in batch}
     prediction = unet(noisy, timestep, mask=batch["mask"], **conditions).sample
-    target = prediction_target(noise_scheduler, batch["image"], batch["noise"], timestep)
+    target = prediction_target(noise_scheduler, sample, batch["noise"], timestep)
     error = (prediction.float() - target.float()).pow(2)  # (B, 3, H, W)
     if class_weighting is not None:
         weighted = compute_snr(noise_scheduler, timestep) >= class_weighting.min_snr  # (B,)
@@ -213,7 +216,8 @@ def diffusion_loss(
     (near,) = (compute_snr(noise_scheduler, timestep) > PERCEPTUAL_MIN_SNR).nonzero(as_tuple=True)
     if not len(near):
         return losses
-    predicted = predicted_image(noise_scheduler, noisy, prediction.float(), timestep)
+    predicted = predicted_sample(noise_scheduler, noisy, prediction.float(), timestep)
+    predicted = sample_to_image(predicted, low_res, residual_scale)
     distances = perceptual.distances(batch["image"][near], predicted[near], batch["window"][near])
     # divided by its own size and multiplied by that of the main loss, whose gradients it neither drowns nor misses
     relative = distances / distances.detach().clamp(min=SMALLEST_DISTANCE)

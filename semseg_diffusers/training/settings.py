@@ -17,7 +17,7 @@ from semseg_diffusers.utils.settings import Settings, option, read_yaml
 _CONDITIONS = (
     (
         "attributes", "mask_pyramid", "coordinate_channels", "label_diffusion", "augment_probability",
-        "upscale_factor", "max_noise_level",
+        "upscale_factor", "max_noise_level", "residual_scale",
     ),
     "which stays as it was published. Leave it out, or use --network mask_guided.",
 )  # fmt: skip
@@ -139,6 +139,10 @@ class NetworkOptions(Settings):
     max_noise_level: int = option(
         100, at_least=0, at_most=1000, help="upscalers: most noise on the images to enlarge, which the network knows: "
         "steps of a linear schedule of 1000",
+    )  # fmt: skip
+    residual_scale: float | None = option(
+        4.0, above=0, help="upscalers: generate the difference to the enlarged image, times this, which brings it to "
+        "the range of images; `none` generates the image itself",
     )  # fmt: skip
     init_from: str | None = option(
         None, metavar="MODEL",
@@ -376,7 +380,7 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
             )
 
     def _check_upscaler(self) -> None:
-        of_upscalers = ("max_noise_level", "low_res_from", "low_res_share", "low_res_blur")
+        of_upscalers = ("max_noise_level", "residual_scale", "low_res_from", "low_res_share", "low_res_blur")
         if self.upscale_factor is None:
             if given := self.given(of_upscalers):
                 raise ValueError(f"{given[0]} is for upscalers: give --upscale_factor, or leave it out.")

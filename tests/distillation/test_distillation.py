@@ -288,11 +288,11 @@ def test_samples_have_the_students_timesteps_and_are_functions_of_seed_and_posit
     assert batch["window"].shape == (4, 4)
 
 
-def test_the_teachers_image_without_guidance_is_what_it_predicts_of_the_whole_mask(objective):
+def test_the_teachers_sample_without_guidance_is_what_it_predicts_of_the_whole_mask(objective):
     objective, batch = objective
     partial = {**batch, "mask": torch.full_like(batch["mask"], 255), "whole_mask": batch["mask"]}
-    found = objective.teachers_image(batch["image"], partial)
-    assert torch.equal(found, objective.teachers_image(batch["image"], batch))
+    found = objective.teachers_sample(batch["image"], partial)
+    assert torch.equal(found, objective.teachers_sample(batch["image"], batch))
     scheduler, timestep = objective.noise_scheduler, batch["teacher_timestep"]
     noisy = scheduler.add_noise(batch["image"], batch["teacher_noise"], timestep)
     with torch.no_grad():

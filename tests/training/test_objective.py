@@ -4,6 +4,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from diffusers.training_utils import compute_snr
 from helpers.training_runs import losses, tiny_settings, train_here, weights
 
@@ -15,7 +16,7 @@ from semseg_diffusers.training.objective import (
     build_noise_scheduler,
     diffusion_loss,
     loss_weight,
-    predicted_image,
+    predicted_sample,
     prediction_target,
 )
 from semseg_diffusers.training.settings import TrainingSettings
@@ -184,6 +185,23 @@ def test_only_samples_above_the_snr_floor_are_weighted_by_class(tiny_unet):
     assert (weighted[above] != plain[above]).all()
 
 
+@torch.no_grad()
+def test_an_upscaler_with_a_residual_scale_learns_what_the_enlarged_image_lacks():
+    scheduler = build_noise_scheduler(settings(prediction_type="sample"))
+    batch = {name: torch.rand(2, 3, 16, 16) for name in ("image", "noise", "low_res")}
+    batch |= {"timestep": torch.tensor([10, 900]), "mask": torch.zeros(2, 16, 16, dtype=torch.long)}
+    lacking = 4.0 * (batch["image"] - batch["low_res"])
+    seen = []
+
+    def network(noisy, timestep, **conditions):
+        seen.append(noisy)
+        return UNet2DOutput(sample=lacking)
+
+    assert diffusion_loss(network, scheduler, batch, None, residual_scale=4.0).abs().max() < 1e-10
+    torch.testing.assert_close(seen[0], scheduler.add_noise(lacking, batch["noise"], batch["timestep"]))
+    assert (diffusion_loss(network, scheduler, batch, None) > 0.1).all()
+
+
 def test_class_weights_change_the_run_and_how_a_step_is_shared_out_does_not(toy, tmp_path):
     changes = {"class_loss_weighting": True, "dropout": 0.0, "max_train_steps": 3}
     whole = train_here(tiny_settings(toy, tmp_path / "whole", train_batch_size=4, **changes))
@@ -226,7 +244,7 @@ def test_a_perfect_prediction_amounts_to_the_image(prediction_type):
     image, noise, timestep = torch.rand(3, 3, 8, 8) * 2 - 1, torch.randn(3, 3, 8, 8), torch.tensor([0, 200, 600])
     noisy = scheduler.add_noise(image, noise, timestep)
     target = prediction_target(scheduler, image, noise, timestep)
-    torch.testing.assert_close(predicted_image(scheduler, noisy, target, timestep), image, rtol=0, atol=1e-4)
+    torch.testing.assert_close(predicted_sample(scheduler, noisy, target, timestep), image, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()

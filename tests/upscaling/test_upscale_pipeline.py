@@ -10,6 +10,7 @@ from helpers.tiny_pipelines import SCHEDULERS, SIZE, new_scheduler, pipeline, se
 from PIL import Image
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedUpscalePipeline, consistency_psnr
+from semseg_diffusers.pipelines.upscaling import enlarge
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
@@ -93,6 +94,21 @@ def test_frames_of_any_size_that_the_depth_divides(pipe, size):
     image = SMALL[: size[0]].repeat(2, axis=1)[:, : size[1]]
     mask = large_ids(1, 2 * size[0], 2 * size[1])
     assert enlarged(pipe, image, mask).shape == (1, 3, 2 * size[0], 2 * size[1])
+
+
+@pytest.mark.parametrize("settings", [{}, {"tile_size": 16, "tile_overlap": 4}])
+def test_a_network_with_a_residual_scale_generates_what_the_enlarged_image_lacks(settings):
+    pipe = upscale_pipe(DDIMScheduler(prediction_type="sample", clip_sample=False), residual_scale=4.0)
+    torch.nn.init.zeros_(pipe.unet.conv_out.weight)
+    torch.nn.init.constant_(pipe.unet.conv_out.bias, 0.4)
+    settings = {"output_type": "latent", "noise_level": 0, "num_inference_steps": 2, **settings}
+    found = enlarged(pipe, **settings)
+    low_res = torch.from_numpy(SMALL).permute(2, 0, 1)[None] / 127.5 - 1
+    assert torch.allclose(found, enlarge(low_res, 2 * SIZE, 2 * SIZE) + 0.1, atol=1e-5)
+    noisy = enlarged(pipe, **settings | {"noise_level": 30})  # the network sees and mends the noise
+    assert not torch.allclose(noisy, found, atol=0.01)
+    with pytest.raises(ValueError, match="`residual_scale` must be above 0, or None; got 0"):
+        upscaler(residual_scale=0.0)
 
 
 def test_a_batch_equals_its_images_one_by_one(pipe):

@@ -60,6 +60,7 @@ def reduced(image: torch.Tensor) -> torch.Tensor:
         (["--upscale_factor", "3"], "--upscale_factor must be one of 2, 4; got 3"),
         (["--low_res_blur", "1"], "--low_res_blur is for upscalers: give --upscale_factor"),
         (["--max_noise_level", "50"], "--max_noise_level is for upscalers"),
+        (["--residual_scale", "2"], "--residual_scale is for upscalers"),
         (
             ["--upscale_factor", "4", "--random_crop", "126"],
             "--random_crop 126 is not a multiple of --upscale_factor 4",
@@ -215,7 +216,9 @@ def test_images_that_do_not_show_the_photos_are_refused(toy, pairs, base, base_i
 def test_an_upscaler_that_starts_from_a_network_without_predicts_what_that_one_does(toy, base, pairs):
     settings = tiny_settings(toy, "o", **UPSCALER)
     unet = build_network(settings, pairs.labels, (8, 16)).eval()
-    assert (unet.config.upscale_factor, unet.config.max_noise_level) == (2, 100)
+    assert (unet.config.upscale_factor, unet.config.max_noise_level, unet.config.residual_scale) == (2, 100, 4.0)
+    other = build_network(dataclasses.replace(settings, residual_scale=None), pairs.labels, (8, 16))
+    assert other.config.residual_scale is None
     kept, unused = load_first_weights(unet, str(base))
     assert kept == ["conv_low_res.weight (missing)", "noise_level_embedding.weight (missing)"]
     assert unused == []
@@ -297,6 +300,7 @@ def test_an_upscaler_has_a_student_of_one_step(upscaler, toy, tmp_path):
     pipe = MaskGuidedUpscalePipeline.from_pretrained(run)
     assert type(pipe.scheduler) is LCMScheduler
     assert (pipe.config.default_num_inference_steps, list(pipe.config.trained_timesteps)) == (1, [999])
+    assert pipe.unet.config.residual_scale and not pipe.scheduler.config.clip_sample  # differences have no bounds
     assert len(pipe(small_photo(), torch.zeros(16, 32, dtype=torch.long)).images) == 1
     assert pipe.num_timesteps == 1
 
