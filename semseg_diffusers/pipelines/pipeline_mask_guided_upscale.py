@@ -21,7 +21,15 @@ from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, plain_number
 from .mask_inputs import resize_ids, split_masks
 from .portable import PortableFolderMixin
 from .scheduler_trial import check_scheduler  # noqa: F401  diffusers copies only files that are imported here
-from .upscaling import NOISE_LEVEL, TiledConditions, add_low_res_noise, enlarge, project_onto, sample_to_image, tile_windows
+from .upscaling import (
+    NOISE_LEVEL,
+    TiledConditions,
+    add_low_res_noise,
+    enlarge,
+    project_onto,
+    sample_to_image,
+    tile_windows,
+)
 
 
 logger = logging.get_logger(__name__)

@@ -112,7 +112,13 @@ def train(settings: TrainingSettings) -> Path:
         def step(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
             with accelerator.autocast():
                 losses = diffusion_loss(
-                    run.unet, run.noise_scheduler, batch, settings.snr_gamma, class_weighting, perceptual, residual_scale
+                    run.unet,
+                    run.noise_scheduler,
+                    batch,
+                    settings.snr_gamma,
+                    class_weighting,
+                    perceptual,
+                    residual_scale,
                 )
                 loss = losses.mean()
             accelerator.backward(loss)

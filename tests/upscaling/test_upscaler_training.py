@@ -300,7 +300,8 @@ def test_an_upscaler_has_a_student_of_one_step(upscaler, toy, tmp_path):
     pipe = MaskGuidedUpscalePipeline.from_pretrained(run)
     assert type(pipe.scheduler) is LCMScheduler
     assert (pipe.config.default_num_inference_steps, list(pipe.config.trained_timesteps)) == (1, [999])
-    assert pipe.unet.config.residual_scale and not pipe.scheduler.config.clip_sample  # differences have no bounds
+    assert pipe.unet.config.residual_scale
+    assert not pipe.scheduler.config.clip_sample  # differences have no bounds
     assert len(pipe(small_photo(), torch.zeros(16, 32, dtype=torch.long)).images) == 1
     assert pipe.num_timesteps == 1
 
