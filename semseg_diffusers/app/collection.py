@@ -57,7 +57,7 @@ class Collection:
             open_output(self.folder, {**samples[0].record, PAINTED: True}, self.labels)
             new = [sample for sample in samples if not (self.folder / "images" / sample.job.file_name).exists()]
             for sample in new:
-                save_pair(self.folder, sample.job, self.labels.decode(sample.ids), sample.image, sample.row)
+                save_pair(self.folder, sample.row, self.labels.decode(sample.ids), sample.image)
             update_metadata(self.folder, [sample.row for sample in new])
             return len(new)
 

@@ -157,7 +157,7 @@ def generate_dataset(
         try:
             with progress_bar(total=len(share), desc=title, unit="image", disable=hide_progress) as bar:
                 for job, source, image in generator.generate(share, reader.read, batch_size, prefix):
-                    save_pair(output, job, plan.labels.decode(source.label), image, scan.rows[job])
+                    save_pair(output, scan.rows[job], plan.labels.decode(source.label), image)
                     bar.update()
             num_made = sum(processes.gather(len(share)))  # waits for all
         except BaseException:  # failed, interrupted or terminated: finished images get their rows
@@ -168,7 +168,7 @@ def generate_dataset(
         sheet = None
         if processes.is_main:
             if processes.count > 1:
-                wait_for_images(output, scan.missing)
+                wait_for_images(output, [plan.image_file(job) for job in scan.missing])
             update_metadata(output, scan.rows.values())
             if contact_sheet_rows > 0:
                 shown = [*scan.used.values()][:contact_sheet_rows]

@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.plan import Job, Plan
+from semseg_diffusers.generation.settings import IMAGE_FORMATS
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import (
     LOCK_FILE,
@@ -30,11 +31,13 @@ from semseg_diffusers.utils.files import (
     write_json,
     write_text,
 )
-from semseg_diffusers.utils.images import image_grid, save_png
+from semseg_diffusers.utils.images import image_grid, save_jpeg, save_png
 from semseg_diffusers.utils.settings import differences
 
 
-ROW_KEY = "semseg_diffusers"  # the text in an image's PNG that is its row of the metadata,
+ROW_KEY = (
+    "semseg_diffusers"  # the text in a PNG, or before it in the comment of a JPEG, that is its row of the metadata,
+)
 # without these, which may be paths of this machine: images get published.
 NOT_IN_IMAGES = ("model", "guide_model", "upscaler", "source_mask", "source_photo")
 RESULTS = ("skipped", "near_copies")  # in generation.json: results of a run, which images do not depend on
@@ -71,7 +74,12 @@ def is_temporary(path: Path) -> bool:
 
 
 def _has_images(output: Path) -> bool:
-    return any((output / "images").glob("*.png"))
+    return any(list_images(output))
+
+
+def list_images(output: Path) -> list[Path]:
+    """Return the files of generated images, those that are being written aside."""
+    return [path for path in (output / "images").glob("*") if path.suffix.removeprefix(".") in IMAGE_FORMATS]
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +91,7 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
         "versions",
         *RESULTS,
     )  # the place of weights does not matter: revisions do
-    flat: dict[str, Any] = {}
+    flat: dict[str, Any] = {"image_format": IMAGE_FORMATS[0]}  # of records written before there were others
     for key, value in record.items():
         if key in free:
             continue
@@ -130,7 +138,7 @@ def update_record(output: Path, **results: Any) -> None:
 
 def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet, row: dict[str, Any]) -> bool:
     """Return whether an image and its mask can be read to their end; refuse those of another mask or other values."""
-    image_file, mask_file = output / "images" / job.file_name, output / "masks" / job.file_name
+    image_file, mask_file = output / row["image_file_name"], output / row["mask_file_name"]
     if not (image_file.is_file() and mask_file.is_file()):
         return False
     try:
@@ -142,7 +150,7 @@ def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet, row: 
             f"output '{output}' holds images of another mask called '{job.stem}' than '{job.mask_path}'. Rename the "
             "mask or choose another output folder."
         )
-    saved_row = json.loads(image.info.get(ROW_KEY, "{}"))
+    saved_row = _saved_row(image)
     for name in sorted(saved_row.keys() & row.keys()):
         if saved_row[name] != row[name]:
             raise ValueError(
@@ -152,14 +160,19 @@ def is_complete(output: Path, job: Job, ids: np.ndarray, labels: LabelSet, row: 
     return image.size == ids.shape[::-1]
 
 
-def save_pair(output: Path, job: Job, mask: Image.Image, image: Image.Image, row: dict[str, Any]) -> None:
+def save_pair(output: Path, row: dict[str, Any], mask: Image.Image, image: Image.Image) -> None:
     """Write a mask, then its image with its row of the metadata: an image that exists is complete."""
     for folder in ("images", "masks"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    note = PngInfo()
-    note.add_text(ROW_KEY, json.dumps({key: value for key, value in row.items() if key not in NOT_IN_IMAGES}))
-    save_png(output / "masks" / job.file_name, mask)
-    save_png(output / "images" / job.file_name, image, pnginfo=note)
+    note = json.dumps({key: value for key, value in row.items() if key not in NOT_IN_IMAGES})
+    save_png(output / row["mask_file_name"], mask)
+    file = output / row["image_file_name"]
+    if file.suffix == ".png":
+        text = PngInfo()
+        text.add_text(ROW_KEY, note)
+        save_png(file, image, pnginfo=text)
+    else:
+        save_jpeg(file, image, comment=f"{ROW_KEY} {note}")
 
 
 def read_metadata(output: str | os.PathLike) -> list[dict[str, Any]]:
@@ -185,12 +198,12 @@ def update_metadata(output: Path, rows: Iterable[dict[str, Any]]) -> None:
     model = read_json(output / GENERATION_FILE)["model"]
     while True:
         listed = {row["image_file_name"]: row for row in read_metadata(output)}
-        masks = {path.name for path in (output / "masks").glob("*.png")}
+        masks = {path.stem for path in (output / "masks").glob("*.png")}
         complete = {}
-        for path in (output / "images").glob("*.png"):
+        for path in list_images(output):
             name = f"images/{path.name}"
             row = listed.get(name, {}) | ours.get(name, {}) or _row_in_image(path, model)
-            if row and path.name in masks:
+            if row and path.stem in masks:
                 complete[name] = row
         if complete == listed:
             return
@@ -210,19 +223,25 @@ def in_order(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _row_in_image(path: Path, model: str) -> dict[str, Any]:
     """Return the row that an image carries; an empty one for other images, and for truncated ones."""
     try:
-        note = open_image(path, "image").info.get(ROW_KEY)
+        row = _saved_row(open_image(path, "image"))
     except ValueError:
         return {}
-    row = {} if note is None else {**json.loads(note), "model": model, "source_mask": None}
+    row = row and {**row, "model": model, "source_mask": None}
     return row | ({"source_photo": None} if "source_photo_hash" in row else {})
 
 
-def wait_for_images(output: Path, jobs: list[Job]) -> None:
-    """Wait until the images of all processes are visible here, a minute at most."""
+def _saved_row(image: Image.Image) -> dict[str, Any]:
+    """Return the row that `save_pair` wrote into an image, without paths; an empty one for other images."""
+    key, _, comment = image.info.get("comment", b"").partition(b" ") if image.format == "JPEG" else (b"", b"", b"")
+    return json.loads(comment if key == ROW_KEY.encode() else image.info.get(ROW_KEY, "{}"))
+
+
+def wait_for_images(output: Path, files: list[str]) -> None:
+    """Wait until the images of all processes, by their names, are visible here, a minute at most."""
     deadline = time.monotonic() + LISTING_TIMEOUT
     while True:
         names = {path.name for path in (output / "images").glob("*")}
-        unseen = [job.file_name for job in jobs if job.file_name not in names]
+        unseen = [name for name in files if name not in names]
         if not unseen:
             return
         if time.monotonic() > deadline:
@@ -239,9 +258,10 @@ def save_contact_sheet(
     """Write `contact_sheet.png` with a row for each mask: the mask, its source image if any, its first samples."""
     rows, titles = [], ["mask", *(["photo"] if sources[0] else [])]
     for path, source in zip(masks, sources, strict=True):
-        names = [job.file_name for job in plan.jobs(path, num_images)[:CONTACT_SHEET_COLUMNS]]
-        samples = [open_image(output / "images" / name, "image") for name in names]
-        rows.append([open_image(output / "masks" / names[0]), *([source] if source else []), *samples])
+        jobs = plan.jobs(path, num_images)[:CONTACT_SHEET_COLUMNS]
+        samples = [open_image(output / "images" / plan.image_file(job), "image") for job in jobs]
+        mask = open_image(output / "masks" / jobs[0].file_name)
+        rows.append([mask, *([source] if source else []), *samples])
     for job in plan.jobs(masks[0], num_images)[:CONTACT_SHEET_COLUMNS]:
         changes = ", ".join(f"{name} {value}" for name, value in plan.variations[job.variation].items())
         sample = f"sample {job.index}" if num_images > 1 or not changes else ""

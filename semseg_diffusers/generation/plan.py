@@ -18,7 +18,14 @@ import torch
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for, scheduler_options
-from semseg_diffusers.generation.settings import GUIDANCE, SWEEPABLE, UNKNOWN_VALUE, GenerationSettings, grid
+from semseg_diffusers.generation.settings import (
+    GUIDANCE,
+    IMAGE_FORMATS,
+    SWEEPABLE,
+    UNKNOWN_VALUE,
+    GenerationSettings,
+    grid,
+)
 
 
 # Columns of the metadata in order, which are no names for attributes; load_dataset gives the last two.
@@ -47,7 +54,7 @@ class Job:
 
     @property
     def file_name(self) -> str:
-        """Name of image and mask in the output."""
+        """Name of its mask in the output, and of the image unless that is no PNG."""
         return "_".join(part for part in (self.stem, self.variation, str(self.index)) if part) + ".png"
 
 
@@ -83,6 +90,10 @@ class Plan:
         """Return the images of a mask: the first of each variation, then the second of each."""
         return [Job(path, index, variation) for index in range(num_images) for variation in self.variations]
 
+    def image_file(self, job: Job) -> str:
+        """Return the name of an image in the output."""
+        return f"{Path(job.file_name).stem}.{self.settings.image_format}"
+
     def group(self, job: Job) -> str:
         """Return the sampling settings that vary, as text: images of one group may be in one batch."""
         return str({name: value for name, value in self.variations[job.variation].items() if name in SWEEPABLE})
@@ -108,7 +119,7 @@ class Plan:
             **self.record,
             **asdict(self.sampling(job)),
             **columns,
-            "image_file_name": f"images/{job.file_name}",
+            "image_file_name": f"images/{self.image_file(job)}",
             "mask_file_name": f"masks/{job.file_name}",
             "stem": job.stem,
             "index": job.index,
@@ -137,6 +148,8 @@ def plan_generation(
 
     Steps and guidance that the settings leave open are those that the pipeline recommends.
     """
+    if settings.image_format not in IMAGE_FORMATS:
+        raise ValueError(f"image_format must be one of {', '.join(IMAGE_FORMATS)}; got {settings.image_format!r}.")
     steps, scale = pipeline.resolve_sampling(settings.num_inference_steps, settings.guidance_scale)
     settings = replace(settings, num_inference_steps=steps, guidance_scale=scale)
     labels, known = LabelSet.from_config(pipeline.unet.config), known_attributes(pipeline.unet)

@@ -22,6 +22,7 @@ GUIDANCE = ("guidance_scale", "guidance_start", "guidance_stop", "attribute_guid
 SWEEPABLE = (*GUIDANCE, "strength")  # what --variations may change; any other name in it is an attribute
 MAX_VARIATIONS = 1000  # more are most likely a mistake
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
+IMAGE_FORMATS = ("png", "jpg")  # and endings of file names
 NEAR_COPY_THRESHOLD = 15.0  # grey levels, root mean square; see near_copies.py
 
 
@@ -57,6 +58,7 @@ class GenerationSettings:
     upscaler_steps: int | None = None  # of an upscaler; plans hold the number, like the next
     noise_level: int | None = None  # on the images that it enlarges
     variations: Mapping[str, tuple] | None = None  # setting or attribute -> values; each combination for each mask
+    image_format: str = IMAGE_FORMATS[0]  # of the files; masks are PNG, which keeps their ids
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,10 @@ class GenerateOptions(
     output: str = option(help="folder to create, or to continue")
     num_masks: int | None = option(None, at_least=1, help="masks to use, evenly spaced (default: all)")
     num_images_per_mask: int = option(1, metavar="N", help="of each variation")
+    image_format: str = option(
+        IMAGE_FORMATS[0], choices=IMAGE_FORMATS,
+        help="of the images: jpg, of quality 95, is smaller and its pixels are a little off; masks are always PNG",
+    )  # fmt: skip
     seed: int = option(0, help="seed of all images, from which each gets its own")
     skip_errors: bool = option(
         False, help="skip masks that cannot be used, and list them at the end; otherwise nothing is generated"

@@ -161,7 +161,7 @@ def _copy_synthetic(folder: Path, generated: Path, row: dict[str, Any], labels: 
     height, width = labels.encode(mask).shape  # checks the ids
     if size != (width, height):
         raise ValueError(f"image '{image}' is {size[1]} x {size[0]}, its mask {height} x {width} (height x width).")
-    copied = pair_row(name)
+    copied = pair_row(name) | {"image_file_name": f"images/{name}{image.suffix}"}
     shutil.copyfile(image, folder / copied["image_file_name"])
     shutil.copyfile(mask, folder / copied["mask_file_name"])
     return copied

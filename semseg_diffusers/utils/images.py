@@ -1,4 +1,4 @@
-"""Grids of images with labels, and PNG files that are written completely or not at all."""
+"""Grids of images with labels, and image files that are written completely or not at all."""
 
 import json
 from collections.abc import Sequence
@@ -128,3 +128,9 @@ def save_png(path: Path, image: Image.Image, **options: Any) -> None:
         options["pnginfo"].add_text(GRID_NOTE, image.info[GRID_NOTE])
     with written_beside(path) as temporary:
         image.save(temporary, format="png", **options)
+
+
+def save_jpeg(path: Path, image: Image.Image, comment: str = "") -> None:
+    """Write an image as JPEG, completely or not at all; thin objects keep their colours, which are not subsampled."""
+    with written_beside(path) as temporary:
+        image.save(temporary, format="jpeg", quality=95, subsampling="4:4:4", comment=comment)

@@ -261,6 +261,25 @@ def test_added_and_replaced_images_are_filtered_by_the_same_command(place, gener
     assert {path.stem for path in (tmp_path / "out" / "masks").iterdir()} == {name[:-4] for name in ours}
 
 
+def test_jpeg_images_are_filtered_copied_and_updated(place, generated, tmp_path):
+    folder, output = tmp_path / "generated", tmp_path / "out"
+    shutil.copytree(generated, folder)
+    lines = (folder / "metadata.jsonl").read_text()
+    (folder / "metadata.jsonl").write_text(re.sub(r"images/(\w+)\.png", r"images/\1.jpg", lines))
+    for path in (folder / "images").glob("*.png"):
+        Image.open(path).save(path.with_suffix(".jpg"), quality=95, subsampling=0)
+        path.unlink()
+    filter_here(place, folder, output)
+    kept = {path.name for path in (output / "images").iterdir()}
+    assert {"good0_0.jpg", "good3_1.jpg"} <= kept
+    assert "wrong_0.jpg" not in kept
+    assert (output / "images/good0_0.jpg").read_bytes() == (folder / "images/good0_0.jpg").read_bytes()
+    first = (folder / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metadata.jsonl").write_text("".join(first[1:]))  # an image that is not listed any more
+    filter_here(place, folder, output)
+    assert kept - {path.name for path in (output / "images").iterdir()} == {"good0_0.jpg"}
+
+
 def test_other_settings_are_refused_in_the_same_folder(place, generated, filtered):
     error = run(place, generated, filtered[0], "--minimum_kept", 0.7, expect=2)
     assert "was filtered with other settings (minimum_kept: 0.6 there, 0.7 now). Choose another folder" in error
@@ -385,7 +404,7 @@ BROKEN = {  # change of a generated folder -> message
     ),
     "names": (
         lambda folder: change_first_row(folder, lambda row: row.update(mask_file_name="masks/other.png")),
-        "expected images/NAME.png with masks/NAME.png",
+        "expected images/NAME.png, or .jpg, with masks/NAME.png",
     ),
     "size": (
         lambda folder: add_image(folder, "small", 0, draw_ids(0)[:16, :16], draw_photo(draw_ids(0)[:16, :16], 0)),

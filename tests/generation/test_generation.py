@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,13 +17,14 @@ from helpers.generation_places import LABELS, draw_ids, names, pixels
 from PIL import Image
 
 from semseg_diffusers import cli
+from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import find_masks
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation import output_folder
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import new_scheduler
 from semseg_diffusers.generation.output_folder import read_metadata
-from semseg_diffusers.generation.plan import Job, image_seed
+from semseg_diffusers.generation.plan import image_seed
 from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
@@ -342,10 +344,9 @@ def test_images_that_another_machine_put_elsewhere_are_missed(tmp_path, monkeypa
     (tmp_path / "images" / "a_0.png").touch()
     monkeypatch.setattr(output_folder, "LISTING_TIMEOUT", 0)
     monkeypatch.setattr(output_folder.time, "sleep", lambda _: None)
-    jobs = [Job(tmp_path / "a.png", index) for index in range(2)]
-    output_folder.wait_for_images(tmp_path, jobs[:1])
+    output_folder.wait_for_images(tmp_path, ["a_0.png"])
     with pytest.raises(ValueError, match=r"1 images .* such as a_1\.png\. Machines .* need one file system"):
-        output_folder.wait_for_images(tmp_path, jobs)
+        output_folder.wait_for_images(tmp_path, ["a_0.png", "a_1.png"])
 
 
 def test_more_images_and_more_masks_can_be_asked_for_later(pipeline, masks, tmp_path):
@@ -354,6 +355,44 @@ def test_more_images_and_more_masks_can_be_asked_for_later(pipeline, masks, tmp_
     assert (report.num_made, report.num_kept) == (5, 1)
     generate_dataset(pipeline, masks / "b.png", tmp_path / "out", FEW)
     assert len(read_metadata(tmp_path / "out")) == 6  # rows of masks not asked for now stay
+
+
+def test_jpeg_images_resume_restore_their_rows_and_load_as_png_images_do(pipeline, masks, tmp_path):
+    plain, out, jpeg = tmp_path / "plain", tmp_path / "out", replace(FEW, image_format="jpg")
+    generate_dataset(pipeline, masks, plain, FEW)
+    assert generate_dataset(pipeline, masks, out, jpeg).num_made == 3
+    assert names(out / "images") == ["a_0.jpg", "b_0.jpg", "c_0.jpg"]
+    assert names(out / "masks") == ["a_0.png", "b_0.png", "c_0.png"]
+    for name in ("a_0", "b_0", "c_0"):
+        assert Image.open(out / f"images/{name}.jpg").format == "JPEG"
+        original = pixels(plain / f"images/{name}.png")
+        assert 0 < np.abs(original - pixels(out / f"images/{name}.jpg")).mean() < 5
+    complete = (out / "metadata.jsonl").read_text()
+    (out / "images/b_0.jpg").write_bytes((out / "images/b_0.jpg").read_bytes()[:-300])  # as after a full disk
+    (out / "metadata.jsonl").unlink()
+    report = generate_dataset(pipeline, masks, out, jpeg)
+    assert (report.num_made, report.num_kept) == (1, 2)
+    assert (out / "metadata.jsonl").read_text() == complete
+    (out / "metadata.jsonl").unlink()
+    generate_dataset(pipeline, masks / "a.png", out, jpeg)  # the other rows come from the comments of the files
+    rows, expected = read_metadata(out), [json.loads(line) for line in complete.splitlines()]
+    assert rows == [expected[0], *({**row, "model": "unsaved", "source_mask": None} for row in expected[1:])]
+    pairs = load_pairs(str(out), "train")
+    assert pairs.stems == ["a", "b", "c"]
+    assert np.array_equal(np.asarray(pairs.photo(1)), pixels(out / "images/b_0.jpg"))
+    assert np.array_equal(pairs.mask(1), draw_ids(1))
+
+
+def test_another_image_format_in_the_same_output_is_refused(pipeline, masks, tmp_path):
+    generate_dataset(pipeline, masks, tmp_path / "out", FEW)
+    record = json.loads((tmp_path / "out/generation.json").read_text())
+    assert record.pop("image_format") == "png"
+    (tmp_path / "out/generation.json").write_text(json.dumps(record))  # as before there were others
+    assert generate_dataset(pipeline, masks, tmp_path / "out", FEW).num_kept == 3
+    with pytest.raises(ValueError, match="image_format: png there, jpg now"):
+        generate_dataset(pipeline, masks, tmp_path / "out", replace(FEW, image_format="jpg"))
+    with pytest.raises(ValueError, match="image_format must be one of png, jpg; got 'webp'"):
+        generate_dataset(pipeline, masks, tmp_path / "other", replace(FEW, image_format="webp"))
 
 
 def test_other_settings_in_the_same_output_are_refused_by_name(pipeline, masks, tmp_path):

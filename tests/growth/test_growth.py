@@ -310,6 +310,22 @@ def test_photos_are_copied_byte_for_byte(generated, tmp_path):
     assert synthetic == (generated / "images/b_1.png").read_bytes()
 
 
+def test_jpeg_images_are_merged_as_they_are(generated, tmp_path):
+    data, run, masks, new = (
+        small_dataset(tmp_path / "data"),
+        generated.parent / "run",
+        generated.parent / "masks",
+        tmp_path / "new",
+    )
+    words = ("generate", "--model", run, "--masks", masks, "--output", new, "--num_inference_steps", 2)
+    assert command(*words, "--image_format", "jpg") == 0
+    assert command("merge", "--dataset", data, "--generated", new, "--output", tmp_path / "grown") == 0
+    assert (tmp_path / "grown/train/images/synthetic_b_0.jpg").read_bytes() == (new / "images/b_0.jpg").read_bytes()
+    pairs = load_pairs(tmp_path / "grown", "train")
+    assert pairs.stems[2:] == ["synthetic_a_0", "synthetic_b_0", "synthetic_c_0"]
+    assert pairs.photo(3).size == (16, 16)
+
+
 def test_merging_again_into_the_same_folder_needs_overwrite(generated, tmp_path, capsys):
     data = small_dataset(tmp_path / "data")
     words = ("merge", "--dataset", data, "--generated", generated, "--output", tmp_path / "grown")

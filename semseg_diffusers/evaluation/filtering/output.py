@@ -21,7 +21,14 @@ from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, M
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, LossReader, Scored, read_filter
 from semseg_diffusers.evaluation.inputs import ImageSet
-from semseg_diffusers.generation.output_folder import in_order, is_temporary, read_metadata, write_metadata
+from semseg_diffusers.generation.output_folder import (
+    in_order,
+    is_temporary,
+    list_images,
+    read_metadata,
+    write_metadata,
+)
+from semseg_diffusers.generation.settings import IMAGE_FORMATS
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import hash_file, read_json, write_json, write_text, written_beside
 from semseg_diffusers.utils.images import save_png
@@ -64,9 +71,9 @@ def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any
             raise ValueError(f"a row of '{generated / METADATA_FILE}' lacks one of {', '.join(keys)}: {row!s:.80}.")
         image, mask = row["image_file_name"], row["mask_file_name"]
         name = Path(image).stem
-        if (image, mask) != (f"images/{name}.png", f"masks/{name}.png"):
+        if image not in [f"images/{name}.{suffix}" for suffix in IMAGE_FORMATS] or mask != f"masks/{name}.png":
             raise ValueError(
-                f"'{generated / METADATA_FILE}' lists {image} with {mask}; expected images/NAME.png with "
+                f"'{generated / METADATA_FILE}' lists {image} with {mask}; expected images/NAME.png, or .jpg, with "
                 "masks/NAME.png, as `generate` writes them."
             )
     return rows, read_json(generated / GENERATION_FILE)
@@ -95,15 +102,21 @@ def check_output(output: Path, generated: Path, settings: Mapping[str, Any] | No
 
 
 def filter_masks(
-    reader: LossReader, images: ImageSet, generated: Path, output: Path, thresholds: np.ndarray
+    reader: LossReader,
+    images: ImageSet,
+    rows: list[dict[str, Any]],
+    generated: Path,
+    output: Path,
+    thresholds: np.ndarray,
 ) -> list[Scored]:
     """Filter the mask of each image, except those that an earlier run finished; `publish` moves them to `masks/`."""
     digests, notes = [], []
+    row_of = {Path(row["image_file_name"]).stem: row for row in rows}
     for name in images.names:
         # what a filtered mask depends on besides the network: thresholds and files
         digest = hashlib.sha256(thresholds.tobytes())
-        for folder in ("images", "masks"):
-            digest.update(bytes.fromhex(hash_file(generated / folder / f"{name}.png")))
+        for key in ("image_file_name", "mask_file_name"):
+            digest.update(bytes.fromhex(hash_file(generated / row_of[name][key])))
         digests.append(digest.hexdigest()[:32])
         notes.append(_stored_note(output, name, digests[-1]))
     missing = [index for index, note in enumerate(notes) if note is None]
@@ -160,7 +173,7 @@ def publish(
     write_text(output / DROPPED_FILE, "".join(json.dumps(row) + "\n" for row in in_order(dropped)))
     write_metadata(output, kept)
     listed = {row[key] for row in kept for key in ("image_file_name", "mask_file_name")}
-    for path in [*output.glob("images/*.png"), *output.glob("masks/*.png")]:
+    for path in [*list_images(output), *output.glob("masks/*.png")]:
         if path.relative_to(output).as_posix() not in listed:
             if path.parent.name == "masks":
                 os.replace(path, output / READ / path.name)
