@@ -93,7 +93,7 @@ def test_a_student_beside_the_model_generates_unless_told_otherwise(toy, model, 
         (line,) = (line for line in capsys.readouterr().out.splitlines() if line.split()[1] == "generate")
         found.append(line.split()[3])
     assert found == [str(student), str(base), str(model)]
-    # a loop that began with the model itself goes on with it, even if a student has been made since
+    # a loop that started with the model itself continues with it, even if a student has been made since
     progress = {
         "stages": {"generate": {"command": ["generate", "--model", str(base), "--masks", "m", "--output", "o"]}}
     }
