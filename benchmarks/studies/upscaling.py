@@ -1,0 +1,461 @@
+"""An upscaler against bicubic interpolation, from reduced photos and generated images, at the size of its results.
+
+Every arm enlarges the same small images of a split: its photos, reduced as `prepare` does, and images that a model
+generated from the reduced masks. Agreement of thin classes is that of a segmentation network trained on large photos,
+distances are in features of an ImageNet network that reads the large images. Differences to bicubic have the 95 %
+interval of resampled masks; frames of one drive are no independent scenes, so the intervals are of these masks. With
+`--direct`, a network that generates the large size from masks alone stands beside them. Finished work is kept: the
+same command resumes. Prints the tables of docs/how_to/upscaling.md, writes `upscaling.json` and a sheet of pictures.
+
+    python benchmarks/studies/upscaling.py --model checkpoints/camvid128 --upscaler turbo=checkpoints/camvid-upscaler
+        --dataset data/camvid512 --segmenter runs/segmenter512 --small_segmenter runs/segmenter --output upscaling
+
+`--costs` measures seconds, memory and tiles instead, each arm in a process of its own.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from few_steps import SHEET_SEED, named_folder, one_thread
+from few_steps_figures import kernel_distances
+from PIL import Image
+from sampling import Read, detail, difference, interval, interval_text, mean_iou, resampled
+from torch.utils.flop_counter import FlopCounterMode
+
+from semseg_diffusers import MaskGuidedUpscalePipeline, consistency_psnr
+from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.data.dataset_format import evenly_spaced
+from semseg_diffusers.evaluation.features import load_extractor
+from semseg_diffusers.evaluation.fidelity import fid
+from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, real_images
+from semseg_diffusers.evaluation.metrics import new_confusion_matrix, update_confusion_matrix
+from semseg_diffusers.evaluation.segmentation.judge import load_judge
+from semseg_diffusers.generation.model import load_model
+from semseg_diffusers.pipelines.mask_inputs import resize_ids
+from semseg_diffusers.pipelines.upscaling import enlarge
+from semseg_diffusers.utils.files import code_commit, versions, write_json, written_beside
+from semseg_diffusers.utils.images import image_grid
+
+
+SOURCES = {"photos": "reduced photos", "generated": "generated images"}
+BICUBIC, NO_MASK, PROJECTED, DIRECT = "bicubic", "without the mask", "projected", "generated at this size"
+THIN = ("pole", "traffic sign", "person")
+SHEET_MASKS, SHEET_BYTES = 8, 900_000
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to large images."""
+
+    what: str  # its name in the tables
+    folder: str | None = None  # of an upscaler, or of the model that generates the large size
+    options: tuple[tuple[str, Any], ...] = ()  # of the pipeline
+    has_mask: bool = True
+    is_direct: bool = False
+
+
+def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
+    """Return all arms by name, in the order in which they are drawn."""
+    arms = {BICUBIC: Arm(BICUBIC)}
+    for name, folder in args.upscaler:
+        arms[name] = Arm(name, folder)
+        arms[f"{name}-projected"] = Arm(f"{name}, {PROJECTED}", folder, (("project", True),))
+        arms[f"{name}-no-mask"] = Arm(f"{name}, {NO_MASK}", folder, has_mask=False)
+        for level in args.noise_levels:
+            arms[f"{name}-noise-{level}"] = Arm(f"{name}, noise level {level}", folder, (("noise_level", level),))
+    for name, folder in args.direct:
+        arms[name] = Arm(f"{name}, {DIRECT}", folder, is_direct=True)
+    return arms
+
+
+class Drawing:
+    """Draws the arms of a split, one PNG an image."""
+
+    def __init__(self, args: argparse.Namespace, pairs: PairDataset):
+        self.args, self.pairs, self.arms = args, pairs, build_arms(args)
+        real = real_images(pairs)
+        stems = evenly_spaced(real.stems, args.num_masks)
+        self.real = real.subset([real.stems.index(stem) for stem in stems])
+        self.small_size = tuple(side // args.factor for side in pairs.resolution)
+        self.pipelines: dict[str, Any] = {}
+
+    def draw_small(self) -> None:
+        """Write the small images of both sources."""
+        width, height = reversed(self.small_size)
+        for index, name in enumerate(self.real.names):
+            if (file := self.file("photos", "small", name)) is not None:
+                photo = Image.fromarray(self.real.image(index).permute(1, 2, 0).numpy())
+                save(photo.resize((width, height), Image.Resampling.LANCZOS), file)
+            if (file := self.file("generated", "small", name)) is not None:
+                ids = resize_ids(self.real.mask(index).numpy(), height, width)
+                save(self.pipeline(self.args.model)(ids, generator=self.generator(index)).images[0], file)
+
+    def draw(self, arm_name: str, source: str) -> None:
+        """Draw what is missing of an arm."""
+        arm = self.arms[arm_name]
+        for index, name in enumerate(self.real.names):
+            file = self.file(source, arm_name, name)
+            if file is None:
+                continue
+            small = Image.open(self.folder(source, "small") / f"{name}.png")
+            mask = self.real.mask(index)[None] if arm.has_mask else None
+            if arm.folder is None:
+                save(bicubic(small, self.pairs.resolution), file)
+                continue
+            given = {"generator": self.generator(index), **dict(arm.options)}
+            pipe = self.pipeline(arm.folder)
+            save((pipe(mask, **given) if arm.is_direct else pipe(small, mask, **given)).images[0], file)
+
+    def generator(self, index: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.args.seed + index)
+
+    def pipeline(self, folder: str) -> Any:
+        if folder not in self.pipelines:
+            is_upscaler = any(arm.folder == folder and not arm.is_direct for arm in self.arms.values())
+            pipe = MaskGuidedUpscalePipeline.from_pretrained(folder) if is_upscaler else load_model(folder)
+            pipe.to(torch.float32).set_progress_bar_config(disable=True)
+            self.pipelines[folder] = pipe
+        return self.pipelines[folder]
+
+    def folder(self, source: str, arm: str) -> Path:
+        return self.args.output / source / arm
+
+    def file(self, source: str, arm: str, name: str) -> Path | None:
+        """Return the file of an image that is still to be drawn; None if it is there."""
+        file = self.folder(source, arm) / f"{name}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return None if file.is_file() else file
+
+    def images(self, source: str, arm: str) -> ImageSet:
+        """Return the images of an arm with the large masks."""
+        files = [self.folder(source, arm) / f"{name}.png" for name in self.real.names]
+        return replace(self.real, image=lambda index: read_pixels(files[index]))
+
+    def sources_of(self, arm: Arm) -> list[str]:
+        return ["generated"] if arm.is_direct else list(SOURCES)
+
+
+def save(image: Image.Image, file: Path) -> None:
+    with written_beside(file) as temporary:
+        image.save(temporary, "png")
+
+
+def read_pixels(file: Path) -> torch.Tensor:
+    """Return uint8 pixels (3, H, W) of a file."""
+    return torch.from_numpy(np.array(Image.open(file).convert("RGB"))).permute(2, 0, 1)
+
+
+def bicubic(small: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Enlarge as the upscaler sees an image enlarged."""
+    pixels = torch.from_numpy(np.array(small)).permute(2, 0, 1)[None] / 255
+    large = enlarge(pixels, *size).clamp(0, 1)[0].permute(1, 2, 0)
+    return Image.fromarray((large * 255).round().to(torch.uint8).numpy())
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+class Figures:
+    """Computes the figures of arms; networks need not read again what they have read."""
+
+    def __init__(self, args: argparse.Namespace, drawing: Drawing):
+        self.args, self.drawing = args, drawing
+        self.judge = load_judge(args.segmenter, drawing.pairs.labels)
+        self.extractor = load_extractor(args.features, input_size=drawing.pairs.resolution)
+        self.cache = args.output / "cache"
+        self.weights = resampled(len(drawing.real), args.seed)
+        self.photos = self.read(drawing.real)
+
+    def read(self, images: ImageSet) -> Read:
+        identity = self.judge.identity(self.drawing.pairs.resolution)
+        predictions = cached_inference(self.judge.read, images, identity=identity, folder=self.cache)
+        features = cached_inference(self.extractor, images, identity=self.extractor.describe(), folder=self.cache)
+        pixels = torch.stack([images.image(index) for index in range(len(images))])
+        return Read(images.stems, self.matrices(images, predictions), features, pixels)
+
+    def matrices(self, images: ImageSet, predictions: torch.Tensor) -> torch.Tensor:
+        labels, found = images.labels, []
+        for index, prediction in enumerate(predictions):
+            matrix = new_confusion_matrix(labels.num_classes, labels.ignore_index)
+            update_confusion_matrix(matrix, prediction, images.mask(index))
+            found.append(matrix.compute()[:-1])  # (C, C + 1)
+        return torch.stack(found)
+
+    def agreement(self, matrices: torch.Tensor) -> dict[str, Any]:
+        """Return mean IoU and the IoU of thin classes, of counts (N, C, C + 1)."""
+        counts = matrices.sum(0).double()
+        names = self.drawing.pairs.labels.names
+        iou = counts.diagonal() / (counts.sum(1) + counts.sum(0)[:-1] - counts.diagonal()).clamp(min=1)
+        return {
+            "mean_iou": mean_iou(counts).item(),
+            "iou": {name: iou[index].item() for index, name in enumerate(names) if counts[index].sum() > 0},
+        }
+
+    def of(self, source: str, arm: str, bicubic_read: Read | None) -> tuple[Read, dict[str, Any]]:
+        """Return all figures of an arm."""
+        drawing = self.drawing
+        read = self.read(drawing.images(source, arm))
+        values = self.agreement(read.matrices)
+        every = torch.ones(1, len(read.stems), dtype=torch.float64)
+        distances = kernel_distances(read.features[:, None], self.photos.features, torch.cat([every, self.weights]))
+        values["kernel_distance"] = distances[0].item()
+        values["frechet_distance"] = fid(self.photos.features, read.features)
+        values["detail"] = (detail(read.images).mean() / detail(self.photos.images).mean()).item()
+        small = [drawing.folder(source, "small") / f"{name}.png" for name in drawing.real.names]
+        large = [drawing.folder(source, arm) / f"{name}.png" for name in drawing.real.names]
+        if not drawing.arms[arm].is_direct:
+            values["consistency_psnr"] = float(np.mean(consistency_psnr(large, small)))
+        if source == "photos":
+            errors = (read.images.double() - self.photos.images.double()).square().mean((1, 2, 3)) / 255**2
+            values["psnr"] = (-10 * errors.log10()).mean().item()
+        if bicubic_read is not None:
+            values["against_bicubic"] = difference(read, bicubic_read, self.args.seed)
+            reference = kernel_distances(
+                bicubic_read.features[:, None], self.photos.features, torch.cat([every, self.weights])
+            )
+            gap = distances - reference
+            values["against_bicubic"]["kernel_distance"] = interval(gap[0], gap[1:])
+        return read, values
+
+    def of_small(self, source: str) -> dict[str, Any]:
+        """Return the agreement of the small images, by the network trained on small photos."""
+        drawing = self.drawing
+        judge = load_judge(self.args.small_segmenter, drawing.pairs.labels)
+        height, width = drawing.small_size
+        masks = [resize_ids(drawing.real.mask(index).numpy(), height, width) for index in range(len(drawing.real))]
+        images = replace(
+            drawing.images(source, "small"), mask=lambda index: torch.from_numpy(masks[index].astype(np.uint8))
+        )
+        identity = judge.identity(drawing.small_size)
+        return self.agreement(
+            self.matrices(images, cached_inference(judge.read, images, identity=identity, folder=self.cache))
+        )
+
+
+def collect(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
+    """Return the figures of all arms."""
+    figures = Figures(args, drawing)
+    found: dict[str, Any] = {}
+    for source in SOURCES:
+        found[source] = {}
+        bicubic_read = None
+        for name, arm in drawing.arms.items():
+            if source in drawing.sources_of(arm):
+                read, found[source][name] = figures.of(source, name, bicubic_read)
+                bicubic_read = read if name == BICUBIC else bicubic_read
+    photos = figures.agreement(figures.photos.matrices)
+    return {
+        "command": " ".join(["python", *sys.argv]),
+        "commit": code_commit(),
+        "versions": versions(),
+        "masks": len(drawing.real),
+        "size": list(drawing.pairs.resolution),
+        "features": figures.extractor.describe(),
+        "photos": photos,
+        "small": {source: figures.of_small(source) for source in SOURCES},
+        "arms": {name: arm.what for name, arm in drawing.arms.items()},
+        "results": found,
+    }
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    heads = ["", "mean IoU", *THIN, "kernel distance", "Fréchet distance", "detail", "consistency, dB", "PSNR, dB"]
+    parts = []
+    for source, title in SOURCES.items():
+        rows = [["photos", *agreement_cells(record["photos"]), "", "", "1.00", "", ""]]
+        rows += [["the small ones", *agreement_cells(record["small"][source]), "", "", "", "", ""]]
+        for name, values in record["results"][source].items():
+            rows.append(
+                [
+                    record["arms"][name],
+                    *agreement_cells(values),
+                    f"{values['kernel_distance']:.2f}",
+                    f"{values['frechet_distance']:.1f}",
+                    f"{values['detail']:.2f}",
+                    f"{values['consistency_psnr']:.1f}" if "consistency_psnr" in values else "",
+                    f"{values['psnr']:.2f}" if "psnr" in values else "",
+                ]
+            )
+        parts.append(f"From {title}:\n\n{table(heads, rows)}")
+        rows = [
+            [
+                record["arms"][name],
+                interval_text(values["against_bicubic"]["mean_iou"]),
+                interval_text(values["against_bicubic"]["kernel_distance"], ".2f"),
+            ]
+            for name, values in record["results"][source].items()
+            if "against_bicubic" in values
+        ]
+        parts.append(table(["less bicubic", "mean IoU", "kernel distance"], rows))
+    return "\n\n".join(parts)
+
+
+def agreement_cells(values: dict[str, Any]) -> list[str]:
+    return [f"{values['mean_iou']:.3f}", *(f"{values['iou'].get(name, float('nan')):.3f}" for name in THIN)]
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    lines = (heads, ["---", *["---:"] * (len(heads) - 1)], *rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_sheet(drawing: Drawing, path: Path, arm: str) -> None:
+    """Write masks that a seed chose, with the small image, bicubic, an arm and the photo, at full size."""
+    random = torch.Generator().manual_seed(SHEET_SEED)
+    chosen = torch.randperm(len(drawing.real), generator=random)[:SHEET_MASKS].sort().values.tolist()
+    rows = []
+    for place in chosen:
+        drawn = [drawing.images("generated", name).image(place) for name in (BICUBIC, arm)]
+        from_photo = drawing.images("photos", arm).image(place)
+        mask = drawing.pairs.labels.decode(drawing.real.mask(place).numpy())
+        rows.append([mask, *drawn, from_photo, drawing.real.image(place)])
+    headers = ["mask", "generated, bicubic", "generated, upscaled", "photo reduced and upscaled", "photo"]
+    sheet = image_grid(rows, headers, cell_size=drawing.pairs.resolution[0]).convert("RGB")
+    with written_beside(path) as temporary:
+        for quality in range(90, 20, -5):
+            sheet.save(temporary, "jpeg", quality=quality, optimize=True)
+            if temporary.stat().st_size < SHEET_BYTES:
+                break
+
+
+# Costs ---------------------------------------------------------------------------------------------------------------
+
+
+def measure(given: SimpleNamespace) -> dict[str, float]:
+    """Return seconds, operations and memory of an image, in this process."""
+    pipe = MaskGuidedUpscalePipeline.from_pretrained(given.folder).to(torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    factor = pipe.unet.config.upscale_factor
+    small = np.random.default_rng(0).integers(0, 256, (given.height // factor, given.width // factor, 3), np.uint8)
+    mask = torch.zeros(given.batch, given.height, given.width, dtype=torch.long)
+    options = {} if given.tile is None else {"tile_size": given.tile}
+    pipe(small[:32, :32], mask[:1, : 32 * factor, : 32 * factor])  # what the first call allocates for good
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    with FlopCounterMode(display=False) as counter:
+        pipe([small] * given.batch, mask, **options)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with one_thread():
+        for _ in range(given.turns):
+            start = time.process_time()
+            pipe([small] * given.batch, mask, **options)
+            seconds.append((time.process_time() - start) / given.batch)
+    return {
+        "cpu_seconds": min(seconds),
+        "gflop": counter.get_total_flops() / given.batch / 1e9,
+        "memory_mb": (peak - before) / 1024,
+    }
+
+
+def tile_difference(folder: str, drawing: Drawing, tile: int) -> dict[str, float]:
+    """Return how an image of tiles differs from the whole, in shares of the range of pixels: mean and largest."""
+    pipe = drawing.pipeline(folder)
+    means, largest = [], []
+    for index in range(len(drawing.real)):
+        small = Image.open(drawing.folder("photos", "small") / f"{drawing.real.names[index]}.png")
+        both = [
+            pipe(small, drawing.real.mask(index)[None], generator=drawing.generator(index), output_type="pt", **each)
+            for each in ({}, {"tile_size": tile})
+        ]
+        gap = (both[0].images - both[1].images).abs()
+        means.append(gap.mean().item())
+        largest.append(gap.max().item())
+    return {"mean": float(np.mean(means)), "largest": max(largest)}
+
+
+def costs(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
+    """Return what an image costs: whole and in tiles, batches, and a wide frame."""
+    height, width = drawing.pairs.resolution
+    cases = {
+        f"{height} x {width}": {"height": height, "width": width},
+        f"{height} x {width}, batches of 4": {"height": height, "width": width, "batch": 4},
+        f"{height} x {width}, tiles of 256": {"height": height, "width": width, "tile": 256},
+        "384 x 1248": {"height": 384, "width": 1248},
+        "384 x 1248, tiles of 256": {"height": 384, "width": 1248, "tile": 256},
+    }
+    found: dict[str, Any] = {}
+    for name, folder in args.upscaler:
+        found[name] = {"cases": {}, "tiles": {}}
+        for case, values in cases.items():
+            given = {"folder": folder, "batch": 1, "tile": None, "turns": args.turns, **values}
+            words = [sys.executable, __file__, "--measure", json.dumps(given)]
+            finished = subprocess.run(words, capture_output=True, text=True, check=True)
+            found[name]["cases"][case] = json.loads(finished.stdout.splitlines()[-1])
+        for tile in (128, 256):
+            found[name]["tiles"][tile] = tile_difference(folder, drawing, tile)
+    return {"command": " ".join(["python", *sys.argv]), "commit": code_commit(), "versions": versions(), **found}
+
+
+def costs_tables(args: argparse.Namespace, record: dict[str, Any]) -> str:
+    rows, tiles = [], []
+    for name, _ in args.upscaler:
+        for case, values in record[name]["cases"].items():
+            memory = f"{values['memory_mb']:,.0f}"
+            rows.append([f"{name}, {case}", f"{values['cpu_seconds']:.2f}", f"{values['gflop']:,.0f}", memory])
+        for tile, values in record[name]["tiles"].items():
+            tiles.append([f"{name}, tiles of {tile}", f"{values['mean']:.4f}", f"{values['largest']:.3f}"])
+    parts = [table(["an image", "CPU seconds", "GFLOP", "memory, MB"], rows)]
+    parts.append(table(["difference to the whole frame, of the range of pixels", "mean", "largest"], tiles))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="the model that generates the small images, by what it recommends")
+    parser.add_argument("--upscaler", type=named_folder, action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--direct", type=named_folder, action="append", default=[], metavar="NAME=DIR")
+    parser.add_argument("--dataset", help="prepared folder of the large size with the split val")
+    parser.add_argument("--segmenter", help="the judge: trained on the large photos")
+    parser.add_argument("--small_segmenter", help="the judge of the small images")
+    parser.add_argument("--features", default="efficientnet-lite2", help="as of `evaluate` (efficientnet-lite2)")
+    parser.add_argument("--output", type=Path, help="folder to make, or to continue")
+    parser.add_argument("--noise_levels", type=int, nargs="*", default=[], help="more noise levels to try")
+    parser.add_argument("--factor", type=int, default=4, help="of the upscalers (4)")
+    parser.add_argument("--split", default="val", help="default val")
+    parser.add_argument("--num_masks", type=int, help="of the split, at even distances (default: all)")
+    parser.add_argument("--turns", type=int, default=3, help="of timing; the fastest counts (3)")
+    parser.add_argument("--costs", action="store_true", help="measure costs, with --num_masks images in tiles")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)  # a case of --costs, as JSON
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.measure is not None:
+        print(json.dumps(measure(SimpleNamespace(**json.loads(args.measure)))))
+        return
+    args.output.mkdir(parents=True, exist_ok=True)
+    drawing = Drawing(args, load_pairs(args.dataset, args.split))
+    drawing.draw_small()
+    if args.costs:
+        record = costs(args, drawing)
+        write_json(args.output / "upscaling_costs.json", record)
+        print(costs_tables(args, record))
+        return
+    draw_all(drawing)
+    record = collect(args, drawing)
+    write_json(args.output / "upscaling.json", record)
+    if args.upscaler:
+        write_sheet(drawing, args.output / "upscaling.jpg", args.upscaler[0][0])
+    print(tables(record))
+
+
+def draw_all(drawing: Drawing, report: Callable[[str], None] = print) -> None:
+    for name, arm in drawing.arms.items():
+        for source in drawing.sources_of(arm):
+            start = time.perf_counter()
+            drawing.draw(name, source)
+            report(f"{source}, {name}: {time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
