@@ -18,7 +18,7 @@ from PIL import Image
 from semseg_diffusers.data.dataset_format import LABELS_FILE, find_masks, label_file_near
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.generate import generate_dataset
-from semseg_diffusers.generation.settings import GenerationSettings
+from semseg_diffusers.generation.settings import GenerationSettings, Inputs
 from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
@@ -50,9 +50,12 @@ def choose_masks(settings: SheetOptions) -> tuple[list[Path], int]:
 
 
 def make_sheet(
-    pipeline: Any, settings: SheetOptions, mask_labels: LabelSet | None = None
+    pipeline: Any, settings: SheetOptions, mask_labels: LabelSet | None = None, upscaler: Any = None
 ) -> tuple[bytes, dict[str, Any]]:
-    """Generate samples, arrange them beside their masks, and return a JPEG of at most 400 kB, and its record."""
+    """Generate samples, arrange them beside their masks, and return a JPEG of at most 400 kB, and its record.
+
+    With an upscaler, the samples of the pipeline are enlarged.
+    """
     paths, of = choose_masks(settings)
     steps, scale = pipeline.resolve_sampling()
     generation = GenerationSettings(num_inference_steps=steps, guidance_scale=scale, seed=settings.seed)
@@ -68,6 +71,7 @@ def make_sheet(
             chosen,
             generated,
             generation,
+            inputs=Inputs(upscaler=upscaler),
             mask_labels=mask_labels,
             num_images_per_mask=settings.samples,
             batch_size=settings.batch_size,
@@ -81,15 +85,18 @@ def make_sheet(
             ]
             for path in paths
         ]
-    algorithm = pipeline.scheduler.config.get("algorithm_type")
+    shown = pipeline if upscaler is None else upscaler
+    algorithm = shown.scheduler.config.get("algorithm_type")
+    steps, scale = shown.resolve_sampling()
     record = {
+        **({} if upscaler is None else {"generator": settings.generator}),
         "masks": [path.stem for path in paths],
         "of": of,
         "samples": settings.samples,
         "seed": settings.seed,
-        "scheduler": type(pipeline.scheduler).__name__ + (f" ({algorithm})" if algorithm else ""),
-        "num_inference_steps": generation.num_inference_steps,
-        "guidance_scale": generation.guidance_scale,
+        "scheduler": type(shown.scheduler).__name__ + (f" ({algorithm})" if algorithm else ""),
+        "num_inference_steps": steps,
+        "guidance_scale": scale,
     }
     sheet = _arrange(blocks, LabelSet.from_config(pipeline.unet.config))
     for quality in QUALITIES:
@@ -143,8 +150,13 @@ def export_model(settings: ExportSettings) -> Path:
     index = folders.check_model_folder(folder)
     pipeline_class = folders.package_class(index["_class_name"], folder)
     scores = cards.read_scores(settings.results)
-    if settings.masks is not None and pipeline_class.is_upscaler:
-        raise ValueError(f"--masks are for a sheet of generated images, and '{folder}' is an upscaler. Omit them.")
+    if settings.generator is not None and not pipeline_class.is_upscaler:
+        raise ValueError(f"--generator is for upscalers, and '{folder}' generates images itself. Omit it.")
+    if pipeline_class.is_upscaler and (settings.masks is None) != (settings.generator is None):
+        raise ValueError(
+            f"'{folder}' is an upscaler, which enlarges images of another model: for an image on the card, give both "
+            "--masks and --generator."
+        )
     if settings.masks is not None:
         choose_masks(settings)  # checked before any work, like the next
         mask_labels = None if settings.mask_labels is None else LabelSet.from_name(settings.mask_labels)
@@ -179,7 +191,9 @@ def export_model(settings: ExportSettings) -> Path:
         preview = ""  # the image of the folder's own card shows other weights
         if settings.masks is not None:
             device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-            sheet, record["sheet"] = make_sheet(load_pipeline(made).to(device), settings, mask_labels)
+            shown = load_pipeline(made, upscaler=None).to(device)
+            pipelines = (load_pipeline(settings.generator).to(device), shown) if settings.generator else (shown, None)
+            sheet, record["sheet"] = make_sheet(pipelines[0], settings, mask_labels, pipelines[1])
             contents[folders.SHEET_FILE] = sheet
             about = {"sheet": record["sheet"], "dtype": dtype, "license_name": license_name}
             preview = cards.render("sheet.md", file=folders.SHEET_FILE, **about)

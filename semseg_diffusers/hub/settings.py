@@ -40,6 +40,9 @@ class SheetOptions:
     _group = "the card's image"
 
     masks: str | None = option(None, metavar="DIR", help="masks to choose from (default: no image)")
+    generator: str | None = option(
+        None, metavar="DIR|ID", help="for upscalers: the model whose images the image shows enlarged"
+    )
     mask_labels: str | None = option(
         None,
         metavar="PRESET|FILE",

@@ -11,12 +11,12 @@ import torch
 from diffusers import DiffusionPipeline
 from helpers.cards import write_card
 from helpers.evaluation_results import evaluation_results
-from helpers.tiny_pipelines import draw, random_ids
+from helpers.tiny_pipelines import draw, random_ids, tiny_unet
 from helpers.tiny_pipelines import pipeline as tiny_pipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedInpaintPipeline, cli
+from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedInpaintPipeline, MaskGuidedUpscalePipeline, cli
 from semseg_diffusers.generation.model import model_revision
 from semseg_diffusers.hub import cards, export
 from semseg_diffusers.hub.export import choose_masks, make_sheet
@@ -183,6 +183,24 @@ def test_what_the_model_recommends_is_exported_shown_on_the_card_and_used_for_th
     card = (folder / "README.md").read_text()
     assert "\n\nRecommended, and the default of the call: 1 sampling step, guidance scale 1.\n\n" in card
     assert 'image = pipe("mask.png").images[0]' in card
+
+
+def test_the_sheet_of_an_upscaler_shows_images_of_another_model_enlarged(masks, tmp_path):
+    torch.manual_seed(0)
+    unet = tiny_unet(upscale_factor=2)
+    MaskGuidedUpscalePipeline(unet, tiny_pipeline().scheduler, 2, 1.0).save_pretrained(tmp_path / "upscaler")
+    tiny_pipeline().save_pretrained(tmp_path / "generator")
+    given = {"masks": str(masks), "num_masks": 1, "samples": 1, "device": "cpu"}
+    upscaler, generator = tmp_path / "upscaler", str(tmp_path / "generator")
+    folder = exported(upscaler, tmp_path / "made", **given, generator=generator)
+    sheet = json.loads((folder / "export.json").read_text())["sheet"]
+    assert (sheet["num_inference_steps"], sheet["guidance_scale"], sheet["generator"]) == (2, 1.0, generator)
+    assert (folder / "samples.jpg").is_file()
+    assert f"Images of `{generator}`, enlarged by these very weights" in (folder / "README.md").read_text()
+    with pytest.raises(ValueError, match="give both --masks and --generator"):
+        exported(upscaler, tmp_path / "other", **given)
+    with pytest.raises(ValueError, match="--generator is for upscalers"):
+        exported(generator, tmp_path / "other", **given, generator=generator)
 
 
 def test_a_card_recommends_only_what_the_model_does():
