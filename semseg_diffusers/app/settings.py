@@ -26,7 +26,20 @@ class Limits(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AppSettings(Limits):
+class ServerOptions(Settings):
+    """Where the page is served."""
+
+    _group = "web server"
+    host: str = option("127.0.0.1", help="address to listen on")
+    port: int = option(7860, at_least=1, at_most=65535, help="port to listen on")
+    allowed_hosts: tuple[str, ...] = option(
+        (), metavar="NAME", help="other names that the page answers to, such as that of a proxy before it"
+    )
+    open: bool = option(False, help="open the page in a browser")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AppSettings(Limits, ServerOptions):
     """Paint masks in the browser, and generate images from them.
 
       semseg-diffusers app                                            # in a checkout: with a model that comes with it
@@ -49,12 +62,6 @@ class AppSettings(Limits):
         help="network that suggests a mask for a photo, as of `segmenter` (default: "
         f"{DEFAULT_SEGMENTER}, if it is here and knows the model's classes)",
     )  # fmt: skip
-    host: str = option("127.0.0.1", help="address to listen on")
-    port: int = option(7860, at_least=1, at_most=65535, help="port to listen on")
-    allowed_hosts: tuple[str, ...] = option(
-        (), metavar="NAME", help="other names that the page answers to, such as that of a proxy before it"
-    )
-    open: bool = option(False, help="open the page in a browser")
     seed: int = option(0, at_least=0, at_most=MAX_SEED, help="seed that the page shows first")
     device: str | None = option(None, help="default: GPU if any")
     dtype: str = option("float32", choices=DTYPE_NAMES, help="of the weights")

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from semseg_diffusers.data.settings import LABEL_PRESETS, parse_resolution
+from semseg_diffusers.data.settings import LABEL_PRESETS, parse_size
 from semseg_diffusers.utils.settings import Settings, option
 
 
@@ -16,9 +16,7 @@ SOURCES = {
 
 def _parse_sample_size(text: str | int) -> int | tuple[int, int]:
     """Return the size of images as networks record it: one number for squares."""
-    size = parse_resolution(str(text))
-    if size is None:
-        raise ValueError("expected a number (256) or HxW (256x512); got native.")
+    size = parse_size(str(text))
     return size[0] if size[0] == size[1] else size
 
 

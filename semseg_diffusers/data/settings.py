@@ -53,6 +53,14 @@ def parse_resolution(text: str) -> tuple[int, int] | None:
     return height, width
 
 
+def parse_size(text: str) -> tuple[int, int]:
+    """Parse "256" (a square) or "256x512" (height x width)."""
+    size = parse_resolution(text)
+    if size is None:
+        raise ValueError("expected a number (256) or HxW (256x512); got native.")
+    return size
+
+
 @dataclass(frozen=True, kw_only=True)
 class ReaderOptions(Settings):
     """How the source is read."""

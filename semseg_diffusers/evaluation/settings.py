@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from semseg_diffusers.data.settings import SPLITS, ColumnOptions, parse_resolution
-from semseg_diffusers.generation.settings import GenerationSettings, SamplingOptions, UpscalingOptions
+from semseg_diffusers.data.settings import SPLITS, ColumnOptions, parse_size
+from semseg_diffusers.generation.settings import DTYPE_NAMES, GenerationSettings, SamplingOptions, UpscalingOptions
 from semseg_diffusers.utils.settings import Settings, option, read_yaml
 
 
@@ -30,10 +30,27 @@ def has_default_features() -> bool:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterChoice(ColumnOptions):
-    """The network that segments images: a given one, or one that is trained on real images of the dataset."""
+class RealImages(ColumnOptions):
+    """Real images that others are compared with."""
 
     dataset: str = option(help="real images: prepared folder or Hub dataset id")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceOptions(Settings):
+    """Device and memory of networks that read images."""
+
+    _group = "device and memory"
+    batch_size: int = option(8, at_least=1, help="images per forward pass")
+    device: str | None = option(None, help="torch device (default: GPU if available; several processes take one each)")
+    dtype: str = option("float32", choices=DTYPE_NAMES, help="of all networks")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmenterChoice(RealImages):
+    """The network that segments images: a given one, or one that is trained on real images of the dataset."""
+
+    _group = "segmenter"
     segmenter: str | None = option(
         None,
         help="network that segments the images: folder written by `segmenter`, or Hub id (default: one is trained on "
@@ -42,6 +59,9 @@ class SegmenterChoice(ColumnOptions):
     segmenter_revision: str | None = option(None, help="branch, tag or commit of a segmenter on the Hub")
     segmenter_steps: int = option(
         SEGMENTER_STEPS, at_least=1, help="optimizer steps of the segmenter that is trained without --segmenter"
+    )
+    segmenter_size: tuple[int, int] | None = option(
+        None, metavar="N|HxW", parse=parse_size, help="size at which it reads images (default: its own)"
     )
 
     def __post_init__(self):
@@ -71,7 +91,24 @@ class SegmenterChoice(ColumnOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationSettings(UpscalingOptions, SamplingOptions, SegmenterChoice):
+class FidelityOptions(Settings):
+    """How sets of images are compared."""
+
+    _group = "fidelity"
+    features: tuple[str, ...] = option(
+        _BY_DEFAULT,
+        help="networks for fidelity: efficientnet-lite0 to -lite2, folder or Hub id of an image network, inception, a "
+        f"TorchScript file, or none (default: {DEFAULT_FEATURES} where the extra imagenet is installed, and the "
+        "segmenter's own)",
+    )
+    kid_subsets: int = option(100, at_least=1, help="subsets for KID")
+    kid_subset_size: int | None = option(
+        None, at_least=2, help="images per KID subset (default: half of the smaller set, at most 1000)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(DeviceOptions, UpscalingOptions, SamplingOptions, FidelityOptions, SegmenterChoice):
     """Evaluate a model, or a folder of generated images, against the real images of a dataset.
 
     Agreement with the masks is compared with a ceiling (real images) and a floor (masks of other images); fidelity has
@@ -97,28 +134,9 @@ class EvaluationSettings(UpscalingOptions, SamplingOptions, SegmenterChoice):
         "train", help="real images the model may have been trained on; without --segmenter, a segmenter is"
     )
     output: str = option(metavar="DIR", help="folder to create or resume")
-    segmenter_size: tuple[int, int] | None = option(
-        None,
-        metavar="HxW",
-        help="input size of the segmenter (default: its own)",
-        parse=lambda words: parse_resolution(words[0]),
-    )
-    features: tuple[str, ...] = option(
-        _BY_DEFAULT,
-        help="networks for fidelity: efficientnet-lite0 to -lite2, folder or Hub id of an image network, inception, a "
-        f"TorchScript file, or none (default: {DEFAULT_FEATURES} where the extra imagenet is installed, and the "
-        "segmenter's own)",
-    )
     num_masks: int | None = option(None, at_least=1, help="masks of the split to use, evenly spaced (default: all)")
     num_images_per_mask: int = option(1, at_least=1, help="two or more measure diversity")
-    kid_subsets: int = option(100, at_least=1, help="subsets for KID")
-    kid_subset_size: int | None = option(
-        None, at_least=2, help="images per KID subset (default: half of the smaller set, at most 1000)"
-    )
-    batch_size: int = option(8, at_least=1, help="images per forward pass and process")
     seed: int = option(0, at_least=0, below=2**63, help="of images, shuffled masks and subsets")
-    device: str | None = option(None, help="torch device (default: GPU if available; each process takes its own)")
-    dtype: str = option("float32", choices=("float32", "float16", "bfloat16"), help="of all networks")
 
     def __post_init__(self):
         super().__post_init__()
@@ -401,7 +419,33 @@ class FilterSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FilterCommandSettings(FilterSettings, SegmenterChoice):
+class RealLossOptions(Settings):
+    """The real images that losses are measured on."""
+
+    _group = "losses on real images"
+    split: str = option("train", help="split of the mean class losses")
+    reference_split: str = option(
+        "", help=f"split of real images to compare with (default: {REFERENCE_SPLIT} if it exists); none: no comparison"
+    )
+    class_losses: str | None = option(
+        None, metavar="DIR", help="reuse the mean losses of a folder filtered with this segmenter and these images"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions(Settings):
+    """The network that evaluates later, which must not be the one that filters."""
+
+    _group = "judge"
+    judge: str | None = option(
+        None, help="network that later evaluates the images or the gain: an error if it is the one that filters"
+    )
+    judge_revision: str | None = option(None, help="branch, tag or commit of a judge on the Hub")
+    allow_same_network: bool = option(False, help="accept a judge that is the network that filters")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterCommandSettings(DeviceOptions, JudgeOptions, RealLossOptions, SegmenterChoice, FilterSettings):
     """Filter generated images: labels that a segmentation network does not confirm become unknown.
 
     A pixel becomes unknown if the network's loss exceeds --tolerance_margin times the mean loss of its class on real
@@ -416,24 +460,8 @@ class FilterCommandSettings(FilterSettings, SegmenterChoice):
     """
 
     generated: str = option(metavar="DIR", help="folder written by `generate`")
-    split: str = option("train", help="split of the mean class losses")
-    reference_split: str = option(
-        "", help=f"split of real images to compare with (default: {REFERENCE_SPLIT} if it exists); none: no comparison"
-    )
     output: str = option(metavar="DIR", help="folder to create or resume")
-    segmenter_size: str | None = option(None, metavar="HxW", help="input size of the segmenter (default: its own)")
-    judge: str | None = option(
-        None, help="network that later evaluates the images or the gain: an error if it is the one that filters"
-    )
-    judge_revision: str | None = option(None, help="branch, tag or commit of a judge on the Hub")
-    allow_same_network: bool = option(False, help="accept a judge that is the network that filters")
-    class_losses: str | None = option(
-        None, metavar="DIR", help="reuse the mean losses of a folder filtered with this segmenter and these images"
-    )
-    batch_size: int = option(8, at_least=1, help="images per forward pass")
     seed: int = option(0, help="of the example images on the page")
-    device: str | None = option(None, help="torch device (default: GPU if available)")
-    dtype: str = option("float32", choices=("float32", "float16", "bfloat16"), help="of the networks")
 
     def __post_init__(self):
         super().__post_init__()
@@ -466,12 +494,10 @@ MAX_JOBS = 8  # by default: each process keeps its own copy of the data
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudySettings(ColumnOptions, SegmenterTrainingOptions):
-    """A study: the same network trained on several pools of real and synthetic pairs."""
+class PoolOptions(Settings):
+    """Which trainings a study consists of."""
 
-    dataset: str = option(help="real images: prepared folder or Hub dataset id")
-    generated: str | None = option(None, metavar="DIR", help="synthetic images: folder written by `generate`")
-    filtered: str | None = option(None, metavar="DIR", help="filtered synthetic images: folder written by `filter`")
+    _group = "pools and seeds"
     arms: tuple[str, ...] = option(
         (), choices=tuple(ARMS),
         help=f"pools to train on (default: all with data). {'; '.join(f'{k}: {v}' for k, v in ARMS.items())}",
@@ -483,6 +509,14 @@ class StudySettings(ColumnOptions, SegmenterTrainingOptions):
     amounts: tuple[float, ...] = option(
         (1.0,), above=0, help="synthetic pairs, as multiples of the number of real pairs"
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings(PoolOptions, RealImages, SegmenterTrainingOptions):
+    """A study: the same network trained on several pools of real and synthetic pairs."""
+
+    generated: str | None = option(None, metavar="DIR", help="synthetic images: folder written by `generate`")
+    filtered: str | None = option(None, metavar="DIR", help="filtered synthetic images: folder written by `filter`")
     train_split: str = option("train", help="real images to train on")
     validation_split: str = option("val", help="real images that all networks are scored on")
     force: bool = option(False, help="continue although validation images or the filter's network leak into the study")
@@ -524,7 +558,19 @@ class StudySettings(ColumnOptions, SegmenterTrainingOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudyCommandSettings(StudySettings):
+class ParallelOptions(Settings):
+    """How many trainings run at once, and where."""
+
+    _group = "parallel trainings"
+    jobs: int | None = option(
+        None, at_least=1,
+        help=f"parallel trainings, each on one thread (default: one per GPU or CPU core, at most {MAX_JOBS})",
+    )  # fmt: skip
+    device: str | None = option(None, help="torch device (default: GPUs if available)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCommandSettings(ParallelOptions, StudySettings):
     """Measure whether synthetic images improve a segmentation network, beyond chance.
 
     The same network is trained on real images; on duplicates of them; on real plus (filtered) synthetic images; and on
@@ -534,11 +580,6 @@ class StudyCommandSettings(StudySettings):
     """
 
     output: str = option(metavar="DIR", help="folder to create or resume")
-    jobs: int | None = option(
-        None, at_least=1,
-        help=f"parallel trainings, each on one thread (default: one per GPU or CPU core, at most {MAX_JOBS})",
-    )  # fmt: skip
-    device: str | None = option(None, help="torch device (default: GPUs if available)")
 
 
 @dataclass(frozen=True)

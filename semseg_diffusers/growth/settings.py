@@ -15,7 +15,43 @@ STUDENT_SUFFIX, NO_STUDENT = "-turbo", "off"
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrowSettings(ColumnOptions, Settings):
+class GivenResults(Settings):
+    """What stands in place of a stage's result."""
+
+    _group = "results that exist already"
+    model: str | None = option(None, metavar="DIR|ID", help="diffusion model (default: one is trained first)")
+    student: str | None = option(
+        None, metavar=f"DIR|ID|{NO_STUDENT}",
+        help="model of few steps that generates in place of --model (default: the folder beside it whose name has "
+        f"{STUDENT_SUFFIX} added, if there is one; {NO_STUDENT}: the model itself)",
+    )  # fmt: skip
+    upscaler: str | None = option(
+        None, metavar="DIR|ID", help="model of `train --upscale_factor`, which enlarges the images of --model to the "
+        "size of the dataset",
+    )  # fmt: skip
+    masks: str | None = option(None, metavar="DIR", help="masks to generate from (default: new ones are made)")
+    filter_segmenter: str | None = option(
+        None, metavar="DIR|ID", help="network that filters (default: one is trained first)"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AmountOptions(Settings):
+    """How many images are made and studied."""
+
+    _group = "amounts and seeds"
+    num_masks: int | None = option(None, at_least=1, help="new masks (default: as many as there are training images)")
+    num_images_per_mask: int = option(2, at_least=1, metavar="N", help="images generated of each mask")
+    target: tuple[str, ...] = option(
+        (), metavar="CLASS=FACTOR", old_names=("wish",),  # codespell:ignore wish
+        help="what the new masks have more of (default: four times each underrepresented class that can be placed)",
+    )  # fmt: skip
+    amounts: tuple[float, ...] = option((1.0,), help="synthetic images in the study, as multiples of the real ones")
+    seeds: tuple[int, ...] = option((0, 1, 2), help="seeds of the study")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrowSettings(AmountOptions, GivenResults, ColumnOptions):
     """Take a dataset to a better segmentation network in one command.
 
     It finds what the masks lack, makes new masks with more of it, generates images of them, filters them, studies what
@@ -32,28 +68,6 @@ class GrowSettings(ColumnOptions, Settings):
 
     dataset: str = option(metavar="DIR|ID", help="prepared folder, or a dataset on the Hub")
     output: Path = option(metavar="DIR", help="folder to create, or to continue")
-    model: str | None = option(None, metavar="DIR|ID", help="diffusion model (default: one is trained first)")
-    student: str | None = option(
-        None, metavar=f"DIR|ID|{NO_STUDENT}",
-        help="model of few steps that generates in place of --model (default: the folder beside it whose name has "
-        f"{STUDENT_SUFFIX} added, if there is one; {NO_STUDENT}: the model itself)",
-    )  # fmt: skip
-    upscaler: str | None = option(
-        None, metavar="DIR|ID", help="model of `train --upscale_factor`, which enlarges the images of --model to the "
-        "size of the dataset",
-    )  # fmt: skip
-    masks: str | None = option(None, metavar="DIR", help="masks to generate from (default: new ones are made)")
-    filter_segmenter: str | None = option(
-        None, metavar="DIR|ID", help="network that filters (default: one is trained first)"
-    )
-    num_masks: int | None = option(None, at_least=1, help="new masks (default: as many as there are training images)")
-    num_images_per_mask: int = option(2, at_least=1, metavar="N", help="images generated of each mask")
-    target: tuple[str, ...] = option(
-        (), metavar="CLASS=FACTOR", old_names=("wish",),  # codespell:ignore wish
-        help="what the new masks have more of (default: four times each underrepresented class that can be placed)",
-    )  # fmt: skip
-    amounts: tuple[float, ...] = option((1.0,), help="synthetic images in the study, as multiples of the real ones")
-    seeds: tuple[int, ...] = option((0, 1, 2), help="seeds of the study")
     seed: int = option(0, at_least=0, help="seed of all other stages")
     device: str | None = option(None, help="default: GPU if any")
     set: tuple[str, ...] = option(
@@ -119,7 +133,7 @@ class GrowSettings(ColumnOptions, Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeSettings(ColumnOptions, Settings):
+class MergeSettings(ColumnOptions):
     """Add generated images to the dataset that they were made for.
 
       semseg-diffusers merge --dataset data/camvid128 --generated filtered --output data/grown128

@@ -101,6 +101,8 @@ class Settings:
             else:
                 texts = [_to_text(item) for item in value] if isinstance(value, (tuple, list)) else [_to_text(value)]
             meta = field.metadata
+            if meta.get("parse") is not None and isinstance(value, tuple):  # height and width
+                texts = ["x".join(texts)]
             if meta.get("positional"):
                 words += texts
             elif meta.get("repeated"):
@@ -192,7 +194,7 @@ def parse_value(field: dataclasses.Field, text: Any) -> Any:
     if field.name in _PRECISIONS:
         text = _PRECISIONS[field.name].get(str(text), text)
     if field.metadata.get("parse") is not None:
-        return field.metadata["parse"](text) if isinstance(text, str) or not is_tuple else tuple(text)
+        return tuple(text) if isinstance(text, (list, tuple)) else field.metadata["parse"](str(text))
     if is_tuple and not isinstance(text, (list, tuple)):
         text = [text] if isinstance(text, str) and kind is str else str(text).replace(",", " ").split()
     return tuple(_parse_item(kind, part) for part in text) if is_tuple else _parse_item(kind, text)

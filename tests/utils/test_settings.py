@@ -1,10 +1,14 @@
 """Settings of commands: what counts as given, and values out of range."""
 
+import argparse
 import dataclasses
 import json
 
 import pytest
 
+from semseg_diffusers import cli
+from semseg_diffusers.data.settings import PrepareSettings
+from semseg_diffusers.evaluation.settings import EvaluationSettings, FilterCommandSettings
 from semseg_diffusers.generation.settings import GenerateOptions
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.settings import Settings, SettingsParser, option
@@ -66,3 +70,34 @@ def test_settings_of_a_file_may_name_every_option(tmp_path):
 def test_paths_of_any_form_survive_the_command_line(path):
     options = GenerateOptions(model=path, masks=path, output=path)
     assert parse(GenerateOptions, *options.to_arguments()) == options
+
+
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_help_lists_many_options_in_groups(command):
+    parser = SettingsParser(cli.load_settings(command))
+    listed = [action for action in parser._optionals._group_actions if action.help != argparse.SUPPRESS]
+    assert len(listed) <= 14, "options that belong together need a class with a `_group` of its own"
+
+
+@pytest.mark.parametrize(
+    ("settings", "name", "words"),
+    [
+        (PrepareSettings, "resolution", ("--source", "s", "--output", "o")),
+        (EvaluationSettings, "segmenter_size", ("--dataset", "d", "--output", "o", "--generated", "g")),
+        (FilterCommandSettings, "segmenter_size", ("--dataset", "d", "--output", "o", "--generated", "g")),
+    ],
+)
+def test_sizes_are_read_from_the_command_line_and_from_files_and_written_again(settings, name, words, tmp_path):
+    wide = parse(settings, *words, f"--{name}", "96x160")
+    assert getattr(wide, name) == (96, 160)
+    assert parse(settings, *wide.to_arguments()) == wide
+    for text, expected in (("96x160", (96, 160)), ("[96, 160]", (96, 160)), ("160", (160, 160))):
+        (tmp_path / "options.yaml").write_text(f"{name}: {text}\n")
+        assert getattr(parse(settings, *words, "--config", str(tmp_path / "options.yaml")), name) == expected
+
+
+def test_a_size_at_which_a_network_reads_is_a_number_of_pixels():
+    with pytest.raises(ValueError, match="--segmenter_size: expected a number .256. or HxW .256x512.; got native"):
+        parse(
+            FilterCommandSettings, "--dataset", "d", "--output", "o", "--generated", "g", "--segmenter_size", "native"
+        )

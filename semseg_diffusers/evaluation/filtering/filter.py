@@ -14,7 +14,7 @@ import torch
 from semseg_diffusers.data.dataset import MissingSplitError, PairDataset, column_options, load_pairs
 from semseg_diffusers.data.dataset_format import plain_load_note
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.data.settings import SPLITS, parse_resolution
+from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.evaluation.features import check_reads
 from semseg_diffusers.evaluation.filtering import rules
 from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, example_pictures, write_filter_page
@@ -255,7 +255,7 @@ def run(settings: FilterCommandSettings) -> int:
         segmenter,
         pairs.labels,
         revision=settings.segmenter_revision,
-        input_size=parse_resolution(settings.segmenter_size) if settings.segmenter_size else None,
+        input_size=settings.segmenter_size,
         device=device,
         dtype=dtype,
     )
