@@ -4,7 +4,7 @@ Every arm enlarges the same small images of a split: its photos, reduced as `pre
 generated from the reduced masks. Agreement of thin classes is that of a segmentation network trained on large photos,
 distances are in features of an ImageNet network that reads the large images. Differences to bicubic have the 95 %
 interval of resampled masks; frames of one drive are no independent scenes, so the intervals are of these masks. With
-`--direct`, a network that generates the large size from masks alone stands beside them. Finished work is kept: the
+`--direct`, a network that generates the large size from masks alone is compared, too. Finished work is kept: the
 same command resumes. Prints the tables of docs/how_to/upscaling.md, writes `upscaling.json` and a sheet of pictures.
 
     python benchmarks/studies/upscaling.py --model checkpoints/camvid128 --upscaler turbo=checkpoints/camvid-upscaler

@@ -16,7 +16,7 @@ STUDENT_SUFFIX, NO_STUDENT = "-turbo", "off"
 
 @dataclass(frozen=True, kw_only=True)
 class GivenResults(Settings):
-    """What stands in place of a stage's result."""
+    """Results that replace stages."""
 
     _group = "results that exist already"
     model: str | None = option(None, metavar="DIR|ID", help="diffusion model (default: one is trained first)")
