@@ -9,6 +9,7 @@ import hashlib
 import io
 import itertools
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +54,8 @@ from semseg_diffusers.utils.progress import progress_bar
 
 STREAMED = 32  # pairs of a stream from which the reading of all is decided
 MOST_UNKNOWN = 0.25  # share of unknown pixels above which prepare warns
+MIN_DRIVES, MIN_FRAMES = 3, 5  # from which names of files count as those of drives; frames of each on average
+FRAME_NAME = re.compile(r"(?P<drive>.*\d.*?)[_.\- ]+[A-Za-z]*\d+")  # such as 0016E5_08029; a drive has a number
 DECODED_SCALE = 2  # an image is decoded at this many times its new size, or more
 
 
@@ -105,12 +108,16 @@ def prepare_dataset(settings: PrepareSettings, progress: bool = False) -> Prepar
             mapping = LabelMapping(source.labels, target)
         inspect = functools.partial(_inspect_in_processes, num_workers=settings.num_workers, progress=progress)
         source, decided = decide_source(source, inspect, settings.mask_values, settings.mask_orientation)
-        validation = choose_validation(source, settings)
+        validation, split_notes = choose_validation(source, settings)
         with resumable_folder(
-            settings.output, _recipe(settings, source, mapping), SETTINGS_FILE, "prepared dataset", settings.overwrite
+            settings.output,
+            _recipe(settings, source, mapping, validation),
+            SETTINGS_FILE,
+            "prepared dataset",
+            settings.overwrite,
         ) as staging:
             rows, results = _make_pairs(settings, source, validation, mapping, staging, progress)
-            notes = source.notes
+            notes = source.notes + split_notes
             if mapping is not None:
                 pixels = np.sum([result["pixels"] for result in results], axis=0)
                 to = f"classes of {settings.mapping}" if settings.mapping else f"label set {settings.map_to}"
@@ -218,39 +225,67 @@ def _describe_classes(results: Sequence[Mapping[str, Any]], labels: LabelSet) ->
         yield f"{len(absent)} of {labels.num_classes} classes occur in no mask: {', '.join(absent)}"
 
 
-def choose_validation(source: Source, settings: PrepareSettings) -> frozenset[str]:
-    """Return the stems of the training pairs that become `val`, selected by their stems and the seed only.
+def choose_validation(source: Source, settings: PrepareSettings) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return the stems of the training pairs that become `val`, selected by their stems and the seed only, and notes.
 
     Of a source with drives, whole ones are taken, since neighbouring frames show the same street: each that brings the
-    count nearer to the share, but not all; the smallest one if none does.
+    count nearer to the share, but not all; the smallest one if none does. Drives are the folders of the source, or
+    what the names of its files say, if that is clear and drives come near to the share.
     """
     if settings.val_fraction == 0:
-        return frozenset()
+        return frozenset(), ()
     if settings.streaming:
         raise ValueError("--val_fraction needs all names before the first pair; leave out --streaming.")
     names = [(pair.split, pair.stem) for pair in source.pairs]
     if any(split != "train" for split, _ in names):
         raise ValueError("the source has its own splits; --val_fraction is for sources without.")
-    groups: dict[str, list[str]] = {}  # drive, or stem -> stems
-    for pair in source.pairs:
-        groups.setdefault(pair.attributes.get("drive") or pair.stem, []).append(pair.stem)
-    if len(groups) == 1:  # a single drive
-        groups = {stem: [stem] for _, stem in names}
-    order = sorted(groups, key=lambda name: hashlib.sha256(f"{settings.seed}:{name}".encode()).digest())
-    count = max(round(settings.val_fraction * len(names)), 1)
-    if count == len(names):
-        raise ValueError(f"--val_fraction {settings.val_fraction} leaves none of the {len(names)} pairs for training.")
+    stems = [stem for _, stem in names]
+    count = max(round(settings.val_fraction * len(stems)), 1)
+    if count == len(stems):
+        raise ValueError(f"--val_fraction {settings.val_fraction} leaves none of the {len(stems)} pairs for training.")
+    of_folders = {pair.stem: pair.attributes["drive"] for pair in source.pairs if pair.attributes.get("drive")}
+    drives = of_folders or drives_in_names(stems)
+    chosen = _choose_groups([drives.get(stem, stem) for stem in stems], stems, count, settings.seed)
+    if not of_folders and not count / 2 <= len(chosen) <= 2 * count:
+        drives, chosen = {}, _choose_groups(stems, stems, count, settings.seed)
+    if not drives or of_folders:
+        return frozenset(chosen), ()
+    taken = sorted({drives[stem] for stem in chosen})
+    shown = ", ".join(taken[:NAMED]) + (", ..." if len(taken) > NAMED else "")
+    whole = f"{len(taken)} of {len(set(drives.values()))} drives, by the names of the files: {shown}"
+    return frozenset(chosen), (f"val is {whole}; neighbouring frames show the same street",)
+
+
+def drives_in_names(stems: Sequence[str]) -> dict[str, str]:
+    """Return the drive of each frame, if all names show it: 2011_09_26_drive_0005 of 2011_09_26_drive_0005_000012."""
+    matches = {stem: FRAME_NAME.fullmatch(stem) for stem in stems}
+    drives = {stem: match["drive"] for stem, match in matches.items() if match}
+    count = len(set(drives.values()))
+    is_clear = len(drives) == len(stems) and count >= MIN_DRIVES and len(stems) >= MIN_FRAMES * count
+    return drives if is_clear else {}
+
+
+def _choose_groups(groups: Sequence[str], stems: Sequence[str], count: int, seed: int) -> list[str]:
+    """Return the stems of whole groups, about `count` of them, in the order of the seed."""
+    members: dict[str, list[str]] = {}
+    for group, stem in zip(groups, stems, strict=True):
+        members.setdefault(group, []).append(stem)
+    if len(members) == 1:  # a single drive
+        members = {stem: [stem] for stem in stems}
+    order = sorted(members, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())
     chosen: list[str] = []
     taken = 0
     for name in order:
-        size = len(groups[name])
-        if taken < len(groups) - 1 and abs(len(chosen) + size - count) < abs(len(chosen) - count):
-            chosen += groups[name]
+        size = len(members[name])
+        if taken < len(members) - 1 and abs(len(chosen) + size - count) < abs(len(chosen) - count):
+            chosen += members[name]
             taken += 1
-    return frozenset(chosen or groups[min(order, key=lambda name: len(groups[name]))])
+    return chosen or members[min(order, key=lambda name: len(members[name]))]
 
 
-def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | None) -> dict[str, Any]:
+def _recipe(
+    settings: PrepareSettings, source: Source, mapping: LabelMapping | None, validation: frozenset[str]
+) -> dict[str, Any]:
     """Return everything the prepared dataset depends on: an interrupted run is resumed only if it is the same."""
     unrelated = ("output", "overwrite", "num_workers")
     return {
@@ -260,6 +295,7 @@ def _recipe(settings: PrepareSettings, source: Source, mapping: LabelMapping | N
         "labels": [source.labels.to_config(), source.labels.changed_ids],
         "map_to": None if mapping is None else [mapping.ids, mapping.target.to_config()],
         "pairs": _fingerprint(source),
+        "validation": sorted(validation),
         "versions": [package_version(), PIL.__version__, np.__version__],
     }
 

@@ -138,7 +138,10 @@ class PrepareSettings(ReaderOptions):
         help="largest share of the labelled pixels that --mapping or --map_to may make unknown",
     )  # fmt: skip
     val_fraction: float = option(
-        0.0, at_least=0, below=1, help="share for val, if the source has no splits; whole drives, if it has folders"
+        0.0,
+        at_least=0,
+        below=1,
+        help="share for val, if the source has no splits; of whole drives, where folders or names of files show them",
     )
     seed: int = option(0, help="selects the pairs of --val_fraction")
     skip_unmatched: bool = option(False, help="leave out images and masks without a partner")

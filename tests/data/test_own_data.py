@@ -181,7 +181,46 @@ def test_the_share_of_drives_is_near_to_that_of_the_option_for_every_seed(tmp_pa
     source = Source(LabelSet.from_preset("camvid"), tuple(pairs))
     for seed in range(8):
         settings = PrepareSettings(source=("in",), output="out", val_fraction=fraction, seed=seed)
-        assert len(choose_validation(source, settings)) == expected
+        assert len(choose_validation(source, settings)[0]) == expected
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"2011_09_26_drive_{drive:04}_{frame:06}" for drive in (5, 11, 70, 71) for frame in range(5)],
+        [f"{drive}_f{frame:05}" for drive in ("0006R0", "0016E5", "Seq05VD", "0001TP") for frame in range(5)],
+        [f"day {drive}_{frame}" for drive in "1234" for frame in range(5)],
+    ],
+)
+def test_whole_drives_that_the_names_show_are_taken_for_validation(tmp_path, capsys, names):
+    source, output = folder(tmp_path / "in", names), str(tmp_path / "out")
+    words = ("--source", str(source), "--output", output, "--resolution", "native", "--val_fraction", "0.25")
+    assert cli.main(["prepare", *words]) == 0
+    said = capsys.readouterr().out
+    splits = {split: load_pairs(output, split).stems for split in ("train", "val")}
+    drives = {split: {stem.rpartition("_")[0] for stem in stems} for split, stems in splits.items()}
+    assert (len(drives["train"]), len(drives["val"])) == (3, 1)
+    assert f"val is 1 of 4 drives, by the names of the files: {[*drives['val']][0]}; neighbouring" in said
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{number:06}_10" for number in range(20)],  # KITTI's: one image a scene
+        [f"street_{number:03}" for number in range(20)],  # one prefix
+        [f"{kind}_{number}" for kind in ("city", "rural", "highway", "night") for number in range(5)],  # no drives
+        [f"drive1_{number}" for number in range(12)] + [f"drive2_{number}" for number in range(8)],  # only two
+        [f"drive{drive}_{number}" for drive in range(3) for number in range(6)] + ["extra", "another"],  # not all
+        [f"drive{drive}_{number}" for drive in range(3) for number in range(20)],  # each is far from the share
+        [f"a1{drive}-{number}c{number}" for drive in range(3) for number in range(10)],  # no numbers of frames
+    ],
+)
+def test_names_that_show_no_drives_are_split_by_images(tmp_path, names):
+    pairs = tuple(Pair(name, tmp_path, tmp_path, "train") for name in names)
+    settings = PrepareSettings(source=("in",), output="out", val_fraction=0.1)
+    chosen, notes = choose_validation(Source(LabelSet.from_preset("camvid"), pairs), settings)
+    assert len(chosen) == round(0.1 * len(names))
+    assert notes == ()
 
 
 def test_a_single_drive_is_split_by_its_frames(tmp_path):
