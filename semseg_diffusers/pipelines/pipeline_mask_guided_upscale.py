@@ -139,6 +139,8 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         mask,
         num_images_per_mask: int = 1,
         num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float | None = None,
         guidance_start: float = 0.0,
         guidance_stop: float = 1.0,
@@ -166,7 +168,9 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             mask: A mask of the result's size, a list of them, or None to go by the images alone, as
                 `MaskGuidedDDPMPipeline` takes it. Smaller ones are enlarged by nearest neighbour, with a warning.
             num_images_per_mask (`int`, defaults to 1): Results for each mask; they follow each other.
-            num_inference_steps (`int`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next four.
+            num_inference_steps (`int`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next five.
+            timesteps (`list[int]`, *optional*): The timesteps to sample at, in place of `num_inference_steps`.
+            sigmas (`list[float]`, *optional*): The noise levels to sample at, in place of `num_inference_steps`.
             guidance_scale (`float`, *optional*): Of the mask; the image to enlarge is always seen.
             guidance_start (`float`, defaults to 0.0): Fraction of the steps after which guidance starts.
             guidance_stop (`float`, defaults to 1.0): Fraction of the steps after which it ends.
@@ -201,15 +205,15 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         """
         # 1. Read and check all inputs
         num_inference_steps, guidance_scale = self.resolve_sampling(num_inference_steps, guidance_scale)
+        num_inference_steps, schedule = self.prepare_schedule(num_inference_steps, timesteps, sigmas)
         images, masks = self.prepare_images(image, mask)  # of (h, w, 3)
         num_masks, factor = len(masks), getattr(self.unet.config, "upscale_factor", None) or 1
         height, width = (factor * side for side in images[0].shape[:2])
         class_labels = self.prepare_class_labels(class_labels, num_masks)  # (number of masks,)
         callback_inputs = self.prepare_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         generator = list(generator) if isinstance(generator, tuple) else generator
-        shape = self.check_inputs(
-            num_masks, num_images_per_mask, num_inference_steps, height, width, generator, latents, output_type
-        )
+        sizes = num_masks, num_images_per_mask, num_inference_steps, height, width
+        shape = self.check_inputs(*sizes, generator, latents, output_type, schedule)
         self.prepare_guidance(guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, None)
         noise_level = self.resolve_noise_level(noise_level)
         windows = self.prepare_windows(height, width, tile_size, tile_overlap)
@@ -219,11 +223,11 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
 
         # 2. Prepare timesteps, noise, and the images to enlarge
         device, dtype = self._execution_device, self.latents_dtype
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        self.warn_of_untrained_timesteps(timesteps, num_inference_steps)
-        self._num_timesteps = len(timesteps)
-        guided_steps = range(int(guidance_start * len(timesteps)), int(guidance_stop * len(timesteps)))
+        self.scheduler.set_timesteps(**schedule, device=device)
+        visited = self.scheduler.timesteps
+        self.warn_of_untrained_timesteps(visited, num_inference_steps)
+        self._num_timesteps = len(visited)
+        guided_steps = range(int(guidance_start * len(visited)), int(guidance_stop * len(visited)))
         noise, mask_noise = self.prepare_noise(shape, generator, latents, guide_network)
         latents = noise * self.scheduler.init_noise_sigma  # (B, C, H, W)
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator)
@@ -253,7 +257,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                 )
 
             # 4. Denoise
-            for step, t in enumerate(self.progress_bar(timesteps)):
+            for step, t in enumerate(self.progress_bar(visited)):
                 # Copied from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm.MaskGuidedDDPMPipeline.__call__
                 scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
                 weights = conditions.weights(*scales)

@@ -45,6 +45,26 @@ def pipe() -> MaskGuidedUpscalePipeline:
     return upscale_pipe()
 
 
+# --- the schedule ---
+
+
+def test_timesteps_and_sigmas_take_the_place_of_a_number_of_steps():
+    pipe, scheduler, seen = upscale_pipe(diffusers.DDPMScheduler()), diffusers.DDPMScheduler(), []
+    scheduler.set_timesteps(3)
+    expected = enlarged(pipe)
+    assert torch.equal(enlarged(pipe, timesteps=scheduler.timesteps), expected)
+    chosen = [900, 500, 100, 0]
+    enlarged(pipe, timesteps=chosen, callback_on_step_end=lambda _, __, t, ___: seen.append(int(t)))
+    assert seen == chosen
+    pipe.scheduler, seen, sigmas = diffusers.EulerDiscreteScheduler(), [], [14.0, 5.0, 2.0, 0.5, 0.0]
+    keep = {"callback_on_step_end": lambda each, *_: seen.append(each.scheduler.sigmas.tolist())}
+    enlarged(pipe, sigmas=sigmas, tile_size=16, tile_overlap=4, **keep)
+    assert seen == [sigmas] * 4
+    pipe.scheduler = DDIMScheduler()
+    with pytest.raises(ValueError, match="DDIMScheduler takes no `sigmas`"):
+        enlarged(pipe, sigmas=sigmas)
+
+
 # --- what the network reads ---
 
 
