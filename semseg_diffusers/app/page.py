@@ -30,20 +30,28 @@ CSS = """
   max-width: min(1360px, 100%) !important; margin: 0 auto;
   padding-bottom: clamp(0px, (641px - 100vw) * 99, 72px) !important;
 }
+.main.fillable { padding-inline: clamp(12px, (100vw - 640px) * 99, 32px) !important; }
 .toast-wrap { top: auto !important; bottom: clamp(12px, (641px - 100vw) * 99, 76px) !important; }
 #message .progress-text { position: static; order: 3; transform: none; }
 .toast-close { opacity: 1 !important; color: inherit !important; }
 #painting:has(.is-live) { flex-grow: 10 !important; }
 #samples .grid-wrap { height: auto !important; max-height: none !important; }
 #samples .caption-label { max-width: 100%; font-size: 11px; }
-#seed { align-items: end; }
+#seed {
+  align-items: end; gap: 0; padding-right: 12px;
+  border: 1px solid var(--border-color-primary); border-radius: var(--block-radius);
+  background: var(--block-background-fill);
+}
+#seed .form, #seed .block { border: none; box-shadow: none; }
+#seed > button { height: 42px; margin-bottom: 10px; }
 @media (max-width: 640px) {
   #actions {
     position: fixed; inset: auto 0 0 0; z-index: 40; padding: 8px 12px; gap: 8px; flex-wrap: nowrap;
     background: var(--background-fill-primary); border-top: 1px solid var(--border-color-primary);
   }
   #actions > * { min-width: 0 !important; }
-  main { padding: 12px !important; }
+  #title h2 { font-size: 20px; margin: 0; }
+  #title p { font-size: 12px; margin: 4px 0 0; }
   #painting .html-container { padding: 0 !important; }
 }
 """
@@ -84,7 +92,7 @@ def build_page(
         size = f"{sampler.size[0]} × {sampler.size[1]}"
         memory = _memory_key(sampler, title)
         facts = f"{html.escape(title)} · {size} pixels (height × width) · {sampler.recommended[0]} steps"
-        gr.Markdown(f"## Paint a mask, generate images\n{facts}")
+        gr.Markdown(f"## Paint a mask, generate images\n{facts}", elem_id="title")
         with gr.Row():
             with gr.Column(scale=5, min_width=340, elem_id="painting"):
                 canvas = mask_canvas(sampler, shapes, examples, title)

@@ -3,6 +3,7 @@
 Needs Chromium or Chrome on the PATH, and Playwright; skipped without them.
 """
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -249,6 +250,33 @@ def test_on_a_phone_generate_is_always_in_reach_and_covers_nothing(browser, plac
     visitor.leave()
 
 
+# The boxes of the bar, of the samples done and of the seconds, and the one around them, once all are shown.
+PROGRESS = """() => {
+    const parts = ['.progress-bar-wrap', '.progress-level-inner', '.progress-text', '*'];
+    const boxes = parts.map((part) => document.querySelector(`#message ${part}`)?.getBoundingClientRect());
+    return boxes.every((box) => box?.width && box.height) && boxes.map((box) => box.toJSON());
+}"""
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_text_of_the_progress_is_beside_its_bar(browser, place, width):
+    visitor = Visitor(browser, place[0], width, 844)
+    visitor.page.get_by_role("button", name="Steps, guidance, scheduler").click()
+    visitor.page.get_by_label("number input for Steps").fill("50")
+    visitor.page.keyboard.press("Tab")
+    visitor.page.get_by_role("button", name="Generate", exact=True).click()
+    *shown, around = visitor.page.wait_for_function(PROGRESS, polling=10).json_value()
+    for first, second in itertools.combinations(shown, 2):
+        assert not overlap(first, second)
+    heights = sorted((box["y"], box["y"] + box["height"]) for box in shown)
+    assert all(below[0] - above[1] < 16 for above, below in itertools.pairwise(heights)), "far from the bar"
+    assert all(around["x"] <= box["x"] and box["right"] <= around["right"] for box in shown)
+    assert around["y"] <= heights[0][0]
+    assert heights[-1][1] <= around["bottom"]
+    visitor.sees("4 generated.")
+    visitor.leave()
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_a_refusal_covers_neither_tools_nor_buttons(browser, place, width):
     visitor = Visitor(browser, place[0], width, 844)
@@ -260,6 +288,32 @@ def test_a_refusal_covers_neither_tools_nor_buttons(browser, place, width):
     boxes = [visitor.page.locator(each).first.bounding_box() for each in (".painter .bar", "#generate", "#cancel")]
     assert not any(overlap(toast.bounding_box(), box) for box in boxes)
     toast.locator(".toast-close").click()
+    visitor.leave()
+
+
+def test_on_a_phone_the_canvas_is_below_a_line_of_title_and_two_rows_of_tools(browser, place):
+    visitor = Visitor(browser, place[0], 390, 844, touch=True)
+    title, bar, stage = (visitor.page.locator(each).first.bounding_box() for each in ("h2", ".painter .bar", ".stage"))
+    assert title["height"] < 40
+    buttons = visitor.page.locator(".painter .bar").first.get_by_role("button").all()
+    assert len({round(button.bounding_box()["y"]) for button in buttons}) == 2
+    assert bar["height"] < 80
+    assert stage["y"] < 200
+    for button in buttons:  # those that do not fit are reached by moving their row
+        button.scroll_into_view_if_needed()
+        sync_api.expect(button).to_be_in_viewport(ratio=1)
+    assert visitor.page.evaluate("document.documentElement.scrollWidth") == 390
+    visitor.leave()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_button_for_another_seed_is_in_the_box_of_its_field(browser, place, width):
+    visitor = Visitor(browser, place[0], width, 844)
+    field = visitor.page.get_by_label("Seed", exact=True).bounding_box()
+    button = visitor.page.get_by_role("button", name="Random seed").bounding_box()
+    assert button["y"] == pytest.approx(field["y"], abs=2)
+    assert button["height"] == pytest.approx(field["height"], abs=2)
+    assert 0 < button["x"] - field["x"] - field["width"] < 24
     visitor.leave()
 
 
