@@ -974,15 +974,18 @@ def test_without_a_model_the_first_that_comes_with_a_checkout_is_taken(tmp_path,
 
 
 @pytest.mark.slow
-def test_a_space_serves_the_model_of_its_variable_and_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("name", [None, "alice-painter.hf.space"], ids=["here", "hub"])
+def test_a_space_serves_the_model_of_its_variable_and_leaves_nothing_behind(tmp_path, name):
     tiny_pipeline().save_pretrained(tmp_path / "run")
     (tmp_path / "temporary").mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     variables = {"MODEL_ID": str(tmp_path / "run"), "TMPDIR": str(tmp_path / "temporary"), "PYTHONPATH": str(ROOT)}
+    if name is not None:  # as on the Hub, but for the address to listen on
+        variables |= {"SPACE_ID": "alice/painter", "SPACE_HOST": name}
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "examples/space/app.py"), "--port", str(port)],
+        [sys.executable, str(ROOT / "examples/space/app.py"), "--port", str(port), "--host", "127.0.0.1"],
         env={**os.environ, **variables},
         cwd=tmp_path,
         stdout=subprocess.PIPE,
@@ -993,6 +996,8 @@ def test_a_space_serves_the_model_of_its_variable_and_leaves_nothing_behind(tmp_
         assert "Running on" in next(line for line in process.stdout if line.strip())
         address = f"http://127.0.0.1:{port}/"
         assert call(address, "generate", *arguments())[0] == "complete"
+        for host, status in (("alice-painter.hf.space", 421 if name is None else 200), ("other.hf.space", 421)):
+            assert httpx.get(address, headers={"host": host}).status_code == status
         assert "/add" not in httpx.get(f"{address}gradio_api/info").json()["named_endpoints"]  # --output off
     finally:
         process.terminate()
