@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from semseg_diffusers.generation.inputs import GenerationInput
 from semseg_diffusers.generation.model import known_attributes, pipeline_for
 from semseg_diffusers.generation.plan import Job, Plan
-from semseg_diffusers.generation.settings import GUIDANCE
+from semseg_diffusers.generation.settings import GUIDANCE, EditSettings
+from semseg_diffusers.pipelines.image_inputs import paste, read_image, to_output
 
 
 # What accelerate's list leaves out: the CPU allocator of Windows, and NVIDIA's libraries.
@@ -63,6 +64,11 @@ class BatchGenerator:
 
     def generate_batch(self, jobs: list[Job], inputs: list[GenerationInput]) -> list[Image.Image]:
         """Generate images of one group of the plan together; values that are not finite are a `ValueError`."""
+        *_, images = self.generate_stages(jobs, inputs)
+        return images
+
+    def generate_stages(self, jobs: list[Job], inputs: list[GenerationInput]) -> Iterator[list[Image.Image]]:
+        """Generate such images, and yield them; with an upscaler, then yield them enlarged."""
         sampling, attributes = self.plan.sampling(jobs[0]), None
         options = {name: getattr(sampling, name) for name in ("num_inference_steps", *GUIDANCE)}
         if sampling.strength is not None:
@@ -70,6 +76,8 @@ class BatchGenerator:
         if sampling.edit is not None:
             options |= {key: value for key, value in asdict(sampling.edit).items() if key != "margin"}
             options |= {"image": [each.image for each in inputs], "edit_region": [each.region for each in inputs]}
+            if self.upscaler is not None:
+                options["feather"] = 0  # once, at the large size
         if self.plan.known:
             pairs = zip(jobs, inputs, strict=True)
             attributes = [self.plan.attributes(job, each.columns) for job, each in pairs]
@@ -84,9 +92,10 @@ class BatchGenerator:
             attributes=attributes,
             **options,
         )
+        yield images
         if self.upscaler is None:
-            return images
-        return self._call(
+            return
+        enlarged = self._call(
             self.upscaler,
             image=images,
             mask=[each.label for each in inputs],
@@ -95,6 +104,9 @@ class BatchGenerator:
             generator=generators,  # further numbers of the seed of each image
             attributes=attributes and [known_values(self.upscaler.unet, values) for values in attributes],
         )
+        if sampling.edit is not None:
+            enlarged = [paste_edit(*pair, sampling.edit) for pair in zip(inputs, enlarged, strict=True)]
+        yield enlarged
 
     def _call(self, pipeline: Any, **arguments: Any) -> list[Image.Image]:
         """Call a pipeline without its progress bar; this run has one of its own."""
@@ -116,6 +128,17 @@ def known_values(unet: Any, values: Mapping[str, str | None]) -> dict[str, str |
     """Return those attributes of an image that another network knows, with values that it knows."""
     known = known_attributes(unet)
     return {name: value for name, value in values.items() if value in known.get(name, ())}
+
+
+def paste_edit(source: GenerationInput, enlarged: Image.Image, settings: EditSettings) -> Image.Image:
+    """Return the large image of an input with its region from an enlarged image; other pixels stay as they are."""
+    assert source.large_image is not None, "an edit has an image"
+    assert source.region is not None, "an edit has a region"
+    factor = enlarged.height // source.region.shape[0]
+    region = source.region.repeat(factor, axis=0).repeat(factor, axis=1)  # (H, W)
+    large, new = read_image(source.large_image), read_image(enlarged)
+    pasted = paste(large, new, region, (0, 0, *enlarged.size), settings.feather * factor)
+    return to_output([pasted], "pil", torch.float32, "cpu")[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

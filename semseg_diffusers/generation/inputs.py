@@ -21,7 +21,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_values import MaskReader
 from semseg_diffusers.generation.plan import Plan
 from semseg_diffusers.generation.settings import Inputs, check_attributes
-from semseg_diffusers.pipelines.image_inputs import changed_region, to_rgb
+from semseg_diffusers.pipelines.image_inputs import changed_region, crop_resize_region, to_rgb
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids
 from semseg_diffusers.utils.files import composed, read_json_lines
 
@@ -99,6 +99,7 @@ class GenerationInput:
     region: np.ndarray | None = None  # (H, W) bool: what is regenerated
     lost: int | np.ndarray = 0  # pixels by class of the masks' own label set, where that is mapped
     large_ids: np.ndarray | None = None  # class ids at the size to which an upscaler enlarges the image
+    large_image: Image.Image | None = None  # the real image at that size
 
     @property
     def label(self) -> np.ndarray:
@@ -119,6 +120,20 @@ def source_columns(image: Image.Image, file: str, region: np.ndarray | None) -> 
         region_digest = hashlib.sha256(np.packbits(region).tobytes()).hexdigest()[:16]
         columns |= {"edited_share": round(float(region.mean()), 6), "edited_region_hash": region_digest}
     return columns
+
+
+def resize_photo(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return an image center-cropped and resized to (height, width), as `prepare` does."""
+    return crop_resize(image.height, image.width, size).resize_image(image)
+
+
+def edited_region(old_ids: np.ndarray, new_ids: np.ndarray, size: tuple[int, int], margin: int) -> np.ndarray:
+    """Return what is regenerated of an image where its masks differ: (H, W) bool of a size.
+
+    Masks may be larger than the image: a pixel counts where any pixel that it covers differs.
+    """
+    changed = crop_resize_region(old_ids != new_ids, (0, 0, *old_ids.shape[::-1]), *size)
+    return changed_region(np.zeros_like(changed), changed, margin)
 
 
 class InputReader:
@@ -161,9 +176,8 @@ class InputReader:
         own_ids, own_size = self._resize_ids(original), original.shape
         mapping, large_size = self._plan.mapping, self._plan.large_size
         ids, lost = (own_ids, 0) if mapping is None else (mapping.map(own_ids), mapping.count(own_ids))
-        large_ids = None if large_size is None else resize_ids(original, *large_size)
-        if mapping is not None and large_ids is not None:
-            large_ids = mapping.map(large_ids)
+        own_large_ids = None if large_size is None else resize_ids(original, *large_size)
+        large_ids = own_large_ids if mapping is None or own_large_ids is None else mapping.map(own_large_ids)
         try:
             columns: dict[str, Any] = {}
             if self._table is not None:
@@ -176,21 +190,24 @@ class InputReader:
             file = self._names.find(path.stem, self._image_files, "photo", self._image_folder)
             image = to_rgb(open_image(file, "photo"), f"photo '{file}'")
             sizes = {"the mask": own_size, "its photo": image.size[::-1]}
-            region = None
+            region = large_image = None
             if self._edit is not None:
                 old_file = self._names.find(path.stem, self._old_mask_files, "old mask", self._old_mask_folder)
                 old_mask = self._old_masks.read(old_file)
-                old_ids, sizes["the old mask"] = self._resize_ids(old_mask), old_mask.shape
+                sizes["the old mask"] = old_mask.shape
             if len(set(sizes.values())) > 1:
                 got = ", ".join(f"{what} {size[0]} x {size[1]}" for what, size in sizes.items())
                 raise ValueError(f"expected one size, since they show the same pixels; got {got} (height x width)")
         except ValueError as err:
             raise ValueError(f"mask '{path}': {err}") from err
-        image = image if self._size is None else crop_resize(*image.size[::-1], self._size).resize_image(image)
+        frame, image = image, image if self._size is None else resize_photo(image, self._size)
         if self._edit is not None:
-            region = changed_region(old_ids, own_ids, self._edit.margin)
-        columns |= source_columns(image, str(file), region)
-        return GenerationInput(ids, columns, image, region, lost, large_ids)
+            new_ids = own_ids if own_large_ids is None else own_large_ids
+            old_ids = resize_ids(old_mask, *new_ids.shape)
+            region = edited_region(old_ids, new_ids, own_ids.shape, self._edit.margin)
+            large_image = None if large_size is None else resize_photo(frame, large_size)
+        columns |= source_columns(large_image or image, str(file), region)
+        return GenerationInput(ids, columns, image, region, lost, large_ids, large_image)
 
     def _resize_ids(self, ids: np.ndarray) -> np.ndarray:
         """Return a mask at the size of the images (H, W)."""

@@ -318,8 +318,9 @@ def check_option_combinations(
             "--photos: give --edit (regenerate where masks changed) or --strength (regenerate everything) as well.",
         ),
         (
-            inputs.upscaler is not None and edits,
-            "--upscaler enlarges whole images, and --edit keeps what is around an edit: give one of them.",
+            inputs.upscaler is not None and settings.edit is not None and settings.edit.padding_mask_crop is not None,
+            "--padding_mask_crop keeps real images at their own size, and --upscaler has one of its own: give one of "
+            "them.",
         ),
         (inputs.old_masks is not None and not edits, "--old_masks: only with --edit. Add it, or omit them."),
         (twice, f"{twice}: given by --attributes and by --variations; expected one of them."),

@@ -11,6 +11,7 @@ from PIL import Image
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
+from semseg_diffusers.pipelines.pipeline_mask_guided_upscale import MaskGuidedUpscalePipeline
 
 
 LABELS = LabelSet(
@@ -39,6 +40,28 @@ def tiny_pipeline(seed: int = 0, attributes: Mapping[str, list[str]] | None = No
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
     return MaskGuidedDDPMPipeline(unet=unet.eval(), scheduler=DDIMScheduler())
+
+
+def tiny_upscaler(labels: LabelSet = LABELS, **settings) -> MaskGuidedUpscalePipeline:
+    """An upscaler of such images to 32 x 32, which recommends three steps and noise of level 7."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        unet = MaskGuidedUNet2DModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            down_block_types=("DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D"),
+            layers_per_block=1,
+            norm_num_groups=4,
+            add_attention=False,
+            upscale_factor=2,
+            max_noise_level=50,
+            **{"num_classes": 5, **labels.to_config(), **settings},
+        )
+        for parameter in unet.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+    return MaskGuidedUpscalePipeline(unet.eval(), DDIMScheduler(), 3, 1.0, None, 7)
 
 
 def draw_ids(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:

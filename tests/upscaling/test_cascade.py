@@ -6,12 +6,20 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler
-from helpers.generation_places import LABELS, draw_ids, names, pixels, save_masks, save_photos, tiny_pipeline
+from helpers.generation_places import (
+    LABELS,
+    draw_ids,
+    names,
+    pixels,
+    save_masks,
+    save_photos,
+    tiny_pipeline,
+    tiny_upscaler,
+)
 from helpers.training_runs import TWO_PROCESSES, finished, start
 from PIL import Image
 
-from semseg_diffusers import MaskGuidedUNet2DModel, MaskGuidedUpscalePipeline, cli
+from semseg_diffusers import cli
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import load_upscaler
 from semseg_diffusers.generation.output_folder import read_metadata
@@ -22,27 +30,6 @@ from semseg_diffusers.pipelines.mask_inputs import resize_ids
 
 FEW = GenerationSettings(num_inference_steps=2, guidance_scale=1.0, upscaler_steps=2, noise_level=5)
 ATTRIBUTES = {"weather": ["clear", "rainy"]}
-
-
-def tiny_upscaler(labels=LABELS, **settings) -> MaskGuidedUpscalePipeline:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        unet = MaskGuidedUNet2DModel(
-            sample_size=16,
-            block_out_channels=(8, 16),
-            down_block_types=("DownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "UpBlock2D"),
-            layers_per_block=1,
-            norm_num_groups=4,
-            add_attention=False,
-            upscale_factor=2,
-            max_noise_level=50,
-            **{"num_classes": 5, **labels.to_config(), **settings},
-        )
-        for parameter in unet.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.1)
-    return MaskGuidedUpscalePipeline(unet.eval(), DDIMScheduler(), 3, 1.0, None, 7)
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +102,41 @@ def test_small_masks_attributes_and_photos_go_with_an_upscaler(tmp_path):
     assert Image.open(tmp_path / "out" / "images" / "a_0.png").size == (32, 32)
     mask, small = (pixels(tmp_path / folder) for folder in ("out/masks/a_0.png", "val/masks/a.png"))
     assert np.array_equal(mask, small.repeat(2, axis=0).repeat(2, axis=1))
-    edits = dataclasses.replace(FEW, edit=EditSettings())
-    with pytest.raises(ValueError, match="--upscaler enlarges whole images, and --edit keeps what is around an edit"):
-        generate_dataset(pipeline, tmp_path / "val" / "masks", tmp_path / "new", edits, inputs=inputs)
+
+
+def test_an_edit_keeps_every_large_pixel_outside_of_it(pipeline, inputs, tmp_path):
+    old = save_masks(tmp_path / "val" / "masks", size=(32, 32))
+    save_photos(tmp_path / "val" / "images", size=(32, 32))
+    (tmp_path / "new").mkdir()
+    region = np.zeros((32, 32), dtype=bool)
+    region[6:16, 8:18] = True  # two small pixels around
+    for name in "abc":
+        ids = pixels(old / f"{name}.png").copy()
+        ids[10, 12:14] = (ids[10, 12:14] + 1) % 5
+        LABELS.decode(ids).save(tmp_path / "new" / f"{name}.png")
+    inputs = dataclasses.replace(inputs, photos=tmp_path / "val")
+    outputs = {feather: tmp_path / f"out{feather}" for feather in (0, 1)}
+    for feather, output in outputs.items():
+        settings = dataclasses.replace(FEW, edit=EditSettings(margin=2, feather=feather))
+        generate_dataset(pipeline, tmp_path / "new" / "b.png", output, settings, inputs=inputs)
+        report = generate_dataset(pipeline, tmp_path / "new", output, settings, inputs=inputs, batch_size=2)
+        assert (report.num_made, report.num_kept) == (2, 1)
+        for row in read_metadata(output):
+            files = row["image_file_name"], row["mask_file_name"]
+            image, mask, photo = (pixels(path) for path in (*(output / file for file in files), row["source_photo"]))
+            assert np.array_equal(image[~region], photo[~region])
+            assert (image != photo)[region].any(axis=-1).mean() > 0.9
+            assert row["edited_share"] == pytest.approx(region.mean(), abs=1e-6)
+            assert np.array_equal(mask, pixels(tmp_path / "new" / f"{row['stem']}.png"))
+    faded, hard, photo = (
+        pixels(path).astype(int)
+        for path in (*(outputs[feather] / "images" / "a_0.png" for feather in (1, 0)), tmp_path / "val/images/a.png")
+    )
+    assert np.array_equal(faded[8:14, 10:16], hard[8:14, 10:16])  # two large pixels inside
+    assert (np.abs(faded - photo)[6, 8:18] <= np.abs(hard - photo)[6, 8:18]).all()
+    cropped = dataclasses.replace(FEW, edit=EditSettings(padding_mask_crop=2))
+    with pytest.raises(ValueError, match="--padding_mask_crop keeps real images at their own size, and --upscaler"):
+        generate_dataset(pipeline, tmp_path / "new", tmp_path / "cropped", cropped, inputs=inputs)
 
 
 def test_the_command_takes_an_upscaler_and_refuses_other_models_by_name(pipeline, masks, tmp_path, capsys):
