@@ -32,7 +32,7 @@ from semseg_diffusers.pipelines.portable import write_text
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SIDE = 128  # pixels of the mask; points below are (x, y) in them
+SIDE = 128  # pixels of a mask; points and sizes below are in them, whatever the size of the canvas
 PATIENCE = 900  # seconds for the longest step
 # What is painted, from back to front: how, class or thing, points. A brush has a size, a thing a height.
 STREET = (
@@ -93,21 +93,21 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def paint(hand: Hand, how: str, what: str, points: list[tuple[int, int]]) -> None:
-    """One entry of `STREET`."""
+def paint(hand: Hand, how: str, what: str, points: list[tuple[int, int]], scale: float) -> None:
+    """One entry of `STREET`, on a canvas with so many pixels to one of `SIDE`."""
     tool, _, size = how.partition(" ")
     if tool == "undo":
         hand.page.keyboard.press("Control+z")
     elif tool == "place":
         things = hand.page.get_by_role("radiogroup", name="Objects")
         things.get_by_role("radio", name=what, exact=True).click()
-        hand.slide(".shape-size", int(size))
+        hand.slide(".shape-size", round(int(size) * scale))
         hand.click(*points[0])
     else:
         hand.tool(tool.capitalize())
         hand.choose(what)
         if size:
-            hand.slide(".brush-size", int(size))
+            hand.slide(".brush-size", round(int(size) * scale))
         draw(hand, tool, points)
 
 
@@ -135,8 +135,9 @@ def paint_and_take_away(address: str, chromium: str, output: Path, steps: Steps)
         with steps.step(f"a street of {len(STREET)} strokes"):
             page.get_by_role("button", name="Clear").click()
             hand = Hand(page, SIDE)
+            scale = page.evaluate("document.querySelector('.painter .mask').width") / SIDE
             for stroke in STREET:
-                paint(hand, *stroke)
+                paint(hand, *stroke, scale)
             hand.tool("Brush")
         page.screenshot(path=output / "painted.png")
         samples = page.locator("#samples .grid-container img")

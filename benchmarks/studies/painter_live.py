@@ -1,7 +1,8 @@
 """Time the photo that the painter draws while one paints: from the end of a stroke until the new photo is shown.
 
 Serves a model with `semseg-diffusers app`, and paints strokes of alternating classes in Chromium, each after the photo
-of the one before. Needs Playwright, which the extra `dev` brings, and Chromium or Chrome on the PATH.
+of the one before; with an upscaler, the photo is the large one. Needs Playwright, which the extra `dev` brings, and
+Chromium or Chrome on the PATH.
 
     .venv/bin/python benchmarks/studies/painter_live.py --model checkpoints/camvid128-turbo --output live.json
 """
@@ -64,7 +65,7 @@ def measure(page: Page, address: str, num_strokes: int) -> dict:
     return {"median": round(statistics.median(seconds), 3), "seconds": seconds, "photo": photo}
 
 
-def run(model: str, num_strokes: int, output: Path | None) -> None:
+def run(model: str, upscaler: str, num_strokes: int, output: Path | None) -> None:
     chromium = find_browser()
     if chromium is None:
         raise SystemExit(f"error: there is no browser on the PATH; expected one of {', '.join(BROWSERS)}.")
@@ -76,6 +77,8 @@ def run(model: str, num_strokes: int, output: Path | None) -> None:
         "app",
         "--model",
         model,
+        "--upscaler",
+        upscaler,
         "--port",
         str(port),
         "--output",
@@ -106,7 +109,8 @@ def run(model: str, num_strokes: int, output: Path | None) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="run folder or Hub id")
+    parser.add_argument("--upscaler", default="off", help="run folder or Hub id; default %(default)s")
     parser.add_argument("--strokes", type=int, default=10, help="default %(default)s")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     args = parser.parse_args()
-    run(args.model, args.strokes, args.output)
+    run(args.model, args.upscaler, args.strokes, args.output)

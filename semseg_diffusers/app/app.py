@@ -4,15 +4,17 @@ import importlib.util
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from semseg_diffusers.app.collection import Collection
+from semseg_diffusers.app.collection import Collection, short_name
 from semseg_diffusers.app.hosts import check_address
 from semseg_diffusers.app.sampler import Sampler
-from semseg_diffusers.app.settings import DEFAULT_SEGMENTER, NO_OUTPUT, AppSettings
+from semseg_diffusers.app.settings import DEFAULT_SEGMENTER, DEFAULT_UPSCALER, NO_OUTPUT, AppSettings
 from semseg_diffusers.app.shapes import (
     Shape,
     cut_shapes,
@@ -24,7 +26,7 @@ from semseg_diffusers.app.shapes import (
 from semseg_diffusers.data.label_mapping import match_classes
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
-from semseg_diffusers.generation.model import DTYPES, find_model, load_model
+from semseg_diffusers.generation.model import DTYPES, find_model, load_model, load_upscaler
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.files import read_json
 from semseg_diffusers.utils.signals import exit_on_signals
@@ -35,10 +37,10 @@ SETTINGS_FILE = "settings.json"  # of a training run
 NEVER = str(2**31)  # requests until gradio summarises them all for a page that is not served: a cost at every stroke
 
 
-def training_masks(model: str, labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
+def training_masks(run: str, labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Return masks of the dataset that a run was trained on, if it is still there; else none."""
     try:
-        settings = read_json(Path(model) / SETTINGS_FILE)
+        settings = read_json(Path(run) / SETTINGS_FILE)
         splits = settings["validation_split"], settings["train_split"]
         folders = [Path(settings["dataset"]) / split / "masks" for split in splits]
         return folder_masks(next(folder for folder in folders if folder.is_dir()), labels, size)
@@ -47,18 +49,34 @@ def training_masks(model: str, labels: LabelSet, size: tuple[int, int]) -> dict[
 
 
 def starting_masks(
-    settings: AppSettings, model: str, labels: LabelSet, size: tuple[int, int]
+    settings: AppSettings, runs: Sequence[str], labels: LabelSet, size: tuple[int, int]
 ) -> tuple[dict[str, np.ndarray], list[Shape]]:
     """Return masks to start from, the first one shown, and objects to place.
 
-    A plain street comes first where the label set has its classes, else a mask of the dataset.
+    A plain street comes first where the label set has its classes, else a mask of the dataset of the first run whose
+    dataset is there.
     """
-    given = settings.masks
-    masks = training_masks(model, labels, size) if given is None else folder_masks(given, labels, size)
+    if settings.masks is not None:
+        masks = folder_masks(settings.masks, labels, size)
+    else:
+        masks = next(filter(None, (training_masks(run, labels, size) for run in runs)), {})
     street = plain_street(labels, size)
     is_street = (street == labels.ignore_index).mean() <= MAX_UNKNOWN_STREET
     examples = ({"plain street": street} if is_street else {}) | (masks or toy_masks(labels, size))
-    return examples, drawn_shapes(labels) + cut_shapes(list(masks.values()), labels)
+    return examples, drawn_shapes(labels, size[0]) + cut_shapes(list(masks.values()), labels)
+
+
+def find_upscaler(settings: AppSettings, pipeline: Any) -> tuple[Any, str]:
+    """Return the upscaler of a pipeline's images and its name, or None and ""."""
+    if settings.upscaler == NO_OUTPUT:
+        return None, ""
+    if settings.upscaler is not None:
+        return load_upscaler(settings.upscaler, settings.upscaler_revision, pipeline), settings.upscaler
+    config = Path(DEFAULT_UPSCALER) / "unet" / "config.json"
+    labels = LabelSet.from_config(pipeline.unet.config)
+    if not config.is_file() or LabelSet.from_config(read_json(config)).names != labels.names:
+        return None, ""
+    return load_upscaler(DEFAULT_UPSCALER, None, pipeline), DEFAULT_UPSCALER
 
 
 def find_segmenter(settings: AppSettings, labels: LabelSet, device: str) -> Judge | None:
@@ -81,12 +99,14 @@ def run(settings: AppSettings) -> None:
     device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device_available(device)
     pipeline = load_model(model, settings.revision, None, DTYPES[settings.dtype], device, variant=settings.variant)
-    sampler = Sampler(pipeline, settings)
+    upscaler, upscaler_name = find_upscaler(settings, pipeline)
+    sampler = Sampler(pipeline, settings, upscaler, upscaler_name)
     collection = None
     if settings.output != NO_OUTPUT:
         collection = Collection(Path(settings.output), sampler.labels, sampler.size)
     segmenter = find_segmenter(settings, sampler.labels, device)
-    examples, shapes = starting_masks(settings, model, sampler.labels, sampler.size)
+    runs = [name for name in (upscaler_name, model) if name]  # masks of the upscaler's dataset are large
+    examples, shapes = starting_masks(settings, runs, sampler.labels, sampler.size)
     check_address(settings.host, settings.port)
     with exit_on_signals(), tempfile.TemporaryDirectory(prefix="semseg-app-") as folder:
         # Uploads and results of this app alone. gradio reads the variables when it is imported, so that comes after.
@@ -94,8 +114,9 @@ def run(settings: AppSettings) -> None:
         os.environ["GRADIO_ANALYTICS_CACHE_FREQUENCY"] = NEVER
         from semseg_diffusers.app.page import build_page, serve
 
-        title = Path(model).name if Path(model).is_dir() else model
+        title = short_name(model)
         page = build_page(sampler, collection, examples, shapes, title, settings.seed, segmenter)
-        sys.stdout.write(f"{title} on {device}; pairs go to {settings.output}. Ctrl-C ends it.\n")
+        enlarged = f", enlarged by {short_name(upscaler_name)}" if upscaler else ""
+        sys.stdout.write(f"{title} on {device}{enlarged}; pairs go to {settings.output}. Ctrl-C ends it.\n")
         address = settings.host, settings.port, settings.allowed_hosts
         serve(page, settings, *address, in_browser=settings.open)

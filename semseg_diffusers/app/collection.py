@@ -44,7 +44,7 @@ class Collection:
         if labels != self.labels or size != self.size:
             raise ValueError(
                 f"--output '{self.folder}' holds images of other classes or of another size ({size[0]} x {size[1]}; "
-                f"this model generates {self.size[0]} x {self.size[1]}). Name another folder."
+                f"what is kept now is {self.size[0]} x {self.size[1]}). Name another folder, or another --upscaler."
             )
 
     def __len__(self) -> int:
@@ -62,11 +62,16 @@ class Collection:
             return len(new)
 
 
+def short_name(name: str) -> str:
+    """Return the name of a model without the path of a folder."""
+    return Path(name).name if Path(name).is_dir() else name
+
+
 def zip_of(samples: Sequence[Sample], labels: LabelSet) -> bytes:
     """Return a zip file that unpacks into such a folder, without paths of this machine."""
-    model = samples[0].record["model"]
-    name = {"model": Path(model).name if Path(model).is_dir() else model}
-    published = [replace(each, row={**each.row, **name}, record={**each.record, **name}) for each in samples]
+    names = {key: samples[0].record[key] for key in ("model", "upscaler")}
+    names = {key: short_name(name) for key, name in names.items() if name is not None}
+    published = [replace(each, row={**each.row, **names}, record={**each.record, **names}) for each in samples]
     buffer = io.BytesIO()
     with tempfile.TemporaryDirectory(prefix="semseg-painter-") as folder, zipfile.ZipFile(buffer, "w") as archive:
         Collection(Path(folder) / PAINTED, labels, published[0].ids.shape).add(published)

@@ -185,33 +185,45 @@ class Handlers:
         )  # fmt: skip
         cancelled = self._running[session] = threading.Event()
 
-        def on_step(index: int, step: int, steps: int) -> None:
+        def check() -> None:
             if cancelled.is_set():
                 raise Cancelled
+
+        def on_step(index: int, step: int, steps: int) -> None:
+            check()
             text = f"sample {index + 1} of {num_images:g}, step {step} of {steps}"
             progress((index * steps + step, int(num_images) * steps), desc=text, unit="steps")
 
         samples: list[Sample] = []
-        message = ""
+        preview, message = None, ""
+
+        def ended(text: str) -> tuple:
+            """Return the outputs at the end: a preview that was not enlarged is not shown on."""
+            return self._shown([], text) if preview and not samples else self._finished(samples, text)
+
         try:
             with show_errors():
                 ids = self._unpack(mask, photo, way)
                 try:
-                    for sample in self.sampler.generate(ids, asked, photo, on_step):
+                    for sample in self.sampler.generate(ids, asked, photo, on_step, check):
+                        if sample.is_preview:
+                            preview = sample
+                            text = f"{len(samples)} of {num_images:g} generated, the next is being enlarged"
+                            yield self._shown(samples, text, preview)
+                            continue
                         samples.append(sample)
                         self._remember(mask, samples=list(samples))
                         yield self._shown(samples, f"{len(samples)} of {num_images:g} generated")
                 except Cancelled:
                     message = f"Cancelled; {len(samples)} of {num_images:g} generated."
                 except Exception:
-                    if samples:  # they can still be kept
-                        text = f"Ended by an error; {len(samples)} of {num_images:g} generated."
-                        yield self._finished(samples, text)
+                    if samples or preview:  # samples can still be kept
+                        yield ended(f"Ended by an error; {len(samples)} of {num_images:g} generated.")
                     raise
         finally:
             if self._running.get(session) is cancelled:
                 del self._running[session]
-        yield self._finished(samples, message or f"{len(samples)} generated.")
+        yield ended(message or f"{len(samples)} generated.")
 
     def _asked(self, *options: Any) -> SamplingRequest:
         """Return what is to be generated from the options of the page, in the order of `generate`; not checked yet."""
@@ -232,14 +244,15 @@ class Handlers:
             raise ValueError("another photo, or mask of it, was loaded while this request waited: generate again.")
         return ids
 
-    def generate_live(self, request: gr.Request, mask: dict, photo: Photo | None, *options: Any) -> Any:
+    def generate_live(self, request: gr.Request, mask: dict, photo: Photo | None, *options: Any) -> Iterator[Any]:
         """Show one image of the mask beside it, unless its visitor has painted on meanwhile; errors are shown there.
 
-        The options are those of `generate`, in the same order. The image is that request's first sample.
+        The options are those of `generate`, in the same order. The image is that request's first sample, after its
+        preview if it has one.
         """
         session, stroke = request.session_hash, self._note_stroke(request, mask)
 
-        def on_step(*_: int) -> None:
+        def check(*_: int) -> None:
             if self._strokes.get(session, math.inf) > stroke:  # none: the visitor has left
                 raise Cancelled
 
@@ -248,21 +261,21 @@ class Handlers:
             with show_errors():
                 asked = replace(self._asked(*options), num_images=1)
                 ids = self._unpack(mask, photo, asked.mode)
-                on_step()  # a waiting request may be outdated before it starts
-                (sample,) = self.sampler.generate(ids, asked, photo, on_step)
-            live |= {"image": _data_url(sample.image), "steps": asked.num_inference_steps, "seed": asked.seed}
+                check()  # a waiting request may be outdated before it starts
+                for sample in self.sampler.generate(ids, asked, photo, check, check):
+                    shown = {"image": _data_url(sample.image), "isPreview": sample.is_preview}
+                    yield gr.update(live=live | shown | {"steps": asked.num_inference_steps, "seed": asked.seed})
         except Cancelled:
-            return gr.skip()
+            yield gr.skip()
         except gr.Error as err:  # in place, not as a message that pops up at every stroke
-            live["error"] = html.unescape(err.message)
+            yield gr.update(live=live | {"error": html.unescape(err.message)})
         finally:
             with self._strokes_lock:
                 if self._strokes.get(session) == stroke:
                     del self._strokes[session]
-        return gr.update(live=live)
 
     def supersede(self, request: gr.Request, mask: dict) -> None:
-        """End the live image of earlier strokes of a visitor between two steps."""
+        """End the live image of a visitor's earlier strokes: between two steps, or at once if it is being enlarged."""
         self._note_stroke(request, mask)
 
     def _note_stroke(self, request: gr.Request, mask: dict) -> int:
@@ -273,11 +286,12 @@ class Handlers:
             self._strokes[request.session_hash] = max(stroke, self._strokes.get(request.session_hash, 0))
         return stroke
 
-    def _shown(self, samples: list[Sample], message: str) -> tuple:
+    def _shown(self, samples: list[Sample], message: str, preview: Sample | None = None) -> tuple:
         """Return the outputs during sampling: without download or choice, which would be those of earlier samples."""
         gallery = []
-        for sample in samples:
-            path = Path(self.cache) / sample.row["stem"] / sample.job.file_name
+        for sample in samples if preview is None else [*samples, preview]:
+            folder = "previews" if sample.is_preview else "samples"
+            path = Path(self.cache) / sample.row["stem"] / folder / sample.job.file_name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.is_file():  # written once, so that none changes while it is sent
                 save_png(path, sample.image)

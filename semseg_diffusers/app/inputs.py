@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from semseg_diffusers.app.settings import Limits
-from semseg_diffusers.data.crop_resize import crop_resize
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.generation.inputs import resize_photo
 from semseg_diffusers.masks.cleaning import MIN_PLAIN_SHARE, clean_painting
 from semseg_diffusers.pipelines.image_inputs import to_rgb
 from semseg_diffusers.pipelines.mask_inputs import (
@@ -152,5 +152,4 @@ def read_mask_upload(data: Any, labels: LabelSet, size: tuple[int, int], limits:
 
 def read_photo_upload(data: Any, size: tuple[int, int], limits: Limits) -> Image.Image:
     """Return an RGB image, center-cropped and resized as `prepare` does."""
-    image = to_rgb(read_upload(data, "photo", limits), "the photo")
-    return crop_resize(image.height, image.width, size).resize_image(image)
+    return resize_photo(to_rgb(read_upload(data, "photo", limits), "the photo"), size)

@@ -14,7 +14,7 @@ import numpy as np
 from gradio_client.utils import is_http_url_like
 from starlette.middleware import Middleware
 
-from semseg_diffusers.app.collection import Collection
+from semseg_diffusers.app.collection import Collection, short_name
 from semseg_diffusers.app.handlers import ANY, OWN_SCHEDULER, TOAST_SECONDS, Handlers
 from semseg_diffusers.app.hosts import OwnHosts, without_brackets
 from semseg_diffusers.app.inputs import pack_mask
@@ -91,7 +91,10 @@ def build_page(
         photo, samples = gr.State(None), gr.State(None)
         size = f"{sampler.size[0]} × {sampler.size[1]}"
         memory = _memory_key(sampler, title)
-        facts = f"{html.escape(title)} · {size} pixels (height × width) · {sampler.recommended[0]} steps"
+        height, width = sampler.model_size
+        facts = f"{html.escape(title)} · {height} × {width} pixels (height × width) · {sampler.recommended[0]} steps"
+        if sampler.upscaler is not None:
+            facts += f" · enlarged to {size} by {html.escape(short_name(sampler.upscaler_name))}"
         gr.Markdown(f"## Paint a mask, generate images\n{facts}", elem_id="title")
         with gr.Row():
             with gr.Column(scale=5, min_width=340, elem_id="painting"):
@@ -199,6 +202,7 @@ def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.nd
         examples=[{"name": name, **pack_mask(ids)} for name, ids in examples.items()],
         photo="",
         model=title,
+        upscaler="" if sampler.upscaler is None else short_name(sampler.upscaler_name),
         memory=_memory_key(sampler, title),
         drawing=sampler.is_quick,
         live=None,

@@ -1,5 +1,6 @@
 """Generates samples for the page, one after the other and each from its own seed, with the plan, metadata and
-pipelines of `generate`, so that the results are those of that command.
+pipelines of `generate`, so that the results are those of that command. With an upscaler, masks, photos and samples are
+of its size, and each sample comes twice: small as a preview, then enlarged.
 """
 
 import contextlib
@@ -9,22 +10,23 @@ import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from semseg_diffusers.app.inputs import check_number, check_scheduler
 from semseg_diffusers.app.settings import MAX_GUIDANCE, MAX_SEED, Limits
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
-from semseg_diffusers.generation.inputs import GenerationInput, source_columns
+from semseg_diffusers.generation.inputs import GenerationInput, edited_region, resize_photo, source_columns
 from semseg_diffusers.generation.model import known_attributes, new_scheduler
-from semseg_diffusers.generation.plan import Job, plan_generation, target_size
+from semseg_diffusers.generation.plan import Job, enlarged_size, plan_generation, target_size
 from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, check_attributes
-from semseg_diffusers.pipelines.image_inputs import changed_region
+from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.pipelines.scheduler_trial import check_scheduler as try_scheduler
 
 
@@ -52,7 +54,7 @@ SCHEDULERS = (
 class Photo:
     """A real image to change, as the canvas shows it, and its mask."""
 
-    image: Image.Image  # RGB, at the size of the model
+    image: Image.Image  # RGB, of the size of the masks
     ids: np.ndarray  # (H, W) uint8; all unknown if its mask is not known
     key: str = ""  # sent by the canvas with each mask painted over this photo
 
@@ -97,6 +99,7 @@ class Sample:
     ids: np.ndarray  # (H, W) uint8
     row: dict[str, Any]
     record: dict[str, Any]  # of the settings, as generation.json keeps them
+    is_preview: bool = False  # the small image, which an upscaler has not enlarged yet
 
     @property
     def job(self) -> Job:
@@ -122,13 +125,26 @@ class FairLock:
             self._turn.notify_all()
 
 
-class Sampler:
-    """A model that generates for the page, one visitor at a time."""
+@contextlib.contextmanager
+def interruptible(network: torch.nn.Module, check: Callable[[], None]) -> Iterator[None]:
+    """Call `check` before each layer of a network, which it may raise to end: a large step takes seconds on a CPU."""
+    layers = [layer for layer in network.modules() if not any(layer.children())]
+    hooks = [layer.register_forward_pre_hook(lambda *_: check()) for layer in layers]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
-    def __init__(self, pipeline: Any, limits: Limits):
-        self.pipeline, self.limits = pipeline, limits
+
+class Sampler:
+    """A model that generates for the page, one visitor at a time; `upscaler` enlarges its images."""
+
+    def __init__(self, pipeline: Any, limits: Limits, upscaler: Any = None, upscaler_name: str = "unsaved"):
+        self.pipeline, self.limits, self.upscaler, self.upscaler_name = pipeline, limits, upscaler, upscaler_name
         self.labels = LabelSet.from_config(pipeline.unet.config)
-        self.size = target_size(pipeline, GenerationSettings())  # height, width
+        self.model_size = target_size(pipeline, GenerationSettings())  # height, width
+        self.size = enlarged_size(upscaler, self.model_size)  # of masks and samples
         self.attributes = known_attributes(pipeline.unet)
         steps, guidance = pipeline.resolve_sampling()
         self.recommended = min(steps, limits.max_steps), min(max(guidance, 0.0), MAX_GUIDANCE)
@@ -142,6 +158,7 @@ class Sampler:
                 self.schedulers.append(name)
         self._lock = FairLock()  # one network: one image at a time, of each visitor in turn
         self.is_quick = steps <= FEW_STEPS
+        self.upscaler_steps = None if upscaler is None else min(upscaler.resolve_sampling()[0], limits.max_steps)
 
     def generate(
         self,
@@ -149,27 +166,27 @@ class Sampler:
         request: SamplingRequest,
         photo: Photo | None = None,
         on_step: Callable[[int, int, int], None] = lambda *_: None,
+        check: Callable[[], None] = lambda: None,
     ) -> Iterator[Sample]:
-        """Generate the samples of a mask, (H, W) class ids of the model's size, one after the other.
+        """Generate the samples of a mask, (H, W) class ids, one after the other, each after its preview if it has one.
 
-        `on_step` gets the index of the sample, its finished steps, and the steps of each; it may raise to end it.
+        `on_step` gets the index of the sample, its finished steps, and the steps of each; `check` is called often
+        while a sample is enlarged. Both may raise to end it.
         """
-        settings, scheduler = request.settings(self.limits, self.recommended), check_scheduler(request.scheduler)
+        settings = replace(request.settings(self.limits, self.recommended), upscaler_steps=self.upscaler_steps)
+        scheduler = check_scheduler(request.scheduler)
         num_images = check_number("number of samples", request.num_images, 1, self.limits.max_images, int)
         known = {name: [value] for name, value in (request.attributes or {}).items()}
         check_attributes(known, self.attributes, "attributes")
-        source = GenerationInput(ids, {})
-        if request.mode != NOISE:
-            if photo is None:
-                raise ValueError(f"'{request.mode}' changes a photo: load one first.")
-            region = None if settings.edit is None else changed_region(photo.ids, ids, settings.edit.margin)
-            source = GenerationInput(ids, source_columns(photo.image, "", region), photo.image, region)
+        if request.mode != NOISE and photo is None:
+            raise ValueError(f"'{request.mode}' changes a photo: load one first.")
+        source = self._source(ids, settings, None if request.mode == NOISE else photo)
         if source.is_unchanged:
             raise ValueError("the mask equals that of the photo, so there is nothing to edit: change it.")
         pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler may be another
         if scheduler is not None:
             pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
-        plan = plan_generation(pipeline, settings)
+        plan = plan_generation(pipeline, settings, upscaler=self.upscaler, upscaler_name=self.upscaler_name)
         # The name is a hash of all that the image depends on.
         record = json.dumps({**plan.record, "photo": source.columns.get("source_photo_hash")}, sort_keys=True)
         before = photo.ids.tobytes() if photo is not None and request.mode == EDIT else b""
@@ -178,15 +195,39 @@ class Sampler:
         finished = itertools.count()  # steps of all samples
 
         def after_step() -> None:
-            index, step = divmod(next(finished), generator.pipeline.num_timesteps)
-            on_step(index, step + 1, generator.pipeline.num_timesteps)
+            steps = generator.pipeline.num_timesteps + num_enlarging_steps
+            index, step = divmod(next(finished), steps)
+            on_step(index, step + 1, steps)
 
-        generator = BatchGenerator(pipeline, plan, None, after_step)
+        generator = BatchGenerator(pipeline, plan, None, after_step, self.upscaler)
+        num_enlarging_steps = 0
+        if self.upscaler is not None:
+            scheduler = copy.deepcopy(self.upscaler.scheduler)
+            scheduler.set_timesteps(plan.settings.upscaler_steps)
+            num_enlarging_steps = len(scheduler.timesteps)  # some have several for one
         for index in range(num_images):
             job = Job(Path(f"{STEM}.png"), index)
-            with self._lock:
-                (image,) = generator.generate_batch([job], [source])
             row = {**plan.row(Job(mask_file, index), source.columns), "seed": plan.seed(job)}
             if source.image is not None:
                 row["source_photo"] = None  # not a file; the hash identifies it
-            yield Sample(image, ids, row, plan.record)
+            stages = generator.generate_stages([job], [source])
+            for is_preview in (False,) if self.upscaler is None else (True, False):
+                with self._lock, contextlib.ExitStack() as stack:
+                    if self.upscaler is not None and not is_preview:
+                        stack.enter_context(interruptible(self.upscaler.unet, check))
+                    (image,) = next(stages)
+                yield Sample(image, ids, row, plan.record, is_preview)
+
+    def _source(self, ids: np.ndarray, settings: GenerationSettings, photo: Photo | None) -> GenerationInput:
+        """Return what images of a mask (H, W) are generated from, as `generate` reads it from files."""
+        is_enlarged = self.upscaler is not None
+        small_ids, large_ids = resize_ids(ids, *self.model_size), ids if is_enlarged else None
+        if photo is None:
+            return GenerationInput(small_ids, {}, large_ids=large_ids)
+        region = large_image = None
+        if settings.edit is not None:
+            region = edited_region(photo.ids, ids, self.model_size, settings.edit.margin)
+            large_image = photo.image if is_enlarged else None
+        image = resize_photo(photo.image, self.model_size)
+        columns = source_columns(large_image or image, "", region)
+        return GenerationInput(small_ids, columns, image, region, 0, large_ids, large_image)

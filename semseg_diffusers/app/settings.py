@@ -7,6 +7,7 @@ from semseg_diffusers.generation.settings import DEFAULT_MODEL_HELP, DTYPE_NAMES
 from semseg_diffusers.utils.settings import Settings, option
 
 
+DEFAULT_UPSCALER = "checkpoints/camvid-upscaler"
 DEFAULT_SEGMENTER = "checkpoints/camvid128-segmenter"
 NO_OUTPUT = "off"
 MAX_SEED = 2**31 - 1
@@ -45,6 +46,7 @@ class AppSettings(Limits, ServerOptions):
       semseg-diffusers app                                            # in a checkout: with a model that comes with it
       semseg-diffusers app --model runs/camvid128                     # http://127.0.0.1:7860
       semseg-diffusers app --model runs/camvid128 --masks data/camvid128/val/masks --output painted
+      semseg-diffusers app --model runs/camvid128 --upscaler runs/upscaler       # large masks and images
 
     Pairs that are kept go to --output in the format of `generate`: `check`, `filter`, `merge` and `train` read it. The
     page is reachable from this machine only, unless --host says otherwise.
@@ -53,6 +55,12 @@ class AppSettings(Limits, ServerOptions):
     model: str | None = option(None, help=DEFAULT_MODEL_HELP)
     revision: str | None = option(None, help="branch, tag or commit of a Hub repo")
     variant: str | None = option(None, help="weights saved beside the model's own, as diffusers calls them")
+    upscaler: str | None = option(
+        None, metavar=f"DIR|ID|{NO_OUTPUT}",
+        help="model of `train --upscale_factor`: masks are painted at its size, and each image is enlarged to it "
+        f"after it was shown (default: {DEFAULT_UPSCALER}, if it is here and knows the model's classes)",
+    )  # fmt: skip
+    upscaler_revision: str | None = option(None, help="its branch, tag or commit on the Hub")
     output: str = option(
         "painted", metavar=f"DIR|{NO_OUTPUT}", help=f"dataset that the page may add to; {NO_OUTPUT} for none"
     )
@@ -68,6 +76,8 @@ class AppSettings(Limits, ServerOptions):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.upscaler_revision is not None and self.upscaler in (None, NO_OUTPUT):
+            raise ValueError("--upscaler_revision: only with --upscaler. Add it, or omit it.")
         for host in self.allowed_hosts:
             if "/" in host or not name_of(host):
                 raise ValueError(f"--allowed_hosts {host!r}: expected a name such as paint.example.org, no URL.")

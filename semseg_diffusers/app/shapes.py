@@ -25,7 +25,7 @@ from semseg_diffusers.toy.scenes import draw_scene
 
 HOLE = -1  # in a shape: leaves the mask as it is
 DRAWN = 1280  # pixels; silhouettes are drawn this large,
-KEPT = 96  # and kept with this many pixels of height at most: every n-th pixel
+KEPT = 96  # and kept with about so many pixels of height, more where masks need them: every n-th pixel
 LEAST_AREA = 60  # pixels; smaller objects of a mask have no recognisable shape
 CUT_OUT = 3  # objects of each class that are cut from masks
 MAX_EXAMPLES = 12  # masks of a folder that are offered, evenly spaced
@@ -79,8 +79,8 @@ class Shape:
         return {"name": self.name, "height": height, "width": width, "runs": pack_runs(self.ids), "share": self.share}
 
 
-def drawn_shapes(labels: LabelSet) -> list[Shape]:
-    """Return the silhouettes whose class a label set has, by name or synonym."""
+def drawn_shapes(labels: LabelSet, height: int = 0) -> list[Shape]:
+    """Return the silhouettes whose class a label set has, by name or synonym, for masks of a height in pixels."""
     source = LabelSet.from_preset("bdd100k")
     known, back = match_classes(source.names, labels), match_classes(labels.names, source)
     found = []
@@ -97,7 +97,7 @@ def drawn_shapes(labels: LabelSet) -> list[Shape]:
         ids = table[drawn]
         rows, columns = np.nonzero(ids != HOLE)
         ids = ids[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        step = -(-ids.shape[0] // KEPT)
+        step = max(1, min(-(-ids.shape[0] // KEPT), ids.shape[0] // max(1, round(share * height))))
         found.append(Shape(name, ids[step // 2 :: step, step // 2 :: step], share))
     return found
 

@@ -553,14 +553,14 @@ def test_earlier_samples_stay_when_the_next_request_gives_none(tmp_path, sampler
 
 def test_samples_generated_before_an_error_can_be_kept(tmp_path, sampler, monkeypatch):
     handlers = Handlers(sampler, Collection(tmp_path / "painted", LABELS, SIZE), str(tmp_path / "files"))
-    generate_batch = BatchGenerator.generate_batch
+    generate_stages = BatchGenerator.generate_stages
 
     def fail_at_the_second(generator, jobs, inputs):
         if jobs[0].index == 1:
             raise ValueError("the numbers ended")
-        return generate_batch(generator, jobs, inputs)
+        return generate_stages(generator, jobs, inputs)
 
-    monkeypatch.setattr(BatchGenerator, "generate_batch", fail_at_the_second)
+    monkeypatch.setattr(BatchGenerator, "generate_stages", fail_at_the_second)
     sampling = handlers.generate(
         gr.Request(session_hash="visitor"), *arguments(images=3), progress=lambda *_, **__: None
     )
@@ -590,6 +590,11 @@ def live_arguments(stroke: object, **options) -> list:
     return arguments(mask={**pack_mask(STREET), "stroke": stroke}, **options)
 
 
+def last_live(handlers: Handlers, *given: object) -> dict:
+    """What `generate_live` answers last."""
+    return [*handlers.generate_live(*given)][-1]
+
+
 @pytest.fixture
 def handlers(tmp_path, sampler):
     return Handlers(sampler, None, str(tmp_path))
@@ -614,7 +619,7 @@ VISITOR, OTHER = gr.Request(session_hash="visitor"), gr.Request(session_hash="ot
 
 
 def test_the_live_photo_is_the_first_sample_of_its_request(handlers, sampler):
-    shown = handlers.generate_live(VISITOR, *live_arguments(3, images=4, seed=5))["live"]
+    shown = last_live(handlers, VISITOR, *live_arguments(3, images=4, seed=5))["live"]
     asked = SamplingRequest(num_images=1, num_inference_steps=2, guidance_scale=1.0, seed=5)
     (sample,) = sampler.generate(STREET, asked)
     assert (shown["stroke"], shown["steps"], shown["seed"]) == (3, 2, 5)
@@ -626,28 +631,28 @@ def test_a_newer_stroke_of_the_same_visitor_ends_the_live_photo_between_two_step
     calls, steps = at_each_step
     calls.append(lambda: handlers.supersede(OTHER, {"stroke": 9}))
     calls.append(lambda: handlers.supersede(VISITOR, {"stroke": 4}))
-    assert "image" in handlers.generate_live(VISITOR, *live_arguments(4, steps=3))["live"]
+    assert "image" in last_live(handlers, VISITOR, *live_arguments(4, steps=3))["live"]
     assert len(steps) == 3
     calls.append(lambda: handlers.supersede(VISITOR, {"stroke": 5}))
-    assert handlers.generate_live(VISITOR, *live_arguments(4, steps=3)) == gr.skip()
+    assert last_live(handlers, VISITOR, *live_arguments(4, steps=3)) == gr.skip()
     assert len(steps) == 4
     calls.clear()
-    assert handlers.generate_live(VISITOR, *live_arguments(4, steps=3)) == gr.skip()  # waited behind the newer one
+    assert last_live(handlers, VISITOR, *live_arguments(4, steps=3)) == gr.skip()  # waited behind the newer one
     assert len(steps) == 4
-    assert "image" in handlers.generate_live(VISITOR, *live_arguments(5, steps=3))["live"]
+    assert "image" in last_live(handlers, VISITOR, *live_arguments(5, steps=3))["live"]
 
 
 def test_the_live_photo_of_a_visitor_who_leaves_is_ended(handlers, at_each_step):
     calls, steps = at_each_step
     calls.append(lambda: handlers.leave(VISITOR))
-    assert handlers.generate_live(VISITOR, *live_arguments(1, steps=3)) == gr.skip()
+    assert last_live(handlers, VISITOR, *live_arguments(1, steps=3)) == gr.skip()
     assert len(steps) == 1
     assert handlers._strokes == {}
 
 
 @pytest.mark.parametrize("stroke", [None, "7", 1.5, [], True, float("nan")])
 def test_a_stroke_that_is_no_number_is_the_first(handlers, stroke):
-    assert handlers.generate_live(VISITOR, *live_arguments(stroke))["live"]["stroke"] == 0
+    assert last_live(handlers, VISITOR, *live_arguments(stroke))["live"]["stroke"] == 0
 
 
 @pytest.mark.parametrize(
@@ -659,7 +664,7 @@ def test_a_stroke_that_is_no_number_is_the_first(handlers, stroke):
     ],
 )
 def test_an_error_of_a_live_photo_is_text_beside_it(handlers, options, expected):
-    shown = handlers.generate_live(VISITOR, *live_arguments(1, **options))["live"]
+    shown = last_live(handlers, VISITOR, *live_arguments(1, **options))["live"]
     assert expected in shown["error"]
     assert "&lt;" not in shown["error"]
     assert (shown["stroke"], shown.get("image")) == (1, None)
@@ -1050,7 +1055,7 @@ def test_the_page_is_served_at_an_ipv6_address_with_or_without_brackets(tmp_path
 def test_the_page_starts_with_masks_of_the_dataset_where_a_label_set_has_no_street(tmp_path):
     labels = LabelSet(("drivable", "dynamic thing"), ((9, 9, 9), (1, 2, 3)))
     (tmp_path / "run").mkdir()
-    examples, shapes = starting_masks(AppSettings(), str(tmp_path / "run"), labels, SIZE)
+    examples, shapes = starting_masks(AppSettings(), [str(tmp_path / "run")], labels, SIZE)
     assert (examples, shapes) == ({}, [])  # and the page says that nothing is painted yet
     ids = np.zeros(SIZE, dtype=np.uint8)
     ids[4:8, 4:8] = 1
@@ -1059,10 +1064,10 @@ def test_the_page_starts_with_masks_of_the_dataset_where_a_label_set_has_no_stre
     labels.decode(ids).save(folder / "a.png")
     settings = {"dataset": str(tmp_path / "data"), "validation_split": "val", "train_split": "train"}
     (tmp_path / "run" / "settings.json").write_text(json.dumps(settings))
-    examples, _ = starting_masks(AppSettings(), str(tmp_path / "run"), labels, SIZE)
+    examples, _ = starting_masks(AppSettings(), [str(tmp_path / "run")], labels, SIZE)
     assert list(examples) == ["a"]
     assert np.array_equal(examples["a"], ids)
-    assert list(starting_masks(AppSettings(), str(tmp_path / "run"), CAMVID, SIZE)[0])[0] == "plain street"
+    assert list(starting_masks(AppSettings(), [str(tmp_path / "run")], CAMVID, SIZE)[0])[0] == "plain street"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def requests(visitor: Visitor) -> list[str]:
 
 
 @contextlib.contextmanager
-def slowed(sampler, seconds: float) -> Iterator[list]:
+def slowed(pipeline, seconds: float) -> Iterator[list]:
     """Let each step take so long, as a network of real size does; the list gets an entry for each."""
     steps: list[float] = []
 
@@ -61,7 +61,7 @@ def slowed(sampler, seconds: float) -> Iterator[list]:
         steps.append(time.monotonic())
         time.sleep(seconds)
 
-    hook = sampler.pipeline.unet.register_forward_pre_hook(wait)
+    hook = pipeline.unet.register_forward_pre_hook(wait)
     try:
         yield steps
     finally:
@@ -83,7 +83,7 @@ def test_each_stroke_updates_the_photo_and_the_seed_stays(visitor, place):
 
 def test_strokes_during_sampling_replace_each_other_and_the_last_photo_is_of_the_last_stroke(visitor, place):
     visitor.photo()
-    with slowed(place[1], 1.0) as steps:
+    with slowed(place[1].pipeline, 1.0) as steps:
         for stroke in STROKES:
             visitor.drag(*stroke, steps=1)
         final = visitor.photo()
@@ -118,7 +118,7 @@ def test_two_visitors_get_photos_of_their_own_masks_and_none_waits_for_all_strok
 ):
     other = Visitor(browser, place[0], 1200, 900)
     visitor.photo(), other.photo()
-    with slowed(place[1], 0.1):
+    with slowed(place[1].pipeline, 0.1):
         for i, stroke in enumerate(STROKES):
             visitor.drag(*stroke, steps=1)
             if i == 3:

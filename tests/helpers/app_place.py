@@ -31,14 +31,14 @@ def tiny_sampler(**options) -> Sampler:
     return Sampler(tiny_pipeline(**options), LIMITS)
 
 
-def few_step_sampler() -> Sampler:
-    """A sampler of a model that was distilled for four steps."""
+def few_step_sampler(**options) -> Sampler:
+    """A sampler of a model that was distilled for four steps, with options of `Sampler`."""
     timesteps = [999, 749, 499, 249]
     pipeline = MaskGuidedDDPMPipeline(
         tiny_pipeline().unet, LCMScheduler(original_inference_steps=len(timesteps)),
         default_num_inference_steps=len(timesteps), default_guidance_scale=1.0, trained_timesteps=timesteps,
     )  # fmt: skip
-    return Sampler(pipeline, LIMITS)
+    return Sampler(pipeline, LIMITS, **options)
 
 
 @contextlib.contextmanager

@@ -23,11 +23,14 @@ sync_api.expect.set_options(timeout=PATIENCE)
 class Visitor(Hand):
     """Someone who looks at the page, and what the page said and asked for meanwhile."""
 
-    def __init__(self, browser, address: str, width: int, height: int, touch: bool = False):
+    def __init__(
+        self, browser, address: str, width: int, height: int, touch: bool = False, mask_size: tuple[int, int] = SIZE
+    ):
         self.context = browser.new_context(
             viewport={"width": width, "height": height}, has_touch=touch, is_mobile=touch, accept_downloads=True
         )
-        super().__init__(self.context.new_page(), SIZE[1])
+        super().__init__(self.context.new_page(), mask_size[1])
+        self.mask_size = mask_size
         self.page.set_default_timeout(PATIENCE)
         self.said, self.asked, self.address = [], [], address
         self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
@@ -42,7 +45,7 @@ class Visitor(Hand):
             "() => { const c = document.querySelector('.painter .mask');"
             " return [...c.getContext('2d').getImageData(0, 0, c.width, c.height).data]; }"
         )
-        return LABELS.encode(np.array(pixels, dtype=np.uint8).reshape(*SIZE, 4)[..., :3].copy())
+        return LABELS.encode(np.array(pixels, dtype=np.uint8).reshape(*self.mask_size, 4)[..., :3].copy())
 
     def load(self, button: str, name: str, data: bytes) -> None:
         """Choose a file for an upload button."""

@@ -2,7 +2,7 @@
 // {height, width, runs}. With "Draw while I paint", each change asks for a photo of the mask, which comes back as
 // `props.live`. `element`, `props`, `trigger` and `watch` are gradio's.
 
-const { height, width, unknown, colors, names, shapes, examples, model } = props;
+const { height, width, unknown, colors, names, shapes, examples, model, upscaler } = props;
 const find = (selector) => element.querySelector(selector);
 const root = find(".painter"), stage = find(".stage"), maskCanvas = find(".mask"), ghostCanvas = find(".ghost");
 const status = find(".status"), brushSize = find(".brush-size"), shapeSize = find(".shape-size");
@@ -13,7 +13,7 @@ const KEY_INTERVAL = 800;  // milliseconds between the digits of a class
 const MAX_ZOOM = 16;
 const HOLE = -1;  // where an object, or the preview of a click, has no pixel
 const ids = new Uint8Array(height * width);
-const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null, stroke: 0, asked: 0 };
+const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null, stroke: 0, asked: 0, isPreview: false };
 let undoStack = [], redoStack = [], hasPhoto = false, asking, zoom = 1, typed = { digits: "", at: 0 };
 // What a reload or Back restores, kept by the browser for this tab; what the server keeps has the name `visitor`.
 const memory = `painter ${props.memory}`;
@@ -88,6 +88,7 @@ function publish() {
   showGhost();
   showPosition(state.pointer);
   state.stroke++;
+  state.isPreview = false;
   send();
   askForPhoto("release", "input");
 }
@@ -166,6 +167,7 @@ function askForPhoto(...events) {
 
 function askDuringStroke() {
   if (!liveBox.checked || performance.now() - state.asked < LIVE_INTERVAL) return;
+  if (state.isPreview) return publish();  // what is being enlarged is outdated
   send();
   askForPhoto("input");
 }
@@ -177,11 +179,13 @@ function switchLive() {
 }
 
 function showLive() {
-  const { stroke, image, steps, seed, error } = props.live;
+  const { stroke, image, isPreview, steps, seed, error } = props.live;
   if (!liveBox.checked) return;
-  if (stroke === state.stroke) livePanel.setAttribute("aria-busy", "false");
+  if (stroke === state.stroke) livePanel.setAttribute("aria-busy", Boolean(isPreview));
+  state.isPreview = Boolean(isPreview) && stroke === state.stroke;
   livePanel.classList.toggle("outdated", Boolean(error));
-  const text = error || `${model}: ${steps} ${steps === 1 ? "step" : "steps"}, seed ${seed}`;
+  const enlarged = upscaler ? `; ${isPreview ? "being enlarged" : "enlarged"} by ${upscaler}` : "";
+  const text = error || `${model}: ${steps} ${steps === 1 ? "step" : "steps"}, seed ${seed}${enlarged}`;
   if (liveStatus.textContent !== text) liveStatus.textContent = text;  // read aloud when it changes
   if (!image) return;
   livePhoto.src = image;
