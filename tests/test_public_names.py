@@ -74,7 +74,7 @@ def test_the_pipelines_take_their_arguments():
     for name in ("MaskGuidedDDPMPipeline", "MaskGuidedImg2ImgPipeline", "MaskGuidedInpaintPipeline"):
         pipeline = getattr(semseg_diffusers, name)
         recommendation = ["default_num_inference_steps", "default_guidance_scale", "trained_timesteps"]
-        assert parameters(pipeline) == ["unet", "scheduler", *recommendation]
+        assert parameters(pipeline) == ["unet", "scheduler", *recommendation, "text_encoder", "tokenizer"]
         assert set(shared.split()) <= set(parameters(pipeline.__call__))
     assert "latents" in parameters(semseg_diffusers.MaskGuidedDDPMPipeline.__call__)
 

@@ -63,7 +63,8 @@ def check_model_folder(folder: Path) -> dict[str, Any]:
             "`push_to_hub`."
         )
     missing = [name for name, path in code_files(folder, index).items() if not path.is_file()]
-    configs = [f"{name}/{'scheduler_config' if name == 'scheduler' else 'config'}.json" for name in components(index)]
+    named = {"scheduler": "scheduler_config", "tokenizer": "tokenizer_config"}
+    configs = [f"{name}/{named.get(name, 'config')}.json" for name in components(index)]
     missing += [name for name in configs if not (folder / name).is_file()]
     variants = stored_variants(str(folder), "unet")
     if not variants:
@@ -93,7 +94,9 @@ def package_class(name: str, folder: Path) -> Any:
 def code_files(folder: Path, index: Mapping[str, Any]) -> dict[str, Path]:
     """Return the code files of a pipeline, path in the repository -> file: the folder's own, else this package's."""
     modules = {
-        f"{name}/{library}.py": cls for name, (library, cls) in components(index).items() if library != "diffusers"
+        f"{name}/{library}.py": cls
+        for name, (library, cls) in components(index).items()
+        if library not in ("diffusers", "transformers")
     }
     if any((folder / name).is_file() for name in (CODE, *modules)):
         sources = {name: folder / name for name in (CODE, *modules)}

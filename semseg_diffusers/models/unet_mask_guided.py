@@ -263,6 +263,44 @@ class PatchHead(nn.Module):
         return F.silu(self.norm(hidden_states))
 
 
+class TextBranch(nn.Module):
+    """Maps embeddings of texts to what is added to the time embedding, to the stem and to each lower level.
+
+    What nothing was said about has an embedding of zeros, and adds zeros. The last layers start from zeros.
+    """
+
+    def __init__(self, text_embed_dim: int, time_embed_dim: int, map_channels: tuple[int, ...]):
+        super().__init__()
+        self.norm = nn.LayerNorm(text_embed_dim, elementwise_affine=False)  # encoders differ in scale
+        self.hidden = nn.Linear(text_embed_dim, time_embed_dim)
+        self.to_time = nn.Linear(time_embed_dim, time_embed_dim, bias=False)
+        self.to_maps = nn.ModuleList(nn.Linear(time_embed_dim, width, bias=False) for width in map_channels)
+        for layer in (self.to_time, *self.to_maps):
+            nn.init.zeros_(layer.weight)
+
+    def embed(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Map embeddings of texts (..., text_embed_dim) to (..., time_embed_dim), zeros to zeros."""
+        said = (embeds != 0).any(dim=-1, keepdim=True)
+        hidden = F.silu(self.hidden(self.norm(embeds)))
+        # Offloading hooks may bring the values, not the texts, to another device.
+        return torch.where(said.to(hidden.device), hidden, torch.zeros_like(hidden))
+
+    def forward(
+        self, text_embeds: torch.Tensor, region_embeds: torch.Tensor | None, shares: list[torch.Tensor]
+    ) -> tuple[torch.Tensor, ...]:
+        """Map texts of images (B, E), and of K regions (B, K, E), of which `shares` (B, K, h, w) are in each cell.
+
+        Returns what is added to the time embedding (B, time_embed_dim), and a map (B, C_i, h, w) for each of `shares`.
+        """
+        features = [self.to_time(self.embed(text_embeds))]
+        if region_embeds is not None:
+            hidden = self.embed(region_embeds)  # (B, K, time_embed_dim)
+            for project, share in zip(self.to_maps, shares, strict=True):
+                values = project(hidden)  # (B, K, C_i)
+                features.append(torch.einsum("bkc,bkhw->bchw", values, share.to(values.device)))
+        return tuple(features)
+
+
 class MaskGuidedUNet2DModel(UNet2DModel):
     r"""A `UNet2DModel` with a mask input.
 
@@ -299,10 +337,12 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             used where `upscale_factor` is given.
         residual_scale (`float`, *optional*): The network of an upscaler generates what the enlarged image lacks,
             times this; None if it generates the image itself. `MaskGuidedUpscalePipeline` adds both.
+        text_embed_dim (`int`, defaults to 0): Length of the embeddings of a text encoder, for networks that read texts
+            about the image and about regions of it (`encode_text`); 0 for none.
 
-    What attributes, pyramid, coordinates, augmentation, modulation and the image to enlarge add starts from zero
-    weights: an untrained network predicts the same with and without them, and weights of a network without them load
-    into one with them.
+    What attributes, pyramid, coordinates, augmentation, modulation, the image to enlarge and texts add starts from
+    zero weights: an untrained network predicts the same with and without them, and weights of a network without them
+    load into one with them.
 
     Raises:
         ValueError: For mask settings that do not exist or exclude each other.
@@ -370,6 +410,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         upscale_factor: int | None = None,
         max_noise_level: int = 0,
         residual_scale: float | None = None,
+        text_embed_dim: int = 0,
     ):
         if mask_conditioning not in MASK_CONDITIONINGS:
             raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")
@@ -404,6 +445,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             raise ValueError(f"`upscale_factor` must be 2 or more, or None; got {upscale_factor}.")
         if residual_scale is not None and residual_scale <= 0:
             raise ValueError(f"`residual_scale` must be above 0, or None; got {residual_scale}.")
+        if text_embed_dim < 0:
+            raise ValueError(f"`text_embed_dim` must be 0 or more; got {text_embed_dim}.")
         super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})
         base_channels = block_out_channels[0]
         stem_width = stem_channels if patch_size > 1 else base_channels
@@ -457,6 +500,9 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             self.noise_level_embedding = nn.Linear(base_channels, time_embed_dim, bias=False)
             nn.init.zeros_(self.conv_low_res.weight)
             nn.init.zeros_(self.noise_level_embedding.weight)
+        if text_embed_dim:  # maps are added to a level's input, which has the width of the level above
+            widths = (stem_width, *block_out_channels[:-1])
+            self.text_branch = TextBranch(text_embed_dim, time_embed_dim, widths)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -514,6 +560,67 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if self.config.mask_conditioning == "spade":
             features += self._run(self.mask_norms, one_hot, known_samples(one_hot))  # (B, 2C, h, w) each
         return tuple(features)
+
+    # Texts that reach their regions alone: FreestyleNet, Xue et al. 2023, section 3.2
+    def encode_text(
+        self,
+        text_embeds: torch.Tensor | None = None,
+        region_embeds: torch.Tensor | None = None,
+        regions: torch.Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> tuple[torch.Tensor, ...]:
+        """Compute what depends on the texts alone, once for all steps.
+
+        Args:
+            text_embeds (`torch.Tensor`, *optional*): (B, text_embed_dim), the embedding of the text about each image;
+                zeros where there is none, and None where no image has one.
+            region_embeds (`torch.Tensor`, *optional*): (B, K, text_embed_dim), those of the texts about K regions of
+                each image.
+            regions (`torch.Tensor`, *optional*): (B, H, W) of any signed integer dtype, at the sample's resolution:
+                the index of each pixel's text in `region_embeds`, -1 where there is none.
+            dtype (`torch.dtype`, *optional*): Dtype of the sample; that of the weights if None.
+
+        Returns:
+            `tuple[torch.Tensor, ...]`: The `text_features` of `forward`, batch first: what is added to the time
+                embedding, then, where there are regions, maps for the stem and for each lower level.
+
+        Raises:
+            ValueError: The network reads no texts, or these are of another shape.
+        """
+        length, dtype = self.config.text_embed_dim, dtype or self.dtype
+        if not length:
+            raise ValueError("Embeddings of texts were given, but this network has no `text_embed_dim`.")
+        given = next((part for part in (text_embeds, region_embeds, regions) if part is not None), None)
+        if given is None or (region_embeds is None) != (regions is None):
+            raise ValueError("Pass `text_embeds`, or `region_embeds` with `regions`, or all three.")
+        batch_size = len(given)
+        text_shape = None if text_embeds is None else tuple(text_embeds.shape)
+        if text_shape not in (None, (batch_size, length)):
+            raise ValueError(f"`text_embeds` must be {batch_size} x {length}; got {text_shape}.")
+        device = self.conv_in.weight.device
+        device = given.device if device.type == "meta" else device  # as in `encode_mask`
+        if text_embeds is None:
+            text_embeds = torch.zeros(batch_size, length, device=device)
+        shares: list[torch.Tensor] = []
+        if region_embeds is not None and regions is not None:
+            if region_embeds.ndim != 3 or (region_embeds.shape[0], region_embeds.shape[2]) != (batch_size, length):
+                raise ValueError(
+                    f"`region_embeds` must be {batch_size} x K x {length}; got {tuple(region_embeds.shape)}."
+                )
+            if regions.is_floating_point() or regions.ndim != 3 or len(regions) != batch_size:
+                raise ValueError(
+                    f"`regions` must be integers ({batch_size}, H, W), the index of each pixel's text; got "
+                    f"{regions.dtype} of shape {tuple(regions.shape)}."
+                )
+            numbers = torch.arange(region_embeds.shape[1], device=device).view(1, -1, 1, 1)
+            share = (regions.to(device).unsqueeze(1) == numbers).to(dtype)  # (B, K, H, W)
+            shares.append(share)
+            share = F.avg_pool2d(share, self.config.patch_size) if self.config.patch_size > 1 else share
+            for _ in self.config.block_out_channels[1:]:
+                share = F.avg_pool2d(share, 2)  # (B, K, h, w)
+                shares.append(share)
+            region_embeds = region_embeds.to(device, dtype)
+        return self.text_branch(text_embeds.to(device, dtype), region_embeds, shares)
 
     def diffuse_mask(
         self, mask: torch.Tensor, timestep: torch.Tensor | float | int, noise: torch.Tensor
@@ -603,6 +710,10 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         augmentation: torch.Tensor | None = None,
         low_res: torch.Tensor | None = None,
         noise_level: torch.Tensor | int | None = None,
+        text_embeds: torch.Tensor | None = None,
+        region_embeds: torch.Tensor | None = None,
+        regions: torch.Tensor | None = None,
+        text_features: tuple[torch.Tensor, ...] | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         """Predict noise, velocity or image from a noisy sample and its mask.
@@ -621,6 +732,10 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 sample; required where the network has an `upscale_factor`.
             noise_level (`int` or `torch.Tensor`, *optional*): A scalar or (B,), how much noise was added to them, 0 to
                 `max_noise_level`; None is 0.
+            text_embeds (`torch.Tensor`, *optional*): See `encode_text`, like the next two; None is no text.
+            region_embeds (`torch.Tensor`, *optional*): Embeddings of the texts about regions.
+            regions (`torch.Tensor`, *optional*): Which pixels they are about.
+            text_features (`tuple[torch.Tensor, ...]`, *optional*): The result of `encode_text`, in place of these.
             return_dict (`bool`, defaults to `True`): Whether to return a `UNet2DOutput` instead of a tuple.
 
         Returns:
@@ -628,18 +743,24 @@ class MaskGuidedUNet2DModel(UNet2DModel):
 
         Raises:
             ValueError: For a size that `size_divisor` does not divide, a mask of another shape, of other ids or given
-                twice, class labels, attributes, augmentation or images to enlarge that do not fit the network.
+                twice, class labels, attributes, augmentation, images to enlarge or texts that do not fit the network.
         """
         check_sample(sample, mask, mask_features, self.size_divisor, self.config)
         batch_size, _, height, width = sample.shape
         if mask is not None:
             mask_features = self.encode_mask(mask, dtype=sample.dtype)
+        if text_embeds is not None or region_embeds is not None or regions is not None:
+            if text_features is not None:
+                raise ValueError("Pass embeddings or `text_features`, not both: these are `encode_text` of the first.")
+            if regions is not None and regions.shape[-2:] != sample.shape[-2:]:
+                raise ValueError(f"`regions` must be {height} x {width} like `sample`; got {tuple(regions.shape)}.")
+            text_features = self.encode_text(text_embeds, region_embeds, regions, dtype=sample.dtype)
 
         # 0. centre the input if necessary
         if self.config.center_input_sample:
             sample = 2 * sample - 1.0
 
-        # 1. time, class, attributes, augmentation, noise level
+        # 1. time, class, attributes, augmentation, noise level, text
         timesteps = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(batch_size)  # (B,)
         t_emb = self.time_proj(timesteps).to(dtype=self.dtype)  # (B, time channels)
         emb = self.time_embedding(t_emb)  # (B, time_embed_dim)
@@ -657,6 +778,9 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             emb = emb + self._embed_augmentation(augmentation.to(emb), batch_size)
         if self.config.upscale_factor is not None or low_res is not None or noise_level is not None:
             emb = emb + self._embed_noise_level(noise_level, low_res, sample).to(emb)
+        text_maps: tuple[torch.Tensor, ...] = ()
+        if text_features is not None:
+            emb, text_maps = emb + text_features[0].to(emb), text_features[1:]
 
         # 2. stem: joins image and mask at full resolution
         skip_sample: torch.Tensor | None = sample
@@ -673,6 +797,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             sample = sample + self.conv_coordinates(pixel_coordinates(sample))
         if low_res is not None:
             sample = sample + self.conv_low_res(low_res.to(sample))
+        if text_maps:
+            sample = sample + text_maps[0].to(sample)
         stem = sample
         if self.config.patch_size > 1:
             sample = self.conv_patch(F.silu(sample))  # (B, C, H/p, W/p)
@@ -684,9 +810,10 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 sample, res_samples, skip_sample = block(hidden_states=sample, temb=emb, skip_sample=skip_sample)
             else:
                 sample, res_samples = block(hidden_states=sample, temb=emb)
-            if self.config.mask_pyramid and mask_features is not None and level < len(self.down_blocks):
-                sample = sample + mask_features[level].to(sample)  # (B, C, H/p/2^level, W/p/2^level)
-                res_samples = (*res_samples[:-1], sample)  # the decoder reads it as well
+            for maps in (mask_features if self.config.mask_pyramid else None, text_maps):
+                if maps and level < len(self.down_blocks):
+                    sample = sample + maps[level].to(sample)  # (B, C, H/p/2^level, W/p/2^level)
+                    res_samples = (*res_samples[:-1], sample)  # the decoder reads it as well
             down_block_res_samples += res_samples
 
         # 4. mid

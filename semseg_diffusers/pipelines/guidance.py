@@ -1,8 +1,8 @@
 """Guidance: what the networks are conditioned on, encoded once, and how their predictions are combined.
 
 Classifier-free guidance follows Ho and Salimans 2022 (eq. 6), its interval Kynkäänniemi et al. 2024, a separate scale
-for a second condition Brooks et al. 2023 (eq. 3), guidance by a weaker network Karras et al. 2024 (eq. 3), masks that
-fade with the noise SCDM (Ko et al. 2024, section 4.2). This file is saved beside the weights and runs without the
+for each further condition Brooks et al. 2023 (eq. 3), guidance by a weaker network Karras et al. 2024 (eq. 3), masks
+that fade with the noise SCDM (Ko et al. 2024, section 4.2). This file is saved beside the weights and runs without the
 package: it imports the standard library and torch only.
 """
 
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from .mask_inputs import UNKNOWN
+from .text_inputs import Texts
 
 
 def guidance_weights(
@@ -23,26 +24,29 @@ def guidance_weights(
     has_mask: bool = True,
     has_attributes: bool = False,
     has_guide: bool = False,
+    prompt_scale: float | None = None,
+    has_texts: bool = False,
 ) -> dict[str, float]:
     """Return the weight of each prediction in the guided one: level -> weight, without weights of 0; they sum to 1.
 
-    A network predicts at three levels: "none" (neither mask nor attributes), "mask" (the mask alone) and "full"
-    (both); "guide" is the guide network's prediction at its full level. `attribute_scale` is that of the attributes
-    alone, `scale` if None; a scale of 1 leaves the conditional prediction alone. `has_mask` says whether any mask is
-    known.
+    A network predicts at up to four levels: "none" (of mask, attributes and texts), "mask" (the mask alone),
+    "attributes" (both) and "full" (all that is given); "guide" is the guide network's prediction at its full level.
+    `attribute_scale` is that of the attributes alone, `prompt_scale` that of the texts, `scale` if None; a scale of 1
+    leaves the conditional prediction alone. `has_mask` says whether any mask is known.
 
     Example:
         >>> guidance_weights(3.0)
         {'none': -2.0, 'full': 3.0}
     """
-    attribute_scale = scale if attribute_scale is None else attribute_scale
+    attribute_scale, prompt_scale = (scale if own is None else own for own in (attribute_scale, prompt_scale))
+    given = (("mask", has_mask, scale), ("attributes", has_attributes, attribute_scale), ("", has_texts, prompt_scale))
+    scales = {level: each for level, is_given, each in given if is_given}
     if has_guide:
         weights = {"guide": 1 - scale, "full": scale}
-    elif has_mask and has_attributes:
-        weights = {"none": 1 - scale, "mask": scale - attribute_scale, "full": attribute_scale}
-    elif has_mask or has_attributes:
-        scale = scale if has_mask else attribute_scale
-        weights = {"none": 1 - scale, "full": scale}
+    elif scales:
+        # Brooks et al. 2023, eq. 3: each condition is guided away from those before it
+        levels, falling = ["none", *list(scales)[:-1]], [1, *scales.values()]
+        weights = {level: falling[i] - falling[i + 1] for i, level in enumerate(levels)} | {"full": falling[-1]}
     else:
         weights = {"full": 1}
     return {level: weight for level, weight in weights.items() if weight}
@@ -66,12 +70,13 @@ def guide(predictions: Mapping[str, torch.Tensor], weights: Mapping[str, float],
 
 
 class Conditions:
-    """Mask, attributes and class labels of a run as the networks take them, encoded once for all steps and images.
+    """Mask, attributes, texts and class labels of a run as the networks take them, encoded once for all its steps.
 
     On the networks' device: `ids` and `instances` (N, H, W), `class_labels` (N,), `attributes` (N, attributes; -1 is
     unknown), for N masks, whose images follow each other. Networks with `label_diffusion` read `mask_noise`, uniform
     in [0, 1), (B, H, W): their masks fade, and are encoded again at each step. Upscalers read `low_res` (B, 3, H, W),
-    the images to enlarge at the size of the result, and `noise_level`, one for all or (B,).
+    the images to enlarge at the size of the result, and `noise_level`, one for all or (B,). `texts` and `regions`, the
+    stacked maps of the texts (N, H, W), are for networks with a `text_embed_dim`.
     """
 
     def __init__(
@@ -86,6 +91,8 @@ class Conditions:
         guide_unet: torch.nn.Module | None = None,
         low_res: torch.Tensor | None = None,
         noise_level: torch.Tensor | int | None = None,
+        texts: Texts | None = None,
+        regions: torch.Tensor | None = None,
     ):
         def for_each_image(tensor):
             return None if tensor is None else tensor.repeat_interleave(num_images_per_mask, dim=0)
@@ -93,9 +100,13 @@ class Conditions:
         self.guide = None
         if guide_unet is not None:
             given = class_labels, attributes, mask_noise, instances
-            self.guide = Conditions(
-                guide_unet, ids, num_images_per_mask, *given, low_res=low_res, noise_level=noise_level
-            )
+            further: dict[str, Any] = {
+                "low_res": low_res,
+                "noise_level": noise_level,
+                "texts": texts,
+                "regions": regions,
+            }
+            self.guide = Conditions(guide_unet, ids, num_images_per_mask, *given, **further)
         self.unet = unet
         self.takes_ids = has_offload_hooks(unet)
         self.takes_scale = getattr(unet, "takes_conditioning_scale", False)
@@ -112,12 +123,27 @@ class Conditions:
         self.unknown_ids = torch.full_like(ids[:1], UNKNOWN)
         self.known = () if self.ids is not None else tuple(map(for_each_image, self._encode(ids, instances)))
         self.class_labels, self.attributes = for_each_image(class_labels), for_each_image(attributes)
+        self.has_texts = texts is not None
+        self._said: tuple[torch.Tensor, ...] = ()
+        self._unsaid: tuple[torch.Tensor, ...] = ()
+        if texts is not None:
+            said: tuple[torch.Tensor, ...] = (texts.text_embeds,)
+            unsaid: tuple[torch.Tensor, ...] = (texts.negative_embeds,)
+            if texts.region_embeds is not None and regions is not None:
+                said += texts.region_embeds, regions
+                unsaid += torch.zeros_like(texts.region_embeds), torch.full_like(regions, -1)
+            if not self.takes_ids:
+                said, unsaid = unet.encode_text(*said), unet.encode_text(*unsaid)
+            self._said, self._unsaid = (tuple(map(for_each_image, parts)) for parts in (said, unsaid))
         self._unknown: tuple[torch.Tensor, ...] = ()
         self._inputs: dict[tuple[str, ...], dict] = {}
 
-    def weights(self, scale: float, attribute_scale: float | None) -> dict[str, float]:
+    def weights(
+        self, scale: float, attribute_scale: float | None, prompt_scale: float | None = None
+    ) -> dict[str, float]:
         """Return the weight of each prediction in the guided one, see `guidance_weights`."""
-        return guidance_weights(scale, attribute_scale, self.has_mask, self.has_attributes, self.guide is not None)
+        has = self.has_mask, self.has_attributes, self.guide is not None
+        return guidance_weights(scale, attribute_scale, *has, prompt_scale, self.has_texts)
 
     def passes(
         self, weights: Mapping[str, float], timestep, conditioning_scale: float | None
@@ -151,7 +177,13 @@ class Conditions:
                 same["class_labels"] = torch.cat([self.class_labels] * len(levels))
             if self.attributes is not None:
                 unknown = torch.full_like(self.attributes, -1)
-                same["attributes"] = torch.cat([self.attributes if level == "full" else unknown for level in levels])
+                known = ("attributes", "full")
+                same["attributes"] = torch.cat([self.attributes if level in known else unknown for level in levels])
+            if self.has_texts:
+                parts = [self._said if level == "full" else self._unsaid for level in levels]
+                batch = tuple(torch.cat(each) for each in zip(*parts, strict=True))
+                names = ("text_embeds", "region_embeds", "regions")
+                same |= dict(zip(names, batch, strict=False)) if self.takes_ids else {"text_features": batch}
             if self.low_res is not None:
                 same["low_res"] = torch.cat([self.low_res] * len(levels))
                 same["noise_level"] = self.noise_level.repeat(len(levels))

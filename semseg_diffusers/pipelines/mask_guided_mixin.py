@@ -19,14 +19,18 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
-from .guidance import Conditions, has_offload_hooks
+from .guidance import Conditions, evaluation_mode, has_offload_hooks
 from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_masks
 from .scheduler_trial import check_scheduler, describe, mend_scheduler
+from .text_inputs import Texts, check_text_encoder, embed_texts, lay_texts, split_dicts, split_texts, stack_texts
 
 
 logger = logging.get_logger(__name__)
 NUM_INFERENCE_STEPS, GUIDANCE_SCALE = 20, 2.0  # of checkpoints that recommend none
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+OF_THE_LAST_CALL = {  # attributes that stay readable after a call
+    "_guidance_scale", "_attribute_guidance_scale", "_prompt_guidance_scale", "_conditioning_scale", "_num_timesteps",
+}  # fmt: skip
 _warned: set[tuple] = set()  # of what this process has warned: trained timesteps, scheduler, steps
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline as Base
@@ -79,9 +83,8 @@ def separate_call(call: Callable) -> Callable:
             )
         finally:
             _calls.stack = _calls.stack[:-1]
-            for name in ("_guidance_scale", "_attribute_guidance_scale", "_conditioning_scale", "_num_timesteps"):
-                if name in attributes:  # those of the last call stay readable
-                    vars(self)[name] = attributes[name]
+            for name in OF_THE_LAST_CALL & attributes.keys():
+                vars(self)[name] = attributes[name]
 
     return separately
 
@@ -89,12 +92,13 @@ def separate_call(call: Callable) -> Callable:
 class MaskGuidedMixin(Base):
     """Methods of a `DiffusionPipeline` with the components `unet` and `scheduler`."""
 
-    model_cpu_offload_seq = "unet"
+    model_cpu_offload_seq = "text_encoder->unet"
     is_upscaler = False
     _callback_tensor_inputs = ["latents"]
     trained_scheduler: Any = None
     scheduler = OfTheCall()
-    _guidance_scale, _attribute_guidance_scale, _conditioning_scale = OfTheCall(), OfTheCall(), OfTheCall()
+    _guidance_scale, _attribute_guidance_scale, _prompt_guidance_scale = OfTheCall(), OfTheCall(), OfTheCall()
+    _conditioning_scale = OfTheCall()
     _num_timesteps, _finite, _interrupt = OfTheCall(), OfTheCall(), OfTheCall()
 
     @classmethod
@@ -116,6 +120,8 @@ class MaskGuidedMixin(Base):
                 f"`unet` is a {type(unet).__name__}, which reads no masks; expected a mask-guided network, such as "
                 "MaskGuidedUNet2DModel. MaskControlNetModel.from_unet(unet) makes one of a UNet2DModel, to train."
             )
+        if "text_encoder" in kwargs:
+            check_text_encoder(kwargs["text_encoder"], kwargs["tokenizer"])
         super().register_modules(**kwargs)
         self.trained_scheduler = kwargs.get("scheduler", self.trained_scheduler)
 
@@ -182,6 +188,16 @@ class MaskGuidedMixin(Base):
     def attribute_guidance_scale(self) -> float | None:
         """Guidance scale of the attributes alone; read at each step."""
         return self._attribute_guidance_scale
+
+    @property
+    def prompt_guidance_scale(self) -> float | None:
+        """Guidance scale of the texts alone; read at each step."""
+        return self._prompt_guidance_scale
+
+    @property
+    def guidance_scales(self) -> tuple[float, float | None, float | None]:
+        """Guidance scales of mask, attributes and texts; None is that of the mask."""
+        return self.guidance_scale, self.attribute_guidance_scale, self.prompt_guidance_scale
 
     @property
     def conditioning_scale(self) -> float | None:
@@ -318,11 +334,14 @@ class MaskGuidedMixin(Base):
         guidance_stop: float,
         attribute_guidance_scale: float | None,
         conditioning_scale: float | None,
+        prompt_guidance_scale: float | None = None,
     ) -> None:
         """Check the scales of a run and keep them, to be read at each step."""
         check_number("guidance_scale", guidance_scale, "1 is without guidance")
         if attribute_guidance_scale is not None:
             check_number("attribute_guidance_scale", attribute_guidance_scale, "None guides mask and attributes alike")
+        if prompt_guidance_scale is not None:
+            check_number("prompt_guidance_scale", prompt_guidance_scale, "None guides mask and texts alike")
         if conditioning_scale is not None:
             check_number("conditioning_scale", conditioning_scale, "1 as it was trained, 0 for the base alone")
             if not getattr(self.unet, "takes_conditioning_scale", False):
@@ -338,7 +357,7 @@ class MaskGuidedMixin(Base):
                 f"{guidance_start} and {guidance_stop}."
             )
         self._guidance_scale, self._attribute_guidance_scale = guidance_scale, attribute_guidance_scale
-        self._conditioning_scale = conditioning_scale
+        self._prompt_guidance_scale, self._conditioning_scale = prompt_guidance_scale, conditioning_scale
 
     def prepare_callback(self, callback, names: Sequence[str]) -> Sequence[str]:
         """Return the names of the tensors that a callback gets; diffusers' callback objects hold them themselves."""
@@ -395,16 +414,76 @@ class MaskGuidedMixin(Base):
         size = self.image_size(ids, height, width)
         return stack_ids([array if array is None else resize_ids(array, *size) for array in ids], *size)
 
-    def prepare_instances(self, instances, num_masks: int, height: int, width: int) -> torch.Tensor | None:
-        """Read instance ids, cropped and resized as masks are: (number of masks, height, width) on the CPU, long."""
+    def read_instances(self, instances, num_masks: int, instance_prompts=None) -> list[np.ndarray] | None:
+        """Read instance ids, each (H, W) int64, for networks that take their edges and for texts about things."""
         if instances is None:
             return None
-        if not getattr(self.unet.config, "instance_edges", False):
-            raise ValueError("this network has no channel for instance edges: omit `instances`.")
+        if instance_prompts is None and not getattr(self.unet.config, "instance_edges", False):
+            raise ValueError(
+                "this network has no channel for instance edges: omit `instances`, or pass `instance_prompts` too."
+            )
         parts = split_masks(instances)
         if len(parts) != num_masks:
             raise ValueError(f"got {len(parts)} `instances` for {num_masks} masks; pass one for each.")
-        return torch.from_numpy(np.stack([resize_ids(read_instances(part), height, width) for part in parts]))
+        return [read_instances(part) for part in parts]
+
+    def prepare_instances(
+        self, instances, num_masks: int, height: int, width: int, instance_prompts=None
+    ) -> torch.Tensor | None:
+        """Read instance ids, cropped and resized as masks are: (number of masks, height, width) on the CPU, long."""
+        parts = self.read_instances(instances, num_masks, instance_prompts)
+        return None if parts is None else torch.from_numpy(np.stack([resize_ids(p, height, width) for p in parts]))
+
+    def prepare_texts(
+        self,
+        ids: Sequence[np.ndarray],
+        instances: Sequence[np.ndarray] | None,
+        prompt,
+        negative_prompt,
+        class_prompts,
+        instance_prompts,
+    ) -> Texts | None:
+        """Read and embed the texts of a call, about masks (H, W) and the things in them; None where there are none."""
+        given = {
+            "prompt": prompt, "negative_prompt": negative_prompt, "class_prompts": class_prompts,
+            "instance_prompts": instance_prompts,
+        }  # fmt: skip
+        name = next((name for name, value in given.items() if value is not None), None)
+        if name is None:
+            return None
+        config, count = self.unet.config, len(ids)
+        length = getattr(config, "text_embed_dim", 0)
+        if not length:
+            raise ValueError(f"this network reads no texts (it has no `text_embed_dim`): omit `{name}`.")
+        if self.text_encoder is None:
+            raise ValueError(
+                f"this pipeline has no text encoder for `{name}`: make it with the `text_encoder` and the `tokenizer` "
+                "that the network was trained with."
+            )
+        prompts = split_texts("prompt", prompt, count)
+        negative_prompts = split_texts("negative_prompt", negative_prompt, count)
+        laid = zip(
+            ids,
+            split_dicts("class_prompts", class_prompts, count),
+            split_dicts("instance_prompts", instance_prompts, count),
+            [None] * count if instances is None else instances,
+            strict=True,
+        )
+        labels = config.num_classes, getattr(config, "id2label", None)
+        region_texts, regions = zip(*(lay_texts(*each, *labels) for each in laid), strict=True)
+        texts = dict.fromkeys([*prompts, *negative_prompts, *(text for each in region_texts for text in each)])
+        texts.pop(None, None)
+        if not texts:
+            return None
+        with evaluation_mode(self.text_encoder):
+            embeds = embed_texts(list(texts), self.text_encoder, self.tokenizer, self._execution_device)
+        found = len(next(iter(embeds.values())))
+        if found != length:
+            raise ValueError(
+                f"the text encoder gives embeddings of length {found}, and this network was trained with {length}: "
+                "use the encoder that it was trained with."
+            )
+        return stack_texts(prompts, negative_prompts, region_texts, list(regions), embeds)
 
     def prepare_class_labels(self, class_labels, num_masks: int) -> torch.Tensor | None:
         """Return class labels as a tensor (number of masks,); a single label is for all masks."""
@@ -446,15 +525,21 @@ class MaskGuidedMixin(Base):
                     indices[i, list(known).index(name)] = list(known[name]).index(value)
         return indices if known else None
 
-    def prepare_guide(self, guide, attribute_guidance_scale: float | None) -> torch.nn.Module | None:
+    def prepare_guide(
+        self, guide, attribute_guidance_scale: float | None, prompt_guidance_scale: float | None = None
+    ) -> torch.nn.Module | None:
         """Return the network of a guide, a network or a pipeline, which must read and predict the same as ours."""
         if guide is None:
             return None
         network, scheduler = getattr(guide, "unet", guide), getattr(guide, "scheduler", None)
         if not hasattr(network, "encode_mask"):
             raise ValueError(f"`guide_unet` is a {type(guide).__name__}; expected a mask-guided network or pipeline.")
-        if attribute_guidance_scale is not None:
-            raise ValueError("`guide_unet` replaces what `attribute_guidance_scale` guides away from: omit one.")
+        scales = {
+            "attribute_guidance_scale": attribute_guidance_scale, "prompt_guidance_scale": prompt_guidance_scale,
+        }  # fmt: skip
+        for name, scale in scales.items():
+            if scale is not None:
+                raise ValueError(f"`guide_unet` replaces what `{name}` guides away from: omit one.")
         expected, found = _guide_settings(self.unet.config), _guide_settings(network.config)
         if scheduler is not None:
             expected["prediction type"] = getattr(self.scheduler.config, "prediction_type", None)
@@ -497,14 +582,24 @@ class MaskGuidedMixin(Base):
         return {"generator": generator} if takes_generator else {}
 
     def prepare_conditions(
-        self, guide_unet, ids, num_images_per_mask: int, class_labels, attributes, mask_noise, instances=None
+        self,
+        guide_unet,
+        ids,
+        num_images_per_mask: int,
+        class_labels,
+        attributes,
+        mask_noise,
+        instances=None,
+        texts: Texts | None = None,
     ) -> Conditions:
         """Encode what does not change from step to step."""
-        ids, attributes, instances = (
-            None if value is None else value.to(self._execution_device) for value in (ids, attributes, instances)
+        regions = None if texts is None else torch.from_numpy(np.stack(texts.regions))  # (number of masks, H, W)
+        ids, attributes, instances, regions = (
+            None if value is None else value.to(self._execution_device)
+            for value in (ids, attributes, instances, regions)
         )
         given = ids, num_images_per_mask, class_labels, attributes, mask_noise, instances
-        return Conditions(self.unet, *given, guide_unet=guide_unet)
+        return Conditions(self.unet, *given, guide_unet=guide_unet, texts=texts, regions=regions)
 
     def call_back(
         self, callback: Callable | None, names: Sequence[str], step: int, timestep, latents: torch.Tensor
@@ -588,4 +683,5 @@ def _guide_settings(config) -> dict:
         "attributes": {k: list(v) for k, v in (getattr(config, "attributes", None) or {}).items()},
         "class labels": getattr(config, "num_class_embeds", None),
         "upscale factor": getattr(config, "upscale_factor", None),
+        "text embeddings": getattr(config, "text_embed_dim", 0),
     }

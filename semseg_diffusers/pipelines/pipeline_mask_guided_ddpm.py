@@ -5,6 +5,7 @@ package. It holds one pipeline class, as diffusers requires, and imports each sh
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
@@ -16,6 +17,7 @@ from .mask_guided_mixin import MaskGuidedMixin, separate_call
 from .mask_inputs import UNKNOWN  # noqa: F401  diffusers copies only files that are imported here
 from .portable import PortableFolderMixin
 from .scheduler_trial import check_scheduler  # noqa: F401  likewise
+from .text_inputs import Texts  # noqa: F401  likewise
 
 
 class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipeline):
@@ -31,6 +33,10 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         default_guidance_scale (`float`, *optional*): The guidance scale that it recommends; 2.0 if None.
         trained_timesteps (`list[int]`, *optional*): For networks that were distilled for few steps: the timesteps they
             were trained at. Sampling at others logs a warning.
+        text_encoder (`torch.nn.Module`, *optional*): For networks that read texts: the frozen encoder of transformers
+            that they were trained with, such as a BertModel (MiniLM), a T5EncoderModel or a CLIPTextModel. Embeddings
+            are the mean of its last hidden states over the tokens, of CLIP the pooled state.
+        tokenizer (*optional*): Its tokenizer. Both are saved and loaded with the pipeline.
 
     Example:
     ```py
@@ -40,6 +46,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
     ```
     """
 
+    _optional_components = ["text_encoder", "tokenizer"]
+
     def __init__(
         self,
         unet: ModelMixin,
@@ -47,9 +55,11 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         default_num_inference_steps: int | None = None,
         default_guidance_scale: float | None = None,
         trained_timesteps: Sequence[int] | None = None,
+        text_encoder: torch.nn.Module | None = None,
+        tokenizer: Any = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
     @torch.no_grad()
@@ -74,6 +84,11 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         guide_unet: ModelMixin | DiffusionPipeline | None = None,
         instances=None,
         conditioning_scale: float | None = None,
+        prompt: str | Sequence[str | None] | None = None,
+        negative_prompt: str | Sequence[str | None] | None = None,
+        class_prompts: Mapping[str, str | None] | Sequence[Mapping[str, str | None] | None] | None = None,
+        instance_prompts: Mapping | Sequence[Mapping | None] | None = None,
+        prompt_guidance_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["MaskGuidedDDPMPipeline", int, int, dict], dict] | None = None,
@@ -112,11 +127,22 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
                 the place of uncond (autoguidance): `guide + guidance_scale * (cond - guide)`, both with all
                 conditions. It must have the network's device and dtype; a bare network must predict what the scheduler
                 expects, which is checked for a pipeline.
-            instances (*optional*): For networks with `instance_edges`: a path, a one-channel PIL image or integer ids
-                (H, W) for each mask, such as Cityscapes' `instanceIds`, of the mask's size. If None, the borders of
-                the classes are the edges.
+            instances (*optional*): For networks with `instance_edges`, and for `instance_prompts`: a path, a
+                one-channel PIL image or integer ids (H, W) for each mask, such as Cityscapes' `instanceIds`, of the
+                mask's size. If None, the borders of the classes are the edges.
             conditioning_scale (`float`, *optional*): For networks with a control branch (`MaskControlNetModel`): the
                 scale of what it adds; 1, as it was trained, if None; 0 is the base alone.
+            prompt (`str` or a list, *optional*): For networks that read texts (`text_embed_dim`): a text about the
+                whole image, such as `"a rainy evening"`, for all masks, or one for each; None is no text.
+            negative_prompt (`str` or a list, *optional*): A text that takes the place of no text in the predictions
+                that guidance leads away from; without guidance it has no effect.
+            class_prompts (`dict` or a list, *optional*): A text about all pixels of a class, such as `{"car": "a red
+                car"}`, for all masks, or one dict for each. Classes are named, or given by id.
+            instance_prompts (`dict` or a list, *optional*): Texts about single things, in place of that about their
+                class: `{"car": ["a red car", None, "a white car"]}` for those of a class from left to right (connected
+                parts of the mask, or what `instances` distinguishes), or `{26001: "a red car"}` by ids of `instances`.
+            prompt_guidance_scale (`float`, *optional*): A separate scale of the texts, as `attribute_guidance_scale`
+                is that of the attributes; one more prediction a step.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
                 "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
@@ -130,7 +156,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
 
         Raises:
             ValueError: Before any work: unreadable masks, ids or colours that the network does not know, sizes that
-                its depth does not divide, counts that do not fit.
+                its depth does not divide, counts that do not fit, texts that are empty or too long.
         """
         # 1. Read and check all inputs
         num_inference_steps, guidance_scale = self.resolve_sampling(num_inference_steps, guidance_scale)
@@ -143,11 +169,18 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         sizes = num_masks, num_images_per_mask, num_inference_steps, height, width
         shape = self.check_inputs(*sizes, generator, latents, output_type, schedule)
         self.prepare_guidance(
-            guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
+            guidance_scale,
+            guidance_start,
+            guidance_stop,
+            attribute_guidance_scale,
+            conditioning_scale,
+            prompt_guidance_scale,
         )
         attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
-        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
-        instances = self.prepare_instances(instances, num_masks, height, width)  # (number of masks, H, W)
+        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale, prompt_guidance_scale)
+        instances = self.prepare_instances(instances, num_masks, height, width, instance_prompts)  # (masks, H, W)
+        things = None if instances is None else list(instances.numpy())
+        texts = self.prepare_texts(list(ids.numpy()), things, prompt, negative_prompt, class_prompts, instance_prompts)
 
         # 2. Prepare timesteps and noise
         self.scheduler.set_timesteps(**schedule, device=self._execution_device)
@@ -162,12 +195,12 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         with evaluation_mode(self.unet, guide_network):
             # 3. Encode what does not change from step to step
             conditions = self.prepare_conditions(
-                guide_network, ids, num_images_per_mask, class_labels, attribute_ids, mask_noise, instances
+                guide_network, ids, num_images_per_mask, class_labels, attribute_ids, mask_noise, instances, texts
             )
 
             # 4. Denoise
             for step, t in enumerate(self.progress_bar(visited)):
-                scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
+                scales = self.guidance_scales if step in guided_steps else (1.0, 1.0, 1.0)
                 weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
                 predicted = conditions.predict(model_input, t, weights, self.conditioning_scale)

@@ -19,6 +19,7 @@ from .mask_guided_mixin import MaskGuidedMixin, separate_call, uses_prk_steps
 from .mask_inputs import center_crop_box
 from .portable import PortableFolderMixin
 from .scheduler_trial import first_step
+from .text_inputs import Texts  # noqa: F401  diffusers copies only files that are imported here
 
 
 logger = logging.get_logger(__name__)
@@ -34,6 +35,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         default_num_inference_steps (`int`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
         default_guidance_scale (`float`, *optional*): The guidance scale that the checkpoint recommends.
         trained_timesteps (`list[int]`, *optional*): The timesteps that a distilled network was trained at.
+        text_encoder (`torch.nn.Module`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next one.
+        tokenizer (*optional*): The tokenizer of the text encoder.
 
     Example:
     ```py
@@ -43,6 +46,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     ```
     """
 
+    _optional_components = ["text_encoder", "tokenizer"]
+
     def __init__(
         self,
         unet: ModelMixin,
@@ -50,9 +55,11 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         default_num_inference_steps: int | None = None,
         default_guidance_scale: float | None = None,
         trained_timesteps: Sequence[int] | None = None,
+        text_encoder: torch.nn.Module | None = None,
+        tokenizer: Any = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
     def get_timesteps(
@@ -87,7 +94,13 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         attributes: Mapping[str, str | None] | Sequence[Mapping[str, str | None] | None] | None = None,
         attribute_guidance_scale: float | None = None,
         guide_unet: ModelMixin | DiffusionPipeline | None = None,
+        instances=None,
         conditioning_scale: float | None = None,
+        prompt: str | Sequence[str | None] | None = None,
+        negative_prompt: str | Sequence[str | None] | None = None,
+        class_prompts: Mapping[str, str | None] | Sequence[Mapping[str, str | None] | None] | None = None,
+        instance_prompts: Mapping | Sequence[Mapping | None] | None = None,
+        prompt_guidance_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["MaskGuidedImg2ImgPipeline", int, int, dict], dict] | None = None,
@@ -119,7 +132,14 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             attributes (`dict` or a list, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
             attribute_guidance_scale (`float`, *optional*): A separate scale of the attributes.
             guide_unet (`ModelMixin` or a pipeline, *optional*): A smaller or earlier checkpoint for autoguidance.
-            conditioning_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`.
+            instances (*optional*): As in `MaskGuidedDDPMPipeline`, like the next one.
+            conditioning_scale (`float`, *optional*): The scale of a control branch.
+            prompt (`str` or a list, *optional*): As in `MaskGuidedDDPMPipeline`, like the next four: a text about the
+                whole image.
+            negative_prompt (`str` or a list, *optional*): A text in place of none where guidance leads away from.
+            class_prompts (`dict` or a list, *optional*): A text about all pixels of a class.
+            instance_prompts (`dict` or a list, *optional*): Texts about single things.
+            prompt_guidance_scale (`float`, *optional*): A separate scale of the texts.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
                 "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
@@ -146,12 +166,20 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         sizes = num_masks, num_images_per_mask, num_inference_steps, height, width
         shape = self.check_inputs(*sizes, generator, latents, output_type, schedule)
         self.prepare_guidance(
-            guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
+            guidance_scale,
+            guidance_start,
+            guidance_stop,
+            attribute_guidance_scale,
+            conditioning_scale,
+            prompt_guidance_scale,
         )
         self.check_strength(strength)
         self.check_scheduler(num_inference_steps, strength=strength, schedule=schedule)
         attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
-        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
+        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale, prompt_guidance_scale)
+        instances = self.prepare_instances(instances, num_masks, height, width, instance_prompts)  # (masks, H, W)
+        things = None if instances is None else list(instances.numpy())
+        texts = self.prepare_texts(list(ids.numpy()), things, prompt, negative_prompt, class_prompts, instance_prompts)
         sources = []  # B of (H, W, 3)
         for source in read_images(image, num_masks):
             box = center_crop_box(source.shape[0], source.shape[1], height, width)
@@ -182,14 +210,14 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         with evaluation_mode(self.unet, guide_network):
             # 3. Encode what does not change from step to step
             conditions = self.prepare_conditions(
-                guide_network, ids, num_images_per_mask, class_labels, attribute_ids, mask_noise
+                guide_network, ids, num_images_per_mask, class_labels, attribute_ids, mask_noise, instances, texts
             )
 
             # 4. Denoise
             for i, t in enumerate(self.progress_bar(visited)):
                 step = first_step + i
                 # Copied from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm.MaskGuidedDDPMPipeline.__call__
-                scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
+                scales = self.guidance_scales if step in guided_steps else (1.0, 1.0, 1.0)
                 weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
                 predicted = conditions.predict(model_input, t, weights, self.conditioning_scale)

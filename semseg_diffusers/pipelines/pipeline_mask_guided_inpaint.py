@@ -34,6 +34,7 @@ from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, separate_cal
 from .mask_inputs import UNKNOWN, crop_resize_ids
 from .portable import PortableFolderMixin
 from .scheduler_trial import check_scheduler  # noqa: F401  diffusers copies only files that are imported here
+from .text_inputs import Texts  # noqa: F401  likewise
 
 
 # Only these may go back in time: the others keep state of earlier steps.
@@ -61,6 +62,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         default_num_inference_steps (`int`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
         default_guidance_scale (`float`, *optional*): The guidance scale that the checkpoint recommends.
         trained_timesteps (`list[int]`, *optional*): The timesteps that a distilled network was trained at.
+        text_encoder (`torch.nn.Module`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next one.
+        tokenizer (*optional*): The tokenizer of the text encoder.
 
     Example:
     ```py
@@ -70,6 +73,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     ```
     """
 
+    _optional_components = ["text_encoder", "tokenizer"]
+
     def __init__(
         self,
         unet: ModelMixin,
@@ -77,9 +82,11 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         default_num_inference_steps: int | None = None,
         default_guidance_scale: float | None = None,
         trained_timesteps: Sequence[int] | None = None,
+        text_encoder: torch.nn.Module | None = None,
+        tokenizer: Any = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
     def check_edit_inputs(
@@ -197,7 +204,13 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         attributes: Mapping[str, str | None] | Sequence[Mapping[str, str | None] | None] | None = None,
         attribute_guidance_scale: float | None = None,
         guide_unet: ModelMixin | DiffusionPipeline | None = None,
+        instances=None,
         conditioning_scale: float | None = None,
+        prompt: str | Sequence[str | None] | None = None,
+        negative_prompt: str | Sequence[str | None] | None = None,
+        class_prompts: Mapping[str, str | None] | Sequence[Mapping[str, str | None] | None] | None = None,
+        instance_prompts: Mapping | Sequence[Mapping | None] | None = None,
+        prompt_guidance_scale: float | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["MaskGuidedInpaintPipeline", int, int, dict], dict] | None = None,
@@ -243,7 +256,14 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             attributes (`dict` or a list, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
             attribute_guidance_scale (`float`, *optional*): A separate scale of the attributes.
             guide_unet (`ModelMixin` or a pipeline, *optional*): A smaller or earlier checkpoint for autoguidance.
-            conditioning_scale (`float`, *optional*): As in `MaskGuidedDDPMPipeline`.
+            instances (*optional*): As in `MaskGuidedDDPMPipeline`, like the next one.
+            conditioning_scale (`float`, *optional*): The scale of a control branch.
+            prompt (`str` or a list, *optional*): As in `MaskGuidedDDPMPipeline`, like the next four: a text about the
+                whole image.
+            negative_prompt (`str` or a list, *optional*): A text in place of none where guidance leads away from.
+            class_prompts (`dict` or a list, *optional*): A text about all pixels of a class.
+            instance_prompts (`dict` or a list, *optional*): Texts about single things.
+            prompt_guidance_scale (`float`, *optional*): A separate scale of the texts.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) or "pt" (B, C, H, W), both float32 in
                 [0, 1], or "latent" (B, C, H, W) in [-1, 1], not clipped.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
@@ -272,18 +292,35 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         sizes = num_masks, num_images_per_mask, num_inference_steps, height, width
         shape = self.check_inputs(*sizes, generator, latents, output_type, schedule)
         self.prepare_guidance(
-            guidance_scale, guidance_start, guidance_stop, attribute_guidance_scale, conditioning_scale
+            guidance_scale,
+            guidance_start,
+            guidance_stop,
+            attribute_guidance_scale,
+            conditioning_scale,
+            prompt_guidance_scale,
         )
         self.check_edit_inputs(margin, padding_mask_crop, feather, jump_length, jump_n_sample)
         self.check_scheduler(num_inference_steps, keeps_known=True, schedule=schedule)
         attribute_ids = self.prepare_attributes(attributes, num_masks)  # (number of masks, attributes)
-        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale)
+        guide_network = self.prepare_guide(guide_unet, attribute_guidance_scale, prompt_guidance_scale)
         sources = read_images(image, num_masks)
         regions = self.prepare_regions(sources, ids, edit_region, old_mask, margin)
         windows = self.prepare_windows(sources, regions, height, width, padding_mask_crop, output_type)
 
+        things = self.read_instances(instances, num_masks, instance_prompts)
+        for source, array in zip(sources, things or (), strict=False):
+            if array.shape != source.shape[:2]:
+                raise ValueError(f"`image` is {_size(source)}, its `instances` {_size(array)}; expected one size.")
+        whole = [np.full(s.shape[:2], UNKNOWN) if a is None else a for s, a in zip(sources, ids, strict=True)]
+        texts = self.prepare_texts(whole, things, prompt, negative_prompt, class_prompts, instance_prompts)
+
         # 2. Crop and resize each window to the generated size
+        def crop(maps: list[np.ndarray]) -> list[np.ndarray]:
+            return [crop_resize_ids(each, box, height, width) for each, box in zip(maps, windows, strict=True)]
+
         masks, known, edited = self.crop_windows(ids, sources, regions, windows, height, width)
+        texts = texts and texts._replace(regions=crop(texts.regions))
+        instances = None if things is None else torch.from_numpy(np.stack(crop(things)))  # (number of masks, H, W)
         known, edited = (part.repeat_interleave(num_images_per_mask, dim=0) for part in (known, edited))  # (B, ...)
 
         # 3. Prepare timesteps and noise
@@ -308,7 +345,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         with evaluation_mode(self.unet, guide_network):
             # 4. Encode what does not change from step to step
             conditions = self.prepare_conditions(
-                guide_network, masks, num_images_per_mask, class_labels, attribute_ids, mask_noise
+                guide_network, masks, num_images_per_mask, class_labels, attribute_ids, mask_noise, instances, texts
             )
 
             # 5. Denoise inside, keep the image outside
@@ -319,7 +356,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                     latents = self.go_back(latents, order[i - 1] + 1, step, generator)
                     latents = keep_outside(latents, step)
                 # Copied from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm.MaskGuidedDDPMPipeline.__call__
-                scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
+                scales = self.guidance_scales if step in guided_steps else (1.0, 1.0, 1.0)
                 weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
                 predicted = conditions.predict(model_input, t, weights, self.conditioning_scale)

@@ -21,6 +21,7 @@ from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, plain_number
 from .mask_inputs import resize_ids, split_masks
 from .portable import PortableFolderMixin
 from .scheduler_trial import check_scheduler  # noqa: F401  diffusers copies only files that are imported here
+from .text_inputs import Texts  # noqa: F401  likewise
 from .upscaling import (
     NOISE_LEVEL,
     TiledConditions,
@@ -259,7 +260,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             # 4. Denoise
             for step, t in enumerate(self.progress_bar(visited)):
                 # Copied from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm.MaskGuidedDDPMPipeline.__call__
-                scales = (self.guidance_scale, self.attribute_guidance_scale) if step in guided_steps else (1.0, 1.0)
+                scales = self.guidance_scales if step in guided_steps else (1.0, 1.0, 1.0)
                 weights = conditions.weights(*scales)
                 model_input = self.scheduler.scale_model_input(latents, t).to(self.unet.dtype)  # (B, C, H, W)
                 predicted = conditions.predict(model_input, t, weights, self.conditioning_scale)

@@ -200,9 +200,11 @@ class TiledConditions:
         first = self.tiles[0]
         self.has = any(tile.has_mask for tile in self.tiles), first.has_attributes, guide_unet is not None
 
-    def weights(self, scale: float, attribute_scale: float | None) -> dict[str, float]:
+    def weights(
+        self, scale: float, attribute_scale: float | None, prompt_scale: float | None = None
+    ) -> dict[str, float]:
         """Return the weight of each prediction in the guided one, see `guidance_weights`."""
-        return guidance_weights(scale, attribute_scale, *self.has)
+        return guidance_weights(scale, attribute_scale, *self.has, prompt_scale)
 
     def predict(
         self, sample: torch.Tensor, timestep, weights: Mapping[str, float], conditioning_scale: float | None = None

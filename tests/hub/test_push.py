@@ -226,6 +226,7 @@ def test_a_push_uploads_the_pipeline_and_nothing_that_is_of_no_use_to_others(hub
         "scheduler/scheduler_config.json",
         "scheduler_trial.py",
         "settings.json",
+        "text_inputs.py",
         "unet/config.json",
         "unet/diffusion_pytorch_model.safetensors",
         "unet/unet_mask_guided.py",

@@ -21,7 +21,14 @@ from semseg_diffusers import (
 
 PIPELINES = Path(semseg_diffusers.__file__).parent / "pipelines"
 # laid beside pipeline.py
-SHARED = ("guidance.py", "mask_guided_mixin.py", "mask_inputs.py", "portable.py", "scheduler_trial.py")
+SHARED = (
+    "guidance.py",
+    "mask_guided_mixin.py",
+    "mask_inputs.py",
+    "portable.py",
+    "scheduler_trial.py",
+    "text_inputs.py",
+)
 EDITING = {
     "pipeline_mask_guided_img2img": MaskGuidedImg2ImgPipeline,
     "pipeline_mask_guided_inpaint": MaskGuidedInpaintPipeline,
