@@ -31,6 +31,7 @@ COMMANDS = {
     "labels": Command("data:LabelsSettings", "labels:run", "export a label set: legend image, palette file, JSON"),
     "clean": Command("masks:CleanSettings", "cleaning:run", "turn hand-painted images into masks"),
     "edit": Command("masks:EditSettings", "editing.edit:run", "edit masks: move, paste, remove, draw objects"),
+    "caption": Command("captions:CaptionSettings", "caption:run", "describe images and things by measured colours"),
     "enrich": Command("masks:EnrichSettings", "enrich:run", "create masks with more of the rare classes"),
     "train": Command("training:TrainingSettings", "loop:run", "train a mask-guided diffusion model"),
     "distill": Command("distillation:DistillationSettings", "distill:run", "distill a model into one of few steps"),

@@ -22,6 +22,7 @@ OPTIONS = {
     "labels": "preset output",
     "clean": "masks labels output",
     "edit": "masks output operation",
+    "caption": "dataset output seed",
     "enrich": "dataset output num_masks seed",
     "train": TRAINING,
     "distill": f"model steps {TRAINING.replace('preset ', '')}",

@@ -1,0 +1,1 @@
+"""Captions of datasets, measured from images and masks."""

@@ -1,0 +1,143 @@
+"""Write captions of a dataset: texts about images, classes and things; see `CaptionSettings` for the command."""
+
+import json
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semseg_diffusers.captions.colors import region_color, rgb_to_lab
+from semseg_diffusers.captions.settings import CaptionSettings
+from semseg_diffusers.data.dataset import PairDataset, attribute_values, load_pairs, metadata_folders
+from semseg_diffusers.data.dataset_format import METADATA_FILE, SETTINGS_FILE, new_output
+from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.masks.editing.objects import Street
+from semseg_diffusers.pipelines.text_inputs import number_things
+from semseg_diffusers.utils.files import read_json_lines, versions, write_json, write_text
+from semseg_diffusers.utils.progress import progress_bar
+
+
+RECORD_FILE = "caption.json"
+DARK, BRIGHT = 30, 65  # mean lightness of images that are called so
+OPENINGS = ("a street", "a street scene", "a photo of a street", "a view of a road")
+THING_WORDINGS = (
+    "a {color} {name}",
+    "{color} {name}",
+    "the {name} is {color}",
+    "{name}, {color}",
+    "{name} in {color}",
+)
+CLASS_WORDINGS = ("{color} {name}", "the {name} is {color}", "{name}, {color}", "{name} in {color}")
+UNKNOWN_WORDS = ("", "undefined", "unknown")
+
+
+def word_regions(
+    image: np.ndarray,
+    ids: np.ndarray,
+    labels: LabelSet,
+    things: Sequence[int],
+    generator: np.random.Generator,
+    num_wordings: int = 3,
+    min_area: int = 64,
+) -> list[dict[str, Any]]:
+    """Describe the regions of an image by their measured colours.
+
+    Args:
+        image: (H, W, 3) uint8.
+        ids: class ids (H, W).
+        labels: their label set.
+        things: ids of the classes whose connected parts are described one by one.
+        generator: source of the wordings.
+        num_wordings: wordings of each text, every other one with "dark" or "light" where that is so.
+        min_area: pixels that a region needs.
+
+    Returns:
+        for each region with a colour that prevails: `class`, `thing` (its number from left to right, -1 for all pixels
+        of a class), `texts`, and `color`.
+    """
+    lab, found = rgb_to_lab(image), []
+    for class_id, name in enumerate(labels.names):
+        inside = ids == class_id
+        is_thing = class_id in things
+        numbers = number_things(inside) if is_thing else np.where(inside, 0, -1)  # (H, W)
+        for number in range(numbers.max() + 1):
+            pixels = lab[numbers == number]  # (N, 3)
+            color = region_color(pixels) if len(pixels) >= min_area else None
+            if color is None:
+                continue
+            wordings = generator.permutation(THING_WORDINGS if is_thing else CLASS_WORDINGS)[:num_wordings]
+            # Both names of a colour, in turn: "dark blue" and "blue"
+            texts = [str(text).format(color=color[1 - i % 2], name=name) for i, text in enumerate(wordings)]
+            found.append({"class": name, "thing": number if is_thing else -1, "texts": texts, "color": color[0]})
+    return found
+
+
+def word_image(
+    image: np.ndarray,
+    ids: np.ndarray,
+    labels: LabelSet,
+    attributes: Mapping[str, str | None],
+    generator: np.random.Generator,
+    num_wordings: int = 3,
+) -> list[str]:
+    """Describe an image (H, W, 3) uint8 as a whole, in several wordings: its attributes, its light and its sky."""
+    lab = rgb_to_lab(image)
+    facts = [str(value) for value in attributes.values() if value is not None and value not in UNKNOWN_WORDS]
+    light = lab[..., 0].mean()
+    facts += ["dark"] * bool(light < DARK) + ["bright"] * bool(light >= BRIGHT)
+    sky = lab[ids == labels.label2id["sky"]] if "sky" in labels.label2id else lab[:0]
+    color = region_color(sky) if len(sky) else None
+    facts += [] if color is None else [f"{color[1]} sky"]
+    texts: dict[str, None] = {}
+    for i in range(num_wordings):
+        texts[", ".join([OPENINGS[(i + generator.integers(2)) % len(OPENINGS)], *generator.permutation(facts)])] = None
+    return list(texts)
+
+
+def caption_split(pairs: PairDataset, settings: CaptionSettings) -> tuple[list[dict[str, Any]], dict[str, Counter]]:
+    """Return the columns of each pair of a split, and how often each class has each colour."""
+    things = tuple(Street.of(pairs.labels).things)
+    options = {"num_wordings": settings.num_wordings}
+    columns: list[dict[str, Any]] = []
+    counts: dict[str, Counter] = {name: Counter() for name in pairs.labels.names}
+    for index in progress_bar(range(len(pairs)), desc="captions"):
+        image, ids = np.asarray(pairs.photo(index)), pairs.mask(index)
+        generator = np.random.default_rng([settings.seed, index])
+        attributes = {name: pairs.attributes[name][index] for name in settings.attributes}
+        texts = word_image(image, ids, pairs.labels, attributes, generator, **options)
+        regions = word_regions(image, ids, pairs.labels, things, generator, min_area=settings.min_area, **options)
+        for region in regions:
+            counts[region["class"]][region.pop("color")] += 1
+        columns.append({"captions": texts, "region_captions": regions})
+    return columns, counts
+
+
+def run(settings: CaptionSettings) -> None:
+    """Run `semseg-diffusers caption`."""
+    source = Path(settings.dataset)
+    if not (source / SETTINGS_FILE).is_file():
+        raise ValueError(f"'{source}' is no prepared dataset; expected a folder that `prepare` or `toy` wrote.")
+    splits = {split: (path, load_pairs(source, split)) for split, path in metadata_folders(source).items()}
+    for _, pairs in splits.values():
+        attribute_values(pairs, settings.attributes)
+    totals: dict[str, Counter] = {}
+    num_texts = 0
+    with new_output(settings.output) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+        for path, pairs in splits.values():
+            columns, counts = caption_split(pairs, settings)
+            rows = read_json_lines(path / METADATA_FILE)
+            lines = (json.dumps(row | new, ensure_ascii=False) for row, new in zip(rows, columns, strict=True))
+            write_text(folder / path.name / METADATA_FILE, "".join(f"{line}\n" for line in lines))
+            num_texts += sum(len(row["region_captions"]) for row in columns)
+            for name, found in counts.items():
+                totals[name] = totals.get(name, Counter()) + found
+        colors = {name: dict(found.most_common()) for name, found in totals.items() if found}
+        write_json(folder / RECORD_FILE, {**asdict(settings), "colors": colors, "versions": versions("numpy")})
+    num_images = sum(len(pairs) for _, pairs in splits.values())
+    sys.stdout.write(f"{settings.output}: {num_images} images, texts about {num_texts} regions of them\n")

@@ -1,0 +1,27 @@
+"""Settings of `semseg-diffusers caption`."""
+
+from dataclasses import dataclass
+
+from semseg_diffusers.utils.settings import Settings, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings(Settings):
+    """Write texts about images, classes and things into a copy of a prepared dataset, from their measured colours.
+
+      semseg-diffusers caption --dataset data/camvid128 --output data/camvid128_texts
+
+    Each row of `metadata.jsonl` gets `captions`, wordings of a text about the image, and `region_captions`: a list of
+    {"class": name, "thing": number, "texts": wordings}. Cars, persons and other things are described one by one, by
+    their number in the mask from left to right (connected parts); of other classes all pixels are, with the number -1.
+    Nothing is said where no colour prevails. `caption.json` counts the colours.
+    """
+
+    dataset: str = option(metavar="DIR", help="prepared folder")
+    output: str = option(metavar="DIR", help="new folder")
+    attributes: tuple[str, ...] = option(
+        (), metavar="NAME", help="columns of text that describe an image, such as weather timeofday"
+    )
+    num_wordings: int = option(3, at_least=1, help="wordings of each text; fewer where there are fewer")
+    min_area: int = option(64, at_least=1, help="pixels that a thing or a class needs to be described")
+    seed: int = option(0, at_least=0, help="seed of the wordings")

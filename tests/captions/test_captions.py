@@ -1,0 +1,148 @@
+"""Captions: colours by what people call them, texts about things and classes, and the dataset that holds them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from semseg_diffusers import LabelSet, cli
+from semseg_diffusers.captions.caption import word_image, word_regions
+from semseg_diffusers.captions.colors import NAMES, name_colors, region_color, rgb_to_lab
+from semseg_diffusers.data.dataset import load_pairs
+from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
+
+
+LABELS = LabelSet.from_preset("bdd100k")
+CAR, ROAD, SKY, PERSON = (LABELS.names.index(name) for name in ("car", "road", "sky", "person"))
+SIZE = (32, 64)
+
+
+def street(light: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """A blue sky, a grey road, a red car, a dark blue one to the right of it, and a tiny person."""
+    image, ids = np.full((*SIZE, 3), 120, dtype=np.uint8), np.full(SIZE, ROAD, dtype=np.uint8)
+    for rows, columns, class_id, color in (
+        (slice(0, 12), slice(0, 64), SKY, (110, 160, 230)),
+        (slice(16, 28), slice(34, 54), CAR, (20, 25, 90)),
+        (slice(18, 28), slice(4, 24), CAR, (170, 30, 35)),
+        (slice(20, 24), slice(60, 62), PERSON, (20, 200, 20)),
+    ):
+        ids[rows, columns], image[rows, columns] = class_id, color
+    image[18:22, 10:18] = (30, 35, 40)  # windows
+    return (image * light).astype(np.uint8), ids
+
+
+def described(**options) -> list[dict]:
+    image, ids = street()
+    return word_regions(image, ids, LABELS, (CAR, PERSON), np.random.default_rng(0), **options)
+
+
+@pytest.mark.parametrize(
+    ("rgb", "name"),
+    [
+        ((0, 0, 0), "black"), ((30, 30, 34), "black"), ((128, 128, 128), "grey"), ((95, 98, 104), "grey"),
+        ((250, 250, 250), "white"), ((205, 210, 208), "white"), ((210, 20, 30), "red"), ((120, 35, 38), "red"),
+        ((250, 120, 20), "orange"), ((250, 220, 30), "yellow"), ((30, 150, 40), "green"), ((40, 60, 35), "green"),
+        ((30, 60, 200), "blue"), ((20, 30, 80), "blue"), ((130, 180, 240), "blue"), ((110, 40, 140), "purple"),
+        ((250, 140, 190), "pink"), ((100, 60, 30), "brown"), ((210, 190, 160), "beige"),
+    ],
+)  # fmt: skip
+def test_colours_have_the_names_that_people_give_them(rgb, name):
+    assert NAMES[name_colors(rgb_to_lab(np.array(rgb, dtype=np.uint8)))] == name
+
+
+def test_lightness_and_hue_are_those_of_the_standard():
+    lab = rgb_to_lab(np.array([[255, 255, 255], [255, 0, 0], [0, 0, 255], [119, 119, 119]], dtype=np.uint8))
+    expected = [[100, 0, 0], [53.24, 80.09, 67.2], [32.3, 79.19, -107.86], [50.03, 0, 0]]
+    np.testing.assert_allclose(lab, expected, atol=0.05)
+
+
+def test_a_colour_prevails_or_nothing_is_said():
+    red, green, white = ([200, 20, 30], [30, 150, 40], [250, 250, 250])
+    assert region_color(rgb_to_lab(np.array([red, red, white, [10, 10, 10]], dtype=np.uint8))) == ("red", "red")
+    assert region_color(rgb_to_lab(np.array([red, green, white], dtype=np.uint8))) is None
+    assert region_color(rgb_to_lab(np.array([[140, 190, 250]], dtype=np.uint8))) == ("blue", "light blue")
+
+
+def test_things_are_described_one_by_one_from_left_to_right_and_classes_as_a_whole():
+    found = {(each["class"], each["thing"]): each for each in described(num_wordings=5)}
+    assert {key: each["color"] for key, each in found.items()} == {
+        ("road", -1): "grey",
+        ("sky", -1): "blue",
+        ("car", 0): "red",
+        ("car", 1): "blue",
+    }  # the person is too small
+    texts = found["car", 1]["texts"]
+    assert len(set(texts)) == 5
+    assert all("car" in text and "blue" in text for text in texts)
+    assert {"dark blue" in text for text in texts} == {True, False}
+    assert ("person", 0) in {(each["class"], each["thing"]) for each in described(min_area=8)}
+
+
+def test_an_image_is_described_by_attributes_light_and_sky():
+    attributes = {"weather": "rainy", "timeofday": "undefined"}
+
+    def texts(light: float, seed: int = 0) -> list[str]:
+        return word_image(*street(light), LABELS, attributes, np.random.default_rng(seed))
+
+    for text in texts(1.0):
+        assert "rainy" in text
+        assert "blue sky" in text
+        assert "undefined" not in text
+    assert all("dark" in text.replace("dark blue", "") for text in texts(0.3))
+    assert texts(1.0) == texts(1.0)
+    assert len({tuple(texts(1.0, seed)) for seed in range(9)}) > 1
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    folder, rows = tmp_path / "data", {}
+    for split, lights in (("train", (1.0, 0.97)), ("val", (0.94,))):
+        (folder / split).mkdir(parents=True)
+        path = make_split(folder, split)
+        rows[split] = []
+        for light in lights:
+            image, ids = street(light)
+            pair = save_pair(path, f"street{len(rows[split])}", Image.fromarray(image), ids, LABELS)
+            rows[split].append({**pair, "weather": "rainy"})
+    finish_dataset(folder, rows, LABELS, {"format": "folder"})
+    return folder
+
+
+def test_the_command_writes_a_dataset_that_holds_the_texts(dataset, tmp_path, capsys):
+    output = tmp_path / "texts"
+    words = ["caption", "--dataset", str(dataset), "--output", str(output), "--attributes", "weather"]
+    assert cli.main([*words, "--num_wordings", "2"]) == 0
+    assert capsys.readouterr().out == f"{output}: 3 images, texts about 12 regions of them\n"
+    before, after = load_pairs(dataset), load_pairs(output)
+    assert before.digest == after.digest
+    assert after.attributes == before.attributes
+    rows = [json.loads(line) for line in (output / "train" / "metadata.jsonl").read_text().splitlines()]
+    assert all("rainy" in text for row in rows for text in row["captions"])
+    car = next(each for each in rows[0]["region_captions"] if each["class"] == "car")
+    assert (car["thing"], len(car["texts"])) == (0, 2)
+    assert rows[0]["region_captions"] != rows[1]["region_captions"]  # other wordings
+    record = json.loads((output / "caption.json").read_text())
+    assert record["colors"]["car"] == {"red": 3, "blue": 3}
+    assert cli.main(["check", "--dataset", str(output)]) == 0
+    capsys.readouterr()
+    assert cli.main(words) == 2
+    assert "is not empty. Name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--attributes", "season"], "has no column of text 'season' for an attribute; it has weather"),
+        (["--num_wordings", "0"], "num_wordings"),
+        (["--dataset", "nowhere"], "'nowhere' is no prepared dataset; expected a folder that `prepare`"),
+    ],
+)
+def test_what_cannot_be_described_is_refused_in_one_line(dataset, tmp_path, capsys, changes, message):
+    try:
+        code = cli.main(["caption", "--dataset", str(dataset), "--output", str(tmp_path / "texts"), *changes])
+    except SystemExit as err:
+        code = err.code
+    assert code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "texts").exists()
