@@ -243,7 +243,7 @@ def choose_validation(source: Source, settings: PrepareSettings) -> tuple[frozen
     count = max(round(settings.val_fraction * len(stems)), 1)
     if count == len(stems):
         raise ValueError(f"--val_fraction {settings.val_fraction} leaves none of the {len(stems)} pairs for training.")
-    of_folders = {pair.stem: pair.attributes["drive"] for pair in source.pairs if pair.attributes.get("drive")}
+    of_folders = {pair.stem: drive for pair in source.pairs if (drive := pair.attributes.get("drive"))}
     drives = of_folders or drives_in_names(stems)
     chosen = _choose_groups([drives.get(stem, stem) for stem in stems], stems, count, settings.seed)
     if not of_folders and not count / 2 <= len(chosen) <= 2 * count:
