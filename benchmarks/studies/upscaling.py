@@ -49,7 +49,7 @@ from semseg_diffusers.utils.images import image_grid
 
 
 SOURCES = {"photos": "reduced photos", "generated": "generated images"}
-BICUBIC, NO_MASK, PROJECTED, DIRECT = "bicubic", "without the mask", "projected", "generated at this size"
+BICUBIC, NO_MASK, AS_IT_IS, DIRECT = "bicubic", "without the mask", "not projected", "generated at this size"
 THIN = ("pole", "traffic sign", "person")
 SHEET_MASKS, SHEET_BYTES = 8, 900_000
 
@@ -70,7 +70,7 @@ def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
     arms = {BICUBIC: Arm(BICUBIC)}
     for name, folder in args.upscaler:
         arms[name] = Arm(name, folder)
-        arms[f"{name}-projected"] = Arm(f"{name}, {PROJECTED}", folder, (("project", True),))
+        arms[f"{name}-as-it-is"] = Arm(f"{name}, {AS_IT_IS}", folder, (("project", False),))
         arms[f"{name}-no-mask"] = Arm(f"{name}, {NO_MASK}", folder, has_mask=False)
         for level in args.noise_levels:
             arms[f"{name}-noise-{level}"] = Arm(f"{name}, noise level {level}", folder, (("noise_level", level),))

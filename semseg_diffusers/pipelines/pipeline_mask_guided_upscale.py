@@ -45,7 +45,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         default_num_inference_steps (`int`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
         default_guidance_scale (`float`, *optional*): The guidance scale that the checkpoint recommends.
         trained_timesteps (`list[int]`, *optional*): The timesteps that a distilled network was trained at.
-        default_noise_level (`int`, *optional*): The noise level that the checkpoint recommends; 20 if None.
+        default_noise_level (`int`, *optional*): The noise level that the checkpoint recommends; 0 if None.
 
     Example:
     ```py
@@ -75,7 +75,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         self.register_to_config(default_noise_level=default_noise_level)
 
     def resolve_noise_level(self, noise_level: int | None = None) -> int:
-        """Return the noise level: as given, else as the checkpoint recommends, else 20; checked."""
+        """Return the noise level: as given, else as the checkpoint recommends, else 0; checked."""
         most = self.unet.config.max_noise_level
         if noise_level is None:
             recommended = self.config.get("default_noise_level")
@@ -154,7 +154,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         guide_unet: ModelMixin | DiffusionPipeline | None = None,
         tile_size: int | tuple[int, int] | None = None,
         tile_overlap: int = 64,
-        project: bool = False,
+        project: bool | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["MaskGuidedUpscalePipeline", int, int, dict], dict] | None = None,
@@ -187,10 +187,12 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             tile_size (`int` or `tuple[int, int]`, *optional*): Pixels of the result (height, width) that the network
                 works on at a time, for frames that do not fit in memory; the whole frame if None.
             tile_overlap (`int`, defaults to 64): Pixels by which tiles overlap; they are joined at every step.
-            project (`bool`, defaults to False): Whether to change the results as little as possible so that
-                their reductions equal the images (`consistency_psnr`).
+            project (`bool`, *optional*): Whether to change the results as little as possible so that their reductions
+                equal the images (`consistency_psnr`). Only at a `noise_level` of 0 if None: noise says that the images
+                are not exact.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
-                "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
+                "latent" (B, C, H, W) in [-1, 1], not clipped where not projected; float32 also where the network is in
+                half precision.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
                 tensors)`; the tensors in the dictionary that it returns are used from then on.
@@ -275,7 +277,7 @@ class MaskGuidedUpscalePipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         # 5. Postprocess
         self.check_finite()
         latents = sample_to_image(latents, low_res, getattr(self.unet.config, "residual_scale", None))
-        if project:
+        if project if project is not None else not noise_level:
             latents = project_onto(latents, small)
         results = self.postprocess(latents, output_type)
         self.maybe_free_model_hooks()

@@ -19,7 +19,7 @@ from .guidance import Conditions, guidance_weights
 from .image_inputs import read_image, split_batch
 
 
-NOISE_LEVEL = 20  # of checkpoints that recommend none, as in diffusers
+NOISE_LEVEL = 0  # of checkpoints that recommend none
 NUM_NOISE_LEVELS = 1000
 LANCZOS_SUPPORT = 3  # reduced pixels on either side, as Pillow has it
 PROJECTIONS = 8  # a projection may leave [0, 1], and clipping the reduction: each brings both nearer

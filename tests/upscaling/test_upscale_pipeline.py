@@ -121,7 +121,7 @@ def test_a_network_with_a_residual_scale_generates_what_the_enlarged_image_lacks
     pipe = upscale_pipe(DDIMScheduler(prediction_type="sample", clip_sample=False), residual_scale=4.0)
     torch.nn.init.zeros_(pipe.unet.conv_out.weight)
     torch.nn.init.constant_(pipe.unet.conv_out.bias, 0.4)
-    settings = {"output_type": "latent", "noise_level": 0, "num_inference_steps": 2, **settings}
+    settings = {"output_type": "latent", "noise_level": 0, "num_inference_steps": 2, "project": False, **settings}
     found = enlarged(pipe, **settings)
     low_res = torch.from_numpy(SMALL).permute(2, 0, 1)[None] / 127.5 - 1
     assert torch.allclose(found, enlarge(low_res, 2 * SIZE, 2 * SIZE) + 0.1, atol=1e-5)
@@ -196,6 +196,7 @@ def test_the_projected_result_agrees_with_the_image(pipe):
     low_res = np.asarray(Image.fromarray(SMALL).resize((4, 4)).resize((SIZE, SIZE), Image.Resampling.BICUBIC))
     plain, projected = (enlarged(pipe, low_res, project=project) for project in (False, True))
     before, after = (consistency_psnr(images, low_res)[0] for images in (plain, projected))
+    assert torch.equal(enlarged(pipe, low_res), projected)  # by default where no noise is added
     assert before < 30 < 40 < after
 
 
@@ -219,7 +220,7 @@ def test_output_types_agree_and_a_tuple_is_the_same(pipe):
 
 
 def test_latents_that_a_callback_returns_are_used(pipe):
-    latent = enlarged(pipe, output_type="latent", callback_on_step_end=zero_at_the_end)
+    latent = enlarged(pipe, output_type="latent", callback_on_step_end=zero_at_the_end, project=False)
     assert (latent == 0).all()
 
 
@@ -236,8 +237,9 @@ def test_steps_guidance_and_noise_level_are_what_the_checkpoint_recommends(tmp_p
     images = loaded(SMALL, large_ids(), generator=seeded(0), output_type="pt").images
     given = {"num_inference_steps": 2, "guidance_scale": 1.0, "noise_level": 7}
     assert torch.allclose(images, enlarged(upscale_pipe(), **given), atol=1e-5)
-    assert upscale_pipe().resolve_noise_level() == 20
-    assert upscale_pipe(max_noise_level=10).resolve_noise_level() == 10
+    assert upscale_pipe().resolve_noise_level() == 0
+    least = MaskGuidedUpscalePipeline(upscaler(max_noise_level=5), DDIMScheduler(), 2, 1.0, None, 7)
+    assert least.resolve_noise_level() == 5
 
 
 # --- loading ---
