@@ -11,21 +11,36 @@ from helpers.loading import REMOTE_CODE
 from PIL import Image
 from safetensors import safe_open
 
-from semseg_diffusers import DistillationSettings, LabelSet, MaskGuidedDDPMPipeline, TrainingSettings, load_judge
+from semseg_diffusers import (
+    DistillationSettings,
+    LabelSet,
+    MaskGuidedDDPMPipeline,
+    MaskGuidedUpscalePipeline,
+    TrainingSettings,
+    consistency_psnr,
+    load_judge,
+)
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.export import MAX_SHEET_BYTES
 from semseg_diffusers.hub.folders import check_model_folder, stored_hash
+from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.utils.settings import SettingsParser
 
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = sorted(path.parent for path in (ROOT / "checkpoints").glob("*/model_index.json"))
-LICENSES = {"camvid128": "cc-by-nc-4.0", "camvid128-turbo": "cc-by-nc-4.0", "toy": "apache-2.0"}
-STUDENTS = ("camvid128-turbo",)
+NETWORKS = [folder for folder in FOLDERS if "upscaler" not in folder.name]
+UPSCALERS = [folder for folder in FOLDERS if folder not in NETWORKS]
+LICENSES = {name: "cc-by-nc-4.0" for name in ("camvid128", "camvid128-turbo", "camvid-upscaler")} | {
+    "toy": "apache-2.0"
+}
+STUDENTS = ("camvid128-turbo", "camvid-upscaler")
 LARGEST = 25_000_000  # bytes of a folder: git keeps them for good
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+each_network = pytest.mark.parametrize("folder", NETWORKS, ids=lambda folder: folder.name)
+each_upscaler = pytest.mark.parametrize("folder", UPSCALERS, ids=lambda folder: folder.name)
 
 
 def test_all_networks_are_there():
@@ -44,13 +59,14 @@ def test_weights_are_in_half_precision_and_the_folder_is_small(folder):
 
 @each
 def test_its_recommended_sampling_is_that_of_its_sheet_and_of_its_card(folder):
-    pipe = MaskGuidedDDPMPipeline.from_pretrained(folder)
+    pipe = load_pipeline(folder, upscaler=None)
     index = json.loads((folder / "model_index.json").read_text())
     steps, scale = index["default_num_inference_steps"], index["default_guidance_scale"]
     assert pipe.resolve_sampling() == (steps, scale)
     sheet = json.loads((folder / "export.json").read_text())["sheet"]
     assert (sheet["num_inference_steps"], sheet["guidance_scale"]) == (steps, scale)
-    text = f"Recommended, and the default of the call: {steps} sampling steps, guidance scale {scale:g}."
+    count = f"{steps} sampling step{'s' * (steps > 1)}"
+    text = f"Recommended, and the default of the call: {count}, guidance scale {scale:g}."
     assert text in (folder / "README.md").read_text()
 
 
@@ -58,14 +74,16 @@ def test_its_recommended_sampling_is_that_of_its_sheet_and_of_its_card(folder):
 def test_the_card_names_licence_and_results_and_shows_masks_chosen_by_seed(folder):
     card = (folder / "README.md").read_text()
     assert cards.metadata(card)["license"] == LICENSES[folder.name]
-    assert re.search(r"^\| mean IoU \| higher \| 0\.\d+ \| 0\.\d+ \| 0\.\d+ \|$", card, flags=re.MULTILINE)
+    measured = r"^\| mean IoU \| higher \| 0\.\d+ \| 0\.\d+ \| 0\.\d+ \|$"
+    assert folder in UPSCALERS or re.search(measured, card, flags=re.MULTILINE)
     assert f'from_pretrained("checkpoints/{folder.name}")' in card
     for name in re.findall(r"\]\(((?:results/|samples)[^)]+)\)", card):
         assert (folder / name).is_file(), name
-    assert "16 of" in card
+    num_masks, samples = (4, 1) if folder in UPSCALERS else (16, 4)
+    assert f"{num_masks} of" in card
     assert (folder / "run.html").is_file()
     sheet = json.loads((folder / "export.json").read_text())["sheet"]
-    assert (len(sheet["masks"]), sheet["samples"], sheet["seed"]) == (16, 4, 0)
+    assert (len(sheet["masks"]), sheet["samples"], sheet["seed"]) == (num_masks, samples, 0)
     assert (folder / "samples.jpg").stat().st_size <= MAX_SHEET_BYTES
     with Image.open(folder / "samples.jpg") as image:
         image.verify()
@@ -90,7 +108,7 @@ def test_the_settings_are_those_of_its_config(folder):
     assert {name: there.get(name, expected[name]) for name in expected} == expected
 
 
-@each
+@each_network
 def test_it_draws_what_its_mask_says_in_float32(folder):
     index = check_model_folder(folder)
     pipe = MaskGuidedDDPMPipeline.from_pretrained(folder)
@@ -108,8 +126,22 @@ def test_it_draws_what_its_mask_says_in_float32(folder):
     assert images.std() < 0.4  # no noise
 
 
+@each_upscaler
+def test_it_enlarges_a_photo_so_that_it_reduces_to_the_same_in_each_way_to_load_it(folder):
+    with Image.open(ROOT / "checkpoints" / "camvid128" / "samples.jpg") as sheet:
+        small = sheet.crop((150, 40, 182, 72)).convert("RGB")
+    for pipe in (MaskGuidedUpscalePipeline.from_pretrained(folder), DiffusionPipeline.from_pretrained(folder)):
+        assert type(pipe).__name__ == check_model_folder(folder)["_class_name"]
+        pipe.set_progress_bar_config(disable=True)
+        factor, road = pipe.unet.config.upscale_factor, LabelSet.from_config(pipe.unet.config).label2id["road"]
+        mask = torch.full((32 * factor, 32 * factor), road)
+        (image,) = pipe(small, mask, generator=torch.Generator().manual_seed(0)).images
+        assert image.size == (32 * factor, 32 * factor)
+        assert consistency_psnr(image, small)[0] > 35
+
+
 @pytest.mark.slow
-@each
+@each_network
 def test_it_loads_without_the_package_once_saved_with_code_files(folder, tmp_path, clean_process):
     draw = """
 pipe.set_progress_bar_config(disable=True)
