@@ -309,11 +309,13 @@ def test_on_a_phone_the_canvas_is_below_a_line_of_title_and_two_rows_of_tools(br
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_button_for_another_seed_is_in_the_box_of_its_field(browser, place, width):
     visitor = Visitor(browser, place[0], width, 844)
-    field = visitor.page.get_by_label("Seed", exact=True).bounding_box()
-    button = visitor.page.get_by_role("button", name="Random seed").bounding_box()
-    assert button["y"] == pytest.approx(field["y"], abs=2)
-    assert button["height"] == pytest.approx(field["height"], abs=2)
-    assert 0 < button["x"] - field["x"] - field["width"] < 24
+    button = visitor.page.get_by_role("button", name="Random seed").element_handle()
+    # both at once: the page moves them while it loads
+    boxes = "(field, button) => [field, button].map(each => each.getBoundingClientRect().toJSON())"
+    field, box = visitor.page.get_by_label("Seed", exact=True).evaluate(boxes, button)
+    assert box["y"] == pytest.approx(field["y"], abs=2)
+    assert box["height"] == pytest.approx(field["height"], abs=2)
+    assert 0 < box["x"] - field["x"] - field["width"] < 24
     visitor.leave()
 
 
