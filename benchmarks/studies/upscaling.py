@@ -5,7 +5,7 @@ generated from the reduced masks. Agreement of thin classes is that of a segment
 distances are in features of an ImageNet network that reads the large images. Differences to bicubic have the 95 %
 interval of resampled masks; frames of one drive are no independent scenes, so the intervals are of these masks. With
 `--direct`, a network that generates the large size from masks alone is compared, too. Finished work is kept: the
-same command resumes. Prints the tables of docs/how_to/upscaling.md, writes `upscaling.json` and a sheet of pictures.
+same command resumes. Prints the tables of docs/how_to/upscaling.md, writes `upscaling.json` and pictures.
 
     python benchmarks/studies/upscaling.py --model checkpoints/camvid128 --upscaler turbo=checkpoints/camvid-upscaler
         --dataset data/camvid512 --segmenter runs/segmenter512 --small_segmenter runs/segmenter --output upscaling
@@ -51,7 +51,7 @@ from semseg_diffusers.utils.images import image_grid
 SOURCES = {"photos": "reduced photos", "generated": "generated images"}
 BICUBIC, NO_MASK, AS_IT_IS, DIRECT = "bicubic", "without the mask", "not projected", "generated at this size"
 THIN = ("pole", "traffic sign", "person")
-SHEET_MASKS, SHEET_BYTES = 8, 900_000
+SHEET_MASKS, SHEET_BYTES = 8, 195_000
 
 
 @dataclass(frozen=True)
@@ -311,21 +311,28 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_sheet(drawing: Drawing, path: Path, arm: str) -> None:
-    """Write masks that a seed chose, with the small image, bicubic, an arm and the photo, at full size."""
+def write_sheets(drawing: Drawing, folder: Path, arm: str) -> None:
+    """Write masks that a seed chose, two a picture at full size, with generated images; and two photos."""
     random = torch.Generator().manual_seed(SHEET_SEED)
     chosen = torch.randperm(len(drawing.real), generator=random)[:SHEET_MASKS].sort().values.tolist()
-    rows = []
+    generated, photos = [], []
     for place in chosen:
-        drawn = [drawing.images("generated", name).image(place) for name in (BICUBIC, arm)]
-        from_photo = drawing.images("photos", arm).image(place)
-        mask = drawing.pairs.labels.decode(drawing.real.mask(place).numpy())
-        rows.append([mask, *drawn, from_photo, drawing.real.image(place)])
-    headers = ["mask", "generated, bicubic", "generated, upscaled", "photo reduced and upscaled", "photo"]
-    sheet = image_grid(rows, headers, cell_size=drawing.pairs.resolution[0]).convert("RGB")
+        enlarged = {
+            source: [drawing.images(source, each).image(place) for each in (BICUBIC, arm)] for source in SOURCES
+        }
+        generated.append([drawing.pairs.labels.decode(drawing.real.mask(place).numpy()), *enlarged["generated"]])
+        photos.append([*enlarged["photos"], drawing.real.image(place)])
+    headers = ["mask", "generated, bicubic", "generated, upscaled"]
+    for number in range(len(chosen) // 2):
+        write_jpeg(image_grid(generated[2 * number : 2 * number + 2], headers), folder / f"upscaling_{number + 1}.jpg")
+    headers = ["photo reduced, bicubic", "photo reduced, upscaled", "photo"]
+    write_jpeg(image_grid(photos[:: len(chosen) // 2], headers), folder / "upscaling_photos.jpg")
+
+
+def write_jpeg(sheet: Image.Image, path: Path) -> None:
     with written_beside(path) as temporary:
         for quality in range(90, 20, -5):
-            sheet.save(temporary, "jpeg", quality=quality, optimize=True)
+            sheet.convert("RGB").save(temporary, "jpeg", quality=quality, optimize=True)
             if temporary.stat().st_size < SHEET_BYTES:
                 break
 
@@ -445,7 +452,7 @@ def main() -> None:
     record = collect(args, drawing)
     write_json(args.output / "upscaling.json", record)
     if args.upscaler:
-        write_sheet(drawing, args.output / "upscaling.jpg", args.upscaler[0][0])
+        write_sheets(drawing, args.output, args.upscaler[0][0])
     print(tables(record))
 
 
