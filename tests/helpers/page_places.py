@@ -11,7 +11,7 @@ from PIL import Image
 
 from helpers.golden_weights import golden_values
 from helpers.published_checkpoints import konz_folder, lightning, paper_weights, sdm_weights
-from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
+from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel, MaskGuidedUpscalePipeline
 from semseg_diffusers.data.label_mapping import map_ids, match_classes
 from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.settings import PrepareSettings
@@ -50,7 +50,9 @@ def write_camvid(folder: Path, num_train: int = TRAIN) -> None:
         seed += 1
 
 
-def save_model(folder: Path, labels: LabelSet, size: int = SIZE[0], attributes=None, seed: int = 0) -> None:
+def save_model(
+    folder: Path, labels: LabelSet, size: int = SIZE[0], attributes=None, seed: int = 0, upscale_factor=None
+) -> None:
     """An untrained network, as small as may be."""
     torch.manual_seed(seed)
     unet = MaskGuidedUNet2DModel(
@@ -64,9 +66,11 @@ def save_model(folder: Path, labels: LabelSet, size: int = SIZE[0], attributes=N
         patch_size=2,
         stem_channels=4,
         attributes=attributes,
+        upscale_factor=upscale_factor,
         **labels.to_config(),
     )
-    MaskGuidedDDPMPipeline(unet, DDIMScheduler(prediction_type="v_prediction")).save_pretrained(folder)
+    pipeline = MaskGuidedDDPMPipeline if upscale_factor is None else MaskGuidedUpscalePipeline
+    pipeline(unet, DDIMScheduler(prediction_type="v_prediction")).save_pretrained(folder)
 
 
 def make_stock(folder: Path) -> Path:
@@ -81,6 +85,7 @@ def make_stock(folder: Path) -> Path:
     camvid, bdd = LabelSet.from_preset("camvid"), LabelSet.from_preset("bdd100k")
     save_model(folder / "runs" / "camvid128", camvid)
     save_model(folder / "checkpoints" / "camvid128", camvid)
+    save_model(folder / "checkpoints" / "camvid-upscaler", camvid, upscale_factor=4)
     save_model(folder / "runs" / "small", camvid, seed=1)
     save_model(folder / "runs" / "bdd128", bdd, 64, LOOKS)
     return folder
