@@ -4,15 +4,19 @@ Run `python examples/first_day.py KITTI OUTPUT`, with the folder of KITTI's sema
 It copies 60 pairs into `OUTPUT/my streets`, with blanks in their names and label ids in their masks, and runs the
 commands of a first day on them: six classes of one's own, by a mapping file; a check; statistics; training from the
 network that comes with the checkout; images of unseen masks; masks with more of the rare class; a dry run of `grow`.
-All pictures stay in OUTPUT; `minutes.json` holds how long each step took.
+Then a browser of the size of a desktop and of a phone generates on the painter's page, where Playwright and Chromium
+are installed. All pictures stay in OUTPUT; `minutes.json` holds how long each step took.
 """
 
 import argparse
 import json
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 
@@ -38,6 +42,10 @@ MAPPING = {  # numbers are label ids of Cityscapes, which KITTI shares
 }
 # For `train --init_from`: structure covers several classes of CamVid, by no name that says so.
 FIRST_CLASSES = {"structure": ["building", "fence", "pole", "traffic sign"], RARE: ["car", "person", "rider"]}
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+WINDOWS = {"desktop": (1280, 800), "phone": (390, 844)}
+PATIENCE = 300  # seconds, for the page and for a photo
 
 
 def copy_pairs(kitti: Path, folder: Path, count: int) -> None:
@@ -82,6 +90,54 @@ def run_day(kitti: Path, output: Path, num_pairs: int, steps: int, resolution: s
     return minutes
 
 
+def is_served(address: str) -> bool:
+    """Return whether a page answers."""
+    try:
+        return urllib.request.urlopen(address, timeout=5).status == 200
+    except OSError:
+        return False
+
+
+def use_painter(run: Path, output: Path) -> bool:
+    """Generate on the painter's page in windows of each size, and keep pictures of it; False without a browser."""
+    browser_file = next(filter(None, map(shutil.which, BROWSERS)), None)
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        browser_file = None
+    if browser_file is None:
+        print("not run: it needs Playwright, and Chromium or Chrome on the PATH")
+        return False
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/"
+    words = ["--model", run, "--upscaler", "off", "--output", output / "painted", "--port", port]
+    server = subprocess.Popen([*SEMSEG_DIFFUSERS, "app", *map(str, words)])
+    try:
+        end = time.monotonic() + PATIENCE
+        while not is_served(address):
+            if server.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"error: the painter ended, or took more than {PATIENCE} s to start")
+            time.sleep(0.5)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=browser_file, args=["--no-sandbox"])
+            for name, (width, height) in WINDOWS.items():
+                page = browser.new_page(viewport={"width": width, "height": height})
+                page.set_default_timeout(PATIENCE * 1000)
+                page.goto(address)
+                page.locator(".painter .palette button").first.wait_for()
+                page.get_by_role("button", name="Generate", exact=True).click()
+                page.locator("#samples .grid-container img").first.wait_for()
+                page.screenshot(path=output / f"painter_{name}.png", full_page=True)
+                page.close()
+            browser.close()
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(60)
+    return True
+
+
 def main() -> None:
     """Run the day and print the minutes of each step."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
@@ -93,6 +149,10 @@ def main() -> None:
     args, options = parser.parse_known_args()  # others are options of `train`
     args.output.mkdir(parents=True)
     minutes = run_day(args.kitti, args.output, args.num_pairs, args.max_train_steps, args.resolution, options)
+    print("\n== painter", flush=True)
+    start = time.perf_counter()
+    if use_painter(args.output / "run", args.output):
+        minutes["painter"] = round((time.perf_counter() - start) / 60, 2)
     (args.output / "minutes.json").write_text(json.dumps(minutes, indent=2) + "\n")
     print("\nminutes: " + ", ".join(f"{name} {value:g}" for name, value in minutes.items()))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from semseg_diffusers.app.inputs import pack_runs
 from semseg_diffusers.data.dataset_format import find_masks
-from semseg_diffusers.data.label_mapping import map_ids, match_classes
+from semseg_diffusers.data.label_mapping import all_kinds, map_ids, match_classes
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_values import MaskReader
 from semseg_diffusers.masks.editing.objects import Street, objects_of
@@ -122,9 +122,14 @@ def cut_shapes(masks: Sequence[np.ndarray], labels: LabelSet) -> list[Shape]:
 
 
 def plain_street(labels: LabelSet, size: tuple[int, int]) -> np.ndarray:
-    """Return a street without objects, (H, W) uint8; classes that the label set lacks are unknown."""
+    """Return a street without objects, (H, W) uint8; classes that no name or kind of the label set is are unknown."""
     height, width = size
-    known = match_classes([name for name, _ in STREET], labels)
+    kinds = all_kinds(labels)
+    matched = match_classes([name for name, _ in STREET], labels)
+    known = [
+        kinds.index(name) if class_id is None and name in kinds else class_id
+        for class_id, (name, _) in zip(matched, STREET, strict=True)
+    ]
     ids = np.full(size, labels.ignore_index, dtype=np.uint8)
     for class_id, (_, corners) in zip(known, STREET, strict=True):
         if class_id is not None:

@@ -286,6 +286,9 @@ def test_examples_hold_what_a_label_set_has_classes_for():
     letters = LabelSet(("a", "b"), ((1, 1, 1), (2, 2, 2)))
     assert (toy_masks(letters, (32, 48)), drawn_shapes(letters)) == ({}, [])
     assert (plain_street(letters, (32, 48)) == 255).all()
+    own = LabelSet(("drivable", "way", "sky"), ((1, 1, 1), (2, 2, 2), (3, 3, 3)), kinds=("road", "sidewalk", None))
+    ids = plain_street(own, (64, 64))
+    assert (ids[-1, 32], ids[-12, 0], ids[0, 32]) == (0, 1, 2)
 
 
 def test_masks_of_a_folder_are_offered_at_the_size_of_the_model(tmp_path):

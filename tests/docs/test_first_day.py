@@ -1,6 +1,7 @@
 """examples/first_day.py: KITTI's pairs with classes of one's own become images, by the commands that the docs name."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,6 @@ def test_first_day_leads_from_photos_of_ones_own_to_images(tmp_path, data_root):
     assert set(json.loads((folder / "minutes.json").read_text())) >= {"check", "prepare", "train", "enrich", "grow"}
     for sheet in ("images/contact_sheet.png", "enriched/contact_sheet.png", "statistics/stats.png"):
         Image.open(folder / sheet).verify()
+    if shutil.which("chromium"):
+        sizes = [Image.open(folder / f"painter_{name}.png").size[0] for name in ("desktop", "phone")]
+        assert sizes == [1280, 390]
