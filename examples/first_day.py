@@ -134,7 +134,7 @@ def use_painter(run: Path, output: Path) -> bool:
             browser.close()
     finally:
         server.send_signal(signal.SIGINT)
-        server.wait(60)
+        server.wait(PATIENCE)
     return True
 
 
