@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from few_steps_figures import class_colors, class_detail, fine_power, frechet_distances, kernel_distances, repetition
+from PIL import Image
 from sampling import SAMPLERS, Read, Reader, detail, difference, interval, interval_text, mean_iou, resampled
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -416,10 +417,14 @@ def write_sheet(sampling: Sampling, path: Path) -> None:
         photo = sampling.real.image(sampling.real.stems.index(sampling.stems[place]))
         drawn = [each.image(place * IMAGES_PER_MASK) for each in images.values()]
         rows.append([sampling.pairs.labels.decode(sampling.masks[place].numpy()), *drawn, photo])
-    sheet = image_grid(rows, ["mask", *(arm.what for arm in shown.values()), "photo"]).convert("RGB")
+    write_jpeg(image_grid(rows, ["mask", *(arm.what for arm in shown.values()), "photo"]), path)
+
+
+def write_jpeg(sheet: Image.Image, path: Path) -> None:
+    """Write a JPEG of the best quality that docs have room for."""
     with written_beside(path) as temporary:
         for quality in range(90, 20, -5):
-            sheet.save(temporary, "jpeg", quality=quality, optimize=True)
+            sheet.convert("RGB").save(temporary, "jpeg", quality=quality, optimize=True)
             if temporary.stat().st_size < SHEET_BYTES:
                 break
 

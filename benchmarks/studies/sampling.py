@@ -224,23 +224,27 @@ class Read:
 class Reader:
     """Judge and feature network, which need not read again what they have read."""
 
-    def __init__(self, args: argparse.Namespace, pairs: PairDataset):
+    def __init__(self, args: argparse.Namespace, pairs: PairDataset, input_size: tuple[int, int] | None = None):
         self.judge: Judge = load_judge(args.segmenter, pairs.labels)
-        self.extractor = load_extractor(args.features)
+        self.extractor = load_extractor(args.features, input_size=input_size)
         self.cache, self.pairs = args.output / "cache", pairs
 
     def read(self, images: ImageSet) -> Read:
-        labels = self.pairs.labels
         identity = self.judge.identity(self.pairs.resolution)
         found = cached_inference(self.judge.read, images, identity=identity, folder=self.cache)
         features = cached_inference(self.extractor, images, identity=self.extractor.describe(), folder=self.cache)
-        matrices = []
-        for index, prediction in enumerate(found):
-            matrix = new_confusion_matrix(labels.num_classes, labels.ignore_index)
-            update_confusion_matrix(matrix, prediction, images.mask(index))
-            matrices.append(matrix.compute()[:-1])  # (C, C + 1)
         pixels = torch.stack([images.image(index) for index in range(len(images))])
-        return Read(images.stems, torch.stack(matrices), features, pixels)
+        return Read(images.stems, confusion_counts(images, found), features, pixels)
+
+
+def confusion_counts(images: ImageSet, predictions: torch.Tensor) -> torch.Tensor:
+    """Counts (N, C, C + 1) of each image's classes, and of what was predicted for them, as in `Read`."""
+    labels, matrices = images.labels, []
+    for index, prediction in enumerate(predictions):
+        matrix = new_confusion_matrix(labels.num_classes, labels.ignore_index)
+        update_confusion_matrix(matrix, prediction, images.mask(index))
+        matrices.append(matrix.compute()[:-1])  # (C, C + 1)
+    return torch.stack(matrices)
 
 
 def mean_iou(matrices: torch.Tensor) -> torch.Tensor:

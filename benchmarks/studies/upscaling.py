@@ -27,19 +27,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from few_steps import SHEET_SEED, named_folder, one_thread
+from few_steps import SHEET_SEED, named_folder, one_thread, write_jpeg
 from few_steps_figures import kernel_distances
 from PIL import Image
-from sampling import Read, detail, difference, interval, interval_text, mean_iou, resampled
+from sampling import Read, Reader, confusion_counts, detail, difference, interval, interval_text, mean_iou, resampled
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import MaskGuidedUpscalePipeline, consistency_psnr
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.data.dataset_format import evenly_spaced
-from semseg_diffusers.evaluation.features import load_extractor
 from semseg_diffusers.evaluation.fidelity import fid
 from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, real_images
-from semseg_diffusers.evaluation.metrics import new_confusion_matrix, update_confusion_matrix
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.generation.model import load_model
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
@@ -51,7 +49,7 @@ from semseg_diffusers.utils.images import image_grid
 SOURCES = {"photos": "reduced photos", "generated": "generated images"}
 BICUBIC, NO_MASK, AS_IT_IS, DIRECT = "bicubic", "without the mask", "not projected", "generated at this size"
 THIN = ("pole", "traffic sign", "person")
-SHEET_MASKS, SHEET_BYTES = 8, 195_000
+SHEET_MASKS = 8
 
 
 @dataclass(frozen=True)
@@ -171,26 +169,14 @@ class Figures:
 
     def __init__(self, args: argparse.Namespace, drawing: Drawing):
         self.args, self.drawing = args, drawing
-        self.judge = load_judge(args.segmenter, drawing.pairs.labels)
-        self.extractor = load_extractor(args.features, input_size=drawing.pairs.resolution)
-        self.cache = args.output / "cache"
-        self.weights = resampled(len(drawing.real), args.seed)
-        self.photos = self.read(drawing.real)
+        self.reader = Reader(args, drawing.pairs, drawing.pairs.resolution)
+        every = torch.ones(1, len(drawing.real), dtype=torch.float64)
+        self.weights = torch.cat([every, resampled(len(drawing.real), args.seed)])  # all masks once, then resampled
+        self.photos = self.reader.read(drawing.real)
 
-    def read(self, images: ImageSet) -> Read:
-        identity = self.judge.identity(self.drawing.pairs.resolution)
-        predictions = cached_inference(self.judge.read, images, identity=identity, folder=self.cache)
-        features = cached_inference(self.extractor, images, identity=self.extractor.describe(), folder=self.cache)
-        pixels = torch.stack([images.image(index) for index in range(len(images))])
-        return Read(images.stems, self.matrices(images, predictions), features, pixels)
-
-    def matrices(self, images: ImageSet, predictions: torch.Tensor) -> torch.Tensor:
-        labels, found = images.labels, []
-        for index, prediction in enumerate(predictions):
-            matrix = new_confusion_matrix(labels.num_classes, labels.ignore_index)
-            update_confusion_matrix(matrix, prediction, images.mask(index))
-            found.append(matrix.compute()[:-1])  # (C, C + 1)
-        return torch.stack(found)
+    def distances(self, read: Read) -> torch.Tensor:
+        """Return the kernel distance to the photos for each weighting of the masks."""
+        return kernel_distances(read.features[:, None], self.photos.features, self.weights)
 
     def agreement(self, matrices: torch.Tensor) -> dict[str, Any]:
         """Return mean IoU and the IoU of thin classes, of counts (N, C, C + 1)."""
@@ -205,10 +191,9 @@ class Figures:
     def of(self, source: str, arm: str, bicubic_read: Read | None) -> tuple[Read, dict[str, Any]]:
         """Return all figures of an arm."""
         drawing = self.drawing
-        read = self.read(drawing.images(source, arm))
+        read = self.reader.read(drawing.images(source, arm))
         values = self.agreement(read.matrices)
-        every = torch.ones(1, len(read.stems), dtype=torch.float64)
-        distances = kernel_distances(read.features[:, None], self.photos.features, torch.cat([every, self.weights]))
+        distances = self.distances(read)
         values["kernel_distance"] = distances[0].item()
         values["frechet_distance"] = fid(self.photos.features, read.features)
         values["detail"] = (detail(read.images).mean() / detail(self.photos.images).mean()).item()
@@ -221,10 +206,7 @@ class Figures:
             values["psnr"] = (-10 * errors.log10()).mean().item()
         if bicubic_read is not None:
             values["against_bicubic"] = difference(read, bicubic_read, self.args.seed)
-            reference = kernel_distances(
-                bicubic_read.features[:, None], self.photos.features, torch.cat([every, self.weights])
-            )
-            gap = distances - reference
+            gap = distances - self.distances(bicubic_read)
             values["against_bicubic"]["kernel_distance"] = interval(gap[0], gap[1:])
         return read, values
 
@@ -238,9 +220,8 @@ class Figures:
             drawing.images(source, "small"), mask=lambda index: torch.from_numpy(masks[index].astype(np.uint8))
         )
         identity = judge.identity(drawing.small_size)
-        return self.agreement(
-            self.matrices(images, cached_inference(judge.read, images, identity=identity, folder=self.cache))
-        )
+        found = cached_inference(judge.read, images, identity=identity, folder=self.reader.cache)
+        return self.agreement(confusion_counts(images, found))
 
 
 def collect(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
@@ -261,7 +242,7 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
         "versions": versions(),
         "masks": len(drawing.real),
         "size": list(drawing.pairs.resolution),
-        "features": figures.extractor.describe(),
+        "features": figures.reader.extractor.describe(),
         "photos": photos,
         "small": {source: figures.of_small(source) for source in SOURCES},
         "arms": {name: arm.what for name, arm in drawing.arms.items()},
@@ -327,14 +308,6 @@ def write_sheets(drawing: Drawing, folder: Path, arm: str) -> None:
         write_jpeg(image_grid(generated[2 * number : 2 * number + 2], headers), folder / f"upscaling_{number + 1}.jpg")
     headers = ["photo reduced, bicubic", "photo reduced, upscaled", "photo"]
     write_jpeg(image_grid(photos[:: len(chosen) // 2], headers), folder / "upscaling_photos.jpg")
-
-
-def write_jpeg(sheet: Image.Image, path: Path) -> None:
-    with written_beside(path) as temporary:
-        for quality in range(90, 20, -5):
-            sheet.convert("RGB").save(temporary, "jpeg", quality=quality, optimize=True)
-            if temporary.stat().st_size < SHEET_BYTES:
-                break
 
 
 # Costs ---------------------------------------------------------------------------------------------------------------
