@@ -200,7 +200,8 @@ def test_every_option_of_generate_is_read():
     values = {
         "num_inference_steps": 7, "guidance_scale": 3.0, "guidance_start": 0.1, "guidance_stop": 0.9, "height": 32,
         "width": 48, "seed": 5, "variant": "raw", "attribute_guidance_scale": 1.5, "conditioning_scale": 0.5,
-        "strength": 0.6, "upscaler_steps": 3, "noise_level": 5, "image_format": "jpg",
+        "strength": 0.6, "upscaler_steps": 3, "noise_level": 5, "image_format": "jpg", "negative_prompt": "night",
+        "prompt_guidance_scale": 2.5,
     }  # fmt: skip
     unread = [name for name in names if not re.search(rf"(self|options)\.{name}\b", source)]
     assert {*unread} - {*values} == set()

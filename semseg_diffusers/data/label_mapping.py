@@ -8,13 +8,13 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import yaml
 
 from semseg_diffusers.data.labels import CLASSES, LabelSet
 from semseg_diffusers.utils.files import read_text
+from semseg_diffusers.utils.settings import parse_yaml
 
 
 SYNONYMS = tuple(map(tuple, CLASSES["synonyms"]))
@@ -95,7 +95,7 @@ def read_mapping(path: str | os.PathLike) -> dict[str, list[str | int]]:
     """
     expected = 'expected {"class": ["name", 26, ...], ...}, names or ids of the classes that become it'
     try:
-        content = yaml.load(read_text(path), Loader=_UniqueKeys)
+        content = parse_yaml(read_text(path))
     except yaml.YAMLError as err:
         raise ValueError(f"mapping file '{path}': {' '.join(str(err).split())}; {expected}.") from err
     if not isinstance(content, dict) or not content:
@@ -108,16 +108,6 @@ def read_mapping(path: str | os.PathLike) -> dict[str, list[str | int]]:
     if repeated := [entry for entry in all_entries if all_entries.count(entry) > 1]:
         raise ValueError(f"mapping file '{path}' has {repeated[0]!r} twice; expected it in one class.")
     return mapping
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Refuses a key that occurs twice, of which YAML and JSON keep the last."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        if repeated := [key for key in keys if keys.count(key) > 1]:
-            raise yaml.YAMLError(f"'{repeated[0]}' occurs twice")
-        return super().construct_mapping(node, deep)
 
 
 def map_ids(ids: np.ndarray, mapping: Sequence[int | None], ignore_index: int = 255) -> np.ndarray:

@@ -81,6 +81,9 @@ class BatchGenerator:
         if self.plan.known:
             pairs = zip(jobs, inputs, strict=True)
             attributes = [self.plan.attributes(job, each.columns) for job, each in pairs]
+        if self.plan.reads_texts:
+            texts = [self.plan.texts(job, each.columns) for job, each in zip(jobs, inputs, strict=True)]
+            options |= {name: [each[name] for each in texts] for name in texts[0]}
         generators = [torch.Generator().manual_seed(self.plan.seed(job)) for job in jobs]
         images = self._call(
             self.pipeline,

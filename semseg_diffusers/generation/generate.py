@@ -234,6 +234,7 @@ def _check_processes_agree(records: list[dict[str, Any]]) -> None:
         ("revision", "weights", "--model and --guide_model"),
         ("guide_revision", "weights", "--model and --guide_model"),
         ("upscaler_revision", "weights", "--model and --upscaler"),
+        ("text_encoder_revision", "text encoders", "--model"),
         ("mask_labels", "label sets of the masks", "--mask_labels"),
     ):
         if any(record[key] != records[0][key] for record in records):
@@ -263,7 +264,8 @@ def run(options: GenerateOptions) -> int:
 
 
 def _generate(options: GenerateOptions, processes: Processes, device: torch.device) -> None:
-    def load() -> tuple[Any, Any, Any, LabelSet | None]:
+    def load() -> tuple[GenerationSettings, Any, Any, Any, LabelSet | None]:
+        settings = options.generation_settings()
         dtype, model = DTYPES[options.dtype], options.model or find_model()
         pipeline: Any = load_model(model, options.revision, options.scheduler, dtype, device, options.variant)
         guide = None
@@ -275,13 +277,14 @@ def _generate(options: GenerateOptions, processes: Processes, device: torch.devi
         networks = [pipeline.unet, *([guide] if guide else []), *([upscaler.unet] if upscaler else [])]
         speed_up(*networks, torch_compile=options.torch_compile, channels_last=options.channels_last)
         return (
+            settings,
             pipeline,
             guide,
             upscaler,
             None if options.mask_labels is None else LabelSet.from_name(options.mask_labels),
         )
 
-    pipeline, guide, upscaler, mask_labels = processes.run_on_all_ranks(load)
+    settings, pipeline, guide, upscaler, mask_labels = processes.run_on_all_ranks(load)
     training_set = None
     if options.training_set is not None:  # a missing one is refused before any work
         source, split = options.training_set, options.training_split
@@ -290,7 +293,7 @@ def _generate(options: GenerateOptions, processes: Processes, device: torch.devi
         pipeline,
         options.masks,
         options.output,
-        options.generation_settings(),
+        settings,
         inputs=Inputs(
             options.attributes_from,
             options.photos,

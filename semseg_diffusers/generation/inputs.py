@@ -19,7 +19,7 @@ from semseg_diffusers.data.dataset_format import METADATA_FILE, find_masks, labe
 from semseg_diffusers.data.label_mapping import some_names
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_values import MaskReader
-from semseg_diffusers.generation.plan import Plan
+from semseg_diffusers.generation.plan import NUM_THINGS, Plan
 from semseg_diffusers.generation.settings import Inputs, check_attributes
 from semseg_diffusers.pipelines.image_inputs import changed_region, crop_resize_region, to_rgb
 from semseg_diffusers.pipelines.mask_inputs import open_image, resize_ids
@@ -94,7 +94,8 @@ class GenerationInput:
     """What the images of one mask are generated from."""
 
     ids: np.ndarray  # (H, W) class ids of the model: the condition, and the label
-    columns: dict[str, Any]  # attributes of the mask, and what the metadata keep of the image to change
+    # Attributes of the mask, how many things texts can be about, and what the metadata keep of the image to change.
+    columns: dict[str, Any]
     image: Image.Image | None = None  # (H, W): the real image to change
     region: np.ndarray | None = None  # (H, W) bool: what is regenerated
     lost: int | np.ndarray = 0  # pixels by class of the masks' own label set, where that is mapped
@@ -180,11 +181,13 @@ class InputReader:
         large_ids = own_large_ids if mapping is None or own_large_ids is None else mapping.map(own_large_ids)
         try:
             columns: dict[str, Any] = {}
+            if self._plan.described_classes:
+                columns[NUM_THINGS] = self._plan.num_things(ids)
             if self._table is not None:
                 row, known = self._names.find(path.stem, self._table, "row", self._table_file), self._plan.known
-                columns = {name: str(row[name]) for name in known if row.get(name) not in (None, "")}
-                given = {name: [value] for name, value in columns.items()}
-                check_attributes(given, known, f"'{self._table_file}'")
+                values = {name: str(row[name]) for name in known if row.get(name) not in (None, "")}
+                check_attributes({name: [value] for name, value in values.items()}, known, f"'{self._table_file}'")
+                columns |= values
             if not self._image_files:
                 return GenerationInput(ids, columns, lost=lost, large_ids=large_ids)
             file = self._names.find(path.stem, self._image_files, "photo", self._image_folder)

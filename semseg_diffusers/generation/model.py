@@ -244,7 +244,13 @@ def pipeline_for(pipeline: Any, settings: GenerationSettings) -> Any:
     if settings.edit is None and settings.strength is None:
         return pipeline
     kind = MaskGuidedImg2ImgPipeline if settings.edit is None else MaskGuidedInpaintPipeline
-    other = kind(pipeline.unet, pipeline.scheduler, trained_timesteps=pipeline.config.get("trained_timesteps"))
+    other = kind(
+        pipeline.unet,
+        pipeline.scheduler,
+        trained_timesteps=pipeline.config.get("trained_timesteps"),
+        text_encoder=pipeline.text_encoder,
+        tokenizer=pipeline.tokenizer,
+    )
     other.trained_scheduler = pipeline.trained_scheduler
     return other
 

@@ -32,7 +32,7 @@ from semseg_diffusers.utils.files import (
     write_text,
 )
 from semseg_diffusers.utils.images import image_grid, save_jpeg, save_png
-from semseg_diffusers.utils.settings import differences
+from semseg_diffusers.utils.settings import describe_value, differences
 
 
 ROW_KEY = (
@@ -263,7 +263,8 @@ def save_contact_sheet(
         mask = open_image(output / "masks" / jobs[0].file_name)
         rows.append([mask, *([source] if source else []), *samples])
     for job in plan.jobs(masks[0], num_images)[:CONTACT_SHEET_COLUMNS]:
-        changes = ", ".join(f"{name} {value}" for name, value in plan.variations[job.variation].items())
+        varied = plan.variations[job.variation]
+        changes = ", ".join(f"{name} {describe_value(value)}" for name, value in varied.items())
         sample = f"sample {job.index}" if num_images > 1 or not changes else ""
         titles.append(" ".join(part for part in (changes, sample) if part))
     sheet = output / "contact_sheet.png"

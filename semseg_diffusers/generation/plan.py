@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 
 from semseg_diffusers.data.label_mapping import LabelMapping
@@ -22,21 +23,27 @@ from semseg_diffusers.generation.settings import (
     GUIDANCE,
     IMAGE_FORMATS,
     SWEEPABLE,
+    TEXTS,
     UNKNOWN_VALUE,
     GenerationSettings,
     grid,
 )
+from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.pipelines.mask_inputs import UNKNOWN
+from semseg_diffusers.pipelines.text_inputs import check_text, class_id_of, number_things, split_dicts
 
 
 # Columns of the metadata in order, which are no names for attributes; load_dataset gives the last two.
 COLUMNS = (
     "image_file_name", "mask_file_name", "stem", "index", "source_mask", "model", "revision", "seed", "scheduler",
     "scheduler_options", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "variant",
-    "variation", "attribute_guidance_scale", "conditioning_scale", "guide_model", "guide_revision", "strength",
+    "variation", "attribute_guidance_scale", "conditioning_scale", "prompt", "negative_prompt", "region_prompts",
+    "prompt_guidance_scale", "guide_model", "guide_revision", "strength",
     "source_photo", "source_photo_hash", "edited_share", "edited_region_hash", "upscaler", "upscaler_revision",
     "upscaler_steps", "noise_level", "synthetic", "nearest_training_photo", "nearest_training_distance",
     "near_copy", "image", "mask",
 )  # fmt: skip
+NUM_THINGS = "num_things"  # of the mask, by class: a column of inputs, not of the metadata
 
 
 @dataclass(frozen=True, order=True)
@@ -80,6 +87,7 @@ class Plan:
     known: dict[str, list[str]]  # the network's attributes and their values
     size: tuple[int, int]  # (height, width) of the generated images
     large_size: tuple[int, int] | None = None  # of those that an upscaler makes of them
+    reads_texts: bool = False  # whether any image has texts
 
     @cached_property
     def variations(self) -> dict[str, dict[str, Any]]:
@@ -109,9 +117,46 @@ class Plan:
     def attributes(self, job: Job, columns: Mapping[str, Any]) -> dict[str, str | None]:
         """Return each attribute of an image, None where the model chooses; settings precede the input's `columns`."""
         of_mask = {name: columns.get(name) for name in self.known}
-        varied = {name: value for name, value in self.variations[job.variation].items() if name not in SWEEPABLE}
+        varied = {name: value for name, value in self.variations[job.variation].items() if name in self.known}
         values = {**of_mask, **(self.settings.attributes or {}), **varied}
         return {name: None if value == UNKNOWN_VALUE else value for name, value in values.items()}
+
+    @cached_property
+    def described_classes(self) -> list[str]:
+        """The classes that any text is about."""
+        return list(dict.fromkeys(name for prompts in all_class_prompts(self.settings) for name in prompts))
+
+    def num_things(self, ids: np.ndarray) -> dict[str, int]:
+        """Return how many things, connected parts, a mask (H, W) has of each class that any text is about."""
+        classes = {name: self.labels.label2id[name] for name in self.described_classes}
+        return {name: int(number_things(ids == class_id).max()) + 1 for name, class_id in classes.items()}
+
+    def texts(self, job: Job, columns: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the texts of an image as pipelines take them, those about things that its mask lacks left out."""
+        sampling = self.sampling(job)
+        class_prompts: dict[str, str] = {}
+        instance_prompts: dict[str, list[str | None]] = {}
+        for name, given in (sampling.class_prompts or {}).items():
+            if isinstance(given, str):
+                class_prompts[name] = given
+            elif given is not None:
+                instance_prompts[name] = list(given)[: columns[NUM_THINGS][name]]
+        return {
+            "prompt": sampling.prompt,
+            "negative_prompt": sampling.negative_prompt,
+            "class_prompts": class_prompts,
+            "instance_prompts": instance_prompts,
+        }
+
+    def region_prompts(self, job: Job, columns: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+        """Return the texts about regions of an image as its row lists them: `thing` is a number, or -1 for all."""
+        texts = self.texts(job, columns)
+        found: list[tuple[str, int, str]] = []
+        for name, text in texts["class_prompts"].items():
+            found += [(name, -1, text)] if columns[NUM_THINGS][name] else []
+        for name, each in texts["instance_prompts"].items():
+            found += [(name, number, text) for number, text in enumerate(each) if text is not None]
+        return [dict(zip(("class", "thing", "text"), each, strict=True)) for each in found] or None
 
     def row(self, job: Job, columns: Mapping[str, Any]) -> dict[str, Any]:
         """Return the metadata row of an image; `columns` are those of its input."""
@@ -126,13 +171,19 @@ class Plan:
             "source_mask": str(job.mask_path),
             "seed": self.seed(job),
             "variation": job.variation or None,
+            "region_prompts": self.region_prompts(job, columns),
         }
         row = {name: values[name] for name in COLUMNS if values.get(name) is not None}
         return {**row, **self.attributes(job, columns), "synthetic": True}
 
 
 def _varied(settings: GenerationSettings, changes: Mapping[str, Any]) -> GenerationSettings:
-    return replace(settings, **{name: value for name, value in changes.items() if name in SWEEPABLE})
+    return replace(settings, **{name: value for name, value in changes.items() if name in (*SWEEPABLE, *TEXTS)})
+
+
+def all_class_prompts(settings: GenerationSettings) -> list[Mapping[Any, Any]]:
+    """Return the texts about classes and things that settings and their variations hold."""
+    return [each for each in (settings.class_prompts, *(settings.variations or {}).get("class_prompts", ())) if each]
 
 
 def plan_generation(
@@ -154,19 +205,20 @@ def plan_generation(
     settings = replace(settings, num_inference_steps=steps, guidance_scale=scale)
     labels, known = LabelSet.from_config(pipeline.unet.config), known_attributes(pipeline.unet)
     size = target_size(pipeline, settings)
-    taken = ", ".join(sorted({*known} & {*COLUMNS}))
+    taken = ", ".join(sorted({*known} & {*COLUMNS, *TEXTS, NUM_THINGS}))
     if taken:
         raise ValueError(
             f"the model was trained with attributes called {taken}; the metadata of its images would have such "
             "columns twice. Rename the columns in its dataset, and train it by their new names."
         )
     checked = pipeline_for(pipeline, settings)
+    settings, reads_texts = _check_texts(checked, settings, labels)
     checked.prepare_class_labels(None, num_masks=1)  # refuses a network that needs them
     for changes in grid(settings.variations).values():
         varied = _varied(settings, changes)
         checked.check_inputs(1, 1, varied.num_inference_steps, *size)
         checked.prepare_guidance(*(getattr(varied, name) for name in GUIDANCE))
-        checked.prepare_guide(guide, varied.attribute_guidance_scale)
+        checked.prepare_guide(guide, varied.attribute_guidance_scale, varied.prompt_guidance_scale)
         if varied.strength is not None:
             checked.check_strength(varied.strength)
             checked.check_scheduler(varied.num_inference_steps, strength=varied.strength)
@@ -191,6 +243,7 @@ def plan_generation(
         "revision": model_revision(pipeline.unet),
         "guide_model": None if guide is None else guide_name or "unsaved",
         "guide_revision": None if guide is None else model_revision(guide),
+        "text_encoder_revision": weights_hash(pipeline.text_encoder.state_dict()) if reads_texts else None,
         "upscaler": None if upscaler is None else upscaler_name or "unsaved",
         "upscaler_revision": None if upscaler is None else model_revision(upscaler.unet),
         "scheduler": type(pipeline.scheduler).__name__,
@@ -205,7 +258,55 @@ def plan_generation(
     options = scheduler_options(pipeline.scheduler, pipeline.trained_scheduler)
     if options is not None:
         record["scheduler_options"] = options
-    return Plan(json.loads(json.dumps(record, default=str)), settings, labels, mapping, known, size, large_size)
+    record = json.loads(json.dumps(record, default=str))
+    return Plan(record, settings, labels, mapping, known, size, large_size, reads_texts)
+
+
+def _check_texts(pipeline: Any, settings: GenerationSettings, labels: LabelSet) -> tuple[GenerationSettings, bool]:
+    """Return the settings with the names of the classes that texts are about, and whether there are any texts."""
+    varied, config = settings.variations or {}, pipeline.unet.config
+    given = {
+        name: [value for value in (getattr(settings, name), *varied.get(name, ())) if value is not None]
+        for name in (*TEXTS, "negative_prompt")
+    }
+    named = [f"--{name}" for name, values in given.items() if values]
+    if not named:
+        if settings.prompt_guidance_scale is not None or "prompt_guidance_scale" in varied:
+            raise ValueError("--prompt_guidance_scale: only with --prompt or --class_prompts. Add one, or omit it.")
+        return settings, False
+    if not getattr(config, "text_embed_dim", 0):
+        raise ValueError(f"{', '.join(named)}: the model was trained without texts; omit it.")
+    if pipeline.text_encoder is None:
+        raise ValueError(
+            f"{', '.join(named)}: the model reads texts, and its folder lacks the `text_encoder` and the `tokenizer` "
+            "that it was trained with: add them."
+        )
+    texts: dict[str, None] = {}
+
+    def resolve(prompts: Any) -> dict[str, Any]:
+        resolved: dict[str, Any] = {}
+        for key, value in split_dicts("class_prompts", prompts, 1)[0].items():
+            name = labels.names[class_id_of("class_prompts", key, labels.num_classes, config.id2label)]
+            if name in resolved:
+                raise ValueError(f"`class_prompts` holds the class '{name}' by its name and its id; expected it once.")
+            resolved[name] = list(value) if isinstance(value, (list, tuple)) else value
+            for text in resolved[name] if isinstance(resolved[name], list) else [value]:
+                if text is not None:
+                    check_text("class_prompts", text)
+                    texts[text] = None
+        return resolved
+
+    changes: dict[str, Any] = {"class_prompts": settings.class_prompts and resolve(settings.class_prompts)}
+    if "class_prompts" in varied:
+        entries = tuple(resolve(prompts) for prompts in varied["class_prompts"])
+        changes["variations"] = {**varied, "class_prompts": entries}
+    for name in ("prompt", "negative_prompt"):
+        for text in given[name]:
+            check_text(name, text)
+            texts[text] = None
+    if texts:  # refuses those that are too long, and another encoder
+        pipeline.prepare_texts([np.full((1, 1), UNKNOWN)] * len(texts), None, list(texts), None, None, None)
+    return replace(settings, **changes), bool(texts)
 
 
 def enlarged_size(upscaler: Any, size: tuple[int, int]) -> tuple[int, int]:

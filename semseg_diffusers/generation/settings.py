@@ -6,20 +6,27 @@ Imports nothing heavy, so that `--help` is instant.
 import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
+import yaml
+
 from semseg_diffusers.data.settings import LABEL_PRESETS
-from semseg_diffusers.utils.settings import Settings, option
+from semseg_diffusers.utils.settings import Settings, option, parse_yaml
 
 
 # The first that exists is used without --model: what comes with a checkout, quickest first, or what its demo trained.
 DEFAULT_MODELS = ("checkpoints/camvid128-turbo", "checkpoints/camvid128", "checkpoints/toy", "demo/run")
 DEFAULT_MODEL_HELP = f"folder of a training run, or a Hub repo id (default: the first of {', '.join(DEFAULT_MODELS)})"
 UNKNOWN_VALUE = "unknown"  # of an attribute: the model chooses, as for the class "unknown" in masks
-GUIDANCE = ("guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale")
+GUIDANCE = (
+    "guidance_scale", "guidance_start", "guidance_stop", "attribute_guidance_scale", "conditioning_scale",
+    "prompt_guidance_scale",
+)  # fmt: skip
 SWEEPABLE = (*GUIDANCE, "strength")  # what --variations may change; any other name in it is an attribute
+TEXTS = ("prompt", "class_prompts")  # vary where several are given
 MAX_VARIATIONS = 1000  # more are most likely a mistake
 DTYPE_NAMES = ("float32", "float16", "bfloat16")
 IMAGE_FORMATS = ("png", "jpg")  # and endings of file names
@@ -53,11 +60,17 @@ class GenerationSettings:
     attributes: Mapping[str, str] | None = None  # name -> value for all images; overrides those of each mask
     attribute_guidance_scale: float | None = None  # None: mask and attributes are guided together
     conditioning_scale: float | None = None  # of a control branch: 0 is its base alone; None: as trained, 1
+    prompt: str | None = None  # a text about the whole image
+    negative_prompt: str | None = None  # in place of none where guidance leads away from
+    # Class -> a text about all its pixels, or a list for its things from left to right, None where nothing is said;
+    # masks with fewer things leave out the rest.
+    class_prompts: Mapping[Any, str | Sequence[str | None] | None] | None = None
+    prompt_guidance_scale: float | None = None  # None: mask and texts are guided together
     strength: float | None = None  # share of the noise added to a real image before it is denoised, in [0, 1]
     edit: EditSettings | None = None  # regenerate real images where their mask was edited
     upscaler_steps: int | None = None  # of an upscaler; plans hold the number, like the next
     noise_level: int | None = None  # on the images that it enlarges
-    variations: Mapping[str, tuple] | None = None  # setting or attribute -> values; each combination for each mask
+    variations: Mapping[str, tuple] | None = None  # setting, text or attribute -> values; all combinations
     image_format: str = IMAGE_FORMATS[0]  # of the files; masks are PNG, which keeps their ids
 
 
@@ -115,9 +128,9 @@ class SamplingOptions(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionOptions(Settings):
-    """Attributes, guides and grids of settings."""
+    """Attributes, texts, guides and grids of settings."""
 
-    _group = "attributes, guides and variations"
+    _group = "attributes, texts, guides and variations"
     attributes: tuple[str, ...] = option(
         (), metavar="NAME=VALUE",
         help="for all images: weather=rainy timeofday=night; 'unknown' leaves one to the model",
@@ -130,6 +143,21 @@ class ConditionOptions(Settings):
     attribute_guidance_scale: float | None = option(
         None, help="how strongly attributes are followed, apart from the mask, at half as much cost again (default: "
         "both together)",
+    )  # fmt: skip
+    prompt: tuple[str, ...] = option(
+        (), metavar="TEXT",
+        help="a text about the whole image, such as 'a rainy evening'; each of several for each mask, from the same "
+        "noise",
+    )  # fmt: skip
+    negative_prompt: str | None = option(None, metavar="TEXT", help="a text that guidance leads away from")
+    class_prompts: str | None = option(
+        None, metavar="FILE",
+        help="JSON or YAML, texts about classes and things: {car: a red car, bus: [a white bus, null, a blue bus]}, a "
+        "list for the things of a class from left to right; each of a list of such for each mask, from the same noise",
+    )  # fmt: skip
+    prompt_guidance_scale: float | None = option(
+        None, help="how strongly texts are followed, apart from the mask, at half as much cost again (default: both "
+        "together)",
     )  # fmt: skip
     conditioning_scale: float | None = option(
         None, help="weight of the control branch of a model of `train --base_model`; 0 is the base alone (default: 1)"
@@ -286,17 +314,28 @@ class GenerateOptions(
                 raise ValueError(f"{', '.join(unused)}: only with --{required}. Add it, or omit them.")
         if self.training_set is not None and self.edit:
             raise ValueError("--training_set: an edited image is a near-copy of its original. Omit it with --edit.")
-        self.generation_settings()
+        read_attributes(self.attributes)
+        read_variations(self.variations)
 
     def generation_settings(self, **others: Any) -> GenerationSettings:
-        """Return what the images depend on."""
+        """Return what the images depend on; the file of `class_prompts` is read."""
         edit = EditSettings(
             self.edit_margin, self.padding_mask_crop, self.feather, self.jump_length, self.jump_n_sample
         )
+        texts: dict[str, Any] = {}
+        variations: dict[str, tuple] = {}
+        entries = () if self.class_prompts is None else read_class_prompts(self.class_prompts)
+        for name, values in (("prompt", self.prompt), ("class_prompts", entries)):
+            if any(value in values[:number] for number, value in enumerate(values)):
+                raise ValueError(f"--{name} gives one twice; expected each once: they are variations of each image.")
+            if len(values) > 1:
+                variations[name] = values
+            texts[name] = values[0] if len(values) == 1 else None
         return super().generation_settings(
             attributes=read_attributes(self.attributes) or None,
             edit=edit if self.edit else None,
-            variations=read_variations(self.variations) or None,
+            variations={**variations, **read_variations(self.variations)} or None,
+            **texts,
             **others,
         )
 
@@ -309,6 +348,7 @@ def check_option_combinations(
     fixed, varied = settings.attributes or {}, settings.variations or {}
     changes = "--strength" if redraws else "--edit"
     twice, untrained = ", ".join(sorted({*fixed} & {*varied})), "the model was trained without attributes; omit it."
+    texts_twice = ", ".join(name for name in TEXTS if name in varied and getattr(settings, name) is not None)
     for is_wrong, message in (
         ("strength" in varied and not redraws, "--variations strength=...: give --strength as well."),
         (redraws and edits, "--edit regenerates a part of an image, --strength all of it: give one of them."),
@@ -324,6 +364,7 @@ def check_option_combinations(
         ),
         (inputs.old_masks is not None and not edits, "--old_masks: only with --edit. Add it, or omit them."),
         (twice, f"{twice}: given by --attributes and by --variations; expected one of them."),
+        (texts_twice, f"{texts_twice}: given by itself and by variations; expected one of them."),
         (inputs.attributes_from is not None and not known_attributes, f"--attributes_from: {untrained}"),
         (
             settings.attribute_guidance_scale is not None and not known_attributes,
@@ -333,7 +374,7 @@ def check_option_combinations(
         if is_wrong:
             raise ValueError(message)
     check_attributes({name: [value] for name, value in fixed.items()}, known_attributes, "--attributes")
-    other = {name: values for name, values in varied.items() if name not in SWEEPABLE}
+    other = {name: values for name, values in varied.items() if name not in (*SWEEPABLE, *TEXTS)}
     check_attributes(other, known_attributes, "--variations")
 
 
@@ -356,6 +397,9 @@ def read_variations(texts: Iterable[str]) -> dict[str, tuple]:
     """Parse the values of --variations: {"guidance_scale": (1.5, 3.0), "weather": ("clear", "rainy")}."""
     variations: dict[str, tuple] = {}
     for name, text in read_attributes(texts, "--variations", "NAME=VALUE,VALUE: guidance_scale=1.5,3").items():
+        if name in TEXTS:
+            several = "several texts to --prompt" if name == "prompt" else "--class_prompts a file with a list"
+            raise ValueError(f"--variations {name}={text}: give {several} instead.")
         values: list[Any] = [value.strip() for value in text.split(",")]
         if name in SWEEPABLE:
             try:
@@ -368,6 +412,21 @@ def read_variations(texts: Iterable[str]) -> dict[str, tuple]:
             raise ValueError(f"--variations {name}={text}: expected distinct values, separated by commas.")
         variations[name] = tuple(values)
     return variations
+
+
+def read_class_prompts(path: str | os.PathLike) -> tuple[dict[Any, Any], ...]:
+    """Read the texts of a file about classes and things: one dict, or each of a list of them."""
+    file, form = Path(path), "{car: a red car, bus: [a white bus, null]}, or a list of such"
+    if not file.is_file():
+        raise ValueError(f"--class_prompts: there is no file '{path}'; expected JSON or YAML, {form}.")
+    try:
+        content = parse_yaml(file.read_bytes())  # of bytes, YAML finds the encoding
+    except yaml.YAMLError as err:
+        raise ValueError(f"--class_prompts: '{path}' is not JSON or YAML: {' '.join(str(err).split())}.") from err
+    entries = content if isinstance(content, list) else [content]
+    if not entries or not all(isinstance(entry, dict) for entry in entries) or not any(entries):
+        raise ValueError(f"--class_prompts: '{path}' holds {content!r:.80}; expected {form}.")
+    return tuple(entries)
 
 
 def check_attributes(given: Mapping[str, Iterable[str]], known: Mapping[str, list[str]], option: str) -> None:

@@ -21,6 +21,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.hub.folders import CARD, INDEX, RESULTS_FOLDER, stored_weights, without_machine_paths
 from semseg_diffusers.reports.findings import ROWS, read_distances, results_commands, results_table
 from semseg_diffusers.utils.files import package_version, read_json, read_text
+from semseg_diffusers.utils.settings import describe_value
 
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,8 @@ def escape(name: str) -> str:
 
 
 _TEMPLATES.filters |= {
-    "escape": escape, "local_name": local_name, "results_commands": results_commands, "results_table": results_table,
+    "describe_value": describe_value, "escape": escape, "local_name": local_name,
+    "results_commands": results_commands, "results_table": results_table,
 }  # fmt: skip
 
 

@@ -134,6 +134,17 @@ def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
     )
 
 
+def describe_value(value: Any) -> str:
+    """Return a value as people read it, texts about classes and things as `car "a red car"; bus "a white bus", -`."""
+    if not isinstance(value, Mapping):
+        return str(value)
+    parts = []
+    for name, texts in value.items():
+        listed = texts if isinstance(texts, (list, tuple)) else [texts]
+        parts.append(f"{name} " + ", ".join("-" if text is None else f'"{text}"' for text in listed))
+    return "; ".join(parts) or "none"
+
+
 def _option_name(field: dataclasses.Field) -> str:
     return field.metadata.get("name") or field.name
 
@@ -248,6 +259,19 @@ def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]], na
     object.__setattr__(result, "_named", named)  # before `__init__`, which checks the values
     settings.__init__(result, **values)
     return result
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if repeated := [key for key in keys if keys.count(key) > 1]:
+            raise yaml.YAMLError(f"'{repeated[0]}' occurs twice")
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str | bytes) -> Any:
+    """Return the value of YAML or JSON; a key that occurs twice, of which both keep the last, is a `YAMLError`."""
+    return yaml.load(text, Loader=_UniqueKeys)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Generation by two processes that `accelerate launch` starts, undisturbed, refused, failing and killed."""
 
 import itertools
+import json
 import os
 import random
 import re
@@ -18,6 +19,8 @@ import pytest
 import torch
 from accelerate import PartialState
 from diffusers import DDIMScheduler
+from helpers.generation_places import tiny_pipeline
+from helpers.text_encoders import tiny_text_encoder
 from PIL import Image
 
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
@@ -172,10 +175,12 @@ def new_place(tmp_path, tiny_unet) -> Iterator[Callable[..., Place]]:
     """Make a `Place`; whatever its launches have left running is killed afterwards."""
     places = []
 
-    def make(num_masks: int, num_images: int, steps: int) -> Place:
-        unet = MaskGuidedUNet2DModel.from_config(tiny_unet.config, **LABELS.to_config())
-        unet.load_state_dict(tiny_unet.state_dict())
-        places.append(Place(tmp_path, MaskGuidedDDPMPipeline(unet, DDIMScheduler()), num_masks, num_images, steps))
+    def make(num_masks: int, num_images: int, steps: int, pipeline: MaskGuidedDDPMPipeline | None = None) -> Place:
+        if pipeline is None:
+            unet = MaskGuidedUNet2DModel.from_config(tiny_unet.config, **LABELS.to_config())
+            unet.load_state_dict(tiny_unet.state_dict())
+            pipeline = MaskGuidedDDPMPipeline(unet, DDIMScheduler())
+        places.append(Place(tmp_path, pipeline, num_masks, num_images, steps))
         return places[-1]
 
     yield make
@@ -234,6 +239,19 @@ def test_two_processes_make_what_one_makes(new_place):
     assert "10 images generated, 0 kept" in launch.said  # the sum of what the two made: none was made twice
     assert launch.said.count("images generated") == 1
     place.check_same(place.generate_here())
+
+
+@pytest.mark.slow
+def test_two_processes_give_each_image_its_texts_as_one_does(new_place, tmp_path_factory):
+    encoder = tiny_text_encoder(tmp_path_factory.mktemp("vocabulary"))
+    place = new_place(num_masks=5, num_images=2, steps=2, pipeline=tiny_pipeline(encoder=encoder))
+    texts = {"prompt": "the night", "class_prompts": {"car": ["a red car", None, "a blue car"], "sky": "the evening"}}
+    (place.folder / "texts.json").write_text(json.dumps(texts["class_prompts"]))
+    launch = place.launch("--prompt", texts["prompt"], "--class_prompts", place.folder / "texts.json")
+    assert launch.end() == 0, launch.said
+    place.settings = replace(place.settings, **texts)
+    place.check_same(place.generate_here())
+    assert {row["prompt"] for row in read_metadata(place.output)} == {"the night"}
 
 
 @pytest.mark.slow

@@ -295,9 +295,10 @@ def test_all_columns_of_the_metadata_are_known_as_taken(pipeline, tmp_path):
     found = {name for folder in ("grid", "edit") for row in read_metadata(tmp_path / folder) for name in row}
     near = {"nearest_training_photo", "nearest_training_distance", "near_copy"}
     of_control = {"conditioning_scale"}  # in test_control.py: this network has no such branch
+    of_texts = {"prompt", "negative_prompt", "region_prompts", "prompt_guidance_scale"}  # in test_generation_texts.py
     of_upscaler = {"upscaler", "upscaler_revision", "upscaler_steps", "noise_level"}  # in test_cascade.py
     of_painter = {"scheduler_options"}  # whose rows have no generation.json of their own
-    elsewhere = near | of_control | of_upscaler | of_painter
+    elsewhere = near | of_control | of_texts | of_upscaler | of_painter
     assert found - {*ATTRIBUTES} == {*COLUMNS} - elsewhere - {"image", "mask"}
 
 

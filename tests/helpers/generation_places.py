@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
+from helpers.text_encoders import LENGTH
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
@@ -20,8 +22,11 @@ LABELS = LabelSet(
 ATTRIBUTES = {"weather": ["clear", "rainy"], "timeofday": ["daytime", "night"]}
 
 
-def tiny_pipeline(seed: int = 0, attributes: Mapping[str, list[str]] | None = None) -> MaskGuidedDDPMPipeline:
-    """A pipeline for 16 x 16 images of five classes, no weight of which is zero."""
+def tiny_pipeline(
+    seed: int = 0, attributes: Mapping[str, list[str]] | None = None, encoder: tuple[Any, Any] | None = None
+) -> MaskGuidedDDPMPipeline:
+    """A pipeline for 16 x 16 images of five classes, no weight of which is zero; with an encoder it reads texts."""
+    text_encoder, tokenizer = encoder or (None, None)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = MaskGuidedUNet2DModel(
@@ -34,12 +39,13 @@ def tiny_pipeline(seed: int = 0, attributes: Mapping[str, list[str]] | None = No
             norm_num_groups=4,
             attention_head_dim=4,
             attributes=attributes,
+            text_embed_dim=LENGTH if encoder else 0,
             **LABELS.to_config(),
         )
         for parameter in unet.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.1)
-    return MaskGuidedDDPMPipeline(unet=unet.eval(), scheduler=DDIMScheduler())
+    return MaskGuidedDDPMPipeline(unet.eval(), DDIMScheduler(), text_encoder=text_encoder, tokenizer=tokenizer)
 
 
 def tiny_upscaler(labels: LabelSet = LABELS, **settings) -> MaskGuidedUpscalePipeline:
