@@ -21,7 +21,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from PIL import Image
 
 from semseg_diffusers.app.collection import Collection, zip_of
-from semseg_diffusers.app.inputs import pack_mask, read_mask_upload, read_photo_upload, unpack_mask
+from semseg_diffusers.app.inputs import pack_mask, read_mask_upload, read_photo_upload, unpack_mask, unpack_texts
 from semseg_diffusers.app.sampler import EDIT, NOISE, Photo, Sample, Sampler, SamplingRequest
 from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.generation.batches import is_out_of_memory
@@ -204,6 +204,7 @@ class Handlers:
         try:
             with show_errors():
                 ids = self._unpack(mask, photo, way)
+                asked = replace(asked, **unpack_texts(mask, self.sampler.labels, self.sampler.size))
                 try:
                     for sample in self.sampler.generate(ids, asked, photo, on_step, check):
                         if sample.is_preview:
@@ -261,6 +262,7 @@ class Handlers:
             with show_errors():
                 asked = replace(self._asked(*options), num_images=1)
                 ids = self._unpack(mask, photo, asked.mode)
+                asked = replace(asked, **unpack_texts(mask, self.sampler.labels, self.sampler.size))
                 check()  # a waiting request may be outdated before it starts
                 for sample in self.sampler.generate(ids, asked, photo, check, check):
                     shown = {"image": _data_url(sample.image), "isPreview": sample.is_preview}

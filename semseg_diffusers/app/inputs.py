@@ -42,6 +42,9 @@ SCHEDULER_OPTIONS: dict[str, tuple] = {
     **dict.fromkeys(("predict_x0", "use_karras_sigmas", "use_exponential_sigmas"), FLAGS),
 }
 
+MAX_TEXTS = 100  # about things, in one request
+MAX_TEXT_LENGTH = 1000  # characters; text encoders read fewer
+
 
 def pack_runs(ids: np.ndarray) -> list[int]:
     """Return class ids (H, W) as runs: [[5, 5, 5], [5, 2, 2]] is [5, 4, 2, 2]."""
@@ -79,6 +82,31 @@ def unpack_mask(value: Any, labels: LabelSet, size: tuple[int, int]) -> np.ndarr
         raise ValueError(f"the runs of the mask hold {counts.sum()} pixels; expected {height} x {width}.")
     labels.check_ids(ids)
     return np.repeat(ids.astype(np.uint8), counts).reshape(height, width)
+
+
+def unpack_texts(value: dict[str, Any], labels: LabelSet, size: tuple[int, int]) -> dict[str, Any]:
+    """Return the texts beside a mask as `SamplingRequest` takes them; None where nothing is said."""
+    prompt, classes, things = (value.get(name) for name in ("prompt", "class_prompts", "thing_prompts"))
+    height, width = size
+    are_classes = classes is None or (isinstance(classes, dict) and classes.keys() <= {*labels.names})
+    are_things = things is None or (
+        isinstance(things, list)
+        and len(things) <= MAX_TEXTS
+        and all(isinstance(thing, dict) and thing.keys() == {"x", "y", "text"} for thing in things)
+        and all(type(thing["x"]) is int and 0 <= thing["x"] < width for thing in things)
+        and all(type(thing["y"]) is int and 0 <= thing["y"] < height for thing in things)
+    )
+    if not are_classes or not are_things:
+        raise ValueError(
+            f'expected texts beside the mask as {{"class_prompts": {{"{labels.names[0]}": text}}, "thing_prompts": '
+            f'[{{"x": 0, "y": 0, "text": text}}]}}, of classes of the model and of at most {MAX_TEXTS} pixels; got '
+            f"{classes!r:.80} and {things!r:.80}."
+        )
+    points = {(thing["x"], thing["y"]): thing["text"] for thing in things or ()}
+    for text in (prompt, *(classes or {}).values(), *points.values()):
+        if text is not None and not (isinstance(text, str) and len(text) <= MAX_TEXT_LENGTH):
+            raise ValueError(f"a text is {text!r:.40}; expected at most {MAX_TEXT_LENGTH} characters.")
+    return {"prompt": prompt, "class_prompts": classes or None, "thing_prompts": points or None}
 
 
 def check_number(name: str, value: Any, least: float, most: float, kind: type = float) -> Any:

@@ -205,6 +205,7 @@ def mask_canvas(sampler: Sampler, shapes: list[Shape], examples: dict[str, np.nd
         upscaler="" if sampler.upscaler is None else short_name(sampler.upscaler_name),
         memory=_memory_key(sampler, title),
         drawing=sampler.is_quick,
+        texts=sampler.reads_texts,
         live=None,
     )
 

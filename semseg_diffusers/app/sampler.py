@@ -24,10 +24,11 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.batches import BatchGenerator
 from semseg_diffusers.generation.inputs import GenerationInput, edited_region, resize_photo, source_columns
 from semseg_diffusers.generation.model import known_attributes, new_scheduler
-from semseg_diffusers.generation.plan import Job, enlarged_size, plan_generation, target_size
+from semseg_diffusers.generation.plan import NUM_THINGS, Job, enlarged_size, plan_generation, target_size
 from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, check_attributes
 from semseg_diffusers.pipelines.mask_inputs import resize_ids
 from semseg_diffusers.pipelines.scheduler_trial import check_scheduler as try_scheduler
+from semseg_diffusers.pipelines.text_inputs import number_things
 
 
 NOISE, EDIT, REDRAW = "a new photo", "edit where the mask changed", "redraw the photo"
@@ -72,6 +73,9 @@ class SamplingRequest:
     attributes: dict[str, str] | None = None  # name -> value; the model chooses the others
     attribute_guidance_scale: float | None = None  # None: mask and attributes are guided together
     strength: float = 0.5  # for REDRAW
+    prompt: str | None = None  # a text about the whole image
+    class_prompts: dict[str, str] | None = None  # class -> a text about all its pixels
+    thing_prompts: dict[tuple[int, int], str] | None = None  # (x, y) of a pixel -> a text about the thing there
 
     def settings(self, limits: Limits, recommended: tuple[int, float]) -> GenerationSettings:
         """Return the settings that `generate` would use, with checked numbers; `recommended`: steps and guidance."""
@@ -86,9 +90,32 @@ class SamplingRequest:
             seed=check_number("seed", self.seed, 0, MAX_SEED, int),
             attributes=self.attributes or None,
             attribute_guidance_scale=None if scale is None else check_number("guidance", scale, 0, MAX_GUIDANCE),
+            prompt=self.prompt,
             strength=strength if self.mode == REDRAW else None,
             edit=EditSettings() if self.mode == EDIT else None,
         )
+
+    def region_prompts(self, ids: np.ndarray, small_ids: np.ndarray, labels: LabelSet) -> dict[str, Any] | None:
+        """Return the texts about classes and things as `GenerationSettings.class_prompts` has them.
+
+        Things are connected parts of the mask, (H, W) ids; the model reads it at its own size, where those that have
+        vanished are left out.
+        """
+        prompts: dict[str, Any] = dict(self.class_prompts or {})
+        for (x, y), text in (self.thing_prompts or {}).items():
+            class_id = int(ids[y, x])
+            if class_id == labels.ignore_index:
+                raise ValueError(f"there is nothing at x {x}, y {y} that {text!r:.40} could be about: paint it first.")
+            things, small_things = (number_things(each == class_id) for each in (ids, small_ids))
+            inside = resize_ids((things == things[y, x]).astype(np.uint8), *small_ids.shape) > 0
+            seen = small_things[inside & (small_things >= 0)]
+            if not len(seen):
+                continue
+            name = labels.names[class_id]
+            if not isinstance(prompts.get(name), list):
+                prompts[name] = [prompts.get(name)] * int(small_things.max() + 1)
+            prompts[name][np.bincount(seen).argmax()] = text
+        return prompts or None
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +173,7 @@ class Sampler:
         self.model_size = target_size(pipeline, GenerationSettings())  # height, width
         self.size = enlarged_size(upscaler, self.model_size)  # of masks and samples
         self.attributes = known_attributes(pipeline.unet)
+        self.reads_texts = pipeline.unet.config.get("text_embed_dim", 0) > 0 and pipeline.text_encoder is not None
         steps, guidance = pipeline.resolve_sampling()
         self.recommended = min(steps, limits.max_steps), min(max(guidance, 0.0), MAX_GUIDANCE)
         self.schedulers: list[str] = []
@@ -183,10 +211,13 @@ class Sampler:
         source = self._source(ids, settings, None if request.mode == NOISE else photo)
         if source.is_unchanged:
             raise ValueError("the mask equals that of the photo, so there is nothing to edit: change it.")
+        settings = replace(settings, class_prompts=request.region_prompts(ids, source.ids, self.labels))
         pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler may be another
         if scheduler is not None:
             pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
         plan = plan_generation(pipeline, settings, upscaler=self.upscaler, upscaler_name=self.upscaler_name)
+        if plan.described_classes:
+            source.columns[NUM_THINGS] = plan.num_things(source.ids)
         # The name is a hash of all that the image depends on.
         record = json.dumps({**plan.record, "photo": source.columns.get("source_photo_hash")}, sort_keys=True)
         before = photo.ids.tobytes() if photo is not None and request.mode == EDIT else b""

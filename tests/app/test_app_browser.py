@@ -18,6 +18,7 @@ from PIL import Image
 
 from semseg_diffusers.app.inputs import pack_runs
 from semseg_diffusers.masks.editing import shapes as drawing
+from semseg_diffusers.pipelines.text_inputs import number_things
 
 
 pytestmark = pytest.mark.slow
@@ -98,25 +99,29 @@ def test_tools_paint_what_they_say_and_everything_can_be_undone(visitor):
 
 
 def test_shapes_of_the_page_are_those_of_the_package(visitor):
-    """Brush and polygon of the script against `masks.editing.shapes`, on points of all kinds."""
+    """Brush, polygon and connected parts of the script against those in Python, on points of all kinds."""
     raster = resources.files("semseg_diffusers.app").joinpath("canvas", "raster.js").read_text(encoding="utf-8")
     generator = np.random.default_rng(0)
     size = (19, 23)
     for _ in range(40):
         points = generator.integers(-4, 26, (int(generator.integers(3, 6)), 2)).tolist()
         radius = float(generator.uniform(0.5, 4))
+        ids = generator.integers(0, 3, size)
+        x, y = generator.integers(0, size[1]), generator.integers(0, size[0])
         drawn = visitor.page.evaluate(
-            f"""([points, radius, height, width]) => {{
+            f"""([points, radius, height, width, ids, x, y]) => {{
                 {raster}
                 const stroke = new Int16Array(height * width), polygon = new Int16Array(height * width);
                 points.slice(1).forEach((to, i) => drawStroke(stroke, width, height, points[i], to, radius, 1));
                 fillPolygon(polygon, width, height, points, 1);
-                return [packRuns(stroke), packRuns(polygon)];
+                return [stroke, polygon, connectedPart(ids, width, height, x, y)].map(packRuns);
             }}""",
-            [points, radius, *size],
+            [points, radius, *size, ids.reshape(-1).tolist(), int(x), int(y)],
         )
         assert drawn[0] == pack_runs(drawing.stroke(size, points, radius).astype(np.uint8))
         assert drawn[1] == pack_runs(drawing.polygon(size, points).astype(np.uint8))
+        things = number_things(ids == ids[y, x])
+        assert drawn[2] == pack_runs((things == things[y, x]).astype(np.uint8))
 
 
 def test_a_visitor_paints_places_generates_downloads_and_adds(visitor, place, tmp_path):

@@ -6,6 +6,7 @@ const { height, width, unknown, colors, names, shapes, examples, model, upscaler
 const find = (selector) => element.querySelector(selector);
 const root = find(".painter"), stage = find(".stage"), maskCanvas = find(".mask"), ghostCanvas = find(".ghost");
 const status = find(".status"), brushSize = find(".brush-size"), shapeSize = find(".shape-size");
+const promptField = find(".prompt"), regionField = find(".region-text");
 const liveBox = find(".live-box"), livePanel = find(".live"), livePhoto = find(".live-photo"), liveStatus = find(".live-status");
 const MAX_UNDO = 100;
 const LIVE_INTERVAL = 500;  // milliseconds between two photos during a stroke
@@ -14,6 +15,9 @@ const MAX_ZOOM = 16;
 const HOLE = -1;  // where an object, or the preview of a click, has no pixel
 const ids = new Uint8Array(height * width);
 const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null, stroke: 0, asked: 0, isPreview: false };
+// What is said in words: about the street, by class id, and about things, each by a pixel of it.
+let texts = { prompt: "", classes: {}, things: [] };
+let described = null;  // the thing that the second line is about; null: the class that is chosen
 let undoStack = [], redoStack = [], hasPhoto = false, asking, zoom = 1, typed = { digits: "", at: 0 };
 // What a reload or Back restores, kept by the browser for this tab; what the server keeps has the name `visitor`.
 const memory = `painter ${props.memory}`;
@@ -58,6 +62,7 @@ function showGhost() {
   const context = ghostCanvas.getContext("2d");
   context.clearRect(0, 0, width, height);
   const at = state.pointer;
+  if (state.tool === "describe") return context.putImageData(outlines(), 0, 0);
   if (!at) return;
   const ghost = new Int16Array(height * width).fill(HOLE);
   const { tool } = state;
@@ -70,7 +75,68 @@ function showGhost() {
 
 function showPosition(at) {
   const empty = ids.every((id) => id === unknown) ? " · nothing is painted yet: choose a class, and paint or fill" : "";
-  status.textContent = at ? `${names[ids[at[1] * width + at[0]]]} · x ${at[0]}, y ${at[1]}` : `${height} × ${width} pixels (height × width)${empty}`;
+  const words = at && wordsAt(...at);
+  const said = words ? ` · “${words}”` : "";
+  status.textContent = at ? `${names[ids[at[1] * width + at[0]]]} · x ${at[0]}, y ${at[1]}${said}` : `${height} × ${width} pixels (height × width)${empty}`;
+}
+
+// Texts ------------------------------------------------------------------------------------------------------------
+
+const isThere = ({ x, y, id }) => ids[y * width + x] === id;  // not painted over
+
+// Return what is said of the thing at a pixel, or what can be.
+function thingAt(x, y) {
+  const part = connectedPart(ids, width, height, x, y);
+  return texts.things.findLast((thing) => isThere(thing) && part[thing.y * width + thing.x]) ?? { x, y, id: ids[y * width + x], text: "" };
+}
+
+function wordsAt(x, y) {
+  const id = ids[y * width + x];
+  if (id === unknown) return "";
+  return (texts.things.length && thingAt(x, y).text) || texts.classes[id];
+}
+
+// Return the outlines of the things that texts are about, that of the chosen one in two colours.
+function outlines() {
+  const image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer);
+  for (const thing of [...texts.things.filter((each) => each.text && isThere(each)), ...(described ? [described] : [])]) {
+    const part = connectedPart(ids, width, height, thing.x, thing.y);
+    for (let i = 0; i < part.length; i++) {
+      const x = i % width;
+      const isInner = x > 0 && x < width - 1 && part[i - 1] && part[i + 1] && part[i - width] && part[i + width];
+      if (part[i] && !isInner) pixels[i] = thing === described && (x + Math.floor(i / width)) % 2 ? 0xff000000 : 0xffffffff;
+    }
+  }
+  return image;
+}
+
+function describe([x, y]) {
+  described = ids[y * width + x] === unknown ? null : thingAt(x, y);
+  showTexts();
+  showGhost();
+  if (described) regionField.focus();
+}
+
+function showTexts() {
+  const id = described ? described.id : state.id;
+  find(".about").textContent = `${described ? "This" : "Class"} ${names[id]}`;
+  promptField.value = texts.prompt;
+  regionField.value = described ? described.text : texts.classes[id] ?? "";
+  regionField.disabled = id === unknown;
+}
+
+function writeText() {
+  texts.prompt = promptField.value;
+  if (!described) texts.classes[state.id] = regionField.value;
+  else described.text = regionField.value;
+  if (described && !texts.things.includes(described)) texts.things.push(described);
+  send();
+}
+
+function packTexts() {
+  const words = Object.entries(texts.classes).filter(([, text]) => text.trim()).map(([id, text]) => [names[id], text]);
+  const things = texts.things.filter((thing) => thing.text.trim() && isThere(thing)).map(({ x, y, text }) => ({ x, y, text }));
+  return { prompt: texts.prompt.trim() || null, class_prompts: Object.fromEntries(words), thing_prompts: things };
 }
 
 // Edits ------------------------------------------------------------------------------------------------------------
@@ -84,7 +150,9 @@ function keepForUndo() {
 }
 
 function publish() {
+  if (described && !isThere(described)) described = null;
   show();
+  showTexts();
   showGhost();
   showPosition(state.pointer);
   state.stroke++;
@@ -94,13 +162,14 @@ function publish() {
 }
 
 function send() {
-  props.value = { height, width, runs: packRuns(ids), photo: state.photo, stroke: state.stroke, visitor };
+  const words = props.texts ? packTexts() : {};
+  props.value = { height, width, runs: packRuns(ids), photo: state.photo, stroke: state.stroke, visitor, ...words };
   remember();
 }
 
 function remember() {
   const { id, tool, photo } = state;
-  const kept = { visitor, runs: packRuns(ids), photo, id, tool: tool === "shape" ? "brush" : tool, brush: brushSize.value };
+  const kept = { visitor, runs: packRuns(ids), photo, id, tool: tool === "shape" ? "brush" : tool, brush: brushSize.value, texts };
   try {
     sessionStorage.setItem(memory, JSON.stringify(kept));
   } catch {}  // full, or forbidden by the browser
@@ -275,6 +344,7 @@ maskCanvas.addEventListener("pointerdown", (event) => {
   const at = state.pointer = pixelOf(event);
   const { tool } = state;
   if (tool === "polygon") return addCorner(at);
+  if (tool === "describe") return describe(at);
   if (tool === "pick") return chooseClass(ids[at[1] * width + at[0]], "brush");
   if (tool === "fill") return change(() => floodFill(ids, width, height, ...at, state.id));
   if (tool === "shape") return change(() => placeShape(ids, width, height, state.shape, at, +shapeSize.value, find(".mirrored").checked, HOLE));
@@ -333,6 +403,8 @@ function chooseTool(tool) {
   state.tool = tool;
   state.corners = [];
   if (tool !== "shape") state.shape = null;
+  if (tool !== "describe") described = null;
+  showTexts();
   for (const button of element.querySelectorAll("[data-tool]")) button.setAttribute("aria-pressed", button.dataset.tool === tool);
   [...find(".shapes").children].forEach((button, i) => button.setAttribute("aria-checked", objects[i] === state.shape));
   showGhost();
@@ -340,6 +412,8 @@ function chooseTool(tool) {
 
 function chooseClass(id, tool) {
   state.id = id;
+  described = null;
+  showTexts();
   for (const button of find(".palette").children) button.setAttribute("aria-checked", +button.dataset.id === id);
   remember();
   if (tool) chooseTool(tool);
@@ -397,6 +471,10 @@ for (const button of element.querySelectorAll("[data-tool]")) button.addEventLis
 for (const button of element.querySelectorAll("[data-do]")) button.addEventListener("click", actions[button.dataset.do]);
 for (const slider of [brushSize, shapeSize]) slider.addEventListener("input", () => (showSizes(), showGhost()));
 find(".mirrored").addEventListener("change", showGhost);
+for (const field of [promptField, regionField]) {
+  field.addEventListener("input", writeText);
+  field.addEventListener("change", publish);
+}
 find(".cover").addEventListener("input", show);
 liveBox.addEventListener("change", switchLive);
 root.addEventListener("options", () => liveBox.checked && publish());  // others than the mask have changed
@@ -410,13 +488,15 @@ function typeDigit(digit, at) {
 }
 
 const keys = { b: "brush", l: "line", r: "rectangle", p: "polygon", f: "fill", e: "eraser", i: "pick" };
+if (props.texts) keys.d = "describe";
 document.addEventListener("keydown", (event) => {
   if (!root.isConnected || !(root.contains(event.target) || event.target === document.body)) return;
   const key = event.key.toLowerCase(), command = event.ctrlKey || event.metaKey;
   const typing = event.target.matches("input:not([type=range], [type=checkbox])");
+  if (typing) return;
   if (command && (key === "y" || (key === "z" && event.shiftKey))) redo();
   else if (command && key === "z") undo();
-  else if (command || event.altKey || typing) return;
+  else if (command || event.altKey) return;
   else if (key === "enter" && state.corners.length) closePolygon();
   else if (key === "escape" && state.corners.length) chooseTool("polygon");
   else if (key in keys) chooseTool(keys[key]);
@@ -464,6 +544,8 @@ brushSize.max = Math.max(8, Math.round(Math.min(height, width) / 2));
 brushSize.value = Math.max(1, Math.round(Math.min(height, width) / 16));
 shapeSize.max = height;
 const { runs = props.value.runs, photo = null, id = +Object.keys(colors)[0], tool = "brush", brush = brushSize.value } = remembered;
+texts = remembered.texts ?? texts;
+find(".texts").hidden = find("[data-tool=describe]").hidden = !props.texts;
 ids.set(unpackRuns(runs, height * width));
 state.photo = photo;
 brushSize.value = brush;

@@ -57,6 +57,24 @@ function floodFill(ids, width, height, x, y, id) {
   }
 }
 
+// Return the connected pixels of one class around a pixel, corners included, as 1 in an array of zeros.
+function connectedPart(ids, width, height, x, y) {
+  const id = ids[y * width + x], part = new Uint8Array(width * height), open = [[x, y]];
+  part[y * width + x] = 1;
+  while (open.length) {
+    const [column, row] = open.pop();
+    for (let below = Math.max(0, row - 1); below <= Math.min(height - 1, row + 1); below++) {
+      for (let right = Math.max(0, column - 1); right <= Math.min(width - 1, column + 1); right++) {
+        const at = below * width + right;
+        if (ids[at] !== id || part[at]) continue;
+        part[at] = 1;
+        open.push([right, below]);
+      }
+    }
+  }
+  return part;
+}
+
 // Fill by the even-odd rule, edges included.
 function fillPolygon(ids, width, height, points, id) {
   for (let y = 0; y < height; y++) {
