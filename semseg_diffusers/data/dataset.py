@@ -208,6 +208,10 @@ class PairDataset(torch.utils.data.Dataset):
         """Return the text columns beside image, mask and stem, such as weather: by name, one value per pair."""
         return {name: list(self._table[name]) for name in _text_columns(self._table)}
 
+    def column(self, name: str) -> list[Any] | None:
+        """Return a column of texts, or of lists, with one value per pair; None where the split has none."""
+        return list(self._table[name]) if name in _further_columns(self._table) else None
+
     def _decode(self, index: int, what: str) -> tuple[Image.Image, str]:
         """Return image or mask of a pair, and its name in messages."""
         index = range(len(self))[index]
@@ -277,6 +281,12 @@ def _text_columns(table: Any) -> list[str]:
     return [name for name in of_text if name != "stem"]
 
 
+def _further_columns(table: Any) -> list[str]:
+    """Return the text columns of a table, except the stem, and those of lists, such as captions."""
+    of_lists = [name for name, feature in table.features.items() if type(feature).__name__ in ("List", "LargeList")]
+    return [*_text_columns(table), *of_lists]
+
+
 def column_options(given: Any) -> dict[str, Any]:
     """Return `ColumnOptions` as arguments of `load_pairs`."""
     labels = None if given.labels is None else LabelSet.from_name(given.labels)
@@ -334,7 +344,7 @@ def load_pairs(
         if not isinstance(table.features[column], datasets.Image):
             raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; expected images.")
         table = table.cast_column(column, datasets.Image(decode=False))
-    kept = {image_column, mask_column, *_text_columns(table)} | ({"stem", "synthetic"} & set(table.column_names))
+    kept = {image_column, mask_column, *_further_columns(table)} | ({"stem", "synthetic"} & set(table.column_names))
     pairs = PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
     if not read_record(name, revision):  # masks that this package did not write
         pairs.decide_mask_values()

@@ -38,6 +38,7 @@ from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.models.unet_mask_guided import mask_to_one_hot
 from semseg_diffusers.pipelines.guidance import Conditions
 from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, MaskGuidedMixin
+from semseg_diffusers.pipelines.text_inputs import Texts
 from semseg_diffusers.pipelines.upscaling import image_to_sample, sample_to_image
 from semseg_diffusers.training import hardware
 from semseg_diffusers.training.dataset import PARTNER, TEACHER, WINDOW, TrainingDataset, make_generator
@@ -47,6 +48,7 @@ from semseg_diffusers.training.inputs import (
     class_balance,
     count_every_mask,
     load_inputs,
+    read_captions,
     training_size,
 )
 from semseg_diffusers.training.loop import run_and_push
@@ -55,6 +57,7 @@ from semseg_diffusers.training.networks import build_pipeline, check_resolution
 from semseg_diffusers.training.objective import CONDITIONS, Window, predicted_sample
 from semseg_diffusers.training.previews import parse_trackers, preview_pairs, preview_sheet, sample_images
 from semseg_diffusers.training.run import Run
+from semseg_diffusers.training.settings import CAPTION_OPTIONS
 
 
 TEACHER_NOISE = 0.05, 0.9  # shares of the schedule between which samples are noised for the teacher
@@ -147,6 +150,18 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
         raise ValueError(f"{given[0]} is for students of several steps: with --steps 1, all start from noise.")
     height, width = training_size(settings, data)
     check_resolution(teacher, (height, width), pairs.name, where)
+    captions: tuple[Any, Any] = (None, None)
+    text_components: dict[str, Any] = {}
+    if getattr(config, "text_embed_dim", 0):
+        if pipeline.text_encoder is None:
+            raise ValueError(f"{where} reads texts, but has no text encoder. Give the folder that its training saved.")
+        captions = read_captions(settings, data)
+        text_components = {
+            "text_encoder": pipeline.text_encoder.requires_grad_(False).eval(),
+            "tokenizer": pipeline.tokenizer,
+        }
+    elif given := settings.given(CAPTION_OPTIONS):
+        raise ValueError(f"{given[0]} is for models that read texts, and {where} does not. Leave it out.")
     student = type(teacher).from_config(teacher.config)
     student.load_state_dict(teacher.state_dict())
     student.register_to_config(sample_size=height if height == width else (height, width))
@@ -179,6 +194,7 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     return DistillationInputs(
         pairs, validation, reason, read_record(settings.dataset).get("format"), attributes, counts,
         None if counts is None else class_balance(settings, counts), None, None, student, noise_scheduler,
+        *captions, text_components,
         teacher=teacher,
         teacher_pipeline=pipeline,
         guidance_scale=pipeline.resolve_sampling(guidance_scale=settings.guidance_scale)[1],
@@ -213,7 +229,7 @@ class DistillationRun(Run):
         inputs, settings = self.inputs, self.settings
         return DistillationDataset(
             inputs.pairs, settings, self.samples_per_step, inputs.attributes, None,
-            LowRes.of(inputs.unet, settings, inputs.pairs), timesteps=inputs.timesteps,
+            LowRes.of(inputs.unet, settings, inputs.pairs), inputs.captions, timesteps=inputs.timesteps,
             num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
         )  # fmt: skip
 
@@ -225,8 +241,15 @@ class DistillationRun(Run):
         for count in counts:
             columns.append(
                 sample_images(
-                    pipeline, self.inputs.preview_pairs, pairs, 1, settings.seed, self.ema, num_inference_steps=count
-                )
+                    pipeline,
+                    self.inputs.preview_pairs,
+                    pairs,
+                    1,
+                    settings.seed,
+                    self.ema,
+                    captions=self.inputs.preview_captions,
+                    num_inference_steps=count,
+                )  # fmt: skip
             )
         samples = [[image for (image,) in row] for row in zip(*columns, strict=True)]
         headers = ["1 step", *(f"{count} steps" for count in counts[1:])]
@@ -243,7 +266,7 @@ class DistillationRun(Run):
     def _pipeline(self, unet: torch.nn.Module) -> MaskGuidedMixin:
         return build_pipeline(
             unet, self.inputs.sampler, default_num_inference_steps=self.settings.steps, default_guidance_scale=1.0,
-            trained_timesteps=self.inputs.timesteps,
+            trained_timesteps=self.inputs.timesteps, **self.inputs.text_components,
         )  # fmt: skip
 
 
@@ -283,6 +306,9 @@ class Objective:
         timestep = batch["teacher_timestep"]
         noisy = self.noise_scheduler.add_noise(sample, batch["teacher_noise"], timestep)
         given = {name: batch[name] for name in CONDITIONS if name in batch}
+        if "text_embeds" in given:
+            embeds, regions = given.pop("text_embeds"), given.pop("region_embeds")
+            given["texts"] = Texts(embeds, torch.zeros_like(embeds), regions, [])
         conditions = Conditions(self.teacher, batch.get("whole_mask", batch["mask"]), 1, **given)
         weights = conditions.weights(self.inputs.guidance_scale, None)
         prediction = conditions.predict(noisy, timestep, weights)[:, : sample.shape[1]]

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from semseg_diffusers.training.settings import LoopSettings
+from semseg_diffusers.training.settings import CaptionOptions, LoopSettings
 from semseg_diffusers.utils.settings import Settings, option
 
 
@@ -69,7 +69,7 @@ class DiscriminatorOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationSettings(LoopSettings, DiscriminatorOptions, ObjectiveOptions):
+class DistillationSettings(LoopSettings, DiscriminatorOptions, ObjectiveOptions, CaptionOptions):
     """Distill a mask-guided diffusion model into one that needs one to four steps."""
 
     train_batch_size: int = option(8, above=0, help="images per process and forward pass")

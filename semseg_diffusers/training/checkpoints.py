@@ -42,7 +42,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "preview_inference_steps", "preview_guidance_scale", "report_to", "device", "gradient_checkpointing",
         "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
-        "init_from", "init_classes", "base_model", "model", "revision",
+        "init_from", "init_classes", "base_model", "model", "revision", "text_encoder",
     )
 )  # fmt: skip
 
@@ -243,6 +243,11 @@ def _difference(state: dict[str, Any], settings: LoopSettings, inputs: Inputs, s
                 f"belongs to a run on another model: the weights of {option} differ. Resume with that of the run, or "
                 "start a new run in another folder."
             )
+    if state.get("captions") != here["captions"]:
+        return (
+            "was trained with other captions, or another --text_encoder, than this run found. Resume with those of "
+            "the run, or start a new run in another folder."
+        )
     if state.get("masks", here["masks"]) != here["masks"]:  # older checkpoints have none
         return (
             "was trained on other files: masks, or sizes of image files, have changed since (other changes of images "

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, Sampler, default_collate
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.models.unet_mask_guided import diffuse_labels
+from semseg_diffusers.training.captions import Captions
 from semseg_diffusers.training.low_res import LowRes
 
 
@@ -85,7 +86,7 @@ def warp_mask(mask: torch.Tensor, warp: Warp, unknown: int) -> torch.Tensor:
 
 # kinds of random streams, which must not repeat each other
 ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW, TEACHER, PARTNER = range(13)
-LOW_RES = 13
+LOW_RES, TEXTS = 13, 14
 
 
 def make_generator(seed: int, kind: int, index: int) -> torch.Generator:
@@ -161,7 +162,8 @@ class TrainingDataset(Dataset):
     Item `(position, index)`: `image` (3, H, W) in [-1, 1], `mask` (H, W) ids, `noise` (3, H, W), `timestep`, `stem`,
     `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps,
     `window` (3,) in [0, 1) if there is a perceptual loss: size and place of the crop that it sees; for an upscaler
-    `low_res` (3, H, W) and `noise_level`; `whole_mask` (H, W) if `keeps_whole_masks` and `mask` may be partial.
+    `low_res` (3, H, W) and `noise_level`; `whole_mask` (H, W) if `keeps_whole_masks` and `mask` may be partial; with
+    `captions` what `Captions.sample` returns, texts only about what the mask still shows.
     """
 
     keeps_whole_masks = False
@@ -174,8 +176,9 @@ class TrainingDataset(Dataset):
         attributes: Mapping[str, Sequence[str]] | None = None,
         rarity: Sequence[float] | None = None,
         low_res: LowRes | None = None,
+        captions: Captions | None = None,
     ):
-        self.pairs, self.settings, self.low_res = pairs, settings, low_res
+        self.pairs, self.settings, self.low_res, self.captions = pairs, settings, low_res, captions
         self.crop_size = settings.random_crop_size
         self.dropped_together = samples_per_step if settings.mask_dropout_unit == "batch" else 1
         warps = Warps(settings.augment_scale, settings.augment_translate, settings.augment_probability)
@@ -191,9 +194,9 @@ class TrainingDataset(Dataset):
         return torch.randint(self.settings.min_timestep, self.settings.num_train_timesteps, (), generator=generator)
 
     def _read(self, position: int, index: int) -> dict[str, Any]:
-        """Read a pair, or of a larger one a random crop; for an upscaler also `low_res` (3, h, w) uint8."""
+        """Read a pair or a random crop of one, its `corner`, and for an upscaler `low_res` (3, h, w) uint8."""
         if self.crop_size is None and self.low_res is None:
-            return self.pairs[index]
+            return {**self.pairs[index], "corner": (0, 0)}
         size, low_res = self.pairs.sizes[index], self.low_res
         height, width = self.crop_size or size
         generator, step = make_generator(self.settings.seed, CROP, position), 1 if low_res is None else low_res.factor
@@ -206,7 +209,7 @@ class TrainingDataset(Dataset):
         )
         pair = self.pairs.read(index, rows, columns)
         y, x = top - rows.start, left - columns.start
-        window, pair = pair["image"], crop(pair, y, x, (height, width))
+        window, pair = pair["image"], {**crop(pair, y, x, (height, width)), "corner": (top, left)}
         if low_res is not None:
             number = torch.rand((), generator=generator).item()
             box = (x, y, x + width, y + height)
@@ -220,16 +223,19 @@ class TrainingDataset(Dataset):
         generator = make_generator(seed, SAMPLE, position)
         image = pair["image"].float() / 127.5 - 1  # (3, H, W)
         mask = pair["mask"].long()  # (H, W)
+        texts = self._sample_texts(position, index, pair)
         flip = torch.rand((), generator=generator) < 0.5
         if settings.horizontal_flip and flip:
             image, mask = image.flip(-1), mask.flip(-1)
             pair |= {name: pair[name].flip(-1) for name in ("low_res",) if name in pair}
+            texts |= {name: texts[name].flip(-1) for name in ("regions",) if name in texts}
         timestep = self.sample_timestep(generator)
         noise = torch.randn(image.shape, generator=generator)
         conditions = {}
         if self.warps is not None:
             warp, vector = self.warps.sample(make_generator(seed, WARP, position), mask.shape)
             image, mask = warp_image(image, warp), warp_mask(mask, warp, unknown)
+            texts |= {name: warp_mask(texts[name], warp, -1) for name in ("regions",) if name in texts}
             if self.warps.probability is not None:
                 conditions["augmentation"] = vector
         if settings.mask_ablation:
@@ -238,6 +244,7 @@ class TrainingDataset(Dataset):
             generator = make_generator(seed, ABLATION, position)
             if torch.rand((), generator=generator) < settings.mask_ablation:
                 mask = keep_a_part(mask, unknown, generator)
+                _forget(texts, mask == unknown)
         if self.rarity is not None:
             fading = torch.rand(mask.shape, generator=make_generator(seed, LABELS, position))
             tau = timestep / settings.num_train_timesteps
@@ -254,6 +261,7 @@ class TrainingDataset(Dataset):
         group = make_generator(seed, BATCH, position // self.dropped_together)
         if torch.rand((), generator=group) < settings.mask_dropout:
             mask = torch.full_like(mask, unknown)
+            _forget(texts, mask == unknown)
             conditions |= {name: mask for name in ("whole_mask",) if name in conditions}
         return {
             "image": image.contiguous(),
@@ -262,4 +270,31 @@ class TrainingDataset(Dataset):
             "timestep": timestep,
             "stem": pair["stem"],
             **conditions,
+            **texts,
         }
+
+    def _sample_texts(self, position: int, index: int, pair: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Return `Captions.sample` of a pair that is read, with the part of `regions` that it shows; {} without."""
+        if self.captions is None:
+            return {}
+        (height, width), (top, left) = pair["mask"].shape, pair["corner"]
+        is_whole = (height, width) == self.pairs.sizes[index]
+        ids = pair["mask"].numpy() if is_whole else self.pairs.mask(index)  # things are numbered in the whole mask
+        generator = make_generator(self.settings.seed, TEXTS, position)
+        texts = self.captions.sample(index, ids, generator, self.settings.caption_dropout)
+        return {**texts, "regions": texts["regions"][top : top + height, left : left + width].contiguous()}
+
+
+def _forget(texts: dict[str, torch.Tensor], unknown: torch.Tensor) -> None:
+    """Take the texts about pixels away that are unknown in the mask (H, W)."""
+    if "regions" in texts:
+        texts["regions"] = texts["regions"].masked_fill(unknown, -1)
+
+
+def collate_samples(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collate samples into a batch; those with fewer texts about regions get zeros for the rest, at least one."""
+    if "region_embeds" in samples[0]:
+        most = max(1, *(len(sample["region_embeds"]) for sample in samples))
+        padded = [F.pad(sample["region_embeds"], (0, 0, 0, most - len(sample["region_embeds"]))) for sample in samples]
+        samples = [{**sample, "region_embeds": embeds} for sample, embeds in zip(samples, padded, strict=True)]
+    return default_collate(samples)

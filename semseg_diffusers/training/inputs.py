@@ -5,7 +5,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from diffusers import DDPMScheduler, ModelMixin
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_values, column_options, load_pairs, read_record
 from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.pipelines.text_inputs import embed_texts
 from semseg_diffusers.training.base_model import BaseModel, load_base
+from semseg_diffusers.training.captions import Captions, load_text_encoder
 from semseg_diffusers.training.class_balance import ClassBalance, ClassCounts, class_rarity, count_classes
 from semseg_diffusers.training.hardware import check_regions
 from semseg_diffusers.training.networks import build_network
@@ -42,6 +44,9 @@ class Inputs:
     base: BaseModel | None
     unet: ModelMixin
     noise_scheduler: DDPMScheduler
+    captions: Captions | None = None
+    preview_captions: Captions | None = None
+    text_components: dict[str, Any] = field(default_factory=dict)  # `text_encoder` and `tokenizer`, for captions
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -55,6 +60,7 @@ class Inputs:
             "class_pixels": None if self.balance is None else self.balance.digest,
             **{name: getattr(config, name, None) for name in ("attributes", "label_diffusion")},
             "base_model": weights_hash(base) if base else None,
+            "captions": None if self.captions is None else self.captions.digest,
         }
         return json.loads(json.dumps(found))
 
@@ -71,6 +77,11 @@ def load_inputs(settings: LoopSettings, accelerator: Accelerator, build: Build |
     data = run_on_all_ranks(lambda: _read_data(settings) if is_first else None)
     build_inputs: Build = build or _build_inputs
     inputs = run_on_all_ranks(lambda: build_inputs(settings, data or _read_data(settings)))
+    if (captions := inputs.captions) is not None:
+        inputs.text_components["text_encoder"].to(accelerator.device)  # for previews too
+        for does_it in (is_first, not is_first):
+            embed = functools.partial(captions.embed, **inputs.text_components, device=accelerator.device)
+            run_on_all_ranks(embed if does_it else lambda: None)
     check_regions(accelerator, inputs.unet)
     if settings.gradient_checkpointing:
         inputs.unet.enable_gradient_checkpointing()
@@ -122,6 +133,18 @@ def training_size(settings: LoopSettings, data: Data) -> tuple[int, int]:
     return size or data[0].resolution
 
 
+def read_captions(settings: LoopSettings, data: Data) -> tuple[Captions, Captions | None]:
+    """Return the texts about the training split, and about that of the previews if it has any."""
+    pairs, preview_pairs, _ = data
+    captions = Captions.of(pairs, settings)
+    if preview_pairs is pairs:
+        return captions, captions
+    try:
+        return captions, Captions.of(preview_pairs, settings)
+    except ValueError:
+        return captions, None
+
+
 def _build_inputs(settings: TrainingSettings, data: Data) -> Inputs:
     pairs, preview_pairs, preview_reason = data
     attributes = attribute_values(pairs, settings.attributes)
@@ -134,10 +157,18 @@ def _build_inputs(settings: TrainingSettings, data: Data) -> Inputs:
             rarity = class_rarity(counts.pixels)
     if settings.base_model is not None:
         base = load_base(settings)
-    size = training_size(settings, data)
-    unet = build_network(settings, pairs.labels, size, attributes, rarity, None if base is None else base.unet)
+    captions: tuple[Captions | None, Captions | None] = (None, None)
+    text_components, length = dict[str, Any](), 0
+    if settings.text_encoder is not None:
+        captions = read_captions(settings, data)
+        text_encoder, tokenizer = load_text_encoder(settings.text_encoder)
+        text_components = {"text_encoder": text_encoder, "tokenizer": tokenizer}
+        (example,) = embed_texts([captions[0].texts[0]], text_encoder, tokenizer).values()
+        length = len(example)
+    size, base_unet = training_size(settings, data), None if base is None else base.unet
+    unet = build_network(settings, pairs.labels, size, attributes, rarity, base_unet, length)
     noise_scheduler = (base.noise_scheduler if base is not None else None) or build_noise_scheduler(settings)
     return Inputs(
         pairs, preview_pairs, preview_reason, read_record(settings.dataset).get("format"), attributes, counts, balance,
-        rarity, base, unet, noise_scheduler,
+        rarity, base, unet, noise_scheduler, *captions, text_components,
     )  # fmt: skip

@@ -58,10 +58,11 @@ class TrainingRun(Run):
     def sample_preview(self) -> Image.Image:
         """Return samples of some masks by the sampler that is saved."""
         settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs, self.network)
-        pipeline = build_pipeline(self.network, build_sampler(self.noise_scheduler))
+        pipeline = build_pipeline(self.network, build_sampler(self.noise_scheduler), **self.inputs.text_components)
         images = sample_images(
             pipeline, self.inputs.preview_pairs, pairs, settings.preview_samples, settings.seed, self.ema,
-            num_inference_steps=settings.preview_inference_steps, guidance_scale=settings.preview_guidance_scale,
+            captions=self.inputs.preview_captions, num_inference_steps=settings.preview_inference_steps,
+            guidance_scale=settings.preview_guidance_scale,
         )  # fmt: skip
         return preview_sheet(self.inputs.pairs.labels, pairs, images, ["sample"] * settings.preview_samples)
 
@@ -72,6 +73,7 @@ class TrainingRun(Run):
         return build_pipeline(
             self.network.float().eval(), scheduler, default_num_inference_steps=NUM_INFERENCE_STEPS,
             default_guidance_scale=GUIDANCE_SCALE if self.settings.upscale_factor is None else 1.0,
+            **self.inputs.text_components,
         )  # fmt: skip
 
 

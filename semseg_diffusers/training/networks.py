@@ -35,6 +35,7 @@ def build_network(
     attributes: Mapping[str, Sequence[str]] | None = None,
     label_diffusion: Sequence[float] | None = None,
     base: UNet2DModel | None = None,
+    text_embed_dim: int = 0,
 ) -> MaskControlNetModel | MaskGuidedUNet2DModel | PaperUNet2DModel | SDMUNet2DModel:
     """Build an untrained network for a dataset.
 
@@ -45,6 +46,7 @@ def build_network(
         attributes: values of each of `settings.attributes` in the data.
         label_diffusion: rarity of each class (`class_rarity`), with `settings.label_diffusion`.
         base: the pretrained network of `settings.base_model`.
+        text_embed_dim: length of the embeddings of `settings.text_encoder`.
 
     Returns:
         the network; its initial weights depend on `settings.seed` only.
@@ -66,7 +68,7 @@ def build_network(
         config["attributes"] = dict(attributes or {}) or None
         if label_diffusion is not None:
             config |= {"label_diffusion": list(label_diffusion), "num_train_timesteps": settings.num_train_timesteps}
-        unet = _mask_guided(settings, config)
+        unet = _mask_guided(settings, {**config, "text_embed_dim": text_embed_dim})
     if settings.upscale_factor and any(side % settings.upscale_factor for side in resolution):
         raise ValueError(
             f"The data is {height} x {width} pixels, which --upscale_factor {settings.upscale_factor} does not "
@@ -77,11 +79,11 @@ def build_network(
     return unet
 
 
-def build_pipeline(unet: Any, scheduler: Any, **recommendation: Any) -> Any:
-    """Return the pipeline of a network: that of upscalers, or the one that generates from noise."""
+def build_pipeline(unet: Any, scheduler: Any, **others: Any) -> Any:
+    """Return the pipeline of a network, with other components and recommendations: for upscalers, or from noise."""
     is_upscaler = getattr(unet.config, "upscale_factor", None) is not None
     pipeline = MaskGuidedUpscalePipeline if is_upscaler else MaskGuidedDDPMPipeline
-    return pipeline(unet=unet, scheduler=scheduler, **recommendation)
+    return pipeline(unet=unet, scheduler=scheduler, **others)
 
 
 def check_resolution(unet: Any, resolution: tuple[int, int], data: str, network: str, or_else: str = "") -> None:

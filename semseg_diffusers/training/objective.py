@@ -186,7 +186,8 @@ class PerceptualLoss:
 
 
 # entries of a batch, beside the mask, that are arguments of the network
-CONDITIONS = ("attributes", "augmentation", "low_res", "noise_level")
+TEXTS = ("text_embeds", "region_embeds", "regions")
+CONDITIONS = ("attributes", "augmentation", "low_res", "noise_level", *TEXTS)
 
 
 def diffusion_loss(

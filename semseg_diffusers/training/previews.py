@@ -16,6 +16,7 @@ from PIL import Image
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.pipelines.mask_guided_mixin import MaskGuidedMixin
+from semseg_diffusers.training.captions import Captions
 from semseg_diffusers.training.dataset import crop
 from semseg_diffusers.training.low_res import reduce_window
 from semseg_diffusers.training.networks import EMA
@@ -51,10 +52,12 @@ def sample_images(
     num_samples: int,
     seed: int,
     ema: EMA | None,
+    captions: Captions | None = None,
     **sampling: Any,
 ) -> list[list[Image.Image]]:
     """Return samples of each pair's mask, the same noise each time, by the first of the averages if any.
 
+    What `captions` say of a pair is said of its samples.
     An upscaler enlarges the `low_res` of each pair.
     """
     pipeline.set_progress_bar_config(disable=True)
@@ -65,6 +68,11 @@ def sample_images(
             {name: values[number] for (name, values), number in zip(known.items(), row, strict=True) if number >= 0}
             for row in numbers
         ]
+    if captions is not None:
+        said = [
+            captions.prompts(pair["index"], tuple(pair["mask"].shape) == split.sizes[pair["index"]]) for pair in pairs
+        ]
+        sampling |= {name: [texts[name] for texts in said] for name in said[0]}
     if "low_res" in pairs[0]:
         sampling["image"] = [pair["low_res"] for pair in pairs]
     with contextlib.nullcontext() if ema is None else ema.swapped_in(unet):

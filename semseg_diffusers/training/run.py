@@ -32,7 +32,13 @@ from semseg_diffusers.reports.run_page import page_at_end, update_run_page
 from semseg_diffusers.training import checkpoints, hardware
 from semseg_diffusers.training.base_model import load_first_weights
 from semseg_diffusers.training.class_balance import ClassCounts, count_classes
-from semseg_diffusers.training.dataset import FORWARD, ResumableBatchSampler, TrainingDataset, make_generator
+from semseg_diffusers.training.dataset import (
+    FORWARD,
+    ResumableBatchSampler,
+    TrainingDataset,
+    collate_samples,
+    make_generator,
+)
 from semseg_diffusers.training.inputs import Inputs
 from semseg_diffusers.training.low_res import LowRes
 from semseg_diffusers.training.monitor import (
@@ -208,7 +214,7 @@ class Run:
         settings, inputs = self.settings, self.inputs
         low_res = LowRes.of(inputs.unet, settings, inputs.pairs)
         return TrainingDataset(
-            inputs.pairs, settings, self.samples_per_step, inputs.attributes, inputs.rarity, low_res
+            inputs.pairs, settings, self.samples_per_step, inputs.attributes, inputs.rarity, low_res, inputs.captions
         )
 
     def collect_warnings(self, counts: ClassCounts) -> list[str]:  # noqa: ARG002
@@ -294,6 +300,7 @@ class Run:
         loader = DataLoader(
             self.training_dataset(),
             batch_sampler=sampler,
+            collate_fn=collate_samples,
             num_workers=settings.dataloader_num_workers,
             worker_init_fn=ignore_signals,
             pin_memory=accelerator.device.type == "cuda",

@@ -17,7 +17,7 @@ from semseg_diffusers.utils.settings import Settings, option, read_yaml
 _CONDITIONS = (
     (
         "attributes", "mask_pyramid", "coordinate_channels", "label_diffusion", "augment_probability",
-        "upscale_factor", "max_noise_level", "residual_scale",
+        "upscale_factor", "max_noise_level", "residual_scale", "text_encoder",
     ),
     "which stays as it was published. Leave it out, or use --network mask_guided.",
 )  # fmt: skip
@@ -40,6 +40,8 @@ UNSUPPORTED_OPTIONS = {
     "sdm": (_BASE, _CONDITIONS, _LAYERS),
     "control": (_CONDITIONS, _LAYERS, _OF_THE_BASE),
 }
+
+CAPTION_OPTIONS = ("caption_column", "region_caption_column", "caption_dropout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,24 @@ class PairOptions(ColumnOptions):
         """Refuse a share of images of another model where none are given."""
         if self.low_res_from is None and self.given(["low_res_share"]):
             raise ValueError("--low_res_share needs --low_res_from.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionOptions(Settings):
+    """Texts about the pairs, for networks that read them."""
+
+    _group = "captions"
+    caption_column: str = option(
+        "captions", help="column of texts about the images, a text or several wordings of it each; a column of one's "
+        "own, or that of `semseg-diffusers caption`",
+    )  # fmt: skip
+    region_caption_column: str = option(
+        "region_captions", help="column of texts about classes and things, as `semseg-diffusers caption` writes it"
+    )
+    caption_dropout: float = option(
+        0.1, at_least=0, at_most=1, help="share of the samples without texts about the image, about its classes, and "
+        "about its things, each for itself; of the texts that remain, a random share is shown",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +163,10 @@ class NetworkOptions(Settings):
     residual_scale: float | None = option(
         4.0, above=0, help="upscalers: generate the difference to the enlarged image, times this, which brings it to "
         "the range of images; `none` generates the image itself",
+    )  # fmt: skip
+    text_encoder: str | None = option(
+        None, metavar="MODEL", help="folder or Hub id of a text encoder of transformers (MiniLM, CLIP, T5): the "
+        "network reads the captions of the data, and prompts",
     )  # fmt: skip
     init_from: str | None = option(
         None, metavar="MODEL",
@@ -327,7 +351,7 @@ class LoopSettings(RunOptions, OptimizationOptions, PairOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOptions, DataOptions):
+class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOptions, CaptionOptions, DataOptions):
     """Train a mask-guided diffusion model on image-mask pairs.
 
     `accelerate launch train_accelerate.py` and `semseg-diffusers train` take the same options. Steps are optimizer
@@ -368,6 +392,8 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid needs two or more levels (--block_out_channels).")
         self._check_upscaler()
+        if self.text_encoder is None and (given := self.given(CAPTION_OPTIONS)):
+            raise ValueError(f"{given[0]} is for networks that read texts: give --text_encoder, or leave it out.")
         if self.mask_conditioning != "spade" and self.given(["spade_channels"]):
             raise ValueError(
                 f"--spade_channels needs --mask_conditioning spade; got {self.mask_conditioning}. Leave it out, or "
@@ -387,6 +413,8 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
             return
         if given := self.given(["augment_scale", "augment_translate", "coordinate_channels"]):
             raise ValueError(f"{given[0]} is not for upscalers, which see crops at their own scale. Leave it out.")
+        if self.text_encoder is not None:
+            raise ValueError("--text_encoder is not for upscalers, which keep the colours of what they enlarge.")
         if self.random_crop_size is not None and any(side % self.upscale_factor for side in self.random_crop_size):
             raise ValueError(
                 f"--random_crop {self.random_crop} is not a multiple of --upscale_factor {self.upscale_factor}."
