@@ -68,6 +68,8 @@ def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
     arms = {BICUBIC: Arm(BICUBIC)}
     for name, folder in args.upscaler:
         arms[name] = Arm(name, folder)
+        if args.plain:
+            continue
         arms[f"{name}-as-it-is"] = Arm(f"{name}, {AS_IT_IS}", folder, (("project", False),))
         arms[f"{name}-no-mask"] = Arm(f"{name}, {NO_MASK}", folder, has_mask=False)
         for level in args.noise_levels:
@@ -112,6 +114,8 @@ class Drawing:
                 save(bicubic(small, self.pairs.resolution), file)
                 continue
             given = {"generator": self.generator(index), **dict(arm.options)}
+            if self.args.steps is not None:
+                given["num_inference_steps"] = self.args.steps
             pipe = self.pipeline(arm.folder)
             save((pipe(mask, **given) if arm.is_direct else pipe(small, mask, **given)).images[0], file)
 
@@ -401,6 +405,8 @@ def main() -> None:
     parser.add_argument("--small_segmenter", help="the judge of the small images")
     parser.add_argument("--features", default="efficientnet-lite2", help="as of `evaluate` (efficientnet-lite2)")
     parser.add_argument("--output", type=Path, help="folder to make, or to continue")
+    parser.add_argument("--plain", action="store_true", help="each upscaler as it is used by default, and no more")
+    parser.add_argument("--steps", type=int, help="of upscalers and --direct (default: what they recommend)")
     parser.add_argument("--noise_levels", type=int, nargs="*", default=[], help="more noise levels to try")
     parser.add_argument("--factor", type=int, default=4, help="of the upscalers (4)")
     parser.add_argument("--split", default="val", help="default val")
