@@ -239,18 +239,11 @@ class DistillationRun(Run):
         pipeline, columns = self._pipeline(self.network), []
         counts = [count for count in (1, 2, 4, 8, 16) if count < settings.steps] + [settings.steps]
         for count in counts:
-            columns.append(
-                sample_images(
-                    pipeline,
-                    self.inputs.preview_pairs,
-                    pairs,
-                    1,
-                    settings.seed,
-                    self.ema,
-                    captions=self.inputs.preview_captions,
-                    num_inference_steps=count,
-                )  # fmt: skip
-            )
+            images = sample_images(
+                pipeline, self.inputs.preview_pairs, pairs, 1, settings.seed, self.ema,
+                captions=self.inputs.preview_captions, num_inference_steps=count,
+            )  # fmt: skip
+            columns.append(images)
         samples = [[image for (image,) in row] for row in zip(*columns, strict=True)]
         headers = ["1 step", *(f"{count} steps" for count in counts[1:])]
         return preview_sheet(self.inputs.pairs.labels, pairs, samples, headers)

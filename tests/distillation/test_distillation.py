@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, LCMScheduler, UNet2DModel
 from helpers.training_runs import (
     TINY,
+    distill_here,
     finished,
     launch_two,
     log_lines,
@@ -32,7 +33,7 @@ from semseg_diffusers.distillation.discriminator import (
     discriminator_loss,
     generator_loss,
 )
-from semseg_diffusers.distillation.distill import DistillationRun, Objective, build_inputs, distill, frozen
+from semseg_diffusers.distillation.distill import DistillationRun, Objective, build_inputs, frozen
 from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.toy.scenes import write_toy_dataset
@@ -58,14 +59,6 @@ def student_settings(teacher, toy, run, **changes) -> DistillationSettings:
     if changes.get("adversarial_weight") == 0:
         del small["discriminator_scale"]
     return DistillationSettings(model=str(teacher), dataset=str(toy), output_dir=str(run), **small | changes)
-
-
-def distill_here(settings: DistillationSettings):
-    """Distill in this process, and leave no state of accelerate behind."""
-    try:
-        return distill(settings)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")

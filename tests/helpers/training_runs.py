@@ -12,6 +12,8 @@ import psutil
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from semseg_diffusers.distillation.distill import distill
+from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.training.loop import train
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.settings import SettingsParser
@@ -48,6 +50,14 @@ def train_here(settings: TrainingSettings) -> Path:
     """Train in this process, and leave no state of accelerate behind."""
     try:
         return train(settings)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def distill_here(settings: DistillationSettings) -> Path:
+    """Distill in this process, and leave no state of accelerate behind."""
+    try:
+        return distill(settings)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
 

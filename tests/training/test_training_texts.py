@@ -9,11 +9,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from helpers.text_encoders import LENGTH, tiny_text_encoder
-from helpers.training_runs import losses, parse_training, tiny_settings, train_here, weights
+from helpers.training_runs import distill_here, losses, parse_training, tiny_settings, train_here, weights
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, cli
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.distillation.distill import DistillationRun, Objective, build_inputs, distill
+from semseg_diffusers.distillation.distill import DistillationRun, Objective, build_inputs
 from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.pipelines.text_inputs import number_things
 from semseg_diffusers.toy.scenes import write_toy_dataset
@@ -66,15 +66,8 @@ def run_settings(place, run, dataset="toy", **changes) -> TrainingSettings:
     return tiny_settings(place / dataset, run, **given)
 
 
-def distill_here(settings: DistillationSettings):
-    try:
-        return distill(settings)
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def said_about(sample, captions, pairs, index) -> list[tuple[int, np.ndarray, set[str]]]:
-    """Return class, pixels and possible wordings of each text that a sample lays onto its mask."""
+def said_about(sample, captions) -> list[tuple[str, np.ndarray]]:
+    """Return each text that a sample lays onto its mask, and its pixels (H, W)."""
     found = []
     for number, embed in enumerate(sample["region_embeds"]):
         (row,) = (captions.embeds == embed).all(dim=1).nonzero()[:, 0].tolist()
@@ -110,7 +103,7 @@ def test_texts_lie_on_the_pixels_of_their_class_or_thing_and_follow_flips_and_cr
             whole = pairs.mask(index)
             windows = np.lib.stride_tricks.sliding_window_view(whole, sample["mask"].shape)
             shown = sample["mask"].numpy()
-            for text, inside in said_about(sample, captions, pairs, index):
+            for text, inside in said_about(sample, captions):
                 possible = expected_pixels(captions, whole, index, text)
                 views = np.lib.stride_tricks.sliding_window_view(possible, shown.shape)
                 places = [
@@ -134,7 +127,7 @@ def test_levels_are_left_out_each_for_itself_and_single_texts_too(place, pairs, 
     seen = []
     for position in range(400):
         sample = data[position, index]
-        texts = [text for text, _ in said_about(sample, captions, pairs, index)]
+        texts = [text for text, _ in said_about(sample, captions)]
         kinds = {is_thing[text] for text in texts}
         seen.append((bool(sample["text_embeds"].any()), False in kinds, True in kinds, len(texts)))
     about_image, classes, things, counts = np.array(seen).T
