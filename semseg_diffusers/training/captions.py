@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from huggingface_hub import cached_assets_path
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from semseg_diffusers.data.dataset import PairDataset
@@ -35,7 +36,7 @@ def load_text_encoder(name: str) -> tuple[Any, Any]:
     """Load a text encoder of transformers and its tokenizer from a folder or the Hub, frozen.
 
     Raises:
-        ValueError: no such folder, or it holds no model that encodes text alone.
+        ValueError: no such folder, or it holds no model that encodes text alone, or a truncated file.
         HubError: the Hub has no such model, or denies access.
     """
     from transformers import AutoModelForTextEncoding, AutoTokenizer
@@ -46,7 +47,7 @@ def load_text_encoder(name: str) -> tuple[Any, Any]:
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
             encoder = AutoModelForTextEncoding.from_pretrained(name, use_safetensors=True)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, SafetensorError) as error:
             raise ValueError(
                 f"{where} does not load as a text encoder of transformers: {str(error).splitlines()[0]} Give a folder "
                 "or an id with config.json, model.safetensors and a tokenizer, such as "

@@ -310,7 +310,11 @@ def test_data_without_texts_and_folders_without_an_encoder_are_refused(place, tm
     ):
         train_here(run_settings(place, tmp_path / "run", dataset="plain"))
     (tmp_path / "empty").mkdir()
-    for name, message in (("empty", "does not load as a text encoder"), ("none", "there is no folder")):
+    shutil.copytree(place / "encoder", tmp_path / "truncated")
+    file = tmp_path / "truncated" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    no_encoder = "does not load as a text encoder"
+    for name, message in (("empty", no_encoder), ("truncated", no_encoder), ("none", "there is no folder")):
         with pytest.raises(ValueError, match=message):
             load_text_encoder(str(tmp_path / name))
     assert not (tmp_path / "run").exists()
