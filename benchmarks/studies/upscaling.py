@@ -117,7 +117,11 @@ class Drawing:
             if self.args.steps is not None:
                 given["num_inference_steps"] = self.args.steps
             pipe = self.pipeline(arm.folder)
-            save((pipe(mask, **given) if arm.is_direct else pipe(small, mask, **given)).images[0], file)
+            if arm.is_direct:  # trained on crops, whose size it would generate
+                height, width = self.pairs.resolution
+                save(pipe(mask, height=height, width=width, **given).images[0], file)
+            else:
+                save(pipe(small, mask, **given).images[0], file)
 
     def generator(self, index: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.args.seed + index)

@@ -60,19 +60,20 @@ def test_a_second_run_draws_nothing_again_and_gives_the_same_figures(study, tmp_
     MaskGuidedUpscalePipeline(tiny_unet(upscale_factor=2), scheduler, 1, 1.0).save_pretrained(large)
     words = ["--model", small, "--upscaler", f"tiny={large}", "--dataset", data, "--factor", 2, "--segmenter", judge]
     words += ["--small_segmenter", judge, "--features", judge, "--output", tmp_path / "out", "--num_masks", 3]
+    words += ["--direct", f"direct={small}"]  # which generates the small size by default
     monkeypatch.setattr(sys, "argv", ["upscaling.py", *map(str, words)])
     study.main()
     record = read_json(tmp_path / "out" / "upscaling.json")
-    for source in ("photos", "generated"):
+    for source, direct in (("photos", []), ("generated", ["direct"])):
         found = record["results"][source]
-        assert [*found] == ["bicubic", "tiny", "tiny-as-it-is", "tiny-no-mask"]
+        assert [*found] == ["bicubic", "tiny", "tiny-as-it-is", "tiny-no-mask", *direct]
         assert found["tiny"]["consistency_psnr"] > found["tiny-as-it-is"]["consistency_psnr"]
     assert record["results"]["photos"]["bicubic"]["psnr"] > record["results"]["photos"]["tiny"]["psnr"]
     assert study.tables(record) in capsys.readouterr().out
     assert (tmp_path / "out" / "upscaling_photos.jpg").stat().st_size < 200_000
 
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*/*.png")}
-    assert len(written) == 3 * 2 * 5
+    assert len(written) == 3 * (2 * 5 + 1)
     study.main()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*/*/*.png")} == written
     again = read_json(tmp_path / "out" / "upscaling.json")
