@@ -44,6 +44,13 @@ def test_the_page_says_what_was_measured(study):
     tables = "\n".join(line for line in study.tables(record).splitlines() if " to " not in line)
     found = {*plain_rows(page)}
     assert {row for row in plain_rows(tables)} <= found
+    parts = read_json(RESULTS / "upscaling_parts.json")
+    for found in parts["results"].values():
+        for values in found.values():
+            assert f"| {values['mean_iou']:.3f} |" in page
+            assert f"| {values['kernel_distance']:.2f} | {values['frechet_distance']:.1f} |" in page
+            if against := values.get("against_bicubic"):
+                assert f"| {study.interval_text(against['mean_iou'])} |" in page
     gain = record["results"]["generated"]["camvid-upscaler"]["against_bicubic"]["mean_iou"]
     assert f"{gain['difference']:.3f} (95 % interval" in page
 
