@@ -102,7 +102,7 @@ class Handlers:
                 self._visitors[name] = kept | {"time": time.monotonic()}
         photo, samples = kept.get("photo"), kept.get("samples")
         shown = gr.skip() if photo is None else gr.update(photo=_data_url(photo.image))
-        rest = tuple(gr.skip() for _ in range(5)) if not samples else self._finished(samples, "")
+        rest = tuple(gr.skip() for _ in range(4)) if not samples else self._finished(samples, "")[:-1]
         return shown, photo, *rest
 
     def load_mask(self, data: bytes, clean: bool) -> dict[str, Any]:

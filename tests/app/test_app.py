@@ -455,6 +455,14 @@ def test_what_a_visitor_loaded_is_forgotten_an_hour_after_it_was_last_restored(t
     assert handlers.restore(stays)[1] is None
 
 
+def test_a_page_that_is_restored_late_does_not_end_the_progress_of_a_request(sampler):
+    page = build_page(sampler, None, {}, [], "tiny")
+    outputs = {
+        function.api_name: {each.elem_id for each in function.outputs if each.elem_id} for function in page.fns.values()
+    }
+    assert outputs["generate"] - outputs["restore"] == {"message"}  # where progress is shown
+
+
 def test_a_browser_keeps_masks_and_options_for_one_model_and_its_classes(sampler):
     def keys(title: str, labels: LabelSet = LABELS) -> set[str]:
         changed = copy.copy(sampler)

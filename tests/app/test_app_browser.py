@@ -228,7 +228,7 @@ def test_a_waiting_request_is_cancelled_and_the_next_one_takes_its_place(browser
     with place[2]._lock:  # the other's drawing does not end
         other.page.get_by_role("button", name="Generate").click()
         other.page.locator("#message", has_text="processing").wait_for()
-        before = sum("queue/join" in url for url in visitor.asked)  # the page restores what there was
+        before = sum("queue/join" in url for url in visitor.asked)
         generate.dblclick()  # which asks once
         visitor.page.locator("#message", has_text="queue").wait_for()
         assert sum("queue/join" in url for url in visitor.asked) == before + 1

@@ -36,7 +36,8 @@ class Visitor(Hand):
         self.page.on("console", lambda message: self.said.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.said.append(f"error: {error}"))
         self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(address)
+        with self.page.expect_request("**/queue/join*"):  # the page restores what there was
+            self.page.goto(address)
         self.page.locator(".painter .palette button").first.wait_for()
 
     def ids(self) -> np.ndarray:
