@@ -2,11 +2,11 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from helpers.clean_processes import CleanProcesses
 from helpers.hub_server import HubServer
 
 
@@ -92,13 +92,21 @@ def hub() -> Iterator[HubServer]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def clean_processes() -> Iterator[CleanProcesses]:
+    """What `clean_process` forks its processes from."""
+    processes = CleanProcesses()
+    yield processes
+    processes.close()
+
+
 @pytest.fixture
-def clean_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+def clean_process(tmp_path: Path, clean_processes: CleanProcesses) -> Callable[..., subprocess.CompletedProcess]:
     """Run Python code in a process of its own: `clean_process(code, *arguments, without_package=False, ...)`.
 
-    The process has its own cache of remote code, no network, and an empty folder to stand in. `without_package` makes
-    `import semseg_diffusers` fail in it; `environment` adds variables; `check=False` lets it fail. Its answer is a
-    `subprocess.CompletedProcess` with text in `stdout` and `stderr`.
+    The process has its own cache of remote code, no network, and an empty folder to stand in; torch is imported.
+    `without_package` makes `import semseg_diffusers` fail in it; `environment` adds variables; `check=False` lets it
+    fail. Its answer is a `subprocess.CompletedProcess` with text in `stdout` and `stderr`.
     """
 
     def run(
@@ -117,15 +125,8 @@ def clean_process(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
             code = "import sys\nsys.modules['semseg_diffusers'] = None\n" + code
         else:
             variables["PYTHONPATH"] = str(ROOT)
-        result = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)],
-            cwd=folder,
-            env=variables | (environment or {}),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        words = [*map(str, arguments)]
+        result = clean_processes.run(code, words, variables | (environment or {}), folder, timeout)
         if check and result.returncode:
             pytest.fail(f"the process ended with code {result.returncode}:\n{result.stdout}\n{result.stderr}")
         return result

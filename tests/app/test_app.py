@@ -458,7 +458,8 @@ def test_what_a_visitor_loaded_is_forgotten_an_hour_after_it_was_last_restored(t
 def test_a_page_that_is_restored_late_does_not_end_the_progress_of_a_request(sampler):
     page = build_page(sampler, None, {}, [], "tiny")
     outputs = {
-        function.api_name: {each.elem_id for each in function.outputs if each.elem_id} for function in page.fns.values()
+        function.api_name: {each.elem_id for each in function.outputs if each.elem_id}
+        for function in page.fns.values()
     }
     assert outputs["generate"] - outputs["restore"] == {"message"}  # where progress is shown
 
