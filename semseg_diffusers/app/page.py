@@ -135,8 +135,8 @@ def build_page(
             handlers.generate, [canvas, photo, *options], [gallery, samples, download, keep, message],
             show_progress="full", show_progress_on=message, concurrency_limit=1, trigger_mode="once",
         )  # fmt: skip
-        # What a reload or Back restores: the mask by the canvas, the options by the browser, the rest by the server. The
-        # message is no output: the progress shown there of a request that was quicker would end with the answer.
+        # What a reload or Back restores: the mask by the canvas, the options by the browser, the rest by the server.
+        # The message is no output: the progress shown there of a request that was quicker would end with the answer.
         photo.change(handlers.remember_photo, [canvas, photo], None, api_visibility="private", show_progress="hidden")
         page.load(None, options, options, js=_RESTORE_OPTIONS % memory).then(
             handlers.restore, canvas, [canvas, photo, gallery, samples, download, keep],
