@@ -24,6 +24,13 @@ def test_times_of_the_page_are_those_of_the_results():
     }
 
 
+def test_seconds_of_a_stroke_are_those_of_the_results():
+    results = json.loads((ROOT / "docs" / "results" / "painter_live.json").read_text(encoding="utf-8"))
+    assert "enlarged by camvid-upscaler" in results["photo"]
+    for page in ("tutorials/painter.md", "results/upscaling.md"):
+        assert f"{results['median']:.2f} s " in (ROOT / "docs" / page).read_text(encoding="utf-8")
+
+
 def test_the_painted_mask_has_the_classes_that_were_painted():
     path = ROOT / "examples" / "masks" / "painted.png"
     labels = LabelSet.from_preset("camvid")
