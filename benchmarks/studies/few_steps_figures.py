@@ -7,10 +7,9 @@ Fréchet distance: Heusel et al. 2017, eq. 6.
 import torch
 import torch.nn.functional as F
 
+from semseg_diffusers.captions.colors import rgb_to_lab
 
-# sRGB to CIE XYZ, and the white of D65 (IEC 61966-2-1)
-XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
-WHITE = (0.95047, 1.0, 1.08883)
+
 HIGH_PASS = 9  # pixels a side: what a mean over so many leaves is texture
 MIN_LAG = 4  # pixels: nearer ones are alike in any image
 MAX_LAG = 32
@@ -71,23 +70,13 @@ def frechet_distances(features: torch.Tensor, photos: torch.Tensor, weights: tor
     return torch.stack(found).clamp(min=0)
 
 
-def to_lab(images: torch.Tensor) -> torch.Tensor:
-    """Return CIE L*a*b* values (..., 3, H, W) of uint8 sRGB images."""
-    levels = images.double() / 255
-    linear = torch.where(levels <= 0.04045, levels / 12.92, ((levels + 0.055) / 1.055) ** 2.4)
-    matrix = torch.tensor(XYZ, dtype=torch.float64) / torch.tensor(WHITE, dtype=torch.float64)[:, None]
-    ratios = torch.einsum("ij,...jhw->...ihw", matrix, linear)
-    x, y, z = torch.where(ratios > (6 / 29) ** 3, ratios ** (1 / 3), ratios / (3 * (6 / 29) ** 2) + 4 / 29).unbind(-3)
-    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], dim=-3)
-
-
 def class_colors(images: torch.Tensor, masks: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Return the mean L*a*b* colour (C, 3) of each class in images (N, 3, H, W) of masks (N, H, W); NaN without."""
     sums, counts = torch.zeros(num_classes, 3, dtype=torch.float64), torch.zeros(num_classes, dtype=torch.float64)
     for image, mask in zip(images, masks, strict=True):
         known = mask < num_classes
         ids = mask[known].long()
-        sums.index_add_(0, ids, to_lab(image)[:, known].T)
+        sums.index_add_(0, ids, torch.from_numpy(rgb_to_lab(image[:, known].T.numpy())))
         counts += ids.bincount(minlength=num_classes)
     return sums / counts[:, None]
 

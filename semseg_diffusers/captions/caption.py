@@ -4,14 +4,14 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from semseg_diffusers.captions.colors import region_color, rgb_to_lab
+from semseg_diffusers.captions.colors import balance_white, region_color, rgb_to_lab
 from semseg_diffusers.captions.settings import CaptionSettings
 from semseg_diffusers.data.dataset import PairDataset, attribute_values, load_pairs, metadata_folders
 from semseg_diffusers.data.dataset_format import METADATA_FILE, SETTINGS_FILE, new_output
@@ -36,11 +36,22 @@ CLASS_WORDINGS = ("{color} {name}", "the {name} is {color}", "{name}, {color}", 
 UNKNOWN_WORDS = ("", "undefined", "unknown")
 
 
+def measure_colors(image: np.ndarray, ids: np.ndarray, street: Street, white_balance: bool = True) -> np.ndarray:
+    """Return an image (H, W, 3) uint8 with class ids (H, W) in CIELAB (H, W, 3), white-balanced where asked.
+
+    The sky is a light itself and keeps its colour.
+    """
+    lab = rgb_to_lab(image)
+    if not white_balance:
+        return lab
+    is_sky = ids == street.labels.label2id.get("sky", -1)
+    return np.where(is_sky[..., None], lab, balance_white(lab, np.isin(ids, list(street.ground))))
+
+
 def word_regions(
-    image: np.ndarray,
+    lab: np.ndarray,
     ids: np.ndarray,
-    labels: LabelSet,
-    things: Sequence[int],
+    street: Street,
     generator: np.random.Generator,
     num_wordings: int = 3,
     min_area: int = 64,
@@ -48,10 +59,9 @@ def word_regions(
     """Describe the regions of an image by their measured colours.
 
     Args:
-        image: (H, W, 3) uint8.
+        lab: colours (H, W, 3) in CIELAB, as `measure_colors` returns them.
         ids: class ids (H, W).
-        labels: their label set.
-        things: ids of the classes whose connected parts are described one by one.
+        street: the roles of their classes; the connected parts of things are described one by one.
         generator: source of the wordings.
         num_wordings: wordings of each text, every other one with "dark" or "light" where that is so.
         min_area: pixels that a region needs.
@@ -60,33 +70,32 @@ def word_regions(
         for each region with a colour that prevails: `class`, `thing` (its number from left to right, -1 for all pixels
         of a class), `texts`, and `color`.
     """
-    lab, found = rgb_to_lab(image), []
-    for class_id, name in enumerate(labels.names):
-        inside = ids == class_id
-        is_thing = class_id in things
-        numbers = number_things(inside) if is_thing else np.where(inside, 0, -1)  # (H, W)
+    found: list[dict[str, Any]] = []
+    for class_id, name in enumerate(street.labels.names):
+        inside, thing = ids == class_id, street.things.get(class_id)
+        numbers = number_things(inside) if thing else np.where(inside, 0, -1)  # (H, W)
         for number in range(numbers.max() + 1):
             pixels = lab[numbers == number]  # (N, 3)
-            color = region_color(pixels) if len(pixels) >= min_area else None
+            is_vehicle = thing is not None and thing.vehicle
+            color = region_color(pixels, is_vehicle) if len(pixels) >= min_area else None
             if color is None:
                 continue
-            wordings = generator.permutation(THING_WORDINGS if is_thing else CLASS_WORDINGS)[:num_wordings]
+            wordings = generator.permutation(THING_WORDINGS if thing else CLASS_WORDINGS)[:num_wordings]
             # Both names of a colour, in turn: "dark blue" and "blue"
             texts = [str(text).format(color=color[1 - i % 2], name=name) for i, text in enumerate(wordings)]
-            found.append({"class": name, "thing": number if is_thing else -1, "texts": texts, "color": color[0]})
+            found.append({"class": name, "thing": number if thing else -1, "texts": texts, "color": color[0]})
     return found
 
 
 def word_image(
-    image: np.ndarray,
+    lab: np.ndarray,
     ids: np.ndarray,
     labels: LabelSet,
     attributes: Mapping[str, str | None],
     generator: np.random.Generator,
     num_wordings: int = 3,
 ) -> list[str]:
-    """Describe an image (H, W, 3) uint8 as a whole, in several wordings: its attributes, its light and its sky."""
-    lab = rgb_to_lab(image)
+    """Describe an image (H, W, 3) in CIELAB as a whole, in several wordings: its attributes, its light and its sky."""
     facts = [str(value) for value in attributes.values() if value is not None and value not in UNKNOWN_WORDS]
     light = lab[..., 0].mean()
     facts += ["dark"] * bool(light < DARK) + ["bright"] * bool(light >= BRIGHT)
@@ -101,16 +110,17 @@ def word_image(
 
 def caption_split(pairs: PairDataset, settings: CaptionSettings) -> tuple[list[dict[str, Any]], dict[str, Counter]]:
     """Return the columns of each pair of a split, and how often each class has each colour."""
-    things = tuple(Street.of(pairs.labels).things)
+    street = Street.of(pairs.labels)
     options = {"num_wordings": settings.num_wordings}
     columns: list[dict[str, Any]] = []
     counts: dict[str, Counter] = {name: Counter() for name in pairs.labels.names}
     for index in progress_bar(range(len(pairs)), desc="captions"):
-        image, ids = np.asarray(pairs.photo(index)), pairs.mask(index)
+        ids = pairs.mask(index)
+        lab = measure_colors(np.asarray(pairs.photo(index)), ids, street, settings.white_balance)
         generator = np.random.default_rng([settings.seed, index])
         attributes = {name: pairs.attributes[name][index] for name in settings.attributes}
-        texts = word_image(image, ids, pairs.labels, attributes, generator, **options)
-        regions = word_regions(image, ids, pairs.labels, things, generator, min_area=settings.min_area, **options)
+        texts = word_image(lab, ids, pairs.labels, attributes, generator, **options)
+        regions = word_regions(lab, ids, street, generator, min_area=settings.min_area, **options)
         for region in regions:
             counts[region["class"]][region.pop("color")] += 1
         columns.append({"captions": texts, "region_captions": regions})

@@ -24,4 +24,5 @@ class CaptionSettings(Settings):
     )
     num_wordings: int = option(3, at_least=1, help="wordings of each text; fewer where there are fewer")
     min_area: int = option(64, at_least=1, help="pixels that a thing or a class needs to be described")
+    white_balance: bool = option(True, help="remove the cast of the light, measured on the road, from all but the sky")
     seed: int = option(0, at_least=0, help="seed of the wordings")

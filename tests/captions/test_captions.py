@@ -7,10 +7,12 @@ import pytest
 from PIL import Image
 
 from semseg_diffusers import LabelSet, cli
-from semseg_diffusers.captions.caption import word_image, word_regions
-from semseg_diffusers.captions.colors import NAMES, name_colors, region_color, rgb_to_lab
+from semseg_diffusers.captions.caption import measure_colors, word_image, word_regions
+from semseg_diffusers.captions.colors import NAMES, balance_white, name_colors, region_color, rgb_to_lab
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
+from semseg_diffusers.masks.editing.objects import Street
+from semseg_diffusers.toy.scenes import draw_scene
 
 
 LABELS = LabelSet.from_preset("bdd100k")
@@ -34,7 +36,7 @@ def street(light: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
 
 def described(**options) -> list[dict]:
     image, ids = street()
-    return word_regions(image, ids, LABELS, (CAR, PERSON), np.random.default_rng(0), **options)
+    return word_regions(rgb_to_lab(image), ids, Street.of(LABELS), np.random.default_rng(0), **options)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,9 @@ def described(**options) -> list[dict]:
         ((250, 250, 250), "white"), ((205, 210, 208), "white"), ((210, 20, 30), "red"), ((120, 35, 38), "red"),
         ((250, 120, 20), "orange"), ((250, 220, 30), "yellow"), ((30, 150, 40), "green"), ((40, 60, 35), "green"),
         ((30, 60, 200), "blue"), ((20, 30, 80), "blue"), ((130, 180, 240), "blue"), ((110, 40, 140), "purple"),
-        ((250, 140, 190), "pink"), ((100, 60, 30), "brown"), ((210, 190, 160), "beige"),
+        ((250, 140, 190), "pink"), ((100, 60, 30), "brown"), ((210, 190, 160), "beige"), ((130, 20, 60), "red"),
+        ((10, 150, 140), "turquoise"), ((0, 230, 230), "turquoise"), ((221, 253, 253), "blue"),
+        ((205, 253, 254), "blue"), ((150, 210, 250), "blue"), ((170, 255, 250), "turquoise"),
     ],
 )  # fmt: skip
 def test_colours_have_the_names_that_people_give_them(rgb, name):
@@ -62,6 +66,62 @@ def test_a_colour_prevails_or_nothing_is_said():
     assert region_color(rgb_to_lab(np.array([red, red, white, [10, 10, 10]], dtype=np.uint8))) == ("red", "red")
     assert region_color(rgb_to_lab(np.array([red, green, white], dtype=np.uint8))) is None
     assert region_color(rgb_to_lab(np.array([[140, 190, 250]], dtype=np.uint8))) == ("blue", "light blue")
+
+
+def test_windows_and_tyres_do_not_give_a_vehicle_its_colour():
+    red, black = [170, 30, 35], [15, 15, 18]
+    pixels = rgb_to_lab(np.array(4 * [red] + 6 * [black], dtype=np.uint8))
+    assert region_color(pixels) == ("black", "black")
+    assert region_color(pixels, is_vehicle=True) == ("red", "red")
+    assert region_color(pixels[3:], is_vehicle=True) == ("black", "black")
+
+
+def cast_street(cast: tuple[float, float, float]) -> tuple[np.ndarray, np.ndarray]:
+    """The street with a silver car in place of the blue one, in a light of this colour, with the sky as it is."""
+    image, ids = street()
+    image[16:28, 34:54] = (121, 124, 126)
+    balanced = np.where((ids == SKY)[..., None], image, image * np.array(cast))
+    return balanced.astype(np.uint8), ids
+
+
+def test_the_cast_of_the_light_does_not_change_names_and_the_sky_keeps_its_own():
+    image, ids = cast_street((0.89, 0.95, 1.07))
+    lab = {balance: measure_colors(image, ids, Street.of(LABELS), balance) for balance in (True, False)}
+    right_car, left_car = ((ids == CAR) & (np.arange(SIZE[1]) // 32 == half) for half in (1, 0))
+    assert region_color(lab[False][right_car], True) == ("blue", "blue")
+    assert region_color(lab[True][right_car], True) == ("grey", "grey")
+    assert region_color(lab[True][left_car], True) == ("red", "red")
+    np.testing.assert_array_equal(lab[True][ids == SKY], lab[False][ids == SKY])
+    np.testing.assert_array_equal(lab[True][..., 0], lab[False][..., 0])
+
+
+def test_a_balance_is_bounded_and_leaves_coloured_light_and_images_without_ground_alone():
+    lab = rgb_to_lab(street()[0])
+    ground = street()[1] == ROAD
+    assert balance_white(lab, np.zeros_like(ground)) is lab
+    for cast, shift in (((3, -4), 5), ((9, 3), 6)):  # a*, b*
+        found = balance_white(lab + np.array([0, *cast]), ground) - lab - np.array([0, *cast])
+        np.testing.assert_allclose(np.linalg.norm(found, axis=-1).max(), shift, atol=0.05)
+    night = lab + np.array([0, 12, 24])  # sodium lamps
+    assert balance_white(night, ground) is night
+
+
+def toy_cars(image: np.ndarray, ids: np.ndarray, white_balance: bool) -> dict[int, str]:
+    """Return the colours of the cars of a scene by their numbers."""
+    street = Street.of(LABELS)
+    lab = measure_colors(image, ids, street, white_balance)
+    found = word_regions(lab, ids, street, np.random.default_rng(0))
+    return {each["thing"]: each["color"] for each in found if each["class"] == "car"}
+
+
+def test_the_red_and_blue_cars_of_toy_scenes_keep_their_names():
+    names = []
+    for seed in range(40):
+        image, ids, _ = draw_scene(seed)
+        before, after = (toy_cars(np.asarray(image), ids, balance) for balance in (False, True))
+        names += [(color, after.get(number)) for number, color in before.items() if color in ("red", "blue")]
+    assert len(names) >= 8
+    assert all(old == new for old, new in names)
 
 
 def test_things_are_described_one_by_one_from_left_to_right_and_classes_as_a_whole():
@@ -83,7 +143,8 @@ def test_an_image_is_described_by_attributes_light_and_sky():
     attributes = {"weather": "rainy", "timeofday": "undefined"}
 
     def texts(light: float, seed: int = 0) -> list[str]:
-        return word_image(*street(light), LABELS, attributes, np.random.default_rng(seed))
+        image, ids = street(light)
+        return word_image(rgb_to_lab(image), ids, LABELS, attributes, np.random.default_rng(seed))
 
     for text in texts(1.0):
         assert "rainy" in text
