@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from semseg_diffusers.pipelines.text_inputs import number_things
 from semseg_diffusers.utils.files import read_json_lines, versions, write_json, write_text
 from semseg_diffusers.utils.progress import progress_bar
 
+
+if TYPE_CHECKING:
+    from semseg_diffusers.captions.captioner import Captioner
 
 RECORD_FILE = "caption.json"
 DARK, BRIGHT = 30, 65  # mean lightness of images that are called so
@@ -108,18 +111,23 @@ def word_image(
     return list(texts)
 
 
-def caption_split(pairs: PairDataset, settings: CaptionSettings) -> tuple[list[dict[str, Any]], dict[str, Counter]]:
+def caption_split(
+    pairs: PairDataset, settings: CaptionSettings, captioner: "Captioner | None"
+) -> tuple[list[dict[str, Any]], dict[str, Counter]]:
     """Return the columns of each pair of a split, and how often each class has each colour."""
     street = Street.of(pairs.labels)
     options = {"num_wordings": settings.num_wordings}
     columns: list[dict[str, Any]] = []
     counts: dict[str, Counter] = {name: Counter() for name in pairs.labels.names}
     for index in progress_bar(range(len(pairs)), desc="captions"):
-        ids = pairs.mask(index)
-        lab = measure_colors(np.asarray(pairs.photo(index)), ids, street, settings.white_balance)
+        image, ids = pairs.photo(index), pairs.mask(index)
+        lab = measure_colors(np.asarray(image), ids, street, settings.white_balance)
         generator = np.random.default_rng([settings.seed, index])
-        attributes = {name: pairs.attributes[name][index] for name in settings.attributes}
-        texts = word_image(lab, ids, pairs.labels, attributes, generator, **options)
+        if captioner is None:
+            attributes = {name: pairs.attributes[name][index] for name in settings.attributes}
+            texts = word_image(lab, ids, pairs.labels, attributes, generator, **options)
+        else:
+            texts = captioner.describe(image, **options)
         regions = word_regions(lab, ids, street, generator, min_area=settings.min_area, **options)
         for region in regions:
             counts[region["class"]][region.pop("color")] += 1
@@ -135,12 +143,18 @@ def run(settings: CaptionSettings) -> None:
     splits = {split: (path, load_pairs(source, split)) for split, path in metadata_folders(source).items()}
     for _, pairs in splits.values():
         attribute_values(pairs, settings.attributes)
+    captioner, used = None, versions("numpy")
+    if settings.captioner is not None:
+        from semseg_diffusers.captions.captioner import Captioner  # imports torch and transformers
+
+        captioner = Captioner(settings.captioner, settings.captioner_prompt, settings.device)
+        used = versions("numpy", "torch", "transformers")
     totals: dict[str, Counter] = {}
     num_texts = 0
     with new_output(settings.output) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
         for path, pairs in splits.values():
-            columns, counts = caption_split(pairs, settings)
+            columns, counts = caption_split(pairs, settings, captioner)
             rows = read_json_lines(path / METADATA_FILE)
             lines = (json.dumps(row | new, ensure_ascii=False) for row, new in zip(rows, columns, strict=True))
             write_text(folder / path.name / METADATA_FILE, "".join(f"{line}\n" for line in lines))
@@ -148,6 +162,8 @@ def run(settings: CaptionSettings) -> None:
             for name, found in counts.items():
                 totals[name] = totals.get(name, Counter()) + found
         colors = {name: dict(found.most_common()) for name, found in totals.items() if found}
-        write_json(folder / RECORD_FILE, {**asdict(settings), "colors": colors, "versions": versions("numpy")})
+        revision = None if captioner is None else captioner.revision
+        record = {**asdict(settings), "captioner_revision": revision, "colors": colors, "versions": used}
+        write_json(folder / RECORD_FILE, record)
     num_images = sum(len(pairs) for _, pairs in splits.values())
     sys.stdout.write(f"{settings.output}: {num_images} images, texts about {num_texts} regions of them\n")

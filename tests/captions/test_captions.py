@@ -196,6 +196,9 @@ def test_the_command_writes_a_dataset_that_holds_the_texts(dataset, tmp_path, ca
     [
         (["--attributes", "season"], "has no column of text 'season' for an attribute; it has weather"),
         (["--num_wordings", "0"], "num_wordings"),
+        (["--captioner_prompt", "a photo of"], "give --captioner as well, or neither"),
+        (["--captioner", "model", "--attributes", "weather"], "leave out --attributes or --captioner"),
+        (["--captioner", "/nowhere/model"], "there is no folder '/nowhere/model', and it is not a model id"),
         (["--dataset", "nowhere"], "'nowhere' is no prepared dataset; expected a folder that `prepare`"),
     ],
 )
