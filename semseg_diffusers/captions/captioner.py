@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 
+from semseg_diffusers.hub.text_encoders import cached_commit
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
@@ -35,16 +36,16 @@ class Captioner:
         with hub_errors(f"loading the captioner '{name}'", name, "model"):
             try:
                 self.processor: Any = AutoProcessor.from_pretrained(name)
-                self.model: Any = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
+                model: Any = AutoModelForImageTextToText.from_pretrained(name, use_safetensors=True)
             except (ValueError, KeyError, SafetensorError) as error:
                 raise ValueError(
                     f"--captioner {name} does not load as an image-to-text model of transformers: "
                     f"{str(error).splitlines()[0]:.160} Give a folder or an id with config.json, model.safetensors "
                     "and a processor, such as Salesforce/blip-image-captioning-base."
                 ) from error
-        self.revision: str | None = getattr(self.model.config, "_commit_hash", None)  # of the Hub
+        self.revision = cached_commit(name)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model.to(self.device).eval()
+        self.model = model.to(self.device).eval()
         self.is_chat = getattr(self.processor, "chat_template", None) is not None
         self.prompt = prompt or (INSTRUCTION if self.is_chat else None)
 

@@ -154,11 +154,15 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     text_components: dict[str, Any] = {}
     if getattr(config, "text_embed_dim", 0):
         if pipeline.text_encoder is None:
-            raise ValueError(f"{where} reads texts, but has no text encoder. Give the folder that its training saved.")
+            raise ValueError(
+                f"{where} reads texts, but its text encoder is missing. Give the folder that its training saved, and "
+                "a connection if that names an encoder on the Hub."
+            )
         captions = read_captions(settings, data)
         text_components = {
             "text_encoder": pipeline.text_encoder.requires_grad_(False).eval(),
             "tokenizer": pipeline.tokenizer,
+            "text_encoder_source": pipeline.config.get("text_encoder_source"),
         }
     elif given := settings.given(CAPTION_OPTIONS):
         raise ValueError(f"{given[0]} is for models that read texts, and {where} does not. Leave it out.")

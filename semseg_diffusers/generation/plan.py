@@ -279,7 +279,7 @@ def _check_texts(pipeline: Any, settings: GenerationSettings, labels: LabelSet) 
     if pipeline.text_encoder is None:
         raise ValueError(
             f"{', '.join(named)}: the model reads texts, and its folder lacks the `text_encoder` and the `tokenizer` "
-            "that it was trained with: add them."
+            "that it was trained with: add them, or let them load where it names those of the Hub."
         )
     texts: dict[str, None] = {}
 

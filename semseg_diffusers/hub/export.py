@@ -22,9 +22,10 @@ from semseg_diffusers.generation.settings import GenerationSettings, Inputs
 from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
+from semseg_diffusers.hub.text_encoders import check_same_encoder, load_text_encoder, source_of
 from semseg_diffusers.hub.weights import only_variant
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import check_output, follow_umask, new_folder, versions
+from semseg_diffusers.utils.files import check_output, follow_umask, new_folder, read_json, versions
 from semseg_diffusers.utils.images import BACKGROUND, GAP, image_grid
 
 
@@ -158,8 +159,10 @@ def export_model(settings: ExportSettings) -> Path:
             "--masks and --generator."
         )
     if settings.masks is not None:
-        choose_masks(settings)  # checked before any work, like the next
+        choose_masks(settings)  # checked before any work, like the next ones
         mask_labels = None if settings.mask_labels is None else LabelSet.from_name(settings.mask_labels)
+    if settings.text_encoder_id is not None and "text_encoder" not in index:
+        raise ValueError(f"--text_encoder_id: '{folder}' holds no text encoder. Omit it.")
     output = check_output(settings.output, settings.overwrite, folders.EXPORT_FILE, KIND)
 
     with new_folder(output, folders.EXPORT_FILE, KIND, settings.overwrite) as made:
@@ -171,7 +174,12 @@ def export_model(settings: ExportSettings) -> Path:
             raise ValueError(
                 f"--dtype {dtype} cannot hold the weights {', '.join(lost[:3])}: use bfloat16 or float32."
             )
+        if (name := settings.text_encoder_id) is not None:
+            encoder = load_text_encoder(name, "--text_encoder_id")
+            check_same_encoder(name, *encoder, pipeline)
+            pipeline.register_text_encoder(*encoder, source_of(name))
         pipeline.save_pretrained(made)
+        index = read_json(made / folders.INDEX)
         follow_umask(made)
         for path in [*made.rglob("*.py")]:
             path.unlink()

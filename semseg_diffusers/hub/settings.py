@@ -67,6 +67,10 @@ class ExportSettings(SheetOptions, Settings):
     model: str = option(metavar="RUN", help="run folder, or a folder that save_pretrained wrote")
     output: str = option(metavar="DIR", help="folder to create; the card names it as it is given here")
     dtype: str = option("float16", choices=("float16", "bfloat16", "float32"), help="precision of the stored weights")
+    text_encoder_id: str | None = option(
+        None, metavar="ID", help="store this id of the model's text encoder on the Hub, and its commit, instead of "
+        "its weights, which must be the same",
+    )  # fmt: skip
     results: tuple[str, ...] = option((), metavar="FILE", help=RESULTS_HELP)
     overwrite: bool = option(False, help="replace a folder that this command made")
 

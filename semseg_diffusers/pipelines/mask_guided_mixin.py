@@ -22,7 +22,16 @@ from diffusers.utils.torch_utils import randn_tensor
 from .guidance import Conditions, evaluation_mode, has_offload_hooks
 from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_masks
 from .scheduler_trial import check_scheduler, describe, mend_scheduler
-from .text_inputs import Texts, check_text_encoder, embed_texts, lay_texts, split_dicts, split_texts, stack_texts
+from .text_inputs import (
+    Texts,
+    check_text_encoder,
+    embed_texts,
+    lay_texts,
+    load_referenced_encoder,
+    split_dicts,
+    split_texts,
+    stack_texts,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -107,7 +116,13 @@ class MaskGuidedMixin(Base):
         unet = getattr(pipeline, "unet", None)  # diffusers passes on only what `__init__` names by its exact class
         if hasattr(unet, "encode_mask"):
             kwargs.setdefault("unet", unet)
+        source = pipeline.config.get("text_encoder_source")
+        is_missing = source is not None and pipeline.text_encoder is None  # it did not load before
+        if is_missing:
+            kwargs.setdefault("text_encoder_source", None)
         made = super().from_pipe(pipeline, **kwargs)
+        if is_missing and made.text_encoder is None:
+            made.register_to_config(text_encoder_source=source)
         if made.unet is unet:
             made.trained_scheduler = getattr(pipeline, "trained_scheduler", None) or made.scheduler
         return made
@@ -120,10 +135,21 @@ class MaskGuidedMixin(Base):
                 f"`unet` is a {type(unet).__name__}, which reads no masks; expected a mask-guided network, such as "
                 "MaskGuidedUNet2DModel. MaskControlNetModel.from_unet(unet) makes one of a UNet2DModel, to train."
             )
-        if "text_encoder" in kwargs:
-            check_text_encoder(kwargs["text_encoder"], kwargs["tokenizer"])
         super().register_modules(**kwargs)
         self.trained_scheduler = kwargs.get("scheduler", self.trained_scheduler)
+
+    def register_text_encoder(self, text_encoder: Any, tokenizer: Any, source: str | None) -> None:
+        """Register a text encoder and its tokenizer, or load those of a source on the Hub.
+
+        Where there is a source, it is saved in place of weights and tokenizer.
+        """
+        if source is not None and text_encoder is None and tokenizer is None:
+            text_encoder, tokenizer = load_referenced_encoder(source)
+        check_text_encoder(text_encoder, tokenizer)
+        self.register_modules(text_encoder=text_encoder, tokenizer=tokenizer)
+        if source is not None:
+            nothing = (None, None)  # what diffusers saves of a component that is absent
+            self.register_to_config(text_encoder=nothing, tokenizer=nothing, text_encoder_source=source)
 
     def register_recommendation(
         self,
@@ -456,9 +482,10 @@ class MaskGuidedMixin(Base):
         if not length:
             raise ValueError(f"this network reads no texts (it has no `text_embed_dim`): omit `{name}`.")
         if self.text_encoder is None:
+            source = self.config.get("text_encoder_source")
             raise ValueError(
                 f"this pipeline has no text encoder for `{name}`: make it with the `text_encoder` and the `tokenizer` "
-                "that the network was trained with."
+                f"that the network was trained with{'' if source is None else f', {source} on the Hub'}."
             )
         prompts = split_texts("prompt", prompt, count)
         negative_prompts = split_texts("negative_prompt", negative_prompt, count)

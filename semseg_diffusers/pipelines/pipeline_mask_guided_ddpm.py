@@ -37,6 +37,9 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             that they were trained with, such as a BertModel (MiniLM), a T5EncoderModel or a CLIPTextModel. Embeddings
             are the mean of its last hidden states over the tokens, of CLIP the pooled state.
         tokenizer (*optional*): Its tokenizer. Both are saved and loaded with the pipeline.
+        text_encoder_source (`str`, *optional*): Where both are on the Hub, as `"owner/name@commit"`. It is saved in
+            their place, and they are loaded from there; where that fails, a warning says so and the pipeline takes no
+            prompts.
 
     Example:
     ```py
@@ -57,9 +60,11 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         trained_timesteps: Sequence[int] | None = None,
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
+        text_encoder_source: str | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_text_encoder(text_encoder, tokenizer, text_encoder_source)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
     @torch.no_grad()

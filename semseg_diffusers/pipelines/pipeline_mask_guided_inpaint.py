@@ -62,8 +62,9 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         default_num_inference_steps (`int`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
         default_guidance_scale (`float`, *optional*): The guidance scale that the checkpoint recommends.
         trained_timesteps (`list[int]`, *optional*): The timesteps that a distilled network was trained at.
-        text_encoder (`torch.nn.Module`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next one.
+        text_encoder (`torch.nn.Module`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
         tokenizer (*optional*): The tokenizer of the text encoder.
+        text_encoder_source (`str`, *optional*): Where both are on the Hub.
 
     Example:
     ```py
@@ -84,9 +85,11 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         trained_timesteps: Sequence[int] | None = None,
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
+        text_encoder_source: str | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_text_encoder(text_encoder, tokenizer, text_encoder_source)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
     def check_edit_inputs(

@@ -64,8 +64,8 @@ class PortableFolderMixin:
             copy_source(pipeline_source, os.path.join(folder, "pipeline.py"))
         for name, component in self.components.items():
             cls = type(component._orig_mod if is_compiled_module(component) else component)
-            if component is None:
-                index.pop(name)  # an optional one: the folder is that of a pipeline without it
+            if component is None or index[name] == [None, None]:
+                index.pop(name)  # an optional one, absent or on the Hub: the folder is that of a pipeline without it
                 continue
             source = None if cls.__module__.startswith(("diffusers.", "transformers.")) else source_file(cls)
             if source is None:

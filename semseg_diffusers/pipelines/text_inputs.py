@@ -1,15 +1,20 @@
 """Texts beside masks: which text is about which pixels, and their embeddings by a frozen encoder of transformers.
 
 A text about a region is laid onto its pixels, after FreestyleNet (Xue et al. 2023, section 3.2). This file is saved
-beside the weights and runs without the package: it imports the standard library, numpy and torch only.
+beside the weights and runs without the package: it imports the standard library, numpy, torch and diffusers only.
 """
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from diffusers.utils import logging
+
+
+logger = logging.get_logger(__name__)
 
 
 class Texts(NamedTuple):
@@ -173,6 +178,27 @@ def check_text_encoder(text_encoder: Any, tokenizer: Any) -> None:
             f"`text_encoder` is a {type(text_encoder).__name__}; expected a model that encodes text alone. Load it "
             "with transformers' T5EncoderModel or CLIPTextModel, or AutoModelForTextEncoding."
         )
+
+
+def load_referenced_encoder(source: str) -> tuple[Any, Any]:
+    """Load a text encoder and its tokenizer that a pipeline names, "owner/name@commit" of the Hub, from safetensors.
+
+    (None, None), and a warning of one line, where that cannot be.
+    """
+    name, _, revision = source.partition("@")
+    options = {"revision": revision or "main"}
+    try:
+        transformers = importlib.import_module("transformers")  # needed by networks that read texts alone
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
+        encoder = transformers.AutoModelForTextEncoding.from_pretrained(name, use_safetensors=True, **options)
+    except (ImportError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        logger.warning(
+            f"The text encoder {source} of this pipeline did not load, so it takes no prompts: {reason} Load it again "
+            "with a connection to the Hub, or pass `text_encoder` and `tokenizer`."
+        )
+        return None, None
+    return encoder.requires_grad_(False).eval(), tokenizer
 
 
 def tokenize(text: str, text_encoder: Any, tokenizer: Any) -> dict[str, torch.Tensor]:

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from huggingface_hub import cached_assets_path
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.hub.folders import weights_hash
-from semseg_diffusers.pipelines.text_inputs import check_text_encoder, embed_texts, number_things
-from semseg_diffusers.utils.hub_errors import check_name, hub_errors
+from semseg_diffusers.pipelines.text_inputs import embed_texts, number_things
 
 
 logger = logging.getLogger(__name__)
@@ -30,31 +28,6 @@ class Region(NamedTuple):
     class_id: int
     thing: int  # its number from left to right (`number_things`), -1 for all pixels of the class
     texts: tuple[str, ...]  # wordings, one or more
-
-
-def load_text_encoder(name: str) -> tuple[Any, Any]:
-    """Load a text encoder of transformers and its tokenizer from a folder or the Hub, frozen.
-
-    Raises:
-        ValueError: no such folder, or it holds no model that encodes text alone, or a truncated file.
-        HubError: the Hub has no such model, or denies access.
-    """
-    from transformers import AutoModelForTextEncoding, AutoTokenizer
-
-    check_name(name, "model")
-    where = f"--text_encoder {name}"
-    with hub_errors(f"loading the text encoder '{name}'", name, "model"):
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            encoder = AutoModelForTextEncoding.from_pretrained(name, use_safetensors=True)
-        except (ValueError, KeyError, SafetensorError) as error:
-            raise ValueError(
-                f"{where} does not load as a text encoder of transformers: {str(error).splitlines()[0]} Give a folder "
-                "or an id with config.json, model.safetensors and a tokenizer, such as "
-                "sentence-transformers/all-MiniLM-L6-v2."
-            ) from error
-    check_text_encoder(encoder, tokenizer)
-    return encoder.requires_grad_(False).eval(), tokenizer
 
 
 class Captions:

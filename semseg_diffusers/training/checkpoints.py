@@ -43,6 +43,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
         "init_from", "init_classes", "base_model", "model", "revision", "text_encoder",
+        "text_encoder_by_reference",
     )
 )  # fmt: skip
 

@@ -14,9 +14,10 @@ from diffusers import DDPMScheduler, ModelMixin
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_values, column_options, load_pairs, read_record
 from semseg_diffusers.hub.folders import weights_hash
+from semseg_diffusers.hub.text_encoders import load_text_encoder, source_of
 from semseg_diffusers.pipelines.text_inputs import embed_texts
 from semseg_diffusers.training.base_model import BaseModel, load_base
-from semseg_diffusers.training.captions import Captions, load_text_encoder
+from semseg_diffusers.training.captions import Captions
 from semseg_diffusers.training.class_balance import ClassBalance, ClassCounts, class_rarity, count_classes
 from semseg_diffusers.training.hardware import check_regions
 from semseg_diffusers.training.networks import build_network
@@ -46,7 +47,8 @@ class Inputs:
     noise_scheduler: DDPMScheduler
     captions: Captions | None = None
     preview_captions: Captions | None = None
-    text_components: dict[str, Any] = field(default_factory=dict)  # `text_encoder` and `tokenizer`, for captions
+    # `text_encoder`, `tokenizer` and perhaps `text_encoder_source` of the pipeline, for captions
+    text_components: dict[str, Any] = field(default_factory=dict)
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -80,7 +82,8 @@ def load_inputs(settings: LoopSettings, accelerator: Accelerator, build: Build |
     if (captions := inputs.captions) is not None:
         inputs.text_components["text_encoder"].to(accelerator.device)  # for previews too
         for does_it in (is_first, not is_first):
-            embed = functools.partial(captions.embed, **inputs.text_components, device=accelerator.device)
+            encoder, tokenizer = (inputs.text_components[name] for name in ("text_encoder", "tokenizer"))
+            embed = functools.partial(captions.embed, encoder, tokenizer, accelerator.device)
             run_on_all_ranks(embed if does_it else lambda: None)
     check_regions(accelerator, inputs.unet)
     if settings.gradient_checkpointing:
@@ -163,6 +166,8 @@ def _build_inputs(settings: TrainingSettings, data: Data) -> Inputs:
         captions = read_captions(settings, data)
         text_encoder, tokenizer = load_text_encoder(settings.text_encoder)
         text_components = {"text_encoder": text_encoder, "tokenizer": tokenizer}
+        if settings.text_encoder_by_reference:
+            text_components["text_encoder_source"] = source_of(settings.text_encoder)
         (example,) = embed_texts([captions[0].texts[0]], text_encoder, tokenizer).values()
         length = len(example)
     size, base_unet = training_size(settings, data), None if base is None else base.unet

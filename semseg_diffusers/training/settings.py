@@ -168,6 +168,10 @@ class NetworkOptions(Settings):
         None, metavar="MODEL", help="folder or Hub id of a text encoder of transformers (MiniLM, CLIP, T5): the "
         "network reads the captions of the data, and prompts",
     )  # fmt: skip
+    text_encoder_by_reference: bool = option(
+        False, help="save id and commit of the text encoder with the model instead of its weights, for one of the Hub "
+        "whose licence or size forbids a copy",
+    )  # fmt: skip
     init_from: str | None = option(
         None, metavar="MODEL",
         help="folder or Hub id of a model to start from: weights of the same name and shape; what it knows of classes "
@@ -392,7 +396,7 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
         if self.network == "mask_guided" and self.mask_pyramid and len(self.block_out_channels) < 2:
             raise ValueError("--mask_pyramid needs two or more levels (--block_out_channels).")
         self._check_upscaler()
-        if self.text_encoder is None and (given := self.given(CAPTION_OPTIONS)):
+        if self.text_encoder is None and (given := self.given((*CAPTION_OPTIONS, "text_encoder_by_reference"))):
             raise ValueError(f"{given[0]} is for networks that read texts: give --text_encoder, or leave it out.")
         if self.mask_conditioning != "spade" and self.given(["spade_channels"]):
             raise ValueError(

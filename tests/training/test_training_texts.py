@@ -15,9 +15,10 @@ from semseg_diffusers import MaskGuidedDDPMPipeline, cli
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.distillation.distill import DistillationRun, Objective, build_inputs
 from semseg_diffusers.distillation.settings import DistillationSettings
+from semseg_diffusers.hub.text_encoders import load_text_encoder
 from semseg_diffusers.pipelines.text_inputs import number_things
 from semseg_diffusers.toy.scenes import write_toy_dataset
-from semseg_diffusers.training.captions import Captions, load_text_encoder
+from semseg_diffusers.training.captions import Captions
 from semseg_diffusers.training.dataset import TrainingDataset, collate_samples
 from semseg_diffusers.training.inputs import load_inputs
 from semseg_diffusers.training.settings import TrainingSettings
