@@ -86,7 +86,8 @@ def unpack_mask(value: Any, labels: LabelSet, size: tuple[int, int]) -> np.ndarr
 
 def unpack_texts(value: dict[str, Any], labels: LabelSet, size: tuple[int, int]) -> dict[str, Any]:
     """Return the texts beside a mask as `SamplingRequest` takes them; None where nothing is said."""
-    prompt, classes, things = (value.get(name) for name in ("prompt", "class_prompts", "thing_prompts"))
+    names = ("prompt", "negative_prompt", "class_prompts", "thing_prompts")
+    prompt, negative, classes, things = (value.get(name) for name in names)
     height, width = size
     are_classes = classes is None or (isinstance(classes, dict) and classes.keys() <= {*labels.names})
     are_things = things is None or (
@@ -103,10 +104,10 @@ def unpack_texts(value: dict[str, Any], labels: LabelSet, size: tuple[int, int])
             f"{classes!r:.80} and {things!r:.80}."
         )
     points = {(thing["x"], thing["y"]): thing["text"] for thing in things or ()}
-    for text in (prompt, *(classes or {}).values(), *points.values()):
+    for text in (prompt, negative, *(classes or {}).values(), *points.values()):
         if text is not None and not (isinstance(text, str) and len(text) <= MAX_TEXT_LENGTH):
             raise ValueError(f"a text is {text!r:.40}; expected at most {MAX_TEXT_LENGTH} characters.")
-    return {"prompt": prompt, "class_prompts": classes or None, "thing_prompts": points or None}
+    return dict(zip(names, (prompt, negative, classes or None, points or None), strict=True))
 
 
 def check_number(name: str, value: Any, least: float, most: float, kind: type = float) -> Any:

@@ -74,6 +74,7 @@ class SamplingRequest:
     attribute_guidance_scale: float | None = None  # None: mask and attributes are guided together
     strength: float = 0.5  # for REDRAW
     prompt: str | None = None  # a text about the whole image
+    negative_prompt: str | None = None  # one that guidance leads away from
     class_prompts: dict[str, str] | None = None  # class -> a text about all its pixels
     thing_prompts: dict[tuple[int, int], str] | None = None  # (x, y) of a pixel -> a text about the thing there
 
@@ -91,6 +92,7 @@ class SamplingRequest:
             attributes=self.attributes or None,
             attribute_guidance_scale=None if scale is None else check_number("guidance", scale, 0, MAX_GUIDANCE),
             prompt=self.prompt,
+            negative_prompt=self.negative_prompt,
             strength=strength if self.mode == REDRAW else None,
             edit=EditSettings() if self.mode == EDIT else None,
         )
@@ -184,6 +186,7 @@ class Sampler:
                 for mode in modes:
                     try_scheduler(scheduler, self.recommended[0], pipeline.trained_scheduler, **mode)
                 self.schedulers.append(name)
+        self._revisions: dict[torch.nn.Module, str] = {}  # of the networks, which do not change
         self._lock = FairLock()  # one network: one image at a time, of each visitor in turn
         self.is_quick = steps <= FEW_STEPS
         self.upscaler_steps = None if upscaler is None else min(upscaler.resolve_sampling()[0], limits.max_steps)
@@ -215,7 +218,8 @@ class Sampler:
         pipeline = copy.copy(self.pipeline)  # shares the network; the scheduler may be another
         if scheduler is not None:
             pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
-        plan = plan_generation(pipeline, settings, upscaler=self.upscaler, upscaler_name=self.upscaler_name)
+        enlarging = {"upscaler": self.upscaler, "upscaler_name": self.upscaler_name}
+        plan = plan_generation(pipeline, settings, **enlarging, revisions=self._revisions)
         if plan.described_classes:
             source.columns[NUM_THINGS] = plan.num_things(source.ids)
         # The name is a hash of all that the image depends on.

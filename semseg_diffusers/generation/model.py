@@ -266,6 +266,11 @@ def model_revision(unet: Any) -> str:
     return commit.group(1) if commit else weights_hash(unet.state_dict())
 
 
+def encoder_revision(text_encoder: Any) -> str:
+    """Return a hash of the weights of a text encoder, wherever it was loaded from."""
+    return weights_hash(text_encoder.state_dict())
+
+
 def speed_up(*networks: Any, torch_compile: bool, channels_last: bool) -> None:
     """Let networks compute faster, with the same results but for rounding; they save and load as before."""
     for network in networks:

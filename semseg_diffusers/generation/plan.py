@@ -6,7 +6,7 @@ Two runs with an equal `record` make the same images, so an output folder is res
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,13 @@ import torch
 
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.model import known_attributes, model_revision, pipeline_for, scheduler_options
+from semseg_diffusers.generation.model import (
+    encoder_revision,
+    known_attributes,
+    model_revision,
+    pipeline_for,
+    scheduler_options,
+)
 from semseg_diffusers.generation.settings import (
     GUIDANCE,
     IMAGE_FORMATS,
@@ -28,7 +34,6 @@ from semseg_diffusers.generation.settings import (
     GenerationSettings,
     grid,
 )
-from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.pipelines.mask_inputs import UNKNOWN
 from semseg_diffusers.pipelines.text_inputs import check_text, class_id_of, number_things, split_dicts
 
@@ -194,11 +199,20 @@ def plan_generation(
     mask_labels: LabelSet | None = None,
     upscaler: Any = None,
     upscaler_name: str | None = None,
+    revisions: dict[Any, str] | None = None,
 ) -> Plan:
     """Check settings against a pipeline, and record all that the images depend on beside their inputs.
 
-    Steps and guidance that the settings leave open are those that the pipeline recommends.
+    Steps and guidance that the settings leave open are those that the pipeline recommends. `revisions` keeps those of
+    networks, which a hash of their weights takes a while to find, for further calls.
     """
+
+    def revision(network: Any, find: Callable[[Any], str] = model_revision) -> str:
+        known_revisions = {} if revisions is None else revisions
+        if network not in known_revisions:
+            known_revisions[network] = find(network)
+        return known_revisions[network]
+
     if settings.image_format not in IMAGE_FORMATS:
         raise ValueError(f"image_format must be one of {', '.join(IMAGE_FORMATS)}; got {settings.image_format!r}.")
     steps, scale = pipeline.resolve_sampling(settings.num_inference_steps, settings.guidance_scale)
@@ -240,12 +254,12 @@ def plan_generation(
     }
     record = {
         "model": str(pipeline.config.get("_name_or_path") or "unsaved"),
-        "revision": model_revision(pipeline.unet),
+        "revision": revision(pipeline.unet),
         "guide_model": None if guide is None else guide_name or "unsaved",
-        "guide_revision": None if guide is None else model_revision(guide),
-        "text_encoder_revision": weights_hash(pipeline.text_encoder.state_dict()) if reads_texts else None,
+        "guide_revision": None if guide is None else revision(guide),
+        "text_encoder_revision": revision(pipeline.text_encoder, encoder_revision) if reads_texts else None,
         "upscaler": None if upscaler is None else upscaler_name or "unsaved",
-        "upscaler_revision": None if upscaler is None else model_revision(upscaler.unet),
+        "upscaler_revision": None if upscaler is None else revision(upscaler.unet),
         "scheduler": type(pipeline.scheduler).__name__,
         "scheduler_config": scheduler_config,
         **asdict(settings),

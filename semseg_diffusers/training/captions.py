@@ -14,12 +14,16 @@ from safetensors.torch import load_file, save_file
 
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.hub.folders import weights_hash
-from semseg_diffusers.pipelines.text_inputs import embed_texts, number_things
+from semseg_diffusers.pipelines.text_inputs import embed_texts, number_things, tokenize
 
 
 logger = logging.getLogger(__name__)
 
 EMBEDDINGS = "embeddings.safetensors"
+
+
+class NoTextsError(ValueError):
+    """A split has no columns of texts, or they hold none."""
 
 
 class Region(NamedTuple):
@@ -50,12 +54,13 @@ class Captions:
         """Read the columns of a split that the settings name, as `semseg-diffusers caption` writes them.
 
         Raises:
-            ValueError: it has neither column, or they hold something else.
+            NoTextsError: it has neither column, or they hold no text.
+            ValueError: they hold something else.
         """
         columns = {name: pairs.column(name) for name in (settings.caption_column, settings.region_caption_column)}
         about_images, about_regions = columns.values()
         if about_images is None and about_regions is None:
-            raise ValueError(
+            raise NoTextsError(
                 f"{pairs.name} has no columns {' or '.join(map(repr, columns))} with texts. Write them with "
                 "`semseg-diffusers caption`, or name a column of texts: --caption_column."
             )
@@ -69,7 +74,7 @@ class Captions:
             ]
         captions = cls(images, regions)
         if not captions.texts:
-            raise ValueError(f"the columns {' and '.join(map(repr, columns))} of {pairs.name} hold no text at all.")
+            raise NoTextsError(f"the columns {' and '.join(map(repr, columns))} of {pairs.name} hold no text at all.")
         return captions
 
     @property
@@ -96,6 +101,13 @@ class Captions:
             save_file({"embeds": torch.stack([embeds[text] for text in self.texts]).cpu()}, staging)
             os.replace(staging, file)
         self.embeds = load_file(file)["embeds"]
+
+    def check_lengths(self, text_encoder: Any, tokenizer: Any) -> None:
+        """Raise a `ValueError` for a text that `prompts` returns and that has more tokens than the encoder reads."""
+        for text in {each[0] for each in self.images if each} | {
+            region.texts[0] for found in self.regions for region in found
+        }:
+            tokenize(text, text_encoder, tokenizer)
 
     def sample(
         self, index: int, ids: np.ndarray, generator: torch.Generator, dropout: float
@@ -169,9 +181,10 @@ def _wordings(value: Any, column: str, pairs: PairDataset, row: int) -> tuple[st
 def _regions(value: Any, column: str, pairs: PairDataset, row: int) -> tuple[Region, ...]:
     """Return what a cell says about classes and things: a list of {"class": name, "thing": number, "texts": [...]}."""
     found = []
-    for entry in value or ():
+    for entry in value if isinstance(value, (list, tuple)) else [] if value is None else [value]:
         where = f"column '{column}' of {pairs.name} holds {str(entry)[:80]} for '{pairs.stems[row]}'"
-        if not isinstance(entry, Mapping) or not {"class", "thing", "texts"} <= entry.keys():
+        named = isinstance(entry, Mapping) and {"class", "thing", "texts"} <= entry.keys()
+        if not named or type(entry["thing"]) is not int:
             raise ValueError(
                 f'{where}; expected {{"class": name, "thing": number, "texts": wordings}}, as `semseg-diffusers '
                 "caption` writes them."
@@ -180,5 +193,5 @@ def _regions(value: Any, column: str, pairs: PairDataset, row: int) -> tuple[Reg
             raise ValueError(f"{where}; the data has the classes {', '.join(pairs.labels.names)}.")
         texts = _wordings(entry["texts"], column, pairs, row)
         if texts:
-            found.append(Region(pairs.labels.label2id[entry["class"]], int(entry["thing"]), texts))
+            found.append(Region(pairs.labels.label2id[entry["class"]], entry["thing"], texts))
     return tuple(found)

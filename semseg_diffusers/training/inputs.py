@@ -17,7 +17,7 @@ from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.text_encoders import load_text_encoder, source_of
 from semseg_diffusers.pipelines.text_inputs import embed_texts
 from semseg_diffusers.training.base_model import BaseModel, load_base
-from semseg_diffusers.training.captions import Captions
+from semseg_diffusers.training.captions import Captions, NoTextsError
 from semseg_diffusers.training.class_balance import ClassBalance, ClassCounts, class_rarity, count_classes
 from semseg_diffusers.training.hardware import check_regions
 from semseg_diffusers.training.networks import build_network
@@ -85,6 +85,8 @@ def load_inputs(settings: LoopSettings, accelerator: Accelerator, build: Build |
             encoder, tokenizer = (inputs.text_components[name] for name in ("text_encoder", "tokenizer"))
             embed = functools.partial(captions.embed, encoder, tokenizer, accelerator.device)
             run_on_all_ranks(embed if does_it else lambda: None)
+        if (shown := inputs.preview_captions) is not None and shown is not captions:
+            run_on_all_ranks(lambda: shown.check_lengths(encoder, tokenizer))
     check_regions(accelerator, inputs.unet)
     if settings.gradient_checkpointing:
         inputs.unet.enable_gradient_checkpointing()
@@ -144,7 +146,7 @@ def read_captions(settings: LoopSettings, data: Data) -> tuple[Captions, Caption
         return captions, captions
     try:
         return captions, Captions.of(preview_pairs, settings)
-    except ValueError:
+    except NoTextsError:
         return captions, None
 
 

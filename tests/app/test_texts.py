@@ -8,6 +8,7 @@ from helpers.text_encoders import tiny_text_encoder
 
 from semseg_diffusers.app.inputs import pack_mask, unpack_texts
 from semseg_diffusers.app.sampler import Sampler, SamplingRequest
+from semseg_diffusers.generation import model
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.generation.plan import image_seed
@@ -38,17 +39,19 @@ def sampler(pipeline):
 
 def test_a_sample_is_what_generate_makes_of_the_same_texts(pipeline, sampler, tmp_path):
     texts = {"class_prompts": {"car": "a blue car", "road": "the night"}, "thing_prompts": {(13, 11): "a red car"}}
-    (sample,) = sampler.generate(street(), SamplingRequest(**FEW, prompt="a rainy evening", **texts))
+    texts |= {"prompt": "a rainy evening", "negative_prompt": "a white car"}
+    (sample,) = sampler.generate(street(), SamplingRequest(**FEW, **texts))
     (tmp_path / "masks").mkdir()
     LABELS.decode(street()).save(tmp_path / "masks" / "painted.png")
     settings = GenerationSettings(
-        num_inference_steps=2, guidance_scale=2.0, prompt="a rainy evening",
+        num_inference_steps=2, guidance_scale=2.0, prompt="a rainy evening", negative_prompt="a white car",
         class_prompts={"car": ["a blue car", "a blue car", "a red car"], "road": "the night"},
     )  # fmt: skip
     generate_dataset(pipeline, tmp_path / "masks", tmp_path / "out", settings)
     (row,) = read_metadata(tmp_path / "out")
     assert row["seed"] == sample.row["seed"] == image_seed(0, "painted", 0)
     assert sample.row["region_prompts"] == row["region_prompts"]
+    assert sample.row["negative_prompt"] == row["negative_prompt"] == "a white car"
     assert np.abs(pixels(tmp_path / "out" / row["image_file_name"]) - np.asarray(sample.image).astype(int)).max() <= 1
 
 
@@ -70,6 +73,7 @@ def test_things_of_large_masks_are_those_that_the_model_sees(pipeline):
         ({"class_prompts": {"car": 5}}, "a text is 5; expected at most 1000 characters"),
         ({"prompt": "a" * 1001}, "expected at most 1000 characters"),
         ({"prompt": {"a": 1}}, "a text is {'a': 1}"),
+        ({"negative_prompt": ["snow"]}, r"a text is \['snow'\]"),
         ({"thing_prompts": [{"x": 16, "y": 0, "text": "a car"}]}, "of at most 100 pixels; got None and"),
         ({"thing_prompts": [{"x": True, "y": 0, "text": "a car"}]}, "of at most 100 pixels"),
         ({"thing_prompts": [{"x": 0, "y": 0}]}, "of at most 100 pixels"),
@@ -93,6 +97,8 @@ def test_texts_come_with_the_mask_over_http_and_are_refused_in_words(sampler, tm
     with served(tmp_path, sampler) as address:
         for texts, expected in (
             ({"prompt": "a rainy evening"}, "1 generated."),
+            ({"prompt": "a rainy evening", "negative_prompt": "a red car"}, "1 generated."),
+            ({"negative_prompt": "a red car at night " * 4}, "at most 12: shorten it."),
             ({"prompt": "a red car at night " * 4}, "at most 12: shorten it."),
             ({"prompt": " "}, "holds an empty text"),
             ({"class_prompts": {"boat": "a boat"}}, "of classes of the model"),
@@ -100,6 +106,24 @@ def test_texts_come_with_the_mask_over_http_and_are_refused_in_words(sampler, tm
             event, answer = call(address, "generate", *arguments({**pack_mask(street()), **texts}))
             assert (event == "complete") == (expected == "1 generated.")
             assert expected in str(answer)
+
+
+def test_the_weights_are_hashed_once_for_all_requests(pipeline, monkeypatch):
+    hashed = []
+
+    def weights_hash(weights):
+        hashed.append(len(weights))
+        return original(weights)
+
+    original = model.weights_hash
+    monkeypatch.setattr(model, "weights_hash", weights_hash)
+    sampler, request = Sampler(pipeline, LIMITS), SamplingRequest(**FEW, prompt="a rainy evening")
+    (first,) = sampler.generate(street(), request)
+    assert len(hashed) == 2  # network and text encoder
+    (again,) = sampler.generate(street(), request)
+    assert len(hashed) == 2
+    assert again.record == first.record
+    assert first.record["text_encoder_revision"] == original(pipeline.text_encoder.state_dict())
 
 
 def test_a_model_that_reads_no_texts_refuses_them():

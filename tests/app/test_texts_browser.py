@@ -48,6 +48,7 @@ def write(visitor: Visitor, name: str, text: str) -> None:
 def test_texts_about_street_class_and_thing_reach_the_image_and_its_row(visitor, place):
     page = visitor.page
     write(visitor, "Prompt", "a rainy evening")
+    write(visitor, "Not (negative prompt)", "a blue house")
     visitor.choose("sky")
     write(visitor, "Class sky", "the night")
     visitor.tool("Describe")
@@ -63,6 +64,7 @@ def test_texts_about_street_class_and_thing_reach_the_image_and_its_row(visitor,
     request = SamplingRequest(
         num_images=4,
         prompt="a rainy evening",
+        negative_prompt="a blue house",
         class_prompts={"sky": "the night"},
         thing_prompts={(10, 9): "a red car"},
     )
@@ -71,12 +73,14 @@ def test_texts_about_street_class_and_thing_reach_the_image_and_its_row(visitor,
         assert np.array_equal(shown, np.asarray(sample.image))
     page.reload()
     page.locator(".painter .palette button").first.wait_for()
-    sync_api.expect(page.get_by_role("textbox", name="Prompt")).to_have_value("a rainy evening")
+    sync_api.expect(page.get_by_role("textbox", name="Prompt", exact=True)).to_have_value("a rainy evening")
+    sync_api.expect(page.get_by_role("textbox", name="Not (negative prompt)")).to_have_value("a blue house")
     sync_api.expect(page.locator("#samples .grid-container img")).to_have_count(4)
     page.get_by_role("button", name="Add to the dataset").click()
     visitor.sees("4 added")
     rows = read_metadata(place[1] / "painted")
     assert {row["prompt"] for row in rows} == {"a rainy evening"}
+    assert {row["negative_prompt"] for row in rows} == {"a blue house"}
     assert rows[0]["region_prompts"] == [
         {"class": "sky", "thing": -1, "text": "the night"},
         {"class": "car", "thing": 1, "text": "a red car"},
@@ -123,12 +127,13 @@ def test_lines_canvas_and_generate_are_seen_together_without_scrolling(visitor):
     page = visitor.page
     assert page.evaluate("document.documentElement.scrollWidth") <= 1280
     page.evaluate("window.scrollTo(0, 0)")
-    fields = [page.get_by_role("textbox", name=name, exact=True) for name in ("Prompt", "Class road")]
+    names = ("Prompt", "Not (negative prompt)", "Class road")
+    fields = [page.get_by_role("textbox", name=name, exact=True) for name in names]
     for part in (*fields, page.locator(".painter .stage"), page.get_by_role("button", name="Generate")):
         box = part.bounding_box()
         assert box["y"] >= 0
         assert box["y"] + box["height"] <= 800
-    assert fields[0].bounding_box()["y"] == fields[1].bounding_box()["y"]
+    assert len({field.bounding_box()["y"] for field in fields}) == 1
 
 
 def test_on_a_phone_all_tools_are_in_reach_and_nothing_is_wider_than_the_screen(browser, place):

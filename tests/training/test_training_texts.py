@@ -20,7 +20,7 @@ from semseg_diffusers.pipelines.text_inputs import number_things
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.captions import Captions
 from semseg_diffusers.training.dataset import TrainingDataset, collate_samples
-from semseg_diffusers.training.inputs import load_inputs
+from semseg_diffusers.training.inputs import load_inputs, read_captions
 from semseg_diffusers.training.settings import TrainingSettings
 
 
@@ -293,6 +293,30 @@ def test_a_column_of_ones_own_is_read(place, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("captions", [[1]], r"column 'captions' of .*val.* holds '\[\[1\]\]'"),
+        ("region_captions", [{"class": "car"}], "column 'region_captions' of .*val"),
+        ("captions", ["a " * 70], "this text encoder reads at most 64: shorten it"),
+    ],
+)
+def test_texts_of_the_validation_split_are_checked_as_those_of_training(place, tmp_path, column, value, message):
+    shutil.copytree(place / "toy", tmp_path / "toy")
+    file = tmp_path / "toy" / "val" / "metadata.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    file.write_text("".join(json.dumps(row | {column: value}) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=message):
+        train_here(run_settings(place, tmp_path / "run", dataset=tmp_path / "toy", preview_steps=4))
+
+
+def test_previews_are_without_texts_where_the_validation_split_has_none(place, pairs):
+    data = pairs, load_pairs(place / "plain", "val"), None
+    captions, shown = read_captions(settings(place), data)
+    assert captions.texts
+    assert shown is None
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--caption_dropout", "0.1"], "--caption_dropout is for networks that read texts: give --text_encoder"),
@@ -331,6 +355,8 @@ def test_data_without_texts_and_folders_without_an_encoder_are_refused(place, tm
             [[{"class": "horse", "thing": 0, "texts": ["a horse"]}]],
             "holds .*horse.*; the data has the classes",
         ),
+        ("region_captions", [3], r"holds 3 for '.*'; expected \{\"class\": name, \"thing\": number"),
+        ("region_captions", [[{"class": "car", "thing": "left", "texts": "a car"}]], r'expected \{"class": name'),
         ("captions", [None], "hold no text at all"),
     ],
 )

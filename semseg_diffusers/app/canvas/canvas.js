@@ -6,7 +6,7 @@ const { height, width, unknown, colors, names, shapes, examples, model, upscaler
 const find = (selector) => element.querySelector(selector);
 const root = find(".painter"), stage = find(".stage"), maskCanvas = find(".mask"), ghostCanvas = find(".ghost");
 const status = find(".status"), brushSize = find(".brush-size"), shapeSize = find(".shape-size");
-const promptField = find(".prompt"), regionField = find(".region-text");
+const promptField = find(".prompt"), negativeField = find(".negative-prompt"), regionField = find(".region-text");
 const liveBox = find(".live-box"), livePanel = find(".live"), livePhoto = find(".live-photo"), liveStatus = find(".live-status");
 const MAX_UNDO = 100;
 const LIVE_INTERVAL = 500;  // milliseconds between two photos during a stroke
@@ -15,9 +15,9 @@ const MAX_ZOOM = 16;
 const HOLE = -1;  // where an object, or the preview of a click, has no pixel
 const ids = new Uint8Array(height * width);
 const state = { tool: "brush", id: 0, shape: null, corners: [], dragFrom: null, last: null, pointer: null, photo: null, stroke: 0, asked: 0, isPreview: false };
-// What is said in words: about the street, by class id, and about things, each by a pixel of it.
-let texts = { prompt: "", classes: {}, things: [] };
-let described = null;  // the thing that the second line is about; null: the class that is chosen
+// What is said in words: about the street, what it is not, by class id, and about things, each by a pixel of it.
+let texts = { prompt: "", negative: "", classes: {}, things: [] };
+let described = null;  // the thing that the last line is about; null: the class that is chosen
 let undoStack = [], redoStack = [], hasPhoto = false, asking, zoom = 1, typed = { digits: "", at: 0 };
 // What a reload or Back restores, kept by the browser for this tab; what the server keeps has the name `visitor`.
 const memory = `painter ${props.memory}`;
@@ -121,12 +121,14 @@ function showTexts() {
   const id = described ? described.id : state.id;
   find(".about").textContent = `${described ? "This" : "Class"} ${names[id]}`;
   promptField.value = texts.prompt;
+  negativeField.value = texts.negative ?? "";
   regionField.value = described ? described.text : texts.classes[id] ?? "";
   regionField.disabled = id === unknown;
 }
 
 function writeText() {
   texts.prompt = promptField.value;
+  texts.negative = negativeField.value;
   if (!described) texts.classes[state.id] = regionField.value;
   else described.text = regionField.value;
   if (described && !texts.things.includes(described)) texts.things.push(described);
@@ -136,7 +138,8 @@ function writeText() {
 function packTexts() {
   const words = Object.entries(texts.classes).filter(([, text]) => text.trim()).map(([id, text]) => [names[id], text]);
   const things = texts.things.filter((thing) => thing.text.trim() && isThere(thing)).map(({ x, y, text }) => ({ x, y, text }));
-  return { prompt: texts.prompt.trim() || null, class_prompts: Object.fromEntries(words), thing_prompts: things };
+  const [prompt, negative_prompt] = [texts.prompt, texts.negative ?? ""].map((text) => text.trim() || null);
+  return { prompt, negative_prompt, class_prompts: Object.fromEntries(words), thing_prompts: things };
 }
 
 // Edits ------------------------------------------------------------------------------------------------------------
@@ -471,7 +474,7 @@ for (const button of element.querySelectorAll("[data-tool]")) button.addEventLis
 for (const button of element.querySelectorAll("[data-do]")) button.addEventListener("click", actions[button.dataset.do]);
 for (const slider of [brushSize, shapeSize]) slider.addEventListener("input", () => (showSizes(), showGhost()));
 find(".mirrored").addEventListener("change", showGhost);
-for (const field of [promptField, regionField]) {
+for (const field of [promptField, negativeField, regionField]) {
   field.addEventListener("input", writeText);
   field.addEventListener("change", publish);
 }
