@@ -26,6 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "prepare": Command("data:PrepareSettings", "prepare:run", "prepare a public dataset or your own image-mask pairs"),
     "check": Command("data:CheckSettings", "check.check:run", "report problems of a source or a prepared dataset"),
+    "subset": Command("data:SubsetSettings", "subset:run", "copy a dataset with a share of its training pairs"),
     "toy": Command("toy:ToySettings", "scenes:run", "generate street scenes with exact masks from a seed"),
     "stats": Command("masks:StatsSettings", "statistics.stats:run", "report class statistics of masks"),
     "labels": Command("data:LabelsSettings", "labels:run", "export a label set: legend image, palette file, JSON"),
@@ -41,7 +42,7 @@ COMMANDS = {
     "segmenter": Command("evaluation:SegmenterSettings", "segmentation.segmenter:run", "train a segmentation network"),
     "filter": Command("evaluation:FilterCommandSettings", "filtering.filter:run", "drop what does not show its mask"),
     "evaluate": Command("evaluation:EvaluationSettings", "evaluate:run", "evaluate generated images"),
-    "study": Command("evaluation:StudyCommandSettings", "study.study:run", "measure whether synthetic images help"),
+    "study": Command("evaluation:StudyCommandSettings", "study.shares:run", "measure whether synthetic images help"),
     "merge": Command("growth:MergeSettings", "merge:run", "merge generated images into their dataset"),
     "grow": Command("growth:GrowSettings", "grow:run", "run every stage, from a dataset to a larger one"),
     "convert": Command("converters:ConvertSettings", "convert:convert", "convert published checkpoints to pipelines"),

@@ -178,6 +178,22 @@ class CheckSettings(ReaderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SubsetSettings(Settings):
+    """Copy a prepared dataset with a share of its training pairs; other splits stay whole.
+
+      semseg-diffusers subset --dataset data/camvid128 --share 0.25 --output data/camvid128_quarter
+
+    Pairs are chosen by --seed and their names: of one seed, a larger share contains a smaller one. What is trained,
+    generated and filtered with the copy has seen no other photo; `study --real_share` takes the same pairs.
+    """
+
+    dataset: str = option(metavar="DIR", help="prepared folder")
+    share: float = option(above=0, at_most=1, help="of the training pairs, such as 0.25; at least one is kept")
+    seed: int = option(0, at_least=0, help="selects the pairs")
+    output: str = option(metavar="DIR", help="new folder")
+
+
+@dataclass(frozen=True, kw_only=True)
 class LabelsSettings(Settings):
     """Export a label set as a legend image, a palette for image editors, and a JSON file."""
 

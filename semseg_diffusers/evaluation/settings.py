@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -490,6 +490,7 @@ SYNTHETIC = {
     "synthetic": "generated",
     "filtered": "filtered",
 }
+SHARE = "{share}"  # in the names of folders: the share of real images that they were made with
 MAX_JOBS = 8  # by default: each process keeps its own copy of the data
 
 
@@ -519,6 +520,12 @@ class StudySettings(PoolOptions, RealImages, SegmenterTrainingOptions):
     filtered: str | None = option(None, metavar="DIR", help="filtered synthetic images: folder written by `filter`")
     train_split: str = option("train", help="real images to train on")
     validation_split: str = option("val", help="real images that all networks are scored on")
+    real_share: tuple[float, ...] = option(
+        (1.0,), above=0, at_most=1,
+        help="of the real training images; several are studied one after the other, with synthetic images of models "
+        f"that saw no others: write {SHARE} in --generated and --filtered for each share, such as new_{SHARE}",
+    )  # fmt: skip
+    subset_seed: int = option(0, at_least=0, help="selects the images of --real_share, as `subset --seed` does")
     force: bool = option(False, help="continue although validation images or the filter's network leak into the study")
 
     def __post_init__(self):
@@ -537,13 +544,25 @@ class StudySettings(PoolOptions, RealImages, SegmenterTrainingOptions):
             object.__setattr__(self, "arms", possible)
         if "real" not in self.arms:
             raise ValueError("--arms lacks real, which all other arms are compared with. Add it.")
-        for name in ("arms", "seeds", "amounts"):
+        for name in ("arms", "seeds", "amounts", "real_share"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"--{name}: expected one or more distinct values; got {' '.join(map(str, values))}.")
         splits = [SPLITS.get(name, name) for name in (self.train_split, self.validation_split)]
         if splits[0] == splits[1]:
             raise ValueError(f"--train_split and --validation_split are both '{splits[0]}'; expected two splits.")
+        for name, folder in self.synthetic.items():
+            if len(self.real_share) > 1 and SHARE not in folder:
+                raise ValueError(
+                    f"--{name} '{folder}' would be the same for all of --real_share "
+                    f"{' '.join(map(str, self.real_share))}: write {SHARE} where the share is in the name, such as "
+                    f"new_{SHARE} for new_{self.real_share[0]:g}."
+                )
+
+    def of_share(self, share: float) -> "StudySettings":
+        """Return the settings for one share of the real images, with the folders that were made with it."""
+        folders = {name: folder.replace(SHARE, f"{share:g}") for name, folder in self.synthetic.items()}
+        return replace(self, real_share=(share,), **folders)
 
     @property
     def synthetic(self) -> dict[str, str]:

@@ -226,3 +226,32 @@ def test_a_leak_is_refused_unless_forced_and_then_shown_on_the_page(place, tmp_p
 def test_a_training_that_diverges_is_refused(place, tmp_path):
     words = (*options(place, tmp_path / "out"), "--arms", "real", "synthetic", "--seeds", 0, "--learning_rate", 1e30)
     assert "'real-seed0' diverged: its final loss is nan" in study(*words, expect=2)
+
+
+# Shares of the real images -----------------------------------------------------------------------------------
+
+
+def test_shares_are_studied_one_by_one_and_a_page_shows_their_curve(place, tmp_path):
+    words = options(place, tmp_path / "out", generated=tmp_path / "new_{share}")
+    shutil.copytree(place / "generated", tmp_path / "new_0.5")
+    with pytest.raises(AssertionError, match=r"there is no folder '.*new_1'"):
+        study(*words, "--real_share", 0.5, 1, "--seeds", 0, 1, "--arms", "real", "real_synthetic")
+    first = (tmp_path / "out" / "share_0.5" / "trainings" / "real-seed0.json").stat().st_mtime_ns
+    shutil.copytree(place / "generated", tmp_path / "new_1")
+    said = study(*words, "--real_share", 0.5, 1, "--seeds", 0, 1, "--arms", "real", "real_synthetic")
+    assert (tmp_path / "out" / "share_0.5" / "trainings" / "real-seed0.json").stat().st_mtime_ns == first
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert [(entry["share"], entry["num_real"]) for entry in results["shares"]] == [(0.5, 2), (1.0, 4)]
+    for entry in results["shares"]:
+        own = json.loads((tmp_path / "out" / f"share_{entry['share']:g}" / "results.json").read_text())
+        assert entry["arms"] == own["arms"]
+        assert entry["comparisons"] == own["comparisons"]
+    gain = results["shares"][0]["comparisons"][0]["mean_iou"]["mean"]
+    assert f"mean IoU {gain:+.3f}" in said
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert f"{results['shares'][1]['arms'][0]['mean_iou']['mean']:.3f}" in html
+    assert 'href="share_0.5/report.html"' in html
+    message = study(
+        *options(place, place / "out", generated=tmp_path / "new_{share}"), "--real_share", 0.5, 1, expect=2
+    )
+    assert "holds study.json, which is not of a study of several shares" in message

@@ -10,6 +10,8 @@ from helpers.segmenters import save_network
 from helpers.study_place import change_rows, write_scenes_as_generated
 from scipy.stats import ttest_rel
 
+from semseg_diffusers.cli import main
+from semseg_diffusers.data.subset import shuffled_order, subset_indices
 from semseg_diffusers.evaluation.segmentation.networks import new_network
 from semseg_diffusers.evaluation.settings import ARCHITECTURES, StudySettings, Training, trainings, variants
 from semseg_diffusers.evaluation.study.pools import (
@@ -21,7 +23,6 @@ from semseg_diffusers.evaluation.study.pools import (
     image_digests,
     load_data,
     pool_members,
-    shuffled_order,
     training_pairs,
 )
 from semseg_diffusers.evaluation.study.results import (
@@ -79,6 +80,9 @@ def settings_of(place, **changes) -> StudySettings:
         ({"train_batch_size": 1}, "--train_batch_size must be 2 or more; got 1"),
         ({"learning_rate": -1.0}, "--learning_rate must be more than 0"),
         ({"validation_split": "training"}, "are both 'train'"),
+        ({"real_share": (0.5, 1.5)}, "--real_share must be more than 0 and at most 1; got 1.5"),
+        ({"real_share": (0.5, 0.5)}, "--real_share: expected one or more distinct values"),
+        ({"real_share": (0.5, 1.0)}, "--generated 'g' would be the same for all of --real_share 0.5 1.0"),
     ],
 )
 def test_invalid_settings_are_refused(changes, message):
@@ -127,6 +131,20 @@ def test_a_larger_amount_contains_the_smaller_one_and_seeds_choose_others(place)
     assert (len(small), len(large)) == (3, 9)
     assert large[:3] == small
     assert pool_members(Training("synthetic", 0.5, 1), data) != small
+
+
+def test_a_share_of_the_real_images_is_that_of_the_command_and_amounts_are_multiples_of_it(place):
+    data = load_data(settings_of(place, real_share=(0.5,)))
+    whole = load_data(settings_of(place))["real"].names
+    assert data["real"].names == tuple(whole[index] for index in subset_indices(whole, 0.5, seed=0))
+    assert len(pool_members(Training("synthetic", 2.0, 0), data)) == 6
+    assert load_data(settings_of(place, real_share=(0.5,), subset_seed=2))["real"].names != data["real"].names
+
+
+def test_folders_of_a_share_are_named_after_it():
+    settings = StudySettings(dataset="d", generated="new_{share}", filtered="kept/{share}/x", real_share=(0.125, 1.0))
+    assert settings.of_share(0.125).synthetic == {"generated": "new_0.125", "filtered": "kept/0.125/x"}
+    assert settings.of_share(1.0).synthetic == {"generated": "new_1", "filtered": "kept/1/x"}
 
 
 def test_a_filtered_set_has_the_order_of_the_full_one():
@@ -318,6 +336,35 @@ def test_a_model_trained_on_the_validation_split_is_found(place, tmp_path, split
     found = leaks(settings_of(place, generated=str(generated)))
     assert len(found) == number
     assert all("which was trained on the validation split" in text for text in found)
+
+
+def test_images_of_masks_that_the_share_leaves_out_are_found(place, tmp_path):
+    settings = settings_of(place, generated=str(write_scenes_as_generated(tmp_path / "generated", 6, SIZE)))
+    whole = load_data(settings)["real"].names
+    kept = [whole[index] for index in subset_indices(whole, 0.5, seed=0)]
+    other = next(name for name in whole if name not in kept)
+    change_rows(tmp_path / "generated", stem=kept[0])
+    assert leaks(settings.of_share(0.5)) == []
+    change_rows(tmp_path / "generated", stem=other)
+    (found,) = leaks(settings.of_share(0.5))
+    assert f"masks or images that --real_share leaves out (1 of them, such as '{other}')." in found
+    assert "Make them with `subset` of the same share and seed" in found
+    assert leaks(settings) == []
+
+
+def test_a_model_trained_on_photos_that_the_share_leaves_out_is_found(place, tmp_path):
+    generated, run = write_scenes_as_generated(tmp_path / "generated", 6, SIZE), tmp_path / "run"
+    run.mkdir()
+    change_rows(generated, model=str(run))
+    settings = settings_of(place, generated=str(generated), real_share=(0.5,))
+    for share, number in (("1", 1), ("0.5", 0)):
+        dataset = tmp_path / f"share_{share}"
+        words = ["subset", "--dataset", str(place / "toy"), "--share", share, "--output", str(dataset)]
+        assert main(words) == 0
+        (run / "settings.json").write_text(json.dumps({"dataset": str(dataset), "train_split": "train"}))
+        found = leaks(settings)
+        assert len(found) == number
+        assert all("trained on images that --real_share leaves out (3 of them" in text for text in found)
 
 
 def refused(settings: StudySettings) -> list[str]:

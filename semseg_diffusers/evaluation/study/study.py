@@ -1,20 +1,16 @@
-"""Runs a study: trains what is missing and writes results.json and report.html."""
+"""Runs a study of one share of the real images: trains what is missing and writes results.json and report.html."""
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, describe_recipe
-from semseg_diffusers.evaluation.settings import StudyCommandSettings, StudySettings, Training, trainings
+from semseg_diffusers.evaluation.settings import StudySettings, Training, trainings
 from semseg_diffusers.evaluation.study import pools
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
 from semseg_diffusers.evaluation.study.study_page import write_study_page
-from semseg_diffusers.evaluation.study.training import TRAININGS, default_jobs, read_result, run_trainings
-from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.evaluation.study.training import TRAININGS, read_result, run_trainings
 from semseg_diffusers.utils.files import LOCK_FILE, code_commit, exclusive_folder, read_json, versions, write_json
 from semseg_diffusers.utils.settings import differences
 
@@ -30,7 +26,7 @@ def run_study(
     """Train what is missing, then write results and page.
 
     Args:
-        settings: of the study.
+        settings: of the study, with one share of the real images.
         output: folder to create or resume.
         device: of the trainings; "cuda" distributes processes over the GPUs.
         jobs: parallel processes, at least 1.
@@ -45,6 +41,7 @@ def run_study(
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be 1 or more; got {jobs}.")
+    settings = settings.of_share(*settings.real_share)
     if output.is_file():
         raise ValueError(f"--output '{output}' is a file; expected a folder.")
     if output.is_dir() and not (output / STUDY_FILE).is_file():
@@ -163,14 +160,3 @@ def _results(
         "forced": forced,
         "notes": [*forced, *notes],
     }
-
-
-def run(settings: StudyCommandSettings) -> None:
-    """Run the study and print its findings."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device_available(device)
-    sys.stderr.write(settings.fallback_hint or "")
-    output, jobs = Path(settings.output), settings.jobs or default_jobs(device)
-    results = run_study(settings, output, device=device, jobs=jobs, show_progress=True)
-    text = "".join(f"{each['topic']}: {each['text']}\n" for each in results["findings"])
-    sys.stdout.write(f"{text}page and results: {output / PAGE_FILE}\n")
