@@ -118,16 +118,18 @@ def new_model_card(
 
 def model_card(
     folder: Path, source: str, scores: Mapping[str, dict], revision: str | None = None, stored: str | None = None,
-    has_code: bool = True, has_variants: bool = True,
+    has_code: bool = True, has_variants: bool = True, index: Mapping[str, Any] | None = None,
 ) -> str:  # fmt: skip
     """Return the folder's card, or a new one, with its parts written for publishing.
 
-    `stored` is the dtype of the published weights, if it is not the folder's; `scores` are from `read_scores`.
+    `stored` and `index` are dtype and `model_index.json` of what is published, if they are not the folder's; `scores`
+    are from `read_scores`.
     """
     card = read_text(folder / CARD) if (folder / CARD).is_file() else new_model_card(folder, source)
     card = card.replace(f"\n# {folder.resolve().name}\n", f"\n# {source.split('/')[-1]}\n", 1)
     stored = stored or stored_weights(folder / "unet")[1]
-    use = model_use(source, read_json(folder / INDEX), revision=revision, stored=stored, has_code=has_code)
+    index = index or read_json(folder / INDEX)
+    use = model_use(source, index, revision=revision, stored=stored, has_code=has_code)
     card = replace_part(card, "use", use)
     if scores:
         if not has_part(card, "results"):

@@ -190,7 +190,7 @@ def export_model(settings: ExportSettings) -> Path:
                 score["notes"] = [*score.get("notes", []), f"Measured before the weights were rounded to {dtype}."]
         # 2. The card, and what it shows; log, settings and page of the run
         source = folders.without_machine_paths(settings.output)
-        card = cards.model_card(folder, source, scores, stored=dtype, has_code=False, has_variants=False)
+        card = cards.model_card(folder, source, scores, stored=dtype, has_code=False, has_variants=False, index=index)
         license_name = cards.metadata(card).get("license")
         if not license_name:
             logger.warning(f"the card names no licence: write `license:` at the head of '{output / folders.CARD}'.")

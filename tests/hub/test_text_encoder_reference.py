@@ -123,6 +123,9 @@ def test_training_and_export_write_models_that_name_their_encoder(place, tmp_pat
     words = ("--model", place.folder / "whole", "--output", tmp_path / "shared", "--text_encoder_id", ENCODER)
     clean_process(COMMAND, "export", *words, environment=environment)
     check_named(tmp_path / "shared", place.commit)
+    for name in ("run", "shared"):
+        link = f"[{ENCODER}](https://huggingface.co/{ENCODER}/tree/{place.commit})"
+        assert link in (tmp_path / name / "README.md").read_text()
 
 
 def test_other_encoders_and_folders_are_refused(place, tmp_path):
