@@ -34,6 +34,7 @@ COMMANDS = {
     "edit": Command("masks:EditSettings", "editing.edit:run", "edit masks: move, paste, remove, draw objects"),
     "caption": Command("captions:CaptionSettings", "caption:run", "describe images and things by measured colours"),
     "enrich": Command("masks:EnrichSettings", "enrich:run", "create masks with more of the rare classes"),
+    "autoencoder": Command("autoencoders:AutoencoderSettings", "autoencoder:run", "train an autoencoder on photos"),
     "train": Command("training:TrainingSettings", "loop:run", "train a mask-guided diffusion model"),
     "distill": Command("distillation:DistillationSettings", "distill:run", "distill a model into one of few steps"),
     "report": Command("training:ReportSettings", "loop:report", "write the HTML report of a training run"),
@@ -55,7 +56,7 @@ TRAIN_AGAIN = "interrupted: the same command with --resume_from_checkpoint lates
 # What is said after Ctrl-C by commands that continue where they ended; the others start again.
 INTERRUPTED = {
     **dict.fromkeys(("generate", "filter", "evaluate", "study", "grow"), AGAIN),
-    **dict.fromkeys(("train", "distill"), TRAIN_AGAIN),
+    **dict.fromkeys(("autoencoder", "train", "distill"), TRAIN_AGAIN),
 }
 # Package -> the extra of ours that installs it.
 EXTRAS = {"torchmetrics": "eval", "gradio": "app"}

@@ -24,6 +24,7 @@ OPTIONS = {
     "edit": "masks output operation",
     "caption": "dataset output seed",
     "enrich": "dataset output num_masks seed",
+    "autoencoder": f"kind downsample {TRAINING.replace('preset ', '').partition(' hub_model_id')[0]}",
     "train": TRAINING,
     "distill": f"model steps {TRAINING.replace('preset ', '')}",
     "report": "",

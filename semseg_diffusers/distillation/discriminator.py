@@ -1,11 +1,12 @@
-"""Discriminators on the features of a frozen backbone, which know the mask.
+"""Discriminators on the features of a frozen backbone, which know the mask, or see images alone.
 
 `ProjectedHeads` follows Projected GAN (Sauer et al. 2021): fixed random projections, mixed from coarse to fine, and a
 small head for each scale, which reads the share of each class under its cells too. `SegmentationHead` follows OASIS
 (Sushko et al. 2021) on a frozen backbone as DP-SIMS (Berrada et al. 2024): it names the class of each cell, or "fake".
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -50,9 +51,9 @@ class FrozenFeatures:
 
 
 class ProjectedHeads(nn.Module):
-    """Says how real images are at each scale, given their conditions: logits (B, 1, h, w)."""
+    """Says how real images are at each scale, given their conditions if any: logits (B, 1, h, w)."""
 
-    def __init__(self, channels: Sequence[int], num_conditions: int):
+    def __init__(self, channels: Sequence[int], num_conditions: int = 0):
         super().__init__()
         self.projections = nn.ModuleList(nn.Conv2d(each, WIDTH, 1, bias=False) for each in channels)
         self.mixers = nn.ModuleList(nn.Conv2d(WIDTH, WIDTH, 3, padding=1, bias=False) for _ in channels[1:])
@@ -68,7 +69,7 @@ class ProjectedHeads(nn.Module):
             for _ in channels
         )  # fmt: skip
 
-    def forward(self, maps: Sequence[torch.Tensor], conditions: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, maps: Sequence[torch.Tensor], conditions: torch.Tensor | None = None) -> list[torch.Tensor]:
         """Map features, finest first, and conditions (B, K, H, W) to logits of each scale."""
         logits: list[torch.Tensor] = []
         coarser: torch.Tensor | None = None
@@ -77,8 +78,11 @@ class ProjectedHeads(nn.Module):
             if coarser is not None and i:  # the pixels stay by themselves
                 x = self.mixers[i - 1](x + F.interpolate(coarser, x.shape[-2:], mode="bilinear")) / 2**0.5
             coarser = x
-            shares = F.interpolate(conditions, x.shape[-2:], mode="area")  # (B, K, h, w)
-            logits.append(self.heads[i](torch.cat([x, shares], dim=1)))
+            seen = x
+            if conditions is not None:
+                shares = F.interpolate(conditions, x.shape[-2:], mode="area")  # (B, K, h, w)
+                seen = torch.cat([x, shares], dim=1)
+            logits.append(self.heads[i](seen))
         return logits
 
 
@@ -104,7 +108,7 @@ class SegmentationHead(nn.Module):
 class Discriminator(nn.Module):
     """The heads that a distillation uses, by name; `forward` returns what each says."""
 
-    def __init__(self, kind: str, channels: Sequence[int], num_classes: int, num_conditions: int):
+    def __init__(self, kind: str, channels: Sequence[int], num_classes: int = 0, num_conditions: int = 0):
         super().__init__()
         self.heads = nn.ModuleDict()
         if kind in ("projected", "both"):
@@ -113,8 +117,10 @@ class Discriminator(nn.Module):
             self.heads["segmentation"] = SegmentationHead(channels, num_classes)
         self.update_norms()
 
-    def forward(self, maps: Sequence[torch.Tensor], conditions: torch.Tensor) -> dict[str, list[torch.Tensor]]:
-        """Map features, finest first, and conditions (B, K, H, W) to the logits of each head."""
+    def forward(
+        self, maps: Sequence[torch.Tensor], conditions: torch.Tensor | None = None
+    ) -> dict[str, list[torch.Tensor]]:
+        """Map features, finest first, and conditions (B, K, H, W) if it knows any to the logits of each head."""
         found = {}
         if "projected" in self.heads:
             found["projected"] = self.heads["projected"](maps, conditions)
@@ -136,10 +142,23 @@ class Discriminator(nn.Module):
         super().train(False)
 
 
+@contextlib.contextmanager
+def frozen(module: nn.Module) -> Iterator[nn.Module]:
+    """Keep gradients from the weights of a module inside the block; they pass through it."""
+    trained = [weight for weight in module.parameters() if weight.requires_grad]
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+
+
 Found = Mapping[str, Sequence[torch.Tensor]]  # what `Discriminator` says
 
 
-def generator_loss(found: Found, shares: torch.Tensor) -> torch.Tensor:
+def generator_loss(found: Found, shares: torch.Tensor | None = None) -> torch.Tensor:
     """Return how far a discriminator takes images for fake; `shares` (B, N + 1, H, W) are those of the classes."""
     losses = []
     if "projected" in found:
@@ -150,7 +169,7 @@ def generator_loss(found: Found, shares: torch.Tensor) -> torch.Tensor:
     return torch.stack(losses).sum()
 
 
-def discriminator_loss(found: Found, shares: torch.Tensor) -> torch.Tensor:
+def discriminator_loss(found: Found, shares: torch.Tensor | None = None) -> torch.Tensor:
     """Return the loss of a discriminator on real images, the first half of the batch, and fake ones, the other."""
     losses = []
     if "projected" in found:  # hinge, Lim and Ye 2017
@@ -163,12 +182,13 @@ def discriminator_loss(found: Found, shares: torch.Tensor) -> torch.Tensor:
     return torch.stack(losses).sum()
 
 
-def _named(logits: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+def _named(logits: torch.Tensor, shares: torch.Tensor | None) -> torch.Tensor:
     """Return the cross-entropy of cells (B, N + 1, h, w) with the classes under them, rare classes weighing more.
 
     Weights are those of OASIS (Sushko et al. 2021, eq. 1), for each image by itself and at most `MAX_WEIGHT`; unknown
     pixels, the last channel of `shares`, do not count.
     """
+    assert shares is not None, "a segmentation head needs the shares of the classes"
     known = F.interpolate(shares[:, :-1], logits.shape[-2:], mode="area")  # (B, N, h, w)
     total = known.sum((1, 2, 3), keepdim=True)  # (B, 1, 1, 1)
     pixels = known.sum((2, 3), keepdim=True)  # (B, N, 1, 1)

@@ -6,12 +6,10 @@ section 3.3), which gives structure, while a discriminator that knows the mask g
 samples by predicting, noising to the next timestep, and predicting again, as diffusers' `LCMScheduler` does.
 """
 
-import contextlib
 import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +28,7 @@ from semseg_diffusers.distillation.discriminator import (
     Discriminator,
     FrozenFeatures,
     discriminator_loss,
+    frozen,
     generator_loss,
 )
 from semseg_diffusers.distillation.settings import DistillationSettings
@@ -404,19 +403,6 @@ class Objective:
                 accelerator.unwrap_model(run.models[1]).update_norms()
         run.update()
         return {"loss": loss, **values}
-
-
-@contextlib.contextmanager
-def frozen(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """Keep gradients from the weights of a module inside the block; they pass through it."""
-    trained = [weight for weight in module.parameters() if weight.requires_grad]
-    for weight in trained:
-        weight.requires_grad_(False)
-    try:
-        yield module
-    finally:
-        for weight in trained:
-            weight.requires_grad_(True)
 
 
 def distill(settings: DistillationSettings) -> Path:

@@ -49,14 +49,9 @@ class ObjectiveOptions(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorOptions(Settings):
-    """The discriminator, which sees the features of a frozen network, and the mask."""
+    """The discriminator, which sees the features of a frozen network."""
 
     _group = "discriminator"
-    discriminator: str = option(
-        "projected", choices=("projected", "segmentation", "both"),
-        help="projected: real or not, at several scales, given the mask; segmentation: the class of each pixel, or "
-        "fake",
-    )  # fmt: skip
     discriminator_backbone: str = option(
         "efficientnet-lite0", help="frozen network of its features, as `ImageBackbone` names it"
     )
@@ -64,12 +59,24 @@ class DiscriminatorOptions(Settings):
     discriminator_learning_rate: float = option(4e-4, above=0, help="learning rate of the discriminator")
     discriminator_window: float = option(
         0.7, above=0, at_most=1,
-        help="smallest side, as a share of the image's, of the random windows in which it sees images and masks",
+        help="smallest side, as a share of the image's, of the random windows in which it sees images",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistillationSettings(LoopSettings, DiscriminatorOptions, ObjectiveOptions, CaptionOptions):
+class MaskedDiscriminatorOptions(DiscriminatorOptions):
+    """The discriminator, which also sees the mask."""
+
+    _group = "discriminator"
+    discriminator: str = option(
+        "projected", choices=("projected", "segmentation", "both"),
+        help="projected: real or not, at several scales, given the mask; segmentation: the class of each pixel, or "
+        "fake",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationSettings(LoopSettings, MaskedDiscriminatorOptions, ObjectiveOptions, CaptionOptions):
     """Distill a mask-guided diffusion model into one that needs one to four steps."""
 
     train_batch_size: int = option(8, above=0, help="images per process and forward pass")

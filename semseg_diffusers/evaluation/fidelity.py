@@ -1,4 +1,5 @@
-"""Distances between sets of features, Fréchet (FID, Heusel et al. 2017) and kernel (KID, Binkowski et al. 2018); SSIM.
+"""Distances between sets of features, Fréchet (FID, Heusel et al. 2017) and kernel (KID, Binkowski et al. 2018); SSIM
+and PSNR of pairs.
 
 They are called FID and KID in the features of Inception only. Computed by torchmetrics in float64, from features that
 `cached_inference` extracted.
@@ -160,26 +161,54 @@ def paired_ssim(images: Iterable[torch.Tensor], references: Iterable[torch.Tenso
         >>> paired_ssim([image], [image])
         1.0
     """
-    structural_similarity = _torchmetrics("functional.image").structural_similarity_index_measure
+    return _mean_over_pairs("SSIM", "structural_similarity_index_measure", images, references, SSIM_KERNEL)
+
+
+def paired_psnr(images: Iterable[torch.Tensor], references: Iterable[torch.Tensor]) -> float:
+    """Compute the mean peak signal-to-noise ratio of pairs in decibels, by torchmetrics, as of reconstructions.
+
+    Args:
+        images: uint8 (3, H, W) each.
+        references: as many, of the same sizes.
+
+    Returns:
+        mean over pairs of the ratio of each; infinite if a pair is equal.
+
+    Raises:
+        ValueError: no pairs, different numbers, sizes that differ, another type.
+
+    Example:
+        >>> image = torch.zeros(3, 16, 16, dtype=torch.uint8)
+        >>> round(paired_psnr([image], [image + 16]), 2)  # 20 log10(255 / 16)
+        24.05
+    """
+    return _mean_over_pairs("PSNR", "peak_signal_noise_ratio", images, references)
+
+
+def _mean_over_pairs(
+    name: str, metric: str, images: Iterable[torch.Tensor], references: Iterable[torch.Tensor], smallest: int = 1
+) -> float:
+    """Return the mean of a metric of torchmetrics over pairs of images, which are checked."""
+    measure = getattr(_torchmetrics("functional.image"), metric)
     values: list[float] = []
     for image, reference in zip(images, references, strict=True):
         for each in (image, reference):
             if each.dtype != torch.uint8 or each.ndim != 3 or each.shape[0] != 3:
-                raise ValueError(f"SSIM: expected uint8 images (3, H, W); got {each.dtype} {tuple(each.shape)}")
+                raise ValueError(f"{name}: expected uint8 images (3, H, W); got {each.dtype} {tuple(each.shape)}")
         if image.shape != reference.shape:
             raise ValueError(
-                f"SSIM: expected images of one size; pair {len(values)} has {tuple(image.shape[1:])} and "
+                f"{name}: expected images of one size; pair {len(values)} has {tuple(image.shape[1:])} and "
                 f"{tuple(reference.shape[1:])} (height, width). Prepare both at one resolution."
             )
-        if min(image.shape[1:]) < SSIM_KERNEL:
+        if min(image.shape[1:]) < smallest:
             raise ValueError(
-                f"SSIM: expected images of at least {SSIM_KERNEL} pixels a side, the size of its window; pair "
+                f"{name}: expected images of at least {smallest} pixels a side, the size of its window; pair "
                 f"{len(values)} has {tuple(image.shape[1:])} (height, width)."
             )
         pair = torch.stack([image, reference]).float()  # (2, 3, H, W)
-        values.append(structural_similarity(pair[:1], pair[1:], data_range=255.0).item())
+        values.append(measure(pair[:1], pair[1:], data_range=255.0).item())
     if not values:
-        raise ValueError("SSIM: expected at least one pair of images; got none")
+        raise ValueError(f"{name}: expected at least one pair of images; got none")
     return sum(values) / len(values)
 
 

@@ -116,6 +116,34 @@ def new_model_card(
     return text + "\n"
 
 
+def new_autoencoder_card(
+    folder: Path, results: Mapping[str, Any], *, license_name: str | None, run: Mapping[str, Any], **facts: Any
+) -> str:
+    """Return the card of a trained autoencoder: `results` are its measures, `run` as of `new_model_card`.
+
+    `facts` are `pictures`, the file of them, and `shown`, how much the differences there are enhanced.
+    """
+    dataset = run["settings"].dataset
+    data = ModelCardData(
+        library_name="diffusers",
+        license=license_name,
+        datasets=[dataset] if dataset.count("/") == 1 and not Path(dataset).is_dir() else None,
+        tags=["diffusers", "autoencoder", "vae", "semseg-diffusers"],
+    )
+    text = render(
+        "autoencoder_card.md",
+        card_data=data.to_yaml(),
+        title=folder.resolve().name,
+        version=package_version(),
+        versions=", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "accelerate")),
+        results=results,
+        run=run,
+        by_variant=BY_VARIANT,
+        **facts,
+    )
+    return text + "\n"
+
+
 def model_card(
     folder: Path, source: str, scores: Mapping[str, dict], revision: str | None = None, stored: str | None = None,
     has_code: bool = True, has_variants: bool = True, index: Mapping[str, Any] | None = None,

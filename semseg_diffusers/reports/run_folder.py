@@ -13,6 +13,7 @@ from semseg_diffusers.utils.images import grid_cells, image_grid
 
 
 STATUS_FILE, RECORD_FILE = "status.json", "run.json"
+SAVED = ("model_index.json", "config.json")  # of which a finished run has one: of a pipeline, or of an autoencoder
 CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
 FOLDER, OVER_TIME = "previews", "over_time.png"
 MOST_STEPS = 8  # columns of samples in the image over time
@@ -56,11 +57,13 @@ def list_previews(run: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def previews_over_time(previews: list[tuple[int, Path]]) -> Image.Image | None:
+def previews_over_time(
+    previews: list[tuple[int, Path]], beside: tuple[str, str] = ("mask", "image")
+) -> Image.Image | None:
     """Return a grid of the first sample of each mask at evenly spaced steps: mask | sample at each step | image.
 
     Its rows are the masks of the last preview; a step without one leaves its cell empty. None if no preview records
-    its cells.
+    its cells. `beside` names the columns around the samples.
     """
     sheets = []
     for index in evenly(len(previews), MOST_STEPS):
@@ -79,7 +82,9 @@ def previews_over_time(previews: list[tuple[int, Path]]) -> Image.Image | None:
         for column, cell in enumerate(row):
             if cell is not None and (scale := CELL_SIDE / min(cell.size)) < 1:
                 row[column] = cell.resize([round(side * scale) for side in cell.size], Image.Resampling.LANCZOS)
-    return image_grid(rows, headers=["mask", *[f"step {step:,}" for step, _ in shown], "image"], cell_size=CELL_SIDE)
+    return image_grid(
+        rows, headers=[beside[0], *[f"step {step:,}" for step, _ in shown], beside[1]], cell_size=CELL_SIDE
+    )
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,7 @@ class RunFolder:
     record: dict[str, Any]  # run.json; empty in a folder of a run that started before there was such a file
     previews: list[tuple[int, Path]]  # steps and files, in order
     checkpoint: str | None  # name of the newest
-    is_saved: bool  # whether the pipeline is at the root
+    is_saved: bool  # whether the pipeline, or the autoencoder, is at the root
     state: str  # "running", "finished", "stopped", "failed", "killed", "unknown"
 
     @property
@@ -127,6 +132,6 @@ def read_run(path: Path) -> RunFolder:
         record=record,
         previews=list_previews(path),
         checkpoint=checkpoints[-1].name if checkpoints else None,
-        is_saved=(path / "model_index.json").is_file(),
+        is_saved=any((path / name).is_file() for name in SAVED),
         state=state,
     )

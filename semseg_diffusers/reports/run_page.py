@@ -50,7 +50,8 @@ def write_run_page(run: Path, output: Path | None = None, defaults: Mapping[str,
         OSError: the page cannot be written.
     """
     folder = read_run(run)
-    over_time = previews_over_time(folder.previews)
+    beside = ("photo", "difference") if folder.record.get("command") == "autoencoder" else ("mask", "image")
+    over_time = previews_over_time(folder.previews, beside)
     if over_time is not None and output is None:
         save_png(run / FOLDER / OVER_TIME, over_time)
     preview = None
@@ -159,7 +160,7 @@ def _plots(log: Sequence[Mapping[str, Any]]) -> list[tuple[str, Plot]]:
 
 
 def _other_terms(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the names of a distillation's losses."""
+    """Return the names of the losses that a distillation or an autoencoder adds up."""
     return [name for name in log[-1] if name not in LOGGED]
 
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.pipelines.mask_guided_mixin import MaskGuidedMixin
-from semseg_diffusers.reports.run_folder import list_checkpoints
+from semseg_diffusers.reports.run_folder import SAVED, list_checkpoints
 from semseg_diffusers.training.inputs import Inputs
 from semseg_diffusers.training.networks import EMA
 from semseg_diffusers.training.settings import LoopSettings
@@ -43,7 +43,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
         "init_from", "init_classes", "base_model", "model", "revision", "text_encoder",
-        "text_encoder_by_reference",
+        "text_encoder_by_reference", "features",
     )
 )  # fmt: skip
 
@@ -66,18 +66,25 @@ def atomic_write(target: Path, staging: Path | None, run: Path) -> Iterator[None
 
 def save_pipeline(pipeline: MaskGuidedMixin, folder: Path, ema: EMA | None = None) -> None:
     """Save a pipeline, no file half-written, with the first average; other averages and raw weights are variants."""
-    staging = folder / ".pipeline.writing"
-    shutil.rmtree(staging, ignore_errors=True)
-    with atomic_write(folder / "unet", staging, folder):
+    with staged(folder, folder / "unet", last="model_index.json") as staging:
         for variant in () if ema is None else ema.variants(pipeline.unet):
             pipeline.unet.save_pretrained(staging / "unet", variant=variant)
         pipeline.save_pretrained(staging)
+
+
+@contextlib.contextmanager
+def staged(folder: Path, target: Path, last: str) -> Iterator[Path]:
+    """Yield a folder for files of `target`, then move them into `folder`; `last` marks that all are there."""
+    staging = folder / ".pipeline.writing"
+    shutil.rmtree(staging, ignore_errors=True)
+    with atomic_write(target, staging, folder):
+        yield staging
         follow_umask(staging)
         files = [path for path in staging.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda path: path.name == "model_index.json"):  # last: it marks completeness
-            target = folder / path.relative_to(staging)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+        for path in sorted(files, key=lambda path: path.name == last):
+            place = folder / path.relative_to(staging)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, place)
     shutil.rmtree(staging, ignore_errors=True)
 
 
@@ -182,7 +189,7 @@ def find_checkpoint(run: Path, which: str) -> Path | None:
 
 def checkpoint_to_resume(settings: LoopSettings, inputs: Inputs, run: Path, samples_per_step: int) -> Path | None:
     """Return the checkpoint to resume from, or None; refuse a folder, or a checkpoint, of another run."""
-    in_use = bool(list_checkpoints(run)) or (run / "model_index.json").exists()
+    in_use = bool(list_checkpoints(run)) or any((run / name).exists() for name in SAVED)
     if settings.resume_from_checkpoint is None:
         if in_use:
             raise ValueError(

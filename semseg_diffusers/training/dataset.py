@@ -86,7 +86,7 @@ def warp_mask(mask: torch.Tensor, warp: Warp, unknown: int) -> torch.Tensor:
 
 # kinds of random streams, which must not repeat each other
 ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW, TEACHER, PARTNER = range(13)
-LOW_RES, TEXTS = 13, 14
+LOW_RES, TEXTS, CODEBOOK = 13, 14, 15
 
 
 def make_generator(seed: int, kind: int, index: int) -> torch.Generator:

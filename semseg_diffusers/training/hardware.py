@@ -124,6 +124,8 @@ def fit_optimizer_state(settings: LoopSettings, optimizer: torch.optim.Optimizer
         group["fused"] = True if settings.fused_optimizer else None
         for weight in group["params"]:
             state = optimizer.state[weight]
+            if not state:  # it had no gradient yet, as a discriminator that joins later
+                continue
             state["step"] = state["step"].to(weight.device if settings.fused_optimizer else "cpu")
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.empty_like(weight, requires_grad=False).copy_(state[name])

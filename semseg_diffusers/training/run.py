@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from diffusers.optimization import get_scheduler
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from semseg_diffusers.data.dataset_format import data_license
 from semseg_diffusers.data.label_mapping import read_mapping
@@ -209,7 +209,7 @@ class Run:
         """Return the largest weight of a sample's loss, which is near 1 for a network that predicts zeros."""
         return 1.0
 
-    def training_dataset(self) -> TrainingDataset:
+    def training_dataset(self) -> Dataset:
         """Return the samples of the run."""
         settings, inputs = self.settings, self.inputs
         low_res = LowRes.of(inputs.unet, settings, inputs.pairs)
@@ -441,26 +441,33 @@ class Run:
             model.train()
 
     def finish(self) -> None:
-        """Save the pipeline with the averaged weights, the others beside them, and its model card."""
+        """Save what was trained, with its model card, and leave the group of processes."""
         self.bar.close()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.network.to(memory_format=torch.contiguous_format)  # required by safetensors
-            pipeline = self.pipeline()
-            checkpoints.save_pipeline(pipeline, self.folder, self.ema)
-            license_name, license_text = data_license(self.inputs.source_format, "these weights")
-            run = {
-                "command": self.command,
-                "settings": self.settings,
-                "num_pairs": len(self.inputs.pairs),
-                "data_license": license_text,
-                "step": self.step,
-                "samples_per_step": self.samples_per_step,
-                "averages": [(variant_name(decay), decay) for decay in self.settings.ema_lengths],
-                "trained_seconds": self.trained_seconds,
-                "loss": self.mean_loss,
-                **self.card_facts(),
-            }
-            card = new_model_card(self.folder, self.folder.name, license_name=license_name, run=run)
-            write_text(self.folder / CARD, card)
+            self.save_model()
         self.stop_request.shutdown()
+
+    def save_model(self) -> None:
+        """Save the pipeline with the averaged weights, the others beside them, and its model card."""
+        checkpoints.save_pipeline(self.pipeline(), self.folder, self.ema)
+        license_name, facts = self.run_facts()
+        card = new_model_card(self.folder, self.folder.name, license_name=license_name, run=facts)
+        write_text(self.folder / CARD, card)
+
+    def run_facts(self) -> tuple[str | None, dict[str, Any]]:
+        """Return the licence of the data, if known, and what a model card says of the run."""
+        license_name, license_text = data_license(self.inputs.source_format, "these weights")
+        return license_name, {
+            "command": self.command,
+            "settings": self.settings,
+            "num_pairs": len(self.inputs.pairs),
+            "data_license": license_text,
+            "step": self.step,
+            "samples_per_step": self.samples_per_step,
+            "averages": [(variant_name(decay), decay) for decay in self.settings.ema_lengths],
+            "trained_seconds": self.trained_seconds,
+            "loss": self.mean_loss,
+            **self.card_facts(),
+        }

@@ -31,9 +31,10 @@ from semseg_diffusers.distillation.discriminator import (
     Discriminator,
     FrozenFeatures,
     discriminator_loss,
+    frozen,
     generator_loss,
 )
-from semseg_diffusers.distillation.distill import DistillationRun, Objective, build_inputs, frozen
+from semseg_diffusers.distillation.distill import DistillationRun, Objective, build_inputs
 from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.toy.scenes import write_toy_dataset

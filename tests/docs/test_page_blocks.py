@@ -129,6 +129,13 @@ def check_distilling(folder: Path, names: dict) -> None:
     assert len(read_metadata(folder / "generated")) == len(VAL)
 
 
+def check_autoencoders(folder: Path, names: dict) -> None:
+    assert names["again"].shape == names["photo"].shape
+    assert json.loads((folder / "runs/camvid128-vae/results.json").read_text())["reconstruction"]["num_photos"] == len(
+        VAL
+    )
+
+
 def check_scale_out(folder: Path, names: dict) -> None:
     assert status(folder / "runs/shared")["status"] == "finished"
     assert len(read_metadata(folder / "new")) == len(pictures(folder / "new")) == len(VAL)
@@ -159,6 +166,11 @@ def a_set_to_study(folder: Path) -> None:
 
 
 PLACES = {
+    "autoencoders.md": Place(
+        (DATA,),
+        check=check_autoencoders,
+        options={"autoencoder": "--max_train_steps 1 --train_batch_size 1 --random_crop 32 --device cpu"},
+    ),
     "README.md": Place(("camvid", "checkpoints"), check=check_readme, options={"semseg-diffusers evaluate": ONE_STEP}),
     "converting.md": Place(
         prepare=published,

@@ -1,0 +1,1 @@
+"""Autoencoders of diffusers trained on one's own photos, for diffusion on their latents."""
