@@ -17,6 +17,7 @@ TRAINING = """dataset output_dir preset image_column mask_column device seed tra
 OPTIONS = {
     "prepare": "source format resolution output annotations",
     "check": "source dataset",
+    "subset": "dataset output seed",
     "toy": "output seed",
     "stats": "dataset output",
     "labels": "preset output",
