@@ -78,7 +78,7 @@ def test_the_pipelines_take_their_arguments():
         pipeline = getattr(semseg_diffusers, name)
         recommendation = ["default_num_inference_steps", "default_guidance_scale", "trained_timesteps"]
         texts = ["text_encoder", "tokenizer", "text_encoder_source"]
-        assert parameters(pipeline) == ["unet", "scheduler", *recommendation, *texts]
+        assert parameters(pipeline) == ["unet", "scheduler", *recommendation, *texts, "vae"]
         assert set(shared.split()) <= set(parameters(pipeline.__call__))
     assert "latents" in parameters(semseg_diffusers.MaskGuidedDDPMPipeline.__call__)
 

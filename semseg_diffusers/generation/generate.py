@@ -235,6 +235,7 @@ def _check_processes_agree(records: list[dict[str, Any]]) -> None:
         ("guide_revision", "weights", "--model and --guide_model"),
         ("upscaler_revision", "weights", "--model and --upscaler"),
         ("text_encoder_revision", "text encoders", "--model"),
+        ("vae_revision", "autoencoders", "--model"),
         ("mask_labels", "label sets of the masks", "--mask_labels"),
     ):
         if any(record[key] != records[0][key] for record in records):

@@ -187,6 +187,8 @@ def load_model(
         ValueError, OSError: no such pipeline, weights or scheduler; the message says what to do.
     """
     pipeline: Any = load_pipeline(name, revision=revision, variant=variant, dtype=dtype)
+    if dtype == torch.float16 and pipeline.vae is not None and pipeline.vae.config.get("force_upcast"):
+        pipeline.vae.to(torch.float32)  # its values leave the range of float16
     pipeline.to(device)
     if scheduler:
         pipeline.scheduler = new_scheduler(scheduler, pipeline.scheduler.config)
@@ -250,6 +252,7 @@ def pipeline_for(pipeline: Any, settings: GenerationSettings) -> Any:
         trained_timesteps=pipeline.config.get("trained_timesteps"),
         text_encoder=pipeline.text_encoder,
         tokenizer=pipeline.tokenizer,
+        vae=pipeline.vae,
     )
     other.trained_scheduler = pipeline.trained_scheduler
     return other

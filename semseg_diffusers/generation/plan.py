@@ -258,6 +258,7 @@ def plan_generation(
         "guide_model": None if guide is None else guide_name or "unsaved",
         "guide_revision": None if guide is None else revision(guide),
         "text_encoder_revision": revision(pipeline.text_encoder, encoder_revision) if reads_texts else None,
+        "vae_revision": None if pipeline.vae is None else revision(pipeline.vae),
         "upscaler": None if upscaler is None else upscaler_name or "unsaved",
         "upscaler_revision": None if upscaler is None else revision(upscaler.unet),
         "scheduler": type(pipeline.scheduler).__name__,
@@ -346,7 +347,6 @@ def target_size(pipeline: Any, settings: GenerationSettings) -> tuple[int, int]:
         return settings.height, settings.width
     if settings.height is not None or settings.width is not None:
         raise ValueError(f"expected height and width, or none of them; got {settings.height} and {settings.width}.")
-    sample_size = pipeline.unet.config.sample_size
-    if sample_size is None:
+    if pipeline.sample_size is None:
         raise ValueError("this model has no sample_size of its own; give height and width.")
-    return (sample_size, sample_size) if isinstance(sample_size, int) else tuple(sample_size)
+    return pipeline.sample_size

@@ -22,6 +22,7 @@ from torch import nn
 
 MASK_CONDITIONINGS = ("add", "concat", "spade")
 PARENT_ARGUMENTS = tuple(inspect.signature(UNet2DModel.__init__).parameters)[1:]
+STRIDED_CHANNELS = 32  # of `StridedMaskBranch`, at each resolution
 
 
 def check_label_set(num_classes: int, id2label: dict | None, id2color: dict | None) -> None:
@@ -46,9 +47,12 @@ def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int, c
         raise ValueError(f"Height and width of `sample` must be multiples of {size_divisor}; got {height} x {width}.")
     if mask is not None and mask_features is not None:
         raise ValueError("Pass `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
-    if mask is not None and (mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]):
+    factor = config.get("vae_scale_factor", 1)
+    size = height * factor, width * factor
+    if mask is not None and (mask.shape[0] != batch_size or tuple(mask.shape[-2:]) != size):
+        like = "like" if factor == 1 else f"{factor} times as large as"
         raise ValueError(
-            f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+            f"`mask` must be {batch_size} of {size[0]} x {size[1]} {like} `sample`; got {tuple(mask.shape)}. "
             f"Resize it (nearest), and repeat it for each sample."
         )
     if mask is None or mask.ndim != 3 or mask.device.type != "cpu" or torch.compiler.is_compiling():
@@ -134,6 +138,32 @@ class MaskBranch(nn.Module):
     def forward(self, one_hot: torch.Tensor) -> torch.Tensor:
         """Map (B, num_classes, H, W) to (B, out_channels, H, W); zeros for a sample that is unknown everywhere."""
         features = self.conv_2(F.silu(self.norm(self.conv_1(one_hot))))
+        # Offloading hooks may bring the features, not the mask, to another device.
+        return torch.where(known_samples(one_hot).to(features.device), features, torch.zeros_like(features))
+
+
+class StridedMaskBranch(nn.Module):
+    """Strided convolutions from the one-hot mask down to latents: where in its cell a thin class is.
+
+    The last convolution starts from zeros.
+    """
+
+    def __init__(self, num_classes: int, out_channels: int, factor: int):
+        super().__init__()
+        channels = [num_classes] + [STRIDED_CHANNELS] * (factor.bit_length() - 1)  # each halves the resolution
+        self.convs = nn.ModuleList(
+            nn.Conv2d(*both, kernel_size=3, stride=2, padding=1)
+            for both in zip(channels[:-1], channels[1:], strict=True)
+        )
+        self.conv_out = nn.Conv2d(channels[-1], out_channels, kernel_size=1, bias=False)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(self, one_hot: torch.Tensor) -> torch.Tensor:
+        """Map (B, num_classes, H, W) to (B, out_channels, H/factor, W/factor); zeros for an unknown sample."""
+        features = one_hot
+        for conv in self.convs:
+            features = F.silu(conv(features))  # (B, STRIDED_CHANNELS, H/2, W/2), and so on
+        features = self.conv_out(features)
         # Offloading hooks may bring the features, not the mask, to another device.
         return torch.where(known_samples(one_hot).to(features.device), features, torch.zeros_like(features))
 
@@ -339,10 +369,17 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             times this; None if it generates the image itself. `MaskGuidedUpscalePipeline` adds both.
         text_embed_dim (`int`, defaults to 0): Length of the embeddings of a text encoder, for networks that read texts
             about the image and about regions of it (`encode_text`); 0 for none.
+        vae_scale_factor (`int`, defaults to 1): Pixels of an image to a side of a cell of its latents, a power of 2,
+            for networks that generate the latents of an autoencoder: samples are latents, masks and `regions` are that
+            many times as large. Cells get the share of each class in them, and a strided branch reads every pixel.
+        latents_mean (`list[float]`, *optional*): Mean of each channel of the autoencoder's latents in the training
+            images. The network generates latents less this mean, divided by `latents_std`; None if it generates them
+            as the `scaling_factor` and the `shift_factor` of the autoencoder's config say.
+        latents_std (`list[float]`, *optional*): Their standard deviation.
 
-    What attributes, pyramid, coordinates, augmentation, modulation, the image to enlarge and texts add starts from
-    zero weights: an untrained network predicts the same with and without them, and weights of a network without them
-    load into one with them.
+    What attributes, pyramid, coordinates, augmentation, modulation, the strided branch, the image to enlarge and texts
+    add starts from zero weights: an untrained network predicts the same with and without them, and weights of a
+    network without them load into one with them.
 
     Raises:
         ValueError: For mask settings that do not exist or exclude each other.
@@ -411,6 +448,9 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         max_noise_level: int = 0,
         residual_scale: float | None = None,
         text_embed_dim: int = 0,
+        vae_scale_factor: int = 1,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
     ):
         if mask_conditioning not in MASK_CONDITIONINGS:
             raise ValueError(f"`mask_conditioning` must be one of {MASK_CONDITIONINGS}; got {mask_conditioning!r}.")
@@ -447,6 +487,15 @@ class MaskGuidedUNet2DModel(UNet2DModel):
             raise ValueError(f"`residual_scale` must be above 0, or None; got {residual_scale}.")
         if text_embed_dim < 0:
             raise ValueError(f"`text_embed_dim` must be 0 or more; got {text_embed_dim}.")
+        if vae_scale_factor < 1 or vae_scale_factor & (vae_scale_factor - 1):
+            raise ValueError(f"`vae_scale_factor` must be a power of 2, such as 8, or 1; got {vae_scale_factor}.")
+        if vae_scale_factor > 1 and upscale_factor is not None:
+            raise ValueError("`upscale_factor` is for networks of pixels, `vae_scale_factor` for those of latents.")
+        for name, numbers in (("latents_mean", latents_mean), ("latents_std", latents_std)):
+            if numbers is not None and not (len(numbers) == in_channels and all(map(math.isfinite, numbers))):
+                raise ValueError(f"`{name}` must hold {in_channels} finite numbers, one a channel; got {numbers}.")
+        if (latents_mean is None) != (latents_std is None) or not all(std > 0 for std in latents_std or ()):
+            raise ValueError(f"`latents_mean` needs a `latents_std` above 0; got {latents_mean} and {latents_std}.")
         super().__init__(**{name: value for name, value in locals().items() if name in PARENT_ARGUMENTS})
         base_channels = block_out_channels[0]
         stem_width = stem_channels if patch_size > 1 else base_channels
@@ -503,6 +552,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if text_embed_dim:  # maps are added to a level's input, which has the width of the level above
             widths = (stem_width, *block_out_channels[:-1])
             self.text_branch = TextBranch(text_embed_dim, time_embed_dim, widths)
+        if vae_scale_factor > 1:
+            self.strided_branch = StridedMaskBranch(num_classes, stem_width, vae_scale_factor)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
@@ -526,7 +577,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
 
     @property
     def size_divisor(self) -> int:
-        """Height and width of a sample must be multiples of this many pixels."""
+        """Height and width of a sample must be multiples of this; those of a mask, `vae_scale_factor` times that."""
         return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
 
     def encode_mask(self, mask: torch.Tensor, dtype: torch.dtype | None = None) -> tuple[torch.Tensor, ...]:
@@ -534,13 +585,13 @@ class MaskGuidedUNet2DModel(UNet2DModel):
 
         Args:
             mask (`torch.Tensor`): Class ids (B, H, W) of any integer dtype (255 is unknown), or a one-hot map
-                (B, num_classes, H, W), float or bool, at the sample's resolution.
+                (B, num_classes, H, W), float or bool, at the sample's resolution, or that times `vae_scale_factor`.
             dtype (`torch.dtype`, *optional*): Dtype of the sample; that of the weights if None.
 
         Returns:
             `tuple[torch.Tensor, ...]`: The `mask_features` of `forward`, batch first: the stem's, then with
             `mask_pyramid` those of each lower level, then with `"spade"` the modulation at each resolution, the
-            highest first.
+            highest first; with `"concat"` and a `vae_scale_factor`, at last those of the strided branch.
 
         Raises:
             ValueError: See `mask_to_one_hot`.
@@ -549,8 +600,15 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if device.type != "meta":  # where offloaded layer by layer, weights have no device between calls
             mask = mask.to(device)
         one_hot = mask_to_one_hot(mask, self.config.num_classes, dtype or self.dtype)
+        factor, concatenates = self.config.vae_scale_factor, self.config.mask_conditioning == "concat"
+        details = None
+        if factor > 1:
+            details = self._run(self.strided_branch, one_hot)  # (B, S, H/factor, W/factor)
+            one_hot = F.avg_pool2d(one_hot, factor)  # shares of classes: (B, num_classes, H/factor, W/factor)
         # (B, num_classes, H, W) to concatenate, (B, S, H, W) to add
-        features = [one_hot if self.config.mask_conditioning == "concat" else self._run(self.mask_branch, one_hot)]
+        features = [one_hot if concatenates else self._run(self.mask_branch, one_hot)]
+        if details is not None and not concatenates:
+            features = [features[0] + details]
         if self.config.mask_pyramid:
             # PLACE, Lv et al. 2024: the share of each class in a cell, not the id of one of its pixels
             shares = F.avg_pool2d(one_hot, self.config.patch_size) if self.config.patch_size > 1 else one_hot
@@ -559,6 +617,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 features.append(convolution(shares))  # (B, C_i, h, w)
         if self.config.mask_conditioning == "spade":
             features += self._run(self.mask_norms, one_hot, known_samples(one_hot))  # (B, 2C, h, w) each
+        if details is not None and concatenates:
+            features.append(details)
         return tuple(features)
 
     # Texts that reach their regions alone: FreestyleNet, Xue et al. 2023, section 3.2
@@ -576,7 +636,7 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 zeros where there is none, and None where no image has one.
             region_embeds (`torch.Tensor`, *optional*): (B, K, text_embed_dim), those of the texts about K regions of
                 each image.
-            regions (`torch.Tensor`, *optional*): (B, H, W) of any signed integer dtype, at the sample's resolution:
+            regions (`torch.Tensor`, *optional*): (B, H, W) of any signed integer dtype, at the resolution of masks:
                 the index of each pixel's text in `region_embeds`, -1 where there is none.
             dtype (`torch.dtype`, *optional*): Dtype of the sample; that of the weights if None.
 
@@ -614,6 +674,8 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 )
             numbers = torch.arange(region_embeds.shape[1], device=device).view(1, -1, 1, 1)
             share = (regions.to(device).unsqueeze(1) == numbers).to(dtype)  # (B, K, H, W)
+            factor = self.config.vae_scale_factor
+            share = F.avg_pool2d(share, factor) if factor > 1 else share
             shares.append(share)
             share = F.avg_pool2d(share, self.config.patch_size) if self.config.patch_size > 1 else share
             for _ in self.config.block_out_channels[1:]:
@@ -752,8 +814,9 @@ class MaskGuidedUNet2DModel(UNet2DModel):
         if text_embeds is not None or region_embeds is not None or regions is not None:
             if text_features is not None:
                 raise ValueError("Pass embeddings or `text_features`, not both: these are `encode_text` of the first.")
-            if regions is not None and regions.shape[-2:] != sample.shape[-2:]:
-                raise ValueError(f"`regions` must be {height} x {width} like `sample`; got {tuple(regions.shape)}.")
+            size = tuple(side * self.config.vae_scale_factor for side in (height, width))
+            if regions is not None and tuple(regions.shape[-2:]) != size:
+                raise ValueError(f"`regions` must be {size[0]} x {size[1]} like masks; got {tuple(regions.shape)}.")
             text_features = self.encode_text(text_embeds, region_embeds, regions, dtype=sample.dtype)
 
         # 0. centre the input if necessary
@@ -791,8 +854,10 @@ class MaskGuidedUNet2DModel(UNet2DModel):
                 one_hot = mask_features[0].to(sample)
             sample = torch.cat([sample, one_hot], dim=1)  # (B, in_channels + num_classes, H, W)
         sample = self.conv_in(sample)  # (B, S, H, W)
-        if self.config.mask_conditioning != "concat" and mask_features is not None:
+        if mask_features is not None and self.config.mask_conditioning != "concat":
             sample = sample + mask_features[0].to(sample)
+        elif mask_features is not None and self.config.vae_scale_factor > 1:
+            sample = sample + mask_features[-1].to(sample)
         if self.config.coordinate_channels:
             sample = sample + self.conv_coordinates(pixel_coordinates(sample))
         if low_res is not None:

@@ -19,10 +19,16 @@ from .mask_inputs import center_crop_box, check_single_image, open_image, uprigh
 Box = tuple[int, int, int, int]  # left, top, right, bottom, as PIL takes it
 
 
-def check_editing(unet, scheduler) -> None:
-    """Raise a `ValueError` for a network without RGB images, or a scheduler that cannot add a step's noise to one."""
-    if unet.config.in_channels != 3:
-        raise ValueError(f"expected a network of images with 3 channels; this one has {unet.config.in_channels}.")
+def check_editing(pipeline, scheduler) -> None:
+    """Raise a `ValueError` for a pipeline without RGB images, or a scheduler that cannot add a step's noise to one."""
+    channels = pipeline.unet.config.in_channels
+    if pipeline.vae is None and pipeline.vae_scale_factor > 1:
+        raise ValueError(
+            "this network edits latents, and the pipeline has no `vae` to encode images: make it with the autoencoder "
+            "that the network was trained with."
+        )
+    if pipeline.vae is None and channels != 3:
+        raise ValueError(f"expected a network of images with 3 channels; this one has {channels}.")
     if not (hasattr(scheduler, "add_noise") and hasattr(scheduler, "alphas_cumprod")):
         raise ValueError(
             f"{type(scheduler).__name__} cannot add the noise of a step to an image: it has no `add_noise` over "

@@ -20,6 +20,7 @@ from diffusers.utils import logging
 from diffusers.utils.torch_utils import randn_tensor
 
 from .guidance import Conditions, evaluation_mode, has_offload_hooks
+from .latents import check_vae_of_network, decode_latents, encode_images, switch_off_clipping
 from .mask_inputs import UNKNOWN, read_instances, read_mask, resize_ids, split_masks
 from .scheduler_trial import check_scheduler, describe, mend_scheduler
 from .text_inputs import (
@@ -84,6 +85,8 @@ def separate_call(call: Callable) -> Callable:
         scheduler = copy.deepcopy(self.scheduler)
         if self.scheduler is not self.trained_scheduler:
             mend_scheduler(scheduler)
+        if self.vae is not None or self.vae_scale_factor > 1:
+            switch_off_clipping(scheduler)
         attributes: dict[str, Any] = {"scheduler": scheduler, "_finite": [], "_interrupt": False}
         _calls.stack = [*getattr(_calls, "stack", ()), (self, attributes)]
         try:
@@ -101,8 +104,9 @@ def separate_call(call: Callable) -> Callable:
 class MaskGuidedMixin(Base):
     """Methods of a `DiffusionPipeline` with the components `unet` and `scheduler`."""
 
-    model_cpu_offload_seq = "text_encoder->unet"
+    model_cpu_offload_seq = "text_encoder->unet->vae"
     is_upscaler = False
+    vae: Any = None
     _callback_tensor_inputs = ["latents"]
     trained_scheduler: Any = None
     scheduler = OfTheCall()
@@ -120,6 +124,8 @@ class MaskGuidedMixin(Base):
         is_missing = source is not None and pipeline.text_encoder is None  # it did not load before
         if is_missing:
             kwargs.setdefault("text_encoder_source", None)
+        if "vae" in inspect.signature(cls.__init__).parameters:
+            kwargs.setdefault("vae", getattr(pipeline, "vae", None))
         made = super().from_pipe(pipeline, **kwargs)
         if is_missing and made.text_encoder is None:
             made.register_to_config(text_encoder_source=source)
@@ -135,6 +141,8 @@ class MaskGuidedMixin(Base):
                 f"`unet` is a {type(unet).__name__}, which reads no masks; expected a mask-guided network, such as "
                 "MaskGuidedUNet2DModel. MaskControlNetModel.from_unet(unet) makes one of a UNet2DModel, to train."
             )
+        if isinstance(unet, torch.nn.Module) and kwargs.get("vae") is not None:
+            check_vae_of_network(kwargs["vae"], unet.config)
         super().register_modules(**kwargs)
         self.trained_scheduler = kwargs.get("scheduler", self.trained_scheduler)
 
@@ -251,6 +259,75 @@ class MaskGuidedMixin(Base):
         return torch.promote_types(self.unet.dtype, torch.float32)
 
     @property
+    def vae_scale_factor(self) -> int:
+        """Pixels of an image to a side of a cell of its latents; 1 where the network generates pixels."""
+        return self.unet.config.get("vae_scale_factor") or 1
+
+    @property
+    def sample_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels of the images that the network was made for, where it says so."""
+        size = self.unet.config.sample_size
+        if size is None:
+            return None
+        height, width = (size, size) if isinstance(size, int) else size
+        return height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    def enable_vae_slicing(self) -> None:
+        """Decode images one after the other, in less memory."""
+        self._autoencoder("enable_vae_slicing").enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Decode the images of a batch together again."""
+        self._autoencoder("disable_vae_slicing").disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Encode and decode large images in overlapping tiles, in less memory."""
+        self._autoencoder("enable_vae_tiling").enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Encode and decode images as a whole again."""
+        self._autoencoder("disable_vae_tiling").disable_tiling()
+
+    def _autoencoder(self, caller: str) -> Any:
+        """Return the autoencoder, for a caller that needs one."""
+        if self.vae is not None:
+            return self.vae
+        if self.vae_scale_factor == 1:
+            raise ValueError(f"`{caller}`: this network generates pixels, without an autoencoder. Omit it.")
+        raise ValueError(
+            f"`{caller}`: this network generates latents, and the pipeline has no `vae`: make it with the autoencoder "
+            "that the network was trained with, or pass output_type='latent' where only latents are needed."
+        )
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Encode images (B, 3, H, W) in [-1, 1] as the network generates them: latents, or images as they are."""
+        if self.vae is None and self.vae_scale_factor == 1:
+            return images
+        vae = self._autoencoder("image")
+        with evaluation_mode(vae):
+            latents = encode_images(vae, images, self.unet.config)
+        self.check_autoencoded(latents, "encoded")
+        return latents.to(images)
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode what the network generates (B, C, h, w) to images (B, 3, H, W), near [-1, 1]."""
+        if self.vae is None and self.vae_scale_factor == 1:
+            return latents
+        vae = self._autoencoder("output_type")
+        with evaluation_mode(vae):
+            images = decode_latents(vae, latents, self.unet.config)
+        self.check_autoencoded(images, "decoded")
+        return images
+
+    def check_autoencoded(self, values: torch.Tensor, verb: str) -> None:
+        """Raise a `ValueError` for values of the autoencoder that are not finite."""
+        if not torch.isfinite(values).all():
+            raise ValueError(
+                f"the autoencoder {verb} images to values that are not finite, in {self.vae.dtype}: use "
+                "pipe.vae.to(torch.float32). Weights that are not finite do the same."
+            )
+
+    @property
     def prediction_channels(self) -> int:
         """Channels of a prediction that the scheduler reads: twice the image's where it takes a learned variance."""
         learned = getattr(self.scheduler.config, "variance_type", None) in ("learned", "learned_range")
@@ -285,14 +362,17 @@ class MaskGuidedMixin(Base):
                 f"expected a network with {channels} output channels, or {2 * channels} with a learned variance; got "
                 f"{config.out_channels}."
             )
-        divisor = getattr(self.unet, "size_divisor", 1)
+        if output_type != "latent" and self.vae_scale_factor > 1:
+            self._autoencoder(f"output_type={output_type!r}")
+        divisor = getattr(self.unet, "size_divisor", 1) * self.vae_scale_factor
         if height % divisor or width % divisor:
             nearest = " x ".join(str(max(divisor, round(side / divisor) * divisor)) for side in (height, width))
             raise ValueError(
                 f"height and width must be multiples of {divisor} for this network; got {height} x {width}. The "
                 f"nearest is {nearest}."
             )
-        shape = (num_masks * num_images_per_mask, channels, height, width)
+        sides = height // self.vae_scale_factor, width // self.vae_scale_factor
+        shape = (num_masks * num_images_per_mask, channels, *sides)
         if isinstance(generator, (list, tuple)) and len(generator) != shape[0]:
             raise ValueError(
                 f"got {len(generator)} generators for {shape[0]} images ({num_masks} masks, {num_images_per_mask} "
@@ -416,7 +496,7 @@ class MaskGuidedMixin(Base):
     def image_size(self, ids: list[np.ndarray | None], height: int | None, width: int | None) -> tuple[int, int]:
         """Return height and width of the images: as given, else the network's `sample_size`, else the masks'."""
         if height is None or width is None:
-            size = self.unet.config.sample_size
+            size = self.sample_size
             if size is None:
                 sizes = {array.shape for array in ids if array is not None}
                 if len(sizes) != 1:
@@ -425,7 +505,6 @@ class MaskGuidedMixin(Base):
                         "`width`."
                     )
                 size = sizes.pop()
-            size = (size, size) if isinstance(size, int) else size
             height, width = size[0] if height is None else height, size[1] if width is None else width
         for name, side in (("height", height), ("width", width)):
             if type(side) is not int:
@@ -599,7 +678,7 @@ class MaskGuidedMixin(Base):
         if not any(getattr(unet.config, "label_diffusion", None) for unet in networks):
             return latents, None
         parts = generator if isinstance(generator, list) else [generator]
-        size = shape[0] // len(parts), *shape[2:]
+        size = shape[0] // len(parts), *(side * self.vae_scale_factor for side in shape[2:])
         noise = [torch.rand(size, generator=part, device=device if part is None else part.device) for part in parts]
         return latents, torch.cat([part.to(device) for part in noise])
 
@@ -649,10 +728,10 @@ class MaskGuidedMixin(Base):
             )
 
     def postprocess(self, latents: torch.Tensor, output_type: str) -> Any:
-        """Convert latents (B, C, H, W) in [-1, 1] to `output_type`."""
+        """Convert what the network generates (B, C, h, w) to `output_type`."""
         if output_type == "latent":
             return latents
-        images = (latents / 2 + 0.5).clamp(0, 1)
+        images = (self.decode_latents(latents) / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":
             return images
         pixels = images.float().cpu().permute(0, 2, 3, 1).numpy()  # (B, H, W, C)
@@ -711,4 +790,5 @@ def _guide_settings(config) -> dict:
         "class labels": getattr(config, "num_class_embeds", None),
         "upscale factor": getattr(config, "upscale_factor", None),
         "text embeddings": getattr(config, "text_embed_dim", 0),
+        "latents": [config.get(name) for name in ("vae_scale_factor", "latents_mean", "latents_std")],
     }

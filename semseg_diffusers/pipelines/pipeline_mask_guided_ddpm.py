@@ -13,8 +13,9 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .guidance import evaluation_mode
+from .latents import vae_factor  # noqa: F401  diffusers copies only files that are imported here
 from .mask_guided_mixin import MaskGuidedMixin, separate_call
-from .mask_inputs import UNKNOWN  # noqa: F401  diffusers copies only files that are imported here
+from .mask_inputs import UNKNOWN  # noqa: F401  likewise
 from .portable import PortableFolderMixin
 from .scheduler_trial import check_scheduler  # noqa: F401  likewise
 from .text_inputs import Texts  # noqa: F401  likewise
@@ -40,6 +41,9 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         text_encoder_source (`str`, *optional*): Where both are on the Hub, as `"owner/name@commit"`. It is saved in
             their place, and they are loaded from there; where that fails, a warning says so and the pipeline takes no
             prompts.
+        vae (`torch.nn.Module`, *optional*): For networks that generate latents (`vae_scale_factor`): the autoencoder
+            of diffusers that they were trained with, such as an AutoencoderKL, AutoencoderTiny or VQModel. Saved and
+            loaded with the pipeline; without it, only latents can be generated.
 
     Example:
     ```py
@@ -49,7 +53,7 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
     ```
     """
 
-    _optional_components = ["text_encoder", "tokenizer"]
+    _optional_components = ["text_encoder", "tokenizer", "vae"]
 
     def __init__(
         self,
@@ -61,9 +65,10 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
         text_encoder_source: str | None = None,
+        vae: torch.nn.Module | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_text_encoder(text_encoder, tokenizer, text_encoder_source)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
@@ -118,7 +123,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             guidance_stop (`float`, defaults to 1.0): Fraction of the steps after which it ends; outside the interval
                 the prediction is plain conditional.
             generator (`torch.Generator` or a list, *optional*): Source of randomness; a list has one for each image.
-            latents (`torch.Tensor`, *optional*): Unit noise to start from, (images, channels, height, width).
+            latents (`torch.Tensor`, *optional*): Unit noise to start from, (images, channels, height, width); of
+                networks of latents, in cells.
             height (`int`, *optional*): In pixels; the network's `sample_size` if None.
             width (`int`, *optional*): In pixels; the network's `sample_size` if None.
             class_labels (`int`, list or `torch.Tensor`, *optional*): For class-conditional networks, one for each mask
@@ -149,7 +155,8 @@ class MaskGuidedDDPMPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionPipe
             prompt_guidance_scale (`float`, *optional*): A separate scale of the texts, as `attribute_guidance_scale`
                 is that of the attributes; one more prediction a step.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
-                "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
+                "latent" (B, C, H, W) in [-1, 1], not clipped, or what an autoencoder would decode; float32 also where
+                the network is in half precision.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
                 tensors)`; the tensors in the dictionary that it returns are used from then on. Where it sets

@@ -15,11 +15,12 @@ from diffusers.utils import logging
 
 from .guidance import evaluation_mode
 from .image_inputs import check_editing, crop_resize_image, read_images, to_output, to_tensor
+from .latents import vae_factor  # noqa: F401  diffusers copies only files that are imported here
 from .mask_guided_mixin import MaskGuidedMixin, separate_call, uses_prk_steps
 from .mask_inputs import center_crop_box
 from .portable import PortableFolderMixin
 from .scheduler_trial import first_step
-from .text_inputs import Texts  # noqa: F401  diffusers copies only files that are imported here
+from .text_inputs import Texts  # noqa: F401  likewise
 
 
 logger = logging.get_logger(__name__)
@@ -38,6 +39,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         text_encoder (`torch.nn.Module`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
         tokenizer (*optional*): The tokenizer of the text encoder.
         text_encoder_source (`str`, *optional*): Where both are on the Hub.
+        vae (`torch.nn.Module`, *optional*): As in `MaskGuidedDDPMPipeline`: images are encoded to their latents.
 
     Example:
     ```py
@@ -47,7 +49,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     ```
     """
 
-    _optional_components = ["text_encoder", "tokenizer"]
+    _optional_components = ["text_encoder", "tokenizer", "vae"]
 
     def __init__(
         self,
@@ -59,9 +61,10 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
         text_encoder_source: str | None = None,
+        vae: torch.nn.Module | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_text_encoder(text_encoder, tokenizer, text_encoder_source)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
@@ -144,7 +147,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
             instance_prompts (`dict` or a list, *optional*): Texts about single things.
             prompt_guidance_scale (`float`, *optional*): A separate scale of the texts.
             output_type (`str`, defaults to "pil"): "pil", "np" (B, H, W, C) in [0, 1], "pt" (B, C, H, W) in [0, 1], or
-                "latent" (B, C, H, W) in [-1, 1], not clipped; float32 also where the network is in half precision.
+                "latent" (B, C, H, W) in [-1, 1], not clipped, or what an autoencoder would decode; float32 also where
+                the network is in half precision.
             return_dict (`bool`, defaults to True): Whether to return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end (`Callable`, *optional*): Called after each step as `(pipeline, step, timestep,
                 tensors)`; the tensors in the dictionary that it returns are used from then on. Where it sets
@@ -200,6 +204,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
                     f"returned as they are: use a strength of at least 1/{num_inference_steps}, or more steps."
                 )
             images = to_output(sources, output_type, dtype, device)
+            images = self.encode_images(images) if output_type == "latent" else images
             return ImagePipelineOutput(images=images) if return_dict else (images,)
         num_steps = len(self.scheduler.timesteps)  # of the full schedule
         guided_steps = range(int(guidance_start * num_steps), int(guidance_stop * num_steps))
@@ -207,7 +212,8 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         if first_step == 0:
             latents = noise * self.scheduler.init_noise_sigma  # (B, C, H, W)
         else:
-            latents = self.scheduler.add_noise(to_tensor(sources, dtype, device), noise, visited[:1])
+            known = self.encode_images(to_tensor(sources, dtype, device))
+            latents = self.scheduler.add_noise(known, noise, visited[:1])
         extra_step_kwargs = self.prepare_extra_step_kwargs(generator)
 
         with evaluation_mode(self.unet, guide_network):
@@ -240,7 +246,7 @@ class MaskGuidedImg2ImgPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
 
     def check_strength(self, strength: float) -> None:
         """Check the strength, and that network and scheduler can start from an image."""
-        check_editing(self.unet, self.scheduler)
+        check_editing(self, self.scheduler)
         if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength <= 1:
             raise ValueError(f"`strength` is {strength!r}; expected a number from 0 (the image) to 1 (noise alone).")
         if strength < 1 and uses_prk_steps(self.scheduler):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
@@ -30,10 +31,11 @@ from .image_inputs import (
     to_output,
     to_tensor,
 )
+from .latents import vae_factor  # noqa: F401  diffusers copies only files that are imported here
 from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, separate_call, stack_ids
 from .mask_inputs import UNKNOWN, crop_resize_ids
 from .portable import PortableFolderMixin
-from .scheduler_trial import check_scheduler  # noqa: F401  diffusers copies only files that are imported here
+from .scheduler_trial import check_scheduler  # noqa: F401  likewise
 from .text_inputs import Texts  # noqa: F401  likewise
 
 
@@ -65,6 +67,8 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         text_encoder (`torch.nn.Module`, *optional*): As in `MaskGuidedDDPMPipeline`, like the next two.
         tokenizer (*optional*): The tokenizer of the text encoder.
         text_encoder_source (`str`, *optional*): Where both are on the Hub.
+        vae (`torch.nn.Module`, *optional*): As in `MaskGuidedDDPMPipeline`: the cells of the latents that a region
+            reaches are generated, and decoded pixels are pasted into the region alone.
 
     Example:
     ```py
@@ -74,7 +78,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     ```
     """
 
-    _optional_components = ["text_encoder", "tokenizer"]
+    _optional_components = ["text_encoder", "tokenizer", "vae"]
 
     def __init__(
         self,
@@ -86,9 +90,10 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
         text_encoder_source: str | None = None,
+        vae: torch.nn.Module | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, vae=vae)
         self.register_text_encoder(text_encoder, tokenizer, text_encoder_source)
         self.register_recommendation(default_num_inference_steps, default_guidance_scale, trained_timesteps)
 
@@ -96,7 +101,7 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
         self, margin: int, padding_mask_crop: int | None, feather: int, jump_length: int, jump_n_sample: int
     ) -> None:
         """Raise a `ValueError` where network, scheduler or the arguments of this pipeline alone cannot work."""
-        check_editing(self.unet, self.scheduler)
+        check_editing(self, self.scheduler)
         crop = 0 if padding_mask_crop is None else padding_mask_crop
         sizes = {"margin": margin, "feather": feather, "padding_mask_crop": crop}
         for name, value in {**sizes, "jump_length": jump_length, "jump_n_sample": jump_n_sample}.items():
@@ -170,14 +175,17 @@ class MaskGuidedInpaintPipeline(MaskGuidedMixin, PortableFolderMixin, DiffusionP
     def crop_windows(
         self, ids, sources, regions, windows: list[Box], height: int, width: int
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Resize the window of each mask, image (-1 to 1) and region: (N, H, W), (N, 3, H, W) and (N, 1, H, W)."""
+        """Resize the window of each mask, image and region: (N, H, W), and as generated (N, C, h, w), (N, 1, h, w)."""
         parts, size = list(zip(ids, sources, regions, windows, strict=True)), (height, width)
         window_ids = [None if array is None else crop_resize_ids(array, box, *size) for array, _, _, box in parts]
-        known = [crop_resize_image(source, box, *size) for _, source, _, box in parts]
+        photos = [crop_resize_image(source, box, *size) for _, source, _, box in parts]
         inside = np.stack([crop_resize_region(region, box, *size) for _, _, region, box in parts])
         device = self._execution_device
-        edited = torch.from_numpy(inside).to(device).unsqueeze(1)
-        return stack_ids(window_ids, *size), to_tensor(known, self.latents_dtype, device), edited
+        edited, factor = torch.from_numpy(inside).to(device).unsqueeze(1), self.vae_scale_factor  # (N, 1, H, W)
+        if factor > 1:
+            edited = F.max_pool2d(edited.float(), factor) > 0  # the cells that a region reaches
+        known = self.encode_images(to_tensor(photos, self.latents_dtype, device))
+        return stack_ids(window_ids, *size), known, edited
 
     @torch.no_grad()
     @separate_call

@@ -17,10 +17,11 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from .guidance import Conditions, evaluation_mode
 from .image_inputs import read_images, split_batch, to_tensor
+from .latents import vae_factor  # noqa: F401  diffusers copies only files that are imported here
 from .mask_guided_mixin import MaskGuidedMixin, check_whole_number, plain_number, separate_call, stack_ids
 from .mask_inputs import resize_ids, split_masks
 from .portable import PortableFolderMixin
-from .scheduler_trial import check_scheduler  # noqa: F401  diffusers copies only files that are imported here
+from .scheduler_trial import check_scheduler  # noqa: F401  likewise
 from .text_inputs import Texts  # noqa: F401  likewise
 from .upscaling import (
     NOISE_LEVEL,

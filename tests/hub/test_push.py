@@ -217,6 +217,7 @@ def test_a_push_uploads_the_pipeline_and_nothing_that_is_of_no_use_to_others(hub
         "README.md",
         "log.jsonl",
         "guidance.py",
+        "latents.py",
         "mask_guided_mixin.py",
         "mask_inputs.py",
         "model_index.json",

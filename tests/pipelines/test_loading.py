@@ -23,6 +23,7 @@ PIPELINES = Path(semseg_diffusers.__file__).parent / "pipelines"
 # laid beside pipeline.py
 SHARED = (
     "guidance.py",
+    "latents.py",
     "mask_guided_mixin.py",
     "mask_inputs.py",
     "portable.py",

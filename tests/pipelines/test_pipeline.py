@@ -417,7 +417,7 @@ def test_progress_bar_counts_the_steps_and_can_be_silent():
 
 
 def test_components_make_a_second_pipeline(pipe):
-    assert set(pipe.components) == {"unet", "scheduler", "text_encoder", "tokenizer"}
+    assert set(pipe.components) == {"unet", "scheduler", "text_encoder", "tokenizer", "vae"}
     again = MaskGuidedDDPMPipeline(**pipe.components)
     again.set_progress_bar_config(disable=True)
     assert torch.equal(draw(again, random_ids()), draw(pipe, random_ids()))

@@ -45,9 +45,12 @@ def check_sample(sample: torch.Tensor, mask, mask_features, size_divisor: int, c
         raise ValueError(f"Height and width of `sample` must be multiples of {size_divisor}; got {height} x {width}.")
     if mask is not None and mask_features is not None:
         raise ValueError("Pass `mask` or `mask_features`, not both: the second is `encode_mask` of the first.")
-    if mask is not None and (mask.shape[0] != batch_size or mask.shape[-2:] != sample.shape[-2:]):
+    factor = config.get("vae_scale_factor", 1)
+    size = height * factor, width * factor
+    if mask is not None and (mask.shape[0] != batch_size or tuple(mask.shape[-2:]) != size):
+        like = "like" if factor == 1 else f"{factor} times as large as"
         raise ValueError(
-            f"`mask` must be {batch_size} of {height} x {width} like `sample`; got {tuple(mask.shape)}. "
+            f"`mask` must be {batch_size} of {size[0]} x {size[1]} {like} `sample`; got {tuple(mask.shape)}. "
             f"Resize it (nearest), and repeat it for each sample."
         )
     if mask is None or mask.ndim != 3 or mask.device.type != "cpu" or torch.compiler.is_compiling():
