@@ -36,6 +36,7 @@ from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.hub.push import load_pipeline
 from semseg_diffusers.models.unet_mask_guided import mask_to_one_hot
 from semseg_diffusers.pipelines.guidance import Conditions
+from semseg_diffusers.pipelines.latents import decode_latents
 from semseg_diffusers.pipelines.mask_guided_mixin import GUIDANCE_SCALE, MaskGuidedMixin
 from semseg_diffusers.pipelines.text_inputs import Texts
 from semseg_diffusers.pipelines.upscaling import image_to_sample, sample_to_image
@@ -50,6 +51,7 @@ from semseg_diffusers.training.inputs import (
     read_captions,
     training_size,
 )
+from semseg_diffusers.training.latents import Latents
 from semseg_diffusers.training.loop import run_and_push
 from semseg_diffusers.training.low_res import LowRes
 from semseg_diffusers.training.networks import build_pipeline, check_resolution
@@ -114,11 +116,11 @@ class DistillationDataset(TrainingDataset):
         sample, (position, _) = super().__getitem__(key), key
         generator = make_generator(self.settings.seed, TEACHER, position)
         sample["teacher_timestep"] = torch.randint(self.first_noisy, self.last_noisy, (), generator=generator)
-        sample["teacher_noise"] = torch.randn(sample["image"].shape, generator=generator)
+        sample["teacher_noise"] = torch.randn(sample["noise"].shape, generator=generator)
         sample["window"] = torch.rand(4, generator=make_generator(self.settings.seed, WINDOW, position))
         if self.settings.diversity_weight:
             generator = make_generator(self.settings.seed, PARTNER, position)
-            sample["partner_noise"] = torch.randn(sample["image"].shape, generator=generator)
+            sample["partner_noise"] = torch.randn(sample["noise"].shape, generator=generator)
         return sample
 
 
@@ -149,6 +151,14 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
         raise ValueError(f"{given[0]} is for students of several steps: with --steps 1, all start from noise.")
     height, width = training_size(settings, data)
     check_resolution(teacher, (height, width), pairs.name, where)
+    latents = None
+    if pipeline.vae is not None:
+        latents = Latents(pipeline.vae.requires_grad_(False).eval(), pairs, settings)
+        latents.use({name: config.get(name) for name in ("latents_mean", "latents_std")})
+    elif pipeline.vae_scale_factor > 1:
+        raise ValueError(
+            f"{where} generates latents, but has no autoencoder. Give the folder that its training saved."
+        )
     captions: tuple[Any, Any] = (None, None)
     text_components: dict[str, Any] = {}
     if getattr(config, "text_embed_dim", 0):
@@ -167,7 +177,8 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
         raise ValueError(f"{given[0]} is for models that read texts, and {where} does not. Leave it out.")
     student = type(teacher).from_config(teacher.config)
     student.load_state_dict(teacher.state_dict())
-    student.register_to_config(sample_size=height if height == width else (height, width))
+    sides = (height, width) if latents is None else latents.size(height, width)[1:]
+    student.register_to_config(sample_size=sides[0] if height == width else sides)
     attributes = {name: list(values) for name, values in (getattr(config, "attributes", None) or {}).items()}
     attribute_values(pairs, attributes)  # that the data has these columns
     if not hasattr(pipeline.trained_scheduler, "betas"):
@@ -183,8 +194,8 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     # only what `LCMScheduler` knows of the settings of the saved sampler, so that it loads without warnings
     known_settings = inspect.signature(LCMScheduler.__init__).parameters
     saved = {name: value for name, value in pipeline.trained_scheduler.config.items() if name in known_settings}
-    # differences to an enlarged image have no bounds
-    clip_sample = getattr(config, "residual_scale", None) is None
+    # differences to an enlarged image, and latents, have no bounds
+    clip_sample = getattr(config, "residual_scale", None) is None and latents is None
     sampler = LCMScheduler(**saved | {"original_inference_steps": settings.steps, "clip_sample": clip_sample})
     signal = float(noise_scheduler.alphas_cumprod[-1]) ** 0.5
     if noise_scheduler.config.prediction_type == "epsilon" and signal < LEAST_SIGNAL:
@@ -197,7 +208,7 @@ def build_inputs(settings: DistillationSettings, data: Data) -> DistillationInpu
     return DistillationInputs(
         pairs, validation, reason, read_record(settings.dataset).get("format"), attributes, counts,
         None if counts is None else class_balance(settings, counts), None, None, student, noise_scheduler,
-        *captions, text_components,
+        *captions, text_components, latents,
         teacher=teacher,
         teacher_pipeline=pipeline,
         guidance_scale=pipeline.resolve_sampling(guidance_scale=settings.guidance_scale)[1],
@@ -232,8 +243,8 @@ class DistillationRun(Run):
         inputs, settings = self.inputs, self.settings
         return DistillationDataset(
             inputs.pairs, settings, self.samples_per_step, inputs.attributes, None,
-            LowRes.of(inputs.unet, settings, inputs.pairs), inputs.captions, timesteps=inputs.timesteps,
-            num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
+            LowRes.of(inputs.unet, settings, inputs.pairs), inputs.captions, inputs.latents,
+            timesteps=inputs.timesteps, num_train_timesteps=self.noise_scheduler.config.num_train_timesteps,
         )  # fmt: skip
 
     def sample_preview(self) -> Image.Image:
@@ -262,7 +273,7 @@ class DistillationRun(Run):
     def _pipeline(self, unet: torch.nn.Module) -> MaskGuidedMixin:
         return build_pipeline(
             unet, self.inputs.sampler, default_num_inference_steps=self.settings.steps, default_guidance_scale=1.0,
-            trained_timesteps=self.inputs.timesteps, **self.inputs.text_components,
+            trained_timesteps=self.inputs.timesteps, **self.inputs.components,
         )  # fmt: skip
 
 
@@ -275,6 +286,7 @@ class Objective:
         self.teacher = self.inputs.teacher.to(run.accelerator.device)
         self.features: Any = run.features
         self.residual_scale = getattr(self.teacher.config, "residual_scale", None)
+        self.latents = self.inputs.latents
         if self.settings.diversity_weight:
             self.teachers_differences = self._teachers_differences()
 
@@ -289,11 +301,15 @@ class Objective:
         return predicted_sample(self.noise_scheduler, noisy, prediction.float(), timestep)
 
     def photos_sample(self, batch: dict[str, Any]) -> torch.Tensor:
-        """Return the samples (B, 3, H, W) that the photos of a batch are."""
+        """Return the samples (B, 3, H, W) that the photos of a batch are, or their latents (B, C, h, w)."""
+        if self.latents is not None:
+            return batch["latents"]
         return image_to_sample(batch["image"], batch.get("low_res"), self.residual_scale)
 
     def image(self, sample: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
         """Return the images (B, 3, H, W) that samples are."""
+        if self.latents is not None:
+            return decode_latents(self.latents.vae, sample, self.latents.statistics)
         return sample_to_image(sample, batch.get("low_res"), self.residual_scale)
 
     @torch.no_grad()
@@ -309,7 +325,7 @@ class Objective:
         weights = conditions.weights(self.inputs.guidance_scale, None)
         prediction = conditions.predict(noisy, timestep, weights)[:, : sample.shape[1]]
         predicted = predicted_sample(self.noise_scheduler, noisy, prediction.float(), timestep)
-        return predicted.clamp(-1, 1) if self.residual_scale is None else predicted
+        return predicted.clamp(-1, 1) if self.residual_scale is None and self.latents is None else predicted
 
     def differences(self, fake: list[torch.Tensor], partner: list[torch.Tensor]) -> torch.Tensor:
         """Return how far two images of a mask are apart at each scale of the features, (S, B).
@@ -321,7 +337,7 @@ class Objective:
 
     def diversity_loss(self, fake: list[torch.Tensor], batch: dict[str, Any]) -> torch.Tensor:
         """Return what images from noise lack of the teacher's difference between images, as a share of it."""
-        signal = self.noise_scheduler.alphas_cumprod.to(batch["image"])[batch["timestep"]].sqrt()
+        signal = self.noise_scheduler.alphas_cumprod.to(batch["noise"])[batch["timestep"]].sqrt()
         (rows,) = (signal < NOISE_ALONE).nonzero(as_tuple=True)
         if not len(rows):
             return fake[0].new_zeros(())
@@ -367,6 +383,8 @@ class Objective:
     def step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """Train student and discriminator on a batch, both by the weights of before; returns the losses."""
         run, settings, accelerator = self.run, self.settings, self.run.accelerator
+        if self.latents is not None and "latents" not in batch:
+            batch["latents"] = self.latents.encode(batch)
         with accelerator.autocast():
             generated = self.generate(batch)
             loss, found = generated.new_zeros(()), None
@@ -381,11 +399,13 @@ class Objective:
                 values["reconstruction"] = errors.mean()
                 loss = loss + settings.reconstruction_weight * values["reconstruction"]
             if self.features is not None:
-                window = Window(batch["image"].shape, batch["window"], settings.discriminator_window)
+                images = self.image(generated, batch)
+                window = Window(images.shape, batch["window"], settings.discriminator_window)
                 shares, conditions = self.conditions(batch, window)
-                fake = self.features(self.image(generated, batch), window)
-                with torch.no_grad():
-                    real = self.features(batch["image"], window)
+                fake = self.features(images, window)
+                with torch.no_grad():  # decoded latents: not to blame the student for the autoencoder
+                    photos = batch["image"] if self.latents is None else self.image(batch["latents"], batch)
+                    real = self.features(photos, window)
                 with frozen(accelerator.unwrap_model(run.models[1])) as discriminator:
                     values["adversarial"] = generator_loss(discriminator(fake, conditions), shares)
                 loss = loss + settings.adversarial_weight * values["adversarial"]

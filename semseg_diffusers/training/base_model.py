@@ -59,7 +59,7 @@ def find_file(source: str, name: str, option: str) -> Path | None:
             return None
 
 
-def _read(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] | None:
+def read_config(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] | None:
     """Return the first existing of some JSON files, and its name."""
     for name in names:
         path = find_file(source, name, option)
@@ -86,7 +86,7 @@ def control_defaults(source: str) -> dict[str, Any]:
 
 
 def _scheduler_config(source: str) -> dict[str, Any] | None:
-    found = _read(source, "--base_model", f"scheduler/{SCHEDULER_FILE}", SCHEDULER_FILE)
+    found = read_config(source, "--base_model", f"scheduler/{SCHEDULER_FILE}", SCHEDULER_FILE)
     if found is None:
         return None
     config, name = found
@@ -127,7 +127,7 @@ def load_base(settings: TrainingSettings) -> BaseModel:
 
 
 def _load_network(source: str) -> UNet2DModel:
-    found = _read(source, "--base_model", f"unet/{CONFIG_FILE}", CONFIG_FILE)
+    found = read_config(source, "--base_model", f"unet/{CONFIG_FILE}", CONFIG_FILE)
     if found is None:
         raise ValueError(
             f"--base_model {source}: it has neither unet/{CONFIG_FILE} nor {CONFIG_FILE}. Give a folder or a Hub id "
@@ -140,7 +140,7 @@ def _load_network(source: str) -> UNet2DModel:
         if "num_classes" in config and kind is not None:
             hint = " It reads masks already: continue its training with --init_from, without --base_model."
         raise ValueError(f"--base_model {source}: its network is a {kind}; expected a plain UNet2DModel.{hint}")
-    parts, _ = _read(source, "--base_model", INDEX_FILE) or ({}, "")
+    parts, _ = read_config(source, "--base_model", INDEX_FILE) or ({}, "")
     if coder := next((part for part in ("vqvae", "vae") if parts.get(part, [None])[0] is not None), None):
         raise ValueError(
             f"--base_model {source}: it generates latents, which its {coder} decodes; expected a network that "
@@ -189,7 +189,7 @@ def _first_weights(source: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]
     """Return config and weights of the network in a pipeline, or of a network alone."""
     for folder in ("unet", ""):
         start = f"{folder}/" if folder else ""
-        found = _read(source, "--init_from", f"{start}{CONFIG_FILE}")
+        found = read_config(source, "--init_from", f"{start}{CONFIG_FILE}")
         if found is None:
             continue
         find = functools.partial(_find_below, source, start)

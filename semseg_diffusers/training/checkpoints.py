@@ -43,7 +43,7 @@ CHANGEABLE_ON_RESUME = frozenset(
         "torch_compile", "channels_last", "fused_optimizer", "allow_tf32",
         "train_batch_size", "gradient_accumulation_steps", "push_to_hub", "hub_model_id", "hub_private_repo",
         "init_from", "init_classes", "base_model", "model", "revision", "text_encoder",
-        "text_encoder_by_reference", "features",
+        "text_encoder_by_reference", "features", "vae",
     )
 )  # fmt: skip
 
@@ -251,6 +251,11 @@ def _difference(state: dict[str, Any], settings: LoopSettings, inputs: Inputs, s
                 f"belongs to a run on another model: the weights of {option} differ. Resume with that of the run, or "
                 "start a new run in another folder."
             )
+    if state.get("vae") != here["vae"]:
+        return (
+            "was trained on the latents of another autoencoder: the weights of --vae differ. Resume with that of the "
+            "run, or start a new run in another folder."
+        )
     if state.get("captions") != here["captions"]:
         return (
             "was trained with other captions, or another --text_encoder, than this run found. Resume with those of "

@@ -16,6 +16,7 @@ from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
 from semseg_diffusers.masks.components import find_objects
 from semseg_diffusers.models.unet_mask_guided import diffuse_labels
 from semseg_diffusers.training.captions import Captions
+from semseg_diffusers.training.latents import Latents
 from semseg_diffusers.training.low_res import LowRes
 
 
@@ -86,7 +87,7 @@ def warp_mask(mask: torch.Tensor, warp: Warp, unknown: int) -> torch.Tensor:
 
 # kinds of random streams, which must not repeat each other
 ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW, TEACHER, PARTNER = range(13)
-LOW_RES, TEXTS, CODEBOOK = 13, 14, 15
+LOW_RES, TEXTS, CODEBOOK, LATENTS = 13, 14, 15, 16
 
 
 def make_generator(seed: int, kind: int, index: int) -> torch.Generator:
@@ -164,6 +165,9 @@ class TrainingDataset(Dataset):
     `window` (3,) in [0, 1) if there is a perceptual loss: size and place of the crop that it sees; for an upscaler
     `low_res` (3, H, W) and `noise_level`; `whole_mask` (H, W) if `keeps_whole_masks` and `mask` may be partial; with
     `captions` what `Captions.sample` returns, texts only about what the mask still shows.
+
+    With `latents` of (C, h, w), `noise` has their size; `latents` are those of the image where they are cached, else
+    `latent_noise`, unit noise to sample them with, is beside the image.
     """
 
     keeps_whole_masks = False
@@ -177,8 +181,10 @@ class TrainingDataset(Dataset):
         rarity: Sequence[float] | None = None,
         low_res: LowRes | None = None,
         captions: Captions | None = None,
+        latents: Latents | None = None,
     ):
         self.pairs, self.settings, self.low_res, self.captions = pairs, settings, low_res, captions
+        self.latents = latents
         self.crop_size = settings.random_crop_size
         self.dropped_together = samples_per_step if settings.mask_dropout_unit == "batch" else 1
         warps = Warps(settings.augment_scale, settings.augment_translate, settings.augment_probability)
@@ -195,6 +201,12 @@ class TrainingDataset(Dataset):
 
     def _read(self, position: int, index: int) -> dict[str, Any]:
         """Read a pair or a random crop of one, its `corner`, and for an upscaler `low_res` (3, h, w) uint8."""
+        if self.latents is not None and self.latents.is_cached:
+            return {
+                "mask": torch.from_numpy(self.pairs.mask(index)),
+                "stem": self.pairs.stems[index],
+                "corner": (0, 0),
+            }
         if self.crop_size is None and self.low_res is None:
             return {**self.pairs[index], "corner": (0, 0)}
         size, low_res = self.pairs.sizes[index], self.low_res
@@ -221,20 +233,28 @@ class TrainingDataset(Dataset):
         seed, unknown = settings.seed, labels.ignore_index
         pair = self._read(position, index)
         generator = make_generator(seed, SAMPLE, position)
-        image = pair["image"].float() / 127.5 - 1  # (3, H, W)
         mask = pair["mask"].long()  # (H, W)
+        images = {"image": pair["image"].float() / 127.5 - 1} if "image" in pair else {}  # (3, H, W)
         texts = self._sample_texts(position, index, pair)
         flip = torch.rand((), generator=generator) < 0.5
         if settings.horizontal_flip and flip:
-            image, mask = image.flip(-1), mask.flip(-1)
+            mask, images = mask.flip(-1), {name: image.flip(-1) for name, image in images.items()}
             pair |= {name: pair[name].flip(-1) for name in ("low_res",) if name in pair}
             texts |= {name: texts[name].flip(-1) for name in ("regions",) if name in texts}
         timestep = self.sample_timestep(generator)
-        noise = torch.randn(image.shape, generator=generator)
+        shape = (3, *mask.shape) if self.latents is None else self.latents.size(*mask.shape)
+        noise = torch.randn(shape, generator=generator)
         conditions = {}
+        if self.latents is not None:
+            latent_noise = torch.randn(shape, generator=make_generator(seed, LATENTS, position))
+            if images:
+                conditions["latent_noise"] = latent_noise
+            else:
+                conditions["latents"] = self.latents.read(index, bool(settings.horizontal_flip and flip), latent_noise)
         if self.warps is not None:
             warp, vector = self.warps.sample(make_generator(seed, WARP, position), mask.shape)
-            image, mask = warp_image(image, warp), warp_mask(mask, warp, unknown)
+            mask = warp_mask(mask, warp, unknown)
+            images = {name: warp_image(image, warp) for name, image in images.items()}
             texts |= {name: warp_mask(texts[name], warp, -1) for name in ("regions",) if name in texts}
             if self.warps.probability is not None:
                 conditions["augmentation"] = vector
@@ -264,7 +284,7 @@ class TrainingDataset(Dataset):
             _forget(texts, mask == unknown)
             conditions |= {name: mask for name in ("whole_mask",) if name in conditions}
         return {
-            "image": image.contiguous(),
+            **{name: image.contiguous() for name, image in images.items()},
             "mask": mask.contiguous(),
             "noise": noise,
             "timestep": timestep,

@@ -20,10 +20,11 @@ from semseg_diffusers.training.base_model import BaseModel, load_base
 from semseg_diffusers.training.captions import Captions, NoTextsError
 from semseg_diffusers.training.class_balance import ClassBalance, ClassCounts, class_rarity, count_classes
 from semseg_diffusers.training.hardware import check_regions
+from semseg_diffusers.training.latents import Latents, load_vae
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler
 from semseg_diffusers.training.settings import LoopSettings, TrainingSettings
-from semseg_diffusers.utils.distributed import run_on_all_ranks
+from semseg_diffusers.utils.distributed import run_on_all_ranks, run_on_main_rank
 
 
 # Characters that Linux allows for a socket's path, less what multiprocessing adds: /pymp-XXXXXXXX/listener-XXXXXXXX.
@@ -49,6 +50,19 @@ class Inputs:
     preview_captions: Captions | None = None
     # `text_encoder`, `tokenizer` and perhaps `text_encoder_source` of the pipeline, for captions
     text_components: dict[str, Any] = field(default_factory=dict)
+    latents: Latents | None = None
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Return the components of the pipeline beside network and scheduler."""
+        return self.text_components | ({} if self.latents is None else {"vae": self.latents.vae})
+
+    def scale_latents(self, statistics: dict[str, list[float]]) -> None:
+        """Generate latents at the scale of these statistics: `latents_mean` and `latents_std`."""
+        assert self.latents is not None, "there are latents to scale"
+        self.latents.use(statistics)
+        self.unet.register_to_config(**statistics)
+        self.__dict__.pop("fingerprint", None)
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -63,6 +77,8 @@ class Inputs:
             **{name: getattr(config, name, None) for name in ("attributes", "label_diffusion")},
             "base_model": weights_hash(base) if base else None,
             "captions": None if self.captions is None else self.captions.digest,
+            "vae": None if self.latents is None else self.latents.digest,
+            "latents": None if self.latents is None else self.latents.statistics,
         }
         return json.loads(json.dumps(found))
 
@@ -87,6 +103,12 @@ def load_inputs(settings: LoopSettings, accelerator: Accelerator, build: Build |
             run_on_all_ranks(embed if does_it else lambda: None)
         if (shown := inputs.preview_captions) is not None and shown is not captions:
             run_on_all_ranks(lambda: shown.check_lengths(encoder, tokenizer))
+    if (latents := inputs.latents) is not None:
+        latents.vae.to(accelerator.device)
+        for does_it in (is_first, not is_first):
+            run_on_all_ranks(latents.fill_cache if does_it else lambda: None)
+        if not latents.statistics:
+            inputs.scale_latents(run_on_main_rank(latents.measure))
     check_regions(accelerator, inputs.unet)
     if settings.gradient_checkpointing:
         inputs.unet.enable_gradient_checkpointing()
@@ -173,9 +195,10 @@ def _build_inputs(settings: TrainingSettings, data: Data) -> Inputs:
         (example,) = embed_texts([captions[0].texts[0]], text_encoder, tokenizer).values()
         length = len(example)
     size, base_unet = training_size(settings, data), None if base is None else base.unet
-    unet = build_network(settings, pairs.labels, size, attributes, rarity, base_unet, length)
+    latents = None if settings.vae is None else Latents(load_vae(settings.vae), pairs, settings)
+    unet = build_network(settings, pairs.labels, size, attributes, rarity, base_unet, length, latents)
     noise_scheduler = (base.noise_scheduler if base is not None else None) or build_noise_scheduler(settings)
     return Inputs(
         pairs, preview_pairs, preview_reason, read_record(settings.dataset).get("format"), attributes, counts, balance,
-        rarity, base, unet, noise_scheduler, *captions, text_components,
+        rarity, base, unet, noise_scheduler, *captions, text_components, latents,
     )  # fmt: skip

@@ -58,7 +58,7 @@ class TrainingRun(Run):
     def sample_preview(self) -> Image.Image:
         """Return samples of some masks by the sampler that is saved."""
         settings, pairs = self.settings, preview_pairs(self.settings, self.inputs.preview_pairs, self.network)
-        pipeline = build_pipeline(self.network, build_sampler(self.noise_scheduler), **self.inputs.text_components)
+        pipeline = build_pipeline(self.network, build_sampler(self.noise_scheduler), **self.inputs.components)
         images = sample_images(
             pipeline, self.inputs.preview_pairs, pairs, settings.preview_samples, settings.seed, self.ema,
             captions=self.inputs.preview_captions, num_inference_steps=settings.preview_inference_steps,
@@ -73,7 +73,7 @@ class TrainingRun(Run):
         return build_pipeline(
             self.network.float().eval(), scheduler, default_num_inference_steps=NUM_INFERENCE_STEPS,
             default_guidance_scale=GUIDANCE_SCALE if self.settings.upscale_factor is None else 1.0,
-            **self.inputs.text_components,
+            **self.inputs.components,
         )  # fmt: skip
 
 
@@ -112,6 +112,8 @@ def train(settings: TrainingSettings) -> Path:
     with TrainingRun(settings, accelerator, inputs, trackers) as run:
 
         def step(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+            if inputs.latents is not None and "latents" not in batch:
+                batch["latents"] = inputs.latents.encode(batch)  # in float32
             with accelerator.autocast():
                 losses = diffusion_loss(
                     run.unet,

@@ -22,6 +22,7 @@ from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMPipeline
 from semseg_diffusers.pipelines.pipeline_mask_guided_upscale import MaskGuidedUpscalePipeline
 from semseg_diffusers.training.dataset import AUGMENT_DIM
+from semseg_diffusers.training.latents import Latents
 from semseg_diffusers.training.settings import LoopSettings, TrainingSettings
 
 
@@ -36,6 +37,7 @@ def build_network(
     label_diffusion: Sequence[float] | None = None,
     base: UNet2DModel | None = None,
     text_embed_dim: int = 0,
+    latents: Latents | None = None,
 ) -> MaskControlNetModel | MaskGuidedUNet2DModel | PaperUNet2DModel | SDMUNet2DModel:
     """Build an untrained network for a dataset.
 
@@ -47,6 +49,7 @@ def build_network(
         label_diffusion: rarity of each class (`class_rarity`), with `settings.label_diffusion`.
         base: the pretrained network of `settings.base_model`.
         text_embed_dim: length of the embeddings of `settings.text_encoder`.
+        latents: those of `settings.vae`.
 
     Returns:
         the network; its initial weights depend on `settings.seed` only.
@@ -68,6 +71,10 @@ def build_network(
         config["attributes"] = dict(attributes or {}) or None
         if label_diffusion is not None:
             config |= {"label_diffusion": list(label_diffusion), "num_train_timesteps": settings.num_train_timesteps}
+        if latents is not None:
+            channels, *sides = latents.size(height, width)
+            config |= {"in_channels": channels, "out_channels": channels, "vae_scale_factor": latents.factor}
+            config["sample_size"] = sides[0] if height == width else tuple(sides)
         unet = _mask_guided(settings, {**config, "text_embed_dim": text_embed_dim})
     if settings.upscale_factor and any(side % settings.upscale_factor for side in resolution):
         raise ValueError(
@@ -88,7 +95,7 @@ def build_pipeline(unet: Any, scheduler: Any, **others: Any) -> Any:
 
 def check_resolution(unet: Any, resolution: tuple[int, int], data: str, network: str, or_else: str = "") -> None:
     """Raise a ValueError, which names data and network as given, unless the network's depth divides the resolution."""
-    divisor, (height, width) = unet.size_divisor, resolution
+    divisor, (height, width) = unet.size_divisor * unet.config.get("vae_scale_factor", 1), resolution
     if height % divisor or width % divisor:
         nearest = "x".join(str(max(1, round(side / divisor)) * divisor) for side in resolution)
         raise ValueError(

@@ -201,7 +201,9 @@ def diffusion_loss(
 ) -> torch.Tensor:
     """Return the loss of each sample (B,) of a batch of `TrainingDataset`, in float32."""
     timestep, low_res = batch["timestep"], batch.get("low_res")
-    sample = image_to_sample(batch["image"], low_res, residual_scale)  # (B, 3, H, W), like the next
+    sample = batch.get("latents")  # (B, C, h, w)
+    if sample is None:
+        sample = image_to_sample(batch["image"], low_res, residual_scale)  # (B, 3, H, W), like the next
     noisy = noise_scheduler.add_noise(sample, batch["noise"], timestep)
     conditions = {name: batch[name] for name in CONDITIONS if name in batch}
     prediction = unet(noisy, timestep, mask=batch["mask"], **conditions).sample
@@ -210,7 +212,10 @@ def diffusion_loss(
     if class_weighting is not None:
         weighted = compute_snr(noise_scheduler, timestep) >= class_weighting.min_snr  # (B,)
         pixels = class_weighting.pixel_weights(batch["mask"]).where(weighted[:, None, None], 1.0)  # (B, H, W)
-        error = error * pixels[:, None]
+        weights = pixels[:, None]  # (B, 1, H, W)
+        if weights.shape[-2:] != error.shape[-2:]:
+            weights = F.adaptive_avg_pool2d(weights, error.shape[-2:])  # (B, 1, h, w) of latents
+        error = error * weights
     losses = error.mean(dim=(1, 2, 3)) * loss_weight(noise_scheduler, timestep, snr_gamma)  # (B,)
     if perceptual is None:
         return losses

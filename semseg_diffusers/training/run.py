@@ -214,8 +214,9 @@ class Run:
         settings, inputs = self.settings, self.inputs
         low_res = LowRes.of(inputs.unet, settings, inputs.pairs)
         return TrainingDataset(
-            inputs.pairs, settings, self.samples_per_step, inputs.attributes, inputs.rarity, low_res, inputs.captions
-        )
+            inputs.pairs, settings, self.samples_per_step, inputs.attributes, inputs.rarity, low_res, inputs.captions,
+            inputs.latents,
+        )  # fmt: skip
 
     def collect_warnings(self, counts: ClassCounts) -> list[str]:  # noqa: ARG002
         """Return the warnings of the run, the most serious first."""
@@ -259,6 +260,8 @@ class Run:
     def _resume(self, checkpoint: Path) -> None:
         state = checkpoints.load_checkpoint(checkpoint, self.accelerator, self.ema)
         self.step, self._trained_before, self.mean_loss = state["step"], state["trained_seconds"], state["loss"]
+        if self.inputs.latents is not None:
+            self.inputs.scale_latents(state["latents"])  # as measured first: another device rounds otherwise
         # counts forward passes, whose share of a step may change
         self.accelerator.step = self.step * self.accumulation
         for optimizer, lr_scheduler in zip(self.optimizers, self.lr_schedulers, strict=True):

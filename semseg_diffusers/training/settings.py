@@ -17,7 +17,7 @@ from semseg_diffusers.utils.settings import Settings, option, read_yaml
 _CONDITIONS = (
     (
         "attributes", "mask_pyramid", "coordinate_channels", "label_diffusion", "augment_probability",
-        "upscale_factor", "max_noise_level", "residual_scale", "text_encoder",
+        "upscale_factor", "max_noise_level", "residual_scale", "text_encoder", "vae",
     ),
     "which stays as it was published. Leave it out, or use --network mask_guided.",
 )  # fmt: skip
@@ -171,6 +171,10 @@ class NetworkOptions(Settings):
     text_encoder_by_reference: bool = option(
         False, help="save id and commit of the text encoder with the model instead of its weights, for one of the Hub "
         "whose licence or size forbids a copy",
+    )  # fmt: skip
+    vae: str | None = option(
+        None, metavar="MODEL", help="folder or Hub id of an autoencoder of diffusers (KL, Tiny, VQ), or of a pipeline "
+        "with one: the network generates its latents, and the pipeline decodes them; with --patch_size 1 by default",
     )  # fmt: skip
     init_from: str | None = option(
         None, metavar="MODEL",
@@ -398,6 +402,8 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
         self._check_upscaler()
         if self.text_encoder is None and (given := self.given((*CAPTION_OPTIONS, "text_encoder_by_reference"))):
             raise ValueError(f"{given[0]} is for networks that read texts: give --text_encoder, or leave it out.")
+        if self.vae is not None and self.perceptual_weight:
+            raise ValueError("--perceptual_weight compares images, and with --vae the loss is on latents: omit one.")
         if self.mask_conditioning != "spade" and self.given(["spade_channels"]):
             raise ValueError(
                 f"--spade_channels needs --mask_conditioning spade; got {self.mask_conditioning}. Leave it out, or "
@@ -419,6 +425,8 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
             raise ValueError(f"{given[0]} is not for upscalers, which see crops at their own scale. Leave it out.")
         if self.text_encoder is not None:
             raise ValueError("--text_encoder is not for upscalers, which keep the colours of what they enlarge.")
+        if self.vae is not None:
+            raise ValueError("--vae is not for upscalers, which generate pixels. Leave one of both out.")
         if self.random_crop_size is not None and any(side % self.upscale_factor for side in self.random_crop_size):
             raise ValueError(
                 f"--random_crop {self.random_crop} is not a multiple of --upscale_factor {self.upscale_factor}."
@@ -427,11 +435,13 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a given `base_model` implies, network and noise schedule, and what an `upscale_factor` does."""
+        """Return what a given `base_model` implies, network and noise schedule, an `upscale_factor`, and a `vae`."""
         if str(given.get("upscale_factor", "none")).lower() != "none":
             # Attention over a crop says nothing of that over a whole frame. In the noisiest samples the image to
             # enlarge shows what to predict, and Min-SNR would hardly train them. It needs no guidance.
             return {"attention_levels": 0, "snr_gamma": None, "preview_guidance_scale": 1.0}
+        if str(given.get("vae", "none")).lower() != "none":
+            return {"patch_size": 1}  # latents are patches already
         source = given.get("base_model")
         if source is None or str(source).lower() == "none":
             return {}
