@@ -447,7 +447,7 @@ def test_code_that_a_folder_does_not_hold_is_added_by_the_push(hub, client, run,
         path.unlink()
     client.command("push", "--model", run, "--repo_id", "alice/codeless")
     code = {name: blob.data for name, blob in hub.model("alice/streets").files().items() if name.endswith(".py")}
-    assert len(code) == 8
+    assert len(code) == 9
     files = hub.model("alice/codeless").files()
     assert {name: files[name].data for name in code} == code
 

@@ -7,7 +7,16 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers.autoencoders import AUTOENCODERS, FACTOR, tiny_autoencoder
-from helpers.training_runs import distill_here, parse_training, tiny_settings, train_here
+from helpers.training_runs import (
+    SCRIPT,
+    distill_here,
+    finished,
+    launch_two,
+    parse_training,
+    tiny_settings,
+    train_here,
+)
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, cli
@@ -349,12 +358,22 @@ def test_sizes_that_factor_and_depth_do_not_divide_are_refused(toy, vaes, tmp_pa
         inputs_of(settings_of(toy, tmp_path / "run", vaes / "kl", random_crop="12x20"))
 
 
-def test_a_saved_run_generates_and_is_evaluated_by_the_commands(toy, vaes, tmp_path):
-    run = train_here(settings_of(toy, tmp_path / "run", vaes / "tiny"))
-    out = tmp_path / "out"
-    options = ["--masks", f"{toy}/val/masks", "--output", f"{out}", "--num_inference_steps", "2", "--device", "cpu"]
-    assert cli.main(["generate", "--model", f"{run}", *options]) == 0
-    from PIL import Image
+def test_a_saved_run_is_exported_and_generates_by_the_commands_also_in_its_variants(toy, vaes, tmp_path):
+    run, exported = train_here(settings_of(toy, tmp_path / "run", vaes / "tiny")), tmp_path / "exported"
+    assert cli.main(["export", "--model", f"{run}", "--output", f"{exported}"]) == 0
+    options = ["--masks", f"{toy}/val/masks", "--num_inference_steps", "2", "--device", "cpu"]
+    for number, model in enumerate((["--model", f"{run}", "--variant", "raw"], ["--model", f"{exported}"])):
+        out = tmp_path / f"out{number}"
+        assert cli.main(["generate", *model, "--output", f"{out}", *options]) == 0
+        assert {Image.open(path).size for path in (out / "images").iterdir()} == {(32, 16)}
 
-    sizes = {Image.open(path).size for path in (out / "images").iterdir()}
-    assert sizes == {(32, 16)}
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("nothing_stays_running")
+def test_two_processes_train_on_latents_as_one_with_the_same_batch(toy, vaes, tmp_path):
+    settings = settings_of(toy, tmp_path / "two", vaes / "kl", train_batch_size=1)
+    finished(launch_two(SCRIPT, settings, HF_ASSETS_CACHE=str(tmp_path / "cache")))
+    one = weights_of(train_here(settings_of(toy, tmp_path / "one", vaes / "kl", train_batch_size=2)))
+    two = weights_of(tmp_path / "two")
+    assert all(torch.allclose(two[name], weight, atol=1e-3) for name, weight in one.items())
+    assert len(list((tmp_path / "cache").rglob(FILE))) == 1
