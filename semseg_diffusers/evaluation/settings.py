@@ -561,7 +561,9 @@ class StudySettings(PoolOptions, RealImages, SegmenterTrainingOptions):
 
     def of_share(self, share: float) -> "StudySettings":
         """Return the settings for one share of the real images, with the folders that were made with it."""
-        folders = {name: folder.replace(SHARE, f"{share:g}") for name, folder in self.synthetic.items()}
+        folders: dict[str, Any] = {
+            name: folder.replace(SHARE, f"{share:g}") for name, folder in self.synthetic.items()
+        }
         return replace(self, real_share=(share,), **folders)
 
     @property
