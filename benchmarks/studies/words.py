@@ -1,0 +1,329 @@
+"""Do words do what they say: colours asked for things of a mask, and for its light, against nothing said.
+
+Of every class of `--things`, the largest thing of each mask is asked for in each colour, in a wording of the captions
+and in the wordings of `--wording`, which no caption has. All images of a mask start from the same noise. Figures of
+the thing's pixels: the share of images whose thing has the name of the colour that was asked, and how lightness and
+the two axes of colour (CIELAB) move against the image of which nothing was said; of all other pixels: how much they
+change. Then the agreement of a segmentation network with the masks, with words less without. `--prompt NAME=TEXT` are
+texts about the whole image, of which lightness and the colour of the sky are measured. Differences are taken mask by
+mask, with the 95 % interval of resampled masks; combinations of `--held_out` were in no caption of the training, and
+are marked. Finished work is kept: the same command resumes. Prints the tables of docs/results/words.md, writes
+`words.json` and a sheet.
+
+    python benchmarks/studies/words.py --model runs/toy-words --dataset data/toy64 --segmenter runs/segmenter
+        --things car truck bus --colors red blue white black --held_out truck:red bus:blue --output words
+"""
+
+import argparse
+import hashlib
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from few_steps import named_folder, write_jpeg
+from safetensors.torch import load_file, save_file
+from sampling import Read, confusion_counts, difference, interval, interval_text, mean_iou, resampled
+
+from semseg_diffusers.captions.caption import THING_WORDINGS, measure_colors
+from semseg_diffusers.captions.colors import region_color
+from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, real_images
+from semseg_diffusers.evaluation.segmentation.judge import load_judge
+from semseg_diffusers.generation.model import load_model
+from semseg_diffusers.masks.editing.objects import Street
+from semseg_diffusers.pipelines.text_inputs import number_things
+from semseg_diffusers.utils.files import code_commit, versions, write_json, written_beside
+from semseg_diffusers.utils.images import image_grid
+
+
+NOTHING = "nothing said"
+AXES = ("lightness", "green to red", "blue to yellow")
+SHEET_MASKS = 6
+RING = 2  # pixels around a thing that belong neither to it nor to the others: edges and reflections
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One thing of a mask."""
+
+    index: int  # of the mask in the split
+    number: int  # from left to right, among those of its class
+    inside: np.ndarray  # (H, W) bool
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What is said of all masks."""
+
+    name: str
+    color: str | None = None  # asked for the thing
+    wording: str = ""
+    prompt: str | None = None  # about the whole image
+
+
+def largest_things(pairs: PairDataset, class_id: int, min_area: int, num_masks: int | None) -> list[Thing]:
+    """Return the largest thing of a class of each mask that has one of so many pixels."""
+    found = []
+    for index in range(len(pairs)):
+        numbers = number_things(pairs.mask(index) == class_id)
+        areas = np.bincount(numbers[numbers >= 0]) if (numbers >= 0).any() else np.zeros(1, int)
+        if areas.max() >= min_area:
+            found.append(Thing(index, int(areas.argmax()), numbers == areas.argmax()))
+    return found[:num_masks]
+
+
+class Drawing:
+    """Samples arms in batches, and keeps their images."""
+
+    def __init__(self, args: argparse.Namespace, pairs: PairDataset):
+        self.args, self.pairs = args, pairs
+        self.pipe: Any = load_model(args.model)
+        self.pipe.to(torch.float32).set_progress_bar_config(disable=True)
+
+    def images(self, things: list[Thing], class_name: str, arm: Arm) -> torch.Tensor:
+        """Return an image of each mask, uint8 (M, 3, H, W)."""
+        args = self.args
+        said = repr((arm, class_name, args.prompt_guidance_scale, args.seed, [(t.index, t.number) for t in things]))
+        said += f" in {args.steps} steps" if args.steps else ""
+        file = args.output / "images" / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
+        if file.is_file():
+            return load_file(file)["images"]
+        parts = []
+        for start in range(0, len(things), args.batch_size):
+            batch = things[start : start + args.batch_size]
+            words: dict[str, Any] = {}
+            if arm.color is not None:
+                text = arm.wording.format(color=arm.color, name=class_name)
+                words["instance_prompts"] = [{class_name: [None] * thing.number + [text]} for thing in batch]
+            if arm.prompt is not None:
+                words["prompt"] = arm.prompt
+            if words and args.prompt_guidance_scale is not None:
+                words["prompt_guidance_scale"] = args.prompt_guidance_scale
+            masks = torch.stack([torch.from_numpy(self.pairs.mask(thing.index)) for thing in batch]).long()
+            seeds = [torch.Generator().manual_seed(args.seed + thing.index) for thing in batch]
+            parts.append(
+                self.pipe(masks, generator=seeds, output_type="pt", num_inference_steps=args.steps, **words).images
+            )
+        images = (torch.cat(parts) * 255).round().to(torch.uint8).contiguous()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with written_beside(file) as temporary:
+            save_file({"images": images}, temporary)
+        return images
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def to_lab(
+    args: argparse.Namespace, pairs: PairDataset, things: list[Thing], images: torch.Tensor, balance: bool
+) -> np.ndarray:
+    """Convert uint8 (M, 3, H, W) to CIELAB (M, H, W, 3), as `caption` measures it."""
+    street, balance = Street.of(pairs.labels), balance and not args.no_white_balance
+    pixels = images.permute(0, 2, 3, 1).numpy()
+    masks = [pairs.mask(thing.index) for thing in things]
+    return np.stack([measure_colors(image, ids, street, balance) for image, ids in zip(pixels, masks, strict=True)])
+
+
+def of_masks(values: Any, seed: int) -> dict[str, float]:
+    """Return the mean of a value of each mask, with its interval."""
+    values = torch.as_tensor(np.asarray(values), dtype=torch.float64)
+    return interval(values.mean(), resampled(len(values), seed) @ values / len(values))
+
+
+def around(inside: np.ndarray) -> np.ndarray:
+    """Return a region (H, W) and what is within `RING` pixels of it."""
+    padded, (height, width) = np.pad(inside, RING), inside.shape
+    steps = range(2 * RING + 1)
+    return np.any([padded[y : y + height, x : x + width] for y in steps for x in steps], axis=0)
+
+
+def of_color(
+    args: argparse.Namespace, pairs: PairDataset, things: list[Thing], lab: np.ndarray, plain: np.ndarray, arm: Arm
+) -> dict[str, Any]:
+    """Return the figures of images whose thing was asked for in a colour, against those of which nothing was said."""
+    hits, moves, changes, named_otherwise = ([], []), [], {"inside": [], "outside": []}, []
+    kinds = Street.of(pairs.labels).things
+    for thing, asked, before in zip(things, lab, plain, strict=True):
+        ids = pairs.mask(thing.index)
+        class_id = ids[thing.inside][0]
+        is_vehicle = class_id in kinds and kinds[class_id].vehicle
+        for each, found in zip((asked, before), hits, strict=True):
+            name = region_color(each[thing.inside], is_vehicle)
+            found.append(name is not None and name[0] == arm.color)
+        moves.append(asked[thing.inside].mean(axis=0) - before[thing.inside].mean(axis=0))
+        change = np.linalg.norm(asked - before, axis=-1)  # (H, W): CIE76
+        changes["inside"].append(change[thing.inside].mean())
+        changes["outside"].append(change[~around(thing.inside)].mean())
+        others = number_things(ids == class_id)
+        for number in range(others.max() + 1):
+            if number != thing.number and (others == number).sum() >= args.min_area:
+                both = [region_color(each[others == number], is_vehicle) for each in (asked, before)]
+                named_otherwise.append(both[0] != both[1] and None not in both and both[0][0] != both[1][0])
+    return {
+        "images": len(things),
+        "has_it": of_masks(hits[0], args.seed),
+        "had_it": float(np.mean(hits[1])),
+        **{axis: of_masks(np.stack(moves)[:, i], args.seed) for i, axis in enumerate(AXES)},
+        **{where: float(np.mean(values)) for where, values in changes.items()},
+        "other_things": len(named_otherwise),
+        "other_things_changed": int(np.sum(named_otherwise)),
+    }
+
+
+def of_light(args: argparse.Namespace, pairs: PairDataset, things: list[Thing], lab: np.ndarray, plain: np.ndarray):
+    """Return how light and sky of images with a text move against those without."""
+    sky_id = pairs.labels.label2id.get("sky")
+    found: dict[str, Any] = {
+        "images": len(things),
+        "lightness": of_masks((lab - plain)[..., 0].mean((1, 2)), args.seed),
+    }
+    skies = [pairs.mask(thing.index) == sky_id for thing in things]
+    seen = [i for i, sky in enumerate(skies) if sky.sum() >= args.min_area]
+    if seen:
+        moves = np.stack([(lab[i] - plain[i])[skies[i]].mean(axis=0) for i in seen])
+        found["sky"] = {axis: of_masks(moves[:, i], args.seed) for i, axis in enumerate(AXES)}
+    return found
+
+
+def image_set(pairs: PairDataset, things: list[Thing], images: torch.Tensor) -> ImageSet:
+    real = real_images(pairs)
+    names = [real.stems.index(pairs.stems[thing.index]) for thing in things]
+    return replace(real.subset(names), image=lambda index: images[index])
+
+
+def collect(args: argparse.Namespace, drawing: Drawing) -> tuple[dict[str, Any], list[list[Any]], list[str]]:
+    """Return all results, and the rows and headers of the sheet."""
+    pairs, judge = drawing.pairs, load_judge(args.segmenter, drawing.pairs.labels)
+
+    def read(things: list[Thing], images: torch.Tensor) -> Read:
+        found = image_set(pairs, things, images)
+        identity = judge.identity(pairs.resolution)
+        predictions = cached_inference(judge.read, found, identity=identity, folder=args.output / "cache")
+        return Read(found.stems, confusion_counts(found, predictions), torch.empty(len(things), 0), images)
+
+    record: dict[str, Any] = {"things": {}, "prompts": {}}
+    sheet: list[list[Any]] = []
+    wordings = {"as captions": THING_WORDINGS[0]} | {text: text for text in args.wording}
+    for name in args.things:
+        class_id = pairs.labels.label2id[name]
+        things = largest_things(pairs, class_id, args.min_area, args.num_masks)
+        if not things:
+            raise ValueError(f"no mask of '{args.dataset}' has a {name} of {args.min_area} pixels.")
+        plain = drawing.images(things, name, Arm(NOTHING))
+        plain_lab, without = to_lab(args, pairs, things, plain, True), read(things, plain)
+        rows, shown, matrices = [], [plain], []
+        for title, wording in wordings.items():
+            for color in args.colors:
+                arm = Arm(f"{color}, {title}", color, wording)
+                images = drawing.images(things, name, arm)
+                figures = of_color(args, pairs, things, to_lab(args, pairs, things, images, True), plain_lab, arm)
+                held_out = f"{name}:{color}" in args.held_out
+                rows.append({"color": color, "wording": title, "held_out": held_out, **figures})
+                matrices.append(read(things, images).matrices.double())
+                if title == "as captions":
+                    shown.append(images)
+        words = replace(without, matrices=torch.stack(matrices).mean(0))
+        record["things"][name] = {
+            "rows": rows,
+            "mean_iou": {key: mean_iou(each.matrices.double().sum(0)).item() for key, each in
+                         (("without", without), ("with", words))},
+            "agreement": difference(words, without, args.seed)["mean_iou"],
+        }  # fmt: skip
+        random = torch.Generator().manual_seed(args.seed)
+        for place in torch.randperm(len(things), generator=random)[: SHEET_MASKS // len(args.things)].tolist():
+            mask = pairs.labels.decode(pairs.mask(things[place].index))
+            sheet.append([mask, *(images[place] for images in shown)])
+    if args.prompt:
+        things = [Thing(index, 0, np.zeros(0)) for index in range(len(pairs))][: args.num_masks]
+        plain = drawing.images(things, "", Arm(NOTHING))
+        without, plain_lab = read(things, plain), to_lab(args, pairs, things, plain, False)
+        for name, text in args.prompt:
+            images = drawing.images(things, "", Arm(name, prompt=text))
+            found = of_light(args, pairs, things, to_lab(args, pairs, things, images, False), plain_lab)
+            found["agreement"] = difference(read(things, images), without, args.seed)["mean_iou"]
+            record["prompts"][name] = {"text": text, **found}
+    record |= {
+        "command": " ".join(["python", *sys.argv]), "prompt_guidance_scale": args.prompt_guidance_scale,
+        "steps": args.steps,
+        "min_area": args.min_area, "seed": args.seed, "split": args.split, "resolution": list(pairs.resolution),
+        "segmenter": judge.describe(pairs.resolution), "commit": code_commit(), "versions": versions(),
+    }  # fmt: skip
+    return record, sheet, ["mask", NOTHING, *args.colors]
+
+
+def tables(record: dict[str, Any]) -> str:
+    """Return the results as Markdown."""
+    heads = [
+        "asked",
+        "wording",
+        "images",
+        "has the colour",
+        "by chance",
+        *AXES,
+        "change inside",
+        "outside",
+        "other things renamed",
+    ]
+    lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
+    for name, found in record["things"].items():
+        for row in found["rows"]:
+            asked = f"{row['color']} {name}{', held out' if row['held_out'] else ''}"
+            share = f"{100 * row['has_it']['difference']:.0f} % ({100 * row['has_it']['low']:.0f} to "
+            share += f"{100 * row['has_it']['high']:.0f})"
+            chance = f"{100 * row['had_it']:.0f} %"
+            axes = [interval_text(row[axis], ".1f") for axis in AXES]
+            cells = [f"{row['inside']:.1f}", f"{row['outside']:.1f}"]
+            others = f"{row['other_things_changed']} of {row['other_things']}"
+            lines.append([asked, row["wording"], str(row["images"]), share, chance, *axes, *cells, others])
+    parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    for name, found in record["things"].items():
+        values = [f"{found['mean_iou'][key]:.3f}" for key in ("with", "without")]
+        parts.append(f"Mean IoU at masks with a {name}: {values[0]} with words, {values[1]} without, "
+                     f"{interval_text(found['agreement'])}.")  # fmt: skip
+    if record["prompts"]:
+        heads = ["text", "images", "lightness", *(f"sky, {axis}" for axis in AXES), "mean IoU"]
+        lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
+        for found in record["prompts"].values():
+            sky = [interval_text(found.get("sky", {}).get(axis), ".1f") for axis in AXES]
+            light = interval_text(found["lightness"], ".1f")
+            lines.append([found["text"], str(found["images"]), light, *sky, interval_text(found["agreement"])])
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="run folder of a network that reads texts")
+    parser.add_argument("--dataset", required=True, help="prepared folder")
+    parser.add_argument("--segmenter", required=True, help="the judge: a folder of `semseg-diffusers segmenter`")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make, or to continue")
+    parser.add_argument("--things", nargs="+", default=["car"], help="classes whose things are asked for (car)")
+    parser.add_argument(
+        "--colors", nargs="+", default=["red", "blue", "white", "black"], help="as `caption` names them"
+    )
+    parser.add_argument(
+        "--held_out", nargs="*", default=[], metavar="CLASS:COLOR", help="in no caption of the training"
+    )
+    parser.add_argument("--wording", action="append", default=[], help="with {color} and {name}; as often as needed")
+    parser.add_argument("--prompt", type=named_folder, action="append", default=[], metavar="NAME=TEXT")
+    parser.add_argument("--prompt_guidance_scale", type=float, help="default: that of the mask")
+    parser.add_argument("--steps", type=int, help="default: what the model recommends")
+    parser.add_argument("--min_area", type=int, default=64, help="pixels of a thing that is asked for (64)")
+    parser.add_argument("--no_white_balance", action="store_true", help="where the captions were written without it")
+    parser.add_argument("--split", default="val", help="default val")
+    parser.add_argument("--num_masks", type=int, help="at most, of each class (default: all)")
+    parser.add_argument("--batch_size", type=int, default=8, help="default 8")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    record, sheet, headers = collect(args, Drawing(args, load_pairs(args.dataset, args.split)))
+    write_json(args.output / "words.json", record)
+    write_jpeg(image_grid(sheet, headers), args.output / "words.jpg")
+    print(tables(record))
+
+
+if __name__ == "__main__":
+    main()
