@@ -790,5 +790,5 @@ def _guide_settings(config) -> dict:
         "class labels": getattr(config, "num_class_embeds", None),
         "upscale factor": getattr(config, "upscale_factor", None),
         "text embeddings": getattr(config, "text_embed_dim", 0),
-        "latents": [config.get(name) for name in ("vae_scale_factor", "latents_mean", "latents_std")],
+        "latents": [config.get("vae_scale_factor") or 1, config.get("latents_mean"), config.get("latents_std")],
     }
