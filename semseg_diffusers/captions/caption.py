@@ -14,7 +14,7 @@ import numpy as np
 from semseg_diffusers.captions.colors import balance_white, region_color, rgb_to_lab
 from semseg_diffusers.captions.settings import CaptionSettings
 from semseg_diffusers.data.dataset import PairDataset, attribute_values, load_pairs, metadata_folders
-from semseg_diffusers.data.dataset_format import METADATA_FILE, SETTINGS_FILE, new_output
+from semseg_diffusers.data.dataset_format import METADATA_FILE, check_prepared, new_output
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.pipelines.text_inputs import number_things
@@ -138,8 +138,7 @@ def caption_split(
 def run(settings: CaptionSettings) -> None:
     """Run `semseg-diffusers caption`."""
     source = Path(settings.dataset)
-    if not (source / SETTINGS_FILE).is_file():
-        raise ValueError(f"'{source}' is no prepared dataset; expected a folder that `prepare` or `toy` wrote.")
+    check_prepared(source)
     splits = {split: (path, load_pairs(source, split)) for split, path in metadata_folders(source).items()}
     for _, pairs in splits.values():
         attribute_values(pairs, settings.attributes)

@@ -50,6 +50,12 @@ def new_dataset(output: str | os.PathLike, overwrite: bool = False) -> Iterator[
         yield folder
 
 
+def check_prepared(folder: Path) -> None:
+    """Raise a `ValueError` for a folder that is no prepared dataset."""
+    if not (folder / SETTINGS_FILE).is_file():
+        raise ValueError(f"'{folder}' is no prepared dataset; expected a folder that `prepare` or `toy` wrote.")
+
+
 def make_split(folder: Path, split: str) -> Path:
     """Create the folders of a split, if necessary, and return its folder."""
     for part in ("images", "masks"):

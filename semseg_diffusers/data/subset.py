@@ -9,7 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from semseg_diffusers.data.dataset import load_pairs, metadata_folders, read_record
-from semseg_diffusers.data.dataset_format import METADATA_FILE, SETTINGS_FILE, new_output, plain_load_note
+from semseg_diffusers.data.dataset_format import (
+    METADATA_FILE,
+    SETTINGS_FILE,
+    check_prepared,
+    new_output,
+    plain_load_note,
+)
 from semseg_diffusers.data.settings import SubsetSettings
 from semseg_diffusers.utils.files import composed, read_json_lines, write_json, write_text
 
@@ -32,8 +38,7 @@ def subset_indices(names: Sequence[str], share: float, seed: int) -> list[int]:
 def run(settings: SubsetSettings) -> None:
     """Run `semseg-diffusers subset`."""
     source = Path(settings.dataset)
-    if not (source / SETTINGS_FILE).is_file():
-        raise ValueError(f"'{source}' is no prepared dataset; expected a folder that `prepare` or `toy` wrote.")
+    check_prepared(source)
     split = metadata_folders(source).get("train")
     if split is None or split == source:
         raise ValueError(f"'{source}' has no split 'train' to take pairs of.")

@@ -5,13 +5,11 @@ exactly. KL latents are kept as mean and standard deviation, and sampled at each
 et al. 2022). Where images are cropped or warped, they are encoded at each step.
 """
 
-import contextlib
 import functools
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from semseg_diffusers.pipelines.latents import (
     vae_factor,
 )
 from semseg_diffusers.training.base_model import CONFIG_FILE, read_config
+from semseg_diffusers.utils.files import written_beside
 from semseg_diffusers.utils.hub_errors import hub_errors
 
 
@@ -143,29 +142,18 @@ class Latents:
         first = self._encode(0)
         shape = (len(self.pairs), *first.shape)
         logger.info(f"encoding {len(self.pairs):,} images into {self.file} ({np.prod(shape) * 4 / 1e6:,.1f} MB)")
-        with self._staged() as staging:
-            moments = np.lib.format.open_memmap(staging, mode="w+", dtype=np.float32, shape=shape)
-            moments[0] = first
-            for index in range(1, len(self.pairs)):
-                moments[index] = self._encode(index)
-            moments.flush()
-            del moments
-            os.replace(staging, self.file)
-
-    @contextlib.contextmanager
-    def _staged(self) -> Iterator[Path]:
-        """Yield the path to write the cache to; nothing remains of it where that fails."""
-        assert self.file is not None, "the cache has a folder"
-        staging = self.file.with_name(f"{FILE}.tmp-{os.getpid()}")
         try:
-            yield staging
+            with written_beside(self.file) as staging:
+                moments = np.lib.format.open_memmap(staging, mode="w+", dtype=np.float32, shape=shape)
+                moments[0] = first
+                for index in range(1, len(self.pairs)):
+                    moments[index] = self._encode(index)
+                moments.flush()
+                del moments
         except OSError as err:
             raise OSError(
                 f"the cache of latents could not be written: {err}. Free disk space, or set HF_ASSETS_CACHE."
             ) from err
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                staging.unlink()
 
     @torch.no_grad()
     def measure(self) -> dict[str, list[float]]:

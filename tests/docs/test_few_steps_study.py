@@ -1,12 +1,13 @@
 """benchmarks/studies/few_steps.py samples, measures and resumes, and its figures are what they say."""
 
-import importlib.util
+import importlib
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from helpers.studies import STUDIES, load_study
 from helpers.tiny_pipelines import tiny_unet
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
@@ -18,19 +19,12 @@ from semseg_diffusers.training.objective import build_sampler
 from semseg_diffusers.utils.files import read_json
 
 
-STUDIES = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
 SIZE = 32
 
 
 @pytest.fixture
 def study(monkeypatch):
-    """The module of the study, which imports others from beside it."""
-    monkeypatch.syspath_prepend(STUDIES)
-    spec = importlib.util.spec_from_file_location("few_steps_study", STUDIES / "few_steps.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
+    return load_study("few_steps", monkeypatch)
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """benchmarks/studies/upscaling.py draws, measures and resumes, and the page of results says what it measured."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from helpers.studies import load_study
 from helpers.tiny_pipelines import tiny_unet
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedUpscalePipeline
@@ -23,14 +23,7 @@ SMALL, LARGE = 16, 32
 
 @pytest.fixture
 def study(monkeypatch):
-    """The module of the study, which imports others from beside it."""
-    studies = ROOT / "benchmarks" / "studies"
-    monkeypatch.syspath_prepend(studies)
-    spec = importlib.util.spec_from_file_location("upscaling_study", studies / "upscaling.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
+    return load_study("upscaling", monkeypatch)
 
 
 def plain_rows(text: str) -> list[str]:

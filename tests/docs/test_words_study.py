@@ -1,12 +1,12 @@
 """benchmarks/studies/words.py draws, measures and resumes, and the page of results says what it measured."""
 
-import importlib.util
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from helpers.studies import load_study
 from helpers.text_encoders import LENGTH, tiny_text_encoder
 from helpers.tiny_pipelines import seeded, tiny_unet
 
@@ -23,14 +23,7 @@ SIDE = 16
 
 @pytest.fixture
 def study(monkeypatch):
-    """The module of the study, which imports others from beside it."""
-    studies = ROOT / "benchmarks" / "studies"
-    monkeypatch.syspath_prepend(studies)
-    spec = importlib.util.spec_from_file_location("words_study", studies / "words.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look for it there
-    spec.loader.exec_module(module)
-    return module
+    return load_study("words", monkeypatch)
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("words*.json")), ids=lambda file: file.stem)

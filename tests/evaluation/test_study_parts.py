@@ -367,6 +367,16 @@ def test_a_model_trained_on_photos_that_the_share_leaves_out_is_found(place, tmp
         assert all("trained on images that --real_share leaves out (3 of them" in text for text in found)
 
 
+def test_without_shares_the_dataset_of_a_model_is_not_read(place, tmp_path):
+    generated, run = write_scenes_as_generated(tmp_path / "generated", 6, SIZE), tmp_path / "run"
+    shutil.copytree(place / "toy", tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "train")
+    run.mkdir()
+    (run / "settings.json").write_text(json.dumps({"dataset": str(tmp_path / "moved"), "train_split": "train"}))
+    change_rows(generated, model=str(run))
+    assert leaks(settings_of(place, generated=str(generated))) == []
+
+
 def refused(settings: StudySettings) -> list[str]:
     return find_filter_as_judge(settings, base_weights(settings))
 

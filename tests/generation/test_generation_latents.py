@@ -6,6 +6,7 @@ import torch
 from diffusers import DDIMScheduler
 from helpers.autoencoders import FACTOR, tiny_autoencoder
 from helpers.generation_places import LABELS, pixels, save_masks, save_photos
+from helpers.tiny_pipelines import tiny_unet
 from PIL import Image
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
@@ -14,30 +15,17 @@ from semseg_diffusers.generation.model import load_model
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.generation.settings import EditSettings, GenerationSettings, Inputs
 from semseg_diffusers.hub.cards import model_card
-from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 from semseg_diffusers.utils.files import read_json
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """The folder of a pipeline of latents for 16 x 16 images of five classes."""
-    torch.manual_seed(0)
-    unet = MaskGuidedUNet2DModel(
-        sample_size=16 // FACTOR,
-        in_channels=4,
-        out_channels=4,
-        vae_scale_factor=FACTOR,
-        num_classes=5,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        **LABELS.to_config(),
-    )
+    latents = {"sample_size": 16 // FACTOR, "in_channels": 4, "out_channels": 4, "vae_scale_factor": FACTOR}
+    unet = tiny_unet(num_classes=5, **latents, **LABELS.to_config())
     folder = tmp_path_factory.mktemp("latents") / "run"
     scheduler = DDIMScheduler(clip_sample=False)
-    MaskGuidedDDPMPipeline(unet.eval(), scheduler, vae=tiny_autoencoder("kl")).save_pretrained(folder)
+    MaskGuidedDDPMPipeline(unet, scheduler, vae=tiny_autoencoder("kl")).save_pretrained(folder)
     return folder
 
 

@@ -66,20 +66,26 @@ def run_shares(settings: StudySettings, output: Path, **options: Any) -> dict[st
     return joint
 
 
+def gains_over_real(entry: Mapping[str, Any]) -> dict[str, str]:
+    """Return the difference of each arm to real images at one share, with its interval, by the title of the arm."""
+    gains = {}
+    for each in entry["comparisons"]:
+        if each["against"]["arm"] == "real":
+            found = each["mean_iou"]
+            interval = "" if found["low"] is None else f" ({found['low']:+.3f} to {found['high']:+.3f})"
+            gains[title(each["arm"], each["amount"])] = f"{found['mean']:+.3f}{interval}"
+    return gains
+
+
 def share_findings(shares: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """Return what each arm gains over real images at each share, and how many comparisons there were."""
     found: dict[str, list[str]] = {}
-    readings = []
     for entry in shares:
-        for each in entry["comparisons"]:
-            readings.append(each["mean_iou"]["reading"])
-            if each["against"]["arm"] == "real":
-                topic = title(each["arm"], each["amount"])
-                gain = (
-                    f"{each['mean_iou']['mean']:+.3f}{_interval(each['mean_iou'])} with {entry['num_real']:,} photos"
-                )
-                found.setdefault(topic[0].upper() + topic[1:], []).append(gain)
+        for topic, gain in gains_over_real(entry).items():
+            text = f"{gain} with {entry['num_real']:,} photos"
+            found.setdefault(topic[0].upper() + topic[1:], []).append(text)
     texts = {topic: f"mean IoU {', '.join(gains)}." for topic, gains in found.items()}
+    readings = [each["mean_iou"]["reading"] for entry in shares for each in entry["comparisons"]]
     beyond = sum(reading in (BETTER, WORSE) for reading in readings)
     chance = len(readings) * (1 - CONFIDENCE)
     texts["Comparisons"] = (
@@ -92,36 +98,23 @@ def share_findings(shares: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 def write_shares_page(path: Path, results: Mapping[str, Any]) -> None:
     """Write the page of all shares."""
     lines: dict[str, list[tuple[float, float | None]]] = {}
-    rows, headers = [], ["trained on"]
+    cells: dict[str, list[str]] = {}
     for entry in results["shares"]:
-        headers.append(f"{entry['num_real']:,} photos")
+        gains = gains_over_real(entry)
         for arm in entry["arms"]:
-            lines.setdefault(arm["title"], []).append((entry["num_real"], arm["mean_iou"]["mean"]))
-    for name in lines:
-        cells = []
-        for entry in results["shares"]:
-            (arm,) = [arm for arm in entry["arms"] if arm["title"] == name]
-            gains = [
-                each["mean_iou"] for each in entry["comparisons"]
-                if title(each["arm"], each["amount"]) == name and each["against"]["arm"] == "real"
-            ]  # fmt: skip
-            gain = f", {gains[0]['mean']:+.3f}{_interval(gains[0])}" if gains else ""
-            cells.append(f"{arm['mean_iou']['mean']:.3f}{gain}")
-        rows.append([name, *cells])
+            name, mean = arm["title"], arm["mean_iou"]["mean"]
+            lines.setdefault(name, []).append((entry["num_real"], mean))
+            cells.setdefault(name, []).append(f"{mean:.3f}, {gains[name]}" if name in gains else f"{mean:.3f}")
     write_page(
         path,
         "study_of_shares.html.j2",
         results=results,
         curve=line_plot(lines, "real training photos", "mean IoU, mean over seeds"),
-        headers=headers,
-        rows=rows,
+        headers=["trained on", *(f"{entry['num_real']:,} photos" for entry in results["shares"])],
+        rows=[[name, *texts] for name, texts in cells.items()],
         pages=[(f"{entry['share']:g}", f"{share_folder(entry['share'])}/{PAGE_FILE}") for entry in results["shares"]],
         command=command_line("study --output DIR", results["settings"], " \\\n  ", exact),
     )
-
-
-def _interval(found: Mapping[str, Any]) -> str:
-    return "" if found["low"] is None else f" ({found['low']:+.3f} to {found['high']:+.3f})"
 
 
 def run(settings: StudyCommandSettings) -> None:
