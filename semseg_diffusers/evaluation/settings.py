@@ -513,7 +513,36 @@ class PoolOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudySettings(PoolOptions, RealImages, SegmenterTrainingOptions):
+class SyntheticUseOptions(Settings):
+    """How trainings use the synthetic pairs of their pools."""
+
+    _group = "use of synthetic pairs"
+    synthetic_share: float | None = option(
+        None, above=0, below=1,
+        help="of each batch, for pools of real and synthetic pairs; 0.5 is 1:1 (default: as they come in the pool)",
+    )  # fmt: skip
+    synthetic_first: float = option(
+        0.0, at_least=0, below=1,
+        help="share of the steps that sees synthetic pairs only, before all others see real ones only (0: together)",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.synthetic_share is not None and self.synthetic_first:
+            raise ValueError(
+                f"--synthetic_share {self.synthetic_share:g} mixes real and synthetic pairs in each batch, "
+                f"--synthetic_first {self.synthetic_first:g} keeps them apart: give one of them."
+            )
+
+    @property
+    def synthetic_use(self) -> dict[str, Any]:
+        """Return the options that are not at their defaults, for records."""
+        values = {field: getattr(self, field.name) for field in fields(SyntheticUseOptions)}
+        return {field.name: value for field, value in values.items() if value != field.default}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings(SyntheticUseOptions, PoolOptions, RealImages, SegmenterTrainingOptions):
     """A study: the same network trained on several pools of real and synthetic pairs."""
 
     generated: str | None = option(None, metavar="DIR", help="synthetic images: folder written by `generate`")
@@ -551,6 +580,7 @@ class StudySettings(PoolOptions, RealImages, SegmenterTrainingOptions):
         splits = [SPLITS.get(name, name) for name in (self.train_split, self.validation_split)]
         if splits[0] == splits[1]:
             raise ValueError(f"--train_split and --validation_split are both '{splits[0]}'; expected two splits.")
+        self._check_use()
         for name, folder in self.synthetic.items():
             if len(self.real_share) > 1 and SHARE not in folder:
                 raise ValueError(
@@ -558,6 +588,34 @@ class StudySettings(PoolOptions, RealImages, SegmenterTrainingOptions):
                     f"{' '.join(map(str, self.real_share))}: write {SHARE} where the share is in the name, such as "
                     f"new_{SHARE} for new_{self.real_share[0]:g}."
                 )
+
+    def _check_use(self) -> None:
+        """Raise for a use of synthetic pairs that the arms, batches or steps do not allow."""
+        if not any(arm in SYNTHETIC and arm.startswith("real_") for arm in self.arms):
+            for name, value in (("share", self.synthetic_share), ("first", self.synthetic_first)):
+                if value:
+                    raise ValueError(
+                        f"--synthetic_{name} {value:g} is for arms with real and synthetic pairs; got --arms "
+                        f"{' '.join(self.arms)}. Add real_synthetic or real_filtered, or omit it."
+                    )
+        size = self.train_batch_size
+        pairs = (self.synthetic_share or 0) * size
+        if abs(pairs - round(pairs)) > 1e-6:
+            raise ValueError(
+                f"--synthetic_share {self.synthetic_share:g} of --train_batch_size {size} is {pairs:g} pairs; "
+                f"expected a whole number, such as {max(1, min(size - 1, round(pairs))) / size:g}."
+            )
+        if self.synthetic_first and self.max_train_steps < 2:
+            raise ValueError(
+                f"--synthetic_first {self.synthetic_first:g} needs a step of each kind: --max_train_steps 2 or more; "
+                f"got {self.max_train_steps}."
+            )
+
+    @property
+    def synthetic_steps(self) -> int:
+        """Return the steps of the phase that sees synthetic pairs only."""
+        steps = round(self.synthetic_first * self.max_train_steps)
+        return min(max(1, steps), self.max_train_steps - 1) if self.synthetic_first else 0
 
     def of_share(self, share: float) -> "StudySettings":
         """Return the settings for one share of the real images, with the folders that were made with it."""

@@ -142,7 +142,12 @@ def check_scale_out(folder: Path, names: dict) -> None:
 
 
 def check_study(folder: Path, names: dict) -> None:
-    assert {path.parent.name for path in folder.glob("*/report.html")} == {"study", "study_filtered", "study_fast"}
+    assert {path.parent.name for path in folder.glob("*/report.html")} == {
+        "study",
+        "study_filtered",
+        "study_fast",
+        "study_half",
+    }
 
 
 # The places ----------------------------------------------------------------------------------------------------------

@@ -82,6 +82,12 @@ def settings_of(place, **changes) -> StudySettings:
         ({"validation_split": "training"}, "are both 'train'"),
         ({"real_share": (0.5, 1.5)}, "--real_share must be more than 0 and at most 1; got 1.5"),
         ({"real_share": (0.5, 0.5)}, "--real_share: expected one or more distinct values"),
+        ({"synthetic_share": 1.0}, "--synthetic_share must be more than 0 and less than 1; got 1.0"),
+        ({"synthetic_share": 0.3}, r"--synthetic_share 0\.3 of --train_batch_size 8 is 2\.4 pairs; .* such as 0\.25"),
+        ({"synthetic_share": 0.01}, r"is 0\.08 pairs; expected a whole number, such as 0\.125"),
+        ({"synthetic_share": 0.5, "synthetic_first": 0.5}, "keeps them apart: give one of them"),
+        ({"synthetic_first": 0.5, "arms": ("real", "synthetic")}, "Add real_synthetic or real_filtered, or omit it"),
+        ({"synthetic_first": 0.5, "max_train_steps": 1}, "--max_train_steps 2 or more; got 1"),
         ({"real_share": (0.5, 1.0)}, "--generated 'g' would be the same for all of --real_share 0.5 1.0"),
     ],
 )
@@ -156,7 +162,8 @@ def test_a_filtered_set_has_the_order_of_the_full_one():
 
 def test_all_arms_share_the_class_weights(place):
     data = load_data(settings_of(place))
-    real, synthetic = (training_pairs(Training(*variant, 0), data) for variant in (("real", None), ("synthetic", 2.0)))
+    members = [pool_members(Training(*variant, 0), data) for variant in (("real", None), ("synthetic", 2.0))]
+    real, synthetic = (training_pairs(each, data) for each in members)
     assert torch.equal(real.class_weights(), synthetic.class_weights())
     assert len(synthetic) == 12
     item = data["generated"][shuffled_order(data["generated"].names, 0)[0]]

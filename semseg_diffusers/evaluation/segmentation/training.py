@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.metrics import SegmentationScores, score_pairs
 from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, compute_logits
+from semseg_diffusers.evaluation.segmentation.synthetic import SyntheticPairs, mixed_batches, shuffled_batches
 from semseg_diffusers.evaluation.settings import Recipe, SegmenterTrainingOptions
 
 
@@ -94,16 +95,6 @@ class LabelledImages:
         limit = RARE * self.pixels.sum() / (self.pixels > 0).sum()
         found = {index: self._counts[:, index].nonzero()[:, 0].tolist() for index in range(len(self.pixels))}
         return {index: pairs for index, pairs in found.items() if pairs and self.pixels[index] < limit}
-
-
-def shuffled_batches(num_pairs: int, batch_size: int, generator: torch.Generator) -> Iterator[list[int]]:
-    """Yield full batches of indices without end; each epoch has its own order, and batches may span two epochs."""
-    order: list[int] = []
-    while True:
-        while len(order) < batch_size:
-            order += torch.randperm(num_pairs, generator=generator).tolist()
-        yield order[:batch_size]
-        del order[:batch_size]
 
 
 def paste_rare(
@@ -223,6 +214,7 @@ def train_segmenter(
     seed: int = 0,
     mixed_precision: str = "no",
     recipe: Recipe = Recipe(),  # noqa: B008  # immutable
+    synthetic: SyntheticPairs | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
@@ -240,6 +232,7 @@ def train_segmenter(
         seed: of order, augmentation and dropout. The global random state stays as it was.
         mixed_precision: "no", or "bf16" for bfloat16 autocast.
         recipe: learning rates and augmentation.
+        synthetic: which pairs are synthetic, and how they are used; None: all pairs are equal.
         on_log: called with each line of the log.
         should_stop: called after each step; True ends the training.
 
@@ -267,7 +260,10 @@ def train_segmenter(
     )
     schedule = _make_schedule(optimizer, max_train_steps, recipe.lr_scheduler)
     generator = torch.Generator().manual_seed(seed)
-    batches = shuffled_batches(len(train), train_batch_size, generator)
+    if synthetic is None:
+        batches = shuffled_batches(len(train), train_batch_size, generator)
+    else:
+        batches = mixed_batches(synthetic, train_batch_size, generator)
     history, best, losses, started = History(), None, [], time.monotonic()
 
     def log(**values: Any) -> None:

@@ -103,10 +103,10 @@ def pool_members(training: Training, data: StudyData) -> list[tuple[str, int]]:
     return real + synthetic if training.arm.startswith("real_") else synthetic
 
 
-def training_pairs(training: Training, data: StudyData) -> LabelledImages:
-    """Return the pairs to train on, with the class weights of the real images, so that all arms share the loss."""
+def training_pairs(members: Iterable[tuple[str, int]], data: StudyData) -> LabelledImages:
+    """Return members of a pool to train on, with the class weights of the real images: all arms share the loss."""
     indices: dict[str, list[int]] = {}
-    for name, index in pool_members(training, data):
+    for name, index in members:
         indices.setdefault(name, []).append(index)
     pool: ConcatDataset = ConcatDataset(Subset(data[name], chosen) for name, chosen in indices.items())
     return LabelledImages(pool, like=LabelledImages(data["real"]))

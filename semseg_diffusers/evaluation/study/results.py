@@ -65,6 +65,15 @@ def compared(settings: StudySettings) -> list[tuple[Variant, Variant]]:
     return pairs
 
 
+def num_passes(settings: StudySettings, num_real: int, num_synthetic: int) -> float:
+    """Return how often a training sees a pair; where real and synthetic ones differ, the smaller number."""
+    seen = settings.max_train_steps * settings.train_batch_size
+    share = settings.synthetic_share or settings.synthetic_steps / settings.max_train_steps
+    if share and num_real and num_synthetic:
+        return min(seen * share / num_synthetic, seen * (1 - share) / num_real)
+    return seen / (num_real + num_synthetic)
+
+
 def arms_and_comparisons(
     settings: StudySettings, result_of: Callable[[Training], dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -74,7 +83,8 @@ def arms_and_comparisons(
     iou_of: dict[Variant, dict[str, list[float]]] = {}
     for variant in variants(settings):
         results = [result_of(Training(*variant, seed)) for seed in settings.seeds]
-        num_pairs, scores = results[0]["num_pairs"], [result["scores"] for result in results]
+        num_pairs, num_synthetic = results[0]["num_pairs"], results[0]["num_synthetic"]
+        scores = [result["scores"] for result in results]
         miou_of[variant] = [each["mean_iou"] for each in scores]
         iou_of[variant] = {name: [each["iou"][name] for each in scores] for name in scores[0]["iou"]}
         arms.append(
@@ -83,8 +93,8 @@ def arms_and_comparisons(
                 "amount": variant[1],
                 "title": title(*variant),
                 "num_pairs": num_pairs,
-                "num_synthetic": results[0]["num_synthetic"],
-                "passes": settings.max_train_steps * settings.train_batch_size / num_pairs,
+                "num_synthetic": num_synthetic,
+                "passes": num_passes(settings, num_pairs - num_synthetic, num_synthetic),
                 "mean_iou": spread(miou_of[variant]),
                 "pixel_accuracy": spread([each["pixel_accuracy"] for each in scores]),
                 "iou": {name: spread(values) for name, values in iou_of[variant].items()},

@@ -19,7 +19,8 @@ from transformers.utils import logging as transformers_logging
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
 from semseg_diffusers.evaluation.settings import MAX_JOBS, StudySettings, Training
-from semseg_diffusers.evaluation.study.pools import StudyData, load_data, pool_members, training_pairs
+from semseg_diffusers.evaluation.study.phases import training_phases
+from semseg_diffusers.evaluation.study.pools import StudyData, load_data, pool_members
 from semseg_diffusers.utils.files import read_json, write_json
 from semseg_diffusers.utils.parallel import follow_parent
 from semseg_diffusers.utils.progress import progress_bar
@@ -45,18 +46,20 @@ def train_one(
     """Train one network, score it on the validation split and write the result; `should_stop` runs at each step."""
     started = time.monotonic()
     initial = build_segmenter(settings, data["real"].labels, data["real"].resolution, training.seed, device)
-    history = train_segmenter(
-        initial.network,
-        initial.preprocessing,
-        training_pairs(training, data),
-        **settings.schedule,
-        learning_rate=initial.learning_rate,
-        recipe=initial.recipe,
-        seed=training.seed,
-        should_stop=should_stop,
-    )
-    if history.steps < settings.max_train_steps:
-        raise StoppedError(training.name)
+    for phase in training_phases(training, settings, data):
+        history = train_segmenter(
+            initial.network,
+            initial.preprocessing,
+            phase.pairs,
+            **{**settings.schedule, "max_train_steps": phase.steps},
+            learning_rate=initial.learning_rate,
+            recipe=initial.recipe,
+            synthetic=phase.synthetic,
+            seed=training.seed,
+            should_stop=should_stop,
+        )
+        if history.steps < phase.steps:
+            raise StoppedError(training.name)
     loss = history.log[-1]["loss"]
     if not math.isfinite(loss):
         raise ValueError(
