@@ -293,6 +293,11 @@ def column_options(given: Any) -> dict[str, Any]:
     return {"image_column": given.image_column, "mask_column": given.mask_column, "labels": labels}
 
 
+def columns_for(given: Any, dataset: str) -> dict[str, Any]:
+    """Return `column_options` for one of several datasets: a prepared folder has columns and classes of its own."""
+    return {} if (Path(dataset) / SETTINGS_FILE).is_file() else column_options(given)
+
+
 def load_pairs(
     dataset: str | os.PathLike,
     split: str = "train",
@@ -321,8 +326,6 @@ def load_pairs(
         ValueError: no such folder, split or column, or no label set.
         HubError: the Hub has no such dataset or revision, or denies access.
     """
-    import datasets  # here: importing it takes longer than everything else in this file
-
     name = os.fspath(dataset)
     check_name(name, "dataset")
     if is_unprepared(Path(name)):
@@ -330,12 +333,36 @@ def load_pairs(
             f"'{name}' holds images and masks as they are, not a prepared dataset. {_how_to_prepare(name)}"
         )
     labels, revision = find_labels(name, labels, revision)
-    tables = load_tables(name, revision, cache_dir=None if cache_dir is None else os.fspath(cache_dir))
+    cache_dir = None if cache_dir is None else os.fspath(cache_dir)
+    table, key = _image_table(name, split, (image_column, mask_column), revision, cache_dir)
+    pairs = PairDataset(table, labels, image_column, mask_column, f"'{name}' ({key})")
+    if not read_record(name, revision):  # masks that this package did not write
+        pairs.decide_mask_values()
+    return pairs
+
+
+def load_photos(dataset: str, split: str, image_column: str, labels: LabelSet) -> PairDataset:
+    """Load the images of one split of a prepared folder, or of a dataset on the Hub, which needs no masks.
+
+    The label set is that of masks to come; `mask` of the dataset that is returned must not be called.
+    """
+    check_name(dataset, "dataset")
+    table, key = _image_table(dataset, split, (image_column,))
+    return PairDataset(table, labels, image_column, image_column, f"'{dataset}' ({key})")
+
+
+def _image_table(
+    name: str, split: str, columns: Sequence[str], revision: str | None = None, cache_dir: str | None = None
+) -> tuple[Any, str]:
+    """Return the table of a split, with encoded images in these columns, and the split as the dataset calls it."""
+    import datasets  # here: importing it takes longer than everything else in this file
+
+    tables = load_tables(name, revision, cache_dir=cache_dir)
     key = split if split in tables else next((s for s in tables if SPLITS.get(s, s) == SPLITS.get(split, split)), None)
     if key is None:
         raise MissingSplitError(f"'{name}' has no split '{split}'; it has {', '.join(tables)}.")
     table = tables[key]
-    for column in (image_column, mask_column):
+    for column in columns:
         if column not in table.column_names:
             raise ValueError(
                 f"'{name}' has no column '{column}'; it has {', '.join(table.column_names)}. Name the columns of "
@@ -344,11 +371,8 @@ def load_pairs(
         if not isinstance(table.features[column], datasets.Image):
             raise ValueError(f"column '{column}' of '{name}' is {table.features[column]}; expected images.")
         table = table.cast_column(column, datasets.Image(decode=False))
-    kept = {image_column, mask_column, *_further_columns(table)} | ({"stem", "synthetic"} & set(table.column_names))
-    pairs = PairDataset(table.select_columns(sorted(kept)), labels, image_column, mask_column, f"'{name}' ({key})")
-    if not read_record(name, revision):  # masks that this package did not write
-        pairs.decide_mask_values()
-    return pairs
+    kept = {*columns, *_further_columns(table)} | ({"stem", "synthetic"} & set(table.column_names))
+    return table.select_columns(sorted(kept)), key
 
 
 def is_unprepared(folder: Path) -> bool:

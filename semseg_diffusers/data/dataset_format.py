@@ -34,12 +34,15 @@ MASK_SUFFIXES = (".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".jpg", ".jpe
 ABOVE_MASKS = 2  # folders above a folder of masks that are searched for its label file
 # Words in names of files and folders that `datasets` takes for a split.
 SPLIT_WORD = re.compile(rf"(^|.*[-._ 0-9])({'|'.join(SPLITS)})[-._ 0-9]")
-# Source format of a prepared dataset -> the Hub's name of its licence, and a description.
+# Source format of a prepared dataset -> the Hub's name of its licence, and a description; the strictest first.
 DATA_LICENSES = {
-    "camvid": ("cc-by-nc-4.0", "CamVid (SegNet form), CC BY-NC 4.0: research use"),
     "bdd100k": ("other", "BDD100K: educational, research and not-for-profit use"),
+    "kitti": ("cc-by-nc-sa-3.0", "KITTI, CC BY-NC-SA 3.0: research use, shared under the same licence"),
+    "camvid": ("cc-by-nc-4.0", "CamVid (SegNet form), CC BY-NC 4.0: research use"),
     "toy": ("apache-2.0", "Drawn toy scenes: no licence of others"),
 }
+PSEUDO_LABELS = "pseudo_labels"  # entry of `prepare.json`: the network that labelled the photos
+JOINED = "+"  # between the source formats of joined datasets
 UNKNOWN_LICENSE = "Its licence is not known to this package: fill it in before you publish."
 
 
@@ -125,11 +128,15 @@ def plain_load_note(folder: str | os.PathLike) -> str:
 
 
 def data_license(source_format: str | None, thing: str | None = None) -> tuple[str | None, str]:
-    """Return the Hub's name of a data licence and a sentence about it, for the data and for a `thing` made of it."""
-    if source_format not in DATA_LICENSES:
+    """Return the Hub's name of a data licence and a sentence about it, for the data and for a `thing` made of it.
+
+    Of joined datasets, the strictest licence holds, and is unknown if one of them is.
+    """
+    formats = (source_format or "").split(JOINED)
+    if not DATA_LICENSES.keys() >= {*formats}:
         return None, UNKNOWN_LICENSE
-    name, sentence = DATA_LICENSES[source_format]
-    return name, f"{sentence}; the same holds for {thing}." if thing and source_format != "toy" else f"{sentence}."
+    name, sentence = next(DATA_LICENSES[each] for each in DATA_LICENSES if each in formats)
+    return name, f"{sentence}; the same holds for {thing}." if thing and formats != ["toy"] else f"{sentence}."
 
 
 def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:

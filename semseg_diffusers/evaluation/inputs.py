@@ -79,6 +79,17 @@ def check_one_size(first: PairDataset, second: PairDataset) -> None:
         )
 
 
+def check_same_classes(first: PairDataset, second: PairDataset) -> None:
+    """Raise for two splits whose masks have different classes, or another id of unknown pixels."""
+    classes, others = (pairs.labels.names for pairs in (first, second))
+    if classes != others or first.labels.ignore_index != second.labels.ignore_index:
+        different = sorted({*classes} ^ {*others}) or ["their order or the id of unknown pixels"]
+        raise ValueError(
+            f"{second.name} has other classes than {first.name} ({', '.join(different[:5])} differ). Prepare it with "
+            f"the classes of the first: prepare --map_to {LABELS_FILE} of that dataset."
+        )
+
+
 def real_images(pairs: PairDataset) -> ImageSet:
     """Return the real images of a split, which must have one size and distinct stems, with their masks."""
     _ = pairs.resolution  # raises for different sizes

@@ -93,7 +93,7 @@ def merge(
         for name, pairs in splits.items():
             place, rows[name] = make_split(folder, name), []
             for index in range(len(pairs)):
-                rows[name].append(_copy_real(place, pairs, index))
+                rows[name].append({**copy_pair(place, pairs, index, real.labels), "synthetic": False})
                 bar.update()
         notes = []
         for row, name in zip(synthetic_rows, names, strict=True):
@@ -112,12 +112,12 @@ def merge(
     return {**{name: len(lines) for name, lines in rows.items()}, "synthetic": len(synthetic_rows)}
 
 
-def read_real_record(dataset: str) -> dict[str, Any]:
+def read_real_record(dataset: str, option: str = "--dataset") -> dict[str, Any]:
     """Return the record that `prepare` wrote, unless the dataset was grown: generated pairs would count as real."""
     record = read_record(dataset)
     if "synthetic" in record:
         raise ValueError(
-            f"--dataset '{dataset}' holds {record['synthetic']['count']} synthetic pairs already, which would "
+            f"{option} '{dataset}' holds {record['synthetic']['count']} synthetic pairs already, which would "
             "count as real. Use the dataset that it was grown from, with all images in one generated folder."
         )
     return record
@@ -140,18 +140,20 @@ def read_generated(folder: Path) -> tuple[LabelSet, list[dict[str, Any]], dict[s
     return LabelSet.from_json(folder / LABELS_FILE), rows, read_json(folder / GENERATION_FILE)
 
 
-def _copy_real(folder: Path, pairs: PairDataset, index: int) -> dict[str, Any]:
-    """Write a real pair into the folder of a split, PNG images byte for byte, and return its row."""
-    stem, ids, file = pairs.stems[index], pairs.mask(index), pairs.photo_file(index)
+def copy_pair(
+    folder: Path, pairs: PairDataset, index: int, labels: LabelSet, name: str | None = None
+) -> dict[str, Any]:
+    """Write a pair into the folder of a split, PNG images byte for byte, and return its row; `name` is a new stem."""
+    stem, ids, file = name or pairs.stems[index], pairs.mask(index), pairs.photo_file(index)
     row: dict[str, Any] = pair_row(stem)
+    for path in row["image_file_name"], row["mask_file_name"]:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)  # a stem may hold folders
     if file.startswith(PNG):
-        for name in row["image_file_name"], row["mask_file_name"]:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)  # a stem may hold folders
         (folder / row["image_file_name"]).write_bytes(file)
-        pairs.labels.decode(ids).save(folder / row["mask_file_name"])
+        labels.decode(ids).save(folder / row["mask_file_name"])
     else:
-        save_pair(folder, stem, pairs.photo(index), ids, pairs.labels)
-    return {**row, **{name: values[index] for name, values in pairs.attributes.items()}, "synthetic": False}
+        save_pair(folder, stem, pairs.photo(index), ids, labels)
+    return {**row, **{column: values[index] for column, values in pairs.attributes.items()}}
 
 
 def _copy_synthetic(folder: Path, generated: Path, row: dict[str, Any], labels: LabelSet, name: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Options of `grow` and `merge`. Imports nothing heavy, so that `--help` is instant."""
+"""Options of `grow`, `merge` and `join`. Imports nothing heavy, so that `--help` is instant."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,3 +149,42 @@ class MergeSettings(ColumnOptions):
     output: str = option(metavar="DIR", help="folder to create")
     split: str = option("train", help="split that the generated pairs join")
     overwrite: bool = option(False, help="replace a prepared dataset at --output")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinSettings(ColumnOptions):
+    """Join datasets into one, with an attribute that says which of them a pair is from.
+
+      semseg-diffusers join --datasets data/camvid128 kitti_labelled --attribute dataset=camvid,kitti --output both
+
+    The training pairs of all are joined; other splits are those of the first, the source. `train --attributes dataset`
+    then learns how each looks, and `generate --attributes dataset=kitti` gives masks of the first the look of the
+    second. Classes and image size must be equal. A name that occurs twice gets the value of its dataset in front.
+    Other attributes stay, and are unknown where a dataset has none.
+    """
+
+    datasets: tuple[str, ...] = option(
+        metavar="DIR|ID", help="two or more: prepared folders, those of `label` included, or datasets on the Hub"
+    )
+    attribute: str = option(
+        metavar="NAME=VALUE,VALUE", help="name of the new column, and its value for each of --datasets"
+    )
+    output: str = option(metavar="DIR", help="folder to create")
+    overwrite: bool = option(False, help="replace a prepared dataset at --output")
+
+    def __post_init__(self):
+        super().__post_init__()
+        name, values = self.named_values
+        if len(self.datasets) < 2:
+            raise ValueError(f"--datasets: expected two or more; got {' '.join(self.datasets) or 'none'}.")
+        if not name or len(values) != len(self.datasets) or not all(values) or len({*values}) < len(values):
+            raise ValueError(
+                f"--attribute '{self.attribute}': expected a name and {len(self.datasets)} different values, one for "
+                "each of --datasets, such as dataset=camvid,kitti."
+            )
+
+    @property
+    def named_values(self) -> tuple[str, list[str]]:
+        """Name of the attribute, and its value for each dataset."""
+        name, _, values = self.attribute.partition("=")
+        return name.strip(), [value.strip() for value in values.split(",")]

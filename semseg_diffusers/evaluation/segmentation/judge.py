@@ -113,17 +113,38 @@ class Judge:
             uint8 (B, H, W) on the CPU: ids of `labels`, and their `ignore_index` where the network predicts a class
             without a counterpart.
         """
-        pixel_values, size = self._prepare(images)
         if self.post_processor is None:
-            ids = compute_logits(self.network, pixel_values, size).argmax(1)  # (B, H, W)
-        else:
-            outputs = self.network(pixel_values=pixel_values)
-            for key in ("class_queries_logits", "masks_queries_logits"):
-                outputs[key] = outputs[key].float()
-            maps = self.post_processor.post_process_semantic_segmentation(outputs, target_sizes=[size] * len(images))
-            ids = torch.stack(maps)  # (B, H, W)
-        table = torch.from_numpy(lookup_table(self.mapping, self.labels.ignore_index))
-        return table.to(ids.device)[ids].cpu()
+            return self._to_labels(self._logits(images).argmax(1))
+        pixel_values, size = self._prepare(images)
+        outputs = self.network(pixel_values=pixel_values)
+        for key in ("class_queries_logits", "masks_queries_logits"):
+            outputs[key] = outputs[key].float()
+        maps = self.post_processor.post_process_semantic_segmentation(outputs, target_sizes=[size] * len(images))
+        return self._to_labels(torch.stack(maps))  # (B, H, W)
+
+    @torch.no_grad()
+    def read_with_confidence(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predict class ids as `read`, and the probability that the network gives to each.
+
+        Network classes that map to one class of the data add up their probabilities.
+
+        Args:
+            images: uint8 (B, 3, H, W), RGB.
+
+        Returns:
+            uint8 ids and float32 probabilities (B, H, W), on the CPU.
+
+        Raises:
+            ValueError: a mask classifier, which has no class probabilities of each pixel.
+        """
+        probabilities = self._logits(images).softmax(1)  # (B, classes of the network, H, W)
+        best = probabilities.argmax(1)  # (B, H, W)
+        confidence = torch.zeros(best.shape, device=best.device)
+        for counterpart in {*self.mapping}:
+            own = [index for index, label in enumerate(self.mapping) if label == counterpart]
+            predicted = torch.isin(best, torch.tensor(own, device=best.device))
+            confidence[predicted] = probabilities[:, own].sum(1)[predicted]
+        return self._to_labels(best), confidence.cpu()
 
     @torch.no_grad()
     def losses(self, images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
@@ -141,16 +162,9 @@ class Judge:
         Raises:
             ValueError: a mask classifier, which has no class probabilities of each pixel; shapes that differ.
         """
-        if self.post_processor is not None:
-            raise ValueError(
-                f"{OPTION} '{self.name}' is a {type(self.network).__name__}, which gives no class "
-                "probabilities of each pixel; expected a network for semantic segmentation, such as `semseg-diffusers "
-                "segmenter` trains."
-            )
-        pixel_values, size = self._prepare(images)
-        if masks.shape != (len(images), *size):
-            raise ValueError(f"expected masks of shape {(len(images), *size)}; got {tuple(masks.shape)}.")
-        logs = compute_logits(self.network, pixel_values, size).log_softmax(1)  # (B, classes of the network, H, W)
+        logs = self._logits(images).log_softmax(1)  # (B, classes of the network, H, W)
+        if masks.shape != (len(images), *logs.shape[2:]):
+            raise ValueError(f"expected masks of shape {(len(images), *logs.shape[2:])}; got {tuple(masks.shape)}.")
         ids = masks.to(logs.device)
         losses = torch.full(ids.shape, torch.nan, device=logs.device)
         for label in range(self.labels.num_classes):
@@ -159,6 +173,21 @@ class Judge:
             if own and present.any():
                 losses[present] = -logs[:, own].logsumexp(1)[present]
         return losses.cpu()
+
+    def _logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of each pixel, (B, classes of the network, H, W)."""
+        if self.post_processor is not None:
+            raise ValueError(
+                f"{OPTION} '{self.name}' is a {type(self.network).__name__}, which gives no class "
+                "probabilities of each pixel; expected a network for semantic segmentation, such as `semseg-diffusers "
+                "segmenter` trains."
+            )
+        return compute_logits(self.network, *self._prepare(images))
+
+    def _to_labels(self, ids: torch.Tensor) -> torch.Tensor:
+        """Map class ids of the network to those of the data, uint8 on the CPU."""
+        table = torch.from_numpy(lookup_table(self.mapping, self.labels.ignore_index))
+        return table.to(ids.device)[ids].cpu()
 
     def _prepare(self, images: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """Return the network's input, and the size of the images."""
