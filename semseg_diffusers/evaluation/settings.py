@@ -569,6 +569,16 @@ class SyntheticUseOptions(Settings):
         0.0, at_least=0, below=1,
         help="share of the steps that sees synthetic pairs only, before all others see real ones only (0: together)",
     )  # fmt: skip
+    relabel: float | None = option(
+        None, above=0, below=1, metavar="CONFIDENCE",
+        help="a synthetic pixel gets the class that the average of the trained network gives it with this confidence "
+        "or more, after a quarter of the steps; other pixels keep their label (default: all do)",
+    )  # fmt: skip
+    hard_masks: float = option(
+        0.0, at_least=0,
+        help="see the synthetic pair with the hardest mask 1 + X times as often as that with the easiest; needs "
+        "--filtered, whose filter.json holds the loss of each class on real images (0: all equally often)",
+    )  # fmt: skip
 
     def __post_init__(self):
         super().__post_init__()
@@ -611,7 +621,7 @@ class StudySettings(SyntheticUseOptions, PoolOptions, RealImages, SegmenterTrain
                 raise ValueError(f"--arms {arm} needs --{SYNTHETIC[arm]}, which is missing.")
         for name in self.synthetic:
             users = [arm for arm in possible if SYNTHETIC.get(arm) == name]
-            if self.arms and not set(users) & set(self.arms):
+            if self.arms and not set(users) & set(self.arms) and not (self.hard_masks and name == "filtered"):
                 raise ValueError(f"--{name} is used by the arms {' and '.join(users)}; --arms names neither.")
         if not self.arms:
             object.__setattr__(self, "arms", possible)
@@ -642,6 +652,11 @@ class StudySettings(SyntheticUseOptions, PoolOptions, RealImages, SegmenterTrain
                         f"--synthetic_{name} {value:g} is for arms with real and synthetic pairs; got --arms "
                         f"{' '.join(self.arms)}. Add real_synthetic or real_filtered, or omit it."
                     )
+        if self.hard_masks and self.filtered is None:
+            raise ValueError(
+                f"--hard_masks {self.hard_masks:g} needs --filtered, whose filter.json says how hard each class is: "
+                "give a folder written by `filter`."
+            )
         size = self.train_batch_size
         pairs = (self.synthetic_share or 0) * size
         if abs(pairs - round(pairs)) > 1e-6:

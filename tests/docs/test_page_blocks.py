@@ -146,7 +146,7 @@ def check_study(folder: Path, names: dict) -> None:
         "study",
         "study_filtered",
         "study_fast",
-        "study_half",
+        "study_use",
     }
 
 

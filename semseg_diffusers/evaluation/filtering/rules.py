@@ -158,13 +158,18 @@ def compute_class_losses(reader: LossReader, pairs: PairDataset, key: str) -> Cl
     return ClassLosses(key, pairs.labels.names, means, tuple(map(int, count)), len(pairs))
 
 
-def find_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses | None:
-    """Return the class losses of a filtered folder if they have this key; else None."""
+def read_class_losses(folder: str | os.PathLike) -> ClassLosses | None:
+    """Return the class losses of a filtered folder; None if it has none."""
     try:
-        found = ClassLosses.from_record(read_json(Path(folder) / FILTER_FILE)["class_losses"])
+        return ClassLosses.from_record(read_json(Path(folder) / FILTER_FILE)["class_losses"])
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    return found if found.key == key else None
+
+
+def find_class_losses(folder: str | os.PathLike, key: str) -> ClassLosses | None:
+    """Return the class losses of a filtered folder if they have this key; else None."""
+    found = read_class_losses(folder)
+    return found if found is not None and found.key == key else None
 
 
 def kept_share_on_real(reader: LossReader, pairs: PairDataset, thresholds: np.ndarray) -> dict[str, Any]:

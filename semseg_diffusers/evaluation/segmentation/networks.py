@@ -122,6 +122,11 @@ def compute_logits(network: torch.nn.Module, pixel_values: torch.Tensor, size: t
     return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
 
 
+def autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
+    """Return the context of a forward pass in "bf16", or in full precision for "no"."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+
+
 class TorchvisionDeepLabV3Config(PreTrainedConfig):
     """Config of `TorchvisionDeepLabV3`: only the classes vary."""
 

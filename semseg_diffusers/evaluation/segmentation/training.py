@@ -14,8 +14,13 @@ import torch.nn.functional as F
 
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.metrics import SegmentationScores, score_pairs
-from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, compute_logits
-from semseg_diffusers.evaluation.segmentation.synthetic import SyntheticPairs, mixed_batches, shuffled_batches
+from semseg_diffusers.evaluation.segmentation.networks import Preprocessing, autocast, compute_logits
+from semseg_diffusers.evaluation.segmentation.synthetic import (
+    SyntheticPairs,
+    Teacher,
+    mixed_batches,
+    shuffled_batches,
+)
 from semseg_diffusers.evaluation.settings import Recipe, SegmenterTrainingOptions
 
 
@@ -69,8 +74,8 @@ class LabelledImages:
         for index in range(len(pairs)):
             mask = pairs[index]["mask"]
             counts.append(torch.bincount(mask[mask != self.labels.ignore_index], minlength=self.labels.num_classes))
-        self._counts = torch.stack(counts)  # (N, num_classes)
-        self.pixels = self._counts.sum(0)  # of each class, over all masks
+        self.counts = torch.stack(counts)  # (N, num_classes), pixels of each class
+        self.pixels = self.counts.sum(0)  # of each class, over all masks
         if self.pixels.sum() == 0:
             raise ValueError("the masks hold no labelled pixel, only unknown ones: there is nothing to train on.")
         if like is not None:
@@ -93,7 +98,7 @@ class LabelledImages:
     def rare_classes(self) -> dict[int, list[int]]:
         """Return the rare classes that pairs show, each with the indices of these pairs."""
         limit = RARE * self.pixels.sum() / (self.pixels > 0).sum()
-        found = {index: self._counts[:, index].nonzero()[:, 0].tolist() for index in range(len(self.pixels))}
+        found = {index: self.counts[:, index].nonzero()[:, 0].tolist() for index in range(len(self.pixels))}
         return {index: pairs for index, pairs in found.items() if pairs and self.pixels[index] < limit}
 
 
@@ -183,6 +188,7 @@ class History:
     best_step: int | None = None  # step of the kept weights; None without validation
     scores: SegmentationScores | None = None  # of these weights on the validation split
     log: list[dict[str, Any]] = field(default_factory=list)  # lines of `log.jsonl`
+    relabelled: float | None = None  # share of the pixels that a teacher has read to which it gave another label
 
 
 def score_network(
@@ -194,7 +200,7 @@ def score_network(
     def read() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for start in range(0, len(pairs), VALIDATION_BATCH_SIZE):
             images, masks = pairs.batch(range(start, min(start + VALIDATION_BATCH_SIZE, len(pairs))))
-            with torch.no_grad(), _autocast(device, mixed_precision):
+            with torch.no_grad(), autocast(device, mixed_precision):
                 logits = compute_logits(network, preprocessing(images.to(device)), pairs.resolution)
             yield from zip(logits.argmax(1).cpu(), masks, strict=True)
 
@@ -260,10 +266,13 @@ def train_segmenter(
     )
     schedule = _make_schedule(optimizer, max_train_steps, recipe.lr_scheduler)
     generator = torch.Generator().manual_seed(seed)
+    teacher = None
     if synthetic is None:
         batches = shuffled_batches(len(train), train_batch_size, generator)
     else:
         batches = mixed_batches(synthetic, train_batch_size, generator)
+        if synthetic.relabel is not None:
+            teacher = Teacher(network, preprocessing, synthetic, max_train_steps, mixed_precision)
     history, best, losses, started = History(), None, [], time.monotonic()
 
     def log(**values: Any) -> None:
@@ -278,13 +287,15 @@ def train_segmenter(
         for step, indices in enumerate(itertools.islice(batches, max_train_steps), start=1):
             history.steps, is_last = step, step == max_train_steps
             images, masks = train.batch(indices)
+            if teacher is not None and step > teacher.start:
+                masks = teacher.relabel(indices, images, masks)
             if recipe.copy_paste:
                 position = (step - 1) * train_batch_size
                 images, masks = paste_rare(images, masks, train, recipe.copy_paste, seed, position)
             images, masks = augment(
                 images.to(device).float(), masks.to(device), generator, input_size, recipe, ignore_index
             )
-            with _autocast(device, mixed_precision):
+            with autocast(device, mixed_precision):
                 size = (masks.shape[1], masks.shape[2])
                 logits = compute_logits(network, preprocessing.normalize(images), size)  # (B, C, *size)
             loss = F.cross_entropy(logits, masks, class_weights, ignore_index=ignore_index, reduction="sum")
@@ -295,6 +306,8 @@ def train_segmenter(
             torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRAD_NORM)
             rate = schedule.get_last_lr()[0]
             optimizer.step()
+            if teacher is not None:
+                teacher.update(network)
             schedule.step()
             losses.append(loss.detach())
             stop = should_stop()
@@ -313,6 +326,8 @@ def train_segmenter(
     if best is not None:
         network.load_state_dict(best)
     network.eval()
+    if teacher is not None and teacher.num_read:
+        history.relabelled = teacher.num_changed / teacher.num_read
     return history
 
 
@@ -359,7 +374,3 @@ def _check_input_size(network: torch.nn.Module, size: tuple[int, int]) -> None:
             f"a {type(network).__name__} cannot read an input of {size[0]} x {size[1]} pixels ({err}). Give a larger "
             "--input_size."
         ) from err
-
-
-def _autocast(device: torch.device, mixed_precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")

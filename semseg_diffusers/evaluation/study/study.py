@@ -8,7 +8,7 @@ from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, describe_recipe
 from semseg_diffusers.evaluation.settings import StudySettings, Training, trainings
 from semseg_diffusers.evaluation.study import pools
-from semseg_diffusers.evaluation.study.phases import describe_use
+from semseg_diffusers.evaluation.study.phases import class_losses, describe_use
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
 from semseg_diffusers.evaluation.study.study_page import write_study_page
 from semseg_diffusers.evaluation.study.training import TRAININGS, read_result, run_trainings
@@ -55,6 +55,7 @@ def run_study(
     # 1. Data, and whether the validation images are unseen
     data = pools.load_data(settings)
     pools.check_amounts(settings, data)
+    losses = class_losses(settings, data["real"].labels)
     weights = pools.base_weights(settings)
     digests = {name: pools.image_digests(pairs) for name, pairs in data.items()}
     forced = pools.find_leaks(settings, data, digests) + pools.find_filter_as_judge(settings, weights)
@@ -64,7 +65,11 @@ def run_study(
     # 2. What all trainings of the folder share
     initial = build_segmenter(settings, data["real"].labels, data["real"].resolution, settings.seeds[0])
     record = {
-        "settings": {**settings.schedule, **settings.synthetic_use},
+        "settings": {
+            **settings.schedule,
+            **settings.synthetic_use,
+            **({"class_losses": losses.key} if losses else {}),
+        },
         "network": {
             "architecture": settings.architecture_name,
             "base_weights": weights,
@@ -138,7 +143,7 @@ def _results(
         "versions": versions("torch", "transformers", "torchmetrics", "scipy"),
     }
     notes = ["The weights of the last step are scored on the full validation split; no selection was made with it."]
-    notes += describe_use(settings)
+    notes += describe_use(settings, trained.values())
     absent = results["absent"]
     if absent:
         notes.append(f"No validation mask holds {', '.join(absent)}: not in the mean.")

@@ -46,6 +46,7 @@ def train_one(
     """Train one network, score it on the validation split and write the result; `should_stop` runs at each step."""
     started = time.monotonic()
     initial = build_segmenter(settings, data["real"].labels, data["real"].resolution, training.seed, device)
+    relabelled = None
     for phase in training_phases(training, settings, data):
         history = train_segmenter(
             initial.network,
@@ -60,6 +61,7 @@ def train_one(
         )
         if history.steps < phase.steps:
             raise StoppedError(training.name)
+        relabelled = history.relabelled if phase.synthetic else relabelled
     loss = history.log[-1]["loss"]
     if not math.isfinite(loss):
         raise ValueError(
@@ -75,6 +77,7 @@ def train_one(
         "num_synthetic": sum(name != "real" for name, _ in members),
         "scores": {**dataclasses.asdict(scores), "absent": list(scores.absent)},
         "loss": loss,
+        **({} if relabelled is None else {"relabelled": relabelled}),
         "device": str(torch.device(device)),
         "seconds": round(time.monotonic() - started, 1),
     }
