@@ -522,8 +522,12 @@ class FilterCommandSettings(DeviceOptions, JudgeOptions, RealLossOptions, Segmen
 ARMS = {
     "real": "real photos",
     "real_duplicated": "duplicated real photos",
+    "real_recolored": "real photos in the target's colours",
+    "real_pseudo": "real + pseudo-labelled photos",
     "real_synthetic": "real + synthetic",
     "real_filtered": "real + filtered synthetic",
+    "real_pseudo_synthetic": "real + pseudo-labelled + synthetic",
+    "real_pseudo_filtered": "real + pseudo-labelled + filtered synthetic",
     "synthetic": "synthetic only",
     "filtered": "filtered synthetic only",
 }
@@ -531,9 +535,21 @@ ARMS = {
 SYNTHETIC = {
     "real_synthetic": "generated",
     "real_filtered": "filtered",
+    "real_pseudo_synthetic": "generated",
+    "real_pseudo_filtered": "filtered",
     "synthetic": "generated",
     "filtered": "filtered",
 }
+# arms that use the photos of a target, --pseudo_labelled
+TARGET_ARMS = ("real_recolored", "real_pseudo", "real_pseudo_synthetic", "real_pseudo_filtered")
+WITHOUT_AMOUNT = ("real", "real_recolored", "real_pseudo")  # their pools are the same at every amount
+
+
+def needs(arm: str) -> list[str]:
+    """Return the options that name what an arm is trained on beside real pairs."""
+    return [*([SYNTHETIC[arm]] if arm in SYNTHETIC else []), *(["pseudo_labelled"] if arm in TARGET_ARMS else [])]
+
+
 SHARE = "{share}"  # in the names of folders: the share of real images that they were made with
 MAX_JOBS = 8  # by default: each process keeps its own copy of the data
 
@@ -596,7 +612,20 @@ class SyntheticUseOptions(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudySettings(SyntheticUseOptions, PoolOptions, RealImages, SegmenterTrainingOptions):
+class TransferOptions(Settings):
+    """Another dataset, the target, whose photos the networks are for."""
+
+    _group = "transfer to another dataset"
+    validation_dataset: str | None = option(
+        None, metavar="DIR|ID", help="score all networks on the validation split of this dataset, of the same classes"
+    )
+    pseudo_labelled: str | None = option(
+        None, metavar="DIR", help="photos of the target with predicted labels: training split of a folder of `label`"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySettings(TransferOptions, SyntheticUseOptions, PoolOptions, RealImages, SegmenterTrainingOptions):
     """A study: the same network trained on several pools of real and synthetic pairs."""
 
     generated: str | None = option(None, metavar="DIR", help="synthetic images: folder written by `generate`")
@@ -606,21 +635,24 @@ class StudySettings(SyntheticUseOptions, PoolOptions, RealImages, SegmenterTrain
     real_share: tuple[float, ...] = option(
         (1.0,), above=0, at_most=1,
         help="of the real training images; several are studied one after the other, with synthetic images of models "
-        f"that saw no others: write {SHARE} in --generated and --filtered for each share, such as new_{SHARE}",
+        f"that saw no others: write {SHARE} in --generated, --filtered and --pseudo_labelled, such as new_{SHARE}",
     )  # fmt: skip
     subset_seed: int = option(0, at_least=0, help="selects the images of --real_share, as `subset --seed` does")
     force: bool = option(False, help="continue although validation images or the filter's network leak into the study")
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.synthetic:
-            raise ValueError("a study needs synthetic images: give --generated, --filtered, or both.")
-        possible = tuple(arm for arm in ARMS if arm not in SYNTHETIC or SYNTHETIC[arm] in self.synthetic)
+        if not self.folders:
+            raise ValueError(
+                "a study needs synthetic images: give --generated, --filtered, or both; or --pseudo_labelled."
+            )
+        possible = tuple(arm for arm in ARMS if self.folders.keys() >= {*needs(arm)})
         for arm in self.arms:
-            if arm not in possible:
-                raise ValueError(f"--arms {arm} needs --{SYNTHETIC[arm]}, which is missing.")
-        for name in self.synthetic:
-            users = [arm for arm in possible if SYNTHETIC.get(arm) == name]
+            for name in needs(arm):
+                if name not in self.folders:
+                    raise ValueError(f"--arms {arm} needs --{name}, which is missing.")
+        for name in self.folders:
+            users = [arm for arm in possible if name in needs(arm)]
             if self.arms and not set(users) & set(self.arms) and not (self.hard_masks and name == "filtered"):
                 raise ValueError(f"--{name} is used by the arms {' and '.join(users)}; --arms names neither.")
         if not self.arms:
@@ -632,10 +664,10 @@ class StudySettings(SyntheticUseOptions, PoolOptions, RealImages, SegmenterTrain
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"--{name}: expected one or more distinct values; got {' '.join(map(str, values))}.")
         splits = [SPLITS.get(name, name) for name in (self.train_split, self.validation_split)]
-        if splits[0] == splits[1]:
+        if splits[0] == splits[1] and self.validation_dataset is None:
             raise ValueError(f"--train_split and --validation_split are both '{splits[0]}'; expected two splits.")
         self._check_use()
-        for name, folder in self.synthetic.items():
+        for name, folder in self.folders.items():
             if len(self.real_share) > 1 and SHARE not in folder:
                 raise ValueError(
                     f"--{name} '{folder}' would be the same for all of --real_share "
@@ -678,16 +710,19 @@ class StudySettings(SyntheticUseOptions, PoolOptions, RealImages, SegmenterTrain
 
     def of_share(self, share: float) -> "StudySettings":
         """Return the settings for one share of the real images, with the folders that were made with it."""
-        folders: dict[str, Any] = {
-            name: folder.replace(SHARE, f"{share:g}") for name, folder in self.synthetic.items()
-        }
+        folders: dict[str, Any] = {name: folder.replace(SHARE, f"{share:g}") for name, folder in self.folders.items()}
         return replace(self, real_share=(share,), **folders)
+
+    @property
+    def folders(self) -> dict[str, str]:
+        """Return the folders of what pools hold beside real pairs, by the option that names them."""
+        names = ("generated", "filtered", "pseudo_labelled")
+        return {name: folder for name in names if (folder := getattr(self, name)) is not None}
 
     @property
     def synthetic(self) -> dict[str, str]:
         """Return the folders of synthetic images, by the option that names them."""
-        folders = {"generated": self.generated, "filtered": self.filtered}
-        return {name: folder for name, folder in folders.items() if folder is not None}
+        return {name: folder for name, folder in self.folders.items() if name in SYNTHETIC.values()}
 
     def record(self) -> dict[str, Any]:
         """Return the settings that results depend on, as JSON under the names of the options."""
@@ -712,9 +747,10 @@ class StudyCommandSettings(ParallelOptions, StudySettings):
     """Measure whether synthetic images improve a segmentation network, beyond chance.
 
     The same network is trained on real images; on duplicates of them; on real plus (filtered) synthetic images; and on
-    synthetic ones alone: with equal steps, several seeds and amounts. results.json holds all scores with paired
-    differences and their confidence intervals, report.html explains them. The same command resumes an interrupted
-    study; more arms, seeds and amounts extend it.
+    synthetic ones alone: with equal steps, several seeds and amounts. With --pseudo_labelled, photos of another
+    dataset join pools or lend them their colours; --validation_dataset scores on such photos. results.json holds all
+    scores with paired differences and their confidence intervals, report.html explains them. The same command resumes
+    an interrupted study; more arms, seeds and amounts extend it.
     """
 
     output: str = option(metavar="DIR", help="folder to create or resume")
@@ -725,7 +761,7 @@ class Training:
     """One network to train."""
 
     arm: str
-    amount: float | None  # None for real images alone, whose pool is the same at every amount
+    amount: float | None  # None for an arm of `WITHOUT_AMOUNT`
     seed: int
 
     @property
@@ -738,7 +774,7 @@ class Training:
 def variants(settings: StudySettings) -> list[tuple[str, float | None]]:
     """Return every arm at every amount, in the order of tables and pages."""
     amounts = sorted(settings.amounts)
-    return [(arm, n) for arm in ARMS if arm in settings.arms for n in ([None] if arm == "real" else amounts)]
+    return [(arm, n) for arm in ARMS if arm in settings.arms for n in ([None] if arm in WITHOUT_AMOUNT else amounts)]
 
 
 def trainings(settings: StudySettings) -> list[Training]:

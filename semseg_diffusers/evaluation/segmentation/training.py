@@ -221,6 +221,7 @@ def train_segmenter(
     mixed_precision: str = "no",
     recipe: Recipe = Recipe(),  # noqa: B008  # immutable
     synthetic: SyntheticPairs | None = None,
+    recolor: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
@@ -239,6 +240,7 @@ def train_segmenter(
         mixed_precision: "no", or "bf16" for bfloat16 autocast.
         recipe: learning rates and augmentation.
         synthetic: which pairs are synthetic, and how they are used; None: all pairs are equal.
+        recolor: changes the colours of the images of a step, uint8 (B, 3, H, W), given the position of the first.
         on_log: called with each line of the log.
         should_stop: called after each step; True ends the training.
 
@@ -289,9 +291,11 @@ def train_segmenter(
             images, masks = train.batch(indices)
             if teacher is not None and step > teacher.start:
                 masks = teacher.relabel(indices, images, masks)
+            position = (step - 1) * train_batch_size
             if recipe.copy_paste:
-                position = (step - 1) * train_batch_size
                 images, masks = paste_rare(images, masks, train, recipe.copy_paste, seed, position)
+            if recolor is not None:
+                images = recolor(images, position)
             images, masks = augment(
                 images.to(device).float(), masks.to(device), generator, input_size, recipe, ignore_index
             )

@@ -2,23 +2,37 @@
 A larger amount contains the smaller one: the order of synthetic images is a pure function of seed and names.
 """
 
+import functools
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
-from semseg_diffusers.data.dataset import DecodedPairs, PairDataset, column_options, load_pairs
-from semseg_diffusers.data.dataset_format import SETTINGS_FILE
+from semseg_diffusers.data.dataset import (
+    DecodedPairs,
+    PairDataset,
+    column_options,
+    columns_for,
+    load_pairs,
+    read_record,
+)
+from semseg_diffusers.data.dataset_format import PSEUDO_LABELS, SETTINGS_FILE
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.data.subset import shuffled_order, subset_indices
 from semseg_diffusers.evaluation.filtering.rules import read_filter
-from semseg_diffusers.evaluation.inputs import ImageSet, check_one_size, generated_images, real_images
+from semseg_diffusers.evaluation.inputs import (
+    ImageSet,
+    check_one_size,
+    check_same_classes,
+    generated_images,
+    real_images,
+)
 from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages
-from semseg_diffusers.evaluation.settings import SYNTHETIC, StudySettings, Training
+from semseg_diffusers.evaluation.settings import SYNTHETIC, TARGET_ARMS, StudySettings, Training
 from semseg_diffusers.generation.inputs import Names
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.hub.folders import weights_hash
@@ -49,19 +63,47 @@ class CachedPairs(Dataset):
         return {"image": torch.from_numpy(pair[0]), "mask": torch.from_numpy(pair[1])}
 
 
-StudyData = dict[str, CachedPairs]  # "real" and "validation", and "generated" and "filtered" if given
+# "real" and "validation", and "generated", "filtered" and "pseudo_labelled" if given
+StudyData = dict[str, CachedPairs]
 
 
 def load_data(settings: StudySettings) -> StudyData:
     """Find the pairs, which are loaded on access."""
-    columns = column_options(settings)
-    train, validation = (
-        load_pairs(settings.dataset, split, **columns) for split in (settings.train_split, settings.validation_split)
-    )
+    columns, other = column_options(settings), settings.validation_dataset
+    for name in filter(None, (settings.dataset, other)):
+        check_labels_of_people(name)
+    train = load_pairs(settings.dataset, settings.train_split, **columns)
+    if other is None:
+        validation = load_pairs(settings.dataset, settings.validation_split, **columns)
+    else:
+        validation = load_pairs(other, settings.validation_split, **columns_for(settings, other))
+        check_same_classes(train, validation)
     check_one_size(train, validation)
     images = {"real": chosen_images(settings, train), "validation": real_images(validation)}
     images |= {name: generated_images(folder, train) for name, folder in settings.synthetic.items()}
+    if settings.pseudo_labelled is not None:
+        images["pseudo_labelled"] = pseudo_labelled_images(settings.pseudo_labelled, train)
     return {name: CachedPairs(each, train.resolution) for name, each in images.items()}
+
+
+def check_labels_of_people(dataset: str) -> None:
+    """Raise for a dataset with predicted labels, by its record: they would count as true ones."""
+    record = read_record(dataset)
+    if any(PSEUDO_LABELS in each for each in (record, *record.get("joined", ()))):
+        raise ValueError(
+            f"'{dataset}' holds labels that a network predicted, which would count as true ones. Use a dataset that "
+            "people labelled; predicted labels go to --pseudo_labelled."
+        )
+
+
+def pseudo_labelled_images(folder: str, train: PairDataset) -> ImageSet:
+    """Return the photos of the training split of a folder of `label`, of the classes and size of the real ones."""
+    if PSEUDO_LABELS not in read_record(folder):
+        raise ValueError(f"--pseudo_labelled '{folder}': expected a folder that `semseg-diffusers label` wrote.")
+    pairs = load_pairs(folder, "train")
+    check_same_classes(train, pairs)
+    check_one_size(train, pairs)
+    return real_images(pairs)
 
 
 def chosen_images(settings: StudySettings, train: PairDataset) -> ImageSet:
@@ -92,15 +134,18 @@ def check_amounts(settings: StudySettings, data: StudyData) -> None:
 def pool_members(training: Training, data: StudyData) -> list[tuple[str, int]]:
     """Return the pool of a training: name of the set and index in it, for every pair."""
     real = [("real", index) for index in range(len(data["real"]))]
+    pool = real
+    if training.arm in TARGET_ARMS and training.arm != "real_recolored":
+        pool = real + [("pseudo_labelled", index) for index in range(len(data["pseudo_labelled"]))]
     if training.amount is None:
-        return real
+        return pool
     count = num_synthetic(training.amount, len(real))
     if training.arm == "real_duplicated":
         order = shuffled_order(data["real"].names, training.seed)
-        return real + [("real", order[index % len(order)]) for index in range(count)]
+        return pool + [("real", order[index % len(order)]) for index in range(count)]
     name = SYNTHETIC[training.arm]
     synthetic = [(name, index) for index in shuffled_order(data[name].names, training.seed)[:count]]
-    return real + synthetic if training.arm.startswith("real_") else synthetic
+    return pool + synthetic if training.arm.startswith("real_") else synthetic
 
 
 def training_pairs(members: Iterable[tuple[str, int]], data: StudyData) -> LabelledImages:
@@ -112,7 +157,7 @@ def training_pairs(members: Iterable[tuple[str, int]], data: StudyData) -> Label
     return LabelledImages(pool, like=LabelledImages(data["real"]))
 
 
-def image_digests(pairs: CachedPairs) -> list[bytes]:
+def image_digests(pairs: CachedPairs | PairDataset) -> list[bytes]:
     """Hash the pixels of each image."""
     return [hashlib.sha256(pairs[index]["image"].numpy()).digest() for index in range(len(pairs))]
 
@@ -129,6 +174,7 @@ def data_hash(pairs: CachedPairs, digests: Iterable[bytes]) -> str:
 def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list[bytes]]) -> list[str]:
     """Return leaks of validation images into the training sets, one sentence each; `digests` are of each set."""
     found = []
+    learned: list[tuple[str, str | None, str | None]] = []  # who has learned, from which dataset and split
     of_validation = dict(zip(digests["validation"], data["validation"].names, strict=True))
     for name in [name for name in digests if name != "validation"]:
         same = [of_validation[digest] for digest in digests[name] if digest in of_validation]
@@ -152,22 +198,36 @@ def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list
                 f"--{name} '{folder}' holds images generated from masks or images of the validation split "
                 f"({len(leaked)} of them, such as '{leaked[0]}'). Generate from masks of the training split."
             )
-        learned = _filtered_by(folder)
+        learned += [(f"{name} '{folder}' was {text}", *source) for text, *source in _filtered_by(folder)]
         for model in sorted({str(row["model"]) for row in rows if row.get("model")}):
             path = Path(model) / RUN_SETTINGS
             run = read_json(path) if path.is_file() else {}
-            learned.append(
-                (f"generated by '{model}', which was trained on", run.get("dataset"), run.get("train_split"))
+            text = f"{name} '{folder}' was generated by '{model}', which was trained on"
+            learned.append((text, run.get("dataset"), run.get("train_split")))
+    if settings.pseudo_labelled is not None:
+        same = sorted({*data["pseudo_labelled"].names} & {*data["validation"].names})
+        if same and settings.validation_dataset is not None:  # of the same target: the same photos
+            found.append(
+                f"--pseudo_labelled '{settings.pseudo_labelled}' holds {len(same)} photo(s) with the names of "
+                f"validation photos, such as '{same[0]}'. Label others only."
             )
-        for text, dataset, split in learned:
-            splits = {SPLITS.get(each, each) for each in (str(split), settings.validation_split)}
-            if len(splits) == 1 and Path(str(dataset)).absolute() == Path(settings.dataset).absolute():
-                found.append(f"--{name} '{folder}' was {text} the validation split. Use the training split.")
-            if left_out and (others := sorted(left_out & _trained_names(str(dataset), split))):
-                found.append(
-                    f"--{name} '{folder}' was {text} images that --real_share leaves out ({len(others)} of them, such "
-                    f"as '{others[0]}'). {OF_SUBSET}"
-                )
+        labelled = read_record(settings.pseudo_labelled)[PSEUDO_LABELS]
+        trained_on = labelled.get("trained_on") or {}
+        text = f"pseudo_labelled '{settings.pseudo_labelled}' was labelled by '{labelled['segmenter']}'"
+        learned.append((f"{text}, which was trained on", trained_on.get("dataset"), trained_on.get("split")))
+    validated_on = Path(settings.validation_dataset or settings.dataset).absolute()
+    seen_in = functools.cache(lambda dataset, split: _seen(dataset, split, of_validation, data))
+    for text, dataset, split in learned:
+        splits = {SPLITS.get(each, each) for each in (str(split), settings.validation_split)}
+        if len(splits) == 1 and Path(str(dataset)).absolute() == validated_on:
+            found.append(f"--{text} the validation split. Use the training split.")
+        elif settings.validation_dataset is not None and (seen := seen_in(str(dataset), split)):
+            found.append(f"--{text} {len(seen)} validation photo(s), such as '{seen[0]}'. Use others only.")
+        if left_out and (others := sorted(left_out & _trained_names(str(dataset), split))):
+            found.append(
+                f"--{text} images that --real_share leaves out ({len(others)} of them, such as '{others[0]}'). "
+                f"{OF_SUBSET}"
+            )
     return found
 
 
@@ -184,6 +244,21 @@ def _filtered_by(folder: str) -> list[tuple[str, str | None, str | None]]:
         ),
         ("filtered by class losses on", dataset, split.removesuffix(")")),
     ]
+
+
+def _seen(dataset: str, split: str | None, of_validation: Mapping[bytes, str], data: StudyData) -> list[str]:
+    """Return which validation photos a split of a dataset holds, by pixels or by names that no real training pair has.
+
+    Names in a joined dataset may have the value of its attribute in front. None are seen where the dataset is gone.
+    """
+    if not (Path(dataset) / SETTINGS_FILE).is_file():
+        return []
+    pairs = load_pairs(dataset, split or "train")
+    names = {composed(stem) for stem in pairs.stems} - {*data["real"].names}
+    for part in read_record(dataset).get("joined", ()):
+        names |= {name.removeprefix(f"{part['value']}_") for name in names}
+    seen = {of_validation[digest] for digest in image_digests(pairs) if digest in of_validation}
+    return sorted(seen | (names & {*data["validation"].names}))
 
 
 def names_left_out(settings: StudySettings, data: StudyData) -> set[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from scipy import stats
 
-from semseg_diffusers.evaluation.settings import ARMS, StudySettings, Training, variants
+from semseg_diffusers.evaluation.settings import ARMS, WITHOUT_AMOUNT, StudySettings, Training, variants
 
 
 Variant = tuple[str, float | None]  # arm and amount
@@ -21,13 +21,21 @@ READINGS = {
     WORSE: "worse, beyond the noise between seeds",
     UNKNOWN: "one seed, so chance cannot be estimated",
 }
-# arm -> arm that it is compared with at the same amount, besides real images: as many pairs, or not filtered
+# arm -> arm that it is compared with at the same amount, besides real images: as many pairs, the same photos of the
+# target, their colours alone, or not filtered
 BASELINES = (
     ("real_synthetic", "real_duplicated"),
+    ("real_synthetic", "real_pseudo"),
     ("real_filtered", "real_duplicated"),
     ("real_filtered", "real_synthetic"),
+    ("real_filtered", "real_pseudo"),
+    ("real_pseudo_synthetic", "real_recolored"),
+    ("real_pseudo_synthetic", "real_pseudo"),
+    ("real_pseudo_filtered", "real_recolored"),
+    ("real_pseudo_filtered", "real_pseudo"),
     ("filtered", "synthetic"),
 )
+CONTROLS = ("real_duplicated", "real_recolored", "real_pseudo")  # arms without synthetic pairs
 FEW_SEEDS = 3  # below this an interval is wider than any realistic difference
 MORE_SEEDS = 5
 
@@ -60,7 +68,8 @@ def compared(settings: StudySettings) -> list[tuple[Variant, Variant]]:
     pairs: list[tuple[Variant, Variant]] = []
     for arm, amount in variants(settings):
         others: list[Variant] = [] if arm == "real" else [("real", None)]
-        others += [(baseline, amount) for each, baseline in BASELINES if each == arm]
+        baselines = [baseline for each, baseline in BASELINES if each == arm]
+        others += [(baseline, None if baseline in WITHOUT_AMOUNT else amount) for baseline in baselines]
         pairs += [((arm, amount), other) for other in others if other[0] in settings.arms]
     return pairs
 
@@ -145,7 +154,7 @@ def findings(results: Mapping[str, Any]) -> dict[str, str]:
     comparisons, num_seeds, chance = results["comparisons"], len(results["seeds"]), 1 - CONFIDENCE
     found = {}
     order = dict.fromkeys((each["arm"], each["amount"]) for each in comparisons)
-    for variant in sorted(order, key=lambda variant: variant[0] == "real_duplicated"):  # the control last
+    for variant in sorted(order, key=lambda variant: variant[0] in CONTROLS):  # these last
         texts = [difference_text(each) for each in comparisons if (each["arm"], each["amount"]) == variant]
         topic = title(*variant)
         found[topic[0].upper() + topic[1:]] = " ".join(texts)

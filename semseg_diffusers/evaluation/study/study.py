@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from semseg_diffusers.data.dataset import read_record
+from semseg_diffusers.data.dataset_format import PSEUDO_LABELS
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
+from semseg_diffusers.evaluation.segmentation.recolor import describe_recoloring
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, describe_recipe
 from semseg_diffusers.evaluation.settings import StudySettings, Training, trainings
 from semseg_diffusers.evaluation.study import pools
@@ -144,6 +147,19 @@ def _results(
     }
     notes = ["The weights of the last step are scored on the full validation split; no selection was made with it."]
     notes += describe_use(settings, trained.values())
+    if settings.validation_dataset is not None:
+        notes.append(
+            f"Scored on photos of '{settings.validation_dataset}' that no network has seen; real training photos are "
+            f"of '{settings.dataset}'."
+        )
+    if settings.pseudo_labelled is not None:
+        labelled = read_record(settings.pseudo_labelled)[PSEUDO_LABELS]
+        notes.append(
+            f"Photos of '{settings.pseudo_labelled}' have predictions of '{labelled['segmenter']}' "
+            f"({labelled['weights_sha256']}) as labels, {100 * labelled['unknown_share']:.3g} % of the pixels unknown."
+        )
+    if "real_recolored" in settings.arms:
+        notes.append(describe_recoloring(settings.recipe))
     absent = results["absent"]
     if absent:
         notes.append(f"No validation mask holds {', '.join(absent)}: not in the mean.")

@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from semseg_diffusers.data.dataset import read_record
-from semseg_diffusers.data.dataset_format import data_license, evenly_spaced
-from semseg_diffusers.evaluation.settings import ARMS, StudySettings, Training
+from semseg_diffusers.data.dataset_format import JOINED, data_license, evenly_spaced
+from semseg_diffusers.evaluation.settings import ARMS, WITHOUT_AMOUNT, StudySettings, Training
 from semseg_diffusers.evaluation.study.pools import StudyData, pool_members
 from semseg_diffusers.evaluation.study.results import BETTER, UNKNOWN, WITHIN, WORSE, title
 from semseg_diffusers.reports.findings import command_line
@@ -17,7 +17,13 @@ from semseg_diffusers.reports.render import NOTHING, BarRow, axis_ticks, class_l
 from semseg_diffusers.utils.images import to_image
 
 
-SETS = {"real": "real", "synthetic": "generated", "filtered": "filtered"}  # arm that uses one set -> the set
+# set -> an arm that uses it, and its title
+SETS = {
+    "real": ("real", ARMS["real"]),
+    "pseudo_labelled": ("real_pseudo", "pseudo-labelled photos"),
+    "generated": ("synthetic", ARMS["synthetic"]),
+    "filtered": ("filtered", ARMS["filtered"]),
+}
 PAIRS = 4  # shown of each pool
 SHORT = {BETTER: "better, beyond noise", WITHIN: "within noise", WORSE: "worse, beyond noise", UNKNOWN: "one seed"}
 SIGNS = {BETTER: " ▲", WORSE: " ▼"}  # beyond the noise between seeds
@@ -31,7 +37,9 @@ def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySett
     ends = [value for each in found for value in (each["low"], each["high"], *each["values"]) if value is not None]
     most = max(results["settings"]["amounts"])
     shown = [arm for arm in arms if arm["amount"] in (None, most)]
-    _, terms = data_license(read_record(settings.dataset).get("format"), "these pictures")
+    shown_data = filter(None, (settings.dataset, settings.pseudo_labelled))
+    formats = dict.fromkeys(str(read_record(name).get("format")) for name in shown_data)
+    _, terms = data_license(JOINED.join(formats), "these pictures")
     write_page(
         path,
         "study.html.j2",
@@ -52,7 +60,9 @@ def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySett
         pools=_pools(settings, data),
         terms=terms,
         colors=class_legend(labels),
-        unknown_shares={ARMS[arm]: percent(_unknown_share(data[name])) for arm, name in SETS.items() if name in data},
+        unknown_shares={
+            shown: percent(_unknown_share(data[name])) for name, (_, shown) in SETS.items() if name in data
+        },
         command=command_line("study --output DIR", results["settings"], " \\\n  ", exact),
     )
 
@@ -72,7 +82,7 @@ def _interval(found: Mapping[str, Any]) -> str:
 
 
 def _by_amount(results: Mapping[str, Any]) -> Plot | None:
-    """Plot mean IoU over the amounts; real photos alone are a level line."""
+    """Plot mean IoU over the amounts; arms without synthetic pairs are level lines."""
     amounts = sorted(results["settings"]["amounts"])
     if len(amounts) < 2:
         return None
@@ -88,7 +98,7 @@ def _class_tables(comparisons: Sequence[Mapping[str, Any]], most: float, names: 
     """Return a table of differences by class for each amount and baseline: that of the largest amount first."""
     groups: dict[tuple[float, str], list[Mapping[str, Any]]] = {}
     for each in comparisons:
-        groups.setdefault((each["amount"], each["against"]["arm"]), []).append(each)
+        groups.setdefault((each["amount"] or most, each["against"]["arm"]), []).append(each)
 
     def cell(found: Mapping[str, Any]) -> str:
         text = f"{found['mean']:+.3f} ({_interval(found)}){SIGNS.get(found['reading'], '')}"
@@ -109,14 +119,14 @@ def _pools(settings: StudySettings, data: StudyData) -> list[tuple[str, list[Ima
     """Return a few pairs of each set that a pool uses, at even distances in the order of the first seed."""
     seed, most = settings.seeds[0], max(settings.amounts)
     rows = []
-    for arm, name in SETS.items():
+    for name, (arm, shown) in SETS.items():
         if name not in data:
             continue
         pairs = data[name]
-        members = [index for _, index in pool_members(Training(arm, None if arm == "real" else most, seed), data)]
-        chosen = evenly_spaced(members, PAIRS)
+        pool = pool_members(Training(arm, None if arm in WITHOUT_AMOUNT else most, seed), data)
+        chosen = evenly_spaced([index for each, index in pool if each == name], PAIRS)
         images = [to_image(pairs[index][key], pairs.labels) for index in chosen for key in ("image", "mask")]
-        rows.append((f"{ARMS[arm]}: {', '.join(pairs.names[index] for index in chosen)}", images))
+        rows.append((f"{shown}: {', '.join(pairs.names[index] for index in chosen)}", images))
     return rows
 
 

@@ -17,8 +17,9 @@ import torch
 from transformers.utils import logging as transformers_logging
 
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
+from semseg_diffusers.evaluation.segmentation.recolor import ColorTransfer, stronger_jitter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
-from semseg_diffusers.evaluation.settings import MAX_JOBS, StudySettings, Training
+from semseg_diffusers.evaluation.settings import MAX_JOBS, SYNTHETIC, StudySettings, Training
 from semseg_diffusers.evaluation.study.phases import training_phases
 from semseg_diffusers.evaluation.study.pools import StudyData, load_data, pool_members
 from semseg_diffusers.utils.files import read_json, write_json
@@ -46,7 +47,9 @@ def train_one(
     """Train one network, score it on the validation split and write the result; `should_stop` runs at each step."""
     started = time.monotonic()
     initial = build_segmenter(settings, data["real"].labels, data["real"].resolution, training.seed, device)
-    relabelled = None
+    recipe, recolor, relabelled = initial.recipe, None, None
+    if training.arm == "real_recolored":
+        recipe, recolor = stronger_jitter(recipe), ColorTransfer(data["pseudo_labelled"], training.seed)
     for phase in training_phases(training, settings, data):
         history = train_segmenter(
             initial.network,
@@ -54,8 +57,9 @@ def train_one(
             phase.pairs,
             **{**settings.schedule, "max_train_steps": phase.steps},
             learning_rate=initial.learning_rate,
-            recipe=initial.recipe,
+            recipe=recipe,
             synthetic=phase.synthetic,
+            recolor=recolor,
             seed=training.seed,
             should_stop=should_stop,
         )
@@ -74,7 +78,7 @@ def train_one(
     result = {
         **dataclasses.asdict(training),
         "num_pairs": len(members),
-        "num_synthetic": sum(name != "real" for name, _ in members),
+        "num_synthetic": sum(name in SYNTHETIC.values() for name, _ in members),
         "scores": {**dataclasses.asdict(scores), "absent": list(scores.absent)},
         "loss": loss,
         **({} if relabelled is None else {"relabelled": relabelled}),
