@@ -18,13 +18,24 @@ from semseg_diffusers.evaluation.settings import SegmenterSettings
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.growth.merge import read_real_record
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
-from semseg_diffusers.growth.stages import Stage, comparable_words, default_target, make_stages
+from semseg_diffusers.growth.stages import (
+    Stage,
+    check_target,
+    comparable_words,
+    default_target,
+    labelled_target,
+    make_stages,
+)
 from semseg_diffusers.reports.render import write_page
 from semseg_diffusers.utils.files import exclusive_folder, read_json, write_json
 from semseg_diffusers.utils.signals import exit_on_signals, route_signals
 
 
 STATE_FILE, PAGE_FILE = "grow.json", "index.html"
+UNLABELLED = (
+    "'{}' has no validation split with labels of people: the study scores on that of the dataset, and shows nothing "
+    "about the target."
+)
 # Stages that can run in several processes -> the module that a launcher starts.
 LAUNCHED = {"train": "semseg_diffusers.training", "generate": "semseg_diffusers.generation"}
 
@@ -36,10 +47,13 @@ def run(settings: GrowSettings) -> int:
     read_real_record(settings.dataset)
     pairs = load_pairs(settings.dataset, "train", **column_options(settings))
     num_masks = settings.num_masks or len(pairs)
-    make_stages(settings, settings.target or ["CLASS=4"], num_masks)  # checks all before the slow statistics
-    target = settings.target or (default_target(pairs) if settings.masks is None else ())
+    size = None if settings.photos is None else check_target(settings, pairs)
+    make_stages(settings, settings.class_targets or ["CLASS=4"], num_masks, size=size)  # before the slow statistics
+    target = settings.class_targets or (default_target(pairs) if "enrich" in settings.stages else ())
     generator = choose_generator(settings)
-    stages = make_stages(settings, target, num_masks, generator)
+    stages = make_stages(settings, target, num_masks, generator, size)
+    if settings.photos is not None and labelled_target(settings) is None:
+        sys.stdout.write(f"note: {UNLABELLED.format(settings.photos)}\n")
     del pairs
     if settings.dry_run:
         sys.stdout.write("".join(f"{stage.command}\n" for stage in stages))
@@ -61,7 +75,8 @@ def run(settings: GrowSettings) -> int:
         done = {stage.name: (stage.folder, stage.command) for stage in stages if progress.is_done(stage.name)}
         remaining = [stage.name for stage in stages if stage.name not in done]
         model = None if settings.model is None else generator
-        write_growth_page(settings.output / PAGE_FILE, settings.dataset, model, done, remaining)
+        note = None if settings.photos is None or labelled_target(settings) else UNLABELLED.format(settings.photos)
+        write_growth_page(settings.output / PAGE_FILE, settings.dataset, model, done, remaining, note)
     sys.stdout.write(f"page: {settings.output / PAGE_FILE}\n")
     return 0
 
@@ -135,12 +150,22 @@ class Progress:
 
 
 def write_growth_page(
-    path: Path, dataset: str, model: str | None, done: Mapping[str, tuple[Path, str]], remaining: Sequence[str]
+    path: Path,
+    dataset: str,
+    model: str | None,
+    done: Mapping[str, tuple[Path, str]],
+    remaining: Sequence[str],
+    note: str | None = None,
 ) -> None:
-    """Write the page of the stages done so far (stage -> its folder and command); no `model` means a trained one."""
+    """Write the page of the stages done so far (stage -> its folder and command); no `model` means a trained one.
+
+    `note` is a sentence about the study.
+    """
     stages = {
         "study": ("results.json", "report.html"),
         "statistics": ("stats.json", "index.html"),
+        "label": ("prepare.json", None),
+        "join": ("prepare.json", None),
         "enrich": ("enrich.json", "statistics.html"),
         "generate": ("generation.json", None),
         "filter": (FILTER_FILE, "filter.html"),
@@ -156,5 +181,5 @@ def write_growth_page(
                     record |= {"sheet": sheet.convert("RGB"), "num_images": len(read_metadata(folder))}
             records[name] = record
     commands = [command for _, command in done.values()]
-    context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands}
+    context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands, "note": note}
     write_page(path, "growth.html.j2", reasons=REASONS, **context, **records)

@@ -1,5 +1,6 @@
 """Options of `grow`, `merge` and `join`. Imports nothing heavy, so that `--help` is instant."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +9,15 @@ from semseg_diffusers.data.settings import ColumnOptions
 from semseg_diffusers.utils.settings import Settings, option
 
 
-# Stage -> the command that it runs, in their order.
-_SAME_NAME = ("train", "enrich", "generate", "segmenter", "filter", "study", "merge")
-STAGES = {"statistics": "stats", **{name: name for name in _SAME_NAME}}
+# Stages in their order, and in that of a loop with photos of a target.
+ORDER = ("statistics", "train", "enrich", "generate", "segmenter", "filter", "study", "merge")
+TRANSFER_ORDER = (
+    *("statistics", "segmenter", "label", "join", "train", "enrich", "generate", "filter", "study", "merge"),
+)
+# Stage -> the command that it runs.
+STAGES = {name: name for name in (*ORDER, "label", "join")} | {"statistics": "stats"}
+STYLE, SOURCE, TARGET = "dataset", "source", "target"  # attribute of joined pairs, and its values
+OVERRIDABLE = ("seed", "device", "attributes", "snr_gamma", "norm_num_groups")  # by --set, although `grow` sets them
 STUDENT_SUFFIX, NO_STUDENT = "-turbo", "off"
 
 
@@ -43,8 +50,10 @@ class AmountOptions(Settings):
     num_masks: int | None = option(None, at_least=1, help="new masks (default: as many as there are training images)")
     num_images_per_mask: int = option(2, at_least=1, metavar="N", help="images generated of each mask")
     target: tuple[str, ...] = option(
-        (), metavar="CLASS=FACTOR", old_names=("wish",),  # codespell:ignore wish
-        help="what the new masks have more of (default: four times each underrepresented class that can be placed)",
+        (), metavar="CLASS=FACTOR|PHOTOS", old_names=("wish",),  # codespell:ignore wish
+        help="what the new masks have more of (default: four times each underrepresented class that can be placed); "
+        "or photos that the networks are for: a folder, a prepared folder or a dataset on the Hub, whose training "
+        "masks are not read; or both",
     )  # fmt: skip
     amounts: tuple[float, ...] = option((1.0,), help="synthetic images in the study, as multiples of the real ones")
     seeds: tuple[int, ...] = option((0, 1, 2), help="seeds of the study")
@@ -64,6 +73,12 @@ class GrowSettings(AmountOptions, GivenResults, ColumnOptions):
     own (`statistics`, `train`, `enrich`, `generate`, `segmenter`, `filter`, `study`, `merge`). It is printed before it
     runs, so that it can be inspected, or run by hand with other options. The same command resumes an interrupted loop.
     `index.html` shows the results of all stages; `grow.json` lists those that are done.
+
+      semseg-diffusers grow --dataset data/camvid128 --target data/kitti128 --output grown
+
+    With photos of a target, the network that filters labels them first (`label`), both datasets are joined (`join`),
+    and the model learns the look of each: the masks of the dataset, or new ones, are generated in that of the target.
+    The study then scores on the validation split of the target, if that has one.
     """
 
     dataset: str = option(metavar="DIR|ID", help="prepared folder, or a dataset on the Hub")
@@ -82,8 +97,18 @@ class GrowSettings(AmountOptions, GivenResults, ColumnOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.masks is not None and (self.target or self.num_masks is not None):
-            raise ValueError("--target and --num_masks are for new masks; with --masks none are made. Omit them.")
+        photos = [text for text in self.target if text not in self.class_targets]
+        for text in photos:
+            if not Path(text).is_dir() and (Path(text).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", text)):
+                raise ValueError(
+                    f"--target '{text}': expected CLASS=FACTOR, or photos: a folder, or a dataset id of the Hub."
+                )
+        if len(photos) > 1:
+            raise ValueError(f"--target names photos twice, '{photos[0]}' and '{photos[1]}'; expected one target.")
+        if self.masks is not None and (self.class_targets or self.num_masks is not None):
+            raise ValueError(
+                "--target CLASS=FACTOR and --num_masks are for new masks; with --masks none are made. Omit them."
+            )
         if self.student is not None and self.model is None:
             raise ValueError("--student is for a --model that exists; the network that `grow` trains has none.")
         if self.upscaler is not None and self.model is None:
@@ -94,9 +119,9 @@ class GrowSettings(AmountOptions, GivenResults, ColumnOptions):
         for stage, changes in self.changes.items():
             if stage not in self.stages:
                 name = f"{stage}.{next(iter(changes))}"
-                raise ValueError(f"--set {name}: there is no such stage, as '{self._given[stage]}' was given.")
+                raise ValueError(f"--set {name}: there is no such stage, as {self._absence(stage)}.")
         if self.until is not None and self.until not in self.stages:
-            raise ValueError(f"--until {self.until}: there is no such stage, as its result was given.")
+            raise ValueError(f"--until {self.until}: there is no such stage, as {self._absence(self.until)}.")
 
     @cached_property
     def changes(self) -> dict[str, dict[str, str]]:
@@ -125,11 +150,35 @@ class GrowSettings(AmountOptions, GivenResults, ColumnOptions):
     @property
     def stages(self) -> list[str]:
         """Names of the stages to run: those whose results were not given."""
-        return [name for name in STAGES if self._given.get(name) is None]
+        order = ORDER if self.photos is None else TRANSFER_ORDER
+        return [name for name in order if self._given.get(name) is None]
+
+    @property
+    def photos(self) -> str | None:
+        """Photos of the target; None without."""
+        return next((text for text in self.target if text not in self.class_targets), None)
+
+    @property
+    def class_targets(self) -> tuple[str, ...]:
+        """What new masks should have more of, as CLASS=FACTOR."""
+        return tuple(text for text in self.target if "=" in text and not Path(text).is_dir())
+
+    @property
+    def given_masks(self) -> str | None:
+        """Masks to generate from if none are made: the given ones, or for a target those of the dataset."""
+        of_dataset = Path(self.dataset, "train", "masks")
+        if self.photos is None or self.class_targets or self.num_masks is not None or not of_dataset.is_dir():
+            return self.masks
+        return self.masks or str(of_dataset)
+
+    def _absence(self, stage: str) -> str:
+        """Return why there is no such stage."""
+        given = self._given.get(stage)
+        return "it is for photos of a target, --target PHOTOS" if given is None else f"'{given}' was given"
 
     @property
     def _given(self) -> dict[str, str | None]:
-        return {"train": self.model, "enrich": self.masks, "segmenter": self.filter_segmenter}
+        return {"train": self.model, "enrich": self.given_masks, "segmenter": self.filter_segmenter}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from semseg_diffusers.cli import load_settings
-from semseg_diffusers.data.dataset import PairDataset
+from semseg_diffusers.data.dataset import PairDataset, load_pairs, load_photos, metadata_folders, read_record
+from semseg_diffusers.data.dataset_format import PSEUDO_LABELS, SETTINGS_FILE, find_masks
+from semseg_diffusers.evaluation.inputs import check_one_size, check_same_classes
 from semseg_diffusers.evaluation.settings import FILTER_SEED, NO_SPLIT
-from semseg_diffusers.growth.settings import STAGES, GrowSettings
+from semseg_diffusers.growth.settings import OVERRIDABLE, SOURCE, STAGES, STYLE, TARGET, GrowSettings
 from semseg_diffusers.masks.editing.placement import check_placeable
 from semseg_diffusers.masks.editing.scene_prior import fit_dataset_prior
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics, underrepresented_classes
@@ -21,7 +23,8 @@ from semseg_diffusers.utils.settings import Settings, build_settings, value_type
 
 
 # Stage -> a file that its folder holds only when the stage is complete, for commands that are slow to find out.
-MARKERS = {"train": "model_index.json", "enrich": "enrich.json", "merge": "prepare.json"}
+MARKERS = {"train": "model_index.json", "enrich": "enrich.json"}
+MARKERS |= dict.fromkeys(("label", "join", "merge"), SETTINGS_FILE)
 FACTOR = 4.0  # times its pixel share that an underrepresented class should have in the new masks
 MAX_SHARE = 0.25  # of all pixels, for all targets together; `enrich` refuses twice as much
 MAX_PRIOR_MASKS = 200  # from which the scene prior is fitted
@@ -52,14 +55,19 @@ def comparable_words(settings: Settings) -> list[str]:
 
 
 def make_stages(
-    settings: GrowSettings, target: Sequence[str], num_masks: int, generator: str | None = None
+    settings: GrowSettings,
+    target: Sequence[str],
+    num_masks: int,
+    generator: str | None = None,
+    size: tuple[int, int] | None = None,
 ) -> list[Stage]:
     """Return the stages whose results are not given, with checked settings; `target` holds CLASS=FACTOR.
 
-    `generator` is the model that generates, by default the one that the settings choose now.
+    `generator` is the model that generates, by default the one that the settings choose now; `size` (height, width)
+    that to which the photos of a folder are brought.
     """
     folders = {stage: str(settings.output / stage) for stage in STAGES}
-    masks = settings.masks or str(settings.output / "enrich" / "masks")
+    masks = settings.given_masks or str(settings.output / "enrich" / "masks")
     segmenter = settings.filter_segmenter or folders["segmenter"]
     generated, filtered = folders["generate"], folders["filter"]
 
@@ -84,12 +92,27 @@ def make_stages(
         "study": {**data, "generated": generated, "filtered": filtered, **pick("amounts", "seeds", "device")},
         "merge": {**data, "generated": filtered},
     }
+    if settings.photos is not None:
+        joined = {"dataset": folders["join"]}  # with the columns of a prepared folder
+        # Min-SNR weights hardly train the noisiest steps, which decide light and colour: the style.
+        styled = {"attributes": (STYLE,), "snr_gamma": None, "norm_num_groups": 4}
+        options["label"] = {"images": settings.photos, "segmenter": segmenter, **pick("device")}
+        options["label"] |= {} if size is None else {"resolution": size}
+        options["join"] = {
+            **pick("image_column", "mask_column", "labels"),
+            "datasets": (settings.dataset, folders["label"]),
+            "attribute": f"{STYLE}={SOURCE},{TARGET}",
+        }
+        options["train"] = {**joined, **styled, **pick("seed", "device"), "resume_from_checkpoint": "latest"}
+        options["generate"]["attributes"] = (f"{STYLE}={TARGET}",)
+        options["study"] |= {"pseudo_labelled": folders["label"], "validation_dataset": labelled_target(settings)}
+        options["merge"] = {**joined, "generated": filtered}
     stages = []
     for name in settings.stages:
         own = {**options[name], "output_dir" if name == "train" else "output": folders[name]}
         changes = settings.changes.get(name, {})
         for option in changes:
-            if option in own and option not in ("seed", "device"):
+            if option in own and option not in OVERRIDABLE:
                 raise ValueError(f"--set {name}.{option}: grow sets it itself, to {own[option]}.")
         kind = load_settings(STAGES[name])
         several = {field.name for field in dataclasses.fields(kind) if value_type(field)[1]}
@@ -101,6 +124,35 @@ def make_stages(
             raise ValueError(f"stage {name}: {str(err).removesuffix('.')}. {listed}") from err
         stages.append(Stage(name, settings.output / name, command))
     return stages
+
+
+def labelled_target(settings: GrowSettings) -> str | None:
+    """Return the dataset of the photos of the target if people labelled a validation split of it, by its record."""
+    photos = settings.photos
+    record = {} if photos is None else read_record(photos)
+    is_labelled = "val" in record.get("splits", {}) and not {PSEUDO_LABELS, "joined"} & record.keys()
+    return photos if is_labelled else None
+
+
+def check_target(settings: GrowSettings, pairs: PairDataset) -> tuple[int, int] | None:
+    """Check the photos of the target against the training pairs of the dataset.
+
+    Returns the size to which photos are brought: that of the pairs for a folder of photos, None for a dataset.
+
+    Raises:
+        ValueError: there are no photos; those of a dataset have another size, or the labels of its validation split
+            other classes.
+    """
+    assert settings.photos is not None
+    if Path(settings.photos).is_dir() and not metadata_folders(Path(settings.photos)):
+        find_masks(settings.photos, "photo")
+        return pairs.resolution
+    check_one_size(pairs, load_photos(settings.photos, "train", "image", pairs.labels))
+    if labelled_target(settings) is not None:
+        validation = load_pairs(settings.photos, "val")
+        check_same_classes(pairs, validation)
+        check_one_size(pairs, validation)
+    return None
 
 
 def default_target(pairs: PairDataset) -> list[str]:

@@ -22,7 +22,7 @@ from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.growth.grow import run_stage
-from semseg_diffusers.growth.settings import STAGES, GrowSettings
+from semseg_diffusers.growth.settings import ORDER, STAGES, GrowSettings
 from semseg_diffusers.growth.stages import make_stages
 from semseg_diffusers.hub.cards import dataset_card
 from semseg_diffusers.hub.folders import check_dataset_folder
@@ -70,8 +70,8 @@ def model(toy, tmp_path_factory) -> Path:
 def test_dry_run_prints_a_command_for_each_stage(toy, tmp_path, capsys):
     assert command("grow", "--dataset", toy, "--output", tmp_path / "grown", "--dry_run", "--num_masks", 7) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == list(STAGES.values())
-    assert "--num_masks 7" in lines[list(STAGES).index("enrich")]
+    assert [line.split()[1] for line in lines] == [STAGES[stage] for stage in ORDER]
+    assert "--num_masks 7" in lines[ORDER.index("enrich")]
     assert not (tmp_path / "grown").exists()
 
 
