@@ -14,12 +14,9 @@ from semseg_diffusers.cli import main
 from semseg_diffusers.data.subset import shuffled_order, subset_indices
 from semseg_diffusers.evaluation.segmentation.networks import new_network
 from semseg_diffusers.evaluation.settings import ARCHITECTURES, StudySettings, Training, trainings, variants
+from semseg_diffusers.evaluation.study.leaks import base_weights, filter_weights, find_filter_as_judge, find_leaks
 from semseg_diffusers.evaluation.study.pools import (
-    base_weights,
     check_amounts,
-    filter_weights,
-    find_filter_as_judge,
-    find_leaks,
     image_digests,
     load_data,
     pool_members,

@@ -20,7 +20,8 @@ from semseg_diffusers.evaluation.segmentation.recolor import (
     transfer_colors,
 )
 from semseg_diffusers.evaluation.settings import ARMS, TARGET_ARMS, Recipe, StudySettings, Training, variants
-from semseg_diffusers.evaluation.study.pools import find_leaks, image_digests, load_data, pool_members
+from semseg_diffusers.evaluation.study.leaks import find_leaks
+from semseg_diffusers.evaluation.study.pools import image_digests, load_data, pool_members
 from semseg_diffusers.evaluation.study.results import compared
 from semseg_diffusers.toy.scenes import write_toy_dataset
 

@@ -19,8 +19,9 @@ from semseg_diffusers.evaluation.segmentation.synthetic import (
 )
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, train_segmenter
 from semseg_diffusers.evaluation.settings import ARCHITECTURES, StudySettings, Training
+from semseg_diffusers.evaluation.study.leaks import find_leaks
 from semseg_diffusers.evaluation.study.phases import hardness_weights, training_phases
-from semseg_diffusers.evaluation.study.pools import find_leaks, image_digests, load_data
+from semseg_diffusers.evaluation.study.pools import image_digests, load_data
 from semseg_diffusers.toy.scenes import write_toy_dataset
 
 

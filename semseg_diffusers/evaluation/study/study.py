@@ -10,7 +10,7 @@ from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.recolor import describe_recoloring
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, describe_recipe
 from semseg_diffusers.evaluation.settings import StudySettings, Training, trainings
-from semseg_diffusers.evaluation.study import pools
+from semseg_diffusers.evaluation.study import leaks, pools
 from semseg_diffusers.evaluation.study.phases import class_losses, describe_use
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
 from semseg_diffusers.evaluation.study.study_page import write_study_page
@@ -59,9 +59,9 @@ def run_study(
     data = pools.load_data(settings)
     pools.check_amounts(settings, data)
     losses = class_losses(settings, data["real"].labels)
-    weights = pools.base_weights(settings)
+    weights = leaks.base_weights(settings)
     digests = {name: pools.image_digests(pairs) for name, pairs in data.items()}
-    forced = pools.find_leaks(settings, data, digests) + pools.find_filter_as_judge(settings, weights)
+    forced = leaks.find_leaks(settings, data, digests) + leaks.find_filter_as_judge(settings, weights)
     if forced and not settings.force:
         raise ValueError(f"{' '.join(forced)} To continue nevertheless, with a warning on the page: --force.")
 
@@ -138,7 +138,7 @@ def _results(
         "comparisons": comparisons,
         "absent": next(iter(trained.values()))["scores"]["absent"],
         "data": {name: {"num_images": len(pairs), "hash": record["data"][name]} for name, pairs in data.items()},
-        "filters": pools.filter_weights(settings),
+        "filters": leaks.filter_weights(settings),
         "resolution": list(data["real"].resolution),
         "network": record["network"],
         "recipe": record["recipe"],
