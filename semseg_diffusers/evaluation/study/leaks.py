@@ -51,7 +51,7 @@ def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list
                 f"--{name} '{folder}' holds images generated from masks or images of the validation split "
                 f"({len(leaked)} of them, such as '{leaked[0]}'). Generate from masks of the training split."
             )
-        learned += [(f"{name} '{folder}' was {text}", *source) for text, *source in _filtered_by(folder)]
+        learned += [(f"{name} '{folder}' was {text}", dataset, split) for text, dataset, split in _filtered_by(folder)]
         for model in sorted({str(row["model"]) for row in rows if row.get("model")}):
             path = Path(model) / RUN_SETTINGS
             run = read_json(path) if path.is_file() else {}
