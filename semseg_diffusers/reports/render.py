@@ -1,6 +1,7 @@
 """Renders the HTML pages from `templates/`: numbers as text, images as data inside the file, marks on an axis."""
 
 import base64
+import functools
 import io
 import math
 import re
@@ -202,10 +203,13 @@ ENVIRONMENT.tests["finite"] = is_finite
 ENVIRONMENT.globals |= {function.__name__: function for function in (align_columns, bar_axis, embed, flatten)}
 
 
+compiled = functools.cache(ENVIRONMENT.from_string)  # which takes longer than most pages take to render
+
+
 def render(template: str | Path, **context: Any) -> str:
     """Render a page by a template in `templates/`, or by one at an absolute path that extends `base.html.j2`."""
     source = (TEMPLATES / template).read_text(encoding="utf-8")
-    return ENVIRONMENT.from_string(source).render(sections=[], **context)
+    return compiled(source).render(sections=[], **context)
 
 
 def write_page(path: str | Path, template: str | Path, **context: Any) -> None:

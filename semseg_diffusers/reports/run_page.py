@@ -1,7 +1,7 @@
 """Write the page of a training run: run.html in its folder, whether the run is active, has ended, or was killed.
 
-A run writes its page itself at each preview and checkpoint; the command `report` writes it in between and afterwards.
-Only the run folder is read: neither the dataset nor the network is needed.
+A run writes its page itself at previews and checkpoints, at most twice a minute, and when it ends; the command
+`report` writes it in between and afterwards. Only the run folder is read: neither dataset nor network is needed.
 """
 
 import contextlib

@@ -56,6 +56,8 @@ from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
 
 
+PAGE_SECONDS = 30.0  # at least, between two pages of an active run: one takes a second, as many small steps do
+
 logger = get_logger(__name__)
 
 R = TypeVar("R", bound="Run")
@@ -312,6 +314,7 @@ class Run:
         self._interval_start, self._interval_images = time.monotonic(), 0
         self._terms: dict[str, list[torch.Tensor]] = {}  # name -> values of the interval
         self._start = time.monotonic() - self._trained_before
+        self._page_written = time.monotonic()
 
     @property
     def trained_seconds(self) -> float:
@@ -384,7 +387,13 @@ class Run:
         if preview_now:
             self.preview()
         if (save_now or preview_now) and self.accelerator.is_main_process:
+            self._update_page()
+
+    def _update_page(self) -> None:
+        """Write the page, unless it is recent, or will be written right away because the run ends."""
+        if not self.is_last_step and time.monotonic() - self._page_written >= PAGE_SECONDS:
             update_run_page(self.folder, self.settings.defaults())
+            self._page_written = time.monotonic()
 
     def log(self) -> None:
         """Write the interval's loss, learning rate and speed to `log.jsonl` and the trackers."""

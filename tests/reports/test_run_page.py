@@ -177,7 +177,11 @@ def test_a_run_writes_the_image_over_time(trained):
 # When it is written
 
 
-def test_the_page_is_rewritten_whole_at_each_preview_and_checkpoint_and_at_the_end(toy, tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds", [0.0, 3600.0])
+def test_the_page_is_rewritten_whole_at_previews_and_checkpoints_unless_it_is_recent_and_at_the_end(
+    toy, tmp_path, monkeypatch, seconds
+):
+    monkeypatch.setattr(run_module, "PAGE_SECONDS", seconds)
     seen, update = [], run_pages.update_run_page
 
     def recorded(run, defaults):
@@ -189,8 +193,8 @@ def test_the_page_is_rewritten_whole_at_each_preview_and_checkpoint_and_at_the_e
     monkeypatch.setattr(run_pages, "update_run_page", recorded)
     settings = tiny_settings(toy, tmp_path / "run", max_train_steps=5, **{**PREVIEWS, "preview_steps": 3})
     run = train_here(settings)
-    assert seen == [(2, "running", True), (3, "running", True), (4, "running", True), (5, "running", True),
-                    (5, "finished", False)]  # fmt: skip
+    between = [(step, "running", True) for step in (2, 3, 4)]
+    assert seen == [*(between if seconds == 0 else []), (5, "finished", False)]
     assert not [path.name for path in run.rglob("*.tmp*")]
 
 
