@@ -1,13 +1,14 @@
 """Fixtures that several test files use."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.clean_processes import CleanProcesses
 from helpers.hub_server import HubServer
+from helpers.preloaded import DIFFUSERS, LIBRARIES, Preloaded
 
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -93,15 +94,27 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="session")
-def clean_processes() -> Iterator[CleanProcesses]:
-    """What `clean_process` forks its processes from."""
-    processes = CleanProcesses()
-    yield processes
-    processes.close()
+def clean_processes() -> Iterator[tuple[Preloaded, Preloaded]]:
+    """What `clean_process` forks its processes from; the second has imported diffusers, without this package."""
+    both = Preloaded(LIBRARIES), Preloaded(DIFFUSERS)
+    yield both
+    for processes in both:
+        processes.close()
+
+
+# Runs first where diffusers has been imported already: its cache of remote code is this process's own.
+WITHOUT_PACKAGE = """
+import os, sys
+import diffusers.utils.dynamic_modules_utils
+sys.modules["semseg_diffusers"] = None
+diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE = os.environ["HF_MODULES_CACHE"]
+"""
 
 
 @pytest.fixture
-def clean_process(tmp_path: Path, clean_processes: CleanProcesses) -> Callable[..., subprocess.CompletedProcess]:
+def clean_process(
+    tmp_path: Path, clean_processes: tuple[Preloaded, Preloaded]
+) -> Callable[..., subprocess.CompletedProcess]:
     """Run Python code in a process of its own: `clean_process(code, *arguments, without_package=False, ...)`.
 
     The process has its own cache of remote code, no network, and an empty folder to stand in; torch is imported.
@@ -121,12 +134,21 @@ def clean_process(tmp_path: Path, clean_processes: CleanProcesses) -> Callable[.
         folder.mkdir(exist_ok=True)
         variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         variables |= {"HF_MODULES_CACHE": str(tmp_path / "hf_modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        if without_package:
+        processes = clean_processes[without_package and environment is None]
+        if processes is clean_processes[1]:
+            code = WITHOUT_PACKAGE + code
+        elif without_package:
             code = "import sys\nsys.modules['semseg_diffusers'] = None\n" + code
         else:
             variables["PYTHONPATH"] = str(ROOT)
-        words = [*map(str, arguments)]
-        result = clean_processes.run(code, words, variables | (environment or {}), folder, timeout)
+        variables |= environment or {}
+        process = processes.start(["-c", code, *arguments], variables, folder, errors_apart=True)
+        try:
+            written = process.communicate(timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        result = subprocess.CompletedProcess("python -c", process.returncode, *written)
         if check and result.returncode:
             pytest.fail(f"the process ended with code {result.returncode}:\n{result.stdout}\n{result.stderr}")
         return result

@@ -1,35 +1,28 @@
 """Attributes take effect: a network trained for a minute on toy scenes generates dark nights and grey rain."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.training_runs import start
 from PIL import Image
 
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_example(output: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "attributes.py"), "--output", str(output), *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1200,
-    )
+def run_example(output: Path, *options: str) -> tuple[int, str]:
+    """Return the exit code and all that was written."""
+    process = start(ROOT / "examples" / "attributes.py", "--output", output, *options)
+    said, _ = process.communicate(timeout=1200)
+    return process.returncode, said
 
 
 @pytest.mark.slow
 def test_night_is_dark_and_rain_grey_from_the_same_noise(tmp_path):
     small = ("--resolution", "32", "--num_train", "800", "--num_val", "8", "--max_train_steps", "600")
-    result = run_example(tmp_path / "attributes", *small, "--num_inference_steps", "10", "--share", "0.25")
-    assert result.returncode == 0, result.stdout + result.stderr
+    code, said = run_example(tmp_path / "attributes", *small, "--num_inference_steps", "10", "--share", "0.25")
+    assert code == 0, said
     results = json.loads((tmp_path / "attributes" / "results.json").read_text())
     for question in ("night is darker", "rain is greyer"):
         found = results[question]
@@ -43,12 +36,9 @@ def test_night_is_dark_and_rain_grey_from_the_same_noise(tmp_path):
 @pytest.mark.slow
 def test_an_untrained_network_fails_and_a_folder_with_files_is_refused(tmp_path):
     small = ("--resolution", "32", "--num_train", "40", "--num_val", "2", "--max_train_steps", "1")
-    result = run_example(tmp_path / "attributes", *small, "--num_inference_steps", "2")
-    assert result.returncode == 1
-    assert (
-        "error: too small a difference: night is darker, rain is greyer. Train the network for longer."
-        in result.stderr
-    )
-    again = run_example(tmp_path / "attributes", *small)
-    assert again.returncode == 1
-    assert "attributes' is not empty; give another --output, or remove it" in again.stderr
+    code, said = run_example(tmp_path / "attributes", *small, "--num_inference_steps", "2")
+    assert code == 1
+    assert "error: too small a difference: night is darker, rain is greyer. Train the network for longer." in said
+    code, said = run_example(tmp_path / "attributes", *small)
+    assert code == 1
+    assert "attributes' is not empty; give another --output, or remove it" in said

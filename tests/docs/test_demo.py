@@ -2,14 +2,13 @@
 
 import importlib
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.training_runs import start
 from PIL import Image
 
 from semseg_diffusers import LabelSet
@@ -23,16 +22,11 @@ demo, first_images = (importlib.import_module(name) for name in ("demo", "first_
 CAMVID, BDD = LabelSet.from_preset("camvid"), LabelSet.from_preset("bdd100k")
 
 
-def run_demo(output: Path, *options: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "demo.py"), "--output", str(output), *options],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=1200,
-    )
+def run_demo(output: Path, *options: str) -> tuple[int, str]:
+    """Return the exit code and all that was written."""
+    process = start(ROOT / "examples" / "demo.py", "--output", output, *options)
+    said, _ = process.communicate(timeout=1200)
+    return process.returncode, said
 
 
 @pytest.mark.slow
@@ -40,11 +34,11 @@ def test_the_demo_writes_images_and_scores_and_fails_below_its_margin(tmp_path):
     small = ("--num_train", "32", "--num_val", "6", "--max_train_steps", "2", "--segmenter_steps", "2")
     small += ("--first_steps", "2")
     output = tmp_path / "demo"
-    result = run_demo(output, *small, "--margin", "0.9")
-    assert result.returncode == 1, result.stderr
-    assert "expected at least 0.90. Train the network for longer" in result.stderr
-    assert "do the images follow their masks?" in result.stdout
-    assert re.search(r"the first image, \d+ s after all libraries were loaded", result.stdout)
+    code, said = run_demo(output, *small, "--margin", "0.9")
+    assert code == 1, said
+    assert "expected at least 0.90. Train the network for longer" in said
+    assert "do the images follow their masks?" in said
+    assert re.search(r"the first image, \d+ s after all libraries were loaded", said)
     first = grid_cells(Image.open(output / "first.png"))
     assert [len(row) for row in first] == [5] * 5  # mask, student and three samplers
     assert len([*(output / "first").glob("*.png")]) == 25
@@ -81,9 +75,9 @@ def test_snow_covers_the_ground_by_the_mask_and_leaves_the_rest(tmp_path, is_nig
 @pytest.mark.slow
 def test_the_demo_refuses_a_folder_with_other_files(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    result = run_demo(tmp_path)
-    assert result.returncode == 1
-    assert "holds files that the demo did not write" in result.stderr
+    code, said = run_demo(tmp_path)
+    assert code == 1
+    assert "holds files that the demo did not write" in said
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 

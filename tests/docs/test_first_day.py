@@ -2,11 +2,10 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from helpers.training_runs import start
 from PIL import Image
 
 
@@ -16,14 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 def test_first_day_leads_from_photos_of_ones_own_to_images(tmp_path, data_root):
     words = (data_root / "kitti", tmp_path / "day", "--max_train_steps", 1)
-    done = subprocess.run(
-        [sys.executable, ROOT / "examples" / "first_day.py", *map(str, words), "--train_batch_size", "1"],
-        capture_output=True, text=True, check=False, cwd=ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    process = start(ROOT / "examples" / "first_day.py", *words, "--train_batch_size", 1)
+    said, _ = process.communicate(timeout=1200)
+    assert process.returncode == 0, said
     folder = tmp_path / "day"
-    assert "dynamic thing from car, person, rider" in done.stderr + done.stdout
-    assert "every class is in few images" in done.stdout
+    assert "dynamic thing from car, person, rider" in said
+    assert "every class is in few images" in said
     assert len(list((folder / "images" / "images").glob("*.png"))) == 12
     assert json.loads((folder / "enriched" / "enrich.json").read_text())["num_masks"] == 12
     assert set(json.loads((folder / "minutes.json").read_text())) >= {"check", "prepare", "train", "enrich", "grow"}

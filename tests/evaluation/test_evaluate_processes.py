@@ -3,21 +3,16 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import psutil
 import pytest
 from helpers.evaluation_place import Place
+from helpers.training_runs import finished, launch, wait_until, workers
 
 
-ROOT = Path(__file__).resolve().parents[2]
-TWO_PROCESSES = ROOT / "configs" / "accelerate" / "cpu_processes.yaml"
-TIMEOUT = 300  # seconds; a launch takes 20 on a free machine, mostly for its imports
+TIMEOUT = 300  # seconds
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("nothing_stays_running")]
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +24,8 @@ def options(place, output):
     return place.options(output, model=place.model, num_images_per_mask=2, num_inference_steps=2, batch_size=2)
 
 
-def launch(place, output, log):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES]
-    command += ["--main_process_port", 0, "-m", "semseg_diffusers.evaluation", *options(place, output)]
-    variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    with log.open("w") as file:
-        return subprocess.Popen(
-            [str(word) for word in command], stdout=file, stderr=subprocess.STDOUT, env=os.environ | variables
-        )
-
-
-def ended(launched):
-    """The exit code; processes that hang do not outlive the test."""
-    try:
-        return launched.wait(TIMEOUT)
-    finally:
-        if launched.poll() is None:
-            for process in (*psutil.Process(launched.pid).children(recursive=True), launched):
-                process.kill()
+def start(place, output):
+    return launch("-m", "semseg_diffusers.evaluation", *options(place, output))
 
 
 def results_of(output):
@@ -75,24 +54,20 @@ def test_two_processes_equal_one_and_resume_after_a_kill(place, tmp_path):
     place.command("evaluate", *options(place, tmp_path / "one"))
     expected = results_of(tmp_path / "one")
 
-    output, log = tmp_path / "two", tmp_path / "killed.log"
-    killed = launch(place, output, log)
-    deadline = time.monotonic() + TIMEOUT
-    while len(list(output.glob("generated/images/*.png"))) < 16:  # photos are read by then, generated images are not
-        assert time.monotonic() < deadline, log.read_text()
-        assert killed.poll() is None, log.read_text()
-        time.sleep(0.02)
-    everyone = [killed, *psutil.Process(killed.pid).children(recursive=True)]
-    for process in everyone:
-        os.kill(process.pid, signal.SIGKILL)
+    output = tmp_path / "two"
+    killed = start(place, output)
+    # photos are read by then, generated images are not
+    wait_until(lambda: len(list(output.glob("generated/images/*.png"))) >= 16, killed)
+    everyone = workers(killed)
+    for pid in (killed.pid, *(worker.pid for worker in everyone)):
+        os.kill(pid, signal.SIGKILL)
     killed.wait(TIMEOUT)
-    psutil.wait_procs(everyone[1:], timeout=TIMEOUT)
+    psutil.wait_procs(everyone, timeout=TIMEOUT)
     assert not (output / "results.json").exists()
     kept = {path: path.stat().st_mtime_ns for path in (output / "generated" / "images").iterdir()}
     assert len(kept) == 16
 
-    assert ended(launch(place, output, tmp_path / "again.log")) == 0, (tmp_path / "again.log").read_text()
-    assert "2 processes, this one on cpu" in (tmp_path / "again.log").read_text()
+    assert "2 processes, this one on cpu" in finished(start(place, output))
     assert kept == {path: path.stat().st_mtime_ns for path in (output / "generated" / "images").iterdir()}
     found = results_of(output)
     for results in (found, expected):
@@ -102,8 +77,9 @@ def test_two_processes_equal_one_and_resume_after_a_kill(place, tmp_path):
 
 
 def test_an_error_of_one_process_ends_both_with_one_message(place, tmp_path):
-    log = tmp_path / "refused.log"
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "results.json").write_text(json.dumps({"settings": {"dataset": "another"}}))
-    assert ended(launch(place, tmp_path / "out", log)) != 0
-    assert log.read_text().count("holds an evaluation with other settings") == 1
+    refused = start(place, tmp_path / "out")
+    said, _ = refused.communicate(TIMEOUT)
+    assert refused.returncode != 0
+    assert said.count("holds an evaluation with other settings") == 1

@@ -7,9 +7,8 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from accelerate import PartialState
 from diffusers import DDIMScheduler
 from helpers.generation_places import tiny_pipeline
 from helpers.text_encoders import tiny_text_encoder
+from helpers.training_runs import launch as start_launch
+from helpers.training_runs import workers
 from PIL import Image
 
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, save_pair
@@ -34,12 +35,10 @@ from semseg_diffusers.pipelines.pipeline_mask_guided_ddpm import MaskGuidedDDPMP
 from semseg_diffusers.utils.distributed import Processes, _check_own_device, join_processes
 
 
-ROOT = Path(__file__).resolve().parents[2]
-TWO_PROCESSES = ROOT / "configs" / "accelerate" / "cpu_processes.yaml"
 LABELS = LabelSet(
     ("road", "sky", "car", "person", "pole"), ((128, 64, 128), (70, 130, 180), (0, 0, 142), (220, 20, 60), (9, 9, 9))
 )
-TIMEOUT = 300  # seconds; a launch takes 15 on a free machine, mostly for its imports
+TIMEOUT = 300  # seconds
 ERROR = r"error in process \d: "
 POSIX = pytest.mark.skipif(os.name != "posix", reason="kills processes as POSIX systems do")
 
@@ -56,7 +55,6 @@ class Place:
             ids = np.random.default_rng(number).integers(0, 5, (16, 16), dtype=np.uint8)
             LABELS.decode(ids).save(folder / "masks" / f"{number:02}.png")
         self.output = folder / "out"
-        self.logs = (folder / f"launch-{number}.log" for number in itertools.count())
 
     def generate_here(self) -> Path:
         """Generate undisturbed in this process, as the measure of the others."""
@@ -74,7 +72,6 @@ class Place:
     def launch(self, *more) -> "Launch":
         """Start the command, the same each time, with more options."""
         return Launch(
-            next(self.logs),
             *("--model", self.folder / "model", "--masks", self.folder / "masks", "--output", self.output),
             *("--num_images_per_mask", self.num_images, "--num_inference_steps", self.settings.num_inference_steps),
             *("--guidance_scale", self.settings.guidance_scale, "--batch_size", 2),
@@ -115,28 +112,16 @@ class Place:
 class Launch:
     """`accelerate launch` of two processes."""
 
-    def __init__(self, log: Path, *options):
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES]
-        command += ["--main_process_port", 0, "-m", "semseg_diffusers.generation", *options]
-        variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.log = log
-        with log.open("w") as file:
-            self.process = subprocess.Popen(
-                [str(word) for word in command],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=os.environ | variables,
-                start_new_session=True,
-            )
+    def __init__(self, *options):
+        self.process = start_launch("-m", "semseg_diffusers.generation", *options)
 
     @property
     def said(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.process.output
 
     def workers(self) -> list[psutil.Process]:
         """The processes that generate, the main one first."""
-        found = psutil.Process(self.process.pid).children()
-        return sorted(found, key=lambda worker: int(worker.environ()["RANK"]))
+        return workers(self.process)
 
     def wait_for_images(self, place: Place, number: int) -> float:
         """Wait until so many are there; return the seconds between the last two arrivals, 0.1 if there was one."""
@@ -171,23 +156,17 @@ def is_alive(process: psutil.Process) -> bool:
 
 
 @pytest.fixture
-def new_place(tmp_path, tiny_unet) -> Iterator[Callable[..., Place]]:
-    """Make a `Place`; whatever its launches have left running is killed afterwards."""
-    places = []
+def new_place(tmp_path, tiny_unet, nothing_stays_running) -> Callable[..., Place]:
+    """Make a `Place`."""
 
     def make(num_masks: int, num_images: int, steps: int, pipeline: MaskGuidedDDPMPipeline | None = None) -> Place:
         if pipeline is None:
             unet = MaskGuidedUNet2DModel.from_config(tiny_unet.config, **LABELS.to_config())
             unet.load_state_dict(tiny_unet.state_dict())
             pipeline = MaskGuidedDDPMPipeline(unet, DDIMScheduler())
-        places.append(Place(tmp_path, pipeline, num_masks, num_images, steps))
-        return places[-1]
+        return Place(tmp_path, pipeline, num_masks, num_images, steps)
 
-    yield make
-    for place in places:
-        for process in psutil.process_iter(["cmdline"]):
-            if str(place.output) in (process.info["cmdline"] or []):
-                process.kill()
+    return make
 
 
 def test_shares_are_even_and_together_the_whole():
@@ -410,7 +389,7 @@ def test_a_terminated_launch_lists_what_it_made(new_place):
 @POSIX
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_lose_double_and_change_nothing(new_place):
-    place = new_place(num_masks=20, num_images=4, steps=25)
+    place = new_place(num_masks=20, num_images=4, steps=15)
     chance = random.Random(3)
     victims = ["launcher", "first", "second", "all"] * 3
     chance.shuffle(victims)

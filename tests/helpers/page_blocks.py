@@ -1,8 +1,8 @@
 """The code blocks of README.md and docs/: found with their markers, and run as printed.
 
 A block is run, or the line above it says why not: `<!-- not run by the tests: reason -->`. Bash lines that call a
-command of ours run in this process, everything else in a shell of its own; options that make a line short come after
-those that are printed.
+command of ours run in this process, those that train or start a script in a forked one, everything else in a shell of
+its own; options that make a line short come after those that are printed.
 """
 
 import os
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from helpers.training_runs import TINY
+from helpers.training_runs import TINY, start
 from semseg_diffusers import cli
 
 
@@ -38,6 +38,12 @@ SHORTER = {
     "semseg-diffusers filter": "--minimum_kept 0 --segmenter_steps 1 --device cpu",
     "semseg-diffusers study": "--architecture segformer-mini --max_train_steps 1 --seeds 0 1 --device cpu --jobs 1",
     "semseg-diffusers enrich": "--num_masks 2",
+}
+# How the lines begin that run in a forked process, and what is run there.
+FORKED = {
+    ("semseg-diffusers",): ("-m", "semseg_diffusers.cli"),
+    ("accelerate", "launch"): ("-m", "accelerate.commands.launch"),
+    ("python",): (),
 }
 _BLOCK = re.compile(
     r"(?:^<!-- not run by the tests: (?P<reason>[^\n]+) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$",
@@ -94,10 +100,16 @@ def run_page(page: Path, options: Mapping[str, str], environment: Mapping[str, s
 
 def run_line(line: str, environment: Mapping[str, str] | None = None) -> str:
     """Run one line; returns what it wrote, where it ran in a process of its own."""
-    name, command, *words = [*shlex.split(line), ""]
-    if name == "semseg-diffusers" and command != "train" and environment is None:
-        assert cli.main([command, *words[:-1]]) == 0, line
+    words = shlex.split(line)
+    if words[0] == "semseg-diffusers" and words[1] != "train" and environment is None:
+        assert cli.main(words[1:]) == 0, line
         return ""
+    for start_of_line, module in FORKED.items():
+        if words[: len(start_of_line)] == [*start_of_line] and not set("|&;<>$`*?#") & set(line):
+            process = start(*module, *words[len(start_of_line) :], **(environment or {}))
+            output, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, f"{line}\n{output[-4000:]}"
+            return output
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     variables = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **(environment or {})}
     done = subprocess.run(line, shell=True, env=variables, capture_output=True, text=True, timeout=600, check=False)

@@ -1,9 +1,8 @@
 """Whole tiny training runs for the tests: their settings, and the processes that train."""
 
+import contextlib
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ import psutil
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from helpers.preloaded import COMMANDS, LIBRARIES, Preloaded, Started
 from semseg_diffusers.distillation.distill import distill
 from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.training.loop import train
@@ -21,7 +21,10 @@ from semseg_diffusers.utils.settings import SettingsParser
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "train_accelerate.py"
-STARTED: list[subprocess.Popen] = []
+STARTED: list[Started] = []
+WORKERS: list[psutil.Process] = []
+PROCESSES = Preloaded((*LIBRARIES, *COMMANDS), HF_HUB_OFFLINE="1", PYTHONPATH=str(ROOT))
+OTHER_FOLDERS = Preloaded(LIBRARIES)  # of Hugging Face's libraries, which read their variables when they are imported
 TWO_PROCESSES = ROOT / "configs" / "accelerate" / "cpu_processes.yaml"
 TINY = {
     "block_out_channels": (8, 16),
@@ -67,19 +70,12 @@ def parse_training(*words: str) -> TrainingSettings:
     return SettingsParser(TrainingSettings).parse_settings([*map(str, words)])
 
 
-def start(*command, **environment) -> subprocess.Popen:
-    """Start a process group of its own: Python with `command`, its output in one pipe of text."""
+def start(*command, **environment) -> Started:
+    """Start Python with `command`, its output in one text; accelerate's launcher forks its workers as well."""
     variables = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
-    process = subprocess.Popen(
-        [sys.executable, *map(str, command)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=variables,
-        start_new_session=True,
-    )
-    STARTED.append(process)
-    return process
+    processes = OTHER_FOLDERS if any(name.startswith("HF_") for name in environment) else PROCESSES
+    STARTED.append(processes.start(command, variables, Path.cwd()))
+    return STARTED[-1]
 
 
 def kill_started() -> None:
@@ -91,22 +87,37 @@ def kill_started() -> None:
                 child.kill()
             process.kill()
             process.communicate()
+    while WORKERS:  # those of a launcher that was killed
+        with contextlib.suppress(psutil.NoSuchProcess):
+            WORKERS.pop().kill()
 
 
-def launch_two(script, settings: TrainingSettings, **environment) -> subprocess.Popen:
-    """Start `accelerate launch` with two processes on the CPU."""
+def launch(*command, **environment) -> Started:
+    """Start `accelerate launch` of a command with two processes on the CPU."""
     launcher = ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "--main_process_port", "0"]
-    return start(*launcher, script, *settings.to_arguments(), **environment)
+    return start(*launcher, *command, **environment)
 
 
-def finished(process: subprocess.Popen, timeout: float = 300) -> str:
+def launch_two(script, settings: TrainingSettings, **environment) -> Started:
+    """Start `accelerate launch` of a script with two processes on the CPU."""
+    return launch(script, *settings.to_arguments(), **environment)
+
+
+def workers(launched: Started) -> list[psutil.Process]:
+    """The processes of a launch in the order of their ranks, in which they are started."""
+    found = sorted(psutil.Process(launched.pid).children(), key=lambda worker: worker.pid)
+    WORKERS.extend(found)
+    return found
+
+
+def finished(process: Started, timeout: float = 300) -> str:
     """Wait for a process that should succeed, and return what it wrote."""
     output, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, output[-4000:]
     return output
 
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen, timeout: float = 300) -> None:
+def wait_until(condition: Callable[[], bool], process: Started, timeout: float = 300) -> None:
     """Wait for something that a process does, as long as it lives."""
     end = time.monotonic() + timeout
     while not condition():

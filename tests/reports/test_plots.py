@@ -1,9 +1,5 @@
 """Plots show their numbers, in the colors of the page, and the same bytes each time."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 from helpers.page_reading import drawings
 
@@ -11,7 +7,6 @@ from semseg_diffusers.reports.plots import line_plot, training_curve
 
 
 NAN = float("nan")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def paths(plot, color):
@@ -97,8 +92,8 @@ def test_the_same_numbers_give_the_same_plots():
     assert training_curve(log, 20, "toy").tobytes() == training_curve(log, 20, "toy").tobytes()
 
 
-def test_matplotlib_is_imported_by_the_first_plot_only():
+def test_matplotlib_is_imported_by_the_first_plot_only(clean_process):
     names = ("reports.plots", "reports.run_page", "masks.statistics.stats", "training.loop")
     imports = ", ".join(f"semseg_diffusers.{name}" for name in names)
     code = f"import sys, {imports}; sys.exit('matplotlib' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+    assert clean_process(code, check=False).returncode == 0

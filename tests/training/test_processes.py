@@ -5,7 +5,6 @@ import shutil
 import signal
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from accelerate import PartialState
@@ -19,6 +18,7 @@ from helpers.training_runs import (
     train_here,
     wait_until,
     weights,
+    workers,
 )
 from safetensors.torch import load_file
 
@@ -132,11 +132,11 @@ def test_one_process_that_is_killed_ends_both_and_leaves_whole_checkpoints(toy, 
     endless = settings(toy, run, max_train_steps=100_000, lr_scheduler="constant")
     launcher = launch_two(script, endless, SEEN=str(tmp_path))
     wait_until(lambda: len(log_lines(run)) > 5, launcher)
-    ranks = {child.environ().get("RANK"): child for child in psutil.Process(launcher.pid).children()}
-    ranks["1"].kill()
+    ranks = workers(launcher)
+    ranks[1].kill()
     launcher.communicate(timeout=240)
     assert launcher.returncode != 0
-    assert not any(child.is_running() for child in ranks.values())
+    assert not any(child.is_running() for child in ranks)
     assert status(run)["status"] == "failed"
     newest = list_checkpoints(run)[-1]
     verify(newest)

@@ -16,7 +16,7 @@ from helpers.generation_places import (
     tiny_pipeline,
     tiny_upscaler,
 )
-from helpers.training_runs import TWO_PROCESSES, finished, start
+from helpers.training_runs import finished, launch
 from PIL import Image
 
 from semseg_diffusers import cli
@@ -165,10 +165,9 @@ def test_the_command_takes_an_upscaler_and_refuses_other_models_by_name(pipeline
 def test_two_processes_make_what_one_makes(pipeline, inputs, masks, tmp_path):
     pipeline.save_pretrained(tmp_path / "base")
     inputs.upscaler.save_pretrained(tmp_path / "upscaler")
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "--main_process_port", "0"]
     words = ["--model", tmp_path / "base", "--upscaler", tmp_path / "upscaler", "--masks", masks, "--device", "cpu"]
     words += ["--num_inference_steps", "2", "--guidance_scale", "1", "--upscaler_steps", "2", "--noise_level", "5"]
-    finished(start(*launcher, "-m", "semseg_diffusers.generation", *words, "--output", tmp_path / "two"))
+    finished(launch("-m", "semseg_diffusers.generation", *words, "--output", tmp_path / "two"))
     generate_dataset(pipeline, masks, tmp_path / "one", FEW, inputs=inputs)
     assert names(tmp_path / "two" / "images") == names(tmp_path / "one" / "images")
     for name in names(tmp_path / "one" / "images"):
