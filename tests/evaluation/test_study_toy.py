@@ -12,7 +12,7 @@ from semseg_diffusers.toy.scenes import write_toy_dataset
 pytestmark = pytest.mark.slow
 
 SIZE = 48
-OPTIONS = ("--architecture", "segformer-mini", "--max_train_steps", 300, "--amounts", 15, "--jobs", 2)
+OPTIONS = ("--architecture", "segformer-mini", "--max_train_steps", 300, "--amounts", 15, "--jobs", 1)
 CPU = ("--device", "cpu")
 
 
