@@ -241,7 +241,7 @@ def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
     return best
 
 
-def gflop_of_a_step(arm: str) -> float:
+def gflop_of_a_step(arm: str, size: int) -> float:
     """GFLOP of an image, forward and backward, 2 a multiply-add; counted without computing."""
     labels = LabelSet.from_preset("paper")
     settings = TrainingSettings(dataset="none", output_dir="none")  # neither is opened: only the network is built
@@ -249,14 +249,14 @@ def gflop_of_a_step(arm: str) -> float:
         if arm in ("authors", "same_network"):
             unet = PaperUNet2DModel(num_classes=labels.num_classes)
         else:
-            unet = build_network(settings, labels, (SIZE, SIZE))
-        image, mask = torch.empty(1, 3, SIZE, SIZE), torch.empty(1, SIZE, SIZE, dtype=torch.long)
+            unet = build_network(settings, labels, (size, size))
+        image, mask = torch.empty(1, 3, size, size), torch.empty(1, size, size, dtype=torch.long)
         with FlopCounterMode(display=False) as counter:
             unet(image, torch.zeros(1), mask=mask).sample.sum().backward()
     return counter.get_total_flops() / 1e9
 
 
-def compare(work: Path, device: str, batch: int, turns: int, seconds: float) -> dict:
+def compare(work: Path, device: str, batch: int, turns: int, seconds: float, size: int) -> dict:
     """Images/s, memory and arithmetic of each arm on one device."""
     dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     measured = {name: [ceilings(device, dtype)] for name, dtype in dtypes.items()}
@@ -284,7 +284,7 @@ def compare(work: Path, device: str, batch: int, turns: int, seconds: float) -> 
         rates = [turn["images"] / turn["seconds"] for turn in arm.turns]
         is_fast = arm.name in ("same_network", "default_fast")
         dtype = "bfloat16" if is_fast and faster else "float32"
-        gflop = gflop_of_a_step(arm.name)
+        gflop = gflop_of_a_step(arm.name, size)
         per_core = statistics.median(turn["images"] / turn["core_seconds"] for turn in arm.turns)
         speed = gflop * (per_core if device == "cpu" else statistics.median(rates))
         rows[arm.name] = {
@@ -319,7 +319,7 @@ def device_name(device: str) -> str:
 # Entry ------------------------------------------------------------------------------------------------------------
 
 
-def write_pairs(work: Path, count: int) -> None:
+def write_pairs(work: Path, count: int, size: int) -> None:
     """The same scenes in the authors' format, and prepared by this package from that."""
     source = work / "source"
     colors = np.array(list(PAPER.values()), dtype=np.uint8)
@@ -327,12 +327,13 @@ def write_pairs(work: Path, count: int) -> None:
         (source / part).mkdir(parents=True)
     (source / "semsegs").symlink_to("masks")
     for seed in range(count):
-        photo, ids, *_ = draw_scene(seed=seed, size=(SIZE, SIZE))
+        photo, ids, *_ = draw_scene(seed=seed, size=(size, size))
         photo.save(source / "images" / f"scene{seed:04}.jpg", quality=90)
         picture = colors[np.where(ids < len(PAPER), ids, 0)]
         Image.fromarray(picture).save(source / "masks" / f"scene{seed:04}.png")
     (source / "colormap.json").write_text(json.dumps({name: list(color) for name, color in PAPER.items()}))
-    prepare_dataset(PrepareSettings(source=str(source), output=str(work / "prepared"), format="paper"))
+    place = {"source": str(source), "output": str(work / "prepared")}
+    prepare_dataset(PrepareSettings(**place, format="paper", resolution=(size, size)))
 
 
 def fitting_batch(device: str) -> int:
@@ -346,6 +347,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="of a turn, at the least (default: 1 on CPU, 20 on GPU)")
     parser.add_argument("--batch", type=int, help="of the paper's network (default: 4 on CPU, 50 or what fits on GPU)")
     parser.add_argument("--pairs", type=int, default=64, help="scenes that are drawn (default 64)")
+    parser.add_argument("--size", type=int, default=SIZE, help=f"side of the images in pixels (default {SIZE})")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="only this one")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/training.json"))
     parser.add_argument("--arm", choices=ARMS, help=argparse.SUPPRESS)
@@ -359,18 +361,18 @@ def main() -> None:
     load = os.getloadavg()[0]
     work = Path(tempfile.mkdtemp(prefix="training-"))
     try:
-        write_pairs(work, args.pairs)
+        write_pairs(work, args.pairs, args.size)
         results = {}
         for device in devices:
             batch = args.batch or fitting_batch(device)
             seconds = args.seconds if args.seconds is not None else (1.0 if device == "cpu" else 20.0)
-            results[device] = compare(work, device, batch, args.turns, seconds)
+            results[device] = compare(work, device, batch, args.turns, seconds, args.size)
             print_table(results[device])
     finally:
         shutil.rmtree(work)
     record = {
         **results,
-        "settings": {"turns": args.turns, "seconds": args.seconds, "pairs": args.pairs, "size": [SIZE, SIZE]},
+        "settings": {"turns": args.turns, "seconds": args.seconds, "pairs": args.pairs, "size": [args.size] * 2},
         "authors_workers": authors_workers(),
         "machine": {"cores": os.cpu_count(), "platform": platform.platform(), "load_before": load},
         "versions": versions("torch", "diffusers", "accelerate"),

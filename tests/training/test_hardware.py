@@ -8,8 +8,8 @@ import torch
 from helpers.training_runs import (
     ROOT,
     SCRIPT,
-    TWO_PROCESSES,
     finished,
+    launch,
     log_lines,
     losses,
     start,
@@ -163,9 +163,8 @@ def test_log_says_how_much_of_the_time_was_spent_waiting_for_data(plain):
 def test_compiled_processes_of_a_launch_have_the_losses_of_the_plain_one(toy, plain, tmp_path):
     # unwrapping a compiled network as accelerate does by default would part the processes
     run = tmp_path / "run"
-    launcher = ["-m", "accelerate.commands.launch", "--config_file", TWO_PROCESSES, "--main_process_port", "0"]
     options = settings(toy, run, train_batch_size=1, **FAST, **PREVIEWS).to_arguments()
-    output = finished(start(*launcher, "--dynamo_backend", "eager", SCRIPT, *options), timeout=600)
+    output = finished(launch("--dynamo_backend", "eager", SCRIPT, *options), timeout=600)
     assert "2 process(es) on cpu, 2 samples a step" in output
     assert "torch_compile" not in (run / "settings.json").read_text().replace('"torch_compile": null', "")
     check_same_run(run, plain)
@@ -197,7 +196,7 @@ def test_compiling_block_by_block_without_attention_in_the_middle_is_refused(toy
 @pytest.mark.slow
 @pytest.mark.usefixtures("nothing_stays_running")
 def test_benchmark_of_training_compares_all_arms_and_writes_json(tmp_path):
-    options = ["--device", "cpu", "--turns", "1", "--seconds", "0", "--batch", "1", "--pairs", "4"]
+    options = ["--device", "cpu", "--turns", "1", "--seconds", "0", "--batch", "1", "--pairs", "4", "--size", "64"]
     script = ROOT / "benchmarks" / "training.py"
     output = finished(start(script, *options, "--output", tmp_path / "training.json"), timeout=1200)
     assert "| authors (batch 1, float32) |" in output
@@ -206,5 +205,6 @@ def test_benchmark_of_training_compares_all_arms_and_writes_json(tmp_path):
     assert list(arms) == ["authors", "same_network", "default", "default_fast"]
     assert arms["authors"]["ratio"] == 1
     assert arms["default"]["ratio"] > 5  # a busy machine; the promise is 20
-    assert arms["authors"]["gflop_an_image"] == arms["same_network"]["gflop_an_image"] == pytest.approx(637, rel=0.02)
+    assert arms["authors"]["gflop_an_image"] == arms["same_network"]["gflop_an_image"]
+    assert arms["authors"]["gflop_an_image"] == pytest.approx(637 / 4, rel=0.1)  # 637 at 128 x 128
     assert all(0 < arm["share_of_ceiling"] < 1 and arm["peak_gigabytes"] > 0 for arm in arms.values())
