@@ -39,7 +39,7 @@ SHORTER = {
     "semseg-diffusers study": "--architecture segformer-mini --max_train_steps 1 --seeds 0 1 --device cpu --jobs 1",
     "semseg-diffusers enrich": "--num_masks 2",
 }
-# How the lines begin that run in a forked process, and what is run there.
+# First words of the lines that run in a forked process -> what is run there.
 FORKED = {
     ("semseg-diffusers",): ("-m", "semseg_diffusers.cli"),
     ("accelerate", "launch"): ("-m", "accelerate.commands.launch"),
