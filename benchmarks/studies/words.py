@@ -4,7 +4,10 @@ Of every class of `--things`, the largest thing of each mask is asked for in eac
 and in the wordings of `--wording`, which no caption has. All images of a mask start from the same noise. Figures of
 the thing's pixels: the share of images whose thing has the name of the colour that was asked, and how lightness and
 the two axes of colour (CIELAB) move against the image of which nothing was said; of all other pixels: how much they
-change. Then the agreement of a segmentation network with the masks, with words less without. `--prompt NAME=TEXT` are
+change. A class without things (building) is asked for as a whole. Colours are named as `caption` names them, or, with
+`--colors_column`, by the nearest mean of regions of photos (`--photos`) whose colour that column knows: shade, windows
+and tyres are in both. Then the agreement of a segmentation network with the masks, with words less without.
+`--text` is said of all images, also of those of which nothing else is said. `--prompt NAME=TEXT` are
 texts about the whole image, of which lightness and the colour of the sky are measured. Differences are taken mask by
 mask, with the 95 % interval of resampled masks; combinations of `--held_out` were in no caption of the training, and
 are marked. Finished work is kept: the same command resumes. Prints the tables of docs/results/words.md, writes
@@ -17,6 +20,7 @@ are marked. Finished work is kept: the same command resumes. Prints the tables o
 import argparse
 import hashlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +31,8 @@ from few_steps import named_folder, write_jpeg
 from safetensors.torch import load_file, save_file
 from sampling import Read, confusion_counts, difference, interval, interval_text, mean_iou, resampled
 
-from semseg_diffusers.captions.caption import THING_WORDINGS, measure_colors
-from semseg_diffusers.captions.colors import region_color
+from semseg_diffusers.captions.caption import THING_WORDINGS, known_colors, measure_colors
+from semseg_diffusers.captions.colors import NAMES, name_colors, region_color, rgb_to_lab
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, real_images
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
@@ -42,6 +46,8 @@ from semseg_diffusers.utils.images import image_grid
 NOTHING = "nothing said"
 AXES = ("lightness", "green to red", "blue to yellow")
 SHEET_MASKS = 6
+PREVAILS = 0.7  # share of what a region was painted in, of photos that show how a colour looks
+MIN_PHOTOS = 5  # regions of which such a look is the mean
 RING = 2  # pixels around a thing that belong neither to it nor to the others: edges and reflections
 
 
@@ -65,14 +71,89 @@ class Arm:
 
 
 def largest_things(pairs: PairDataset, class_id: int, min_area: int, num_masks: int | None) -> list[Thing]:
-    """Return the largest thing of a class of each mask that has one of so many pixels."""
-    found = []
+    """Return the largest thing of a class, or all of a class without things, of each mask that has so many pixels."""
+    found, has_things = [], class_id in Street.of(pairs.labels).things
     for index in range(len(pairs)):
-        numbers = number_things(pairs.mask(index) == class_id)
+        numbers = number_regions(pairs.mask(index) == class_id, has_things)
         areas = np.bincount(numbers[numbers >= 0]) if (numbers >= 0).any() else np.zeros(1, int)
         if areas.max() >= min_area:
             found.append(Thing(index, int(areas.argmax()), numbers == areas.argmax()))
     return found[:num_masks]
+
+
+def number_regions(inside: np.ndarray, has_things: bool) -> np.ndarray:
+    """Number the things of a class from left to right, or all its pixels 0: (H, W), elsewhere -1."""
+    return number_things(inside) if has_things else np.where(inside, 0, -1)
+
+
+class Namer:
+    """Names the colour of pixels (N, 3) in CIELAB of a class.
+
+    A colour that no photo knows of a class, such as a black bus, has the mean of all vehicles of that colour.
+    """
+
+    def __init__(self, args: argparse.Namespace, pairs: PairDataset):
+        self.args, self.street = args, Street.of(pairs.labels)
+        self.means: dict[str, dict[str, np.ndarray]] = {}  # class -> name of the colour -> mean
+        if args.colors_column is None:
+            return
+        found: dict[str, dict[str, list[np.ndarray]]] = {}
+        for class_id, color, pixels in self.photos(load_pairs(args.photos or args.dataset, "train")):
+            for name in [pairs.labels.names[class_id], *(["vehicle"] if self.is_vehicle(class_id) else [])]:
+                found.setdefault(name, {}).setdefault(color, []).append(pixels.mean(axis=0))
+        means = {
+            name: {color: np.mean(each, axis=0) for color, each in colors.items() if len(each) >= MIN_PHOTOS}
+            for name, colors in found.items()
+        }
+        of_vehicles = means.pop("vehicle", {})
+        for name, colors in means.items():
+            is_vehicle = self.is_vehicle(pairs.labels.label2id[name])
+            self.means[name] = {**of_vehicles, **colors} if is_vehicle else colors
+
+    def is_vehicle(self, class_id: int) -> bool:
+        thing = self.street.things.get(class_id)
+        return thing is not None and thing.vehicle
+
+    def photos(self, pairs: PairDataset) -> Iterator[tuple[int, str, np.ndarray]]:
+        """Yield class, name of the colour that is known to prevail, and pixels of the regions of photos."""
+        column = pairs.column(self.args.colors_column)
+        if column is None:
+            raise ValueError(f"{pairs.name} has no column of lists '{self.args.colors_column}' (--colors_column).")
+        for index in range(len(pairs)):
+            if any(pairs.attributes[name][index] != value for name, value in self.args.where):
+                continue
+            ids, lab = pairs.mask(index), None
+            for (name, number), known in known_colors(column[index], pairs.stems[index]).items():
+                class_id = pairs.labels.label2id[name]
+                inside = number_regions(ids == class_id, class_id in self.street.things) == max(number, 0)
+                if name not in self.args.things or inside.sum() < self.args.min_area:
+                    continue
+                counts = np.bincount(name_colors(known), minlength=len(NAMES))
+                if counts.max() >= PREVAILS * counts.sum():
+                    lab = rgb_to_lab(np.asarray(pairs.photo(index))) if lab is None else lab
+                    yield class_id, NAMES[counts.argmax()], lab[inside]
+
+    def name(self, pixels: np.ndarray, class_id: int) -> str | None:
+        """Return the name of the colour of a region's pixels (N, 3); None where none prevails."""
+        if self.args.colors_column is not None:
+            means = self.means.get(self.street.labels.names[class_id], {})
+            return min(
+                means, key=lambda color: float(np.linalg.norm(means[color] - pixels.mean(axis=0))), default=None
+            )
+        found = region_color(pixels, self.is_vehicle(class_id))
+        return None if found is None else found[0]
+
+    def accuracy(self) -> dict[str, dict[str, dict[str, int]]]:
+        """Return how many regions of photos of the split get the name that is known, by class and colour."""
+        found: dict[str, dict[str, dict[str, int]]] = {}
+        if self.args.colors_column is None:
+            return found
+        for class_id, color, pixels in self.photos(load_pairs(self.args.photos or self.args.dataset, self.args.split)):
+            of_class = found.setdefault(self.street.labels.names[class_id], {})
+            counts = of_class.setdefault(color, {"regions": 0, "right": 0})
+            counts["regions"] += 1
+            counts["right"] += self.name(pixels, class_id) == color
+        return found
 
 
 class Drawing:
@@ -88,6 +169,7 @@ class Drawing:
         args = self.args
         said = repr((arm, class_name, args.prompt_guidance_scale, args.seed, [(t.index, t.number) for t in things]))
         said += f" in {args.steps} steps" if args.steps else ""
+        said += f", {args.text}" if args.text else ""
         file = args.output / "images" / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
         if file.is_file():
             return load_file(file)["images"]
@@ -97,9 +179,12 @@ class Drawing:
             words: dict[str, Any] = {}
             if arm.color is not None:
                 text = arm.wording.format(color=arm.color, name=class_name)
-                words["instance_prompts"] = [{class_name: [None] * thing.number + [text]} for thing in batch]
-            if arm.prompt is not None:
-                words["prompt"] = arm.prompt
+                if self.pairs.labels.label2id[class_name] in Street.of(self.pairs.labels).things:
+                    words["instance_prompts"] = [{class_name: [None] * thing.number + [text]} for thing in batch]
+                else:
+                    words["class_prompts"] = {class_name: text}
+            if arm.prompt is not None or args.text is not None:
+                words["prompt"] = arm.prompt or args.text
             if words and args.prompt_guidance_scale is not None:
                 words["prompt_guidance_scale"] = args.prompt_guidance_scale
             masks = torch.stack([torch.from_numpy(self.pairs.mask(thing.index)) for thing in batch]).long()
@@ -141,7 +226,13 @@ def around(inside: np.ndarray) -> np.ndarray:
 
 
 def of_color(
-    args: argparse.Namespace, pairs: PairDataset, things: list[Thing], lab: np.ndarray, plain: np.ndarray, arm: Arm
+    args: argparse.Namespace,
+    pairs: PairDataset,
+    namer: Namer,
+    things: list[Thing],
+    lab: np.ndarray,
+    plain: np.ndarray,
+    arm: Arm,
 ) -> dict[str, Any]:
     """Return the figures of images whose thing was asked for in a colour, against those of which nothing was said."""
     hits, moves, changes, named_otherwise = ([], []), [], {"inside": [], "outside": []}, []
@@ -149,19 +240,17 @@ def of_color(
     for thing, asked, before in zip(things, lab, plain, strict=True):
         ids = pairs.mask(thing.index)
         class_id = ids[thing.inside][0]
-        is_vehicle = class_id in kinds and kinds[class_id].vehicle
         for each, found in zip((asked, before), hits, strict=True):
-            name = region_color(each[thing.inside], is_vehicle)
-            found.append(name is not None and name[0] == arm.color)
+            found.append(namer.name(each[thing.inside], class_id) == arm.color)
         moves.append(asked[thing.inside].mean(axis=0) - before[thing.inside].mean(axis=0))
         change = np.linalg.norm(asked - before, axis=-1)  # (H, W): CIE76
         changes["inside"].append(change[thing.inside].mean())
         changes["outside"].append(change[~around(thing.inside)].mean())
-        others = number_things(ids == class_id)
+        others = number_regions(ids == class_id, class_id in kinds)
         for number in range(others.max() + 1):
             if number != thing.number and (others == number).sum() >= args.min_area:
-                both = [region_color(each[others == number], is_vehicle) for each in (asked, before)]
-                named_otherwise.append(both[0] != both[1] and None not in both and both[0][0] != both[1][0])
+                both = [namer.name(each[others == number], class_id) for each in (asked, before)]
+                named_otherwise.append(both[0] != both[1] and None not in both)
     return {
         "images": len(things),
         "has_it": of_masks(hits[0], args.seed),
@@ -204,7 +293,8 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> tuple[dict[str, Any],
         predictions = cached_inference(judge.read, found, identity=identity, folder=args.output / "cache")
         return Read(found.stems, confusion_counts(found, predictions), torch.empty(len(things), 0), images)
 
-    record: dict[str, Any] = {"things": {}, "prompts": {}}
+    namer = Namer(args, pairs)
+    record: dict[str, Any] = {"things": {}, "prompts": {}, "photos": namer.accuracy()}
     sheet: list[list[Any]] = []
     wordings = {"as captions": THING_WORDINGS[0]} | {text: text for text in args.wording}
     for name in args.things:
@@ -216,10 +306,12 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> tuple[dict[str, Any],
         plain_lab, without = to_lab(args, pairs, things, plain, True), read(things, plain)
         rows, shown, matrices = [], [plain], []
         for title, wording in wordings.items():
-            for color in args.colors:
+            for color in dict(args.colors_of).get(name, args.colors):
                 arm = Arm(f"{color}, {title}", color, wording)
                 images = drawing.images(things, name, arm)
-                figures = of_color(args, pairs, things, to_lab(args, pairs, things, images, True), plain_lab, arm)
+                figures = of_color(
+                    args, pairs, namer, things, to_lab(args, pairs, things, images, True), plain_lab, arm
+                )
                 held_out = f"{name}:{color}" in args.held_out
                 rows.append({"color": color, "wording": title, "held_out": held_out, **figures})
                 matrices.append(read(things, images).matrices.double())
@@ -283,6 +375,9 @@ def tables(record: dict[str, Any]) -> str:
         values = [f"{found['mean_iou'][key]:.3f}" for key in ("with", "without")]
         parts.append(f"Mean IoU at masks with a {name}: {values[0]} with words, {values[1]} without, "
                      f"{interval_text(found['agreement'])}.")  # fmt: skip
+    for name, colors in record.get("photos", {}).items():
+        found = [f"{color} {counts['right']} of {counts['regions']}" for color, counts in sorted(colors.items())]
+        parts.append(f"Photos with a {name} whose colour is named as it is known: {', '.join(found)}.")
     if record["prompts"]:
         heads = ["text", "images", "lightness", *(f"sky, {axis}" for axis in AXES), "mean IoU"]
         lines = [heads, ["---"] + ["---:"] * (len(heads) - 1)]
@@ -292,6 +387,11 @@ def tables(record: dict[str, Any]) -> str:
             lines.append([found["text"], str(found["images"]), light, *sky, interval_text(found["agreement"])])
         parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(parts)
+
+
+def several_colors(text: str) -> tuple[str, list[str]]:
+    name, colors = named_folder(text)
+    return name, colors.split(",")
 
 
 def main() -> None:
@@ -309,6 +409,13 @@ def main() -> None:
     )
     parser.add_argument("--wording", action="append", default=[], help="with {color} and {name}; as often as needed")
     parser.add_argument("--prompt", type=named_folder, action="append", default=[], metavar="NAME=TEXT")
+    parser.add_argument("--text", help="said of all images")
+    parser.add_argument("--colors_column", help="of the dataset, as of `caption`: colours that are known")
+    parser.add_argument("--photos", help="prepared folder with photos whose colours are known (default: --dataset)")
+    parser.add_argument("--where", type=named_folder, action="append", default=[], metavar="COLUMN=VALUE",
+                        help="of the photos with colours that are known, those of one light")  # fmt: skip
+    parser.add_argument("--colors_of", type=several_colors, action="append", default=[], metavar="CLASS=COLOR,COLOR",
+                        help="in place of --colors")  # fmt: skip
     parser.add_argument("--prompt_guidance_scale", type=float, help="default: that of the mask")
     parser.add_argument("--steps", type=int, help="default: what the model recommends")
     parser.add_argument("--min_area", type=int, default=64, help="pixels of a thing that is asked for (64)")

@@ -58,8 +58,9 @@ def word_regions(
     generator: np.random.Generator,
     num_wordings: int = 3,
     min_area: int = 64,
+    known: Mapping[tuple[str, int], np.ndarray] | None = None,
 ) -> list[dict[str, Any]]:
-    """Describe the regions of an image by their measured colours.
+    """Describe the regions of an image by their colours.
 
     Args:
         lab: colours (H, W, 3) in CIELAB, as `measure_colors` returns them.
@@ -68,6 +69,7 @@ def word_regions(
         generator: source of the wordings.
         num_wordings: wordings of each text, every other one with "dark" or "light" where that is so.
         min_area: pixels that a region needs.
+        known: colours (N, 3) in CIELAB of regions by class and thing, in place of measured ones; no others are named.
 
     Returns:
         for each region with a colour that prevails: `class`, `thing` (its number from left to right, -1 for all pixels
@@ -79,8 +81,10 @@ def word_regions(
         numbers = number_things(inside) if thing else np.where(inside, 0, -1)  # (H, W)
         for number in range(numbers.max() + 1):
             pixels = lab[numbers == number]  # (N, 3)
-            is_vehicle = thing is not None and thing.vehicle
-            color = region_color(pixels, is_vehicle) if len(pixels) >= min_area else None
+            is_vehicle = thing is not None and thing.vehicle and known is None
+            if len(pixels) < min_area or (known is not None and (name, number if thing else -1) not in known):
+                continue
+            color = region_color(pixels if known is None else known[name, number if thing else -1], is_vehicle)
             if color is None:
                 continue
             wordings = generator.permutation(THING_WORDINGS if thing else CLASS_WORDINGS)[:num_wordings]
@@ -111,24 +115,48 @@ def word_image(
     return list(texts)
 
 
+def known_colors(regions: Any, where: str) -> dict[tuple[str, int], np.ndarray]:
+    """Return the colours (N, 3) in CIELAB of regions by class and thing, of a value of `--colors_column`."""
+    try:
+        found = {}
+        for region in regions or ():
+            colors = np.array(region["colors"], dtype=np.int64)  # (K, 4)
+            rgb, counts = colors[:, :3], colors[:, 3]
+            if rgb.min() < 0 or rgb.max() > 255 or counts.min() < 0:
+                raise ValueError(f"got {region['colors']}")
+            found[str(region["class"]), int(region["thing"])] = rgb_to_lab(rgb.astype(np.uint8)).repeat(counts, axis=0)
+    except (KeyError, TypeError, ValueError, IndexError) as err:
+        raise ValueError(
+            f"{where}: expected a list of {{'class': name, 'thing': number, 'colors': [[red, green, blue, pixels], "
+            f"...]}} with colours of 0 to 255 ({err})."
+        ) from err
+    return found
+
+
 def caption_split(
     pairs: PairDataset, settings: CaptionSettings, captioner: "Captioner | None"
 ) -> tuple[list[dict[str, Any]], dict[str, Counter]]:
     """Return the columns of each pair of a split, and how often each class has each colour."""
     street = Street.of(pairs.labels)
-    options = {"num_wordings": settings.num_wordings}
+    wordings = {"num_wordings": settings.num_wordings}
     columns: list[dict[str, Any]] = []
     counts: dict[str, Counter] = {name: Counter() for name in pairs.labels.names}
+    known = None if settings.colors_column is None else pairs.column(settings.colors_column)
+    if settings.colors_column is not None and known is None:
+        raise ValueError(f"{pairs.name} has no column of lists '{settings.colors_column}' (--colors_column).")
     for index in progress_bar(range(len(pairs)), desc="captions"):
         image, ids = pairs.photo(index), pairs.mask(index)
         lab = measure_colors(np.asarray(image), ids, street, settings.white_balance)
         generator = np.random.default_rng([settings.seed, index])
         if captioner is None:
             attributes = {name: pairs.attributes[name][index] for name in settings.attributes}
-            texts = word_image(lab, ids, pairs.labels, attributes, generator, **options)
+            texts = word_image(lab, ids, pairs.labels, attributes, generator, **wordings)
         else:
-            texts = captioner.describe(image, **options)
-        regions = word_regions(lab, ids, street, generator, min_area=settings.min_area, **options)
+            texts = captioner.describe(image, **wordings)
+        colors = None
+        if known is not None:
+            colors = known_colors(known[index], f"--colors_column: '{pairs.stems[index]}' of {pairs.name}")
+        regions = word_regions(lab, ids, street, generator, min_area=settings.min_area, known=colors, **wordings)
         for region in regions:
             counts[region["class"]][region.pop("color")] += 1
         columns.append({"captions": texts, "region_captions": regions})

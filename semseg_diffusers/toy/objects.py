@@ -51,6 +51,7 @@ def draw_building(p: Painter, rng: Rng, x: float, z0: float, z1: float, height: 
     """Draw a house whose facade runs along the road at x; its end wall faces the camera; windows shine at night."""
     p, middle = p.at(x, 0.0, BUILDING), (z0 + z1) / 2
     wall, window = rng.jitter(rng.pick(FACADES), 0.14), rng.jitter(GLASS, 0.3)
+    p.tag_as(wall)
     side_light = 1 - 0.28 * p.look.sun * (x > 0)
     depth = math.copysign(min(12.0, 4 + height), x)  # away from the road
     p.polygon(face(0, depth, 0, height, z0), tint(wall, 0.9 - 0.1 * p.look.sun), z0)
@@ -211,6 +212,7 @@ def _pane(low_half: float, high_half: float, low: float, high: float, lean: floa
 def draw_car(p: Painter, rng: Rng, x: float, z: float, oncoming: bool) -> None:
     """Draw a car along the road: its end faces the camera and one flank shows, more of it the farther to the side."""
     p, paint = p.at(x, z, CAR), rng.jitter(rng.pick(CAR_PAINTS), 0.12)
+    p.tag_as(paint)
     half, roof, length = rng.uniform(0.86, 0.96), rng.uniform(1.42, 1.72), rng.uniform(3.9, 4.6)
     waist, flank = 0.58 * roof, -half if x > 0 else half
     p.shadow(-half - 0.1, half + 0.1, -0.25, length)
@@ -236,6 +238,7 @@ def draw_car(p: Painter, rng: Rng, x: float, z: float, oncoming: bool) -> None:
 def draw_car_across(p: Painter, rng: Rng, x: float, z: float) -> None:
     """Draw a car that crosses the road, seen from the side."""
     p, paint, way = p.at(x, z, CAR), rng.jitter(rng.pick(CAR_PAINTS), 0.12), rng.pick((-1, 1))
+    p.tag_as(paint)
     p.shadow(-2.2, 2.2, -0.3, 1.4)
     p.polygon([(way * dx, y) for dx, y in CAR_SIDE], paint)
     for window in CAR_WINDOWS:
@@ -250,6 +253,7 @@ def draw_box_vehicle(p: Painter, rng: Rng, x: float, z: float, kind: int, oncomi
     """Draw a bus, truck or tram along the road."""
     half, height, length, paints = BOX_VEHICLES[kind]
     p, paint, stripe = p.at(x, z, kind), rng.jitter(rng.pick(paints), 0.1), rng.jitter((0.9, 0.9, 0.88), 0.05)
+    p.tag_as(paint)
     flank = -half if x > 0 else half
     p.shadow(-half - 0.1, half + 0.1, -0.3, length)
     if abs(x) > half:

@@ -1,5 +1,7 @@
 """The camera of the toy scenes, which draws on image and mask at once, so that masks are exact.
 
+It also keeps which pixels belong to what was painted in one colour, so that the colours of things are known.
+
 The camera is on the road: x metres to the right, y up, z ahead; objects are positioned in metres and projected.
 """
 
@@ -57,17 +59,24 @@ class Painter:
         self.focal = focal * max(self.height, 0.72 * self.width)
         self.image = Image.new("RGB", (self.width, self.height))
         self.mask = Image.new("L", (self.width, self.height), SKY)
+        self.tags = Image.new("I", (self.width, self.height))  # number of the colour in `colors` from 1 on; 0: none
+        self.colors: list[Color] = []
         self._image_draw = ImageDraw.Draw(self.image, "RGBA")  # RGBA: fills with an alpha blend
-        self._mask_draw = ImageDraw.Draw(self.mask)
+        self._mask_draw, self._tags_draw = ImageDraw.Draw(self.mask), ImageDraw.Draw(self.tags)
         # x, y, radius and colour of light sources
         self.lamps: list[tuple[float, float, float, tuple[int, int, int]]] = []
-        self.x, self.z, self.label = 0.0, 0.0, SKY
+        self.x, self.z, self.label, self.tag = 0.0, 0.0, SKY, 0
 
     def at(self, x: float, z: float, label: int) -> "Painter":
         """Return a painter of the same image and mask with the origin x metres right, z ahead, for a class id."""
         moved = copy.copy(self)
-        moved.x, moved.z, moved.label = self.x + x, self.z + z, label
+        moved.x, moved.z, moved.label, moved.tag = self.x + x, self.z + z, label, 0
         return moved
+
+    def tag_as(self, color: Color) -> None:
+        """Remember the colour of all that is drawn from here on, until the next `at`."""
+        self.colors.append(color)
+        self.tag = len(self.colors)
 
     def project(self, x: float, y: float, z: float = 0.0) -> tuple[float, float]:
         """Return the pixel of the point x metres right of the origin, y above the ground, z ahead of the origin."""
@@ -102,6 +111,7 @@ class Painter:
         self._image_draw.polygon(corners, fill=self.paint(color, depth, shines))
         if not detail:
             self._mask_draw.polygon(corners, fill=self.label)
+            self._tags_draw.polygon(corners, fill=self.tag)
 
     def ellipse(
         self, center: Point, radius_x: float, radius_y: float, color: Color, detail=False, shines=False, outline=0.0
@@ -117,6 +127,7 @@ class Painter:
             self._image_draw.ellipse(box, fill=seen)
         if not detail:
             self._mask_draw.ellipse(box, fill=self.label)
+            self._tags_draw.ellipse(box, fill=self.tag)
 
     def lamp(self, center: Point, radius: float, color: Color) -> None:
         """Draw a light source; it glows afterwards unless something nearer covers it."""
@@ -131,6 +142,7 @@ class Painter:
         corners = [self.project(*point) for point in points]
         self._image_draw.line(corners, fill=self.paint(color, depth), width=pixels)
         self._mask_draw.line(corners, fill=self.label, width=pixels)
+        self._tags_draw.line(corners, fill=self.tag, width=pixels)
 
     def shadow(self, x0: float, x1: float, z0: float, z1: float) -> None:
         """Draw a dark patch on the ground under an object; the mask does not change."""

@@ -7,12 +7,14 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from semseg_diffusers.data.dataset_format import finish_dataset, make_split, new_dataset, plain_load_note, save_pair
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.pipelines.text_inputs import number_things
 from semseg_diffusers.toy import objects as things
 from semseg_diffusers.toy.painter import Look, Painter, Rng, tint
 from semseg_diffusers.toy.settings import ToySettings
@@ -45,6 +47,8 @@ LOOKS = (
 FINE_TEXTURE = np.array([3, 3, 2, 4, 3, 1, 1, 1, 10, 9, 0, 3, 3, 1, 1, 1, 1, 2, 2], np.float32) / 50
 COARSE_TEXTURE = np.array([3, 3, 3, 5, 3, 1, 0, 0, 8, 10, 0, 2, 2, 2, 2, 2, 2, 1, 1], np.float32) / 50
 
+VEHICLES = (things.CAR, things.TRUCK, things.BUS, things.TRAIN)
+COLORS_COLUMN = "colors"
 DRAWING_HEIGHT = 256  # pixels; small scenes are drawn about this large and reduced
 
 
@@ -64,6 +68,13 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
         >>> image.size, ids.shape, str(ids.dtype)
         ((96, 64), (64, 96), 'uint8')
     """
+    return _draw_scene(seed, size)[:3]
+
+
+def _draw_scene(
+    seed: int, size: tuple[int, int]
+) -> tuple[Image.Image, np.ndarray, dict[str, str], list[dict[str, Any]]]:
+    """Draw a scene as `draw_scene` does, and return the colours that vehicles and houses were painted in as well."""
     height, width = size
     if height < 16 or width < 16:
         raise ValueError(f"expected at least 16 x 16 pixels for a toy scene; got {height} x {width}.")
@@ -92,7 +103,24 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
     noise = np.random.default_rng(rng.getrandbits(64))
     ids = _majority(painter.mask, scale)
     image = _develop(painter, ids, scale, noise)
-    return image, ids, {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
+    attributes = {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
+    return image, ids, attributes, _painted_regions(painter, ids, scale)
+
+
+def _painted_regions(p: Painter, ids: np.ndarray, scale: int) -> list[dict[str, Any]]:
+    """Return the colours of each vehicle, and of all houses, as `caption --colors_column` reads them."""
+    tags = np.asarray(p.tags)[scale // 2 :: scale, scale // 2 :: scale]  # (H, W)
+    rgb = np.round(255 * np.array(p.colors).reshape(-1, 3)).astype(int)
+    regions = []
+    for label in (things.BUILDING, *VEHICLES):
+        inside = ids == label
+        numbers = number_things(inside) if label in VEHICLES else np.where(inside, 0, -1)
+        for number in range(numbers.max() + 1):
+            counts = np.bincount(tags[numbers == number], minlength=len(rgb) + 1)[1:]
+            colors = [[*rgb[tag].tolist(), int(counts[tag])] for tag in counts.nonzero()[0]]
+            if colors:
+                regions.append({"class": label, "thing": number if label in VEHICLES else -1, "colors": colors})
+    return regions
 
 
 def _draw_sky(p: Painter) -> None:
@@ -183,6 +211,7 @@ def write_toy_dataset(
     seed: int = 0,
     overwrite: bool = False,
     progress: bool = False,
+    colors: bool = False,
 ) -> Path:
     """Write a prepared dataset of toy scenes; more scenes of the same seed start with the same scenes.
 
@@ -194,6 +223,7 @@ def write_toy_dataset(
         seed: seed of the scenes.
         overwrite: replace a dataset at `output`.
         progress: show a progress bar on stderr.
+        colors: write the column `colors`, in what vehicles and houses were painted.
 
     Returns:
         The folder.
@@ -218,9 +248,10 @@ def write_toy_dataset(
         for split, lines in rows.items():
             split_folder = make_split(folder, split)
             for number in numbers[split]:
-                image, ids, attributes = draw_scene(seed * 2 * VALIDATION_START + number, size)
+                image, ids, attributes, regions = _draw_scene(seed * 2 * VALIDATION_START + number, size)
                 row = save_pair(split_folder, f"toy_{seed}_{number:07}", image, ids, labels)
-                lines.append({**row, **attributes})
+                named = [{**region, "class": labels.names[region["class"]]} for region in regions]
+                lines.append({**row, **attributes, **({COLORS_COLUMN: named} if colors else {})})
                 bar.update()
         finish_dataset(folder, rows, labels, record)
     return Path(output)
@@ -229,6 +260,7 @@ def write_toy_dataset(
 def run(settings: ToySettings) -> None:
     """Run `semseg-diffusers toy`."""
     counts = settings.num_train, settings.num_val
-    write_toy_dataset(settings.output, *counts, settings.size, settings.seed, settings.overwrite, progress=True)
+    options = {"overwrite": settings.overwrite, "colors": settings.colors}
+    write_toy_dataset(settings.output, *counts, settings.size, settings.seed, progress=True, **options)
     sys.stdout.write(f"{settings.num_train} training and {settings.num_val} validation scenes in {settings.output}\n")
     sys.stdout.write(plain_load_note(settings.output))

@@ -18,6 +18,9 @@ class ToySettings(Settings):
     num_val: int = option(32, help="validation scenes")
     resolution: str = option("64", metavar="N|HxW", help="pixels, height first")
     seed: int = option(0, at_least=0, help="seed of the scenes")
+    colors: bool = option(
+        False, help="write the column colors: in what vehicles and houses were painted, for caption --colors_column"
+    )
     overwrite: bool = option(False, help="replace a dataset at --output")
 
     def __post_init__(self):

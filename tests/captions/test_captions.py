@@ -191,9 +191,50 @@ def test_the_command_writes_a_dataset_that_holds_the_texts(dataset, tmp_path, ca
     assert "is not empty. Name another folder" in capsys.readouterr().err
 
 
+def known_regions(folder, change=lambda regions: regions):
+    """Give the rows of a dataset a column of known colours: the first car is mostly green, whatever it looks like."""
+    for path in folder.glob("*/metadata.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        regions = [{"class": "car", "thing": 0, "colors": [[20, 130, 40, 90], [200, 200, 200, 30]]}]
+        path.write_text("".join(json.dumps({**row, "paints": change(regions)}) + "\n" for row in rows))
+
+
+def test_known_colours_are_named_in_place_of_measured_ones(dataset, tmp_path, capsys):
+    known_regions(dataset)
+    words = ["caption", "--dataset", str(dataset), "--output", str(tmp_path / "texts"), "--colors_column", "paints"]
+    assert cli.main(words) == 0
+    assert json.loads((tmp_path / "texts" / "caption.json").read_text())["colors"] == {"car": {"green": 3}}
+    rows = [json.loads(line) for line in (tmp_path / "texts" / "train" / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        (region,) = row["region_captions"]
+        assert (region["class"], region["thing"]) == ("car", 0)
+        assert all("green" in text for text in region["texts"])
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize(
+    ("regions", "message"),
+    [
+        ([{"class": "car", "thing": 0, "colors": [[20, 300, 40, 9]]}], "colours of 0 to 255"),
+        ([{"class": "car", "thing": 0, "colors": [[20, 30, 40]]}], "[[red, green, blue, pixels], ...]"),
+        ([{"thing": 0, "colors": [[20, 30, 40, 9]]}], "expected a list of"),
+    ],
+)
+def test_known_colours_that_are_none_are_refused_with_the_image(dataset, tmp_path, capsys, regions, message):
+    known_regions(dataset, lambda _: regions)
+    words = ["caption", "--dataset", str(dataset), "--output", str(tmp_path / "texts"), "--colors_column", "paints"]
+    assert cli.main(words) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "--colors_column: 'street0' of" in err
+    assert not (tmp_path / "texts").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (["--colors_column", "paints"], "has no column of lists 'paints' (--colors_column)"),
+        (["--colors_column", "paints", "--white_balance", "false"], "--white_balance is for measured colours"),
         (["--attributes", "season"], "has no column of text 'season' for an attribute; it has weather"),
         (["--num_wordings", "0"], "num_wordings"),
         (["--captioner_prompt", "a photo of"], "give --captioner as well, or neither"),

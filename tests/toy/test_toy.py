@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.pipelines.text_inputs import number_things
 from semseg_diffusers.toy import objects as toy_things
 from semseg_diffusers.toy import painter as toy_painter
 from semseg_diffusers.toy import scenes as toy
@@ -130,3 +131,30 @@ def test_wrong_counts_leave_no_output(tmp_path, wrong):
     with pytest.raises(ValueError, match="expected|needs"):
         write_toy_dataset(tmp_path / "toy", **{"num_train": 1, "num_val": 0, "size": (32, 32), **wrong})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_colors_are_those_that_vehicles_and_houses_were_painted_in(tmp_path):
+    folder = write_toy_dataset(tmp_path / "toy", num_train=12, num_val=0, size=(64, 64), colors=True)
+    rows = [json.loads(line) for line in (folder / "train" / "metadata.jsonl").read_text().splitlines()]
+    labels, seen = LabelSet.from_preset("bdd100k"), 0
+    for row in rows:
+        photo = np.asarray(Image.open(folder / "train" / row["image_file_name"]), np.int64)
+        ids = labels.encode(folder / "train" / row["mask_file_name"])
+        for region in row["colors"]:
+            label = labels.label2id[region["class"]]
+            assert label in (toy_things.BUILDING, *toy.VEHICLES)
+            inside = ids == label
+            if label == toy_things.BUILDING:
+                assert region["thing"] == -1
+            else:
+                inside = number_things(inside) == region["thing"]
+            counts = [count for *_, count in region["colors"]]
+            assert 0 < sum(counts) <= inside.sum()
+            red, _, blue, most = max(region["colors"], key=lambda color: color[3])
+            if row["timeofday"] == "daytime" and most > 100 and most > 0.9 * sum(counts) and abs(red - blue) > 60:
+                difference = (photo[inside][:, 0] - photo[inside][:, 2]).mean()
+                assert np.sign(difference) == np.sign(red - blue)
+                seen += 1
+    assert seen > 2
+    plain = write_toy_dataset(tmp_path / "plain", num_train=1, num_val=0, size=(64, 64))
+    assert '"colors"' not in (plain / "train" / "metadata.jsonl").read_text()
