@@ -31,7 +31,7 @@ from few_steps import named_folder, write_jpeg
 from safetensors.torch import load_file, save_file
 from sampling import Read, confusion_counts, difference, interval, interval_text, mean_iou, resampled
 
-from semseg_diffusers.captions.caption import THING_WORDINGS, known_colors, measure_colors
+from semseg_diffusers.captions.caption import THING_WORDINGS, measure_colors, read_colors
 from semseg_diffusers.captions.colors import NAMES, name_colors, region_color, rgb_to_lab
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, real_images
@@ -116,19 +116,19 @@ class Namer:
 
     def photos(self, pairs: PairDataset) -> Iterator[tuple[int, str, np.ndarray]]:
         """Yield class, name of the colour that is known to prevail, and pixels of the regions of photos."""
-        column = pairs.column(self.args.colors_column)
-        if column is None:
-            raise ValueError(f"{pairs.name} has no column of lists '{self.args.colors_column}' (--colors_column).")
+        known = read_colors(pairs, self.args.colors_column)
+        assert known is not None
         for index in range(len(pairs)):
             if any(pairs.attributes[name][index] != value for name, value in self.args.where):
                 continue
             ids, lab = pairs.mask(index), None
-            for (name, number), known in known_colors(column[index], pairs.stems[index]).items():
+            regions = [(name, number) for name in self.args.things for number in known[index].get(name, ())]
+            for name, number in regions:
                 class_id = pairs.labels.label2id[name]
                 inside = number_regions(ids == class_id, class_id in self.street.things) == max(number, 0)
-                if name not in self.args.things or inside.sum() < self.args.min_area:
+                if inside.sum() < self.args.min_area:
                     continue
-                counts = np.bincount(name_colors(known), minlength=len(NAMES))
+                counts = np.bincount(name_colors(known[index][name][number]), minlength=len(NAMES))
                 if counts.max() >= PREVAILS * counts.sum():
                     lab = rgb_to_lab(np.asarray(pairs.photo(index))) if lab is None else lab
                     yield class_id, NAMES[counts.argmax()], lab[inside]
@@ -235,7 +235,8 @@ def of_color(
     arm: Arm,
 ) -> dict[str, Any]:
     """Return the figures of images whose thing was asked for in a colour, against those of which nothing was said."""
-    hits, moves, changes, named_otherwise = ([], []), [], {"inside": [], "outside": []}, []
+    hits, moves, named_otherwise = ([], []), [], []
+    changes: dict[str, list[float]] = {"inside": [], "outside": [], "others": []}
     kinds = Street.of(pairs.labels).things
     for thing, asked, before in zip(things, lab, plain, strict=True):
         ids = pairs.mask(thing.index)
@@ -249,6 +250,7 @@ def of_color(
         others = number_regions(ids == class_id, class_id in kinds)
         for number in range(others.max() + 1):
             if number != thing.number and (others == number).sum() >= args.min_area:
+                changes["others"].append(change[others == number].mean())
                 both = [namer.name(each[others == number], class_id) for each in (asked, before)]
                 named_otherwise.append(both[0] != both[1] and None not in both)
     return {
@@ -256,7 +258,7 @@ def of_color(
         "has_it": of_masks(hits[0], args.seed),
         "had_it": float(np.mean(hits[1])),
         **{axis: of_masks(np.stack(moves)[:, i], args.seed) for i, axis in enumerate(AXES)},
-        **{where: float(np.mean(values)) for where, values in changes.items()},
+        **{where: float(np.mean(values)) for where, values in changes.items() if values},
         "other_things": len(named_otherwise),
         "other_things_changed": int(np.sum(named_otherwise)),
     }
@@ -357,7 +359,8 @@ def tables(record: dict[str, Any]) -> str:
         *AXES,
         "change inside",
         "outside",
-        "other things renamed",
+        "of other things",
+        "renamed",
     ]
     lines = [heads, ["---"] * 2 + ["---:"] * (len(heads) - 2)]
     for name, found in record["things"].items():
@@ -368,6 +371,7 @@ def tables(record: dict[str, Any]) -> str:
             chance = f"{100 * row['had_it']:.0f} %"
             axes = [interval_text(row[axis], ".1f") for axis in AXES]
             cells = [f"{row['inside']:.1f}", f"{row['outside']:.1f}"]
+            cells.append(f"{row['others']:.1f}" if "others" in row else "")
             others = f"{row['other_things_changed']} of {row['other_things']}"
             lines.append([asked, row["wording"], str(row["images"]), share, chance, *axes, *cells, others])
     parts = ["\n".join(f"| {' | '.join(line)} |" for line in lines)]

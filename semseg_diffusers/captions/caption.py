@@ -58,7 +58,7 @@ def word_regions(
     generator: np.random.Generator,
     num_wordings: int = 3,
     min_area: int = 64,
-    known: Mapping[tuple[str, int], np.ndarray] | None = None,
+    known: Mapping[str, Mapping[int, np.ndarray]] | None = None,
 ) -> list[dict[str, Any]]:
     """Describe the regions of an image by their colours.
 
@@ -69,7 +69,7 @@ def word_regions(
         generator: source of the wordings.
         num_wordings: wordings of each text, every other one with "dark" or "light" where that is so.
         min_area: pixels that a region needs.
-        known: colours (N, 3) in CIELAB of regions by class and thing, in place of measured ones; no others are named.
+        known: for classes whose colours are known, those of regions by their `thing`: (N, 3) in CIELAB.
 
     Returns:
         for each region with a colour that prevails: `class`, `thing` (its number from left to right, -1 for all pixels
@@ -81,10 +81,10 @@ def word_regions(
         numbers = number_things(inside) if thing else np.where(inside, 0, -1)  # (H, W)
         for number in range(numbers.max() + 1):
             pixels = lab[numbers == number]  # (N, 3)
-            is_vehicle = thing is not None and thing.vehicle and known is None
-            if len(pixels) < min_area or (known is not None and (name, number if thing else -1) not in known):
-                continue
-            color = region_color(pixels if known is None else known[name, number if thing else -1], is_vehicle)
+            is_vehicle, shown = thing is not None and thing.vehicle, pixels
+            if known is not None and name in known:
+                shown, is_vehicle = known[name].get(number if thing else -1, pixels[:0]), False
+            color = region_color(shown, is_vehicle) if len(pixels) >= min_area and len(shown) else None
             if color is None:
                 continue
             wordings = generator.permutation(THING_WORDINGS if thing else CLASS_WORDINGS)[:num_wordings]
@@ -115,22 +115,36 @@ def word_image(
     return list(texts)
 
 
-def known_colors(regions: Any, where: str) -> dict[tuple[str, int], np.ndarray]:
-    """Return the colours (N, 3) in CIELAB of regions by class and thing, of a value of `--colors_column`."""
+def known_colors(regions: Any, where: str) -> dict[str, dict[int, np.ndarray]]:
+    """Return the colours (N, 3) in CIELAB of regions by class and `thing`, of a value of `--colors_column`."""
     try:
-        found = {}
+        found: dict[str, dict[int, np.ndarray]] = {}
         for region in regions or ():
             colors = np.array(region["colors"], dtype=np.int64)  # (K, 4)
             rgb, counts = colors[:, :3], colors[:, 3]
             if rgb.min() < 0 or rgb.max() > 255 or counts.min() < 0:
                 raise ValueError(f"got {region['colors']}")
-            found[str(region["class"]), int(region["thing"])] = rgb_to_lab(rgb.astype(np.uint8)).repeat(counts, axis=0)
+            of_class = found.setdefault(str(region["class"]), {})
+            of_class[int(region["thing"])] = rgb_to_lab(rgb.astype(np.uint8)).repeat(counts, axis=0)
     except (KeyError, TypeError, ValueError, IndexError) as err:
         raise ValueError(
             f"{where}: expected a list of {{'class': name, 'thing': number, 'colors': [[red, green, blue, pixels], "
             f"...]}} with colours of 0 to 255 ({err})."
         ) from err
     return found
+
+
+def read_colors(pairs: PairDataset, column: str | None) -> list[dict[str, dict[int, np.ndarray]]] | None:
+    """Return the known colours of each pair, with all classes that the column names for any; None without a column."""
+    if column is None:
+        return None
+    values = pairs.column(column)
+    if values is None:
+        raise ValueError(f"{pairs.name} has no column of lists '{column}' (--colors_column).")
+    where = f"--colors_column: '{{}}' of {pairs.name}"
+    found = [known_colors(value, where.format(stem)) for value, stem in zip(values, pairs.stems, strict=True)]
+    classes = {name for each in found for name in each}
+    return [{name: each.get(name, {}) for name in classes} for each in found]
 
 
 def caption_split(
@@ -141,9 +155,7 @@ def caption_split(
     wordings = {"num_wordings": settings.num_wordings}
     columns: list[dict[str, Any]] = []
     counts: dict[str, Counter] = {name: Counter() for name in pairs.labels.names}
-    known = None if settings.colors_column is None else pairs.column(settings.colors_column)
-    if settings.colors_column is not None and known is None:
-        raise ValueError(f"{pairs.name} has no column of lists '{settings.colors_column}' (--colors_column).")
+    known = read_colors(pairs, settings.colors_column)
     for index in progress_bar(range(len(pairs)), desc="captions"):
         image, ids = pairs.photo(index), pairs.mask(index)
         lab = measure_colors(np.asarray(image), ids, street, settings.white_balance)
@@ -153,9 +165,7 @@ def caption_split(
             texts = word_image(lab, ids, pairs.labels, attributes, generator, **wordings)
         else:
             texts = captioner.describe(image, **wordings)
-        colors = None
-        if known is not None:
-            colors = known_colors(known[index], f"--colors_column: '{pairs.stems[index]}' of {pairs.name}")
+        colors = None if known is None else known[index]
         regions = word_regions(lab, ids, street, generator, min_area=settings.min_area, known=colors, **wordings)
         for region in regions:
             counts[region["class"]][region.pop("color")] += 1

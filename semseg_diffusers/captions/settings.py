@@ -38,9 +38,8 @@ class CaptionSettings(Settings):
     colors_column: str | None = option(
         None,
         metavar="COLUMN",
-        help="colours that are known, in place of measured ones, such as those of a simulator: a list of "
-        '{"class": name, "thing": number, "colors": [[red, green, blue, pixels], ...]} of each image; what it leaves '
-        "out is not described",
+        help="colours that are known, such as those of a simulator, in place of measured ones for all classes that it "
+        'names: a list of {"class": name, "thing": number, "colors": [[red, green, blue, pixels], ...]} of each image',
     )
     num_wordings: int = option(3, at_least=1, help="wordings of each text; fewer where there are fewer")
     min_area: int = option(64, at_least=1, help="pixels that a thing or a class needs to be described")
@@ -52,8 +51,6 @@ class CaptionSettings(Settings):
         super().__post_init__()
         if self.captioner is None and self.captioner_prompt is not None:
             raise ValueError("--captioner_prompt is what a captioner is asked: give --captioner as well, or neither.")
-        if self.colors_column is not None and self.given(("white_balance",)):
-            raise ValueError("--white_balance is for measured colours; those of --colors_column are known. Omit it.")
         if self.captioner is not None and self.attributes:
             raise ValueError(
                 "--attributes are words of measured texts, and a captioner writes its own: leave out --attributes or "

@@ -199,15 +199,17 @@ def known_regions(folder, change=lambda regions: regions):
         path.write_text("".join(json.dumps({**row, "paints": change(regions)}) + "\n" for row in rows))
 
 
-def test_known_colours_are_named_in_place_of_measured_ones(dataset, tmp_path, capsys):
+def test_known_colours_are_named_in_place_of_measured_ones_of_their_class(dataset, tmp_path, capsys):
+    assert cli.main(["caption", "--dataset", str(dataset), "--output", str(tmp_path / "measured")]) == 0
+    measured = json.loads((tmp_path / "measured" / "caption.json").read_text())["colors"]
     known_regions(dataset)
     words = ["caption", "--dataset", str(dataset), "--output", str(tmp_path / "texts"), "--colors_column", "paints"]
     assert cli.main(words) == 0
-    assert json.loads((tmp_path / "texts" / "caption.json").read_text())["colors"] == {"car": {"green": 3}}
+    assert json.loads((tmp_path / "texts" / "caption.json").read_text())["colors"] == {**measured, "car": {"green": 3}}
     rows = [json.loads(line) for line in (tmp_path / "texts" / "train" / "metadata.jsonl").read_text().splitlines()]
     for row in rows:
-        (region,) = row["region_captions"]
-        assert (region["class"], region["thing"]) == ("car", 0)
+        (region,) = (each for each in row["region_captions"] if each["class"] == "car")
+        assert region["thing"] == 0  # nothing is known of the other car
         assert all("green" in text for text in region["texts"])
     capsys.readouterr()
 
@@ -234,7 +236,6 @@ def test_known_colours_that_are_none_are_refused_with_the_image(dataset, tmp_pat
     ("changes", "message"),
     [
         (["--colors_column", "paints"], "has no column of lists 'paints' (--colors_column)"),
-        (["--colors_column", "paints", "--white_balance", "false"], "--white_balance is for measured colours"),
         (["--attributes", "season"], "has no column of text 'season' for an attribute; it has weather"),
         (["--num_wordings", "0"], "num_wordings"),
         (["--captioner_prompt", "a photo of"], "give --captioner as well, or neither"),

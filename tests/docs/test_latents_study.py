@@ -1,4 +1,4 @@
-"""benchmarks/studies/latents.py reconstructs, draws, measures and resumes, and the page of results says what it measured."""
+"""benchmarks/studies/latents.py measures autoencoders and runs, and resumes; costs are counted without weights."""
 
 import sys
 
