@@ -1,6 +1,7 @@
 """benchmarks/studies/latents.py measures autoencoders and runs, and resumes; costs are counted without weights."""
 
 import sys
+from pathlib import Path
 
 import pytest
 from helpers.autoencoders import tiny_autoencoder
@@ -11,6 +12,7 @@ from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.utils.files import read_json, write_json
 
 
+RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 SIZE = 32
 
 
@@ -22,6 +24,10 @@ def study(monkeypatch):
 def call(study, monkeypatch, *words: object) -> None:
     monkeypatch.setattr(sys, "argv", ["latents.py", *map(str, words)])
     study.main()
+
+
+def test_the_page_says_what_was_measured(study):
+    assert study.costs_table(read_json(RESULTS / "latents_costs.json")) in (RESULTS / "latents.md").read_text()
 
 
 @pytest.mark.slow
