@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 from accelerate import Accelerator
@@ -24,6 +25,7 @@ from helpers.training_runs import (
     train_here,
     wait_until,
     weights,
+    workers,
 )
 from safetensors.torch import load_file
 
@@ -88,8 +90,10 @@ def test_terminated_accelerate_launch_of_one_process_saves_and_says_why(toy, tmp
     options = ["--mixed_precision", "no", "--dynamo_backend", "no"]
     process = start(*launcher, *options, SCRIPT, *settings.to_arguments())
     wait_until(lambda: len(log_lines(tmp_path / "run")) > 3, process)
+    trainings = workers(process)
     process.terminate()  # the launcher dies of it and hands nothing on
     process.communicate(timeout=120)
+    psutil.wait_procs(trainings, timeout=120)
     ended = status(tmp_path / "run")
     assert (ended["status"], ended["reason"]) == ("stopped", "the end of the process that launched it")
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == [f"checkpoint-{ended['step']}"]
