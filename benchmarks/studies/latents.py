@@ -34,7 +34,7 @@ import diffusers
 import torch
 from few_steps import SHEET_SEED, named_folder, one_thread, write_jpeg
 from few_steps_figures import kernel_distances
-from sampling import Read, Reader, detail, difference, interval, interval_text, mean_iou, resampled
+from sampling import Read, Reader, agreement, detail, difference, interval, interval_text, resampled
 from torch.utils.flop_counter import FlopCounterMode
 from upscaling import read_pixels, save, table
 
@@ -57,7 +57,7 @@ from semseg_diffusers.utils.files import code_commit, versions, write_json
 from semseg_diffusers.utils.images import image_grid, to_image
 
 
-PHOTOS, PIXELS = "photos", "pixels"
+PHOTOS = "photos"
 SHEET_MASKS = 8
 SAMPLING = {"num_inference_steps": 20, "guidance_scale": 2.0}
 LABELS = LabelSet.from_preset("cityscapes")  # of networks whose costs are measured
@@ -122,11 +122,9 @@ class Figures:
 
     def of(self, read: Read, reference: Read | None) -> dict[str, Any]:
         """Return what is said of the images of an arm, and of its differences to a reference."""
-        counts, distances = read.matrices.sum(0).double(), self.distances(read)
-        iou = counts.diagonal() / (counts.sum(1) + counts.sum(0)[:-1] - counts.diagonal()).clamp(min=1)
+        distances = self.distances(read)
         values: dict[str, Any] = {
-            "mean_iou": mean_iou(counts).item(),
-            "iou": {name: iou[index].item() for index, name in enumerate(self.names) if counts[index].sum() > 0},
+            **agreement(read.matrices, self.names),
             "kernel_distance": distances[0].item(),
             "frechet_distance": fid(self.photos.features, read.features),
             "detail": (detail(read.images).mean() / detail(self.photos.images).mean()).item(),
@@ -161,7 +159,7 @@ def training_step(pipe: Any, batch_size: int) -> Callable[[], None]:
 
 
 def trained(folder: str) -> dict[str, Any]:
-    """Return steps and images of a run, and the steps of its autoencoder's training, which is no part of them."""
+    """Return steps and images of a run; the training of its autoencoder is no part of them."""
     lines = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
     settings = json.loads((Path(folder) / "settings.json").read_text())
     steps = max(line["step"] for line in lines)

@@ -12,7 +12,7 @@ training split gave. Finished work is kept: the same command resumes. Prints tab
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -247,13 +247,27 @@ def confusion_counts(images: ImageSet, predictions: torch.Tensor) -> torch.Tenso
     return torch.stack(matrices)
 
 
-def mean_iou(matrices: torch.Tensor) -> torch.Tensor:
-    """Mean IoU over the classes that masks hold, of counts (..., C, C + 1): (...)."""
+def class_iou(matrices: torch.Tensor) -> torch.Tensor:
+    """IoU of each class, of counts (..., C, C + 1): (..., C)."""
     counts = matrices.double()
     correct, truth, read = counts.diagonal(dim1=-2, dim2=-1), counts.sum(-1), counts.sum(-2)[..., :-1]
-    present = truth > 0
-    iou = torch.where(present, correct / (truth + read - correct).clamp(min=1), 0)  # (..., C)
-    return iou.sum(-1) / present.sum(-1)
+    return correct / (truth + read - correct).clamp(min=1)
+
+
+def mean_iou(matrices: torch.Tensor) -> torch.Tensor:
+    """Mean IoU over the classes that masks hold, of counts (..., C, C + 1): (...)."""
+    present = matrices.sum(-1) > 0
+    return torch.where(present, class_iou(matrices), 0).sum(-1) / present.sum(-1)
+
+
+def agreement(matrices: torch.Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Mean IoU, and the IoU of each class that masks hold, of counts of images (N, C, C + 1)."""
+    counts = matrices.sum(0)
+    iou, present = class_iou(counts), counts.sum(1) > 0
+    return {
+        "mean_iou": mean_iou(counts).item(),
+        "iou": {name: iou[index].item() for index, name in enumerate(names) if present[index]},
+    }
 
 
 def accuracy(matrices: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,7 @@ import torch
 from few_steps import SHEET_SEED, named_folder, one_thread, write_jpeg
 from few_steps_figures import kernel_distances
 from PIL import Image
-from sampling import Read, Reader, confusion_counts, detail, difference, interval, interval_text, mean_iou, resampled
+from sampling import Read, Reader, agreement, confusion_counts, detail, difference, interval, interval_text, resampled
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import MaskGuidedUpscalePipeline, consistency_psnr
@@ -176,7 +176,7 @@ class Figures:
     """Computes the figures of arms; networks need not read again what they have read."""
 
     def __init__(self, args: argparse.Namespace, drawing: Drawing):
-        self.args, self.drawing = args, drawing
+        self.args, self.drawing, self.names = args, drawing, drawing.pairs.labels.names
         self.reader = Reader(args, drawing.pairs, drawing.pairs.resolution)
         every = torch.ones(1, len(drawing.real), dtype=torch.float64)
         self.weights = torch.cat([every, resampled(len(drawing.real), args.seed)])  # all masks once, then resampled
@@ -186,21 +186,11 @@ class Figures:
         """Return the kernel distance to the photos for each weighting of the masks."""
         return kernel_distances(read.features[:, None], self.photos.features, self.weights)
 
-    def agreement(self, matrices: torch.Tensor) -> dict[str, Any]:
-        """Return mean IoU and the IoU of thin classes, of counts (N, C, C + 1)."""
-        counts = matrices.sum(0).double()
-        names = self.drawing.pairs.labels.names
-        iou = counts.diagonal() / (counts.sum(1) + counts.sum(0)[:-1] - counts.diagonal()).clamp(min=1)
-        return {
-            "mean_iou": mean_iou(counts).item(),
-            "iou": {name: iou[index].item() for index, name in enumerate(names) if counts[index].sum() > 0},
-        }
-
     def of(self, source: str, arm: str, bicubic_read: Read | None) -> tuple[Read, dict[str, Any]]:
         """Return all figures of an arm."""
         drawing = self.drawing
         read = self.reader.read(drawing.images(source, arm))
-        values = self.agreement(read.matrices)
+        values = agreement(read.matrices, self.names)
         distances = self.distances(read)
         values["kernel_distance"] = distances[0].item()
         values["frechet_distance"] = fid(self.photos.features, read.features)
@@ -229,7 +219,7 @@ class Figures:
         )
         identity = judge.identity(drawing.small_size)
         found = cached_inference(judge.read, images, identity=identity, folder=self.reader.cache)
-        return self.agreement(confusion_counts(images, found))
+        return agreement(confusion_counts(images, found), self.names)
 
 
 def collect(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
@@ -243,7 +233,7 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
             if source in drawing.sources_of(arm):
                 read, found[source][name] = figures.of(source, name, bicubic_read)
                 bicubic_read = read if name == BICUBIC else bicubic_read
-    photos = figures.agreement(figures.photos.matrices)
+    photos = agreement(figures.photos.matrices, figures.names)
     return {
         "command": " ".join(["python", *sys.argv]),
         "commit": code_commit(),

@@ -31,14 +31,13 @@ from few_steps import named_folder, write_jpeg
 from safetensors.torch import load_file, save_file
 from sampling import Read, confusion_counts, difference, interval, interval_text, mean_iou, resampled
 
-from semseg_diffusers.captions.caption import THING_WORDINGS, measure_colors, read_colors
+from semseg_diffusers.captions.caption import THING_WORDINGS, measure_colors, number_regions, read_colors
 from semseg_diffusers.captions.colors import NAMES, name_colors, region_color, rgb_to_lab
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, real_images
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.generation.model import load_model
 from semseg_diffusers.masks.editing.objects import Street
-from semseg_diffusers.pipelines.text_inputs import number_things
 from semseg_diffusers.utils.files import code_commit, versions, write_json, written_beside
 from semseg_diffusers.utils.images import image_grid
 
@@ -79,11 +78,6 @@ def largest_things(pairs: PairDataset, class_id: int, min_area: int, num_masks: 
         if areas.max() >= min_area:
             found.append(Thing(index, int(areas.argmax()), numbers == areas.argmax()))
     return found[:num_masks]
-
-
-def number_regions(inside: np.ndarray, has_things: bool) -> np.ndarray:
-    """Number the things of a class from left to right, or all its pixels 0: (H, W), elsewhere -1."""
-    return number_things(inside) if has_things else np.where(inside, 0, -1)
 
 
 class Namer:

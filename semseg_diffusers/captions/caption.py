@@ -51,6 +51,11 @@ def measure_colors(image: np.ndarray, ids: np.ndarray, street: Street, white_bal
     return np.where(is_sky[..., None], lab, balance_white(lab, np.isin(ids, list(street.ground))))
 
 
+def number_regions(inside: np.ndarray, has_things: bool) -> np.ndarray:
+    """Number the things of a class (H, W) bool from left to right, or all its pixels 0; elsewhere -1."""
+    return number_things(inside) if has_things else np.where(inside, 0, -1)
+
+
 def word_regions(
     lab: np.ndarray,
     ids: np.ndarray,
@@ -77,8 +82,8 @@ def word_regions(
     """
     found: list[dict[str, Any]] = []
     for class_id, name in enumerate(street.labels.names):
-        inside, thing = ids == class_id, street.things.get(class_id)
-        numbers = number_things(inside) if thing else np.where(inside, 0, -1)  # (H, W)
+        thing = street.things.get(class_id)
+        numbers = number_regions(ids == class_id, thing is not None)  # (H, W)
         for number in range(numbers.max() + 1):
             pixels = lab[numbers == number]  # (N, 3)
             is_vehicle, shown = thing is not None and thing.vehicle, pixels
@@ -144,6 +149,11 @@ def read_colors(pairs: PairDataset, column: str | None) -> list[dict[str, dict[i
     where = f"--colors_column: '{{}}' of {pairs.name}"
     found = [known_colors(value, where.format(stem)) for value, stem in zip(values, pairs.stems, strict=True)]
     classes = {name for each in found for name in each}
+    if unknown := sorted(classes - {*pairs.labels.names}):
+        raise ValueError(
+            f"{pairs.name} has no class '{unknown[0]}', which --colors_column {column} names; it has "
+            f"{', '.join(pairs.labels.names)}."
+        )
     return [{name: each.get(name, {}) for name in classes} for each in found]
 
 

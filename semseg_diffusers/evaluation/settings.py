@@ -540,6 +540,7 @@ SYNTHETIC = {
     "synthetic": "generated",
     "filtered": "filtered",
 }
+SYNTHETIC_SETS = frozenset(SYNTHETIC.values())
 # arms that use the photos of a target, --pseudo_labelled
 TARGET_ARMS = ("real_recolored", "real_pseudo", "real_pseudo_synthetic", "real_pseudo_filtered")
 WITHOUT_AMOUNT = ("real", "real_recolored", "real_pseudo")  # their pools are the same at every amount
@@ -722,7 +723,7 @@ class StudySettings(TransferOptions, SyntheticUseOptions, PoolOptions, RealImage
     @property
     def synthetic(self) -> dict[str, str]:
         """Return the folders of synthetic images, by the option that names them."""
-        return {name: folder for name, folder in self.folders.items() if name in SYNTHETIC.values()}
+        return {name: folder for name, folder in self.folders.items() if name in SYNTHETIC_SETS}
 
     def record(self) -> dict[str, Any]:
         """Return the settings that results depend on, as JSON under the names of the options."""

@@ -52,8 +52,10 @@ def run(settings: GrowSettings) -> int:
     target = settings.class_targets or (default_target(pairs) if "enrich" in settings.stages else ())
     generator = choose_generator(settings)
     stages = make_stages(settings, target, num_masks, generator, size)
-    if settings.photos is not None and labelled_target(settings) is None:
-        sys.stdout.write(f"note: {UNLABELLED.format(settings.photos)}\n")
+    is_unlabelled = settings.photos is not None and labelled_target(settings) is None
+    note = UNLABELLED.format(settings.photos) if is_unlabelled else None
+    if note is not None:
+        sys.stdout.write(f"note: {note}\n")
     del pairs
     if settings.dry_run:
         sys.stdout.write("".join(f"{stage.command}\n" for stage in stages))
@@ -75,7 +77,6 @@ def run(settings: GrowSettings) -> int:
         done = {stage.name: (stage.folder, stage.command) for stage in stages if progress.is_done(stage.name)}
         remaining = [stage.name for stage in stages if stage.name not in done]
         model = None if settings.model is None else generator
-        note = None if settings.photos is None or labelled_target(settings) else UNLABELLED.format(settings.photos)
         write_growth_page(settings.output / PAGE_FILE, settings.dataset, model, done, remaining, note)
     sys.stdout.write(f"page: {settings.output / PAGE_FILE}\n")
     return 0

@@ -68,13 +68,11 @@ def draw_scene(seed: int, size: tuple[int, int] = (128, 128)) -> tuple[Image.Ima
         >>> image.size, ids.shape, str(ids.dtype)
         ((96, 64), (64, 96), 'uint8')
     """
-    return _draw_scene(seed, size)[:3]
+    return _draw_scene(seed, size)[1:]
 
 
-def _draw_scene(
-    seed: int, size: tuple[int, int]
-) -> tuple[Image.Image, np.ndarray, dict[str, str], list[dict[str, Any]]]:
-    """Draw a scene as `draw_scene` does, and return the colours that vehicles and houses were painted in as well."""
+def _draw_scene(seed: int, size: tuple[int, int]) -> tuple[Painter, Image.Image, np.ndarray, dict[str, str]]:
+    """Draw a scene as `draw_scene` does, and return what it was painted with as well."""
     height, width = size
     if height < 16 or width < 16:
         raise ValueError(f"expected at least 16 x 16 pixels for a toy scene; got {height} x {width}.")
@@ -103,12 +101,12 @@ def _draw_scene(
     noise = np.random.default_rng(rng.getrandbits(64))
     ids = _majority(painter.mask, scale)
     image = _develop(painter, ids, scale, noise)
-    attributes = {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
-    return image, ids, attributes, _painted_regions(painter, ids, scale)
+    return painter, image, ids, {"weather": look.weather, "scene": scene, "timeofday": look.timeofday}
 
 
-def _painted_regions(p: Painter, ids: np.ndarray, scale: int) -> list[dict[str, Any]]:
+def _painted_regions(p: Painter, ids: np.ndarray, labels: LabelSet) -> list[dict[str, Any]]:
     """Return the colours of each vehicle, and of all houses, as `caption --colors_column` reads them."""
+    scale = p.height // len(ids)
     tags = np.asarray(p.tags)[scale // 2 :: scale, scale // 2 :: scale]  # (H, W)
     rgb = np.round(255 * np.array(p.colors).reshape(-1, 3)).astype(int)
     regions = []
@@ -119,7 +117,8 @@ def _painted_regions(p: Painter, ids: np.ndarray, scale: int) -> list[dict[str, 
             counts = np.bincount(tags[numbers == number], minlength=len(rgb) + 1)[1:]
             colors = [[*rgb[tag].tolist(), int(counts[tag])] for tag in counts.nonzero()[0]]
             if colors:
-                regions.append({"class": label, "thing": number if label in VEHICLES else -1, "colors": colors})
+                thing = number if label in VEHICLES else -1
+                regions.append({"class": labels.names[label], "thing": thing, "colors": colors})
     return regions
 
 
@@ -248,10 +247,11 @@ def write_toy_dataset(
         for split, lines in rows.items():
             split_folder = make_split(folder, split)
             for number in numbers[split]:
-                image, ids, attributes, regions = _draw_scene(seed * 2 * VALIDATION_START + number, size)
+                painter, image, ids, attributes = _draw_scene(seed * 2 * VALIDATION_START + number, size)
                 row = save_pair(split_folder, f"toy_{seed}_{number:07}", image, ids, labels)
-                named = [{**region, "class": labels.names[region["class"]]} for region in regions]
-                lines.append({**row, **attributes, **({COLORS_COLUMN: named} if colors else {})})
+                if colors:
+                    row[COLORS_COLUMN] = _painted_regions(painter, ids, labels)
+                lines.append({**row, **attributes})
                 bar.update()
         finish_dataset(folder, rows, labels, record)
     return Path(output)

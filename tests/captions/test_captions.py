@@ -214,6 +214,14 @@ def test_known_colours_are_named_in_place_of_measured_ones_of_their_class(datase
     capsys.readouterr()
 
 
+def test_known_colours_of_a_class_that_the_dataset_lacks_are_refused(dataset, tmp_path, capsys):
+    known_regions(dataset, lambda regions: [{**regions[0], "class": "carr"}])
+    words = ["caption", "--dataset", str(dataset), "--output", str(tmp_path / "texts"), "--colors_column", "paints"]
+    assert cli.main(words) == 2
+    assert "has no class 'carr', which --colors_column paints names; it has" in capsys.readouterr().err
+    assert not (tmp_path / "texts").exists()
+
+
 @pytest.mark.parametrize(
     ("regions", "message"),
     [

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from helpers.studies import STUDIES, load_study
+from helpers.studies import STUDIES, load_study, train_judge
 from helpers.tiny_pipelines import tiny_unet
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
-from semseg_diffusers.cli import main as command
 from semseg_diffusers.evaluation.fidelity import fid, kid
 from semseg_diffusers.generation.model import new_scheduler
 from semseg_diffusers.toy.scenes import write_toy_dataset
@@ -104,9 +103,7 @@ def test_a_second_run_draws_nothing_again_and_gives_the_same_figures(study, mode
     monkeypatch.setattr("sampling.RESAMPLINGS", 100)
     monkeypatch.setattr(study, "FRECHET_RESAMPLINGS", 10)
     data = write_toy_dataset(tmp_path / "toy", num_train=4, num_val=3, size=(SIZE, SIZE))
-    judge = tmp_path / "judge"
-    words = ["segmenter", "--dataset", data, "--output", judge, "--architecture", "segformer-mini"]
-    assert command([*map(str, words), "--max_train_steps", "2", "--validation_steps", "2"]) == 0
+    judge = train_judge(data, tmp_path / "judge")
     teacher, student = models
     words = ["--teacher", teacher, "--dataset", data, "--segmenter", judge, "--features", judge]
     words += ["--output", tmp_path / "out", "--steps", 1, 2, "--num_masks", 2, "--turns", 1]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from helpers.autoencoders import tiny_autoencoder
-from helpers.studies import load_study
+from helpers.studies import load_study, train_judge
 
 from semseg_diffusers.cli import main as command
 from semseg_diffusers.toy.scenes import write_toy_dataset
@@ -35,8 +35,7 @@ def test_autoencoders_and_runs_are_measured_and_a_second_run_draws_nothing_again
     monkeypatch.setattr("sampling.RESAMPLINGS", 100)
     data = write_toy_dataset(tmp_path / "toy", num_train=4, num_val=4, size=(SIZE, SIZE))
     judge, vae, out = (tmp_path / name for name in ("judge", "vae", "out"))
-    words = ["segmenter", "--dataset", data, "--output", judge, "--architecture", "segformer-mini"]
-    assert command([*map(str, words), "--max_train_steps", "2", "--validation_steps", "2"]) == 0
+    train_judge(data, judge)
     tiny_autoencoder("kl").save_pretrained(vae)
     write_json(vae / "results.json", {"psnr": 20.0, "ssim": 0.5})
     for name, options in (("pixels", ["--patch_size", 4]), ("kl", ["--vae", vae])):

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from helpers.studies import load_study
+from helpers.studies import load_study, train_judge
 from helpers.tiny_pipelines import tiny_unet
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedUpscalePipeline
-from semseg_diffusers.cli import main as command
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.objective import build_sampler
 from semseg_diffusers.utils.files import read_json
@@ -53,8 +52,7 @@ def test_a_second_run_draws_nothing_again_and_gives_the_same_figures(study, tmp_
     monkeypatch.setattr("sampling.RESAMPLINGS", 100)
     data = write_toy_dataset(tmp_path / "toy", num_train=4, num_val=4, size=(LARGE, LARGE))
     judge, small, large = (tmp_path / name for name in ("judge", "small", "large"))
-    words = ["segmenter", "--dataset", data, "--output", judge, "--architecture", "segformer-mini"]
-    assert command([*map(str, words), "--max_train_steps", "2", "--validation_steps", "2"]) == 0
+    train_judge(data, judge)
     scheduler = build_sampler(DDPMScheduler(prediction_type="v_prediction", clip_sample=False))
     MaskGuidedDDPMPipeline(tiny_unet(), scheduler, 1, 1.0).save_pretrained(small)
     MaskGuidedUpscalePipeline(tiny_unet(upscale_factor=2), scheduler, 1, 1.0).save_pretrained(large)

@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
-from helpers.studies import load_study
+from helpers.studies import load_study, train_judge
 from helpers.text_encoders import LENGTH, tiny_text_encoder
 from helpers.tiny_pipelines import seeded, tiny_unet
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
-from semseg_diffusers.cli import main as command
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.utils.files import read_json
 
@@ -40,8 +39,7 @@ def test_words_are_measured_against_nothing_said_and_a_second_run_draws_nothing_
     monkeypatch.setattr("sampling.RESAMPLINGS", 100)
     data = write_toy_dataset(tmp_path / "toy", num_train=4, num_val=4, size=(SIDE, SIDE))
     judge, model, out = (tmp_path / name for name in ("judge", "model", "out"))
-    words = ["segmenter", "--dataset", data, "--output", judge, "--architecture", "segformer-mini"]
-    assert command([*map(str, words), "--max_train_steps", "2", "--validation_steps", "2"]) == 0
+    train_judge(data, judge)
     unet = tiny_unet(text_embed_dim=LENGTH)
     for name, weight in unet.named_parameters():
         if name.startswith("text_branch") and not weight.any():  # they start at zero

@@ -7,6 +7,8 @@ from types import ModuleType
 
 import pytest
 
+from semseg_diffusers.cli import main as command
+
 
 STUDIES = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
 
@@ -19,3 +21,10 @@ def load_study(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setitem(sys.modules, spec.name, module)  # its dataclasses look for it there
     spec.loader.exec_module(module)
     return module
+
+
+def train_judge(data: Path, output: Path) -> Path:
+    """Train the segmentation network of a study for two steps, and return its folder."""
+    words = ["segmenter", "--dataset", str(data), "--output", str(output), "--architecture", "segformer-mini"]
+    assert command([*words, "--max_train_steps", "2", "--validation_steps", "2"]) == 0
+    return output

@@ -19,13 +19,13 @@ LMS_TO_LAB = F.normalize(torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, 
 STREAM = 1  # of random numbers, apart from those of other augmentations at the same position
 
 
-def rgb_to_lab(images: torch.Tensor) -> torch.Tensor:
+def rgb_to_l_alpha_beta(images: torch.Tensor) -> torch.Tensor:
     """Return uint8 images (B, 3, H, W) in l-alpha-beta, float; black counts as one level of 255."""
     lms = torch.einsum("ij,bjhw->bihw", RGB_TO_LMS.to(images.device), images.float().clamp(min=1) / 255)
     return torch.einsum("ij,bjhw->bihw", LMS_TO_LAB.to(images.device), lms.log10())
 
 
-def lab_to_rgb(lab: torch.Tensor) -> torch.Tensor:
+def l_alpha_beta_to_rgb(lab: torch.Tensor) -> torch.Tensor:
     """Return images in l-alpha-beta (B, 3, H, W) as uint8 RGB."""
     lms = 10 ** torch.einsum("ij,bjhw->bihw", LMS_TO_LAB.T.to(lab.device), lab)
     rgb = torch.einsum("ij,bjhw->bihw", RGB_TO_LMS.inverse().to(lab.device), lms)
@@ -39,9 +39,9 @@ def color_statistics(lab: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def transfer_colors(images: torch.Tensor, mean: torch.Tensor, deviation: torch.Tensor) -> torch.Tensor:
     """Return uint8 images (B, 3, H, W) with this mean and deviation (B, 3, 1, 1) of their colours, eq. 10 and 11."""
-    lab = rgb_to_lab(images)
+    lab = rgb_to_l_alpha_beta(images)
     own_mean, own_deviation = color_statistics(lab)
-    return lab_to_rgb((lab - own_mean) * deviation / own_deviation.clamp(min=1e-4) + mean)
+    return l_alpha_beta_to_rgb((lab - own_mean) * deviation / own_deviation.clamp(min=1e-4) + mean)
 
 
 class ColorTransfer:
@@ -53,7 +53,8 @@ class ColorTransfer:
     """
 
     def __init__(self, photos: Any, seed: int):
-        statistics = [color_statistics(rgb_to_lab(photos[index]["image"][None])) for index in range(len(photos))]
+        images = (photos[index]["image"][None] for index in range(len(photos)))
+        statistics = [color_statistics(rgb_to_l_alpha_beta(image)) for image in images]
         self.means, self.deviations = (torch.cat(values) for values in zip(*statistics, strict=True))  # (N, 3, 1, 1)
         self.seed = seed
 

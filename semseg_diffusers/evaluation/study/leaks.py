@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from semseg_diffusers.data.dataset import column_options, load_pairs, read_record
+from semseg_diffusers.data.dataset import PairDataset, column_options, load_pairs, read_record
 from semseg_diffusers.data.dataset_format import PSEUDO_LABELS, SETTINGS_FILE
 from semseg_diffusers.data.settings import SPLITS
 from semseg_diffusers.evaluation.filtering.rules import read_filter
@@ -104,9 +104,9 @@ def _seen(dataset: str, split: str | None, of_validation: Mapping[bytes, str], d
 
     Names in a joined dataset may have the value of its attribute in front. None are seen where the dataset is gone.
     """
-    if not (Path(dataset) / SETTINGS_FILE).is_file():
+    pairs = _learned_pairs(dataset, split)
+    if pairs is None:
         return []
-    pairs = load_pairs(dataset, split or "train")
     names = {composed(stem) for stem in pairs.stems} - {*data["real"].names}
     for part in read_record(dataset).get("joined", ()):
         names |= {name.removeprefix(f"{part['value']}_") for name in names}
@@ -122,11 +122,15 @@ def names_left_out(settings: StudySettings, data: StudyData) -> set[str]:
     return {composed(stem) for stem in train.stems} - set(data["real"].names)
 
 
+def _learned_pairs(dataset: str, split: str | None) -> PairDataset | None:
+    """Return the pairs that something has learned from; None where their dataset is gone."""
+    return load_pairs(dataset, split or "train") if (Path(dataset) / SETTINGS_FILE).is_file() else None
+
+
 def _trained_names(dataset: str, split: str | None) -> set[str]:
     """Return the names of the images of a dataset that a network was trained on; none where the dataset is gone."""
-    if not (Path(dataset) / SETTINGS_FILE).is_file():
-        return set()
-    return {composed(stem) for stem in load_pairs(dataset, split or "train").stems}
+    pairs = _learned_pairs(dataset, split)
+    return set() if pairs is None else {composed(stem) for stem in pairs.stems}
 
 
 def _made_from(rows: list[dict[str, Any]]) -> set[str]:

@@ -15,7 +15,7 @@ from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, ClassLosses, mask_hardness, read_class_losses
 from semseg_diffusers.evaluation.segmentation.synthetic import RELABEL_START, SyntheticPairs
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages
-from semseg_diffusers.evaluation.settings import SYNTHETIC, StudySettings, Training
+from semseg_diffusers.evaluation.settings import SYNTHETIC_SETS, StudySettings, Training
 from semseg_diffusers.evaluation.study.pools import StudyData, pool_members, training_pairs
 
 
@@ -34,18 +34,18 @@ def training_phases(training: Training, settings: StudySettings, data: StudyData
     Each phase has its own warm-up and decay: under a single decay, real pairs would be seen at low rates only.
     """
     members = pool_members(training, data)
-    real, synthetic = ([each for each in members if (each[0] in SYNTHETIC.values()) is kind] for kind in (False, True))
+    real, synthetic = ([each for each in members if (each[0] in SYNTHETIC_SETS) is kind] for kind in (False, True))
     parts = [(real + synthetic, settings.max_train_steps)]
     if real and synthetic and settings.synthetic_first:
         steps = settings.synthetic_steps
         parts = [(synthetic, steps), (real, settings.max_train_steps - steps)]
+    losses = class_losses(settings, data["real"].labels) if synthetic else None
     phases = []
     for part, steps in parts:
-        flags = torch.tensor([name in SYNTHETIC.values() for name, _ in part])
+        flags = torch.tensor([name in SYNTHETIC_SETS for name, _ in part])
         share = None if flags.all() else settings.synthetic_share
         pairs, used = training_pairs(part, data), None
         if flags.any():
-            losses = class_losses(settings, data["real"].labels)
             weights = None
             if losses is not None:
                 weights = hardness_weights(pairs.counts, flags, losses.array(), settings.hard_masks)

@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.recolor import ColorTransfer, stronger_jitter
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, score_network, train_segmenter
-from semseg_diffusers.evaluation.settings import MAX_JOBS, SYNTHETIC, StudySettings, Training
+from semseg_diffusers.evaluation.settings import MAX_JOBS, SYNTHETIC_SETS, StudySettings, Training
 from semseg_diffusers.evaluation.study.phases import training_phases
 from semseg_diffusers.evaluation.study.pools import StudyData, load_data, pool_members
 from semseg_diffusers.utils.files import read_json, write_json
@@ -78,7 +78,7 @@ def train_one(
     result = {
         **dataclasses.asdict(training),
         "num_pairs": len(members),
-        "num_synthetic": sum(name in SYNTHETIC.values() for name, _ in members),
+        "num_synthetic": sum(name in SYNTHETIC_SETS for name, _ in members),
         "scores": {**dataclasses.asdict(scores), "absent": list(scores.absent)},
         "loss": loss,
         **({} if relabelled is None else {"relabelled": relabelled}),
