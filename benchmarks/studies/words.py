@@ -34,6 +34,7 @@ from sampling import Read, confusion_counts, difference, interval, interval_text
 from semseg_diffusers.captions.caption import THING_WORDINGS, measure_colors, number_regions, read_colors
 from semseg_diffusers.captions.colors import NAMES, name_colors, region_color, rgb_to_lab
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, real_images
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.generation.model import load_model
@@ -70,14 +71,17 @@ class Arm:
 
 
 def largest_things(pairs: PairDataset, class_id: int, min_area: int, num_masks: int | None) -> list[Thing]:
-    """Return the largest thing of a class, or all of a class without things, of each mask that has so many pixels."""
+    """Return the largest thing of a class, or all of a class without things, of each mask that has so many pixels.
+
+    Of more than `num_masks` those at even distances: neighbouring frames of a drive show the same things.
+    """
     found, has_things = [], class_id in Street.of(pairs.labels).things
     for index in range(len(pairs)):
         numbers = number_regions(pairs.mask(index) == class_id, has_things)
         areas = np.bincount(numbers[numbers >= 0]) if (numbers >= 0).any() else np.zeros(1, int)
         if areas.max() >= min_area:
             found.append(Thing(index, int(areas.argmax()), numbers == areas.argmax()))
-    return found[:num_masks]
+    return evenly_spaced(found, num_masks)
 
 
 class Namer:
@@ -325,7 +329,7 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> tuple[dict[str, Any],
             mask = pairs.labels.decode(pairs.mask(things[place].index))
             sheet.append([mask, *(images[place] for images in shown)])
     if args.prompt:
-        things = [Thing(index, 0, np.zeros(0)) for index in range(len(pairs))][: args.num_masks]
+        things = [Thing(index, 0, np.zeros(0)) for index in evenly_spaced(range(len(pairs)), args.num_masks)]
         plain = drawing.images(things, "", Arm(NOTHING))
         without, plain_lab = read(things, plain), to_lab(args, pairs, things, plain, False)
         for name, text in args.prompt:
@@ -419,7 +423,7 @@ def main() -> None:
     parser.add_argument("--min_area", type=int, default=64, help="pixels of a thing that is asked for (64)")
     parser.add_argument("--no_white_balance", action="store_true", help="where the captions were written without it")
     parser.add_argument("--split", default="val", help="default val")
-    parser.add_argument("--num_masks", type=int, help="at most, of each class (default: all)")
+    parser.add_argument("--num_masks", type=int, help="at most, of each class, at even distances (default: all)")
     parser.add_argument("--batch_size", type=int, default=8, help="default 8")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
