@@ -28,14 +28,17 @@ if TYPE_CHECKING:
 RECORD_FILE = "caption.json"
 DARK, BRIGHT = 30, 65  # mean lightness of images that are called so
 OPENINGS = ("a street", "a street scene", "a photo of a street", "a view of a road")
+# The mask says what a region is: a colour without its name means the same everywhere, also where it was never seen
+COLOR_WORDINGS = ("{color}", "in {color}")
 THING_WORDINGS = (
     "a {color} {name}",
     "{color} {name}",
     "the {name} is {color}",
     "{name}, {color}",
     "{name} in {color}",
+    *COLOR_WORDINGS,
 )
-CLASS_WORDINGS = ("{color} {name}", "the {name} is {color}", "{name}, {color}", "{name} in {color}")
+CLASS_WORDINGS = ("{color} {name}", "the {name} is {color}", "{name}, {color}", "{name} in {color}", *COLOR_WORDINGS)
 UNKNOWN_WORDS = ("", "undefined", "unknown")
 
 
