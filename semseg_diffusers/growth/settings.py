@@ -17,7 +17,9 @@ TRANSFER_ORDER = (
 # Stage -> the command that it runs.
 STAGES = {name: name for name in (*ORDER, "label", "join")} | {"statistics": "stats"}
 STYLE, SOURCE, TARGET = "dataset", "source", "target"  # attribute of joined pairs, and its values
-OVERRIDABLE = ("seed", "device", "attributes", "snr_gamma", "norm_num_groups")  # by --set, although `grow` sets them
+# By --set, although `grow` sets them
+OVERRIDABLE = ("seed", "device", "attributes", "snr_gamma", "norm_num_groups", "max_train_steps", "learning_rate")
+ADAPTATION = {"max_train_steps": 600, "learning_rate": 3e-4}  # of a model that knows the dataset, to a target
 STUDENT_SUFFIX, NO_STUDENT = "-turbo", "off"
 
 
@@ -31,6 +33,10 @@ class GivenResults(Settings):
         None, metavar=f"DIR|ID|{NO_STUDENT}",
         help="model of few steps that generates in place of --model (default: the folder beside it whose name has "
         f"{STUDENT_SUFFIX} added, if there is one; {NO_STUDENT}: the model itself)",
+    )  # fmt: skip
+    init_from: str | None = option(
+        None, metavar="DIR|ID", help="with photos of a target: a model of the dataset, which is trained on the photos "
+        "of the target alone, in place of one that is trained on both",
     )  # fmt: skip
     upscaler: str | None = option(
         None, metavar="DIR|ID", help="model of `train --upscale_factor`, which enlarges the images of --model to the "
@@ -78,7 +84,8 @@ class GrowSettings(AmountOptions, GivenResults, ColumnOptions):
 
     With photos of a target, the network that filters labels them first (`label`), both datasets are joined (`join`),
     and the model learns the look of each: the masks of the dataset, or new ones, are generated in that of the target.
-    The study then scores on the validation split of the target, if that has one.
+    A model that knows the dataset (--init_from) is trained on the photos of the target alone instead, which is faster
+    and closer to their look. The study then scores on the validation split of the target, if that has one.
     """
 
     dataset: str = option(metavar="DIR|ID", help="prepared folder, or a dataset on the Hub")
@@ -108,6 +115,11 @@ class GrowSettings(AmountOptions, GivenResults, ColumnOptions):
         if self.masks is not None and (self.class_targets or self.num_masks is not None):
             raise ValueError(
                 "--target CLASS=FACTOR and --num_masks are for new masks; with --masks none are made. Omit them."
+            )
+        if self.init_from is not None and (self.photos is None or self.model is not None):
+            raise ValueError(
+                "--init_from is the start of the model that `grow` trains for photos of a target: it needs --target "
+                "PHOTOS, and no --model. Without a target: --set train.init_from=MODEL."
             )
         if self.student is not None and self.model is None:
             raise ValueError("--student is for a --model that exists; the network that `grow` trains has none.")

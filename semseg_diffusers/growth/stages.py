@@ -15,7 +15,7 @@ from semseg_diffusers.data.dataset import PairDataset, load_pairs, load_photos, 
 from semseg_diffusers.data.dataset_format import PSEUDO_LABELS, SETTINGS_FILE, find_masks
 from semseg_diffusers.evaluation.inputs import check_one_size, check_same_classes
 from semseg_diffusers.evaluation.settings import FILTER_SEED, NO_SPLIT
-from semseg_diffusers.growth.settings import OVERRIDABLE, SOURCE, STAGES, STYLE, TARGET, GrowSettings
+from semseg_diffusers.growth.settings import ADAPTATION, OVERRIDABLE, SOURCE, STAGES, STYLE, TARGET, GrowSettings
 from semseg_diffusers.masks.editing.placement import check_placeable
 from semseg_diffusers.masks.editing.scene_prior import fit_dataset_prior
 from semseg_diffusers.masks.statistics.counts import class_figures, collect_statistics, underrepresented_classes
@@ -95,7 +95,12 @@ def make_stages(
     if settings.photos is not None:
         joined = {"dataset": folders["join"]}  # with the columns of a prepared folder
         # Min-SNR weights hardly train the noisiest steps, which decide light and colour: the style.
-        styled = {"attributes": (STYLE,), "snr_gamma": None, "norm_num_groups": 4}
+        trained = {**pick("seed", "device"), "resume_from_checkpoint": "latest", "snr_gamma": None}
+        if settings.init_from is None:
+            trained |= {**joined, "attributes": (STYLE,), "norm_num_groups": 4}
+            options["generate"]["attributes"] = (f"{STYLE}={TARGET}",)
+        else:
+            trained |= {"dataset": folders["label"], **pick("init_from"), **ADAPTATION}
         options["label"] = {"images": settings.photos, "segmenter": segmenter, **pick("device")}
         options["label"] |= {} if size is None else {"resolution": size}
         options["join"] = {
@@ -103,8 +108,7 @@ def make_stages(
             "datasets": (settings.dataset, folders["label"]),
             "attribute": f"{STYLE}={SOURCE},{TARGET}",
         }
-        options["train"] = {**joined, **styled, **pick("seed", "device"), "resume_from_checkpoint": "latest"}
-        options["generate"]["attributes"] = (f"{STYLE}={TARGET}",)
+        options["train"] = trained
         options["study"] |= {"pseudo_labelled": folders["label"], "validation_dataset": labelled_target(settings)}
         options["merge"] = {**joined, "generated": filtered}
     stages = []

@@ -68,6 +68,20 @@ def test_what_exists_is_no_stage_and_the_style_can_be_named_otherwise(toy, targe
     assert "--attributes dataset=kitti" in found["generate"]
 
 
+def test_a_model_of_the_dataset_is_trained_on_the_photos_of_the_target_alone(toy, target, tmp_path, capsys):
+    grown = tmp_path / "grown"
+    words = ("--dataset", toy, "--target", target, "--output", grown, "--init_from", "runs/source")
+    found = commands(capsys, *words, "--set", "train.max_train_steps=300")
+    assert f"--dataset {grown / 'label'} " in found["train"]
+    assert "--init_from runs/source" in found["train"]
+    assert "--max_train_steps 300" in found["train"]
+    assert "--attributes" not in found["train"] + found["generate"]
+    assert f"--dataset {grown / 'join'} --generated {grown / 'filter'}" in found["merge"]
+    for other in (words[:2] + words[4:], (*words, "--model", "runs/both")):
+        assert grow(*other) == 2
+        assert "--init_from is the start of the model that `grow` trains for photos" in capsys.readouterr().err
+
+
 def test_photos_without_labels_are_brought_to_the_size_of_the_dataset_and_the_study_says_what_it_cannot(
     toy, target, tmp_path, capsys
 ):
