@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,12 +152,16 @@ def read_colors(pairs: PairDataset, column: str | None) -> list[dict[str, dict[i
     where = f"--colors_column: '{{}}' of {pairs.name}"
     found = [known_colors(value, where.format(stem)) for value, stem in zip(values, pairs.stems, strict=True)]
     classes = {name for each in found for name in each}
-    if unknown := sorted(classes - {*pairs.labels.names}):
-        raise ValueError(
-            f"{pairs.name} has no class '{unknown[0]}', which --colors_column {column} names; it has "
-            f"{', '.join(pairs.labels.names)}."
-        )
+    check_classes(pairs, classes, f"--colors_column {column}")
     return [{name: each.get(name, {}) for name in classes} for each in found]
+
+
+def check_classes(pairs: PairDataset, names: Iterable[str], option: str) -> None:
+    """Raise for a name that is no class of the pairs."""
+    if unknown := sorted({*names} - {*pairs.labels.names}):
+        raise ValueError(
+            f"{pairs.name} has no class '{unknown[0]}', which {option} names; it has {', '.join(pairs.labels.names)}."
+        )
 
 
 def caption_split(
@@ -180,6 +184,7 @@ def caption_split(
             texts = captioner.describe(image, **wordings)
         colors = None if known is None else known[index]
         regions = word_regions(lab, ids, street, generator, min_area=settings.min_area, known=colors, **wordings)
+        regions = [each for each in regions if not settings.classes or each["class"] in settings.classes]
         for region in regions:
             counts[region["class"]][region.pop("color")] += 1
         columns.append({"captions": texts, "region_captions": regions})
@@ -193,6 +198,7 @@ def run(settings: CaptionSettings) -> None:
     splits = {split: (path, load_pairs(source, split)) for split, path in metadata_folders(source).items()}
     for _, pairs in splits.values():
         attribute_values(pairs, settings.attributes)
+        check_classes(pairs, settings.classes, "--classes")
     captioner, used = None, versions("numpy")
     if settings.captioner is not None:
         from semseg_diffusers.captions.captioner import Captioner  # imports torch and transformers

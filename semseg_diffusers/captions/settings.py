@@ -41,6 +41,10 @@ class CaptionSettings(Settings):
         help="colours that are known, such as those of a simulator, in place of measured ones for all classes that it "
         'names: a list of {"class": name, "thing": number, "colors": [[red, green, blue, pixels], ...]} of each image',
     )
+    classes: tuple[str, ...] = option(
+        (), metavar="NAME", help="classes that are described, such as those whose colours a user will ask for "
+        "(default: all)",
+    )  # fmt: skip
     num_wordings: int = option(3, at_least=1, help="wordings of each text; fewer where there are fewer")
     min_area: int = option(64, at_least=1, help="pixels that a thing or a class needs to be described")
     white_balance: bool = option(True, help="remove the cast of the light, measured on the road, from all but the sky")

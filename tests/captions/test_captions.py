@@ -192,6 +192,16 @@ def test_the_command_writes_a_dataset_that_holds_the_texts(dataset, tmp_path, ca
     assert "is not empty. Name another folder" in capsys.readouterr().err
 
 
+def test_only_the_classes_that_are_named_are_described(dataset, tmp_path, capsys):
+    words = ["caption", "--dataset", str(dataset), "--output", str(tmp_path / "texts")]
+    assert cli.main([*words, "--classes", "car"]) == 0
+    assert json.loads((tmp_path / "texts" / "caption.json").read_text())["colors"] == {"car": {"red": 3, "blue": 3}}
+    capsys.readouterr()
+    assert cli.main([*words[:-1], str(tmp_path / "other"), "--classes", "car", "carr"]) == 2
+    assert "has no class 'carr', which --classes names; it has" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
 def known_regions(folder, change=lambda regions: regions):
     """Give the rows of a dataset a column of known colours: the first car is mostly green, whatever it looks like."""
     for path in folder.glob("*/metadata.jsonl"):
