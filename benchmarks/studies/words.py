@@ -38,6 +38,7 @@ from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.evaluation.inputs import ImageSet, cached_inference, real_images
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
 from semseg_diffusers.generation.model import load_model
+from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.utils.files import code_commit, versions, write_json, written_beside
 from semseg_diffusers.utils.images import image_grid
@@ -161,11 +162,13 @@ class Drawing:
         self.args, self.pairs = args, pairs
         self.pipe: Any = load_model(args.model)
         self.pipe.to(torch.float32).set_progress_bar_config(disable=True)
+        self.weights = weights_hash(self.pipe.unet.state_dict())
 
     def images(self, things: list[Thing], class_name: str, arm: Arm) -> torch.Tensor:
         """Return an image of each mask, uint8 (M, 3, H, W)."""
         args = self.args
         said = repr((arm, class_name, args.prompt_guidance_scale, args.seed, [(t.index, t.number) for t in things]))
+        said += f" by {self.weights}"
         said += f" in {args.steps} steps" if args.steps else ""
         said += f", {args.text}" if args.text else ""
         file = args.output / "images" / f"{hashlib.sha256(said.encode()).hexdigest()[:16]}.safetensors"
