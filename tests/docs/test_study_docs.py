@@ -1,14 +1,40 @@
-"""docs/how_to/study.md: every arm is on it."""
+"""docs/how_to/study.md names every arm, and docs/results/transfer.md says what its study measured."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from semseg_diffusers.evaluation.settings import ARMS
 
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "how_to" / "study.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+PAGE = (DOCS / "how_to" / "study.md").read_text(encoding="utf-8")
+CONTROLS = ("real", "real_recolored", "real_pseudo")
+
+
+def table(results: dict[str, Any]) -> list[str]:
+    """Return the rows of a study's arms: pairs, mean IoU over the seeds, and its differences to the controls."""
+    against = {(each["arm"], each["against"]["arm"]): each["mean_iou"] for each in results["comparisons"]}
+    rows = []
+    for arm in results["arms"]:
+        score = arm["mean_iou"]
+        cells = [arm["title"], f"{arm['num_pairs']:,}", f"{score['mean']:.3f} ± {score['std']:.3f}"]
+        for control in CONTROLS:
+            found = against.get((arm["arm"], control))
+            cells.append(f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})" if found else "")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
 
 
 def test_every_arm_is_on_the_page():
     for arm in ARMS:
         assert f"`{arm}`" in PAGE
+
+
+def test_the_page_of_the_transfer_says_what_was_measured():
+    page = (DOCS / "results" / "transfer.md").read_text(encoding="utf-8")
+    for file in sorted((DOCS / "results").glob("transfer*.json")):
+        results = json.loads(file.read_text(encoding="utf-8"))
+        assert results["forced"] == []
+        for row in table(results):
+            assert row in page
