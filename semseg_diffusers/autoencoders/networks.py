@@ -8,15 +8,27 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, AutoencoderTiny, ModelMixin, VQModel
+from diffusers.models.autoencoders.vae import AutoencoderTinyBlock
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
 
 from semseg_diffusers.autoencoders.settings import AutoencoderSettings
 
 
 CLASSES = {"kl": AutoencoderKL, "vq": VQModel, "tiny": AutoencoderTiny}
+PHOTO_DEVIATION = 0.5  # about that of photos in [-1, 1], which the decoder's last norm divides by
+FIRST_LOGVAR = -6.0  # of the latents of kl: a standard deviation of 0.05
 
 
 def build_autoencoder(settings: AutoencoderSettings, size: tuple[int, int]) -> ModelMixin:
-    """Return an untrained autoencoder for photos of a size (height, width)."""
+    """Return an untrained autoencoder for photos of a size (height, width), whose latents are averages of colours."""
+    network = _new_autoencoder(settings, size)
+    average_colors(network)
+    return network
+
+
+def _new_autoencoder(settings: AutoencoderSettings, size: tuple[int, int]) -> ModelMixin:
     widths, layers, levels = settings.block_out_channels, settings.layers_per_block, len(settings.block_out_channels)
     if settings.kind == "tiny":
         return AutoencoderTiny(
@@ -39,6 +51,74 @@ def build_autoencoder(settings: AutoencoderSettings, size: tuple[int, int]) -> M
     if settings.kind == "vq":
         return VQModel(num_vq_embeddings=settings.codebook_size, **config)
     return AutoencoderKL(**config)
+
+
+def _carry(layer: Any, matrix: torch.Tensor, side: int | None = None) -> None:
+    """Let a convolution map its first channels by a matrix to its first channels, averaged over side x side pixels.
+
+    The square starts at the kernel's centre, or at the first pixel of a convolution without padding.
+    """
+    outputs, inputs = matrix.shape
+    start = layer.padding[0] if layer.kernel_size[0] > 1 else 0
+    pixels = slice(start, start + (side or 1))
+    layer.weight[:outputs] = 0
+    layer.weight[:outputs, :inputs, pixels, pixels] = matrix[:, :, None, None] / (side or 1) ** 2
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
+@torch.no_grad()
+def average_colors(network: Any) -> None:
+    """Set weights so that latents are the average colours of the cells of a photo, and images these cells.
+
+    From random weights, a small autoencoder learns brightness first, and colours thousands of steps later or never.
+    A colour x passes through activations as the pair (x, -x), since f(x) - f(-x) = x for SiLU and for ReLU; residual
+    branches start at zero. All other weights are left random.
+
+    Args:
+        network: `AutoencoderKL`, `VQModel` or `AutoencoderTiny`, changed in place. Of its colours as many are kept as
+            its latents and its smallest width, two channels each, have room for.
+    """
+    tiny, config = isinstance(network, AutoencoderTiny), network.config
+    widths = config.encoder_block_out_channels if tiny else config.block_out_channels
+    colors = min(3, config.latent_channels, min(widths) // 2)
+    split = torch.stack([torch.eye(3), -torch.eye(3)], 1).flatten(0, 1)[: 2 * colors, :colors]  # x to (x, -x)
+    merge, keep = split.T, torch.eye(2 * colors)
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.conv2.weight.zero_()
+            module.conv2.bias.zero_()
+            if module.conv_shortcut is not None:
+                _carry(module.conv_shortcut, keep)
+        elif isinstance(module, AutoencoderTinyBlock):
+            module.conv[-1].weight.zero_()
+            module.conv[-1].bias.zero_()
+        elif isinstance(module, Downsample2D):
+            _carry(module.conv, keep, 2)
+        elif isinstance(module, Upsample2D):
+            _carry(module.conv, keep)
+    encoder, decoder = network.encoder, network.decoder
+    if tiny:  # which maps photos to [0, 1] first, and images back
+        ends = [encoder.layers[0], encoder.layers[-1], decoder.layers[0], decoder.layers[-1]]
+        for layer in (*encoder.layers[1:-1], *decoder.layers[1:-1]):
+            if isinstance(layer, torch.nn.Conv2d):
+                _carry(layer, keep, layer.stride[0])
+    else:
+        ends = [encoder.conv_in, encoder.conv_out, decoder.conv_in, decoder.conv_out]
+        for layer in (network.quant_conv, network.post_quant_conv):
+            _carry(layer, torch.eye(layer.out_channels, layer.in_channels))
+    for layer, matrix in zip(ends, (split, merge, split, merge), strict=True):
+        _carry(layer, matrix)
+    ends[-1].weight[:, 2 * colors :] = 0
+    if tiny:
+        _carry(ends[1], merge * 2)
+        ends[0].bias[: 2 * colors] = -split.sum(1) / 2
+        _carry(ends[3], merge / 2)
+        ends[3].bias.fill_(0.5)
+    else:
+        ends[-1].weight *= PHOTO_DEVIATION
+        if isinstance(network, AutoencoderKL):
+            network.quant_conv.bias[config.latent_channels :] = FIRST_LOGVAR
 
 
 class Outputs(NamedTuple):
