@@ -3,9 +3,9 @@ evaluation.
 
 Run `make demo`, or `python examples/demo.py`. The toy network in `checkpoints/toy` was trained on streets in summer;
 the demo fine-tunes it on a new dataset, toy scenes in the snow, and samples masks that neither training has seen.
-Everything is written below `demo/`: the first images `first.png`, the result `demo.png` (mask | before training |
-after | original, and one mask edited by hand), the page `evaluation/report.html`, the trained pipeline `run`. The
-exit code is 1 if the images do not follow their masks.
+Everything is written below `demo/`: photos of 512 x 512 `large.png`, images of several samplers `first.png`, the
+result `demo.png` (mask | before training | after | original, and one mask edited by hand), the page
+`evaluation/report.html`, the trained pipeline `run`. The exit code is 1 if the images do not follow their masks.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import DPMSolverMultistepScheduler
-from first_images import generate_first_images
+from first_images import generate_first_images, generate_large_images
 from PIL import Image, ImageDraw
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
@@ -157,6 +157,7 @@ def main() -> int:
     scenes, run = output / "scenes", output / "run"
 
     print("\n== 0. first images, from a network that comes with the repository", flush=True)
+    large = generate_large_images(output, start, args.first_steps)
     first = generate_first_images(output, start, args.first_steps)
 
     run_step(
@@ -207,10 +208,17 @@ def main() -> int:
 
     scores = json.loads((output / "evaluation" / "results.json").read_text(encoding="utf-8"))["agreement"]
     lead = scores["generated"]["mean_iou"] - scores["shuffled"]["mean_iou"]
-    print(
-        f"\nTotal: {time.perf_counter() - start:.0f} s.\nFirst images: {first}\nResult:       {result}\n"
-        f"Report:       {output / 'evaluation' / 'report.html'}\nModel:        {run}"
-    )
+    print(f"\nTotal: {time.perf_counter() - start:.0f} s.")
+    report = output / "evaluation" / "report.html"
+    for name, path in {
+        "Photos": large,
+        "First images": first,
+        "Result": result,
+        "Report": report,
+        "Model": run,
+    }.items():
+        if path is not None:
+            print(f"{name + ':':13} {path}")
     if lead < args.margin:
         print(
             f"error: the images agree better with their own masks than with those of others by {lead:.3f} mean IoU; "

@@ -1,7 +1,8 @@
 """First images: networks that come with the repository generate streets from masks, with several samplers.
 
 Run `python examples/first_images.py`, or `make demo`, which starts with it. The masks are drawn by code, edited with
-`edit`'s operations, or painted in the browser; the result is `demo/first.png`, with each mask and image in `first/`.
+`edit`'s operations, or painted in the browser. Results: `demo/large.png`, photos of 512 x 512, each in `large/`, and
+`demo/first.png`, with each mask and image in `first/`.
 """
 
 import argparse
@@ -11,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from demo_masks import draw_masks
+from PIL import Image
 
-from semseg_diffusers import LabelSet
+from semseg_diffusers import LabelSet, MaskGuidedUpscalePipeline
 from semseg_diffusers.data.label_mapping import LabelMapping
 from semseg_diffusers.generation.model import load_model, new_scheduler
 from semseg_diffusers.masks.editing.edit import Context, parse_operation, run_operations
@@ -30,6 +32,9 @@ OPERATIONS = (
     "remove class=car number=1",  # the largest: those that are parked in a row
     "polygon class=car points=52,84;52,76;56,69;70,69;74,76;74,84;74,93;52,93",
 )
+UPSCALER = ROOT / "checkpoints" / "camvid-upscaler"  # enlarges images of the first of them
+LARGE = 512  # side of its images
+LARGE_MASKS = ("painted in the browser", "an avenue", EDITED, f"{EDITED}, edited")
 SAMPLERS = {  # of the network itself: title -> (scheduler as in `generate --scheduler`, None for the saved one), steps
     "SDE-DPM-Solver++, 20 steps": (None, 20),
     "UniPC, 15 steps": ("UniPCMultistepScheduler", 15),
@@ -72,6 +77,51 @@ def make_masks(labels: LabelSet, size: int) -> dict[str, np.ndarray]:
     return masks
 
 
+def file_name(title: str) -> str:
+    """Return the name of a file for the title of a mask."""
+    return title.replace(" ", "_").replace(",", "")
+
+
+def generate_large_images(output: Path, start: float, num_inference_steps: int | None = None) -> Path | None:
+    """Generate a photo of 512 x 512 of each mask: a small one, then enlarged; None without the upscaler.
+
+    Args:
+        output: folder for `large.png` and `large/<mask>.png`.
+        start: `time.perf_counter()` once libraries were loaded, for the printed times.
+        num_inference_steps: of the small photo, in place of those that its network recommends.
+
+    Returns:
+        the path of the contact sheet.
+    """
+    if not all((folder / "model_index.json").is_file() for folder in (CHECKPOINTS[0], UPSCALER)):
+        return None
+    pipeline, upscaler = load_model(str(CHECKPOINTS[0])), MaskGuidedUpscalePipeline.from_pretrained(UPSCALER)
+    labels, small_size = LabelSet.from_config(pipeline.unet.config), pipeline.unet.config.sample_size
+    folder = output / "large"
+    folder.mkdir(parents=True, exist_ok=True)
+    cells: list[Image.Image] = []
+    since = time.perf_counter()
+    masks = make_masks(labels, LARGE)
+    for each in (pipeline, upscaler):
+        each.set_progress_bar_config(disable=True)
+    for title in LARGE_MASKS:
+        ids, generator = masks[title], torch.Generator().manual_seed(SEED)
+        mask = torch.from_numpy(resize_ids(ids, small_size, small_size))
+        small = pipeline(mask, num_inference_steps=num_inference_steps, generator=generator).images[0]
+        image = upscaler(small, torch.from_numpy(ids), generator=generator).images[0]
+        save_png(folder / f"{file_name(title)}.png", image)
+        if not cells:
+            seconds = time.perf_counter() - start
+            print(
+                f"   the first photo of {LARGE} x {LARGE}, {seconds:.0f} s after all libraries were loaded", flush=True
+            )
+        cells += [labels.decode(ids), image]
+    print(f"   {(time.perf_counter() - since) / len(LARGE_MASKS):.1f} s a photo of 512 x 512", flush=True)
+    sheet = output / "large.png"
+    save_png(sheet, image_grid([cells[i : i + 4] for i in range(0, len(cells), 4)], cell_size=LARGE))
+    return sheet
+
+
 def generate_first_images(output: Path, start: float, num_inference_steps: int | None = None) -> Path:
     """Generate each mask with the student in its few steps, if there is one, and with each sampler, from equal noise.
 
@@ -110,7 +160,7 @@ def generate_first_images(output: Path, start: float, num_inference_steps: int |
                 generator=torch.Generator().manual_seed(SEED),
             ).images[0]
             rows[title].append(image)
-            name = title.replace(" ", "_").replace(",", "")
+            name = file_name(title)
             save_png(folder / f"{name}.png", rows[title][0])
             save_png(folder / f"{name}_{number}.png", image)
             if number == 1 and index == 0:
@@ -126,4 +176,6 @@ def generate_first_images(output: Path, start: float, num_inference_steps: int |
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "demo", help="folder (default: demo)")
-    generate_first_images(parser.parse_args().output, time.perf_counter())
+    folder, began = parser.parse_args().output, time.perf_counter()
+    generate_large_images(folder, began)
+    generate_first_images(folder, began)

@@ -39,6 +39,9 @@ def test_the_demo_writes_images_and_scores_and_fails_below_its_margin(tmp_path):
     assert "expected at least 0.90. Train the network for longer" in said
     assert "do the images follow their masks?" in said
     assert re.search(r"the first image, \d+ s after all libraries were loaded", said)
+    assert re.search(r"the first photo of 512 x 512, \d+ s after all libraries were loaded", said)
+    assert [len(row) for row in grid_cells(Image.open(output / "large.png"))] == [4, 4]  # masks and photos
+    assert {Image.open(path).size for path in (output / "large").glob("*.png")} == {(512, 512)}
     first = grid_cells(Image.open(output / "first.png"))
     assert [len(row) for row in first] == [5] * 5  # mask, student and three samplers
     assert len([*(output / "first").glob("*.png")]) == 25
