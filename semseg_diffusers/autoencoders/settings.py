@@ -100,7 +100,7 @@ class AutoencoderSettings(LoopSettings, DiscriminatorOptions, ObjectiveOptions, 
 
     train_batch_size: int = option(8, above=0, help="photos per process and forward pass")
     max_train_steps: int | None = option(4000, above=0, help="optimizer steps; overrides --num_train_epochs")
-    learning_rate: float = option(5e-4, above=0, help="peak learning rate of AdamW")
+    learning_rate: float = option(3e-4, above=0, help="peak learning rate of AdamW")
     lr_warmup_steps: int = option(100, at_least=0, help="optimizer steps of warm-up")
     adam_beta1: float = option(0.5, help="of AdamW")
     adam_weight_decay: float = option(0.0, help="of AdamW")

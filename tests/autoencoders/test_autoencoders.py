@@ -4,10 +4,12 @@ import dataclasses
 import json
 import re
 import signal
+from functools import partial
 
 import diffusers
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate.state import AcceleratorState
 from helpers.training_runs import TINY, finished, launch_two, log_lines, start, status, wait_until
 from PIL import Image
@@ -279,6 +281,29 @@ def test_a_run_may_start_from_another_autoencoder(trained, toy, tmp_path):
         train_here(tiny(toy, tmp_path / "tiny", "tiny", init_from=str(trained("kl")), **changes))
     with pytest.raises(ValueError, match=r"--init_from .* has other layers: .* tensors differ"):
         train_here(tiny(toy, tmp_path / "wide", init_from=str(trained("kl")), **changes, latent_channels=3))
+
+
+def correlations(one, other):
+    """Return the correlation of two images, channel by channel."""
+    return [torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1] for a, b in zip(one, other, strict=True)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("widths", "groups"), [((8, 8, 8), 4), ((32, 64, 96), 16)])
+def test_training_starts_from_the_average_colours_of_cells(toy, kind, widths, groups):
+    if kind == "tiny":
+        settings = tiny(toy, "run", kind, block_out_channels=widths[:1] * 3)
+    else:
+        settings = tiny(toy, "run", kind, block_out_channels=widths, norm_num_groups=groups)
+    network = build_autoencoder(settings, (32, 64)).eval()
+    image = F.interpolate(torch.rand(1, 3, 8, 16) * 2 - 1, scale_factor=4)  # cells of one colour each
+    with torch.no_grad():
+        latents, _ = encode(network, image)
+        decode = partial(network.decode, force_not_quantize=True) if kind == "vq" else network.decode
+        (reconstruction,) = decode(latents).sample
+    assert min(correlations(latents[0, :3], F.avg_pool2d(image, 4)[0])) > 0.99
+    assert min(correlations(reconstruction, image[0])) > 0.99
+    assert 0.7 < reconstruction.std() / image.std() < 1.1
 
 
 # Losses
