@@ -44,6 +44,26 @@ CSS = """
 }
 #seed .form, #seed .block { border: none; box-shadow: none; }
 #seed > button { height: 42px; margin-bottom: 10px; }
+footer { margin-top: 2px !important; }
+@media (min-width: 1100px) {
+  #title { margin-bottom: -8px; }
+  #title h2 { display: inline; font-size: 20px; margin: 0 16px 0 0; }
+  #title p { display: inline; margin: 0; }
+  #painting, #controls { gap: 5px; }
+  #painting .html-container { padding: 0 !important; }
+  #mode { padding-block: 6px 0; }
+  #mode .wrap { gap: 4px; }
+  #mode label { padding: 3px 8px; font-size: 13px; }
+  #message { min-height: 96px !important; }
+  #samples .empty { min-height: 90px; }
+  #samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+  #samples .grid-wrap { min-height: 0 !important; }
+  #samples:has(.preview) .grid-wrap { min-height: 340px !important; }
+  #seed .block { padding-block: 4px; }
+  #seed > button { height: 36px; margin-bottom: 4px; }
+  #keep { padding-block: 6px; }
+  #keep label { padding: 2px 8px; }
+}
 @media (max-width: 640px) {
   #actions {
     position: fixed; inset: auto 0 0 0; z-index: 40; padding: 8px 12px; gap: 8px; flex-wrap: nowrap;
@@ -101,7 +121,7 @@ def build_page(
                 canvas = mask_canvas(sampler, shapes, examples, title)
                 uploads = _uploads(sampler.limits, size, suggests=segmenter is not None)
                 mask_file, photo_file, photo_mask_file, suggest, accept, drop, clean = uploads
-            with gr.Column(scale=4, min_width=320):
+            with gr.Column(scale=4, min_width=320, elem_id="controls"):
                 options, random_seed = _options(sampler, seed)
                 with gr.Row(elem_id="actions"):
                     start = gr.Button("Generate", variant="primary", elem_id="generate")
@@ -274,7 +294,7 @@ def _take_uploads_only(button: gr.UploadButton) -> None:
 def _options(sampler: Sampler, seed: int) -> tuple[list, gr.Button]:
     """Add what a visitor can choose; in the order in which `Handlers.generate` takes it, and a button for the seed."""
     limits, (recommended_steps, recommended_guidance) = sampler.limits, sampler.recommended
-    mode = gr.Radio(MODES, value=NOISE, label="What to generate")
+    mode = gr.Radio(MODES, value=NOISE, label="What to generate", elem_id="mode")
     strength = gr.Slider(0, 1, 0.5, step=0.05, label="Strength: 0 keeps the photo, 1 keeps nothing of it")
     attributes = [gr.Dropdown([ANY, *values], value=ANY, label=name) for name, values in sampler.attributes.items()]
     num_images = gr.Slider(1, limits.max_images, min(4, limits.max_images), step=1, label="Samples")

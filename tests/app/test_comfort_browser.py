@@ -342,3 +342,20 @@ def test_a_wide_mask_uses_the_column_and_its_classes_stand_below(browser, tmp_pa
         assert palette["y"] >= stage["y"] + stage["height"]
         visitor.page.screenshot(path=tmp_path / "wide.png")
         visitor.leave()
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_screen_of_1280_by_800_shows_the_whole_page_without_scrolling(browser, place, live):
+    visitor = Visitor(browser, place[0], 1280, 800)
+    visitor.page.locator(".live-box").set_checked(live)
+    visitor.generate(4)
+    visitor.page.locator("#keep").wait_for()
+    sync_api.expect(visitor.page.locator("#samples .grid-container img")).to_have_count(4)
+    assert visitor.page.evaluate("document.documentElement.scrollHeight") == 800
+    objects, height = visitor.page.locator(".objects summary"), visitor.page.locator(".objects .size")
+    text = objects.evaluate(
+        "element => { const range = document.createRange(); range.selectNodeContents(element);"
+        " return range.getBoundingClientRect().right; }"
+    )
+    assert text < height.bounding_box()["x"]
+    visitor.leave()

@@ -4,9 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline
 from helpers.loading import REMOTE_CODE
 from PIL import Image
 from safetensors import safe_open
@@ -20,10 +21,15 @@ from semseg_diffusers import (
     consistency_psnr,
     load_judge,
 )
+from semseg_diffusers.autoencoders.networks import reconstruct
+from semseg_diffusers.autoencoders.settings import AutoencoderSettings
+from semseg_diffusers.data.dataset_format import data_license
+from semseg_diffusers.evaluation.fidelity import paired_psnr
 from semseg_diffusers.hub import cards
 from semseg_diffusers.hub.export import MAX_SHEET_BYTES
 from semseg_diffusers.hub.folders import check_model_folder, stored_hash
 from semseg_diffusers.hub.push import load_pipeline
+from semseg_diffusers.toy.scenes import draw_scene
 from semseg_diffusers.utils.settings import SettingsParser
 
 
@@ -106,6 +112,26 @@ def test_the_settings_are_those_of_its_config(folder):
     there = json.loads((folder / "settings.json").read_text())
     # a setting that came after the run had the effect of its default
     assert {name: there.get(name, expected[name]) for name in expected} == expected
+
+
+def test_the_autoencoder_is_what_its_card_and_its_config_say():
+    folder = ROOT / "checkpoints" / "streets-vae"
+    card, results = (folder / "README.md").read_text(), json.loads((folder / "results.json").read_text())
+    license_name, sentence = data_license("camvid+kitti", "these weights")
+    assert cards.metadata(card)["license"] == license_name == "cc-by-nc-sa-3.0"
+    assert sentence in card
+    assert f"| PSNR | {results['reconstruction']['psnr']:.2f} dB |" in card
+    assert results["reconstruction"]["psnr"] > 25
+    config = ROOT / "configs" / "checkpoints" / "streets-vae.yaml"
+    settings = SettingsParser(AutoencoderSettings).parse_settings(["--config", str(config)])
+    assert json.loads((folder / "settings.json").read_text()) == settings.to_dict()
+    vae = AutoencoderKL.from_pretrained(folder)
+    assert vae.dtype == torch.float32
+    assert vae.num_parameters() == results["parameters"] <= 3_000_000
+    scene, *_ = draw_scene(seed=0, size=(64, 128))
+    photo = torch.from_numpy(np.array(scene)).permute(2, 0, 1)[None]
+    (reconstruction,), _ = reconstruct(vae, photo)
+    assert paired_psnr([reconstruction], [photo[0]]) > 22  # drawings, of which it has seen none
 
 
 @each_network
