@@ -54,7 +54,7 @@ footer { margin-top: 2px !important; }
   #mode { padding-block: 6px 0; }
   #mode .wrap { gap: 4px; }
   #mode label { padding: 3px 8px; font-size: 13px; }
-  #message { min-height: 96px !important; }
+  #message { min-height: 56px !important; padding-block: 4px; }
   #samples .empty { min-height: 90px; }
   #samples .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
   #samples .grid-wrap { min-height: 0 !important; }
