@@ -4,6 +4,7 @@ Needs Chromium or Chrome on the PATH, and Playwright; skipped without them.
 """
 
 import itertools
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from helpers.generation_places import draw_ids
 from PIL import Image
 
 from semseg_diffusers.app.inputs import pack_runs
+from semseg_diffusers.models.unet_mask_guided import MaskGuidedUNet2DModel
 
 
 pytestmark = pytest.mark.slow
@@ -259,7 +261,14 @@ PROGRESS = """() => {
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_text_of_the_progress_is_beside_its_bar(browser, place, width):
+def test_the_text_of_the_progress_is_beside_its_bar(browser, place, width, monkeypatch):
+    forward = MaskGuidedUNet2DModel.forward
+
+    def slow_forward(*args, **kwargs):  # a fast machine would be done before the page shows anything
+        time.sleep(0.02)
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(MaskGuidedUNet2DModel, "forward", slow_forward)
     visitor = Visitor(browser, place[0], width, 844)
     visitor.page.get_by_role("button", name="Steps, guidance, scheduler").click()
     visitor.page.get_by_label("number input for Steps").fill("50")

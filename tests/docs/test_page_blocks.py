@@ -47,8 +47,8 @@ def pictures(folder: Path) -> list[Path]:
 
 
 def check_readme(folder: Path, names: dict) -> None:
-    assert Image.open(folder / "street.png").size == (4 * 128, 128)
-    assert Image.open(folder / "large_street.png").size == (512, 512)
+    assert Image.open(folder / "street.png").size == (512, 512)
+    assert Image.open(folder / "streets.png").size == (4 * 128, 128)
     assert len(names["images"]) == 2
     assert len(pictures(folder / "new")) == 4 * len(VAL)
     assert json.loads((folder / "evaluation" / "results.json").read_text())["data"]["num_generated"] == 4 * len(VAL)

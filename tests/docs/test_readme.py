@@ -103,6 +103,16 @@ def test_results_of_the_readme_are_those_of_the_files(results):
         if each["arm"] == "real_synthetic" and each["against"]["arm"] == "real"
     ]
     assert f"by {gain['mean']:+.3f} (95 % interval {gain['low']:.3f} to {gain['high']:.3f}, three seeds)" in text
+    first_screen = " ".join(README.split("## ")[0].split())
+    assert f"by {gain['mean']:+.3f}, within noise ({gain['low']:.3f} to {gain['high']:.3f})" in first_screen
+    (transfer,) = [
+        each
+        for each in read("transfer.json")["comparisons"]
+        if (each["arm"], each["against"]["arm"]) == ("real_synthetic", "real")
+    ]
+    gain, cars = transfer["mean_iou"], transfer["iou"]["car"]
+    said = f"by {gain['mean']:+.3f} ({gain['low']:.3f} to {gain['high']:.3f}), where cars gain {cars['mean']:.3f}"
+    assert said in first_screen
     assert f"{read('first_photo.json')['sum']:.0f} seconds from `git clone`" in text
 
 
@@ -113,10 +123,11 @@ def test_picture_of_the_readme_is_what_its_first_snippet_makes(tmp_path, monkeyp
         (tmp_path / name).symlink_to(ROOT / name)
     with torch.random.fork_rng(devices=[]):
         exec(compile(snippet.code, "README.md", "exec"), {})
-    with Image.open("street.png") as made, Image.open(ROOT / "docs" / "images" / "first_snippet.png") as shown:
-        assert made.size == shown.size
-        difference = ImageStat.Stat(ImageChops.difference(made.convert("RGB"), shown.convert("RGB"))).mean
-    assert max(difference) < 2  # grey levels: convolutions differ a little between processors
+    # demo/large.png in half of its size: four columns of 512 pixels, and 4 around each
+    with Image.open("street.png") as made, Image.open(ROOT / "docs" / "images" / "front.jpg") as front:
+        shown = front.crop((260, 2, 516, 258))
+        difference = ImageStat.Stat(ImageChops.difference(made.convert("RGB").resize(shown.size), shown)).mean
+    assert max(difference) < 4  # grey levels: convolutions differ a little between processors, and JPEG loses some
 
 
 def test_addresses_of_the_repository_are_one():
