@@ -172,7 +172,8 @@ def _results(
     if settings.filtered is not None:
         known = results["filters"]["filtered"]
         by = f"by a network with weights {known}" if known else "by an unknown network"
-        start = f"'{settings.base_model}'" if settings.base_model else "random weights"
+        encoder = " and an encoder from ImageNet" if settings.has_backbone and settings.pretrained_encoder else ""
+        start = f"'{settings.base_model}'" if settings.base_model else f"random weights{encoder}"
         notes.append(f"'{settings.filtered}' was filtered {by}. The networks of this study are trained from {start}.")
     least = min(arm["passes"] for arm in results["arms"])
     if least < 1:
