@@ -23,7 +23,7 @@ from semseg_diffusers.reports.findings import distance_keys
 from semseg_diffusers.utils.files import code_commit, versions
 
 
-NUM_EXAMPLES = 4  # best and worst, each
+NUM_EXAMPLES = 5  # best and worst, each
 NUM_CLOSEST = 8  # pairs of a generated and a training image
 OWN_FEATURES_NOTE = (
     "These features are of the segmentation network itself: they separate classes and say little about appearance: "

@@ -9,6 +9,7 @@ import random
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ RUN_PAGE = "run.html"  # what `semseg-diffusers report` writes into a run folder
 MAX_SHEET_BYTES = 400_000  # the card's image is loaded by everyone who opens the page
 SHEET_WIDTH = 1400  # pixels; as many masks in a row as fit
 CELL_SIZE = 128  # pixels; smaller images are enlarged to it
+SAMPLED = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "seed")
 QUALITIES = range(92, 39, -4)  # of JPEG, best first
 
 
@@ -60,6 +62,61 @@ def make_sheet(
     paths, of = choose_masks(settings)
     steps, scale = pipeline.resolve_sampling()
     generation = GenerationSettings(num_inference_steps=steps, guidance_scale=scale, seed=settings.seed)
+    blocks = _draw(pipeline, paths, generation, settings, settings.samples, mask_labels, upscaler)
+    shown = pipeline if upscaler is None else upscaler
+    algorithm = shown.scheduler.config.get("algorithm_type")
+    steps, scale = shown.resolve_sampling()
+    record = {
+        **({} if upscaler is None else {"generator": settings.generator}),
+        "masks": [path.stem for path in paths],
+        "of": of,
+        "samples": settings.samples,
+        "seed": settings.seed,
+        "scheduler": type(shown.scheduler).__name__ + (f" ({algorithm})" if algorithm else ""),
+        "num_inference_steps": steps,
+        "guidance_scale": scale,
+    }
+    return _small_jpeg(_arrange(blocks, LabelSet.from_config(pipeline.unet.config))), record
+
+
+def make_extremes(
+    pipeline: Any, settings: SheetOptions, scores: Mapping[str, Any], mask_labels: LabelSet | None = None
+) -> bytes:
+    """Generate the images again that `evaluate` found to agree best and worst with their masks; returns a JPEG.
+
+    Raises:
+        ValueError: a mask of these images is not among those of the settings.
+    """
+    examples, sampled = scores["examples"], scores["generation"]
+    by_stem = {path.stem: path for path in find_masks(str(settings.masks))}
+    stems = [[entry["stem"] for entry in examples[end]] for end in ("best", "worst")]
+    if missing := [stem for row in stems for stem in row if stem not in by_stem]:
+        raise ValueError(
+            f"'{settings.masks}' holds no mask '{missing[0]}', whose image is among the best or worst of --results. "
+            "Give the masks that were evaluated."
+        )
+    generation = GenerationSettings(**{name: sampled[name] for name in SAMPLED if name in sampled})
+    rows = [_draw(pipeline, [by_stem[stem] for stem in row], generation, settings, 1, mask_labels) for row in stems]
+    cells = [[cell for block in row for cell in block] for row in rows]
+    return _small_jpeg(image_grid(cells, row_labels=["best", "worst"], cell_size=CELL_SIZE))
+
+
+def _can_be_drawn_again(scores: Mapping[str, Any], pipeline: Any) -> bool:
+    """Whether a model gives the best and worst images of an evaluation again, with its own scheduler."""
+    sampled, examples = scores.get("generation") or {}, scores.get("examples") or {}
+    return bool(examples.get("best")) and sampled.get("scheduler") == type(pipeline.scheduler).__name__
+
+
+def _draw(
+    pipeline: Any,
+    paths: Sequence[Path],
+    generation: GenerationSettings,
+    settings: SheetOptions,
+    samples: int,
+    mask_labels: LabelSet | None,
+    upscaler: Any = None,
+) -> list[list[Image.Image]]:
+    """Return each mask with its samples."""
     with tempfile.TemporaryDirectory() as folder:
         chosen, generated = Path(folder, "chosen", "masks"), Path(folder, "generated")
         chosen.mkdir(parents=True)
@@ -74,37 +131,26 @@ def make_sheet(
             generation,
             inputs=Inputs(upscaler=upscaler),
             mask_labels=mask_labels,
-            num_images_per_mask=settings.samples,
+            num_images_per_mask=samples,
             batch_size=settings.batch_size,
             contact_sheet_rows=0,
             show_progress=True,
         )
-        blocks = [
+        return [
             [
                 open_image(generated / "masks" / f"{path.stem}_0.png"),
-                *(open_image(generated / "images" / f"{path.stem}_{k}.png") for k in range(settings.samples)),
+                *(open_image(generated / "images" / f"{path.stem}_{k}.png") for k in range(samples)),
             ]
             for path in paths
         ]
-    shown = pipeline if upscaler is None else upscaler
-    algorithm = shown.scheduler.config.get("algorithm_type")
-    steps, scale = shown.resolve_sampling()
-    record = {
-        **({} if upscaler is None else {"generator": settings.generator}),
-        "masks": [path.stem for path in paths],
-        "of": of,
-        "samples": settings.samples,
-        "seed": settings.seed,
-        "scheduler": type(shown.scheduler).__name__ + (f" ({algorithm})" if algorithm else ""),
-        "num_inference_steps": steps,
-        "guidance_scale": scale,
-    }
-    sheet = _arrange(blocks, LabelSet.from_config(pipeline.unet.config))
+
+
+def _small_jpeg(sheet: Image.Image) -> bytes:
     for quality in QUALITIES:
         data = io.BytesIO()  # colours are not subsampled, since masks have thin lines
         sheet.save(data, format="jpeg", quality=quality, subsampling=0, optimize=True)
         if data.tell() <= MAX_SHEET_BYTES:
-            return data.getvalue(), record
+            return data.getvalue()
     raise ValueError(
         f"a sheet of {sheet.width} x {sheet.height} pixels does not fit into {MAX_SHEET_BYTES // 1000} kB. Use fewer "
         "--num_masks or --samples."
@@ -133,8 +179,9 @@ def export_model(settings: ExportSettings) -> Path:
     """Write a model as a folder to share; after an error nothing of it remains.
 
     It holds the pipeline's own weights (no variants) as safetensors, configs, settings, log and page of the run, the
-    card, `results/`, `samples.jpg`, and `export.json`, which records how it was made. It holds no code files: `push`
-    adds them. The page shows real images of the data, so it is copied only if the card names a licence.
+    card, `results/`, `samples.jpg`, with results also `extremes.jpg` (the images that agree best and worst), and
+    `export.json`, which records how it was made. It holds no code files: `push` adds them. The page shows real images
+    of the data, so it is copied only if the card names a licence.
 
     Args:
         settings: see `ExportSettings`.
@@ -203,7 +250,11 @@ def export_model(settings: ExportSettings) -> Path:
             pipelines = (load_pipeline(settings.generator).to(device), shown) if settings.generator else (shown, None)
             sheet, record["sheet"] = make_sheet(pipelines[0], settings, mask_labels, pipelines[1])
             contents[folders.SHEET_FILE] = sheet
-            about = {"sheet": record["sheet"], "dtype": dtype, "license_name": license_name}
+            about = {"sheet": record["sheet"], "dtype": dtype, "license_name": license_name, "examples": None}
+            evaluated = next((score for score in scores.values() if _can_be_drawn_again(score, shown)), None)
+            if evaluated is not None and settings.generator is None:
+                contents[folders.EXTREMES_FILE] = make_extremes(shown, settings, evaluated, mask_labels)
+                about |= {"examples": evaluated["examples"], "extremes": folders.EXTREMES_FILE}
             preview = cards.render("sheet.md", file=folders.SHEET_FILE, **about)
         if preview or cards.has_part(card, "preview"):
             card = cards.replace_part(card, "preview", preview)

@@ -25,6 +25,7 @@ OUR_PIPELINES = "MaskGuided"  # start of the class names of our pipelines
 LOADED_FROM = "_name_or_path"  # in the config of a network that was loaded and saved again: a path of the machine
 EXPORT_FILE = "export.json"  # marks a folder that `export` made, and may replace
 SHEET_FILE = "samples.jpg"  # masks and samples of them, in such a folder
+EXTREMES_FILE = "extremes.jpg"  # the images that agree best and worst with their masks
 RESULTS_FOLDER = "results"  # beside the card: what `evaluate` wrote
 Contents = dict[str, Path | bytes]  # path in the repository -> file or content
 
@@ -124,7 +125,8 @@ def model_files(folder: Path, index: Mapping[str, Any], with_code: bool = True) 
         contents[name] = path
         if path.name == "config.json" and LOADED_FROM in (found := read_json(path)):
             contents[name] = json_bytes({key: value for key, value in found.items() if key != LOADED_FROM})
-    exported: Contents = {name: folder / name for name in (EXPORT_FILE, SHEET_FILE) if (folder / name).is_file()}
+    names = (EXPORT_FILE, SHEET_FILE, EXTREMES_FILE)
+    exported: Contents = {name: folder / name for name in names if (folder / name).is_file()}
     if exported:  # its card names these
         exported |= result_files(folder)
     contents |= exported | run_files(folder)

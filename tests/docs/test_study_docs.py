@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from semseg_diffusers.evaluation.settings import ARMS
+from semseg_diffusers.evaluation.study.results import paired_difference
 
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -38,3 +39,26 @@ def test_the_page_of_the_transfer_says_what_was_measured():
         assert results["forced"] == []
         for row in table(results):
             assert row in page
+
+
+def rare_classes() -> list[str]:
+    """Return the rows of the study of rare classes: means by class, and differences of arms by seed."""
+    names = ("rare_classes.json", "rare_classes_copy_paste.json")
+    studies = [json.loads((DOCS / "results" / name).read_text(encoding="utf-8")) for name in names]
+    real, images, pasted, both = (arm for study in studies for arm in study["arms"])
+    rows = []
+    for label in (None, *real["iou"]):
+        scores = [
+            (arm["mean_iou"] if label is None else arm["iou"][label])["values"] for arm in (real, pasted, images, both)
+        ]
+        cells = [label or "**mean IoU**", *(f"{sum(values) / len(values):.3f}" for values in scores)]
+        for one, other in ((1, 0), (2, 0), (2, 1), (3, 1)):
+            found = paired_difference(scores[one], scores[other])
+            cells.append(f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def test_the_page_of_rare_classes_says_what_was_measured():
+    page = (DOCS / "results" / "rare_classes.md").read_text(encoding="utf-8")
+    assert all(row in page for row in rare_classes())

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -17,7 +18,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from semseg_diffusers import MaskGuidedDDPMPipeline, MaskGuidedInpaintPipeline, MaskGuidedUpscalePipeline, cli
+from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import model_revision
+from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.hub import cards, export
 from semseg_diffusers.hub.export import choose_masks, make_sheet
 from semseg_diffusers.hub.folders import check_model_folder, model_files, weights_hash
@@ -25,6 +28,7 @@ from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.utils.files import write_json
+from semseg_diffusers.utils.images import GAP
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -168,6 +172,45 @@ def test_the_sheet_shows_masks_chosen_by_the_seed_and_is_the_same_each_time(ship
     picture = Image.open(io.BytesIO(data))
     assert picture.width >= 9 * 128  # all three blocks of a mask and two samples in one row
     assert len(data) <= export.MAX_SHEET_BYTES
+
+
+def test_the_images_that_agree_best_and_worst_are_drawn_again_and_named_on_the_card(run, masks, tmp_path, capsys):
+    stems = sorted(path.stem for path in masks.glob("*.png"))
+    results = evaluation_results(weights_hash(MaskGuidedDDPMPipeline.from_pretrained(run).unet.state_dict()))
+    entries = [{"image": f"{stem}_0", "stem": stem, "mean_iou": 0.9 - i / 10} for i, stem in enumerate(stems[:4])]
+    results["examples"] = {"rule": "by a rule", "best": entries[:2], "worst": entries[:1:-1]}
+    results["generation"] |= {"scheduler": type(tiny_pipeline().scheduler).__name__}
+    results["generation"] |= {"num_inference_steps": 2, "guidance_scale": 1.0, "seed": 5}
+    file = tmp_path / "toy16" / "results.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(results))
+    options = {"masks": str(masks), "num_masks": 1, "samples": 1, "device": "cpu", "results": (str(file),)}
+    folder = exported(run, tmp_path / "made", **options)
+    card = (folder / "README.md").read_text()
+    assert "![Best and worst images](extremes.jpg)" in card
+    assert "by a rule; 0.80 or more, and 0.70 or less" in " ".join(card.split())
+    assert "extremes.jpg" in model_files(folder, check_model_folder(folder))
+
+    generate_dataset(
+        MaskGuidedDDPMPipeline.from_pretrained(folder), masks, tmp_path / "generated",
+        GenerationSettings(num_inference_steps=2, guidance_scale=1.0, seed=5), contact_sheet_rows=0,
+    )  # fmt: skip
+    with Image.open(folder / "extremes.jpg") as sheet:
+        shown = np.asarray(sheet.convert("RGB"), dtype=int)
+    for row, chosen in enumerate((stems[:2], stems[3:1:-1])):
+        for column, stem in enumerate(chosen):
+            image = Image.open(tmp_path / "generated" / "images" / f"{stem}_0.png").convert("RGB")
+            top, right = GAP + row * (128 + GAP), shown.shape[1] - GAP - (3 - 2 * column - 1) * (128 + GAP)
+            cell = shown[top : top + 128, right - 128 : right]
+            assert np.abs(cell.mean(axis=(0, 1)) - np.asarray(image).mean(axis=(0, 1))).max() < 6  # JPEG
+
+    results["examples"]["worst"] = [{"image": "other_0", "stem": "other", "mean_iou": 0.1}]
+    file.write_text(json.dumps(results))
+    message = refused(
+        capsys, "--model", run, "--output", tmp_path / "none", "--masks", masks, "--num_masks", 1, "--results", file
+    )
+    assert "holds no mask 'other', whose image is among the best or worst of --results" in message
+    assert not (tmp_path / "none").exists()
 
 
 def test_what_the_model_recommends_is_exported_shown_on_the_card_and_used_for_the_sheet(masks, tmp_path):
