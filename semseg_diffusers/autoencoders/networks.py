@@ -107,18 +107,15 @@ def average_colors(network: Any) -> None:
         ends = [encoder.conv_in, encoder.conv_out, decoder.conv_in, decoder.conv_out]
         for layer in (network.quant_conv, network.post_quant_conv):
             _carry(layer, torch.eye(layer.out_channels, layer.in_channels))
-    for layer, matrix in zip(ends, (split, merge, split, merge), strict=True):
-        _carry(layer, matrix)
+    scales = (1, 2, 1, 0.5) if tiny else (1, 1, 1, PHOTO_DEVIATION)
+    for layer, matrix, scale in zip(ends, (split, merge, split, merge), scales, strict=True):
+        _carry(layer, matrix * scale)
     ends[-1].weight[:, 2 * colors :] = 0
     if tiny:
-        _carry(ends[1], merge * 2)
         ends[0].bias[: 2 * colors] = -split.sum(1) / 2
-        _carry(ends[3], merge / 2)
-        ends[3].bias.fill_(0.5)
-    else:
-        ends[-1].weight *= PHOTO_DEVIATION
-        if isinstance(network, AutoencoderKL):
-            network.quant_conv.bias[config.latent_channels :] = FIRST_LOGVAR
+        ends[-1].bias.fill_(0.5)
+    elif isinstance(network, AutoencoderKL):
+        network.quant_conv.bias[config.latent_channels :] = FIRST_LOGVAR
 
 
 class Outputs(NamedTuple):
