@@ -176,6 +176,6 @@ def generate_first_images(output: Path, start: float, num_inference_steps: int |
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=ROOT / "demo", help="folder (default: demo)")
-    folder, began = parser.parse_args().output, time.perf_counter()
-    generate_large_images(folder, began)
-    generate_first_images(folder, began)
+    folder, start = parser.parse_args().output, time.perf_counter()
+    generate_large_images(folder, start)
+    generate_first_images(folder, start)
