@@ -27,7 +27,9 @@ def call(study, monkeypatch, *words: object) -> None:
 
 
 def test_the_page_says_what_was_measured(study):
-    assert study.costs_table(read_json(RESULTS / "latents_costs.json")) in (RESULTS / "latents.md").read_text()
+    page = (RESULTS / "latents.md").read_text()
+    assert study.costs_table(read_json(RESULTS / "latents_costs.json")) in page
+    assert all(table in page for table in study.tables(read_json(RESULTS / "latents.json")).split("\n\n"))
 
 
 @pytest.mark.slow
