@@ -112,9 +112,7 @@ def generate_large_images(output: Path, start: float, num_inference_steps: int |
         save_png(folder / f"{file_name(title)}.png", image)
         if not cells:
             seconds = time.perf_counter() - start
-            print(
-                f"   the first photo of {LARGE} x {LARGE}, {seconds:.0f} s after all libraries were loaded", flush=True
-            )
+            print(f"   the first photo of 512 x 512, {seconds:.0f} s after all libraries were loaded", flush=True)
         cells += [labels.decode(ids), image]
     print(f"   {(time.perf_counter() - since) / len(LARGE_MASKS):.1f} s a photo of 512 x 512", flush=True)
     sheet = output / "large.png"
