@@ -60,7 +60,7 @@ footer { margin-top: 2px !important; }
   #samples .grid-wrap { min-height: 0 !important; }
   #samples:has(.preview) .grid-wrap { min-height: 340px !important; }
   #seed .block { padding-block: 4px; }
-  #seed > button { height: 36px; margin-bottom: 4px; }
+  #seed > button { margin-bottom: 4px; }
   #keep { padding-block: 6px; }
   #keep label { padding: 2px 8px; }
 }
