@@ -53,16 +53,16 @@ def _new_autoencoder(settings: AutoencoderSettings, size: tuple[int, int]) -> Mo
     return AutoencoderKL(**config)
 
 
-def _carry(layer: Any, matrix: torch.Tensor, side: int | None = None) -> None:
+def _carry(layer: Any, matrix: torch.Tensor, side: int = 1) -> None:
     """Let a convolution map its first channels by a matrix to its first channels, averaged over side x side pixels.
 
     The square starts at the kernel's centre, or at the first pixel of a convolution without padding.
     """
     outputs, inputs = matrix.shape
     start = layer.padding[0] if layer.kernel_size[0] > 1 else 0
-    pixels = slice(start, start + (side or 1))
+    pixels = slice(start, start + side)
     layer.weight[:outputs] = 0
-    layer.weight[:outputs, :inputs, pixels, pixels] = matrix[:, :, None, None] / (side or 1) ** 2
+    layer.weight[:outputs, :inputs, pixels, pixels] = matrix[:, :, None, None] / side**2
     if layer.bias is not None:
         layer.bias.zero_()
 

@@ -130,13 +130,14 @@ def plain_load_note(folder: str | os.PathLike) -> str:
 def data_license(source_format: str | None, thing: str | None = None) -> tuple[str | None, str]:
     """Return the Hub's name of a data licence and a sentence about it, for the data and for a `thing` made of it.
 
-    Of joined datasets, the strictest licence holds, and is unknown if one of them is; the sentence names each.
+    Of joined datasets, the strictest licence holds, and is unknown if one of them is; the sentence names each, but toy
+    scenes beside others.
     """
     formats = (source_format or "").split(JOINED)
     if not DATA_LICENSES.keys() >= {*formats}:
         return None, UNKNOWN_LICENSE
-    found = [DATA_LICENSES[each] for each in DATA_LICENSES if each in formats]
-    name, sentence = found[0][0], ". ".join(text for _, text in found)
+    named = [each for each in DATA_LICENSES if each in formats and each != "toy"] or ["toy"]
+    name, sentence = DATA_LICENSES[named[0]][0], ". ".join(DATA_LICENSES[each][1] for each in named)
     return name, f"{sentence}; the same holds for {thing}." if thing and formats != ["toy"] else f"{sentence}."
 
 

@@ -96,9 +96,10 @@ def make_extremes(
             "Give the masks that were evaluated."
         )
     generation = GenerationSettings(**{name: sampled[name] for name in SAMPLED if name in sampled})
-    rows = [_draw(pipeline, [by_stem[stem] for stem in row], generation, settings, 1, mask_labels) for row in stems]
-    cells = [[cell for block in row for cell in block] for row in rows]
-    return _small_jpeg(image_grid(cells, row_labels=["best", "worst"], cell_size=CELL_SIZE))
+    best, worst = stems
+    blocks = _draw(pipeline, [by_stem[stem] for stem in best + worst], generation, settings, 1, mask_labels)
+    rows = [sum(blocks[: len(best)], []), sum(blocks[len(best) :], [])]
+    return _small_jpeg(image_grid(rows, row_labels=["best", "worst"], cell_size=CELL_SIZE))
 
 
 def _can_be_drawn_again(scores: Mapping[str, Any], pipeline: Any) -> bool:

@@ -1,4 +1,4 @@
-"""docs/how_to/study.md names every arm, and docs/results/transfer.md says what its study measured."""
+"""docs/how_to/study.md names every arm, and docs/results/ say what the studies measured."""
 
 import json
 from pathlib import Path

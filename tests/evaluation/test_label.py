@@ -125,6 +125,7 @@ def test_a_card_says_that_masks_are_predictions(place, tmp_path):
 def test_the_licence_of_kitti_is_stricter_than_that_of_camvid():
     assert data_license("camvid+kitti")[0] == data_license("kitti+toy")[0] == "cc-by-nc-sa-3.0"
     assert all(name in data_license("camvid+kitti")[1] for name in ("CamVid", "KITTI"))
+    assert "toy" not in data_license("kitti+toy")[1]
     assert data_license("toy+toy", "this")[0] == "apache-2.0"
     assert data_license("camvid+folder")[0] is None
 
