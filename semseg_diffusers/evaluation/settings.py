@@ -755,6 +755,11 @@ class StudyCommandSettings(ParallelOptions, StudySettings):
     """
 
     output: str = option(metavar="DIR", help="folder to create or resume")
+    baseline_from: str | None = option(
+        None, metavar="DIR",
+        help="study of the same photos, network and recipe, such as one with another use of its synthetic pairs: what "
+        f"it trained without synthetic pairs is not trained again; {SHARE} for the share",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 
@@ -178,6 +179,29 @@ def test_other_settings_in_a_folder_are_refused_by_name(place, tmp_path):
     said = study(*options(place, out, generated=generated), *more, expect=2)
     assert "generated images: sha256:" in said
     assert report(out) == before
+
+
+def test_another_study_lends_what_it_trained_without_synthetic_pairs(place, tmp_path):
+    arms = ("--arms", "real", "real_duplicated", "real_synthetic", "--amounts", 0.5, 1.5, "--seeds", 1, 2)
+    use = ("--synthetic_share", 0.5)
+    study(*options(place, tmp_path / "alone"), *arms, *use)
+    study(*options(place, tmp_path / "lent"), *arms, *use, "--baseline_from", place / "out")
+    assert report(tmp_path / "lent") == report(tmp_path / "alone")
+    for name in ("real-seed1", "real_duplicated-x0.5-seed1", "real_duplicated-x1.5-seed1"):  # with its seconds
+        files = [folder / "trainings" / f"{name}.json" for folder in (place / "out", tmp_path / "lent")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_baseline_of_other_photos_or_another_recipe_is_refused(place, tmp_path):
+    words = (*options(place, tmp_path / "new"), "--arms", "real", "real_synthetic", "--baseline_from")
+    for more, reason in (
+        ((place,), "is not a study: it has no study.json"),
+        ((place / "out", "--flip", 0), "other settings .*horizontal_flip"),
+        ((place / "out", "--max_train_steps", 5), "other settings .*max_train_steps"),
+        ((place / "out", "--seeds", 7), "none of the trainings that this study needs: real-seed7"),
+    ):
+        assert re.search(reason, study(*words, *more, expect=2))
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_same_data_elsewhere_is_the_same_study(place, tmp_path):

@@ -124,6 +124,7 @@ def run(settings: StudyCommandSettings) -> None:
     sys.stderr.write(settings.fallback_hint or "")
     output = Path(settings.output)
     study = run_study if len(settings.real_share) == 1 else run_shares
-    results = study(settings, output, device=device, jobs=settings.jobs or default_jobs(device), show_progress=True)
+    jobs, baseline = settings.jobs or default_jobs(device), settings.baseline_from
+    results = study(settings, output, device=device, jobs=jobs, baseline=baseline, show_progress=True)
     text = "".join(f"{each['topic']}: {each['text']}\n" for each in results["findings"])
     sys.stdout.write(f"{text}page and results: {output / PAGE_FILE}\n")

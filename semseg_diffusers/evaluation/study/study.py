@@ -1,6 +1,7 @@
 """Runs a study of one share of the real images: trains what is missing and writes results.json and report.html."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,20 @@ from semseg_diffusers.data.dataset_format import PSEUDO_LABELS
 from semseg_diffusers.evaluation.segmentation.networks import build_segmenter
 from semseg_diffusers.evaluation.segmentation.recolor import describe_recoloring
 from semseg_diffusers.evaluation.segmentation.training import LabelledImages, describe_recipe
-from semseg_diffusers.evaluation.settings import StudySettings, Training, trainings
+from semseg_diffusers.evaluation.settings import (
+    SHARE,
+    SYNTHETIC,
+    SYNTHETIC_SETS,
+    StudySettings,
+    SyntheticUseOptions,
+    Training,
+    trainings,
+)
 from semseg_diffusers.evaluation.study import leaks, pools
 from semseg_diffusers.evaluation.study.phases import class_losses, describe_use
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
 from semseg_diffusers.evaluation.study.study_page import write_study_page
-from semseg_diffusers.evaluation.study.training import TRAININGS, read_result, run_trainings
+from semseg_diffusers.evaluation.study.training import TRAININGS, read_result, run_trainings, write_result
 from semseg_diffusers.utils.files import LOCK_FILE, code_commit, exclusive_folder, read_json, versions, write_json
 from semseg_diffusers.utils.settings import differences
 
@@ -25,7 +34,13 @@ PAGE_FILE = "report.html"
 
 
 def run_study(
-    settings: StudySettings, output: Path, *, device: str = "cpu", jobs: int = 1, show_progress: bool = False
+    settings: StudySettings,
+    output: Path,
+    *,
+    device: str = "cpu",
+    jobs: int = 1,
+    baseline: str | None = None,
+    show_progress: bool = False,
 ) -> dict[str, Any]:
     """Train what is missing, then write results and page.
 
@@ -34,18 +49,20 @@ def run_study(
         output: folder to create or resume.
         device: of the trainings; "cuda" distributes processes over the GPUs.
         jobs: parallel processes, at least 1.
+        baseline: folder of another study, whose trainings without synthetic pairs are used.
         show_progress: show a progress bar on stderr.
 
     Returns:
         the content of `results.json`.
 
     Raises:
-        ValueError: invalid data or settings, or a folder with trainings of other settings.
+        ValueError: invalid data or settings, or a folder with trainings of other settings; a baseline that is none.
         ChildProcessError: a training process was killed.
     """
     if jobs < 1:
         raise ValueError(f"--jobs must be 1 or more; got {jobs}.")
-    settings = settings.of_share(*settings.real_share)
+    (share,) = settings.real_share
+    settings = settings.of_share(share)
     if output.is_file():
         raise ValueError(f"--output '{output}' is a file; expected a folder.")
     if output.is_dir() and not (output / STUDY_FILE).is_file():
@@ -84,12 +101,18 @@ def run_study(
         "recipe": describe_recipe(initial.recipe),
         "data": {name: pools.data_hash(pairs, digests[name]) for name, pairs in data.items()},
     }
+    all_trainings = trainings(settings)
+    known = {}
+    if baseline is not None:
+        known = _read_baseline(Path(baseline.replace(SHARE, f"{share:g}")), record, all_trainings)
     with exclusive_folder(output, "studying in"):
         _open_output(output, record)
 
         # 3. Train every arm with every seed, then compare
-        all_trainings = trainings(settings)
         missing = [training for training in all_trainings if read_result(output, training) is None]
+        for training in known.keys() & {*missing}:
+            write_result(output, known[training])
+            missing.remove(training)
         run_trainings(missing, settings, data, output, device, jobs, show_progress)
         trained = {training: result for training in all_trainings if (result := read_result(output, training))}
         results = _results(settings, data, record, trained, forced)
@@ -104,14 +127,7 @@ def _open_output(output: Path, record: Mapping[str, Any]) -> None:
     for path in [*output.glob("*.tmp-*"), *(output / TRAININGS).glob("*.tmp-*")]:
         path.unlink()  # of an interrupted run; the folder is locked
     if file.is_file() and any((output / TRAININGS).glob("*.json")):
-        try:
-            saved = read_json(file)
-            groups = [differences(saved[group], record[group]) for group in ("settings", "network", "recipe")]
-            shared = saved["data"].keys() & record["data"].keys()  # a set in only one of the records is no difference
-            images = ({f"{name} images": each["data"][name] for name in shared} for each in (saved, record))
-            different = "; ".join(filter(None, (*groups, differences(*images))))
-        except (ValueError, KeyError, TypeError, AttributeError) as err:
-            raise ValueError(f"'{file}' is not a record of a study ({err}). Choose another --output.") from err
+        saved, different = _read_study(file, record)
         if different:
             raise ValueError(
                 f"--output '{output}' holds trainings with other settings ({different}). Choose another "
@@ -120,6 +136,51 @@ def _open_output(output: Path, record: Mapping[str, Any]) -> None:
         record = {**record, "data": {**saved["data"], **record["data"]}}
     write_json(file, record)
     (output / TRAININGS).mkdir(exist_ok=True)
+
+
+def _read_study(file: Path, record: Mapping[str, Any], *, synthetic: bool = True) -> tuple[dict[str, Any], str]:
+    """Return what the trainings of a study share, and how it differs from `record`, in words.
+
+    Without `synthetic`, only what trainings without synthetic pairs depend on.
+    """
+    use = set() if synthetic else {"class_losses", *(field.name for field in fields(SyntheticUseOptions))}
+    hidden = set() if synthetic else SYNTHETIC_SETS
+    try:
+        saved = read_json(file)
+        settings = ({k: v for k, v in each["settings"].items() if k not in use} for each in (saved, record))
+        groups = [
+            differences(*settings),
+            *(differences(saved[group], record[group]) for group in ("network", "recipe")),
+        ]
+        shared = (saved["data"].keys() & record["data"].keys()) - hidden  # a set of only one is no difference
+        images = ({f"{name} images": each["data"][name] for name in shared} for each in (saved, record))
+        return saved, "; ".join(filter(None, (*groups, differences(*images))))
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise ValueError(f"'{file}' is not a record of a study ({err}). Choose another folder.") from err
+
+
+def _read_baseline(
+    folder: Path, record: Mapping[str, Any], all_trainings: Sequence[Training]
+) -> dict[Training, dict[str, Any]]:
+    """Return the results of another study for trainings without synthetic pairs, which do not depend on their use.
+
+    Raises:
+        ValueError: not a study, one of other photos, network or recipe, or without any such result.
+    """
+    if not (folder / STUDY_FILE).is_file():
+        raise ValueError(f"--baseline_from '{folder}' is not a study: it has no {STUDY_FILE}. Give the folder of one.")
+    _, different = _read_study(folder / STUDY_FILE, record, synthetic=False)
+    if different:
+        raise ValueError(
+            f"--baseline_from '{folder}' is a study with other settings ({different}), so its real photos have other "
+            "scores. Omit it, or use the same settings."
+        )
+    real = [training for training in all_trainings if training.arm not in SYNTHETIC]
+    known = {training: result for training in real if (result := read_result(folder, training))}
+    if not known:
+        names = ", ".join(training.name for training in real)
+        raise ValueError(f"--baseline_from '{folder}' has none of the trainings that this study needs: {names}.")
+    return known
 
 
 def _results(

@@ -85,6 +85,12 @@ def train_one(
         "device": str(torch.device(device)),
         "seconds": round(time.monotonic() - started, 1),
     }
+    write_result(output, result)
+
+
+def write_result(output: Path, result: dict[str, Any]) -> None:
+    """Write the result of a training into the folder of a study."""
+    training = Training(result["arm"], result["amount"], result["seed"])
     write_json(output / TRAININGS / f"{training.name}.json", result)
 
 
