@@ -93,6 +93,15 @@ def check_evaluating(folder: Path, names: dict) -> None:
     assert names["scores"].mean_iou == 1
 
 
+def check_first_photo(folder: Path, names: dict) -> None:
+    photo, edited = (np.asarray(Image.open(folder / name)) for name in ("photo.png", "edited.png"))
+    changed = (photo != edited).any(axis=-1)
+    assert changed.any()
+    assert not changed[:, 70:].any()  # the rider is on the left
+    assert Image.open(folder / "large.png").size == (512, 512)
+    assert len(pictures(folder / "new")) == 4
+
+
 def check_filtering(folder: Path, names: dict) -> None:
     assert len(read_metadata(folder / "filtered")) == 4
     assert 2 <= len(read_metadata(folder / "resampled")) <= 4
@@ -200,6 +209,7 @@ PLACES = {
     "filtering.md": Place(
         (DATA, RUN), drawn("new", count=2), check_filtering, options={"semseg-diffusers evaluate": ONE_STEP}
     ),
+    "first_photo.md": Place(("checkpoints",), check=check_first_photo),
     "generating.md": Place((DATA, "data/bdd128", RUN, SMALL, "runs/bdd128"), check=check_generating),
     "painting.md": Place((DATA, RUN), check=check_painting),
     "sampling.md": Place((DATA, RUN)),

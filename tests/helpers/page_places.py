@@ -84,7 +84,8 @@ def make_stock(folder: Path) -> Path:
     write_toy_dataset(folder / "data" / "bdd128", num_train=4, num_val=2, size=(64, 64), seed=0)
     camvid, bdd = LabelSet.from_preset("camvid"), LabelSet.from_preset("bdd100k")
     save_model(folder / "runs" / "camvid128", camvid)
-    save_model(folder / "checkpoints" / "camvid128", camvid)
+    for name in ("camvid128", "camvid128-turbo"):
+        save_model(folder / "checkpoints" / name, camvid)
     save_model(folder / "checkpoints" / "camvid-upscaler", camvid, upscale_factor=4)
     save_model(folder / "runs" / "small", camvid, seed=1)
     save_model(folder / "runs" / "bdd128", bdd, 64, LOOKS)
