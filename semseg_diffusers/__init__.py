@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from semseg_diffusers.training.settings import TrainingSettings
 
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Classes that saved pipelines name, by the module that defines them. A saved pipeline finds its own class in
 # `diffusers`, and its network's module by its last name in `diffusers.pipelines`: files may move, these names may not.
