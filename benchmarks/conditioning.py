@@ -35,9 +35,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
 from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
 from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.training.base_model import control_defaults
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.source_configs import control_defaults
 
 
 SIZE = 128

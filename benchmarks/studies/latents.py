@@ -49,10 +49,10 @@ from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import load_model
 from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.pipelines.latents import decode_latents, latent_channels, vae_factor
-from semseg_diffusers.training.base_model import read_config
 from semseg_diffusers.training.latents import load_vae
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.source_configs import read_config
 from semseg_diffusers.utils.files import code_commit, versions, write_json
 from semseg_diffusers.utils.images import image_grid, to_image
 

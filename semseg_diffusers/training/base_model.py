@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from accelerate.logging import get_logger
 from diffusers import DDPMScheduler, UNet2DModel
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 
 from semseg_diffusers.data.labels import LabelSet
@@ -23,16 +21,21 @@ from semseg_diffusers.hub.weights import only_variant, read_weights, weight_file
 from semseg_diffusers.training.class_transfer import carry_over, describe_sources, source_classes
 from semseg_diffusers.training.objective import build_noise_scheduler
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.utils.files import parse_json, read_text
-from semseg_diffusers.utils.hub_errors import check_name, hub_errors
+from semseg_diffusers.training.source_configs import (
+    CONFIG_FILE,
+    SCHEDULER_FILE,
+    control_defaults,
+    find_file,
+    read_config,
+    scheduler_config,
+)
+from semseg_diffusers.utils.hub_errors import hub_errors
 
 
 logger = get_logger(__name__)
 
-WEIGHTS_FILE, CONFIG_FILE = "diffusion_pytorch_model.safetensors", "config.json"
-SCHEDULER_FILE, INDEX_FILE = "scheduler_config.json", "model_index.json"
+WEIGHTS_FILE, INDEX_FILE = "diffusion_pytorch_model.safetensors", "model_index.json"
 OF_THE_SCHEDULE = ("prediction_type", "num_train_timesteps", "rescale_betas_zero_snr", "noise_schedule")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True)
@@ -41,66 +44,6 @@ class BaseModel:
 
     unet: UNet2DModel
     noise_scheduler: DDPMScheduler | None  # None: not saved beside the weights; the settings apply
-
-
-def find_file(source: str, name: str, option: str) -> Path | None:
-    """Return the path of a file in a local folder, or downloaded from the Hub; None without. Errors name `option`."""
-    check_name(source)
-    if Path(source).is_dir():
-        path = Path(source) / name
-        return path if path.is_file() else None
-    folder, _, file = name.rpartition("/")
-    with hub_errors(f"{option}: loading the model '{source}'", source):
-        try:
-            return Path(hf_hub_download(source, file, subfolder=folder or None))
-        except LocalEntryNotFoundError:
-            raise  # the Hub cannot be reached
-        except EntryNotFoundError:
-            return None
-
-
-def read_config(source: str, option: str, *names: str) -> tuple[dict[str, Any], str] | None:
-    """Return the first existing of some JSON files, and its name."""
-    for name in names:
-        path = find_file(source, name, option)
-        if path is not None:
-            try:
-                return parse_json(read_text(path)), name
-            except ValueError as err:
-                raise ValueError(f"{option} {source}: {path} is not JSON: {err}. Is it complete?") from err
-    return None
-
-
-def control_defaults(source: str) -> dict[str, Any]:
-    """Return the defaults of a run on a base, whose noise schedule is used, if it has one."""
-    found = {"network": "control", "mask_dropout": 0.0}  # without a mask only the frozen base contributes
-    config = _scheduler_config(source)
-    if config is not None:
-        found |= {
-            "prediction_type": config.get("prediction_type", "epsilon"),
-            "num_train_timesteps": config.get("num_train_timesteps", 1000),
-            "rescale_betas_zero_snr": config.get("rescale_betas_zero_snr", False),
-            "noise_schedule": "base",
-        }
-    return found
-
-
-def _scheduler_config(source: str) -> dict[str, Any] | None:
-    found = read_config(source, "--base_model", f"scheduler/{SCHEDULER_FILE}", SCHEDULER_FILE)
-    if found is None:
-        return None
-    config, name = found
-    if "beta_schedule" not in config and config.get("trained_betas") is None:
-        raise ValueError(
-            f"--base_model {source}: its {name} is of a {config.get('_class_name')}, which has its own noise "
-            "levels; expected a scheduler with betas, such as DDPMScheduler."
-        )
-    if config.get("prediction_type", "epsilon") not in PREDICTION_TYPES:
-        raise ValueError(
-            f"--base_model {source}: it predicts {config['prediction_type']} ({name}); expected one of "
-            f"{', '.join(PREDICTION_TYPES)}."
-        )
-    return config
 
 
 def load_base(settings: TrainingSettings) -> BaseModel:
@@ -161,7 +104,7 @@ def _load_network(source: str) -> UNet2DModel:
 
 def _load_schedule(source: str, settings: TrainingSettings) -> DDPMScheduler | None:
     """Return the schedule saved beside a base, for training; the settings must match it."""
-    config = _scheduler_config(source)
+    config = scheduler_config(source)
     if config is None:
         if settings.noise_schedule == "base":
             raise ValueError(

@@ -29,7 +29,7 @@ from semseg_diffusers.pipelines.latents import (
     latent_statistics,
     vae_factor,
 )
-from semseg_diffusers.training.base_model import CONFIG_FILE, read_config
+from semseg_diffusers.training.source_configs import CONFIG_FILE, read_config
 from semseg_diffusers.utils.files import written_beside
 from semseg_diffusers.utils.hub_errors import hub_errors
 

@@ -445,7 +445,7 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
         source = given.get("base_model")
         if source is None or str(source).lower() == "none":
             return {}
-        from semseg_diffusers.training.base_model import control_defaults
+        from semseg_diffusers.training.source_configs import control_defaults
 
         return control_defaults(str(source))
 

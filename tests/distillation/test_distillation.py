@@ -38,10 +38,10 @@ from semseg_diffusers.distillation.distill import DistillationRun, Objective, bu
 from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.toy.scenes import write_toy_dataset
-from semseg_diffusers.training.base_model import control_defaults
 from semseg_diffusers.training.inputs import load_inputs
 from semseg_diffusers.training.objective import Window
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.source_configs import control_defaults
 from semseg_diffusers.utils.settings import SettingsParser
 
 

@@ -26,8 +26,9 @@ from semseg_diffusers.hub.folders import check_model_folder, stored_hash, stored
 from semseg_diffusers.hub.push import push_model
 from semseg_diffusers.hub.settings import ExportSettings
 from semseg_diffusers.hub.weights import only_variant, read_weights, stored_variants, weight_files
-from semseg_diffusers.training.base_model import control_defaults, load_base, load_first_weights
+from semseg_diffusers.training.base_model import load_base, load_first_weights
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.source_configs import control_defaults
 
 
 FORMS = {

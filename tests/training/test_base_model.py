@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 
 from semseg_diffusers import LabelSet, MaskControlNetModel, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
 from semseg_diffusers.toy.scenes import write_toy_dataset
-from semseg_diffusers.training.base_model import control_defaults, load_base, load_first_weights
+from semseg_diffusers.training.base_model import load_base, load_first_weights
 from semseg_diffusers.training.networks import EMA, build_network
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.source_configs import control_defaults
 
 
 # diffusers turns sigmas to numpy in ways that numpy 2 deprecates.
