@@ -27,8 +27,8 @@ from semseg_diffusers.utils.progress import progress_bar
 THUMBNAIL = 32  # pixels a side
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue in grey, ITU-R BT.601
 RECORD_TEXT = (
-    "{num_near_copies} of {num_images} images are near-copies of the {num_photos} training photos (nearer than "
-    "{threshold:g} grey levels); nearest: {nearest_image} to {nearest_photo}, {smallest_distance:.1f}"
+    "{num_near_copies} of {num_images} images are near-copies of the {num_photos} photos of {training_set} (nearer "
+    "than {threshold:g} grey levels); nearest: {nearest_image} to {nearest_photo}, {smallest_distance:.1f}"
 )
 CHUNK = 1024  # rows that are compared with all others at a time: 80 MB for 10,000 of them
 

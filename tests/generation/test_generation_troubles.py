@@ -243,7 +243,8 @@ def test_the_command_closes_with_the_near_copies(pipeline, tmp_path, capsys):
     options += ["--num_inference_steps", "1", "--device", "cpu", "--training_set"]
     assert cli.main([*options, str(tmp_path / "data"), "--near_copy_threshold", "200"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert "3 of 3 images are near-copies of the 4 training photos (nearer than 200 grey levels); nearest: " in last
+    of = f"the 4 photos of {tmp_path / 'data'} (train)"
+    assert f"3 of 3 images are near-copies of {of} (nearer than 200 grey levels); nearest: " in last
     assert {row["near_copy"] for row in read_metadata(tmp_path / "out")} == {True}
     options[options.index(str(tmp_path / "out"))] = str(tmp_path / "refused")
     assert cli.main([*options, str(tmp_path / "data"), "--near_copy_threshold", "0"]) == 2
