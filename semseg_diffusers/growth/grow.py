@@ -27,6 +27,8 @@ from semseg_diffusers.growth.stages import (
     make_stages,
 )
 from semseg_diffusers.reports.render import write_page
+from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.training.source_configs import CONFIG_FILE, read_config
 from semseg_diffusers.utils.files import exclusive_folder, read_json, write_json
 from semseg_diffusers.utils.signals import exit_on_signals, route_signals
 
@@ -60,6 +62,11 @@ def run(settings: GrowSettings) -> int:
     if settings.dry_run:
         sys.stdout.write("".join(f"{stage.command}\n" for stage in stages))
         return 0
+    start = next((s.settings.init_from for s in stages if isinstance(s.settings, TrainingSettings)), None)
+    if start is not None and read_config(start, "--init_from", f"unet/{CONFIG_FILE}", CONFIG_FILE) is None:
+        raise ValueError(
+            f"--init_from {start}: it has neither unet/{CONFIG_FILE} nor {CONFIG_FILE}. Give a run folder."
+        )
     with exclusive_folder(settings.output, "growing in"), exit_on_signals():
         progress = Progress(settings.output / STATE_FILE)
         for stage in stages:

@@ -249,13 +249,15 @@ def export_model(settings: ExportSettings) -> Path:
             device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
             shown = load_pipeline(made, upscaler=None).to(device)
             pipelines = (load_pipeline(settings.generator).to(device), shown) if settings.generator else (shown, None)
-            sheet, record["sheet"] = make_sheet(pipelines[0], settings, mask_labels, pipelines[1])
-            contents[folders.SHEET_FILE] = sheet
-            about = {"sheet": record["sheet"], "dtype": dtype, "license_name": license_name, "examples": None}
+            about = {"dtype": dtype, "license_name": license_name, "examples": None}
             evaluated = next((score for score in scores.values() if _can_be_drawn_again(score, shown)), None)
-            if evaluated is not None and settings.generator is None:
+            if evaluated is not None and settings.generator is None:  # first: it refuses masks that are not there
                 contents[folders.EXTREMES_FILE] = make_extremes(shown, settings, evaluated, mask_labels)
                 about |= {"examples": evaluated["examples"], "extremes": folders.EXTREMES_FILE}
+            contents[folders.SHEET_FILE], record["sheet"] = make_sheet(
+                pipelines[0], settings, mask_labels, pipelines[1]
+            )
+            about["sheet"] = record["sheet"]
             preview = cards.render("sheet.md", file=folders.SHEET_FILE, **about)
         if preview or cards.has_part(card, "preview"):
             card = cards.replace_part(card, "preview", preview)

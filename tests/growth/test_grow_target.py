@@ -80,6 +80,10 @@ def test_a_model_of_the_dataset_is_trained_on_the_photos_of_the_target_alone(toy
     for other in (words[:2] + words[4:], (*words, "--model", "runs/both")):
         assert grow(*other) == 2
         assert "--init_from is the start of the model that `grow` trains for photos" in capsys.readouterr().err
+    (tmp_path / "empty").mkdir()
+    assert grow(*words[:-1], tmp_path / "empty") == 2  # before the stages that come before the training
+    assert "it has neither unet/config.json nor config.json" in capsys.readouterr().err
+    assert not grown.exists()
 
 
 def test_photos_without_labels_are_brought_to_the_size_of_the_dataset_and_the_study_says_what_it_cannot(
