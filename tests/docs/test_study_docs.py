@@ -59,6 +59,51 @@ def rare_classes() -> list[str]:
     return rows
 
 
+def changes_of_the_loop() -> list[str]:
+    """Return the rows of what each change of the loop moves: differences to real photos, of the mean and classes."""
+    rows = []
+    for name, title in (
+        ("", "as above"),
+        ("_first", "images first, then photos"),
+        ("_edits", "edited photos"),
+        ("_edits_unfiltered", "edited photos, with all labels"),
+    ):
+        study = json.loads((DOCS / "results" / f"rare_classes{name}.json").read_text(encoding="utf-8"))
+        images = study["arms"][1]
+        (found,) = study["comparisons"]
+        cells = [title, f"{images['mean_iou']['mean']:.3f}"]
+        for each in (found["mean_iou"], *(found["iou"][label] for label in ("road", "car", "person", "rider"))):
+            cells.append(f"{each['mean']:+.3f} ({each['low']:+.3f} to {each['high']:+.3f})")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def test_the_page_of_rare_classes_says_what_was_measured():
     page = (DOCS / "results" / "rare_classes.md").read_text(encoding="utf-8")
-    assert all(row in page for row in rare_classes())
+    assert all(row in page for row in [*rare_classes(), *changes_of_the_loop()])
+
+
+def shares(name: str) -> list[str]:
+    """Return the rows of a study of several shares: mean IoU of each arm, with its difference to real photos."""
+    studied = json.loads((DOCS / "results" / name).read_text(encoding="utf-8"))["shares"]
+    titles = dict.fromkeys(arm["title"] for entry in studied for arm in entry["arms"])
+    rows = []
+    for title in titles:
+        cells = [title]
+        for entry in studied:
+            arm = next((each for each in entry["arms"] if each["title"] == title), None)
+            key = arm and (arm["arm"], arm["amount"])
+            against = [each for each in entry["comparisons"] if (each["arm"], each["amount"]) == key]
+            found = against[0]["mean_iou"] if against else None
+            gain = f", {found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})" if found else ""
+            cells.append(f"{arm['mean_iou']['mean']:.3f}{gain}" if arm else "")
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
+def test_the_page_of_little_data_says_what_was_measured():
+    pages = [
+        (DOCS / name).read_text(encoding="utf-8") for name in ("results/little_data.md", "tutorials/own_photos.md")
+    ]
+    for row in shares("little_data.json"):
+        assert all(row in page for page in pages)
