@@ -106,6 +106,27 @@ def test_correct_labels_are_kept_as_in_real_images(filtered):
     assert record["results"]["least_kept_share"] < 0.2  # the image that is dropped
 
 
+def test_pixels_that_an_edit_left_as_in_the_photo_keep_their_labels(place, tmp_path):
+    pairs = load_pairs(place.dataset, "train")
+    photo, ids = np.asarray(pairs.photo(0)).copy(), pairs[0]["mask"].numpy().copy()
+    block = SIZE // 4
+    photo[:block, :block] = 0  # what was generated shows nothing
+    ids[:block, :block] = 2
+    edited = {"edited_share": 1 / 16, "source_photo": f"elsewhere/{pairs.stems[0]}.png"}
+    new = tmp_path / "new"
+    for index, more in enumerate((edited, {})):
+        add_image(new, pairs.stems[0], index, ids, Image.fromarray(photo), **more)
+    strict = ("--tolerance_margin", 0.001, "--minimum_kept", 0)
+    run(place, new, tmp_path / "filtered", *strict)
+    kept = mask_of(tmp_path / "filtered", f"{pairs.stems[0]}_0") != 255
+    assert not kept[:block, :block].any()
+    kept[:block, :block] = (ids != 255)[:block, :block]
+    np.testing.assert_array_equal(kept, ids != 255)
+    rows = read_lines(tmp_path / "filtered" / "metadata.jsonl") + read_lines(tmp_path / "filtered" / "dropped.jsonl")
+    shares = {row["index"]: row["kept_share"] for row in rows}
+    assert shares[0] > 0.9 > 0.5 > shares[1]  # the same image, as one that was generated as a whole
+
+
 def test_the_generated_folder_is_not_modified(filtered, generated):
     assert hashes(generated) == filtered[2]
 

@@ -150,7 +150,7 @@ def filter_dataset(
             reference = {"name": real.reference_name, **rules.kept_share_on_real(reader, real.reference, thresholds)}
 
         # 3. Filter the masks of the images, then choose the images
-        scored = filter_masks(reader, images, rows, generated, output, thresholds)
+        scored = filter_masks(reader, images, rows, generated, output, thresholds, real.pairs)
         hardness = {image.stem: rules.mask_hardness(np.array(image.pixels), losses.array()) for image in scored}
         ranks = rules.ranks_of(hardness)
         reasons = rules.reasons_to_drop(scored, settings.minimum_kept, ranks if settings.resample else None)
@@ -170,7 +170,7 @@ def filter_dataset(
             "started": started,
         }
         examples = choose_examples(scored, reasons, seed)
-        pictures = example_pictures(examples, images, segmenter, thresholds)
+        pictures = example_pictures(examples, images, rows, segmenter, thresholds, real.pairs)
         write_filter_page(output / PAGE_FILE, record, scored, reasons, examples, pictures, labels)
         write_json(output / rules.FILTER_FILE, record)
     return record

@@ -8,9 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.evaluation_page import STRIPE, UNKNOWN
-from semseg_diffusers.evaluation.filtering.rules import EASY_MASK, REASONS, ClassLosses, Scored, filter_ids
+from semseg_diffusers.evaluation.filtering.rules import (
+    EASY_MASK,
+    REASONS,
+    ClassLosses,
+    Scored,
+    filter_ids,
+    real_pixels,
+)
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.evaluation.segmentation.judge import Judge
 from semseg_diffusers.reports.render import BarRow, class_legend, percent, write_page
@@ -73,15 +81,22 @@ def loss_map(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray) -> Ima
 
 
 def example_pictures(
-    examples: Examples, images: ImageSet, segmenter: Judge, thresholds: np.ndarray
+    examples: Examples,
+    images: ImageSet,
+    rows: Sequence[Mapping[str, Any]],
+    segmenter: Judge,
+    thresholds: np.ndarray,
+    real: PairDataset,
 ) -> dict[str, list[Image.Image]]:
     """Segment the examples once more; name -> mask, image, filtered mask and loss map."""
     index_of = {name: index for index, name in enumerate(images.names)}
+    row_of = {Path(row["image_file_name"]).stem: row for row in rows}
     labels, pictures = images.labels, {}
     for name in {name: None for names in examples for name in names}:
         image, mask = images.image(index_of[name]), images.mask(index_of[name])
         ids, losses = mask.numpy(), segmenter.losses(image[None], mask[None])[0].numpy()
-        filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
+        is_real = real_pixels(row_of[name], image, mask, real)
+        filtered = filter_ids(ids, losses, thresholds, labels.ignore_index, is_real)
         losses_shown = loss_map(ids, losses, thresholds)
         pictures[name] = [labels.decode(ids), to_image(image), labels.decode(filtered), losses_shown]
     return pictures

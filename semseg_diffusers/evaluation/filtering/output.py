@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from PIL.PngImagePlugin import PngInfo
 
+from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, LossReader, Scored, read_filter
+from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, LossReader, Scored, read_filter, real_pixels
 from semseg_diffusers.evaluation.inputs import ImageSet
 from semseg_diffusers.generation.output_folder import (
     in_order,
@@ -108,6 +109,7 @@ def filter_masks(
     generated: Path,
     output: Path,
     thresholds: np.ndarray,
+    real: PairDataset,
 ) -> list[Scored]:
     """Filter the mask of each image, except those that an earlier run finished; `publish` moves them to `masks/`."""
     digests, notes = [], []
@@ -117,6 +119,7 @@ def filter_masks(
         digest = hashlib.sha256(thresholds.tobytes())
         for key in ("image_file_name", "mask_file_name"):
             digest.update(bytes.fromhex(hash_file(generated / row_of[name][key])))
+        digest.update(b"real pixels stay" if "edited_share" in row_of[name] else b"")
         digests.append(digest.hexdigest()[:32])
         notes.append(_stored_note(output, name, digests[-1]))
     missing = [index for index, note in enumerate(notes) if note is None]
@@ -124,7 +127,10 @@ def filter_masks(
     def pair_of(index: int) -> dict[str, torch.Tensor]:
         return {"image": images.image(index), "mask": images.mask(index)}
 
-    found = reader.filter(pair_of, missing, thresholds, "filtering")
+    def is_real(index: int) -> np.ndarray:
+        return real_pixels(row_of[images.names[index]], images.image(index), images.mask(index), real)
+
+    found = reader.filter(pair_of, missing, thresholds, "filtering", is_real)
     for index, (filtered, scores) in zip(missing, found, strict=True):
         notes[index], text = {"digest": digests[index], **scores}, PngInfo()
         text.add_text(NOTE_KEY, json.dumps(notes[index]))

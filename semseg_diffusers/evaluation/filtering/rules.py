@@ -47,15 +47,23 @@ def read_filter(folder: str | os.PathLike) -> dict[str, Any] | None:
         raise ValueError(f"'{path}' is not a record of `semseg-diffusers filter` ({err!r}). Filter again.") from err
 
 
-def filter_ids(ids: np.ndarray, losses: np.ndarray, thresholds: np.ndarray, ignore_index: int) -> np.ndarray:
+def filter_ids(
+    ids: np.ndarray,
+    losses: np.ndarray,
+    thresholds: np.ndarray,
+    ignore_index: int,
+    is_real: np.ndarray | None = None,
+) -> np.ndarray:
     """Set pixels to unknown whose loss exceeds the threshold of their class (FreeMask: margin times class mean).
 
-    A threshold of infinity keeps all pixels of a class, NaN none.
+    A threshold of infinity keeps all pixels of a class, NaN none. Those of `is_real` (H, W) are kept in any case.
     """
     limit = np.full(256, np.nan)
     limit[: len(thresholds)] = thresholds
     limit = limit[ids]  # (H, W)
     kept = (losses <= limit) | (limit == np.inf)  # comparisons with NaN are false
+    if is_real is not None:
+        kept |= is_real
     return np.where(kept, ids, ignore_index).astype(np.uint8)
 
 
@@ -96,6 +104,18 @@ class ClassLosses:
         return cls(record["key"], names, mean, pixels, record["num_photos"])
 
 
+def real_pixels(row: Mapping[str, Any], image: torch.Tensor, mask: torch.Tensor, real: PairDataset) -> np.ndarray:
+    """Return which pixels (H, W) of a photo that `generate --edit` edited are still those of its real pair.
+
+    Their labels are right, whatever a network finds. None are in images that were generated as a whole.
+    """
+    stem = Path(row.get("source_photo") or "").stem
+    if "edited_share" not in row or stem not in real.stems:
+        return np.zeros(tuple(mask.shape), bool)
+    pair = real[real.stems.index(stem)]
+    return ((image == pair["image"]).all(0) & (mask == pair["mask"])).numpy()
+
+
 PairOf = Callable[[int], Mapping[str, torch.Tensor]]  # index -> `image` uint8 (3, H, W) and `mask` ids (H, W)
 
 
@@ -117,12 +137,17 @@ class LossReader:
                 bar.update(len(pairs))
 
     def filter(
-        self, pair_of: PairOf, indices: Sequence[int], thresholds: np.ndarray, title: str
+        self,
+        pair_of: PairOf,
+        indices: Sequence[int],
+        thresholds: np.ndarray,
+        title: str,
+        is_real: Callable[[int], np.ndarray] | None = None,
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Yield the filtered mask (H, W) of each pair, and its `pixels` and `kept` pixels by class and mean `loss`."""
         labels = self.segmenter.labels
-        for ids, losses in self.read(pair_of, indices, title):
-            filtered = filter_ids(ids, losses, thresholds, labels.ignore_index)
+        for index, (ids, losses) in zip(indices, self.read(pair_of, indices, title), strict=True):
+            filtered = filter_ids(ids, losses, thresholds, labels.ignore_index, is_real and is_real(index))
             pixels, kept = (count_pixels(each, labels.num_classes)[:-1].tolist() for each in (ids, filtered))
             known = losses[np.isfinite(losses)]
             loss = round(float(known.mean()), 6) if len(known) else None
