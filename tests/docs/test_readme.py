@@ -113,6 +113,13 @@ def test_results_of_the_readme_are_those_of_the_files(results):
     gain, cars = transfer["mean_iou"], transfer["iou"]["car"]
     said = f"by {gain['mean']:+.3f} ({gain['low']:.3f} to {gain['high']:.3f}), where cars gain {cars['mean']:.3f}"
     assert said in first_screen
+    (edits,) = read("rare_classes_edits_real.json")["comparisons"]
+    assert (
+        f"rare classes by {edits['mean_iou']['mean']:+.3f}, riders by {edits['iou']['rider']['mean']:+.3f}"
+        in first_screen
+    )
+    share = next(entry for entry in read("little_data.json")["shares"] if entry["num_real"] == 92)
+    assert f"cost {-share['comparisons'][0]['mean_iou']['mean']:.3f}" in first_screen
     assert f"{read('first_photo.json')['sum']:.0f} seconds from `git clone`" in text
 
 
