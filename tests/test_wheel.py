@@ -35,7 +35,9 @@ def test_wheel_carries_the_package_and_its_command(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         scripts = configparser.ConfigParser()
-        scripts.read_string(archive.read("semseg_diffusers-0.1.0.dist-info/entry_points.txt").decode())
+        scripts.read_string(
+            archive.read(f"semseg_diffusers-{semseg_diffusers.__version__}.dist-info/entry_points.txt").decode()
+        )
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "semseg_diffusers").rglob("*.py")}
     assert modules <= names
     texts = ("data/classes", "data/check/findings", "evaluation/architectures", "training/warnings")
