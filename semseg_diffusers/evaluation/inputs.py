@@ -51,6 +51,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.names)
 
+    def pair(self, index: int) -> dict[str, torch.Tensor]:
+        """Return an image and its mask, as datasets do."""
+        return {"image": self.image(index), "mask": self.mask(index)}
+
     def masks(self) -> torch.Tensor:
         """Return all masks, (N, H, W)."""
         return torch.stack([self.mask(index) for index in range(len(self))])

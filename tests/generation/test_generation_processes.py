@@ -273,7 +273,7 @@ def test_two_processes_skip_bad_masks_of_both_shares_and_make_a_grid_as_one_does
     assert launch.end() == 0, launch.said
     assert "16 images generated, 0 kept" in launch.said
     assert launch.said.count("2 masks skipped:") == 1
-    assert launch.said.count("16 images are near-copies of the 3 photos") == 1
+    assert launch.said.count(f"16 images are near-copies of the 3 photos of {place.folder / 'data'} (train)") == 1
     here = place.folder / "here"
     generate_dataset(
         place.pipeline,

@@ -95,7 +95,7 @@ def example_pictures(
     for name in {name: None for names in examples for name in names}:
         image, mask = images.image(index_of[name]), images.mask(index_of[name])
         ids, losses = mask.numpy(), segmenter.losses(image[None], mask[None])[0].numpy()
-        is_real = real_pixels(row_of[name], image, mask, real)
+        is_real = real_pixels(row_of[name], images.pair, index_of[name], real)
         filtered = filter_ids(ids, losses, thresholds, labels.ignore_index, is_real)
         losses_shown = loss_map(ids, losses, thresholds)
         pictures[name] = [labels.decode(ids), to_image(image), labels.decode(filtered), losses_shown]

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL.PngImagePlugin import PngInfo
 
 from semseg_diffusers.data.dataset import PairDataset
@@ -124,13 +123,10 @@ def filter_masks(
         notes.append(_stored_note(output, name, digests[-1]))
     missing = [index for index, note in enumerate(notes) if note is None]
 
-    def pair_of(index: int) -> dict[str, torch.Tensor]:
-        return {"image": images.image(index), "mask": images.mask(index)}
+    def is_real(index: int) -> np.ndarray | None:
+        return real_pixels(row_of[images.names[index]], images.pair, index, real)
 
-    def is_real(index: int) -> np.ndarray:
-        return real_pixels(row_of[images.names[index]], images.image(index), images.mask(index), real)
-
-    found = reader.filter(pair_of, missing, thresholds, "filtering", is_real)
+    found = reader.filter(images.pair, missing, thresholds, "filtering", is_real)
     for index, (filtered, scores) in zip(missing, found, strict=True):
         notes[index], text = {"digest": digests[index], **scores}, PngInfo()
         text.add_text(NOTE_KEY, json.dumps(notes[index]))

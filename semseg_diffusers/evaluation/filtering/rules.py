@@ -104,19 +104,19 @@ class ClassLosses:
         return cls(record["key"], names, mean, pixels, record["num_photos"])
 
 
-def real_pixels(row: Mapping[str, Any], image: torch.Tensor, mask: torch.Tensor, real: PairDataset) -> np.ndarray:
+PairOf = Callable[[int], Mapping[str, torch.Tensor]]  # index -> `image` uint8 (3, H, W) and `mask` ids (H, W)
+
+
+def real_pixels(row: Mapping[str, Any], pair_of: PairOf, index: int, real: PairDataset) -> np.ndarray | None:
     """Return which pixels (H, W) of a photo that `generate --edit` edited are still those of its real pair.
 
-    Their labels are right, whatever a network finds. None are in images that were generated as a whole.
+    Their labels are right, whatever a network finds. None for an image generated as a whole, which is not read.
     """
     stem = Path(row.get("source_photo") or "").stem
     if "edited_share" not in row or stem not in real.stems:
-        return np.zeros(tuple(mask.shape), bool)
-    pair = real[real.stems.index(stem)]
-    return ((image == pair["image"]).all(0) & (mask == pair["mask"])).numpy()
-
-
-PairOf = Callable[[int], Mapping[str, torch.Tensor]]  # index -> `image` uint8 (3, H, W) and `mask` ids (H, W)
+        return None
+    edited, pair = pair_of(index), real[real.stems.index(stem)]
+    return ((edited["image"] == pair["image"]).all(0) & (edited["mask"] == pair["mask"])).numpy()
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,12 @@ class LossReader:
         indices: Sequence[int],
         thresholds: np.ndarray,
         title: str,
-        is_real: Callable[[int], np.ndarray] | None = None,
+        is_real: Callable[[int], np.ndarray | None] = lambda _: None,
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
         """Yield the filtered mask (H, W) of each pair, and its `pixels` and `kept` pixels by class and mean `loss`."""
         labels = self.segmenter.labels
         for index, (ids, losses) in zip(indices, self.read(pair_of, indices, title), strict=True):
-            filtered = filter_ids(ids, losses, thresholds, labels.ignore_index, is_real and is_real(index))
+            filtered = filter_ids(ids, losses, thresholds, labels.ignore_index, is_real(index))
             pixels, kept = (count_pixels(each, labels.num_classes)[:-1].tolist() for each in (ids, filtered))
             known = losses[np.isfinite(losses)]
             loss = round(float(known.mean()), 6) if len(known) else None
