@@ -101,9 +101,39 @@ def shares(name: str) -> list[str]:
     return rows
 
 
+def uses() -> list[str]:
+    """Return the rows of uses of the same images: for 1x and 4x, mean IoU, less real photos, and less all alike."""
+    titles = {
+        "": "all alike",
+        "_first": "images first, then photos (default)",
+        "_relabel": "labels read again",
+        "_hard": "hard masks more often",
+        "_share": "half of each batch",
+    }
+    alike: dict[float, list[float]] = {}
+    rows = []
+    for name, title in titles.items():
+        study = json.loads((DOCS / "results" / f"little_data{name}.json").read_text(encoding="utf-8"))
+        study = next(entry for entry in study["shares"] if entry["num_real"] == 92) if "shares" in study else study
+        images = {arm["amount"]: arm["mean_iou"] for arm in study["arms"] if arm["arm"] == "real_filtered"}
+        less_real = {each["amount"]: each["mean_iou"] for each in study["comparisons"]}
+        alike = alike or {amount: scores["values"] for amount, scores in images.items()}
+        cells = [title]
+        for amount in (1.0, 4.0):
+            if amount not in images:
+                cells += ["", "", ""]
+                continue
+            less = [less_real[amount]]
+            less += [paired_difference(images[amount]["values"], alike[amount])] if name else []
+            texts = [f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})" for found in less]
+            cells += [f"{images[amount]['mean']:.3f}", *texts, *[""] * (2 - len(texts))]
+        rows.append(f"| {' | '.join(cells)} |")
+    return rows
+
+
 def test_the_page_of_little_data_says_what_was_measured():
     page = (DOCS / "results" / "little_data.md").read_text(encoding="utf-8")
-    assert all(row in page for row in shares("little_data.json"))
+    assert all(row in page for row in [*shares("little_data.json"), *uses()])
     (edits,) = json.loads((DOCS / "results" / "little_data_edits.json").read_text(encoding="utf-8"))["comparisons"]
     for found in (edits["mean_iou"], edits["iou"]["building"], edits["iou"]["car"]):
         assert f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})" in page
