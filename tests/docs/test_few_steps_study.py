@@ -151,6 +151,28 @@ def test_tables_of_the_page_are_those_of_the_results(study):
     assert all(part in page for part in measured)
 
 
+def test_the_page_says_what_each_part_of_the_training_brings():
+    docs = STUDIES.parents[1] / "docs" / "results"
+    page, arms = (
+        (docs / "few_steps.md").read_text(encoding="utf-8"),
+        read_json(docs / "few_steps_ablation.json")["arms"],
+    )
+    titles = {
+        "both": "both discriminators", "projected": "projected alone", "segmentation": "segmentation alone",
+        "no_discriminator": "no discriminator", "no_distillation": "no distillation",
+    }  # fmt: skip
+    for arm, title in titles.items():
+        runs = [arms[f"{arm}-{seed}_4"] for seed in (0, 1)]
+        columns = (
+            [f"{run['mean_iou']:.3f}" for run in runs],
+            [f"{run['kernel_features']:.3f}" for run in runs],
+            [f"{run['frechet_features']:.1f}" for run in runs],
+            [f"{run['diversity']['share']:.2f}" for run in runs],
+            [f"{run['detail']:.2f}" for run in runs],
+        )
+        assert f"| {title} | {' | '.join(' / '.join(column) for column in columns)} |" in page
+
+
 def test_partial_masks_keep_their_share_of_classes_or_one_object_and_the_page_has_their_table(study):  # noqa: ARG001
     module, docs = importlib.import_module("partial_masks"), STUDIES.parents[1] / "docs" / "results"
     page = (docs / "few_steps.md").read_text(encoding="utf-8")
