@@ -86,7 +86,7 @@ bench: $(INSTALLED)
 	@for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done
 
 card:
-	sed -E 's#\]\((samples|results)#](checkpoints/camvid128/\1#' checkpoints/camvid128/README.md > model_card.md
+	sed -E 's#\]\((samples|extremes|results)#](checkpoints/camvid128/\1#' checkpoints/camvid128/README.md > model_card.md
 
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

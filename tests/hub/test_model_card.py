@@ -12,7 +12,7 @@ CHECKPOINT = "checkpoints/camvid128"
 
 def test_the_card_is_that_of_the_checkpoint_with_links_from_the_root():
     card = (ROOT / CHECKPOINT / "README.md").read_text(encoding="utf-8")
-    expected = re.sub(r"\]\((?=samples|results)", f"]({CHECKPOINT}/", card)
+    expected = re.sub(r"\]\((?=samples|extremes|results)", f"]({CHECKPOINT}/", card)
     assert (ROOT / "model_card.md").read_text(encoding="utf-8") == expected, (
         f"model_card.md is out of date: copy {CHECKPOINT}/README.md, with its links below {CHECKPOINT}/ (make card)"
     )
