@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import semseg_diffusers
-from semseg_diffusers.utils.settings import Settings, SettingsParser, did_you_mean
+from semseg_diffusers.utils.settings import Settings, SettingsParser, command_error, did_you_mean
 
 
 class Command(NamedTuple):
@@ -53,15 +53,13 @@ COMMANDS = {
     "push": Command("hub:PushSettings", "push:push", "publish a model or a dataset on the Hugging Face Hub"),
 }
 
-AGAIN = "interrupted: what is done stays, and the same command continues"
-TRAIN_AGAIN = "interrupted: the same command with --resume_from_checkpoint latest continues at the last checkpoint"
-# What is said after Ctrl-C by commands that continue where they ended; the others start again.
+AGAIN = "interrupted: what is done stays, and the same command resumes"
+TRAIN_AGAIN = "interrupted: the same command with --resume_from_checkpoint latest resumes at the last checkpoint"
+# What is said after Ctrl-C by commands that resume; the others start again.
 INTERRUPTED = {
     **dict.fromkeys(("generate", "filter", "evaluate", "study", "grow"), AGAIN),
     **dict.fromkeys(("autoencoder", "train", "distill"), TRAIN_AGAIN),
 }
-# Package -> the extra of ours that installs it.
-EXTRAS = {"torchmetrics": "eval", "gradio": "app"}
 
 
 def load_settings(name: str) -> type[Settings]:
@@ -90,29 +88,14 @@ def run_command(name: str, arguments: Sequence[str] | None = None, prog: str | N
     try:
         settings = command_parser(name, prog).parse_settings(arguments)
         return load_function(name)(settings) or 0
-    except ModuleNotFoundError as err:
-        if err.name not in EXTRAS:
-            raise
-        print(f"error: {name} needs {err.name}: pip install 'semseg-diffusers[{EXTRAS[err.name]}]'", file=sys.stderr)
-        return 2
-    except (KeyboardInterrupt, ValueError, OSError) as err:
+    except KeyboardInterrupt:
         if os.environ.get("SEMSEG_DEBUG") == "1":
             raise
-        interrupted = isinstance(err, KeyboardInterrupt)
-        print(INTERRUPTED.get(name, "interrupted") if interrupted else error_text(err), file=sys.stderr)
-        return 130 if interrupted else 2
-
-
-def error_text(err: BaseException) -> str:
-    """Return an error as one line; items that start with "- " stand on lines of their own."""
-    lines: list[str] = []
-    for line in str(err).splitlines():
-        is_own = line.startswith("- ") or (bool(lines) and lines[-1].startswith("- ") and not line.startswith(" "))
-        if is_own or not lines:
-            lines.append(line.rstrip())
-        else:
-            lines[-1] += f" {line.strip()}"
-    return "\n  ".join(["error: " + "".join(lines[:1]), *lines[1:]])
+        print(INTERRUPTED.get(name, "interrupted"), file=sys.stderr)
+        return 130
+    except (ModuleNotFoundError, ValueError, OSError) as err:
+        print(f"error: {command_error(err, name)}", file=sys.stderr)
+        return 2
 
 
 class CommandParser(argparse.ArgumentParser):

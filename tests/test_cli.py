@@ -80,10 +80,10 @@ def test_a_list_of_errors_is_a_list_with_a_line_each(command, capsys):
     ("name", "expected"),
     [
         ("try", "interrupted\n"),
-        ("generate", "interrupted: what is done stays, and the same command continues\n"),
+        ("generate", "interrupted: what is done stays, and the same command resumes\n"),
         (
             "train",
-            "interrupted: the same command with --resume_from_checkpoint latest continues at the last checkpoint\n",
+            "interrupted: the same command with --resume_from_checkpoint latest resumes at the last checkpoint\n",
         ),
     ],
 )

@@ -117,6 +117,7 @@ def run(settings: AppSettings) -> None:
         title = short_name(model)
         page = build_page(sampler, collection, examples, shapes, title, settings.seed, segmenter)
         enlarged = f", enlarged by {short_name(upscaler_name)}" if upscaler else ""
-        sys.stdout.write(f"{title} on {device}{enlarged}; pairs go to {settings.output}. Ctrl-C ends it.\n")
+        kept = f"; pairs go to {settings.output}" if collection is not None else ""
+        sys.stdout.write(f"{title} on {device}{enlarged}{kept}. Ctrl-C ends it.\n")
         address = settings.host, settings.port, settings.allowed_hosts
         serve(page, settings, *address, in_browser=settings.open)

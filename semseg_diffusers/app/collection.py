@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from PIL import Image
+
 from semseg_diffusers.app.sampler import Sample
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE
 from semseg_diffusers.data.labels import LabelSet
@@ -40,7 +42,9 @@ class Collection:
             raise ValueError(f"--output '{self.folder}' was not made by the painter. Name another folder.")
         if len(self) == 0:
             return  # stopped before the first image: `open_output` rewrites settings and labels
-        labels, size = LabelSet.from_json(self.folder / LABELS_FILE), (record.get("height"), record.get("width"))
+        labels = LabelSet.from_json(self.folder / LABELS_FILE)
+        with Image.open(next((self.folder / "images").glob("*.png"))) as image:  # the record has the size before it
+            size = image.size[::-1]
         if labels != self.labels or size != self.size:
             raise ValueError(
                 f"--output '{self.folder}' holds images of other classes or of another size ({size[0]} x {size[1]}; "

@@ -8,6 +8,7 @@ import torch
 from semseg_diffusers.autoencoders.codebook import count_codes, perplexity, used_share
 from semseg_diffusers.autoencoders.networks import encode, reconstruct
 from semseg_diffusers.data.dataset import PairDataset
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.evaluation.features import FeatureExtractor, extract
 from semseg_diffusers.evaluation.fidelity import fid, paired_psnr, paired_ssim
 
@@ -23,9 +24,8 @@ def whole_cells(image: torch.Tensor, factor: int) -> torch.Tensor:
 
 def photos(pairs: PairDataset, factor: int, most: int = MOST_PHOTOS) -> Iterator[torch.Tensor]:
     """Yield photos of a split, uint8 (3, H, W), at even distances."""
-    count = min(most, len(pairs))
-    for row in range(count):
-        yield whole_cells(pairs[row * len(pairs) // count]["image"], factor)
+    for index in evenly_spaced(range(len(pairs)), most):
+        yield whole_cells(pairs[index]["image"], factor)
 
 
 @torch.no_grad()

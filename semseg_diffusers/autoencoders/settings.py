@@ -86,7 +86,7 @@ class ObjectiveOptions(Settings):
     discriminator_start: int = option(2000, at_least=0, help="optimizer steps before the discriminator joins")
     features: str | None = option(
         DEFAULT_FEATURES, help="network of the distance between photos and reconstructions on the card, as of "
-        "`evaluate`; none for none",
+        "`evaluate`; `none` for no such distance",
     )  # fmt: skip
 
 
@@ -148,7 +148,8 @@ class AutoencoderSettings(LoopSettings, DiscriminatorOptions, ObjectiveOptions, 
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the widths that go with a given `kind` and `downsample`."""
+        """Return the widths that go with a given `kind` and `downsample`, beside what other runs imply."""
         kind, downsample = str(given.get("kind", cls.kind)), str(given.get("downsample", cls.downsample))
         known = downsample.isdecimal() and int(downsample) >= 2
-        return {"block_out_channels": default_widths(kind, int(downsample))} if known else {}
+        widths = {"block_out_channels": default_widths(kind, int(downsample))} if known else {}
+        return super().implied(given) | widths

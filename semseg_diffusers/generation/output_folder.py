@@ -35,12 +35,12 @@ from semseg_diffusers.utils.images import image_grid, save_jpeg, save_png
 from semseg_diffusers.utils.settings import describe_value, differences
 
 
-ROW_KEY = (
-    "semseg_diffusers"  # the text in a PNG, or before it in the comment of a JPEG, that is its row of the metadata,
-)
-# without these, which may be paths of this machine: images get published.
+# Name of a PNG's text, or start of a JPEG's comment, that holds its row of the metadata
+ROW_KEY = "semseg_diffusers"
+# Left out of that row, since these may be paths of this machine, and images get published
 NOT_IN_IMAGES = ("model", "guide_model", "upscaler", "source_mask", "source_photo")
-RESULTS = ("skipped", "near_copies")  # in generation.json: results of a run, which images do not depend on
+# What no image depends on in generation.json: places of weights, whose revisions matter, and results of the run
+NO_SETTINGS = ("model", "guide_model", "upscaler", "versions", "skipped", "near_copies")
 CONTACT_SHEET_COLUMNS = 8  # samples of one mask on the contact sheet, at most
 LISTING_TIMEOUT = 60  # seconds until a network file system shows what another machine has written
 
@@ -49,9 +49,11 @@ def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None
     """Refuse an output folder that holds anything but images of the same settings."""
     if not output.exists():
         return
+    if not output.is_dir():
+        raise ValueError(f"output '{output}' is a file; expected a folder, or one that does not exist yet.")
     file = output / GENERATION_FILE
     if not file.is_file():
-        if output.is_dir() and all(is_temporary(path) for path in output.iterdir()):
+        if all(is_temporary(path) for path in output.iterdir()):
             return
         raise ValueError(f"output '{output}' is not empty and was not made by generate (no {GENERATION_FILE} in it).")
     if not _has_images(output):
@@ -78,22 +80,15 @@ def _has_images(output: Path) -> bool:
 
 
 def list_images(output: Path) -> list[Path]:
-    """Return the files of generated images, those that are being written aside."""
+    """Return the files of generated images, except those being written."""
     return [path for path in (output / "images").glob("*") if path.suffix.removeprefix(".") in IMAGE_FORMATS]
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     """Return what images depend on, nested entries moved up: {"a": {"b": 1}} becomes {"a.b": 1}."""
-    free = (
-        "model",
-        "guide_model",
-        "upscaler",
-        "versions",
-        *RESULTS,
-    )  # the place of weights does not matter: revisions do
     flat: dict[str, Any] = {"image_format": IMAGE_FORMATS[0]}  # of records written before there were others
     for key, value in record.items():
-        if key in free:
+        if key in NO_SETTINGS:
             continue
         flat.update({f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value})
     return flat
@@ -129,8 +124,8 @@ def open_output(
 
 
 def update_record(output: Path, **results: Any) -> None:
-    """Write results of a run into generation.json, under names of `RESULTS`."""
-    assert results.keys() <= set(RESULTS), f"{[*results]}: not in {RESULTS}"
+    """Write results of a run into generation.json, under names of `NO_SETTINGS`."""
+    assert results.keys() <= set(NO_SETTINGS), f"{[*results]}: not in {NO_SETTINGS}"
     record = read_json(output / GENERATION_FILE)
     if {**record, **results} != record:
         write_json(output / GENERATION_FILE, {**record, **results})

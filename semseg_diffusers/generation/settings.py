@@ -264,7 +264,7 @@ class GenerateOptions(
     """Generate labelled images from masks, as a dataset that load_dataset("imagefolder") reads.
 
     Masks are class ids (one channel or palette) or images in the model's class colours; those of another label set are
-    mapped to the model's classes by name (--mask_labels). The same command continues an interrupted run; asking for
+    mapped to the model's classes by name (--mask_labels). The same command resumes an interrupted run; asking for
     more images per mask, or for more masks, adds to the same output.
 
       semseg-diffusers generate --masks DIR --output NEW      # in a checkout: with a model that comes with it
@@ -286,7 +286,7 @@ class GenerateOptions(
         help="label set of the masks, if it is not the model's: classes are mapped by name, those without a "
         f"counterpart become unknown; {', '.join(LABEL_PRESETS)}, or a JSON file",
     )  # fmt: skip
-    output: str = option(help="folder to create, or to continue")
+    output: str = option(help="folder to create or resume")
     num_masks: int | None = option(None, at_least=1, help="masks to use, evenly spaced (default: all)")
     num_images_per_mask: int = option(1, metavar="N", help="of each variation")
     image_format: str = option(

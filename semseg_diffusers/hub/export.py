@@ -10,13 +10,14 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from semseg_diffusers.data.dataset_format import LABELS_FILE, find_masks, label_file_near
+from semseg_diffusers.data.dataset_format import find_masks, label_file_near
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.settings import GenerationSettings, Inputs
@@ -103,9 +104,17 @@ def make_extremes(
 
 
 def _can_be_drawn_again(scores: Mapping[str, Any], pipeline: Any) -> bool:
-    """Whether a model gives the best and worst images of an evaluation again, with its own scheduler."""
+    """Whether a model gives the best and worst images of an evaluation again: from masks, by its own scheduler."""
     sampled, examples = scores.get("generation") or {}, scores.get("examples") or {}
-    return bool(examples.get("best")) and sampled.get("scheduler") == type(pipeline.scheduler).__name__
+    entries = [*examples.get("best", ()), *examples.get("worst", ())]
+    others = {field.name for field in fields(GenerationSettings)} - {*SAMPLED, "height", "width", "image_format"}
+    others |= {"guide_model", "upscaler", "scheduler_options"}
+    return (
+        bool(entries)
+        and sampled.get("scheduler") == type(pipeline.scheduler).__name__
+        and all(sampled.get(name) is None for name in others)
+        and all(entry["image"] == f"{entry['stem']}_0" for entry in entries)  # none was filtered or varied
+    )
 
 
 def _draw(
@@ -124,7 +133,7 @@ def _draw(
         for path in paths:
             shutil.copy(path, chosen)
         if near := label_file_near(paths[0].parent, str(settings.masks)):  # so that masks of other classes are refused
-            LabelSet.from_json(near).save_json(chosen / LABELS_FILE)
+            shutil.copy(near, chosen)
         generate_dataset(
             pipeline,
             chosen,

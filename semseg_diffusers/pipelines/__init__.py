@@ -1,1 +1,1 @@
-"""Sampling pipelines: each is one self-contained file that travels to the Hub beside the weights."""
+"""Sampling pipelines: each is saved beside the weights with the files that it imports."""

@@ -3,7 +3,7 @@
 Classifier-free guidance follows Ho and Salimans 2022 (eq. 6), its interval Kynkäänniemi et al. 2024, a separate scale
 for each further condition Brooks et al. 2023 (eq. 3), guidance by a weaker network Karras et al. 2024 (eq. 3), masks
 that fade with the noise SCDM (Ko et al. 2024, section 4.2). This file is saved beside the weights and runs without the
-package: it imports the standard library and torch only.
+package: it imports torch and files that are saved with it.
 """
 
 import contextlib

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from .mask_inputs import center_crop_box, check_single_image, open_image, upright
+from .mask_inputs import ALPHA_MODES, center_crop_box, check_single_image, open_image, upright
 
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom, as PIL takes it
@@ -117,7 +117,8 @@ def read_region(region) -> np.ndarray:
     if isinstance(region, (str, os.PathLike)):
         region = open_image(region, "region")
     if isinstance(region, Image.Image):
-        pixels = np.asarray(upright(region) if region.mode[0] in "1LIF" else upright(region).convert("RGB"))
+        is_grey = region.mode[0] in "1LIF" and region.mode not in ALPHA_MODES
+        pixels = np.asarray(upright(region) if is_grey else upright(region).convert("RGB"))
         region = pixels.any(axis=-1) if pixels.ndim == 3 else pixels != 0
     if isinstance(region, torch.Tensor):
         region = region.detach().cpu().numpy()

@@ -240,7 +240,7 @@ class MaskGuidedMixin(Base):
 
     @property
     def do_classifier_free_guidance(self) -> bool:
-        """Whether the guided prediction differs from the conditional one."""
+        """Whether the guidance scale of the mask is another than 1."""
         return self._guidance_scale != 1
 
     @property
@@ -614,14 +614,9 @@ class MaskGuidedMixin(Base):
     def prepare_attributes(self, attributes, num_masks: int) -> torch.Tensor | None:
         """Return indices of attributes, -1: unknown, (masks, attributes), CPU, long; None for networks without."""
         known = getattr(self.unet.config, "attributes", None) or {}
-        given = list(attributes) if isinstance(attributes, (list, tuple)) else [attributes] * num_masks
-        if len(given) != num_masks:
-            raise ValueError(f"got {len(given)} `attributes` for {num_masks} masks; pass one dict, or one for each.")
         indices = torch.full((num_masks, len(known)), -1, dtype=torch.long)
-        for i, values in enumerate(given):
-            if not isinstance(values, Mapping | None):
-                raise ValueError(f"`attributes` holds {values!r}; expected a dict of names and values, or None.")
-            for name, value in (values or {}).items():
+        for i, values in enumerate(split_dicts("attributes", attributes, num_masks)):
+            for name, value in values.items():
                 if name not in known or not (value is None or value in known[name]):
                     what = f"'{name}': '{value}'" if name in known else f"'{name}'"
                     listing = "; ".join(f"{name} ({', '.join(values)})" for name, values in known.items())

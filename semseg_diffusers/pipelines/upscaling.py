@@ -3,7 +3,7 @@
 Differences in place of images follow SRDiff (Li et al. 2022, section 3.3). Noise on the input of an upscaler follows
 Ho et al. 2022 (cascaded diffusion models, section 4.2), projecting its output back Wang et al. 2023 (DDNM, eq. 5),
 tiles that are joined at every step Bar-Tal et al. 2023 (MultiDiffusion, eq. 5). This file is saved beside the weights
-and runs without the package: it imports the standard library, numpy and torch only.
+and runs without the package: it imports numpy, torch and files that are saved with it.
 """
 
 import functools

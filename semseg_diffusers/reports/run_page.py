@@ -93,7 +93,7 @@ def update_run_page(run: Path, defaults: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def page_at_end(run: Path, accelerator: Accelerator, defaults: Mapping[str, Any]) -> Iterator[None]:
-    """However the block ends, write the page once more; entered before `run_status`, whose last status it shows."""
+    """However the block ends, write the page once more; entered before the status is kept, to show its last value."""
     try:
         yield
     finally:

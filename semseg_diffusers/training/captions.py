@@ -3,18 +3,19 @@
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from huggingface_hub import cached_assets_path
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from semseg_diffusers.data.dataset import PairDataset
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.pipelines.text_inputs import embed_texts, number_things, tokenize
+from semseg_diffusers.utils.files import written_beside
 
 
 logger = logging.getLogger(__name__)
@@ -97,9 +98,15 @@ class Captions:
         if not file.is_file():
             logger.info(f"embedding {len(self.texts):,} texts")
             embeds = embed_texts(self.texts, text_encoder, tokenizer, device)
-            staging = folder / f"{EMBEDDINGS}.tmp-{os.getpid()}"
-            save_file({"embeds": torch.stack([embeds[text] for text in self.texts]).cpu()}, staging)
-            os.replace(staging, file)
+            stacked = torch.stack([embeds[text] for text in self.texts]).cpu()
+            try:
+                with written_beside(file) as staging:
+                    save_file({"embeds": stacked}, staging)
+            except (OSError, SafetensorError) as err:
+                raise OSError(
+                    f"the cache of text embeddings could not be written: {err}. Free disk space, or set "
+                    "HF_ASSETS_CACHE."
+                ) from err
         self.embeds = load_file(file)["embeds"]
 
     def check_lengths(self, text_encoder: Any, tokenizer: Any) -> None:

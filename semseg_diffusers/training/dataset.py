@@ -164,7 +164,7 @@ class TrainingDataset(Dataset):
     `attributes` (A,) if the network has A of them, `augmentation` (`AUGMENT_DIM`,) if it is conditioned on warps,
     `window` (3,) in [0, 1) if there is a perceptual loss: size and place of the crop that it sees; for an upscaler
     `low_res` (3, H, W) and `noise_level`; `whole_mask` (H, W) if `keeps_whole_masks` and `mask` may be partial; with
-    `captions` what `Captions.sample` returns, texts only about what the mask still shows.
+    `captions` what `Captions.sample` returns, texts only about what `mask_ablation` left of the mask.
 
     With `latents` of (C, h, w), `noise` has their size; `latents` are those of the image where they are cached, else
     `latent_noise`, unit noise to sample them with, is beside the image.

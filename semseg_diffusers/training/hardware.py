@@ -1,7 +1,7 @@
 """Hardware options of a run: processes, precision, compilation, memory format, optimizer kernels.
 
 They change only the speed: losses are those of a run without them, up to rounding, and a checkpoint can be resumed
-with any of them changed.
+with any of them changed, except the precision.
 """
 
 import contextlib

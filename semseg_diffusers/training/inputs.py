@@ -58,7 +58,7 @@ class Inputs:
         return self.text_components | ({} if self.latents is None else {"vae": self.latents.vae})
 
     def scale_latents(self, statistics: dict[str, list[float]]) -> None:
-        """Generate latents at the scale of these statistics: `latents_mean` and `latents_std`."""
+        """Let the network work on latents at the scale of these statistics: `latents_mean` and `latents_std`."""
         assert self.latents is not None, "there are latents to scale"
         self.latents.use(statistics)
         self.unet.register_to_config(**statistics)

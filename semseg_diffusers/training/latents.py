@@ -20,6 +20,7 @@ from huggingface_hub import cached_assets_path
 from safetensors import SafetensorError
 
 from semseg_diffusers.data.dataset import PairDataset
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.pipelines.latents import (
     check_vae,
@@ -162,10 +163,9 @@ class Latents:
         Raises:
             ValueError: a channel is the same everywhere.
         """
-        count = min(MEASURED, len(self.pairs))
+        indices = evenly_spaced(range(len(self.pairs)), MEASURED)
         sums, cells = torch.zeros(2, self.channels, dtype=torch.float64), 0  # of values, of squares
-        for number in range(count):
-            index = number * len(self.pairs) // count
+        for index in indices:
             moments = torch.from_numpy(np.array(self.moments[index])) if self.is_cached else self._encode(index)
             mean, std = moments[:, : self.channels].double(), moments[:, self.channels :].double()
             sums[0] += mean.sum((0, 2, 3))

@@ -1,4 +1,4 @@
-"""Previews of a run: a grid mask | samples | image from fixed masks and noise, and its change over time; trackers."""
+"""Previews of a run: a grid mask | samples | image from fixed masks and noise; trackers."""
 
 import contextlib
 import dataclasses
@@ -14,6 +14,7 @@ from accelerate.utils import LoggerType
 from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset, attribute_numbers
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.pipelines.mask_guided_mixin import MaskGuidedMixin
 from semseg_diffusers.training.captions import Captions
@@ -31,8 +32,7 @@ SINGLE_IMAGE = ("aim", "clearml")  # trackers that take an image where others ta
 
 def preview_pairs(settings: LoopSettings, pairs: PairDataset, unet: Any) -> list[dict[str, Any]]:
     """Return evenly spaced pairs of a split, as the network sees them; for an upscaler also `low_res` (3, h, w)."""
-    num_masks = min(settings.preview_masks, len(pairs))
-    indices = [row * len(pairs) // num_masks for row in range(num_masks)]
+    indices = evenly_spaced(range(len(pairs)), settings.preview_masks)
     chosen = [{**pairs[index], "index": index} for index in indices]
     if (size := settings.random_crop_size) is not None:  # the centre, at the scale of training
         for row, pair in enumerate(chosen):

@@ -79,13 +79,18 @@ class Run:
         self.noise_scheduler = inputs.noise_scheduler
         self.accumulation = settings.gradient_accumulation_steps
         self.samples_per_step = settings.train_batch_size * self.accumulation * accelerator.num_processes
-        epochs = math.ceil(settings.num_train_epochs * len(inputs.pairs) / self.samples_per_step)
-        self.num_steps = settings.max_train_steps or epochs
+        of_epochs = math.ceil(settings.num_train_epochs * len(inputs.pairs) / self.samples_per_step)
+        self.num_steps = settings.max_train_steps or of_epochs
         self.step, self.mean_loss = 0, math.nan
         self._trained_before = 0.0  # seconds
 
     def __enter__(self: R) -> R:
         settings, accelerator = self.settings, self.accelerator
+        if accelerator.mixed_precision == "fp16" and len(self.networks()) > 1:
+            raise ValueError(
+                "--mixed_precision fp16 is not for a run with a discriminator: its losses would share one scale. Use "
+                "bf16 or no."
+            )
         with contextlib.ExitStack() as stack:
             checkpoint = run_on_main_rank(lambda: self._open_folder(stack))
             if checkpoint is None:

@@ -28,6 +28,7 @@ _LAYERS = (
     ),
     "whose layers have no such setting. Leave it out.",
 )  # fmt: skip
+_OF_THE_PAPER = (("hidden_dim", "emb_dim"), "which has other widths. Leave it out, or use --network paper.")
 _MODULATION = (("mask_conditioning", "spade_channels"), "which reads masks as it was published. Leave it out.")
 _OF_THE_BASE = (
     ("block_out_channels", "attention_levels", "layers_per_block", "attention_head_dim", "dropout"),
@@ -35,7 +36,7 @@ _OF_THE_BASE = (
 )
 _BASE = (("base_model", "base_class_label"), "which has no base. Leave it out, or use --network control.")
 UNSUPPORTED_OPTIONS = {
-    "mask_guided": (_BASE,),
+    "mask_guided": (_BASE, _OF_THE_PAPER),
     "paper": (_BASE, _CONDITIONS, _MODULATION),
     "sdm": (_BASE, _CONDITIONS, _LAYERS),
     "control": (_CONDITIONS, _LAYERS, _OF_THE_BASE),
@@ -340,6 +341,13 @@ class LoopSettings(RunOptions, OptimizationOptions, PairOptions):
                 raise ValueError(f"--random_crop: {err}") from err
             if size is None:
                 raise ValueError("--random_crop native is not a size; expected a number (128) or HxW (96x160).")
+        if not self.push_to_hub and (given := self.given(("hub_model_id", "hub_private_repo"))):
+            raise ValueError(f"{given[0]} needs --push_to_hub.")
+
+    @classmethod
+    def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return no number of steps where passes over the data are given, for settings that have one by default."""
+        return {"max_train_steps": None} if "num_train_epochs" in given else {}
 
     @property
     def random_crop_size(self) -> tuple[int, int] | None:
@@ -388,6 +396,12 @@ class TrainingSettings(PreviewOptions, LoopSettings, DiffusionOptions, NetworkOp
             raise ValueError(
                 "--augment_probability needs --augment_scale or --augment_translate, and neither is given."
             )
+        for names, needed, is_on in (
+            (("class_loss_weight_max", "class_loss_min_snr"), "--class_loss_weighting", self.class_loss_weighting),
+            (("perceptual_backbone",), "a --perceptual_weight of more than 0", self.perceptual_weight > 0),
+        ):  # fmt: skip
+            if not is_on and (given := self.given(names)):
+                raise ValueError(f"{given[0]} needs {needed}.")
         for names, reason in UNSUPPORTED_OPTIONS[self.network]:
             if given := self.given(names):
                 raise ValueError(f"{given[0]} is not for --network {self.network}, {reason}")

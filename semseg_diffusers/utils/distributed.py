@@ -15,7 +15,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from diffusers.utils import logging as diffusers_logging
 
-from semseg_diffusers.utils.settings import Settings, SettingsParser
+from semseg_diffusers.utils.settings import Settings, SettingsParser, command_error
 from semseg_diffusers.utils.signals import exit_on_signals
 
 
@@ -213,8 +213,8 @@ def process_main(settings: type[Settings], run: Callable[[Any], int | None], pro
     """Run a command in a process that `accelerate launch` starts, and end the process."""
     try:
         status = run(SettingsParser(settings, prog=prog).parse_settings()) or 0
-    except (ValueError, OSError) as error:
+    except (ModuleNotFoundError, ValueError, OSError) as err:
         process = f" in process {os.environ['RANK']}" if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
-        sys.stderr.write(f"error{process}: {' '.join(str(error).splitlines())}\n")
+        sys.stderr.write(f"error{process}: {command_error(err, prog)}\n")
         status = 2
     end(status)

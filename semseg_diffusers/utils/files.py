@@ -18,12 +18,12 @@ import subprocess
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+import semseg_diffusers
 from semseg_diffusers.utils.signals import exit_on_signals
 
 
@@ -35,11 +35,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, the quota, the 
 
 
 def package_version() -> str:
-    """Return the version of the installed package; "unknown" in a checkout that was never installed."""
-    try:
-        return metadata.version("semseg-diffusers")
-    except metadata.PackageNotFoundError:
-        return "unknown"
+    """Return the version of this package."""
+    return semseg_diffusers.__version__
 
 
 def versions(*libraries: str) -> dict[str, str]:
@@ -239,13 +236,16 @@ def check_output(output: str | os.PathLike, overwrite: bool, marker: str, kind: 
 @contextlib.contextmanager
 def new_folder(output: str | os.PathLike, marker: str, kind: str, overwrite: bool = False) -> Iterator[Path]:
     """Yield a folder to fill that becomes `output` (`check_output`) at the end; after an error nothing is left."""
-    output = check_output(output, overwrite, marker, kind)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    output = Path(os.path.abspath(output))
     prefix = f".{output.name}.tmp-{socket.gethostname()}-"
-    for path in output.parent.glob(f"{glob.escape(prefix)}*"):  # of killed processes on this machine
-        pid = path.name.removeprefix(prefix)
+    for path in sorted(output.parent.glob(f"{glob.escape(prefix)}*"), reverse=True):  # of killed processes here
+        pid, _, ending = path.name.removeprefix(prefix).partition(".")
         if pid.isdecimal() and not _is_running(int(pid)):
+            if ending == "old" and not output.exists():  # killed between the two renames
+                os.replace(path, output)
             shutil.rmtree(path, ignore_errors=True)
+    check_output(output, overwrite, marker, kind)
+    output.parent.mkdir(parents=True, exist_ok=True)
     folder = output.parent / f"{prefix}{os.getpid()}"
     with exit_on_signals():
         try:

@@ -58,7 +58,6 @@ def image_grid(
     rows: Sequence[Sequence[Any]],
     headers: Sequence[str] | None = None,
     row_labels: Sequence[str] | None = None,
-    labels: Any = None,
     cell_size: int = 128,
 ) -> Image.Image:
     """Return an RGB grid of images with column headers on top and row labels on the left.
@@ -66,11 +65,10 @@ def image_grid(
     Args:
         rows: one sequence of cells per row (see `to_image`); `None` leaves a cell empty, rows may differ in length.
         headers, row_labels: one text per column, wrapped to it, and one per row.
-        labels: label set with the colours of class ids; P-mode masks have their own palette.
         cell_size: cells are enlarged until the short side of the first, whose size all have, has this many pixels, or
             the long side of a wide one twice as many.
     """
-    cells = [[None if cell is None else to_image(cell, labels) for cell in row] for row in rows]
+    cells = [[None if cell is None else to_image(cell) for cell in row] for row in rows]
     first = next((cell for row in cells for cell in row if cell is not None), None)
     if first is None:
         raise ValueError("a grid needs at least one image; got none")

@@ -12,6 +12,8 @@ import inspect
 import json
 import math
 import operator
+import os
+import re
 import shlex
 import types
 import typing
@@ -36,7 +38,7 @@ _PRECISIONS = {
     "mixed_precision": {"float32": "no", "fp32": "no", "float16": "fp16", "bfloat16": "bf16"},
 }
 _METAVARS = {int: "N", float: "X"}
-_BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+_BOOLEANS = {**dict.fromkeys(("true", "1", "yes", "on"), True), **dict.fromkeys(("false", "0", "no", "off"), False)}
 
 
 def option(
@@ -122,7 +124,7 @@ class Settings:
         values = {name: getattr(self, name) for name in names}
         named = {name for name in self._named if values.get(name) is not None}
         defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        return [f"--{name}" for name, value in values.items() if name in named or value != defaults[name]]
+        return [f"--{name}" for name, value in values.items() if name in named or value != defaults.get(name, value)]
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
@@ -230,6 +232,36 @@ def as_list(title: str, items: Iterable[str]) -> str:
     return "\n".join([f"{title}:", *(f"- {' '.join(item.split())}" for item in items)])
 
 
+# Package -> the extra of ours that installs it.
+EXTRAS = {"torchmetrics": "eval", "gradio": "app"}
+
+
+def error_text(err: BaseException) -> str:
+    """Return an error as one line; items that start with "- " stand on lines of their own."""
+    lines: list[str] = []
+    for line in str(err).splitlines():
+        is_own = line.startswith("- ") or (bool(lines) and lines[-1].startswith("- ") and not line.startswith(" "))
+        if is_own or not lines:
+            lines.append(line.rstrip())
+        else:
+            lines[-1] += f" {line.strip()}"
+    return "\n  ".join(["".join(lines[:1]), *lines[1:]])
+
+
+def command_error(err: Exception, name: str) -> str:
+    """Return what a command says of an error that its user can mend; with SEMSEG_DEBUG=1 it is raised again.
+
+    So is one of a missing package that no extra installs.
+    """
+    if os.environ.get("SEMSEG_DEBUG") == "1":
+        raise err
+    if isinstance(err, ModuleNotFoundError) and err.name in EXTRAS:
+        return f"{name} needs {err.name}: pip install 'semseg-diffusers[{EXTRAS[err.name]}]'"
+    if isinstance(err, ModuleNotFoundError):
+        raise err
+    return error_text(err)
+
+
 def build_settings(settings: type[S], *layers: tuple[str, Mapping[str, Any]], named: Collection[str] = ()) -> S:
     """Merge layers (source for messages, option name -> value), of which later ones take precedence, into settings.
 
@@ -269,6 +301,19 @@ class _UniqueKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+class _Options(_UniqueKeys):
+    """YAML of options, in which yes, no, on and off are texts: `no` and `off` are values of options."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:bool"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+_BOOLEAN = re.compile("^(true|True|TRUE|false|False|FALSE)$")
+_Options.add_implicit_resolver("tag:yaml.org,2002:bool", _BOOLEAN, list("tTfF"))
+
+
 def parse_yaml(text: str | bytes) -> Any:
     """Return the value of YAML or JSON; a key that occurs twice, of which both keep the last, is a `YAMLError`."""
     return yaml.load(text, Loader=_UniqueKeys)
@@ -280,7 +325,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: no such file.")
     try:
-        content = yaml.safe_load(path.read_bytes()) or {}  # of bytes, YAML finds the encoding
+        content = yaml.load(path.read_bytes(), Loader=_Options) or {}  # of bytes, YAML finds the encoding
     except yaml.YAMLError as err:
         raise ValueError(f"--config {path} is not YAML: {err}") from err
     if not isinstance(content, dict):

@@ -154,6 +154,7 @@ def test_the_large_image_takes_the_place_of_the_small_one_and_only_it_can_be_kep
     assert meanwhile[2][-1] == "1 of 2 generated, the next is being enlarged"
     assert (download.interactive, keep.value, message) == (True, ["0", "1"], "2 generated.")
     assert handlers.add(samples, keep.value) == "2 added to painted; it holds 2."
+    assert handlers.add(samples, keep.value) == "0 added to painted, 2 were already there; it holds 2."
     for row in read_metadata(tmp_path / "painted"):
         assert Image.open(tmp_path / "painted" / row["image_file_name"]).size == LARGE
         assert np.array_equal(pixels(tmp_path / "painted" / row["mask_file_name"]), STREET)

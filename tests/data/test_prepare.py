@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +22,7 @@ from semseg_diffusers.data.dataset_format import new_dataset
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.prepare import prepare_dataset, read_image
 from semseg_diffusers.data.settings import PrepareSettings, parse_resolution
+from semseg_diffusers.utils.files import new_folder
 
 
 BDD = LabelSet.from_preset("bdd100k")
@@ -443,6 +445,20 @@ def start_and_stop(output: Path, signum: int) -> int:
     finally:
         process.kill()
         process.stdout.close()
+
+
+def test_a_dataset_is_found_again_after_a_kill_between_two_renames(tmp_path):
+    process = subprocess.Popen(["true"])
+    process.wait()
+    old = tmp_path / f".out.tmp-{socket.gethostname()}-{process.pid}.old"
+    old.mkdir()
+    (old / "labels.json").write_text("of the dataset before")
+    (new := old.with_suffix("")).mkdir()
+    with pytest.raises(ValueError, match="not empty"), new_folder(tmp_path / "out", "labels.json", "dataset"):
+        pass
+    assert (tmp_path / "out" / "labels.json").read_text() == "of the dataset before"
+    assert not old.exists()
+    assert not new.exists()
 
 
 @pytest.mark.slow

@@ -142,7 +142,7 @@ def test_images_of_a_mask_share_its_attributes(pipe):
             r"'wether'; this network knows timeofday \(day, night\); weather \(clear",
         ),
         ({"attributes": {"weather": "snow"}}, r"'weather': 'snow'; this network knows .*\(clear, foggy, rainy\)"),
-        ({"attributes": [RAINY, RAINY]}, "got 2 `attributes` for 1 masks"),
+        ({"attributes": [RAINY, RAINY]}, "got 2 of `attributes` for 1 masks"),
         ({"attributes": ["rainy"]}, "`attributes` holds 'rainy'; expected a dict"),
         ({"attribute_guidance_scale": "3"}, "`attribute_guidance_scale` is '3'; expected a finite number"),
     ],

@@ -104,6 +104,7 @@ def test_every_form_of_a_region_gives_the_same_image(pipe, tmp_path):
     picture = Image.fromarray(REGION)
     picture.save(tmp_path / "region.png")
     Image.fromarray(REGION * np.uint8(255)).convert("RGB").save(tmp_path / "rgb.png")
+    picture.convert("LA").save(tmp_path / "alpha.png")
     forms = [
         REGION[None],
         [REGION],
@@ -113,6 +114,7 @@ def test_every_form_of_a_region_gives_the_same_image(pipe, tmp_path):
         picture,
         tmp_path / "region.png",
         str(tmp_path / "rgb.png"),
+        tmp_path / "alpha.png",
     ]
     expected = edit(pipe, PHOTO, random_ids())
     for form in forms:

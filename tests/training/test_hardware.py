@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from semseg_diffusers import MaskGuidedDDPMPipeline
 from semseg_diffusers.training import monitor as waiting
 from semseg_diffusers.training.hardware import to_device
 from semseg_diffusers.training.monitor import DataTimer
+from semseg_diffusers.training.run import Run
 
 
 FAST = {"channels_last": True, "fused_optimizer": True}
@@ -110,6 +112,14 @@ def test_tf32_is_refused_where_there_is_none(toy, tmp_path):
 def test_float16_is_refused_on_a_cpu(toy, tmp_path):
     with pytest.raises(ValueError, match=r"--mixed_precision fp16 needs a GPU; this run is on cpu\. Use bf16"):
         train_here(settings(toy, tmp_path / "run", mixed_precision="fp16"))
+
+
+def test_float16_is_refused_for_two_optimizers():
+    run = SimpleNamespace(
+        settings=None, accelerator=SimpleNamespace(mixed_precision="fp16"), networks=lambda: ["student", "critic"]
+    )
+    with pytest.raises(ValueError, match="--mixed_precision fp16 is not for a run with a discriminator"):
+        Run.__enter__(run)
 
 
 def test_compiling_without_a_compiler_is_refused(toy, tmp_path, monkeypatch):

@@ -7,7 +7,9 @@ import json
 import pytest
 
 from semseg_diffusers import cli
+from semseg_diffusers.autoencoders.settings import AutoencoderSettings
 from semseg_diffusers.data.settings import PrepareSettings
+from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.evaluation.settings import EvaluationSettings, FilterCommandSettings
 from semseg_diffusers.generation.settings import GenerateOptions
 from semseg_diffusers.training.settings import TrainingSettings
@@ -52,6 +54,16 @@ def test_a_value_out_of_range_is_refused_with_its_range(words, message):
             ("--dataset", "d", "--output_dir", "o", "--spade_channels", "32"),
             "--spade_channels needs --mask_conditioning spade",
         ),
+        (
+            TrainingSettings,
+            ("--dataset", "d", "--output_dir", "o", "--hub_model_id", "alice/streets"),
+            "--hub_model_id needs --push_to_hub",
+        ),
+        (
+            TrainingSettings,
+            ("--dataset", "d", "--output_dir", "o", "--class_loss_min_snr", "0.01"),
+            "--class_loss_min_snr needs --class_loss_weighting",
+        ),
     ],
 )
 def test_an_option_without_the_one_it_belongs_to_is_refused_even_at_its_default(settings, words, message):
@@ -64,6 +76,24 @@ def test_settings_of_a_file_may_name_every_option(tmp_path):
     saved = parse(TrainingSettings, "--dataset", "d", "--output_dir", "o")
     (tmp_path / "settings.json").write_text(json.dumps(saved.to_dict()))
     assert parse(TrainingSettings, "--config", str(tmp_path / "settings.json")) == saved
+
+
+def test_no_and_off_in_a_file_are_the_words_that_the_command_line_takes(tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text("mixed_precision: no\ntorch_compile: no\nuse_ema: off\nhorizontal_flip: true\n")
+    read = parse(TrainingSettings, "--dataset", "d", "--output_dir", "o", "--config", str(file))
+    assert (read.mixed_precision, read.torch_compile, read.use_ema, read.horizontal_flip) == ("no", "no", False, True)
+    file.write_text("seed: 1\nseed: 2\n")
+    with pytest.raises(ValueError, match="'seed' occurs twice"):
+        parse(TrainingSettings, "--dataset", "d", "--output_dir", "o", "--config", str(file))
+
+
+@pytest.mark.parametrize("settings", [AutoencoderSettings, DistillationSettings])
+def test_passes_over_the_data_replace_a_default_number_of_steps(settings):
+    required = ("--dataset", "d", "--output_dir", "o", *(("--model", "m") if settings is DistillationSettings else ()))
+    assert parse(settings, *required).max_train_steps
+    assert parse(settings, *required, "--num_train_epochs", "5").max_train_steps is None
+    assert parse(settings, *required, "--num_train_epochs", "5", "--max_train_steps", "9").max_train_steps == 9
 
 
 @pytest.mark.parametrize("path", ["-x", "--model", "a [1]::*", "-1", "{x}=y", " "])

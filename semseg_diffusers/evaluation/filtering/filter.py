@@ -19,7 +19,6 @@ from semseg_diffusers.evaluation.features import check_reads
 from semseg_diffusers.evaluation.filtering import rules
 from semseg_diffusers.evaluation.filtering.filter_page import choose_examples, example_pictures, write_filter_page
 from semseg_diffusers.evaluation.filtering.output import (
-    MOVES,
     PAGE_FILE,
     READ,
     check_output,
@@ -38,7 +37,7 @@ from semseg_diffusers.evaluation.settings import (
     FilterSettings,
 )
 from semseg_diffusers.generation.model import DTYPES
-from semseg_diffusers.generation.output_folder import is_temporary, sole_run
+from semseg_diffusers.generation.output_folder import NO_SETTINGS, is_temporary, sole_run
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.files import code_commit, hash_json, versions, write_json
 
@@ -116,7 +115,7 @@ def filter_dataset(
         **{field.name: getattr(settings, field.name) for field in fields(FilterSettings)},
         "segmenter_sha256": segmenter.weights_sha256,
         "class_losses": key,  # of the segmenter, its input size and the real images
-        "images": hash_json({name: value for name, value in generation.items() if name not in MOVES})[:16],
+        "images": hash_json({name: value for name, value in generation.items() if name not in NO_SETTINGS})[:16],
     }
     check_output(output, generated, recorded)
     losses = rules.find_class_losses(output if class_losses is None else class_losses, key)

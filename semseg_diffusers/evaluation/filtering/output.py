@@ -41,7 +41,6 @@ READ = ".read"  # filtered masks of images that are not, or not yet, in the data
 NOTE_KEY = "semseg_diffusers_filter"  # text in a filtered mask's PNG with its scores
 CARD = "README.md"
 COLUMNS = ("segmenter_loss", "kept_share", "kept_share_by_class", "mask_hardness", "mask_rank")  # ours in the metadata
-MOVES = ("model", "guide_model", "versions", "skipped", "near_copies")  # of generation.json: no image depends on it
 
 
 def read_generated(generated: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -3,6 +3,7 @@ One generator provides all randomness of the data, so a seed determines every ba
 """
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -222,6 +223,7 @@ def train_segmenter(
     recipe: Recipe = Recipe(),  # noqa: B008  # immutable
     synthetic: SyntheticPairs | None = None,
     recolor: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
+    name: str = "the segmentation network",
     on_log: Callable[[dict[str, Any]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> History:
@@ -241,11 +243,12 @@ def train_segmenter(
         recipe: learning rates and augmentation.
         synthetic: which pairs are synthetic, and how they are used; None: all pairs are equal.
         recolor: changes the colours of the images of a step, uint8 (B, 3, H, W), given the position of the first.
+        name: of the network, for errors.
         on_log: called with each line of the log.
         should_stop: called after each step; True ends the training.
 
     Raises:
-        ValueError: an option out of range, or validation pairs with other classes.
+        ValueError: an option out of range, validation pairs with other classes, or a loss that is not finite.
     """
     SegmenterTrainingOptions(  # raises for an option out of range
         max_train_steps=max_train_steps,
@@ -316,7 +319,13 @@ def train_segmenter(
             losses.append(loss.detach())
             stop = should_stop()
             if step % LOGGING_STEPS == 0 or is_last:
-                log(loss=torch.stack(losses).mean().item(), learning_rate=rate)
+                mean_loss = torch.stack(losses).mean().item()
+                if not math.isfinite(mean_loss):
+                    raise ValueError(
+                        f"{name} diverged: at step {step} its loss is {mean_loss}. Lower --learning_rate (it is "
+                        f"{learning_rate:g}) or omit --mixed_precision."
+                    )
+                log(loss=mean_loss, learning_rate=rate)
                 losses.clear()
             if validation is not None and not stop and (step % validation_steps == 0 or is_last):
                 scores = score_network(network, preprocessing, validation, mixed_precision)
@@ -373,6 +382,8 @@ def _check_input_size(network: torch.nn.Module, size: tuple[int, int]) -> None:
     device = next(network.parameters()).device
     try:
         network.eval()(pixel_values=torch.zeros(1, 3, *size, device=device))
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as err:
         raise ValueError(
             f"a {type(network).__name__} cannot read an input of {size[0]} x {size[1]} pixels ({err}). Give a larger "

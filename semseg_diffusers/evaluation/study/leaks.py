@@ -86,7 +86,9 @@ def find_leaks(settings: StudySettings, data: StudyData, digests: dict[str, list
 
 def _filtered_by(folder: str) -> list[tuple[str, str | None, str | None]]:
     """Return what a filter has learned from: how, dataset and split; nothing for a folder that was not filtered."""
-    record = read_filter(folder) or {}
+    record = read_filter(folder)
+    if not record:
+        return []
     segmenter, (dataset, _, split) = record.get("segmenter") or {}, str(record.get("real")).rpartition(" (")
     trained_on = segmenter.get("trained_on") or {}
     return [

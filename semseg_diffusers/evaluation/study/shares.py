@@ -10,10 +10,10 @@ import torch
 from semseg_diffusers.evaluation.settings import StudyCommandSettings, StudySettings
 from semseg_diffusers.evaluation.study.results import BETTER, CONFIDENCE, WORSE, title
 from semseg_diffusers.evaluation.study.study import PAGE_FILE, RESULTS_FILE, run_study
+from semseg_diffusers.evaluation.study.study_page import study_command
 from semseg_diffusers.evaluation.study.training import default_jobs
-from semseg_diffusers.reports.findings import command_line
 from semseg_diffusers.reports.plots import line_plot
-from semseg_diffusers.reports.render import exact, write_page
+from semseg_diffusers.reports.render import write_page
 from semseg_diffusers.utils.distributed import check_device_available
 from semseg_diffusers.utils.files import LOCK_FILE, code_commit, versions, write_json
 
@@ -113,7 +113,7 @@ def write_shares_page(path: Path, results: Mapping[str, Any]) -> None:
         headers=["trained on", *(f"{entry['num_real']:,} photos" for entry in results["shares"])],
         rows=[[name, *texts] for name, texts in cells.items()],
         pages=[(f"{entry['share']:g}", f"{share_folder(entry['share'])}/{PAGE_FILE}") for entry in results["shares"]],
-        command=command_line("study --output DIR", results["settings"], " \\\n  ", exact),
+        command=study_command(results["settings"]),
     )
 
 

@@ -1,6 +1,7 @@
 """The page of a study: each mean with its seeds, each difference with its interval, and what was trained on."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -63,8 +64,15 @@ def write_study_page(path: Path, results: Mapping[str, Any], settings: StudySett
         unknown_shares={
             shown: percent(_unknown_share(data[name])) for name, (_, shown) in SETS.items() if name in data
         },
-        command=command_line("study --output DIR", results["settings"], " \\\n  ", exact),
+        command=study_command(results["settings"]),
     )
+
+
+def study_command(settings: Mapping[str, Any]) -> str:
+    """Return the command of a study with the settings that its results record."""
+    off = {field.name: "false" for field in fields(StudySettings) if field.default is True}
+    given = {name: off[name] if name in off and value is False else value for name, value in settings.items()}
+    return command_line("study --output DIR", given, " \\\n  ", exact)
 
 
 def _differences(comparisons: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:

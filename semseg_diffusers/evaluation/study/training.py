@@ -3,7 +3,6 @@ The last weights are scored, not the best ones: selection by the validation spli
 """
 
 import dataclasses
-import math
 import multiprocessing
 import os
 import time
@@ -61,17 +60,12 @@ def train_one(
             synthetic=phase.synthetic,
             recolor=recolor,
             seed=training.seed,
+            name=f"'{training.name}'",
             should_stop=should_stop,
         )
         if history.steps < phase.steps:
             raise StoppedError(training.name)
         relabelled = history.relabelled if phase.synthetic else relabelled
-    loss = history.log[-1]["loss"]
-    if not math.isfinite(loss):
-        raise ValueError(
-            f"'{training.name}' diverged: its final loss is {loss}. Lower --learning_rate (it is "
-            f"{initial.learning_rate:g}) or omit --mixed_precision."
-        )
     validation = LabelledImages(data["validation"])
     scores = score_network(initial.network, initial.preprocessing, validation, settings.mixed_precision)
     members = pool_members(training, data)
@@ -80,7 +74,7 @@ def train_one(
         "num_pairs": len(members),
         "num_synthetic": sum(name in SYNTHETIC_SETS for name, _ in members),
         "scores": {**dataclasses.asdict(scores), "absent": list(scores.absent)},
-        "loss": loss,
+        "loss": history.log[-1]["loss"],
         **({} if relabelled is None else {"relabelled": relabelled}),
         "device": str(torch.device(device)),
         "seconds": round(time.monotonic() - started, 1),
