@@ -197,7 +197,8 @@ def run(settings: CaptionSettings) -> None:
     check_prepared(source)
     splits = {split: (path, load_pairs(source, split)) for split, path in metadata_folders(source).items()}
     for _, pairs in splits.values():
-        attribute_values(pairs, settings.attributes)
+        if absent := [name for name in settings.attributes if name not in pairs.attributes]:
+            attribute_values(pairs, absent)  # says which columns there are
         check_classes(pairs, settings.classes, "--classes")
     captioner, used = None, versions("numpy")
     if settings.captioner is not None:

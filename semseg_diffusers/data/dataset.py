@@ -101,7 +101,7 @@ class PairDataset(torch.utils.data.Dataset):
         if "stem" in table.column_names:
             self.stems = [str(stem) for stem in table["stem"]]
         else:
-            paths = [entry["path"] for entry in table[image_column]]
+            paths = [(entry or {}).get("path") for entry in table[image_column]]
             self.stems = [PurePosixPath(path).stem if path else f"{i:06}" for i, path in enumerate(paths)]
 
     def __len__(self) -> int:
@@ -211,6 +211,10 @@ class PairDataset(torch.utils.data.Dataset):
     def column(self, name: str) -> list[Any] | None:
         """Return a column of texts, or of lists, with one value per pair; None where the split has none."""
         return list(self._table[name]) if name in _further_columns(self._table) else None
+
+    def texts_of(self, index: int) -> dict[str, Any]:
+        """Return what the columns of texts, and of lists, say of a pair, by their names."""
+        return {name: self._table[name][index] for name in _further_columns(self._table)}
 
     def _decode(self, index: int, what: str) -> tuple[Image.Image, str]:
         """Return image or mask of a pair, and its name in messages."""

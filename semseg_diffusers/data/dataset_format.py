@@ -85,11 +85,19 @@ def finish_dataset(
 ) -> None:
     """Write each split's metadata, the label set, and the settings with counts and versions.
 
-    A column of nulls becomes one of "" if another split has text there: `load_dataset` would refuse the two types.
+    A column of nulls becomes one of "" if another split has text there, of empty lists if it has lists:
+    `load_dataset` would refuse the two types.
     """
-    columns = {name for split in rows.values() for row in split for name, value in row.items() if value is not None}
+    kinds = {
+        name: type(value)
+        for split in rows.values()
+        for row in split
+        for name, value in row.items()
+        if value is not None
+    }
     for split, of_split in rows.items():
-        blank = dict.fromkeys((name for name in columns if all(row.get(name) is None for row in of_split)), "")
+        gone = [name for name in kinds if all(row.get(name) is None for row in of_split)]
+        blank = {name: [] if kinds[name] is list else "" for name in gone}
         text = "".join(json.dumps(row | blank, ensure_ascii=False) + "\n" for row in of_split)
         (folder / split / METADATA_FILE).write_text(text, encoding="utf-8")
     labels.save_json(folder / LABELS_FILE)
@@ -149,7 +157,7 @@ def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:
     if not masks.is_dir():
         raise FileNotFoundError(f"no {what} file and no folder of {what}s at '{masks}'")
     files = (path for path in masks.rglob("*") if path.suffix.lower() in MASK_SUFFIXES and path.is_file())
-    paths = sorted(path for path in files if not path.name.startswith("."))
+    paths = sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(masks).parts))
     if not paths:
         raise ValueError(f"folder '{masks}' holds no {what}; expected images ({', '.join(MASK_SUFFIXES)})")
     first_with: dict[str, Path] = {}

@@ -476,6 +476,8 @@ def run(settings: LabelsSettings) -> None:
     chosen, output = settings.preset or settings.labels or "", Path(settings.output)
     labels = LabelSet.from_preset(chosen) if settings.preset else LabelSet.from_json(chosen)
     name = Path(chosen).stem
+    if settings.labels and (output / "labels.json").resolve() == Path(chosen).resolve():
+        raise ValueError(f"--output '{output}' would replace '{chosen}', the label set itself. Name another folder.")
     output.mkdir(parents=True, exist_ok=True)
     save_png(output / "legend.png", labels.legend(columns=settings.columns))
     labels.save_palette(output / f"{name}.gpl")

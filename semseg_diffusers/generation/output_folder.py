@@ -21,6 +21,7 @@ from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, M
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.plan import Job, Plan
 from semseg_diffusers.generation.settings import IMAGE_FORMATS
+from semseg_diffusers.hub.folders import PATH_COLUMNS
 from semseg_diffusers.pipelines.mask_inputs import open_image
 from semseg_diffusers.utils.files import (
     LOCK_FILE,
@@ -37,8 +38,6 @@ from semseg_diffusers.utils.settings import describe_value, differences
 
 # Name of a PNG's text, or start of a JPEG's comment, that holds its row of the metadata
 ROW_KEY = "semseg_diffusers"
-# Left out of that row, since these may be paths of this machine, and images get published
-NOT_IN_IMAGES = ("model", "guide_model", "upscaler", "source_mask", "source_photo")
 # What no image depends on in generation.json: places of weights, whose revisions matter, and results of the run
 NO_SETTINGS = ("model", "guide_model", "upscaler", "versions", "skipped", "near_copies")
 CONTACT_SHEET_COLUMNS = 8  # samples of one mask on the contact sheet, at most
@@ -159,7 +158,7 @@ def save_pair(output: Path, row: dict[str, Any], mask: Image.Image, image: Image
     """Write a mask, then its image with its row of the metadata: an image that exists is complete."""
     for folder in ("images", "masks"):
         (output / folder).mkdir(parents=True, exist_ok=True)
-    note = json.dumps({key: value for key, value in row.items() if key not in NOT_IN_IMAGES})
+    note = json.dumps({key: value for key, value in row.items() if key not in PATH_COLUMNS})
     save_png(output / row["mask_file_name"], mask)
     file = output / row["image_file_name"]
     if file.suffix == ".png":

@@ -1,5 +1,6 @@
 """Run all stages from a dataset to a better segmentation network, and back into the dataset: the command `grow`."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from semseg_diffusers.cli import command_parser, load_function
 from semseg_diffusers.data.dataset import column_options, load_pairs
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, REASONS
 from semseg_diffusers.evaluation.segmentation.segmenter import ensure_segmenter
-from semseg_diffusers.evaluation.settings import SegmenterSettings
+from semseg_diffusers.evaluation.settings import FilterCommandSettings, SegmenterSettings
 from semseg_diffusers.generation.output_folder import read_metadata
 from semseg_diffusers.growth.merge import read_real_record
 from semseg_diffusers.growth.settings import STAGES, GrowSettings
@@ -75,8 +76,11 @@ def run(settings: GrowSettings) -> int:
                 progress.note(stage, done=False)
                 status = 0 if stage.is_complete else run_stage(stage, settings.config_file)
                 if status:
-                    text = f"error: stage {stage.name} ended with exit code {status}. The same command resumes it.\n"
-                    sys.stderr.write(text)
+                    then = "The same command resumes it."
+                    if isinstance(stage.settings, FilterCommandSettings) and status == 1:  # no image was kept
+                        then = f"Remove {stage.settings.output}, and lower --set filter.minimum_kept"
+                        then += " or raise --set filter.tolerance_margin."
+                    sys.stderr.write(f"error: stage {stage.name} ended with exit code {status}. {then}\n")
                     return status
                 progress.note(stage, done=True)
             if stage.name == settings.until:
@@ -97,7 +101,8 @@ def choose_generator(settings: GrowSettings) -> str:
         return settings.generator
     command, *words = started["command"]
     before: Any = command_parser(command).parse_settings(words)
-    return settings.model if before.model == settings.model else settings.generator
+    is_same = os.path.abspath(before.model) == os.path.abspath(settings.model)  # a recorded folder is absolute
+    return settings.model if is_same else settings.generator
 
 
 def run_stage(stage: Stage, config_file: str | None) -> int:
@@ -110,7 +115,9 @@ def run_stage(stage: Stage, config_file: str | None) -> int:
                 ensure_segmenter(stage.settings, "--filter_segmenter")
                 return 0
             return load_function(STAGES[stage.name])(stage.settings) or 0
-        except (ValueError, OSError) as err:
+        except ValueError as err:
+            raise ValueError(f"stage {stage.name}: {err}") from err
+        except OSError as err:
             raise ValueError(f"stage {stage.name}: {str(err).rstrip('.')}. The same command resumes it.") from err
         finally:
             clear_device_cache(garbage_collection=True)  # the next stage needs the memory
@@ -185,8 +192,10 @@ def write_growth_page(
             folder = done[name][0]
             record = {**read_json(folder / record_file), "folder": folder, "page": f"{folder.name}/{page}"}
             if name == "generate":
-                with Image.open(folder / "contact_sheet.png") as sheet:
-                    record |= {"sheet": sheet.convert("RGB"), "num_images": len(read_metadata(folder))}
+                record["num_images"], file = len(read_metadata(folder)), folder / "contact_sheet.png"
+                if file.is_file():  # not with --set generate.contact_sheet=0
+                    with Image.open(file) as sheet:
+                        record["sheet"] = sheet.convert("RGB")
             records[name] = record
     commands = [command for _, command in done.values()]
     context = {"dataset": dataset, "model": model, "remaining": remaining, "commands": commands, "note": note}

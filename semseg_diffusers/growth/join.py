@@ -20,6 +20,13 @@ from semseg_diffusers.utils.files import composed
 from semseg_diffusers.utils.progress import progress_bar
 
 
+def predicted(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the mark of labels that a network predicted, of a dataset or of a part of it, by its record."""
+    marks = (each[PSEUDO_LABELS] for each in (record, *record.get("joined", ())) if PSEUDO_LABELS in each)
+    mark = next(marks, None)
+    return {} if mark is None else {PSEUDO_LABELS: mark}
+
+
 def run(settings: JoinSettings) -> None:
     """Join, and print the number of pairs of each split."""
     record = join(settings)
@@ -86,7 +93,7 @@ def join(settings: JoinSettings) -> dict[str, Any]:
             "joined": [
                 {
                     "dataset": dataset, "value": value, "pairs": len(pairs), "format": source.get("format"),
-                    **({PSEUDO_LABELS: source[PSEUDO_LABELS]} if PSEUDO_LABELS in source else {}),
+                    **predicted(source),
                 }
                 for dataset, value, pairs, source in zip(settings.datasets, values, all_pairs, sources, strict=True)
             ],

@@ -153,7 +153,7 @@ def copy_pair(
         labels.decode(ids).save(folder / row["mask_file_name"])
     else:
         save_pair(folder, stem, pairs.photo(index), ids, labels)
-    return {**row, **{column: values[index] for column, values in pairs.attributes.items()}}
+    return row | pairs.texts_of(index)
 
 
 def _copy_synthetic(folder: Path, generated: Path, row: dict[str, Any], labels: LabelSet, name: str) -> dict[str, str]:

@@ -119,7 +119,11 @@ def make_stages(
             if option in own and option not in OVERRIDABLE:
                 raise ValueError(f"--set {name}.{option}: grow sets it itself, to {own[option]}.")
         kind = load_settings(STAGES[name])
-        several = {field.name for field in dataclasses.fields(kind) if value_type(field)[1]}
+        several = {
+            field.name
+            for field in dataclasses.fields(kind)
+            if value_type(field)[1] and field.metadata.get("parse") is None  # 256x512 is one value
+        }
         values = {option: text.split(",") if option in several else text for option, text in changes.items()}
         try:
             command = build_settings(kind, ("grow", own), ("--set", values), named=frozenset(values))

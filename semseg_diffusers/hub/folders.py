@@ -27,6 +27,8 @@ EXPORT_FILE = "export.json"  # marks a folder that `export` made, and may replac
 SHEET_FILE = "samples.jpg"  # masks and samples of them, in such a folder
 EXTREMES_FILE = "extremes.jpg"  # the images that agree best and worst with their masks
 RESULTS_FOLDER = "results"  # beside the card: what `evaluate` wrote
+# Columns of generated images that may be paths of this machine, while images get published
+PATH_COLUMNS = ("model", "guide_model", "upscaler", "source_mask", "source_photo")
 Contents = dict[str, Path | bytes]  # path in the repository -> file or content
 
 

@@ -247,9 +247,10 @@ def _pushed_tables(folder: Path) -> Any:
     tables = datasets.DatasetDict(load_tables(str(folder)))
     for split in tables:
         _ = load_pairs(folder, split)[0]  # checks columns, label set and sizes
-        for column in {"source_mask", "model"} & set(tables[split].column_names):
-            values = folders.without_machine_paths(tables[split][column][:])
-            tables[split] = tables[split].remove_columns(column).add_column(column, values)
+        for column in {*folders.PATH_COLUMNS} & set(tables[split].column_names):
+            before = tables[split][column][:]
+            if (values := folders.without_machine_paths(before)) != before:
+                tables[split] = tables[split].remove_columns(column).add_column(column, values)
     return tables
 
 

@@ -47,7 +47,8 @@ LOOKS = (
 FINE_TEXTURE = np.array([3, 3, 2, 4, 3, 1, 1, 1, 10, 9, 0, 3, 3, 1, 1, 1, 1, 2, 2], np.float32) / 50
 COARSE_TEXTURE = np.array([3, 3, 3, 5, 3, 1, 0, 0, 8, 10, 0, 2, 2, 2, 2, 2, 2, 1, 1], np.float32) / 50
 
-VEHICLES = (things.CAR, things.TRUCK, things.BUS, things.TRAIN)
+THINGS = (things.CAR, things.TRUCK, things.BUS)  # captions are about each of these, and about all of a train
+VEHICLES = (*THINGS, things.TRAIN)
 COLORS_COLUMN = "colors"
 DRAWING_HEIGHT = 256  # pixels; small scenes are drawn about this large and reduced
 
@@ -112,12 +113,12 @@ def _painted_regions(p: Painter, ids: np.ndarray, labels: LabelSet) -> list[dict
     regions = []
     for label in (things.BUILDING, *VEHICLES):
         inside = ids == label
-        numbers = number_things(inside) if label in VEHICLES else np.where(inside, 0, -1)
+        numbers = number_things(inside) if label in THINGS else np.where(inside, 0, -1)
         for number in range(numbers.max() + 1):
             counts = np.bincount(tags[numbers == number], minlength=len(rgb) + 1)[1:]
             colors = [[*rgb[tag].tolist(), int(counts[tag])] for tag in counts.nonzero()[0]]
             if colors:
-                thing = number if label in VEHICLES else -1
+                thing = number if label in THINGS else -1
                 regions.append({"class": labels.names[label], "thing": thing, "colors": colors})
     return regions
 

@@ -62,6 +62,12 @@ def errors_of(source, **options) -> list[str]:
     return [finding.kind for finding in report.findings if finding.severity == "error"]
 
 
+def named_ids(source) -> set[str]:
+    """Return the ids that are said to be no class, as they are in the files."""
+    (finding,) = (each for each in check_source(source).findings if each.kind == "ids out of range")
+    return {*finding.details["ids"]}
+
+
 # CVAT ---------------------------------------------------------------------------------------------------------------
 
 
@@ -291,6 +297,10 @@ def test_roboflow_values_with_gaps_become_ids_without_and_others_are_refused(tmp
     with pytest.raises(ValueError, match="f0_mask.png' holds class 2; this model knows 0, 3, 7 and 255"):
         prepare(source, tmp_path / "again")
     assert errors_of(source) == ["ids out of range"]
+    assert named_ids(source) == {"2"}
+    values[:], values[0, 0] = 0, 2  # ids of classes all
+    save(source / "train/f0_mask.png", values)
+    assert named_ids(source) == {"2"}
 
 
 @pytest.mark.parametrize("values", [(0, 1, 2), (0, 3, 7)])

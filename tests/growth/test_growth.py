@@ -101,6 +101,8 @@ def test_a_student_beside_the_model_generates_unless_told_otherwise(toy, model, 
     (tmp_path / "grown" / "grow.json").write_text(json.dumps(progress))
     assert command(*words, "--model", base) == 0
     assert f"--model {base} " in capsys.readouterr().out
+    assert command(*words, "--model", f"{base}/") == 0
+    assert str(student) not in capsys.readouterr().out
     assert command(*words, "--student", student) == 2
     assert "--student is for a --model that exists" in capsys.readouterr().err
 
@@ -114,6 +116,7 @@ def test_masks_in_which_nothing_can_be_placed_are_asked_for(model, tmp_path, cap
 
 def test_changes_reach_their_stage():
     changes = ("study.jobs=2", "generate.skip_errors=true", "generate.attributes=weather=rainy,timeofday=night")
+    changes += ("filter.segmenter_size=32x64",)
     changes += ("generate.scheduler=UniPCMultistepScheduler:solver_order=1,predict_x0=false",)
     stages = make_stages(GrowSettings(dataset="d", output=Path("o"), set=changes), ["car=2"], 3)
     settings = {stage.name: stage.settings for stage in stages}
@@ -121,6 +124,7 @@ def test_changes_reach_their_stage():
     assert settings["generate"].attributes == ("weather=rainy", "timeofday=night")
     assert settings["generate"].scheduler == "UniPCMultistepScheduler:solver_order=1,predict_x0=false"
     assert settings["study"].jobs == 2
+    assert settings["filter"].segmenter_size == (32, 64)
 
 
 def test_the_printed_command_gives_the_settings_of_its_stage():

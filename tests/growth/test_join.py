@@ -69,6 +69,25 @@ def test_attributes_of_one_dataset_stay_and_are_unknown_for_the_others(toy, targ
     assert pairs.attributes["weather"][:6] == load_pairs(toy, "train").attributes["weather"]
 
 
+def test_captions_stay(toy, target, tmp_path):
+    rows = [json.loads(line) for line in (toy / "train" / "metadata.jsonl").read_text().splitlines()]
+    said = [{"captions": [f"street {i}", "a street"], "region_captions": [{"class": "sky"}]} for i in range(len(rows))]
+    source = shutil.copytree(toy, tmp_path / "toy")
+    lines = [json.dumps(row | new) for row, new in zip(rows, said, strict=True)]
+    (source / "train" / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    assert join(tmp_path / "both", source, target) == 0
+    pairs = load_pairs(tmp_path / "both", "train")
+    assert pairs.column("captions") == [new["captions"] for new in said] + [None] * 4
+    assert load_pairs(tmp_path / "both", "val").column("captions") == [[]] * 2
+
+
+def test_predicted_labels_are_known_as_such_in_a_part_of_a_part(toy, target, tmp_path):
+    assert join(tmp_path / "both", toy, target) == 0
+    assert join(tmp_path / "all", tmp_path / "both", toy, attribute="source=old,new") == 0
+    record = json.loads((tmp_path / "all" / "prepare.json").read_text())
+    assert ["pseudo_labels" in part for part in record["joined"]] == [True, False]
+
+
 def test_the_record_names_each_part_its_labels_and_the_stricter_licence(toy, target, tmp_path):
     assert join(tmp_path / "both", toy, target) == 0
     record = json.loads((tmp_path / "both" / "prepare.json").read_text())

@@ -17,6 +17,7 @@ import yaml
 from semseg_diffusers.data.check.inspection import PairFacts, color_distances, near_duplicates, same_images
 from semseg_diffusers.data.labels import PRESET_NAMES, LabelSet
 from semseg_diffusers.data.merged_classes import OTHER_NUMBERS
+from semseg_diffusers.pipelines.mask_inputs import change_ids, check_ids
 
 
 EXAMPLES = 5  # files named in a finding
@@ -99,7 +100,7 @@ def _sizes(facts: Sequence[PairFacts]) -> list[Finding]:
 
 def _wrong_values(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]:
     """Return findings about masks with ids, or with colours, that are no class."""
-    known: set[Any] = {*range(labels.num_classes), labels.ignore_index}
+    class_ids, known = {*range(labels.num_classes), labels.ignore_index}, set[Any]()
     found: list[Finding] = []
     for kind, key in (("ids out of range", "ids"), ("unknown colours", "colors")):
         masks: list[str] = []
@@ -111,9 +112,17 @@ def _wrong_values(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]
                 files.update(values.keys())
         if not masks:
             continue
+        if key == "ids":
+            found_ids = np.array([*pixels], dtype=np.int64)  # as in the files
+            changed = change_ids(found_ids, labels.changed_ids)
+            known = {int(value) for value, new in zip(found_ids, changed, strict=True) if int(new) in class_ids}
+        else:
+            known = set()
         wrong = [value for value, _ in pixels.most_common() if value not in known]
         if key == "ids":
-            what = f"masks with ids that are no class of 0-{labels.num_classes - 1} or {labels.ignore_index} (unknown)"
+            expected = f"class of 0-{labels.num_classes - 1} or {labels.ignore_index}"
+            expected = "class of the label set, whose ids in masks have gaps, or" if labels.changed_ids else expected
+            what = f"masks with ids that are no {expected} (unknown)"
             advice, names = _ids_advice(list(pixels), labels), {value: (f"id {value}", str(value)) for value in wrong}
         else:
             what = f"masks with colours that no class has ({len(wrong)} colours)"
@@ -130,7 +139,7 @@ def _wrong_values(facts: Sequence[PairFacts], labels: LabelSet) -> list[Finding]
 def _ids_advice(ids: list[int], labels: LabelSet) -> str:
     """Return the likely cause of ids that are no class, all ids of the masks given."""
     try:
-        labels.check_ids(np.array(ids))
+        check_ids(np.array(ids), labels.num_classes, labels.ignore_index, changed_ids=labels.changed_ids)
     except ValueError as err:
         return str(err).rpartition("(ignore). ")[2]
     raise AssertionError("ids that are no class have passed the check of ids")

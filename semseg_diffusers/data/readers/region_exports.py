@@ -404,7 +404,7 @@ def read_label_studio(found: tuple[AnyPath, AnyPath], options: ReadOptions) -> S
         for task, (name, annotations) in _read_tasks(_load(file)).items():
             stem = stems.get(_find_image(tuple(composed(name).split("/")), list(stems)), f"task {task}")
             if not annotations:  # of tasks that were exported without
-                annotations = [((False, number), number, ()) for of, number in brushes if of == str(task)]
+                annotations = [((False, int(number)), number, ()) for of, number in brushes if of == str(task)]
             if not annotations:
                 images.pop(stem, None)
                 unlabelled += 1
