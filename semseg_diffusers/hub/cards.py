@@ -282,7 +282,7 @@ def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[
 
 def replace_part(card: str, name: str, content: str) -> str:
     """Rewrite a marked part; a card without that part is unchanged."""
-    pattern = re.compile(rf"(<!-- begin {name}\b[^\n]*-->\n).*?(<!-- end {name} -->)", re.DOTALL)
+    pattern = re.compile(rf"(<!-- begin {name}\b[^\n]*-->\r?\n).*?(<!-- end {name} -->)", re.DOTALL)
     return pattern.sub(lambda match: f"{match[1]}{content}\n{match[2]}", card, count=1)
 
 

@@ -891,6 +891,7 @@ def test_parts_are_replaced_and_everything_else_is_kept():
     new = cards.replace_part(card, "use", r"new \1")
     assert new == card.replace("old", r"new \1")
     assert cards.replace_part(card, "results", "new") == card
+    assert cards.has_part(card.replace("\n", "\r\n"), "use")
     assert cards.with_metadata(card, a=1) == card  # nothing changes, so the comment stays
     assert yaml.safe_load(cards.with_metadata(card, b="x").split("---")[1]) == {"a": 1, "b": "x"}
     assert cards.with_metadata("text", b="x") == "---\nb: x\n---\ntext"
