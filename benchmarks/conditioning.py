@@ -275,7 +275,7 @@ def compare(args: argparse.Namespace) -> dict:
 def main() -> None:
     parser = study_parser(__doc__, required=False)
     parser.add_argument(
-        "--arms", nargs="*", choices=[*WAYS, *AS_MANY_IMAGES], default=list(WAYS), help="of those trained"
+        "--arms", nargs="+", choices=[*WAYS, *AS_MANY_IMAGES], default=list(WAYS), help="of those trained"
     )
     parser.add_argument("--turns", type=int, default=5, help="of each network, for times (5)")
     args = parser.parse_args()

@@ -75,7 +75,11 @@ CASES = {
         f"prepare --source {DATA}/camvid_full --resolution 64 --output camvid_full --num_workers 1\n"
         f"prepare --source {DATA}/kitti --resolution native --output kitti --num_workers 1\n"
         f"prepare --source {DATA}/bdd100k_samples --format paper --resolution 64 --output samples --num_workers 1",
-        tuple(f"{name}/{pattern}" for name in ("mapped", "camvid", "kitti", "samples") for pattern in PREPARED),
+        tuple(
+            f"{name}/{pattern}"
+            for name in ("mapped", "camvid", "camvid_full", "kitti", "samples")
+            for pattern in PREPARED
+        ),
         ("toy",),
     ),
     "masks": Case(

@@ -186,8 +186,9 @@ def run(output: Path, source: str, python: str) -> None:
             paint_and_take_away(address, chromium, output, steps)
             versions = versions_of(clone / ".venv" / "bin" / "python")
         finally:
-            os.killpg(server.pid, signal.SIGINT)
-            server.wait(60)
+            if server.poll() is None:
+                os.killpg(server.pid, signal.SIGINT)
+                server.wait(60)
             log.close()
     with zipfile.ZipFile(output / "painted.zip") as archive:
         archive.extractall(output / "painted")
