@@ -531,7 +531,6 @@ ARMS = {
     "synthetic": "synthetic only",
     "filtered": "filtered synthetic only",
 }
-SYNTHETIC_FIRST = 0.5  # docs/results/little_data.md compares the uses
 # arms with synthetic pairs -> the option that names their folder
 SYNTHETIC = {
     "real_synthetic": "generated",
@@ -583,10 +582,9 @@ class SyntheticUseOptions(Settings):
         None, above=0, below=1,
         help="of each batch, for pools of real and synthetic pairs; 0.5 is 1:1 (default: as they come in the pool)",
     )  # fmt: skip
-    synthetic_first: float | None = option(
-        None, at_least=0, below=1,
-        help="share of the steps that sees synthetic pairs only, before all others see real ones only; 0: together "
-        f"(default: {SYNTHETIC_FIRST:g}; 0 with --synthetic_share)",
+    synthetic_first: float = option(
+        0.0, at_least=0, below=1,
+        help="share of the steps that sees synthetic pairs only, before all others see real ones only (0: together)",
     )  # fmt: skip
     relabel: float | None = option(
         None, above=0, below=1, metavar="CONFIDENCE",
@@ -609,9 +607,9 @@ class SyntheticUseOptions(Settings):
 
     @property
     def synthetic_use(self) -> dict[str, Any]:
-        """Return the options that are in use, for records."""
-        values = {field.name: getattr(self, field.name) for field in fields(SyntheticUseOptions)}
-        return {name: value for name, value in values.items() if value}
+        """Return the options that are not at their defaults, for records."""
+        values = {field: getattr(self, field.name) for field in fields(SyntheticUseOptions)}
+        return {field.name: value for field, value in values.items() if value != field.default}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -669,9 +667,6 @@ class StudySettings(TransferOptions, SyntheticUseOptions, PoolOptions, RealImage
         splits = [SPLITS.get(name, name) for name in (self.train_split, self.validation_split)]
         if splits[0] == splits[1] and self.validation_dataset is None:
             raise ValueError(f"--train_split and --validation_split are both '{splits[0]}'; expected two splits.")
-        if self.synthetic_first is None:
-            is_apart = self.synthetic_share is None and self.max_train_steps > 1
-            object.__setattr__(self, "synthetic_first", SYNTHETIC_FIRST if is_apart else 0.0)
         self._check_use()
         for name, folder in self.folders.items():
             if len(self.real_share) > 1 and SHARE not in folder:
@@ -685,7 +680,7 @@ class StudySettings(TransferOptions, SyntheticUseOptions, PoolOptions, RealImage
         """Raise for a use of synthetic pairs that the arms, batches or steps do not allow."""
         if not any(arm in SYNTHETIC and arm.startswith("real_") for arm in self.arms):
             for name, value in (("share", self.synthetic_share), ("first", self.synthetic_first)):
-                if value and (name, value) != ("first", SYNTHETIC_FIRST):
+                if value:
                     raise ValueError(
                         f"--synthetic_{name} {value:g} is for arms with real and synthetic pairs; got --arms "
                         f"{' '.join(self.arms)}. Add real_synthetic or real_filtered, or omit it."
@@ -711,9 +706,8 @@ class StudySettings(TransferOptions, SyntheticUseOptions, PoolOptions, RealImage
     @property
     def synthetic_steps(self) -> int:
         """Return the steps of the phase that sees synthetic pairs only."""
-        if not self.synthetic_first:
-            return 0
-        return min(max(1, round(self.synthetic_first * self.max_train_steps)), self.max_train_steps - 1)
+        steps = round(self.synthetic_first * self.max_train_steps)
+        return min(max(1, steps), self.max_train_steps - 1) if self.synthetic_first else 0
 
     def of_share(self, share: float) -> "StudySettings":
         """Return the settings for one share of the real images, with the folders that were made with it."""

@@ -104,8 +104,8 @@ def shares(name: str) -> list[str]:
 def uses() -> list[str]:
     """Return the rows of uses of the same images: for 1x and 4x, mean IoU, less real photos, and less all alike."""
     titles = {
-        "": "all alike",
-        "_first": "images first, then photos (default)",
+        "": "all alike (default)",
+        "_first": "images first, then photos",
         "_relabel": "labels read again",
         "_hard": "hard masks more often",
         "_share": "half of each batch",

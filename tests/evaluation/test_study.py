@@ -55,8 +55,7 @@ def test_results_hold_settings_and_every_figure(place):
     for arm in results["arms"]:
         assert len(arm["mean_iou"]["values"]) == 2
         assert arm["mean_iou"]["mean"] == pytest.approx(sum(arm["mean_iou"]["values"]) / 2)
-        kinds = arm["num_synthetic"], arm["num_pairs"] - arm["num_synthetic"]
-        assert arm["passes"] == (2 * 2 / max(kinds) if all(kinds) else 4 * 2 / arm["num_pairs"])  # two phases of 2
+        assert arm["passes"] == 4 * 2 / arm["num_pairs"]
         assert set(arm["iou"]) | set(results["absent"]) == set(results["arms"][0]["iou"]) | set(results["absent"])
     assert len(results["comparisons"]) == 9 * 2
     assert "sha256:0123456789abcdef" in " ".join(results["notes"])

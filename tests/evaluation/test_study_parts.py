@@ -83,7 +83,7 @@ def settings_of(place, **changes) -> StudySettings:
         ({"synthetic_share": 0.3}, r"--synthetic_share 0\.3 of --train_batch_size 8 is 2\.4 pairs; .* such as 0\.25"),
         ({"synthetic_share": 0.01}, r"is 0\.08 pairs; expected a whole number, such as 0\.125"),
         ({"synthetic_share": 0.5, "synthetic_first": 0.5}, "keeps them apart: give one of them"),
-        ({"synthetic_first": 0.25, "arms": ("real", "synthetic")}, "Add real_synthetic or real_filtered, or omit it"),
+        ({"synthetic_first": 0.5, "arms": ("real", "synthetic")}, "Add real_synthetic or real_filtered, or omit it"),
         ({"synthetic_first": 0.5, "max_train_steps": 1}, "--max_train_steps 2 or more; got 1"),
         ({"real_share": (0.5, 1.0)}, "--generated 'g' would be the same for all of --real_share 0.5 1.0"),
     ],

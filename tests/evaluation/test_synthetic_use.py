@@ -51,8 +51,8 @@ def place(tmp_path_factory):
 
 def words(place, output, *more) -> tuple:
     data = ("--dataset", place / "toy", "--generated", place / "generated", "--filtered", place / "filtered")
-    network = ("--architecture", "segformer-mini", "--max_train_steps", 4, "--train_batch_size", 2, "--device", "cpu")
-    return (*data, "--output", output, *network, "--seeds", 0, "--jobs", 1, "--synthetic_first", 0, *more)
+    return (*data, "--output", output, "--architecture", "segformer-mini", "--max_train_steps", 4,
+            "--train_batch_size", 2, "--device", "cpu", "--seeds", 0, "--jobs", 1, *more)  # fmt: skip
 
 
 def settings_of(place, **changes) -> StudySettings:
@@ -118,14 +118,7 @@ def test_phases_are_only_for_arms_with_both_kinds_of_pairs(place):
 def test_each_phase_has_at_least_one_step(place):
     for share, steps in ((0.01, 1), (0.99, 7)):
         assert settings_of(place, synthetic_first=share).synthetic_steps == steps
-    assert settings_of(place, synthetic_first=0).synthetic_steps == 0
-
-
-def test_real_pairs_come_last_unless_something_else_is_given(place):
-    assert settings_of(place).synthetic_use == {"synthetic_first": 0.5}
-    assert settings_of(place, synthetic_share=0.5).synthetic_use == {"synthetic_share": 0.5}
-    assert settings_of(place, arms=("real", "synthetic")).synthetic_use == {"synthetic_first": 0.5}
-    assert settings_of(place, max_train_steps=1).synthetic_use == {}
+    assert settings_of(place).synthetic_steps == 0
 
 
 # Hard masks -----------------------------------------------------------------------------------------------
@@ -154,8 +147,7 @@ def test_hard_masks_are_seen_more_often_in_proportion_to_their_weights(share):
 
 
 def test_masks_are_as_hard_as_their_classes_in_the_record_of_the_filter(place):
-    arms = {"arms": ("real", "real_synthetic"), "synthetic_first": 0}
-    settings = settings_of(place, filtered=str(place / "filtered"), hard_masks=4.0, **arms)
+    settings = settings_of(place, filtered=str(place / "filtered"), hard_masks=4.0, arms=("real", "real_synthetic"))
     data = load_data(settings)
     (phase,) = training_phases(Training("real_synthetic", 2.0, 0), settings, data)
     weights, counts = phase.synthetic.weights[4:], phase.pairs.counts[4:].double()
