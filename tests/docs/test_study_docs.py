@@ -135,5 +135,7 @@ def test_the_page_of_little_data_says_what_was_measured():
     page = (DOCS / "results" / "little_data.md").read_text(encoding="utf-8")
     assert all(row in page for row in [*shares("little_data.json"), *uses()])
     (edits,) = json.loads((DOCS / "results" / "little_data_edits.json").read_text(encoding="utf-8"))["comparisons"]
-    for found in (edits["mean_iou"], edits["iou"]["building"], edits["iou"]["car"]):
+    (ten,) = json.loads((DOCS / "results" / "little_data_ten.json").read_text(encoding="utf-8"))["comparisons"]
+    quoted = (edits["mean_iou"], edits["iou"]["building"], edits["iou"]["car"], ten["mean_iou"], ten["iou"]["car"])
+    for found in quoted:
         assert f"{found['mean']:+.3f} ({found['low']:+.3f} to {found['high']:+.3f})" in page
