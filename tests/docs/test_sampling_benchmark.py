@@ -59,6 +59,17 @@ def some_readings(seed: int, right: float) -> tuple[torch.Tensor, torch.Tensor]:
     return predictions, masks
 
 
+def test_the_table_of_formats_is_that_of_the_results():
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    page = (docs / "how_to" / "generating.md").read_text(encoding="utf-8")
+    rows = json.loads((docs / "results" / "inference.json").read_text(encoding="utf-8"))["rows"]
+    of_arms = {arm: [row for row in rows if row["arm"] == arm] for arm in dict.fromkeys(row["arm"] for row in rows)}
+    for arm, (one, eight) in of_arms.items():
+        times = [f"{1000 * row['seconds']:.0f} | {row['times_faster']:.2f}" for row in (one, eight)]
+        last = f"{eight['first_seconds']:.1f} | {eight['largest_difference']:.0e}"
+        assert f"| {arm} | {times[0]} | {times[1]} | {last} |" in page
+
+
 def test_mean_iou_and_accuracy_of_counts_are_those_of_evaluate(study):
     predictions, masks = some_readings(0, 0.6)
     counts = matrices_of(predictions, masks, 4)
