@@ -55,6 +55,8 @@ class CaptionSettings(Settings):
         super().__post_init__()
         if self.captioner is None and self.captioner_prompt is not None:
             raise ValueError("--captioner_prompt is what a captioner is asked: give --captioner as well, or neither.")
+        if self.captioner is None and self.device is not None:
+            raise ValueError("--device is that of a captioner: give --captioner as well, or neither.")
         if self.captioner is not None and self.attributes:
             raise ValueError(
                 "--attributes are words of measured texts, and a captioner writes its own: leave out --attributes or "

@@ -1,4 +1,4 @@
-"""Label sets, readers of the public datasets, preparation, loading with `datasets`, toy scenes.
+"""Label sets, readers of the public datasets, preparation, checks, loading with `datasets`.
 
 Light on purpose: import what you need from its module.
 """

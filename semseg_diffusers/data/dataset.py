@@ -169,7 +169,8 @@ class PairDataset(torch.utils.data.Dataset):
 
     def photo_file(self, index: int) -> bytes:
         """Return the bytes of an image file as they are stored."""
-        entry = self._tables["image"][range(len(self))[index]][self._columns["image"]]
+        index = range(len(self))[index]
+        entry = self._given(self._tables["image"][index][self._columns["image"]], index, "image")
         return entry["bytes"] or Path(entry["path"]).read_bytes()
 
     def photo(self, index: int) -> Image.Image:
@@ -189,12 +190,14 @@ class PairDataset(torch.utils.data.Dataset):
         not noticed.
         """
         digest = hashlib.sha256()
-        first = self._tables["image"][0][self._columns["image"]]
-        images = [None] * len(self) if first["bytes"] else self._tables["image"]  # not to read those in a table
+        column = self._columns["image"]
+        first = next((row[column] for row in self._tables["image"] if row[column]), {"bytes": b""})
+        # None: those in a table are not read
+        images = [{column: None}] * len(self) if first["bytes"] is not None else self._tables["image"]
         for stem, mask, image in zip(self.stems, self._tables["mask"], images, strict=True):
             entry = mask[self._columns["mask"]] or {"bytes": b""}
             data = Path(entry["path"]).read_bytes() if entry["bytes"] is None else entry["bytes"]
-            size = None if image is None else os.stat(image[self._columns["image"]]["path"]).st_size
+            size = None if image[column] is None else os.stat(image[column]["path"]).st_size
             digest.update(repr((stem, size, len(data))).encode() + data)
         return digest.hexdigest()
 
@@ -219,15 +222,19 @@ class PairDataset(torch.utils.data.Dataset):
     def _decode(self, index: int, what: str) -> tuple[Image.Image, str]:
         """Return image or mask of a pair, and its name in messages."""
         index = range(len(self))[index]
-        entry = self._tables[what][index][self._columns[what]]
-        if entry is None:
-            raise ValueError(
-                f"pair '{self.stems[index]}' of {self.name} has no {what} in column '{self._columns[what]}'."
-            )
+        entry = self._given(self._tables[what][index][self._columns[what]], index, what)
         if entry["bytes"] is None:
             return open_image(entry["path"], what), entry["path"]
         source = self._source(entry, index)
         return open_image(entry["bytes"], what, source), source
+
+    def _given(self, entry: dict[str, Any] | None, index: int, what: str) -> dict[str, Any]:
+        """Return an entry of a pair's column, which may be null."""
+        if entry is None:
+            raise ValueError(
+                f"pair '{self.stems[index]}' of {self.name} has no {what} in column '{self._columns[what]}'."
+            )
+        return entry
 
     def _source(self, entry: dict[str, Any], index: int) -> str:
         return entry["path"] or f"{self.stems[index]} of {self.name}"
@@ -237,7 +244,7 @@ class PairDataset(torch.utils.data.Dataset):
         """Return height and width of each image, read from the files' headers."""
         sizes = []
         for index, row in enumerate(self._tables["image"]):  # without the masks' bytes
-            entry = row[self._columns["image"]]
+            entry = self._given(row[self._columns["image"]], index, "image")
             file = io.BytesIO(entry["bytes"]) if entry["bytes"] else entry["path"]
             with image_errors(self._source(entry, index), "image"), Image.open(file) as image:
                 width, height = image.size[::-1] if orientation(image) > 4 else image.size

@@ -149,6 +149,11 @@ def data_license(source_format: str | None, thing: str | None = None) -> tuple[s
     return name, f"{sentence}; the same holds for {thing}." if thing and formats != ["toy"] else f"{sentence}."
 
 
+def is_hidden(path: Path, root: Path) -> bool:
+    """Return whether a path is hidden below a folder, by its own name or that of a folder between them."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
 def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:
     """Return the mask files of a folder and its sub-folders in order of their path, or the one file given."""
     masks = Path(masks)
@@ -157,7 +162,7 @@ def find_masks(masks: str | os.PathLike, what: str = "mask") -> list[Path]:
     if not masks.is_dir():
         raise FileNotFoundError(f"no {what} file and no folder of {what}s at '{masks}'")
     files = (path for path in masks.rglob("*") if path.suffix.lower() in MASK_SUFFIXES and path.is_file())
-    paths = sorted(path for path in files if not any(part.startswith(".") for part in path.relative_to(masks).parts))
+    paths = sorted(path for path in files if not is_hidden(path, masks))
     if not paths:
         raise ValueError(f"folder '{masks}' holds no {what}; expected images ({', '.join(MASK_SUFFIXES)})")
     first_with: dict[str, Path] = {}
@@ -190,8 +195,9 @@ def labels_of_masks(masks: str | os.PathLike, labels: str | None = None) -> Labe
     found = label_file_near(masks if Path(masks).is_dir() else Path(masks).parent, masks)
     if found is None:
         raise ValueError(
-            f"the classes of '{masks}' are not known: there is no {LABELS_FILE} in it or in the {ABOVE_MASKS} folders "
-            f"above. Give --labels: one of {', '.join(LABEL_PRESETS)}, or a JSON file."
+            f"the classes of '{masks}' are not known: there is no {', '.join(LABEL_FILES[:-1])} or {LABEL_FILES[-1]} "
+            f"in it or in the {ABOVE_MASKS} folders above. Give --labels: one of {', '.join(LABEL_PRESETS)}, or a "
+            "JSON file."
         )
     return LabelSet.from_json(found)
 

@@ -300,6 +300,11 @@ class LabelSet:
     @classmethod
     def _from_file(cls, content: dict[str, Any]) -> "LabelSet":
         """Read `labels.json`, whose ids may have gaps, and whose `ignore_index` may be among or below the classes."""
+        if not content.get("id2color"):  # as in the configs of transformers
+            raise ValueError(
+                'id2color is missing beside id2label; expected the colours, {"0": [r, g, b], ...}, or a file of the '
+                'names alone, {"0": "name", ...}.'
+            )
         names = {int(i): name for i, name in content["id2label"].items()}
         ids = sorted(names)
         ignored = content.get("ignore_index")

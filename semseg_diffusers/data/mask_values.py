@@ -73,8 +73,8 @@ def encode_decided(
         own, possible = labels.mask_values(mask)
         if possible and values not in possible:
             raise ValueError(
-                f"mask '{name}' holds {MEANINGS[own or possible[0]]}, and masks before it {MEANINGS[values]}. Convert "
-                "it, or prepare the masks separately."
+                f"mask '{name}' holds {MEANINGS[own or possible[0]]}, and those of its dataset are read as "
+                f"{MEANINGS[values]}. Convert it, or prepare the masks separately."
             )
         values = values if possible else None  # refused in its own words
     return labels.encode(mask, tolerance, name, values)

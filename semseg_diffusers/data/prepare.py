@@ -326,7 +326,10 @@ def _content_hash(pair: Pair) -> str:
 
 def _record(settings: PrepareSettings, report: PrepareReport, mapping: LabelMapping | None) -> dict[str, Any]:
     """Return the content of `prepare.json`, without the number of workers, which changes nothing."""
-    names = ("fit", "labels", "map_to", "mapping", "annotations", "tolerance", "val_fraction", "seed")
+    names = (
+        "fit", "labels", "map_to", "mapping", "annotations", "tolerance", "val_fraction", "seed", "mask_values",
+        "ignore_index", "mask_orientation", "image_column", "mask_column", "skip_unmatched",
+    )  # fmt: skip
     return {
         "format": report.data_format,
         "source": settings.source[0] if len(settings.source) == 1 else list(settings.source),

@@ -158,6 +158,10 @@ def test_an_image_is_described_by_attributes_light_and_sky():
 
 @pytest.fixture
 def dataset(tmp_path):
+    return write_streets(tmp_path)
+
+
+def write_streets(tmp_path, weather_of_val: str | None = "rainy"):
     folder, rows = tmp_path / "data", {}
     for split, lights in (("train", (1.0, 0.97)), ("val", (0.94,))):
         (folder / split).mkdir(parents=True)
@@ -166,7 +170,7 @@ def dataset(tmp_path):
         for light in lights:
             image, ids = street(light)
             pair = save_pair(path, f"street{len(rows[split])}", Image.fromarray(image), ids, LABELS)
-            rows[split].append({**pair, "weather": "rainy"})
+            rows[split].append({**pair, "weather": "rainy" if split == "train" else weather_of_val})
     finish_dataset(folder, rows, LABELS, {"format": "folder"})
     return folder
 
@@ -190,6 +194,14 @@ def test_the_command_writes_a_dataset_that_holds_the_texts(dataset, tmp_path, ca
     capsys.readouterr()
     assert cli.main(words) == 2
     assert "is not empty. Name another folder" in capsys.readouterr().err
+
+
+def test_a_split_without_values_of_an_attribute_is_described_without(tmp_path):
+    dataset, output = write_streets(tmp_path, weather_of_val=None), tmp_path / "texts"
+    words = ["caption", "--dataset", str(dataset), "--output", str(output), "--attributes", "weather"]
+    assert cli.main(words) == 0
+    for split, said in (("train", True), ("val", False)):
+        assert ("rainy" in (output / split / "metadata.jsonl").read_text().partition('"captions"')[2]) == said
 
 
 def test_only_the_classes_that_are_named_are_described(dataset, tmp_path, capsys):
@@ -257,6 +269,7 @@ def test_known_colours_that_are_none_are_refused_with_the_image(dataset, tmp_pat
         (["--colors_column", "paints"], "has no column of lists 'paints' (--colors_column)"),
         (["--attributes", "season"], "has no column of text 'season' for an attribute; it has weather"),
         (["--num_wordings", "0"], "num_wordings"),
+        (["--device", "cpu"], "--device is that of a captioner: give --captioner as well, or neither"),
         (["--captioner_prompt", "a photo of"], "give --captioner as well, or neither"),
         (["--captioner", "model", "--attributes", "weather"], "leave out --attributes or --captioner"),
         (["--captioner", "/nowhere/model"], "there is no folder '/nowhere/model', and it is not a model id"),

@@ -14,6 +14,7 @@ from PIL import Image
 from semseg_diffusers import LabelSet, cli
 from semseg_diffusers.data.check.check import check_prepared, check_source
 from semseg_diffusers.data.check.inspection import fingerprint, inspect_pair, near_duplicates, same_images
+from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.data.readers import Pair, Source
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 
@@ -175,6 +176,8 @@ def test_where_the_layout_is_wrong_its_pictures_are_still_read(source):
     report = check_source(source, "folder")
     assert kinds(report) == {"layout": "error", "one stem": "error", "empty file": "error"}
     assert "masks" in only(report, "layout").examples[0]
+    shutil.copytree(source / "images", source / ".images")
+    assert check_source(source, "folder") == report
     assert "s2.bmp = " in only(report, "one stem").examples[0]
 
 
@@ -314,6 +317,27 @@ def test_every_fault_of_a_prepared_set_is_told_at_once(prepared):
     assert only(report, "ids out of range").details["ids"] == {"19": {"files": 1, "pixels": 1}}
 
 
+def test_what_loading_skips_in_a_prepared_set_is_no_fault(prepared):
+    metadata = prepared / "train" / "metadata.jsonl"
+    metadata.write_text(metadata.read_text().replace("\n", "\n \n"))
+    hidden = prepared / "train" / "images" / ".cache"
+    hidden.mkdir()
+    (hidden / "a.png").write_bytes(b"")
+    report = check_prepared(prepared)
+    assert (report.pairs, report.errors) == ({"train": 4, "val": 2}, 0)
+    assert "file without row" not in kinds(report)
+
+
+def test_two_folders_of_one_split_are_told_and_both_are_checked(prepared):
+    shutil.copytree(prepared / "val", prepared / "validation")
+    (prepared / "validation" / "masks" / "toy_0_5000000.png").write_bytes(b"")
+    report = check_prepared(prepared)
+    assert "are both the split validation; expected one of them" in only(report, "split twice").examples[0]
+    assert only(report, "empty file").count == 1
+    with pytest.raises(ValueError, match="are both the split validation"):
+        load_pairs(prepared)
+
+
 def test_a_set_without_label_set_or_metadata_is_told_without_stopping(prepared):
     (prepared / "labels.json").write_text("no")
     (prepared / "val" / "metadata.jsonl").unlink()
@@ -346,6 +370,25 @@ def test_exit_code_table_and_json_tell_errors(source, tmp_path, capsys):
 def test_command_checks_a_prepared_set(prepared, capsys):
     assert cli.main(["check", "--dataset", str(prepared)]) == 0
     assert "4 train, 2 val pairs in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "message"),
+    [
+        ("--mapping", None, "No such file or directory: 'given.json'"),
+        ("--mapping", "[]", "mapping file 'given.json' holds []"),
+        ("--labels", None, "label set 'given.json' is no file and none of the presets"),
+        ("--labels", "{", "label file 'given.json' is not valid JSON"),
+    ],
+)
+def test_a_file_of_options_that_cannot_be_read_is_no_fault_of_the_data(
+    source, tmp_path, monkeypatch, capsys, option, content, message
+):
+    monkeypatch.chdir(tmp_path)
+    if content is not None:
+        (tmp_path / "given.json").write_text(content)
+    assert cli.main(["check", "--source", str(source), option, "given.json"]) == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from semseg_diffusers.data.dataset import DecodedPairs, load_pairs
+from semseg_diffusers.data.dataset import DecodedPairs, PairDataset, load_pairs
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.toy.scenes import draw_scene, write_toy_dataset
 
@@ -52,6 +52,19 @@ def test_val_and_validation_are_one_split(toy_folder, load):
     assert load(toy_folder, "val").stems == load(toy_folder, "validation").stems == ["toy_0_5000000", "toy_0_5000001"]
     with pytest.raises(ValueError, match="has no split 'test'; it has train, validation"):
         load(toy_folder, "test")
+
+
+@pytest.mark.parametrize("in_table", [False, True])
+def test_a_pair_without_image_is_named_and_does_not_stop_the_digest(toy_folder, in_table):
+    files = sorted(toy_folder.glob("train/masks/*.png"))
+    entries = [{"bytes": file.read_bytes() if in_table else None, "path": str(file)} for file in files]
+    features = datasets.Features({name: datasets.Image(decode=False) for name in ("image", "mask")})
+    table = datasets.Dataset.from_dict({"image": [None, *entries[1:]], "mask": entries}, features=features)
+    pairs = PairDataset(table, BDD, "image", "mask", "'nulls' (train)")
+    for read in (lambda: pairs.sizes, lambda: pairs[0], lambda: pairs.photo_file(0)):
+        with pytest.raises(ValueError, match=r"pair '000000' of 'nulls' .train. has no image in column 'image'"):
+            read()
+    assert len(pairs.digest) == 64
 
 
 def test_plain_load_dataset_gives_image_mask_stem_and_attributes(toy_folder, tmp_path):

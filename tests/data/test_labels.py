@@ -178,7 +178,8 @@ def test_label_set_refuses_what_does_not_fit(settings, message):
         ('{"id2label": {"0": "a"}, "id2color": {"0": [1, 2, 3]}, "id2kind": "road"}', "id2kind is .* expected the k"),
         ('{"id2label": {"3": "a"}, "id2color": {"3": [1, 2, 3]}, "id2kind": {"x": "road"}}', "id2kind is .* expected"),
         ('{"road": "red"}', "label file '.*labels.json': the colour of 'road' is 'red'"),
-        ('{"id2label": {"0": "road"}}', "id2color is missing"),
+        ('{"id2label": {"0": "road"}}', "id2color is missing beside id2label; expected the colours"),
+        ('{"id2label": {"3": "road"}, "id2color": null}', "id2color is missing beside id2label; expected the colours"),
     ],
 )
 def test_label_file_with_broken_content_is_refused_by_name(tmp_path, content, message):
@@ -445,6 +446,15 @@ def test_labels_command_writes_legend_palette_and_json(tmp_path, source, monkeyp
     expected = LabelSet.from_preset("camvid") if "camvid" in source else BDD
     assert LabelSet.from_json(tmp_path / "out/here/labels.json") == expected
     assert "legend.png" in capsys.readouterr().out
+
+
+def test_labels_command_does_not_replace_the_file_that_it_reads(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    content = json.dumps({"id2label": {"3": "road"}, "id2color": {"3": [1, 2, 3]}})
+    (tmp_path / "labels.json").write_text(content)
+    assert cli.main(["labels", "--labels", "labels.json", "--output", str(tmp_path)]) == 2
+    assert "would replace 'labels.json', the label set itself. Name another folder" in capsys.readouterr().err
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("labels.json", content)]
 
 
 def test_real_camvid_masks_are_read_once_their_unlabelled_id_is_mapped():

@@ -170,6 +170,15 @@ def test_two_files_that_look_alike_are_both_named(part, tmp_path):
         find_masks(source / part)
 
 
+def test_masks_in_hidden_folders_are_none(tmp_path):
+    root = tmp_path / ".given"
+    masks = write_source(root, ("a",)) / "masks"
+    (masks / ".checkpoints" / "old").mkdir(parents=True)
+    shutil.copy(masks / "a.png", masks / ".checkpoints" / "old" / "b.png")
+    shutil.copy(masks / "a.png", masks / "._a.png")
+    assert find_masks(masks) == [masks / "a.png"]
+
+
 def test_a_name_that_is_not_unicode_is_refused(tmp_path):
     source = write_source(tmp_path / "source", ("a",))
     for part in ("images", "masks"):

@@ -252,7 +252,15 @@ def test_skip_unmatched_goes_on_and_says_so(source, tmp_path, capsys):
     assert "1 images have no mask (p3.png)" in capsys.readouterr().err
     assert cli.main(["prepare", *arguments, "--skip_unmatched"]) == 0
     assert "left out, without partner: 1 files (p3.png)" in capsys.readouterr().out
-    assert json.loads((tmp_path / "out" / "prepare.json").read_text())["unmatched"] == ["p3.png"]
+    record = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    assert (record["unmatched"], record["skip_unmatched"]) == (["p3.png"], True)
+
+
+def test_the_record_holds_the_options_that_decide_the_classes(prepare):
+    given = {"mask_values": "ids", "ignore_index": 18, "mask_orientation": "stored"}
+    record = json.loads((prepare(**given) / "prepare.json").read_text())
+    others = {"image_column": None, "mask_column": None, "skip_unmatched": False}
+    assert record.items() >= {**given, **others}.items()
 
 
 # What is wrong with a file -----------------------------------------------------------------------------------------

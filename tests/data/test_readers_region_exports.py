@@ -492,6 +492,9 @@ def test_label_studio_takes_labels_from_the_names_of_pngs_where_the_json_file_na
         "left out: 1 tasks without annotation",
         "left out: the brush PNGs of 1 other annotations",
     )
+    brush_png(source / "brush", "task-1-annotation-10-by-1-tag-car-0", ROAD_IDS)  # later than 7
+    _, pairs = prepare(source, tmp_path / "again")
+    assert np.array_equal(masks_of(pairs)["a"], ROAD_IDS)
 
 
 def test_label_studio_says_which_files_are_missing_or_do_not_fit(tmp_path):

@@ -155,6 +155,7 @@ def test_place_copies_objects_and_sizes_from_a_dataset(masks, tmp_path, capsys):
         ("move class=car to=4", "to is 4; expected two numbers, x and y"),
         ("scale class=car", "scale lacks 'factor'; scale takes factor, at, class, number"),
         ("scale class=car factor=0", "factor is 0; expected a number above 0"),
+        ("flip at=1,2 number=2", "number counts the objects of a class, and at names one"),
         ("remove class=car number=0", "number is 0; expected a whole number from 1"),
         ("paste from=x.png class=car flip=3", "flip is 3; expected true or false"),
         ("polygon class=car points=here", "points is 'here'; expected points x,y"),
@@ -211,6 +212,6 @@ def test_command_refuses_wrong_inputs(masks, tmp_path, capsys):
     assert "is not empty" in capsys.readouterr().err
     (masks / "labels.json").unlink()
     assert edit(masks, tmp_path / "out", "remove class=car number=all") == 2
-    assert "there is no labels.json in it" in capsys.readouterr().err
+    assert "there is no labels.json, colormap.json, id2label.json or classes.txt in it" in capsys.readouterr().err
     assert edit(masks, tmp_path / "out", "remove class=car", more=["--labels", "mine"]) == 2
     assert "is no file and none of the presets" in capsys.readouterr().err

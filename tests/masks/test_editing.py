@@ -133,7 +133,8 @@ def test_scaling_multiplies_the_sides():
     [
         (lambda ids: object_at(ids, STREET, 12, 0), "row 12, column 0 is outside the mask, which is 12 x 20"),
         (lambda ids: object_at(np.full_like(ids, 255), STREET, 0, 0), "is unknown"),
-        (lambda ids: named(ids, "car").scaled(0), "expected a scale factor above 0"),
+        (lambda ids: named(ids, "car").scaled(0), "expected a scale factor above 0 and below 1000; got 0"),
+        (lambda ids: named(ids, "car").scaled(1500), "expected a scale factor above 0 and below 1000; got 1500"),
         (lambda ids: named(np.where(np.eye(12, 20), ID["person"], ids), "person").scaled(0.1), "no pixels left"),
         (lambda ids: paste(ids, named(ids, "car").at(7, 40)), "no pixel of the object would be visible"),
         (lambda ids: region_at(ids, 0, -1), "outside the mask"),

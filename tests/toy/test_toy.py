@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from semseg_diffusers.captions.caption import known_colors, word_regions
+from semseg_diffusers.captions.colors import rgb_to_lab
 from semseg_diffusers.data.labels import LabelSet
+from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.pipelines.text_inputs import number_things
 from semseg_diffusers.toy import objects as toy_things
 from semseg_diffusers.toy import painter as toy_painter
@@ -158,3 +161,13 @@ def test_colors_are_those_that_vehicles_and_houses_were_painted_in(tmp_path):
     assert seen > 2
     plain = write_toy_dataset(tmp_path / "plain", num_train=1, num_val=0, size=(64, 64))
     assert '"colors"' not in (plain / "train" / "metadata.jsonl").read_text()
+
+
+def test_captions_find_the_painted_colors_of_a_tram():
+    painter, photo, ids, _ = toy._draw_scene(47, (64, 64))
+    street = Street.of(LabelSet.from_preset("bdd100k"))
+    known = known_colors(toy._painted_regions(painter, ids, street.labels), "scene 47")
+    rng = np.random.default_rng(0)
+    found = word_regions(rgb_to_lab(np.asarray(photo)), ids, street, rng, min_area=1, known=known)
+    assert known["train"].keys() == {-1}
+    assert ("train", -1) in {(region["class"], region["thing"]) for region in found}

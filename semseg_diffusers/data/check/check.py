@@ -19,7 +19,8 @@ from typing import Any
 
 from semseg_diffusers.data.check.findings import COLUMNS, ERROR, Finding, find, pair_findings, unreadable_findings
 from semseg_diffusers.data.check.inspection import PairFacts, image_fault, inspect_pair
-from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE, SETTINGS_FILE
+from semseg_diffusers.data.dataset import metadata_folders
+from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, METADATA_FILE, SETTINGS_FILE, is_hidden
 from semseg_diffusers.data.label_mapping import read_mapping
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_values import MaskEvidence
@@ -80,11 +81,20 @@ def check_source(
         mask_orientation (`str`, *optional*): "stored" or "upright", where EXIF rotates the images.
         mapping (`str`, *optional*): file of classes to merge, see `read_mapping`.
         **options: other fields of `readers.ReadOptions`.
+
+    Returns:
+        the findings, errors first, with the number of pairs of each split.
+
+    Raises:
+        ValueError: the files of `labels` or `mapping` are broken.
+        OSError: they cannot be read.
     """
+    classes = None if mapping is None else read_mapping(mapping)
+    if labels is not None:
+        LabelSet.from_name(labels)  # before what is a fault of the data
     try:
         _, data_format = open_source(source, data_format)
         lenient = "skip_unmatched" in FORMATS[data_format].takes
-        classes = None if mapping is None else read_mapping(mapping)
         found = read_source(source, data_format, labels, lenient, ids=numbers(classes or {}), **options)
         if classes is not None:
             found, _ = merge_classes(found, classes)
@@ -135,12 +145,13 @@ def check_prepared(folder: str | Path, num_workers: int = 1, progress: bool = Fa
         found += find("label set", [err])
     if not any((root / name).is_file() for name in (SETTINGS_FILE, GENERATION_FILE)):
         found += find("record", [root])
-    splits: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
-        if path.is_dir() and path.name.lower() in SPLITS:
-            splits.setdefault(SPLITS[path.name.lower()], path)
+    try:
+        metadata_folders(root)
+    except ValueError as err:
+        found += find("split twice", [err])
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name.lower() in SPLITS]
     pairs: list[Pair] = []
-    for split, part in (splits or {"train": root}).items():
+    for split, part in [(SPLITS[path.name.lower()], path) for path in folders] or [("train", root)]:
         rows, findings = _read_rows(part, split)
         pairs += rows
         found += findings
@@ -173,7 +184,7 @@ def _in_threads(
 
 def _images_below(root: Path) -> list[Path]:
     files = (path for path in root.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS and path.is_file())
-    return sorted(path for path in files if not path.name.startswith("."))
+    return sorted(path for path in files if not is_hidden(path, root))
 
 
 def _check_single_images(images: list[Path], num_workers: int, progress: bool) -> list[Finding]:
@@ -203,6 +214,8 @@ def _read_rows(part: Path, split: str) -> tuple[list[Pair], list[Finding]]:
     repeated: list[str] = []
     used: set[PurePosixPath] = set()
     for number, line in enumerate(lines, start=1):
+        if not line.strip():  # as `read_json_lines` does
+            continue
         try:
             row = parse_json(line)
             outside = [row[column] for column in COLUMNS if is_outside(row[column])]

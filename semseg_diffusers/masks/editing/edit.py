@@ -280,6 +280,8 @@ def _check(name: Any, values: Any, where: str, folder: Path) -> Operation:
     for one, other in EXCLUSIVE:
         if one in known and other in known and (one in values) == (other in values):
             raise ValueError(f"{where}: {name} needs exactly one of {one} and {other}.")
+    if "at" in values and "number" in values:
+        raise ValueError(f"{where}: number counts the objects of a class, and at names one; leave out one of them.")
     for key, value in values.items():
         if not known[key].accepts(value):
             raise ValueError(f"{where}: {key} is {value!r}; expected {known[key].description}.")

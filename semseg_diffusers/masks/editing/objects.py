@@ -164,10 +164,10 @@ class MaskObject:
         """Return it scaled by a factor; the middle of its lowest row stays.
 
         Raises:
-            ValueError: If the factor is not positive, or no pixel would be left.
+            ValueError: If the factor is out of range, or no pixel would be left.
         """
         if not 0 < factor < 1000:
-            raise ValueError(f"expected a scale factor above 0; got {factor}.")
+            raise ValueError(f"expected a scale factor above 0 and below 1000; got {factor}.")
         height, width = max(1, round(self.height * factor)), max(1, round(self.width * factor))
         if (height, width) == self.shape.shape:
             return self

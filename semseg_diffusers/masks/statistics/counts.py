@@ -1,7 +1,7 @@
 """Class statistics of a dataset's masks: pixels, images, objects and positions in the frame.
 
-Extends figure 9 of the paper (Bozsó et al., WINS 2024). Each mask is read once. Rules name the classes that a model
-trained on the dataset will generate badly: the paper's (section V, by pixel share), and ours.
+Extends figure 9 of the paper (Bozsó et al., WINS 2024). Rules name the classes that a model trained on the dataset
+will generate badly: the paper's (section V, by pixel share), and ours.
 """
 
 import itertools
@@ -138,10 +138,10 @@ def collect_statistics(
 
 
 def class_pixels_of_each(
-    read: Callable[[int], np.ndarray], num_masks: int, num_classes: int, num_workers: int = 1, progress: bool = False
+    read: Callable[[int], np.ndarray], num_masks: int, num_classes: int, num_workers: int = 1
 ) -> np.ndarray:
     """Count the pixels of each class in each mask, (N, C + 1) int64, unknown last, for class-balanced sampling."""
-    counts = _in_threads(lambda i: count_pixels(read(i), num_classes), num_masks, num_workers, progress)
+    counts = _in_threads(lambda i: count_pixels(read(i), num_classes), num_masks, num_workers, False)
     return np.stack(list(counts))
 
 
