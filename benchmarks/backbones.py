@@ -6,7 +6,6 @@ random images; what counts is the time of the processor in the fastest turn. Pri
 """
 
 import argparse
-import json
 import platform
 import time
 from collections.abc import Callable
@@ -16,8 +15,7 @@ import torch
 from efficientnet_lite_pytorch import EfficientNet
 
 from semseg_diffusers import ImageBackbone
-from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.utils.files import versions
+from semseg_diffusers.utils.files import versions, write_json
 
 
 def main() -> None:
@@ -66,7 +64,7 @@ def main() -> None:
         record.setdefault("ratios", {})[name] = round(ratio, 3)
         print(f"| {name} | {value:.3f} | {ratio:.2f} |")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.output, json.dumps(record, indent=2) + "\n")
+    write_json(args.output, record)
 
 
 def last_map(network: EfficientNet, images: torch.Tensor) -> torch.Tensor:

@@ -12,14 +12,14 @@ and `conditioning.html`.
 
 - SDM's network has no patch stem, so even at its narrowest a forward pass takes nine times the operations of ours;
   `sdm_images` lets it see as many images as the default does, for nine times the operations.
-- ControlNet needs a network that draws without masks: a plain U-Net, trained on the same photos with the same number
-  of operations, which are not counted. `plain` is that U-Net with the mask added in its stem, trained from nothing.
+- ControlNet needs a network that generates without masks: a plain U-Net, trained on the same photos with the same
+  number of operations, which are not counted. `plain` is that U-Net with the mask added in its stem, trained from
+  nothing.
 """
 
 import argparse
 import dataclasses
 import functools
-import json
 import platform
 import statistics
 import time
@@ -34,10 +34,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, MaskGuidedUNet2DModel
 from semseg_diffusers.models.unet_mask_control import MaskControlNetModel
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
 from semseg_diffusers.training.source_configs import control_defaults
+from semseg_diffusers.utils.files import write_json
 
 
 SIZE = 128
@@ -107,7 +107,7 @@ class Cost:
 
     def forget_times(self) -> None:
         self.training_seconds: list[float] = []
-        self.drawing_seconds: dict[bool, list[float]] = {True: [], False: []}  # by whether features were cached
+        self.sampling_seconds: dict[bool, list[float]] = {True: [], False: []}  # by whether features were cached
 
     @torch.no_grad()
     def operations(self) -> dict[str, float]:
@@ -132,7 +132,7 @@ class Cost:
         self.training_seconds.append(time.perf_counter() - start)
 
     @torch.no_grad()
-    def draw_once(self, cached: bool) -> None:
+    def sample_once(self, cached: bool) -> None:
         """Time one image, guided at every step: the mask encoded once, or encoded again at each step."""
         self.unet.eval()
         start = time.perf_counter()
@@ -143,16 +143,16 @@ class Cost:
         for timestep in self.scheduler.timesteps:
             masked, unmasked = self.unet(torch.cat([sample] * 2), timestep, **mask_inputs).sample[:, :3].chunk(2)
             sample = self.scheduler.step(unmasked + 3 * (masked - unmasked), timestep, sample).prev_sample
-        self.drawing_seconds[cached].append(time.perf_counter() - start)
+        self.sampling_seconds[cached].append(time.perf_counter() - start)
 
     def results(self) -> dict:
         """All figures; times are medians over the turns, the ratio that of each turn."""
-        pairs = list(zip(self.drawing_seconds[False], self.drawing_seconds[True], strict=True))
+        pairs = list(zip(self.sampling_seconds[False], self.sampling_seconds[True], strict=True))
         return {
             **self.figures,
             "training_images_per_second": BATCH / statistics.median(self.training_seconds),
-            "seconds_an_image": statistics.median(self.drawing_seconds[True]),
-            "seconds_an_image_uncached": statistics.median(self.drawing_seconds[False]),
+            "seconds_an_image": statistics.median(self.sampling_seconds[True]),
+            "seconds_an_image_uncached": statistics.median(self.sampling_seconds[False]),
             "times_faster_cached": statistics.median(uncached / cached for uncached, cached in pairs),
             "times_faster_cached_each_turn": [uncached / cached for uncached, cached in pairs],
         }
@@ -167,7 +167,7 @@ def measure_costs(ways: list[str], turns: int, steps: int) -> dict[str, dict]:
         for cost in costs.values():
             cost.train_once()
             for cached in (True, False):
-                cost.draw_once(cached)
+                cost.sample_once(cached)
             if turn == 0:
                 cost.forget_times()
     return {way: cost.results() for way, cost in costs.items()}
@@ -237,7 +237,7 @@ def small_classes(record: dict) -> list[str]:
 
 
 def arms_table(record: dict) -> str:
-    """What the arms drew, as Markdown, the best first."""
+    """What the arms generated, as Markdown, the best first."""
     small = small_classes(record)
     lines = [
         "| way | mean IoU of each seed | pixel accuracy | IoU of small classes | FID | images seen |",
@@ -264,7 +264,7 @@ def compare(args: argparse.Namespace) -> dict:
     args.output.mkdir(parents=True, exist_ok=True)
 
     def after() -> None:
-        write_text(args.output / "conditioning.json", json.dumps(collect(args, "conditioning", arms), indent=1) + "\n")
+        write_json(args.output / "conditioning.json", collect(args, "conditioning", arms))
 
     run_arms(
         args, functools.partial(train_and_read, args), after, [(arm, seed) for seed in args.seeds for arm in args.arms]
@@ -295,7 +295,7 @@ def main() -> None:
         title = "Ways for a mask to enter the network"
         write_arms_page(output / "conditioning.html", title, record, args.dataset, output)
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / "conditioning.json", json.dumps(record, indent=1) + "\n")
+    write_json(output / "conditioning.json", record)
     print(f"written: {output / 'conditioning.json'}")
 
 

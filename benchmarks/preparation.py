@@ -36,8 +36,8 @@ from semseg_diffusers.data.dataset_format import make_split
 from semseg_diffusers.data.labels import CITYSCAPES, PAPER, PAPER_NAMES
 from semseg_diffusers.data.prepare import PrepareSettings, make_pair, prepare_dataset
 from semseg_diffusers.data.readers import read_source
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.toy.scenes import draw_scene
+from semseg_diffusers.utils.files import write_json
 
 
 FRAME = (720, 1280)  # height and width, BDD100K's
@@ -282,7 +282,7 @@ def main() -> None:
         "versions": {"pillow": PIL.__version__, "numpy": np.__version__, "torch": torch.__version__},
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.output, json.dumps(results, indent=2) + "\n")
+    write_json(args.output, results)
     print(f"written: {args.output}")
 
 

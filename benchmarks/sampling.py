@@ -27,12 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import LabelSet, MaskGuidedDDPMPipeline, PaperUNet2DModel
 from semseg_diffusers.models.published.unet_paper import paper_betas
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.toy.scenes import draw_scene
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import build_noise_scheduler, build_sampler
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.utils.files import code_commit, versions
+from semseg_diffusers.utils.files import code_commit, versions, write_json
 from semseg_diffusers.utils.images import save_png
 
 
@@ -257,7 +256,7 @@ def main() -> None:
         "commit": code_commit(),
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.output, json.dumps(results, indent=2) + "\n")
+    write_json(args.output, results)
     print(f"written: {args.output}")
 
 

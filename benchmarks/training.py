@@ -46,13 +46,12 @@ from semseg_diffusers.data.labels import PAPER
 from semseg_diffusers.data.prepare import prepare_dataset
 from semseg_diffusers.data.settings import PrepareSettings
 from semseg_diffusers.models.published.unet_paper import paper_betas
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.toy.scenes import draw_scene
 from semseg_diffusers.training.loop import train
 from semseg_diffusers.training.monitor import DataTimer
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.utils.files import code_commit, versions
+from semseg_diffusers.utils.files import code_commit, versions, write_json
 from semseg_diffusers.utils.settings import build_settings
 
 
@@ -379,7 +378,7 @@ def main() -> None:
         "commit": code_commit(),
     }
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.output, json.dumps(record, indent=2) + "\n")
+    write_json(args.output, record)
     print(f"written: {args.output}")
 
 

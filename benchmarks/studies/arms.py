@@ -1,7 +1,7 @@
 """Arms of a study: the same training but for one thing, with equal operations, each read by `evaluate`.
 
 Finished work is kept: the same command resumes. An arm's run is `<arm>-<seed>/` in the study's folder, its evaluation
-`<arm>-<seed>-evaluation/`, what both said `<arm>-<seed>.log`.
+`<arm>-<seed>-evaluation/`, what both said `<arm>-<seed>.log`; `options.json` is what all share.
 """
 
 import argparse
@@ -21,15 +21,18 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers.backbones.image_backbone import ImageBackbone
 from semseg_diffusers.data.dataset import load_pairs
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.reports.findings import read_distances
 from semseg_diffusers.training.base_model import load_base
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.objective import PERCEPTUAL_MIN_SNR, build_noise_scheduler
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import read_json, write_json, write_text
+from semseg_diffusers.utils.settings import differences
 
 
 BATCH = 8
+# options that every arm of a study shares
+KEPT = ("dataset", "segmenter", "features", "gflop", "num_masks", "steps", "guidance_scale")
 COMMON = {"train_batch_size": BATCH, "mixed_precision": "bf16", "preview_steps": 0, "logging_steps": 25}
 
 
@@ -84,7 +87,7 @@ def train(folder: Path, settings: TrainingSettings) -> None:
 
 
 def evaluate(args: argparse.Namespace, model: Path, name: str, more: tuple[str, ...] = ()) -> None:
-    """Read what a model draws, unless that is done."""
+    """Read what a model generates, unless that is done."""
     output = args.output / f"{name}-evaluation"
     if not (output / "results.json").exists():
         sampling = ["--scheduler", "DPMSolverMultistepScheduler", "--num_inference_steps", str(args.steps)]
@@ -110,7 +113,18 @@ def run_arms(
     after: Callable[[], None],
     order: list[tuple[str, int]],
 ) -> None:
-    """Call `one` with each arm and seed, several at once, and `after` by itself as they end in their order."""
+    """Call `one` with each arm and seed, several at once, and `after` by itself as they end in their order.
+
+    Raises:
+        ValueError: the folder holds arms of a study with other options, which would be read as this one's.
+    """
+    path, options = args.output / "options.json", {name: getattr(args, name) for name in KEPT}
+    if path.exists() and (saved := read_json(path)) != options:
+        raise ValueError(
+            f"'{path}' is of a study with other options ({differences(saved, options)}). Choose another --output, or "
+            "remove the file if nothing in the folder was made with them."
+        )
+    write_json(path, options)
     with ThreadPoolExecutor(args.jobs) as pool:
         for _ in pool.map(lambda job: one(*job), order):
             after()

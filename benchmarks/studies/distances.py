@@ -8,7 +8,6 @@ Prints the table of docs/how_to/evaluating.md and writes JSON.
 
 import argparse
 import io
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from few_steps_figures import frechet_distances
 from PIL import Image, ImageFilter
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
@@ -24,8 +24,7 @@ from semseg_diffusers.evaluation.features import extract, load_extractor
 from semseg_diffusers.evaluation.fidelity import kid
 from semseg_diffusers.evaluation.inputs import ImageSet, generated_images
 from semseg_diffusers.generation.near_copies import to_tensor
-from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.utils.files import read_json, versions
+from semseg_diffusers.utils.files import read_json, versions, write_json
 from semseg_diffusers.utils.images import to_image
 
 
@@ -73,19 +72,6 @@ def features_of(name: str, val: PairDataset, train: PairDataset, generated: Imag
     return sets
 
 
-def frechet(first: torch.Tensor, second: torch.Tensor) -> float:
-    """Return what `fid` does, from the images' products: much faster for fewer images (N) than features (D).
-
-    The eigenvalues of a product of covariances are squares of the singular values of the N x N products of centered
-    features, and their square roots are all that the distance needs.
-    """
-    first, second = first.double(), second.double()
-    (a, b), (n, m) = (rows - rows.mean(0) for rows in (first, second)), (len(first) - 1, len(second) - 1)
-    mean = (first.mean(0) - second.mean(0)).square().sum()
-    roots = torch.linalg.svdvals(a @ b.T).sum() / (n * m) ** 0.5
-    return max(0.0, (mean + a.square().sum() / n + b.square().sum() / m - 2 * roots).item())
-
-
 def compare(sets: dict[str, torch.Tensor], stems: Sequence[str], num_splits: int, seed: int) -> dict[str, dict]:
     """Return the mean and standard deviation of both distances over random halves; `stems` are of generated images."""
     count = len(sets[REAL])
@@ -101,9 +87,10 @@ def compare(sets: dict[str, torch.Tensor], stems: Sequence[str], num_splits: int
                 rows = [first_of[scenes[index]] for index in others]
             elif title == TRAINING:
                 rows = np.random.default_rng([seed, split]).choice(len(features), len(others), replace=False)
-            pair = sets[REAL][reference], features[rows]
-            found[title]["frechet"].append(frechet(*pair))
-            found[title]["kernel"].append(kid(*pair, seed=seed).mean)
+            photos, images = sets[REAL][reference], features[rows]
+            distances = frechet_distances(images[:, None], photos, torch.ones(1, len(images)))
+            found[title]["frechet"].append(distances.item())
+            found[title]["kernel"].append(kid(photos, images, seed=seed).mean)
     return {
         title: {
             key: {"mean": statistics.mean(values), "std": statistics.stdev(values)} for key, values in measured.items()
@@ -154,7 +141,7 @@ def main() -> None:
         record["evaluation"] = [each for each in results["fidelity"] if each["features"]["name"] != own]
         names = ("model", "revision", "scheduler", "num_inference_steps", "guidance_scale", "seed")
         record["generation"] = {name: results["generation"][name] for name in names}
-    write_text(args.output, json.dumps(record, indent=2) + "\n")
+    write_json(args.output, record)
     print(f"\n{args.output}")
 
 

@@ -6,7 +6,6 @@ the figures of docs/how_to/editing_photos.md and writes JSON.
 """
 
 import argparse
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from scipy import ndimage
 from semseg_diffusers import LabelSet, MaskGuidedInpaintPipeline
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.evaluation.segmentation.judge import load_judge
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_json
 
 
 FAR = 5  # pairs between the photo and the one that the thing is taken from: neighbours show the same street
@@ -38,6 +37,8 @@ class Edit:
 def make_edits(args: argparse.Namespace, labels: LabelSet) -> list[Edit]:
     """Take things of the classes by turns, at random, and put each where it stood into another photo."""
     pairs = load_pairs(args.dataset, args.split)
+    if len(pairs) <= FAR:
+        raise ValueError(f"--split {args.split} has {len(pairs)} pairs; expected more than {FAR}.")
     order = np.argsort(pairs.stems)
     masks = [pairs.mask(int(index)) for index in order]
     classes = {labels.label2id[name]: size for name, size in zip(args.classes, args.least, strict=True)}
@@ -47,6 +48,12 @@ def make_edits(args: argparse.Namespace, labels: LabelSet) -> list[Edit]:
             numbered, count = ndimage.label(ids == class_id)
             regions = (numbered == number for number in range(1, count + 1))
             things[class_id] += [(place, region) for region in regions if region.sum() > least]
+    for class_id, least in classes.items():
+        if not any(max(place, len(masks) - 1 - place) >= FAR for place, _ in things[class_id]):
+            raise ValueError(
+                f"--split {args.split} has no {labels.names[class_id]} of more than {least} pixels that is {FAR} "
+                "pairs away from another photo; choose other --classes, or a smaller --least."
+            )
     edits, random = [], np.random.default_rng(args.seed)
     while len(edits) < args.num_edits:
         class_id = list(classes)[len(edits) % len(classes)]
@@ -106,7 +113,7 @@ def main() -> None:
         results[f"guidance {scale:g}"] = {"edited": after.mean(), "gain": gain.mean(), "interval": interval}
         print(f"guidance {scale:g}: {after.mean():.3f}, {gain.mean():+.3f} plus or minus {interval:.3f}")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.output, json.dumps(results, indent=2) + "\n")
+    write_json(args.output, results)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,18 @@ from typing import Any
 import torch
 from few_steps_figures import class_colors, class_detail, fine_power, frechet_distances, kernel_distances, repetition
 from PIL import Image
-from sampling import SAMPLERS, Read, Reader, detail, difference, interval, interval_text, mean_iou, resampled
+from sampling import (
+    SAMPLERS,
+    Read,
+    Reader,
+    detail,
+    difference,
+    interval,
+    interval_text,
+    mean_iou,
+    resampled,
+    scheduler_name,
+)
 from torch.utils.flop_counter import FlopCounterMode
 
 from semseg_diffusers import PaperUNet2DModel
@@ -65,7 +76,7 @@ class Arm:
 
 
 def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
-    """Return all arms by name, in the order in which they are drawn."""
+    """Return all arms by name, in the order in which they are sampled."""
     teacher = f"teacher, {TEACHER_STEPS} steps"
     arms = {TEACHER: Arm(TEACHER, teacher, args.teacher, TEACHER_STEPS, TEACHER_SCALE)}
     students = dict(args.student) if args.ablation is None else {Path(each).name: each for each in args.ablation}
@@ -83,11 +94,11 @@ def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
     return arms
 
 
-# Drawing -------------------------------------------------------------------------------------------------------------
+# Sampling ------------------------------------------------------------------------------------------------------------
 
 
 class Sampling:
-    """Draws arms with the models and masks of the command line."""
+    """Samples arms with the models and masks of the command line."""
 
     def __init__(self, args: argparse.Namespace, pairs: PairDataset):
         self.args, self.pairs, self.arms, self.pipelines = args, pairs, build_arms(args), {}
@@ -106,12 +117,11 @@ class Sampling:
         pipeline, saved = self.pipelines[arm.model]
         pipeline.scheduler = saved
         if arm.sampler is not None:
-            _, scheduler, options = SAMPLERS[arm.sampler]
-            pipeline.scheduler = new_scheduler(scheduler, {**saved.config, **options})
+            pipeline.scheduler = new_scheduler(scheduler_name(arm.sampler), saved.config)
         return pipeline
 
-    def draw(self, name: str) -> None:
-        """Draw what is missing of an arm."""
+    def sample(self, name: str) -> None:
+        """Sample what is missing of an arm."""
         arm = self.arms[name]
         generate_dataset(
             self.pipeline(arm),
@@ -415,8 +425,8 @@ def write_sheet(sampling: Sampling, path: Path) -> None:
     rows = []
     for place in chosen:
         photo = sampling.real.image(sampling.real.stems.index(sampling.stems[place]))
-        drawn = [each.image(place * IMAGES_PER_MASK) for each in images.values()]
-        rows.append([sampling.pairs.labels.decode(sampling.masks[place].numpy()), *drawn, photo])
+        generated = [each.image(place * IMAGES_PER_MASK) for each in images.values()]
+        rows.append([sampling.pairs.labels.decode(sampling.masks[place].numpy()), *generated, photo])
     write_jpeg(image_grid(rows, ["mask", *(arm.what for arm in shown.values()), "photo"]), path)
 
 
@@ -460,7 +470,7 @@ def main() -> None:
     sampling = Sampling(args, load_pairs(args.dataset, args.split))
     for name in sampling.arms:
         start = time.perf_counter()
-        sampling.draw(name)
+        sampling.sample(name)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     record = collect(args, sampling)
     write_json(args.output / "few_steps.json", record)

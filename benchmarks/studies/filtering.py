@@ -5,7 +5,6 @@ with that of another. Prints the table of docs/how_to/filtering.md and writes JS
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from semseg_diffusers.evaluation.inputs import ImageSet, generated_images, real_
 from semseg_diffusers.evaluation.metrics import derangement
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.evaluation.settings import FilterSettings
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_json
 
 
 FLOORS = (0.5, 0.6, 0.7)  # of --minimum_kept
@@ -79,7 +78,7 @@ def main() -> None:
             numbers = [str(len(shares)), *(f"{row[name]:.2f}" for name in ("median", "least", "most"))]
             print(f"| {kind}, {whose} masks | {' | '.join([*numbers, *map(str, below.values())])} |")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.output, json.dumps({"tolerance_margin": margin, "kept": results}, indent=2) + "\n")
+    write_json(args.output, {"tolerance_margin": margin, "kept": results})
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from painter_hand import BROWSERS, Hand, find_browser
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_json
 
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -202,7 +202,7 @@ def run(output: Path, source: str, python: str) -> None:
         "cores": os.cpu_count(),
         "versions": versions,
     }
-    write_text(output / "steps.json", json.dumps(report, indent=1) + "\n")
+    write_json(output / "steps.json", report)
     print(f"{report['sum']:8.1f} s  in all; {len(images)} photos in {output / 'painted' / 'images'}")
 
 

@@ -6,15 +6,14 @@ the table of docs/how_to/training.md and writes JSON.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
 
 from semseg_diffusers import LabelSet
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.training.networks import build_network
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import write_json
 
 
 COPIES = 5  # of 4 bytes: weight, gradient, two moments of AdamW, average
@@ -68,7 +67,7 @@ def main() -> None:
         states = f"{number / 1e6:.1f} million, {number * 4 * COPIES / 1e9:.2f} GB"
         print(f"| {name} | {states} | {plain / 1e6:.0f} MB | {checkpointed / 1e6:.0f} MB |")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.output, json.dumps({"torch": torch.__version__, "networks": results}, indent=2) + "\n")
+    write_json(args.output, {"torch": torch.__version__, "networks": results})
 
 
 if __name__ == "__main__":

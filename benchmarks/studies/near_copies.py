@@ -6,7 +6,6 @@ dataset of real photos. Prints the table of docs/how_to/generating.md and writes
 
 import argparse
 import io
-import json
 import statistics
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +17,7 @@ from PIL import Image, ImageEnhance
 
 from semseg_diffusers.data.dataset import PairDataset, load_pairs
 from semseg_diffusers.generation.near_copies import nearest_thumbnails, thumbnails
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_json
 
 
 def as_tensor(photo: Image.Image) -> torch.Tensor:
@@ -95,7 +94,7 @@ def main() -> None:
         results[name] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
         print(f"| {name} | {' | '.join(f'{value:.1f}' for value in results[name].values())} |")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(args.output, json.dumps({"num_train": len(train), "levels": results}, indent=2) + "\n")
+    write_json(args.output, {"num_train": len(train), "levels": results})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ Chromium or Chrome on the PATH.
 """
 
 import argparse
-import json
 import os
 import platform
 import signal
@@ -24,7 +23,7 @@ from first_photo import PATIENCE, answers, free_port, wait_for
 from painter_hand import BROWSERS, Hand, find_browser
 from playwright.sync_api import Page, sync_playwright
 
-from semseg_diffusers.pipelines.portable import write_text
+from semseg_diffusers.utils.files import write_json
 
 
 # Keeps the milliseconds from each end of a stroke until the photo of its mask is decoded.
@@ -103,7 +102,7 @@ def run(model: str, upscaler: str, num_strokes: int, output: Path | None) -> Non
         f"{report['median']:.2f} s from the end of a stroke to its photo (median of {num_strokes}); {report['photo']}"
     )
     if output is not None:
-        write_text(output, json.dumps(report, indent=1) + "\n")
+        write_json(output, report)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from few_steps import SHEET_BYTES, named_folder
+from few_steps import named_folder, write_jpeg
 from few_steps_figures import kernel_distances
 from sampling import Read, Reader, accuracy, interval, interval_text, resampled
 
@@ -28,7 +28,7 @@ from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import load_model
 from semseg_diffusers.generation.settings import GenerationSettings
 from semseg_diffusers.masks.components import find_objects
-from semseg_diffusers.utils.files import code_commit, versions, write_json, written_beside
+from semseg_diffusers.utils.files import code_commit, versions, write_json
 from semseg_diffusers.utils.images import image_grid
 
 
@@ -117,22 +117,12 @@ def collect(args: argparse.Namespace) -> dict[str, Any]:
         for place in range(0, len(chosen), max(1, len(chosen) // SHEET_ROWS))[:SHEET_ROWS]:
             shown = [reads[name].images[place] for name in names]
             sheet.append([pairs.labels.decode(masks.mask(place).numpy()), *shown, chosen.image(place)])
-    write_sheet(sheet, ["mask", *names, "photo"], args.output / "partial_masks.jpg")
+    write_jpeg(image_grid(sheet, ["mask", *names, "photo"]), args.output / "partial_masks.jpg")
     return {
         "kind": "partial_masks", "rows": rows, "num_masks": len(chosen), "split": args.split, "seed": args.seed,
         "segmenter": reader.judge.describe(pairs.resolution), "features": reader.extractor.describe(),
         "commit": code_commit(), "versions": versions("torch", "diffusers", "transformers"),
     }  # fmt: skip
-
-
-def write_sheet(rows: list[list[Any]], headers: list[str], path: Path) -> None:
-    """Write pictures as a small JPEG."""
-    sheet = image_grid(rows, headers).convert("RGB")
-    with written_beside(path) as temporary:
-        for quality in range(90, 20, -5):
-            sheet.save(temporary, "jpeg", quality=quality, optimize=True)
-            if temporary.stat().st_size < SHEET_BYTES:
-                break
 
 
 def table(record: dict[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """What each part of the training recipe brings: the paper's recipe, ours, and ours with one part left out or added.
 
-Every arm trains on the same pairs with the same number of operations (forward and backward passes of its own network,
-so a cheaper network sees more images), with each seed, and is read by `evaluate` on the validation split: same masks,
-sampler, steps, guidance and judge. Arms were fixed here before any of them was trained, except the last. Finished
-work is kept: the same command resumes. Prints a table and writes `recipes.json` and `recipes.html`.
+Every arm trains on the same pairs with the same number of operations (forward passes of its own network, so a cheaper
+network sees more images), with each seed, and is read by `evaluate` on the validation split: same masks, sampler,
+steps, guidance and judge. Arms were fixed here before any of them was trained, but for the last two of `ARMS`, which
+were added later. Finished work is kept: the same command resumes. Prints a table and writes `recipes.json` and
+`recipes.html`.
 
 The paper's recipe is scaled: its network at a width that costs about what ours does, its schedule, loss, optimizer and
 mask dropout as published, the start of its average at the same share of the run.
@@ -11,14 +12,13 @@ mask dropout as published, the start of its average at the same share of the run
 
 import argparse
 import dataclasses
-import json
 
 from arms import COMMON, collect, evaluate, run_arms, study_parser, train, with_budget
 from arms_page import by_agreement, write_arms_page
 
-from semseg_diffusers.pipelines.portable import write_text
 from semseg_diffusers.training.networks import RAW
 from semseg_diffusers.training.settings import TrainingSettings
+from semseg_diffusers.utils.files import write_json
 
 
 OURS = {"lr_warmup_steps": 50}
@@ -86,11 +86,11 @@ def main() -> None:
                 evaluate(args, folder, f"{name}-{seed}", ("--variant", RAW))
 
     def after() -> None:
-        write_text(args.output / "recipes.json", json.dumps(collect_all(args), indent=1) + "\n")
+        write_json(args.output / "recipes.json", collect_all(args))
 
     run_arms(args, one, after, [(arm, seed) for seed in args.seeds for arm in args.arms])
     record = collect_all(args)
-    write_text(args.output / "recipes.json", json.dumps(record, indent=1) + "\n")
+    write_json(args.output / "recipes.json", record)
     write_arms_page(args.output / "recipes.html", "Recipes of training", record, args.dataset, args.output)
     print(table(record))
 

@@ -32,8 +32,7 @@ from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.generate import generate_dataset
 from semseg_diffusers.generation.model import DTYPES, load_guide, load_model, new_scheduler, speed_up
 from semseg_diffusers.generation.settings import GenerationSettings, Inputs
-from semseg_diffusers.pipelines.portable import write_text
-from semseg_diffusers.utils.files import code_commit, versions
+from semseg_diffusers.utils.files import code_commit, versions, write_json
 
 
 SCALE = 2.0  # guidance scale at which samplers, steps and intervals are compared
@@ -72,7 +71,7 @@ class Arm:
 
 
 def _grid(sampler: str, *all_steps: int, half: bool = False) -> dict[str, Arm]:
-    what, group = SAMPLERS[sampler][0], "Samplers and steps"
+    what, group = SAMPLERS[sampler][0], SAMPLERS_AND_STEPS
     return {
         f"{sampler}_{steps}": Arm(group, f"{what}, {steps} steps", sampler, steps, half=half) for steps in all_steps
     }
@@ -123,9 +122,11 @@ ARMS = {
             ("dpm_karras", "dpm", "sigmas of Karras", {"use_karras_sigmas": True}),
             ("dpm_lu", "dpm", "lambdas of Lu", {"use_lu_lambdas": True}),
             ("dpm_order_3", "dpm", "third order", {"solver_order": 3}),
-            ("ddim_linspace", "ddim", "DDIM, timesteps of linspace", {"timestep_spacing": "linspace"}),
         )
     },
+    "ddim_linspace_20": Arm(  # in 10 steps it leaves so much noise that it is refused
+        "Options", "DDIM, timesteps of linspace, 20 steps", "ddim", options={"timestep_spacing": "linspace"}
+    ),
     **_grid("ddim", 1000, half=True),
     # added when the tables of the above showed that samplers which add noise again agree better
     **_grid("sde", 10),
@@ -149,6 +150,14 @@ ARMS = {
     },
     "sde_threshold": Arm(AROUND, "dynamic thresholding", "sde", options={"thresholding": True}),
 }  # in the order in which they are drawn
+
+
+def scheduler_name(sampler: str, **options: Any) -> str:
+    """Return the name of a sampler's scheduler with its options and further ones, as `new_scheduler` takes it."""
+    _, scheduler, own = SAMPLERS[sampler]
+    values = {**own, **options}
+    texts = (f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in values.items())
+    return f"{scheduler}:{','.join(texts)}"
 
 
 # Drawing -------------------------------------------------------------------------------------------------------------
@@ -176,9 +185,8 @@ class Sampling:
     def draw(self, name: str) -> None:
         """Draw what is missing of an arm."""
         arm = ARMS[name]
-        _, scheduler, options = SAMPLERS[arm.sampler]
-        config = {**self.scheduler_config, **options, **arm.options}
-        self.pipeline.scheduler = new_scheduler(scheduler, config)
+        name_and_options = scheduler_name(arm.sampler, **arm.options)
+        self.pipeline.scheduler = new_scheduler(name_and_options, self.scheduler_config)
         start, stop = arm.interval
         settings = GenerationSettings(arm.steps, arm.scale, start, stop, seed=self.args.seed)
         guide = {"guide": self.guide, "guide_name": self.args.guide} if arm.guide else {}
@@ -452,7 +460,7 @@ def main() -> None:
         sampling.draw(name)
         print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
     record = collect(args, sampling, reader)
-    write_text(args.output / "sampling.json", json.dumps(record, indent=1) + "\n")
+    write_json(args.output / "sampling.json", record)
     write_sampling_page(args.output / "sampling.html", record, pairs, args.dataset, args.output)
     write_sheets(record, pairs, args.output)
     print(tables(record))

@@ -5,12 +5,14 @@ one file per training, so an interrupted study resumes. Prints the table of docs
 """
 
 import argparse
+import functools
 import itertools
 import json
 import shlex
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from semseg_diffusers.evaluation.segmentation.training import (
 )
 from semseg_diffusers.evaluation.settings import SegmenterTrainingOptions
 from semseg_diffusers.utils.files import code_commit, read_json, versions, write_json
+from semseg_diffusers.utils.settings import differences
 
 
 # name -> options of `segmenter`
@@ -90,6 +93,17 @@ def measure_cost(arm: str, pairs: LabelledImages) -> dict[str, Any]:
     return {"input_size": initial.input_size, "gflop_per_image": counter.get_total_flops() / 1e9, **cost}
 
 
+def kept(path: Path, options: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the record of a file, which is made if it is missing; one that other options made is refused."""
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {**make(), "options": options})
+    record = read_json(path)
+    if (saved := record.get("options", {})) != options:
+        raise ValueError(f"'{path}' is of other options ({differences(saved, options)}). Choose another --output.")
+    return record
+
+
 def spread(values: list[float], digits: int = 3) -> str:
     """Return mean and sample standard deviation."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -117,15 +131,12 @@ def main() -> None:
     for seed in args.seeds:
         for arm in args.arms:
             path = args.output / f"{arm.replace(', ', '-')}-seed{seed}.json"
-            if not path.is_file():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, train(arm, seed, *sets, options))
-            results.append(read_json(path))
+            given = {"dataset": args.dataset, **ARMS[arm], **options}
+            results.append(kept(path, given, functools.partial(train, arm, seed, *sets, options)))
     for arm in args.cost_arms:
         path = args.output / f"{arm.replace(', ', '-')}-cost.json"
-        if not path.is_file():
-            write_json(path, measure_cost(arm, sets[0]))
-        costs[arm] = read_json(path)
+        given = {"dataset": args.dataset, **ARMS[arm]}
+        costs[arm] = kept(path, given, functools.partial(measure_cost, arm, sets[0]))
     classes = [name for name in CLASSES if name in results[0]["iou"]]
     print(f"| network, start | mean IoU | {' | '.join(classes)} |\n|---|{'---|' * (1 + len(classes))}")
     for arm in args.arms:

@@ -64,7 +64,7 @@ class Arm:
 
 
 def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
-    """Return all arms by name, in the order in which they are drawn."""
+    """Return all arms by name, in the order in which they are sampled."""
     arms = {BICUBIC: Arm(BICUBIC)}
     for name, folder in args.upscaler:
         arms[name] = Arm(name, folder)
@@ -79,8 +79,8 @@ def build_arms(args: argparse.Namespace) -> dict[str, Arm]:
     return arms
 
 
-class Drawing:
-    """Draws the arms of a split, one PNG an image."""
+class Sampling:
+    """Samples the arms of a split, one PNG an image."""
 
     def __init__(self, args: argparse.Namespace, pairs: PairDataset):
         self.args, self.pairs, self.arms = args, pairs, build_arms(args)
@@ -90,7 +90,7 @@ class Drawing:
         self.small_size = tuple(side // args.factor for side in pairs.resolution)
         self.pipelines: dict[str, Any] = {}
 
-    def draw_small(self) -> None:
+    def write_small(self) -> None:
         """Write the small images of both sources."""
         width, height = reversed(self.small_size)
         for index, name in enumerate(self.real.names):
@@ -101,8 +101,8 @@ class Drawing:
                 ids = resize_ids(self.real.mask(index).numpy(), height, width)
                 save(self.pipeline(self.args.model)(ids, generator=self.generator(index)).images[0], file)
 
-    def draw(self, arm_name: str, source: str) -> None:
-        """Draw what is missing of an arm."""
+    def sample(self, arm_name: str, source: str) -> None:
+        """Sample what is missing of an arm."""
         arm = self.arms[arm_name]
         for index, name in enumerate(self.real.names):
             file = self.file(source, arm_name, name)
@@ -138,7 +138,7 @@ class Drawing:
         return self.args.output / source / arm
 
     def file(self, source: str, arm: str, name: str) -> Path | None:
-        """Return the file of an image that is still to be drawn; None if it is there."""
+        """Return the file of an image that is still to be sampled; None if it is there."""
         file = self.folder(source, arm) / f"{name}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         return None if file.is_file() else file
@@ -175,12 +175,12 @@ def bicubic(small: Image.Image, size: tuple[int, int]) -> Image.Image:
 class Figures:
     """Computes the figures of arms; networks need not read again what they have read."""
 
-    def __init__(self, args: argparse.Namespace, drawing: Drawing):
-        self.args, self.drawing, self.names = args, drawing, drawing.pairs.labels.names
-        self.reader = Reader(args, drawing.pairs, drawing.pairs.resolution)
-        every = torch.ones(1, len(drawing.real), dtype=torch.float64)
-        self.weights = torch.cat([every, resampled(len(drawing.real), args.seed)])  # all masks once, then resampled
-        self.photos = self.reader.read(drawing.real)
+    def __init__(self, args: argparse.Namespace, sampling: Sampling):
+        self.args, self.sampling, self.names = args, sampling, sampling.pairs.labels.names
+        self.reader = Reader(args, sampling.pairs, sampling.pairs.resolution)
+        every = torch.ones(1, len(sampling.real), dtype=torch.float64)
+        self.weights = torch.cat([every, resampled(len(sampling.real), args.seed)])  # all masks once, then resampled
+        self.photos = self.reader.read(sampling.real)
 
     def distances(self, read: Read) -> torch.Tensor:
         """Return the kernel distance to the photos for each weighting of the masks."""
@@ -188,16 +188,16 @@ class Figures:
 
     def of(self, source: str, arm: str, bicubic_read: Read | None) -> tuple[Read, dict[str, Any]]:
         """Return all figures of an arm."""
-        drawing = self.drawing
-        read = self.reader.read(drawing.images(source, arm))
+        sampling = self.sampling
+        read = self.reader.read(sampling.images(source, arm))
         values = agreement(read.matrices, self.names)
         distances = self.distances(read)
         values["kernel_distance"] = distances[0].item()
         values["frechet_distance"] = fid(self.photos.features, read.features)
         values["detail"] = (detail(read.images).mean() / detail(self.photos.images).mean()).item()
-        small = [drawing.folder(source, "small") / f"{name}.png" for name in drawing.real.names]
-        large = [drawing.folder(source, arm) / f"{name}.png" for name in drawing.real.names]
-        if not drawing.arms[arm].is_direct:
+        small = [sampling.folder(source, "small") / f"{name}.png" for name in sampling.real.names]
+        large = [sampling.folder(source, arm) / f"{name}.png" for name in sampling.real.names]
+        if not sampling.arms[arm].is_direct:
             values["consistency_psnr"] = float(np.mean(consistency_psnr(large, small)))
         if source == "photos":
             errors = (read.images.double() - self.photos.images.double()).square().mean((1, 2, 3)) / 255**2
@@ -210,27 +210,27 @@ class Figures:
 
     def of_small(self, source: str) -> dict[str, Any]:
         """Return the agreement of the small images, by the network trained on small photos."""
-        drawing = self.drawing
-        judge = load_judge(self.args.small_segmenter, drawing.pairs.labels)
-        height, width = drawing.small_size
-        masks = [resize_ids(drawing.real.mask(index).numpy(), height, width) for index in range(len(drawing.real))]
+        sampling = self.sampling
+        judge = load_judge(self.args.small_segmenter, sampling.pairs.labels)
+        height, width = sampling.small_size
+        masks = [resize_ids(sampling.real.mask(index).numpy(), height, width) for index in range(len(sampling.real))]
         images = replace(
-            drawing.images(source, "small"), mask=lambda index: torch.from_numpy(masks[index].astype(np.uint8))
+            sampling.images(source, "small"), mask=lambda index: torch.from_numpy(masks[index].astype(np.uint8))
         )
-        identity = judge.identity(drawing.small_size)
+        identity = judge.identity(sampling.small_size)
         found = cached_inference(judge.read, images, identity=identity, folder=self.reader.cache)
         return agreement(confusion_counts(images, found), self.names)
 
 
-def collect(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
+def collect(args: argparse.Namespace, sampling: Sampling) -> dict[str, Any]:
     """Return the figures of all arms."""
-    figures = Figures(args, drawing)
+    figures = Figures(args, sampling)
     found: dict[str, Any] = {}
     for source in SOURCES:
         found[source] = {}
         bicubic_read = None
-        for name, arm in drawing.arms.items():
-            if source in drawing.sources_of(arm):
+        for name, arm in sampling.arms.items():
+            if source in sampling.sources_of(arm):
                 read, found[source][name] = figures.of(source, name, bicubic_read)
                 bicubic_read = read if name == BICUBIC else bicubic_read
     photos = agreement(figures.photos.matrices, figures.names)
@@ -238,12 +238,12 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
         "command": " ".join(["python", *sys.argv]),
         "commit": code_commit(),
         "versions": versions(),
-        "masks": len(drawing.real),
-        "size": list(drawing.pairs.resolution),
+        "masks": len(sampling.real),
+        "size": list(sampling.pairs.resolution),
         "features": figures.reader.extractor.describe(),
         "photos": photos,
         "small": {source: figures.of_small(source) for source in SOURCES},
-        "arms": {name: arm.what for name, arm in drawing.arms.items()},
+        "arms": {name: arm.what for name, arm in sampling.arms.items()},
         "results": found,
     }
 
@@ -290,17 +290,17 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_sheets(drawing: Drawing, folder: Path, arm: str) -> None:
+def write_sheets(sampling: Sampling, folder: Path, arm: str) -> None:
     """Write masks that a seed chose, two a picture at full size, with generated images; and two photos."""
     random = torch.Generator().manual_seed(SHEET_SEED)
-    chosen = torch.randperm(len(drawing.real), generator=random)[:SHEET_MASKS].sort().values.tolist()
+    chosen = torch.randperm(len(sampling.real), generator=random)[:SHEET_MASKS].sort().values.tolist()
     generated, photos = [], []
     for place in chosen:
         enlarged = {
-            source: [drawing.images(source, each).image(place) for each in (BICUBIC, arm)] for source in SOURCES
+            source: [sampling.images(source, each).image(place) for each in (BICUBIC, arm)] for source in SOURCES
         }
-        generated.append([drawing.pairs.labels.decode(drawing.real.mask(place).numpy()), *enlarged["generated"]])
-        photos.append([*enlarged["photos"], drawing.real.image(place)])
+        generated.append([sampling.pairs.labels.decode(sampling.real.mask(place).numpy()), *enlarged["generated"]])
+        photos.append([*enlarged["photos"], sampling.real.image(place)])
     headers = ["mask", "generated, bicubic", "generated, upscaled"]
     for number in range(len(chosen) // 2):
         write_jpeg(image_grid(generated[2 * number : 2 * number + 2], headers), folder / f"upscaling_{number + 1}.jpg")
@@ -337,14 +337,14 @@ def measure(given: SimpleNamespace) -> dict[str, float]:
     }
 
 
-def tile_difference(folder: str, drawing: Drawing, tile: int) -> dict[str, float]:
+def tile_difference(folder: str, sampling: Sampling, tile: int) -> dict[str, float]:
     """Return how an image of tiles differs from the whole, in shares of the range of pixels: mean and largest."""
-    pipe = drawing.pipeline(folder)
+    pipe = sampling.pipeline(folder)
     means, largest = [], []
-    for index in range(len(drawing.real)):
-        small = Image.open(drawing.folder("photos", "small") / f"{drawing.real.names[index]}.png")
+    for index in range(len(sampling.real)):
+        small = Image.open(sampling.folder("photos", "small") / f"{sampling.real.names[index]}.png")
         both = [
-            pipe(small, drawing.real.mask(index)[None], generator=drawing.generator(index), output_type="pt", **each)
+            pipe(small, sampling.real.mask(index)[None], generator=sampling.generator(index), output_type="pt", **each)
             for each in ({}, {"tile_size": tile})
         ]
         gap = (both[0].images - both[1].images).abs()
@@ -353,9 +353,9 @@ def tile_difference(folder: str, drawing: Drawing, tile: int) -> dict[str, float
     return {"mean": float(np.mean(means)), "largest": max(largest)}
 
 
-def costs(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
+def costs(args: argparse.Namespace, sampling: Sampling) -> dict[str, Any]:
     """Return what an image costs: whole and in tiles, batches, and a wide frame."""
-    height, width = drawing.pairs.resolution
+    height, width = sampling.pairs.resolution
     cases = {
         f"{height} x {width}": {"height": height, "width": width},
         f"{height} x {width}, batches of 4": {"height": height, "width": width, "batch": 4},
@@ -372,7 +372,7 @@ def costs(args: argparse.Namespace, drawing: Drawing) -> dict[str, Any]:
             finished = subprocess.run(words, capture_output=True, text=True, check=True)
             found[name]["cases"][case] = json.loads(finished.stdout.splitlines()[-1])
         for tile in (128, 256):
-            found[name]["tiles"][tile] = tile_difference(folder, drawing, tile)
+            found[name]["tiles"][tile] = tile_difference(folder, sampling, tile)
     return {"command": " ".join(["python", *sys.argv]), "commit": code_commit(), "versions": versions(), **found}
 
 
@@ -414,26 +414,26 @@ def main() -> None:
         print(json.dumps(measure(SimpleNamespace(**json.loads(args.measure)))))
         return
     args.output.mkdir(parents=True, exist_ok=True)
-    drawing = Drawing(args, load_pairs(args.dataset, args.split))
-    drawing.draw_small()
+    sampling = Sampling(args, load_pairs(args.dataset, args.split))
+    sampling.write_small()
     if args.costs:
-        record = costs(args, drawing)
+        record = costs(args, sampling)
         write_json(args.output / "upscaling_costs.json", record)
         print(costs_tables(args, record))
         return
-    draw_all(drawing)
-    record = collect(args, drawing)
+    sample_all(sampling)
+    record = collect(args, sampling)
     write_json(args.output / "upscaling.json", record)
     if args.upscaler:
-        write_sheets(drawing, args.output, args.upscaler[0][0])
+        write_sheets(sampling, args.output, args.upscaler[0][0])
     print(tables(record))
 
 
-def draw_all(drawing: Drawing, report: Callable[[str], None] = print) -> None:
-    for name, arm in drawing.arms.items():
-        for source in drawing.sources_of(arm):
+def sample_all(sampling: Sampling, report: Callable[[str], None] = print) -> None:
+    for name, arm in sampling.arms.items():
+        for source in sampling.sources_of(arm):
             start = time.perf_counter()
-            drawing.draw(name, source)
+            sampling.sample(name, source)
             report(f"{source}, {name}: {time.perf_counter() - start:.0f} s")
 
 

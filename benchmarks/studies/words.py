@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 from few_steps import named_folder, write_jpeg
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from sampling import Read, confusion_counts, difference, interval, interval_text, mean_iou, resampled
 
@@ -41,12 +42,13 @@ from semseg_diffusers.generation.model import load_model
 from semseg_diffusers.hub.folders import weights_hash
 from semseg_diffusers.masks.editing.objects import Street
 from semseg_diffusers.utils.files import code_commit, versions, write_json, written_beside
-from semseg_diffusers.utils.images import image_grid
+from semseg_diffusers.utils.images import BACKGROUND, image_grid
 
 
 NOTHING = "nothing said"
 AXES = ("lightness", "green to red", "blue to yellow")
 SHEET_MASKS = 6
+SheetPart = tuple[list[str], list[list[Any]]]  # headers, rows of pictures
 PREVAILS = 0.7  # share of what a region was painted in, of photos that show how a colour looks
 MIN_PHOTOS = 5  # regions of which such a look is the mean
 RING = 2  # pixels around a thing that belong neither to it nor to the others: edges and reflections
@@ -155,7 +157,7 @@ class Namer:
         return found
 
 
-class Drawing:
+class Sampling:
     """Samples arms in batches, and keeps their images."""
 
     def __init__(self, args: argparse.Namespace, pairs: PairDataset):
@@ -286,9 +288,9 @@ def image_set(pairs: PairDataset, things: list[Thing], images: torch.Tensor) -> 
     return replace(real.subset(names), image=lambda index: images[index])
 
 
-def collect(args: argparse.Namespace, drawing: Drawing) -> tuple[dict[str, Any], list[list[Any]], list[str]]:
-    """Return all results, and the rows and headers of the sheet."""
-    pairs, judge = drawing.pairs, load_judge(args.segmenter, drawing.pairs.labels)
+def collect(args: argparse.Namespace, sampling: Sampling) -> tuple[dict[str, Any], list[SheetPart]]:
+    """Return all results, and the part of each class of the sheet."""
+    pairs, judge = sampling.pairs, load_judge(args.segmenter, sampling.pairs.labels)
 
     def read(things: list[Thing], images: torch.Tensor) -> Read:
         found = image_set(pairs, things, images)
@@ -298,20 +300,21 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> tuple[dict[str, Any],
 
     namer = Namer(args, pairs)
     record: dict[str, Any] = {"things": {}, "prompts": {}, "photos": namer.accuracy()}
-    sheet: list[list[Any]] = []
+    sheet: list[SheetPart] = []
     wordings = {"as captions": THING_WORDINGS[0]} | {text: text for text in args.wording}
     for name in args.things:
         class_id = pairs.labels.label2id[name]
         things = largest_things(pairs, class_id, args.min_area, args.num_masks)
         if not things:
             raise ValueError(f"no mask of '{args.dataset}' has a {name} of {args.min_area} pixels.")
-        plain = drawing.images(things, name, Arm(NOTHING))
+        plain = sampling.images(things, name, Arm(NOTHING))
         plain_lab, without = to_lab(args, pairs, things, plain, True), read(things, plain)
         rows, shown, matrices = [], [plain], []
+        colors = dict(args.colors_of).get(name, args.colors)
         for title, wording in wordings.items():
-            for color in dict(args.colors_of).get(name, args.colors):
+            for color in colors:
                 arm = Arm(f"{color}, {title}", color, wording)
-                images = drawing.images(things, name, arm)
+                images = sampling.images(things, name, arm)
                 figures = of_color(
                     args, pairs, namer, things, to_lab(args, pairs, things, images, True), plain_lab, arm
                 )
@@ -328,15 +331,17 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> tuple[dict[str, Any],
             "agreement": difference(words, without, args.seed)["mean_iou"],
         }  # fmt: skip
         random = torch.Generator().manual_seed(args.seed)
-        for place in torch.randperm(len(things), generator=random)[: SHEET_MASKS // len(args.things)].tolist():
+        count, pictures = max(1, SHEET_MASKS // len(args.things)), []
+        for place in torch.randperm(len(things), generator=random)[:count].tolist():
             mask = pairs.labels.decode(pairs.mask(things[place].index))
-            sheet.append([mask, *(images[place] for images in shown)])
+            pictures.append([mask, *(images[place] for images in shown)])
+        sheet.append((["mask", NOTHING, *(f"{color} {name}" for color in colors)], pictures))
     if args.prompt:
         things = [Thing(index, 0, np.zeros(0)) for index in evenly_spaced(range(len(pairs)), args.num_masks)]
-        plain = drawing.images(things, "", Arm(NOTHING))
+        plain = sampling.images(things, "", Arm(NOTHING))
         without, plain_lab = read(things, plain), to_lab(args, pairs, things, plain, False)
         for name, text in args.prompt:
-            images = drawing.images(things, "", Arm(name, prompt=text))
+            images = sampling.images(things, "", Arm(name, prompt=text))
             found = of_light(args, pairs, things, to_lab(args, pairs, things, images, False), plain_lab)
             found["agreement"] = difference(read(things, images), without, args.seed)["mean_iou"]
             record["prompts"][name] = {"text": text, **found}
@@ -346,7 +351,18 @@ def collect(args: argparse.Namespace, drawing: Drawing) -> tuple[dict[str, Any],
         "min_area": args.min_area, "seed": args.seed, "split": args.split, "resolution": list(pairs.resolution),
         "segmenter": judge.describe(pairs.resolution), "commit": code_commit(), "versions": versions(),
     }  # fmt: skip
-    return record, sheet, ["mask", NOTHING, *args.colors]
+    return record, sheet
+
+
+def write_sheet(parts: list[SheetPart], path: Path) -> None:
+    """Write the parts below each other, each with headers of its own: classes are asked for in their own colours."""
+    grids = [image_grid(rows, headers) for headers, rows in parts]
+    sheet = Image.new("RGB", (max(grid.width for grid in grids), sum(grid.height for grid in grids)), BACKGROUND)
+    top = 0
+    for grid in grids:
+        sheet.paste(grid, (0, top))
+        top += grid.height
+    write_jpeg(sheet, path)
 
 
 def tables(record: dict[str, Any]) -> str:
@@ -431,9 +447,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    record, sheet, headers = collect(args, Drawing(args, load_pairs(args.dataset, args.split)))
+    record, sheet = collect(args, Sampling(args, load_pairs(args.dataset, args.split)))
     write_json(args.output / "words.json", record)
-    write_jpeg(image_grid(sheet, headers), args.output / "words.jpg")
+    write_sheet(sheet, args.output / "words.jpg")
     print(tables(record))
 
 

@@ -33,6 +33,18 @@ def test_every_way_is_trained_by_its_own_arm(benchmark):
     assert all(way in benchmark.WAYS for _, way, _ in benchmark.AS_MANY_IMAGES.values())
 
 
+def test_a_folder_of_arms_refuses_other_options(benchmark, tmp_path, monkeypatch):
+    words = ["--dataset", "data", "--segmenter", "judge", "--features", "lite0", "--output", str(tmp_path)]
+    parser, ended = benchmark.study_parser("", required=False), []
+    args = parser.parse_args([*words, "--seeds", "0"])
+    benchmark.run_arms(args, lambda arm, seed: ended.append((arm, seed)), lambda: None, [("add", 0)])
+    more_seeds = parser.parse_args([*words, "--seeds", "0", "1", "--jobs", "1"])
+    benchmark.run_arms(more_seeds, lambda arm, seed: ended.append((arm, seed)), lambda: None, [("add", 1)])
+    assert ended == [("add", 0), ("add", 1)]
+    with pytest.raises(ValueError, match="gflop: 16000 there, 10.0 now"):
+        benchmark.run_arms(parser.parse_args([*words, "--gflop", "10"]), pytest.fail, pytest.fail, [("add", 0)])
+
+
 @pytest.mark.slow
 def test_costs_of_two_ways_are_measured(benchmark):
     costs = benchmark.measure_costs(["add", "control"], turns=1, steps=2)

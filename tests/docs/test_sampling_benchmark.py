@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from helpers.training_runs import finished, start
 
 from semseg_diffusers.evaluation.metrics import (
@@ -14,6 +15,7 @@ from semseg_diffusers.evaluation.metrics import (
     scores_from_confusion_matrix,
     update_confusion_matrix,
 )
+from semseg_diffusers.generation.model import new_scheduler
 
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
@@ -105,6 +107,14 @@ def test_arms_cost_what_their_guidance_costs(study):
     arms = study.ARMS
     assert (arms["dpm_20"].passes, arms["scale_1"].passes, arms["interval_0.1_0.8_2"].passes) == (40, 20, 34)
     assert all(name in arms for name in study.REFERENCES)
+
+
+def test_options_of_arms_reach_their_schedulers(study):
+    saved = DDPMScheduler(prediction_type="v_prediction", timestep_spacing="linspace")
+    for arm in study.ARMS.values():
+        options = {**study.SAMPLERS[arm.sampler][2], **arm.options}
+        scheduler = new_scheduler(study.scheduler_name(arm.sampler, **arm.options), saved.config)
+        assert {name: scheduler.config[name] for name in options} == options
 
 
 @pytest.mark.slow

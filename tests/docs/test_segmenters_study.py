@@ -38,3 +38,6 @@ def test_each_training_is_a_file_that_a_second_run_keeps(study, tmp_path, monkey
     assert len(written) == 3
     study.main()
     assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == written
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--max_train_steps", "3"])
+    with pytest.raises(ValueError, match="max_train_steps: 2 there, 3 now"):
+        study.main()

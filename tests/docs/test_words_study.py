@@ -9,6 +9,7 @@ from diffusers import DDIMScheduler
 from helpers.studies import load_study, train_judge
 from helpers.text_encoders import LENGTH, tiny_text_encoder
 from helpers.tiny_pipelines import seeded, tiny_unet
+from PIL import Image
 
 from semseg_diffusers import MaskGuidedDDPMPipeline
 from semseg_diffusers.toy.scenes import write_toy_dataset
@@ -32,6 +33,16 @@ def test_the_page_says_what_was_measured(study, file):
         assert line in page
 
 
+def test_each_class_of_the_sheet_has_the_colors_that_it_was_asked_for_in(study, tmp_path):
+    cell = torch.zeros(3, SIDE, SIDE, dtype=torch.uint8)
+    car = (["mask", "red car"], [[cell, cell]])
+    building = (["mask", "red building", "grey building"], [[cell] * 3])
+    study.write_sheet([car, building], tmp_path / "words.jpg")
+    width, height = Image.open(tmp_path / "words.jpg").size
+    assert width == study.image_grid([[cell] * 3]).width
+    assert height > 2 * study.image_grid([[cell] * 3]).height  # with headers
+
+
 @pytest.mark.slow
 def test_words_are_measured_against_nothing_said_and_a_second_run_draws_nothing_again(
     study, tmp_path, monkeypatch, capsys
@@ -48,7 +59,8 @@ def test_words_are_measured_against_nothing_said_and_a_second_run_draws_nothing_
     scheduler = DDIMScheduler(prediction_type="v_prediction", clip_sample=False)
     MaskGuidedDDPMPipeline(unet, scheduler, text_encoder=encoder, tokenizer=tokenizer).save_pretrained(model)
     words = ["--model", model, "--dataset", data, "--segmenter", judge, "--output", out, "--steps", 2]
-    words += ["--things", "car", "--colors", "red", "blue", "--held_out", "car:blue", "--min_area", 2]
+    words += ["--things", "car", "--colors", "grey", "--colors_of", "car=red,blue"]
+    words += ["--held_out", "car:blue", "--min_area", 2]
     words += ["--wording", "{color} {name}", "--prompt", "night=at night"]
     monkeypatch.setattr(sys, "argv", ["words.py", *map(str, words)])
     study.main()
