@@ -20,6 +20,7 @@ from PIL import Image
 from semseg_diffusers.data.dataset_format import find_masks, label_file_near
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.generation.generate import generate_dataset
+from semseg_diffusers.generation.model import model_revision
 from semseg_diffusers.generation.settings import GenerationSettings, Inputs
 from semseg_diffusers.hub import cards, folders
 from semseg_diffusers.hub.push import load_pipeline
@@ -39,6 +40,8 @@ MAX_SHEET_BYTES = 400_000  # the card's image is loaded by everyone who opens th
 SHEET_WIDTH = 1400  # pixels; as many masks in a row as fit
 CELL_SIZE = 128  # pixels; smaller images are enlarged to it
 SAMPLED = ("num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "seed")
+ENLARGED = ("upscaler_steps", "noise_level")  # of an upscaler
+LARGEST_CELL = 256  # pixels; larger images among the best and worst are reduced to it
 QUALITIES = range(92, 39, -4)  # of JPEG, best first
 
 
@@ -81,12 +84,19 @@ def make_sheet(
 
 
 def make_extremes(
-    pipeline: Any, settings: SheetOptions, scores: Mapping[str, Any], mask_labels: LabelSet | None = None
+    pipeline: Any,
+    settings: SheetOptions,
+    scores: Mapping[str, Any],
+    mask_labels: LabelSet | None = None,
+    upscaler: Any = None,
 ) -> bytes:
     """Generate the images again that `evaluate` found to agree best and worst with their masks; returns a JPEG.
 
+    With an upscaler, the images of the pipeline are enlarged.
+
     Raises:
-        ValueError: a mask of these images is not among those of the settings.
+        ValueError: a mask of these images is not among those of the settings, or the pipeline, whose images an
+            upscaler enlarges, has other weights than the one that was evaluated.
     """
     examples, sampled = scores["examples"], scores["generation"]
     by_stem = {path.stem: path for path in find_masks(str(settings.masks))}
@@ -96,22 +106,37 @@ def make_extremes(
             f"'{settings.masks}' holds no mask '{missing[0]}', whose image is among the best or worst of --results. "
             "Give the masks that were evaluated."
         )
-    generation = GenerationSettings(**{name: sampled[name] for name in SAMPLED if name in sampled})
+    if upscaler is not None and (ours := model_revision(pipeline.unet)) != sampled["revision"]:
+        raise ValueError(
+            f"--generator '{settings.generator}' has other weights ({ours}) than the model whose enlarged images "
+            f"--results is for ({sampled['revision']}). Give that one."
+        )
+    names = SAMPLED + ENLARGED
+    generation = GenerationSettings(**{name: sampled[name] for name in names if name in sampled})
     best, worst = stems
-    blocks = _draw(pipeline, [by_stem[stem] for stem in best + worst], generation, settings, 1, mask_labels)
-    rows = [sum(blocks[: len(best)], []), sum(blocks[len(best) :], [])]
+    blocks = _draw(pipeline, [by_stem[stem] for stem in best + worst], generation, settings, 1, mask_labels, upscaler)
+    cells = [[_reduced(image) for image in block] for block in blocks]
+    rows = [sum(cells[: len(best)], []), sum(cells[len(best) :], [])]
     return _small_jpeg(image_grid(rows, row_labels=["best", "worst"], cell_size=CELL_SIZE))
 
 
-def _can_be_drawn_again(scores: Mapping[str, Any], pipeline: Any) -> bool:
+def _reduced(image: Image.Image) -> Image.Image:
+    """Return an image whose long side has at most `LARGEST_CELL` pixels; ids of classes are not mixed."""
+    scale = LARGEST_CELL / max(image.size)
+    return image if scale >= 1 else image.resize([round(side * scale) for side in image.size])
+
+
+def _can_be_drawn_again(scores: Mapping[str, Any], pipeline: Any, enlarged: bool) -> bool:
     """Whether a model gives the best and worst images of an evaluation again: from masks, by its own scheduler."""
     sampled, examples = scores.get("generation") or {}, scores.get("examples") or {}
     entries = [*examples.get("best", ()), *examples.get("worst", ())]
     others = {field.name for field in fields(GenerationSettings)} - {*SAMPLED, "height", "width", "image_format"}
-    others |= {"guide_model", "upscaler", "scheduler_options"}
+    others |= {"guide_model", "scheduler_options"}
+    others -= set(ENLARGED)
     return (
         bool(entries)
         and sampled.get("scheduler") == type(pipeline.scheduler).__name__
+        and (sampled.get("upscaler") is not None) == enlarged
         and all(sampled.get(name) is None for name in others)
         and all(entry["image"] == f"{entry['stem']}_0" for entry in entries)  # none was filtered or varied
     )
@@ -257,15 +282,15 @@ def export_model(settings: ExportSettings) -> Path:
         if settings.masks is not None:
             device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
             shown = load_pipeline(made, upscaler=None).to(device)
-            pipelines = (load_pipeline(settings.generator).to(device), shown) if settings.generator else (shown, None)
+            generator, upscaler = shown, None
+            if settings.generator is not None:
+                generator, upscaler = load_pipeline(settings.generator).to(device), shown
             about = {"dtype": dtype, "license_name": license_name, "examples": None}
-            evaluated = next((score for score in scores.values() if _can_be_drawn_again(score, shown)), None)
-            if evaluated is not None and settings.generator is None:  # first: it refuses masks that are not there
-                contents[folders.EXTREMES_FILE] = make_extremes(shown, settings, evaluated, mask_labels)
-                about |= {"examples": evaluated["examples"], "extremes": folders.EXTREMES_FILE}
-            contents[folders.SHEET_FILE], record["sheet"] = make_sheet(
-                pipelines[0], settings, mask_labels, pipelines[1]
-            )
+            again = [score for score in scores.values() if _can_be_drawn_again(score, generator, bool(upscaler))]
+            if again:  # first: it refuses masks that are not there
+                contents[folders.EXTREMES_FILE] = make_extremes(generator, settings, again[0], mask_labels, upscaler)
+                about |= {"examples": again[0]["examples"], "extremes": folders.EXTREMES_FILE}
+            contents[folders.SHEET_FILE], record["sheet"] = make_sheet(generator, settings, mask_labels, upscaler)
             about["sheet"] = record["sheet"]
             preview = cards.render("sheet.md", file=folders.SHEET_FILE, **about)
         if preview or cards.has_part(card, "preview"):

@@ -177,14 +177,23 @@ def stored_hash(folder: Path) -> str | None:
 
 
 def check_weights(results: Mapping[str, Any], path: str | os.PathLike, *folders: Path) -> str | None:
-    """Refuse results for other weights than a folder's, given both before and after rounding; return their hash."""
+    """Refuse results for other weights than a folder's, given both before and after rounding; return their hash.
+
+    Those of an upscaler are results of images that it enlarged.
+    """
     generation = results.get("generation") or {}
     if generation.get("variant") is not None:
         raise ValueError(
             f"--results '{path}' is for the weights `{generation['variant']}`; '{folders[0]}' loads others. Use "
             "results of those, made without --variant."
         )
-    scored = str(generation.get("revision"))
+    is_upscaler = package_class(read_json(folders[0] / INDEX)["_class_name"], folders[0]).is_upscaler
+    if is_upscaler and generation.get("upscaler_revision") is None:
+        raise ValueError(
+            f"--results '{path}' is for images that no upscaler enlarged, and '{folders[0]}' is one. Run "
+            "`semseg-diffusers evaluate --upscaler` with it."
+        )
+    scored = str(generation.get("upscaler_revision" if is_upscaler else "revision"))
     ours = [digest for digest in map(stored_hash, folders) if digest is not None]
     if not scored.startswith("sha256:") or generation.get("dtype") != "float32" or not ours:
         return None

@@ -246,6 +246,42 @@ def test_the_sheet_of_an_upscaler_shows_images_of_another_model_enlarged(masks, 
         exported(generator, tmp_path / "other", **given, generator=generator)
 
 
+def test_the_card_of_an_upscaler_shows_the_best_and_worst_of_the_images_that_it_enlarged(masks, tmp_path):
+    torch.manual_seed(0)
+    unet, pipeline = tiny_unet(upscale_factor=2), tiny_pipeline()
+    MaskGuidedUpscalePipeline(unet, pipeline.scheduler, 2, 1.0).save_pretrained(tmp_path / "upscaler")
+    pipeline.save_pretrained(tmp_path / "generator")
+    stems = sorted(path.stem for path in masks.glob("*.png"))
+    results = evaluation_results(weights_hash(pipeline.unet.state_dict()))
+    entries = [{"image": f"{stem}_0", "stem": stem, "mean_iou": 0.5} for stem in stems[:2]]
+    results["examples"] = {"rule": "by a rule", "best": entries[:1], "worst": entries[1:]}
+    results["generation"] |= {"scheduler": type(pipeline.scheduler).__name__}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(results))
+    given = {"masks": str(masks), "num_masks": 1, "samples": 1, "device": "cpu", "results": (str(file),)}
+    given |= {"generator": str(tmp_path / "generator")}
+    with pytest.raises(ValueError, match="for images that no upscaler enlarged.*evaluate --upscaler"):
+        exported(tmp_path / "upscaler", tmp_path / "none", **given)
+
+    enlarged = {"upscaler": "upscaler", "upscaler_revision": weights_hash(unet.state_dict())}
+    results["generation"] |= {**enlarged, "upscaler_steps": 2, "noise_level": 0}
+    file.write_text(json.dumps(results))
+    folder = exported(tmp_path / "upscaler", tmp_path / "made", **given)
+    assert "![Best and worst images](extremes.jpg)" in (folder / "README.md").read_text()
+    with Image.open(folder / "extremes.jpg") as picture:
+        assert picture.height > 2 * 128  # two rows of cells
+
+    results["generation"]["revision"] = "sha256:0123456789abcdef"
+    file.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match="--generator .* has other weights .* than the model whose enlarged images"):
+        exported(tmp_path / "upscaler", tmp_path / "none", **given)
+    results["generation"]["upscaler_revision"] = "sha256:0123456789abcdef"
+    file.write_text(json.dumps(results))
+    with pytest.raises(ValueError, match=r"is for other weights \(sha256:0123456789abcdef\) than"):
+        exported(tmp_path / "upscaler", tmp_path / "none", **given)
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_card_recommends_only_what_the_model_does():
     index = {"_class_name": "MaskGuidedDDPMPipeline"}
     assert "Recommended" not in cards.model_use("streets", index)
