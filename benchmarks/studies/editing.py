@@ -21,6 +21,7 @@ from semseg_diffusers.utils.files import write_json
 
 
 FAR = 5  # pairs between the photo and the one that the thing is taken from: neighbours show the same street
+TRIES = 1000  # of places for things, for each edit
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ def make_edits(args: argparse.Namespace, labels: LabelSet) -> list[Edit]:
                 "pairs away from another photo; choose other --classes, or a smaller --least."
             )
     edits, random = [], np.random.default_rng(args.seed)
-    while len(edits) < args.num_edits:
+    for _ in range(TRIES * args.num_edits):
+        if len(edits) == args.num_edits:
+            break
         class_id = list(classes)[len(edits) % len(classes)]
         source, region = things[class_id][random.integers(len(things[class_id]))]
         place = int(random.integers(len(masks)))
@@ -65,6 +68,11 @@ def make_edits(args: argparse.Namespace, labels: LabelSet) -> list[Edit]:
         photo = np.asarray(pairs.photo(int(order[place])).convert("RGB"))
         new = np.where(region, class_id, masks[place]).astype(np.uint8)
         edits.append(Edit(photo, masks[place], new, added, class_id))
+    if len(edits) < args.num_edits:
+        raise ValueError(
+            f"--split {args.split}: {len(edits)} of {args.num_edits} edits found; where things of the split could be "
+            "put, photos have the class already. Choose other --classes, or a smaller --least."
+        )
     return edits
 
 

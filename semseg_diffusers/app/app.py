@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from semseg_diffusers.app.collection import Collection, short_name
 from semseg_diffusers.app.hosts import check_address
@@ -27,7 +26,7 @@ from semseg_diffusers.data.label_mapping import match_classes
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.segmentation.judge import Judge, load_judge
 from semseg_diffusers.generation.model import DTYPES, find_model, load_model, load_upscaler
-from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.distributed import choose_device
 from semseg_diffusers.utils.files import read_json
 from semseg_diffusers.utils.signals import exit_on_signals
 
@@ -96,8 +95,7 @@ def run(settings: AppSettings) -> None:
     if importlib.util.find_spec("gradio") is None:
         raise ModuleNotFoundError("gradio is not installed", name="gradio")
     model = settings.model or find_model()
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device_available(device)
+    device = choose_device(settings.device)
     pipeline = load_model(model, settings.revision, None, DTYPES[settings.dtype], device, variant=settings.variant)
     upscaler, upscaler_name = find_upscaler(settings, pipeline)
     sampler = Sampler(pipeline, settings, upscaler, upscaler_name)

@@ -7,7 +7,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from semseg_diffusers.hub.text_encoders import cached_commit
-from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.distributed import choose_device
 from semseg_diffusers.utils.hub_errors import check_name, hub_errors
 
 
@@ -31,7 +31,7 @@ class Captioner:
     def __init__(self, name: str, prompt: str | None = None, device: str | None = None):
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
-        check_device_available(device)
+        chosen = torch.device(choose_device(device))
         check_name(name, "model")
         with hub_errors(f"loading the captioner '{name}'", name, "model"):
             try:
@@ -44,7 +44,7 @@ class Captioner:
                     "and a processor, such as Salesforce/blip-image-captioning-base."
                 ) from error
         self.revision = cached_commit(name)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = chosen
         self.model = model.to(self.device).eval()
         self.is_chat = getattr(self.processor, "chat_template", None) is not None
         self.prompt = prompt or (INSTRUCTION if self.is_chat else None)

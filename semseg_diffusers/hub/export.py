@@ -28,6 +28,7 @@ from semseg_diffusers.hub.settings import ExportSettings, SheetOptions
 from semseg_diffusers.hub.text_encoders import check_same_encoder, load_text_encoder, source_of
 from semseg_diffusers.hub.weights import only_variant
 from semseg_diffusers.pipelines.mask_inputs import open_image
+from semseg_diffusers.utils.distributed import choose_device
 from semseg_diffusers.utils.files import check_output, follow_umask, new_folder, read_json, versions
 from semseg_diffusers.utils.images import BACKGROUND, GAP, image_grid
 
@@ -280,7 +281,7 @@ def export_model(settings: ExportSettings) -> Path:
         contents = folders.model_files(made, index, with_code=False) | folders.run_files(folder)
         preview = ""  # the image of the folder's own card shows other weights
         if settings.masks is not None:
-            device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
+            device = choose_device(settings.device)
             shown = load_pipeline(made, upscaler=None).to(device)
             generator, upscaler = shown, None
             if settings.generator is not None:

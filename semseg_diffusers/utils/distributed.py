@@ -53,12 +53,14 @@ def uses_cpu(device: str | None) -> bool:
     return on_cpu or not torch.accelerator.is_available()
 
 
-def check_device_available(device: str | None) -> None:
-    """Refuse a device that does not exist here; None is left to accelerate."""
+def choose_device(device: str | None) -> str:
+    """Return the given device, or by default a GPU if there is any; one that does not exist here is refused."""
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as err:  # torch asserts that it was built for the device
         raise ValueError(f"--device {device} cannot be used here: {str(err).splitlines()[0]}") from err
+    return device
 
 
 def gather(value: T) -> list[T]:
@@ -164,11 +166,10 @@ class Processes:
 
 def join_processes(device: str | None = None) -> tuple[Processes, torch.device]:
     """Join the processes that a launcher started, and return them with the device of this one."""
-    check_device_available(device)
+    chosen = choose_device(device)
     launched, launcher, cpu = launched_processes(), Launcher(), uses_cpu(device)
     if launched == 1:
-        default = "cuda" if torch.cuda.is_available() and not cpu else "cpu"
-        return Processes(launcher=launcher), torch.device(device or default)
+        return Processes(launcher=launcher), torch.device(chosen if device or not cpu else "cpu")
 
     # gloo notices a dead process at once and needs no accelerator; devices other than CUDA have only their own backend
     group = {"backend": "gloo"} if cpu or torch.cuda.is_available() else {}

@@ -128,12 +128,22 @@ class Settings:
 
 
 def differences(saved: Mapping[str, Any], current: Mapping[str, Any]) -> str:
-    """Return the settings that differ, as "name: old there, new now; ..."; a long value, a list of betas, is cut."""
+    """Return the settings that differ, as "name: old there, new now; ..."; a long value, a list of betas, is cut.
+
+    Two spellings of a path, `masks` and `./masks/`, are the same.
+    """
     return "; ".join(
         f"{name}: {saved.get(name)!s:.200} there, {current.get(name)!s:.200} now"
         for name in sorted({*saved, *current})
-        if saved.get(name) != current.get(name)
+        if _normalized(saved.get(name)) != _normalized(current.get(name))
     )
+
+
+def _normalized(value: Any) -> Any:
+    """Return a setting with one spelling of each path in it."""
+    if isinstance(value, str):
+        return os.path.normpath(value) if value else value
+    return [_normalized(each) for each in value] if isinstance(value, (list, tuple)) else value
 
 
 def describe_value(value: Any) -> str:

@@ -44,3 +44,9 @@ def test_edits_put_things_of_the_class_into_other_photos(study, data):
 def test_too_few_pairs_or_things_are_named(study, data, changes, message):
     with pytest.raises(ValueError, match=message):
         study.make_edits(options(data, **changes), load_pairs(data, "val").labels)
+
+
+def test_edits_that_no_photo_has_room_for_end_with_an_error(study, data, monkeypatch):
+    monkeypatch.setattr(study, "TRIES", 0)
+    with pytest.raises(ValueError, match="0 of 3 edits found; where things of the split could be put"):
+        study.make_edits(options(data), load_pairs(data, "val").labels)

@@ -13,7 +13,7 @@ from semseg_diffusers.distillation.settings import DistillationSettings
 from semseg_diffusers.evaluation.settings import EvaluationSettings, FilterCommandSettings
 from semseg_diffusers.generation.settings import GenerateOptions
 from semseg_diffusers.training.settings import TrainingSettings
-from semseg_diffusers.utils.settings import Settings, SettingsParser, option
+from semseg_diffusers.utils.settings import Settings, SettingsParser, differences, option
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,3 +131,11 @@ def test_a_size_at_which_a_network_reads_is_a_number_of_pixels():
         parse(
             FilterCommandSettings, "--dataset", "d", "--output", "o", "--generated", "g", "--segmenter_size", "native"
         )
+
+
+def test_two_spellings_of_a_path_are_no_difference():
+    saved = {"masks": "./data/masks/", "features": ["runs/judge"], "steps": 4, "prompt": ""}
+    assert differences(saved, {**saved, "masks": "data/masks", "features": ("./runs/judge",)}) == ""
+    assert differences(saved, {**saved, "masks": "data", "prompt": None}) == (
+        "masks: ./data/masks/ there, data now; prompt:  there, None now"
+    )

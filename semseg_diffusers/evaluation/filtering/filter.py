@@ -38,7 +38,7 @@ from semseg_diffusers.evaluation.settings import (
 )
 from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.generation.output_folder import NO_SETTINGS, is_temporary, sole_run
-from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.distributed import choose_device
 from semseg_diffusers.utils.files import code_commit, hash_json, versions, write_json
 
 
@@ -225,8 +225,7 @@ def _results(scored: Sequence[rules.Scored], reasons: Mapping[str, str], labels:
 
 def run(settings: FilterCommandSettings) -> int:
     """Filter and print a summary; returns 1 if no image is kept, else 0."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device_available(device)
+    device = choose_device(settings.device)
     columns, dtype = column_options(settings), DTYPES[settings.dtype]
     pairs = load_pairs(settings.dataset, settings.split, **columns)
     reference, reference_name = None, None

@@ -34,7 +34,7 @@ from semseg_diffusers.evaluation.segmentation.networks import PretrainedSource
 from semseg_diffusers.evaluation.settings import LabelSettings
 from semseg_diffusers.generation.model import DTYPES
 from semseg_diffusers.generation.near_copies import to_tensor
-from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.distributed import choose_device
 from semseg_diffusers.utils.files import composed
 from semseg_diffusers.utils.progress import progress_bar
 
@@ -173,8 +173,7 @@ def label_photos(settings: LabelSettings, device: str) -> dict[str, Any]:
 
 def run(settings: LabelSettings) -> None:
     """Label the photos, and print how unsure the network was."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device_available(device)
+    device = choose_device(settings.device)
     record = label_photos(settings, device)
     found, rows = record[PSEUDO_LABELS], record["rows"]
     lines = [

@@ -32,7 +32,7 @@ from semseg_diffusers.evaluation.segmentation.training import (
 )
 from semseg_diffusers.evaluation.settings import HUB_SEGMENTER, NO_SPLIT, VALIDATION_SPLIT, SegmenterSettings
 from semseg_diffusers.reports.plots import training_curve
-from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.distributed import choose_device
 from semseg_diffusers.utils.files import code_commit, follow_umask, new_folder, read_json, versions, write_json
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.progress import progress_bar
@@ -127,8 +127,7 @@ def train(settings: SegmenterSettings, *, save_when_stopped: bool) -> tuple[Hist
     With `save_when_stopped`, a first signal ends the training and the best network so far is saved; else it ends the
     process, and nothing is saved.
     """
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device_available(device)
+    device = choose_device(settings.device)
     sys.stderr.write(settings.fallback_hint or "")
     transformers_logging.disable_progress_bar()
     shown: dict[str, str] = {}  # behind the progress bar

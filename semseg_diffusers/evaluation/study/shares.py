@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from semseg_diffusers.evaluation.settings import StudyCommandSettings, StudySettings
 from semseg_diffusers.evaluation.study.results import BETTER, CONFIDENCE, WORSE, title
 from semseg_diffusers.evaluation.study.study import PAGE_FILE, RESULTS_FILE, run_study
@@ -14,7 +12,7 @@ from semseg_diffusers.evaluation.study.study_page import study_command
 from semseg_diffusers.evaluation.study.training import default_jobs
 from semseg_diffusers.reports.plots import line_plot
 from semseg_diffusers.reports.render import write_page
-from semseg_diffusers.utils.distributed import check_device_available
+from semseg_diffusers.utils.distributed import choose_device
 from semseg_diffusers.utils.files import LOCK_FILE, code_commit, versions, write_json
 
 
@@ -119,8 +117,7 @@ def write_shares_page(path: Path, results: Mapping[str, Any]) -> None:
 
 def run(settings: StudyCommandSettings) -> None:
     """Run the study and print its findings."""
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device_available(device)
+    device = choose_device(settings.device)
     sys.stderr.write(settings.fallback_hint or "")
     output = Path(settings.output)
     study = run_study if len(settings.real_share) == 1 else run_shares
