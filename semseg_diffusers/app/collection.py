@@ -13,8 +13,8 @@ from PIL import Image
 from semseg_diffusers.app.sampler import Sample
 from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE
 from semseg_diffusers.data.labels import LabelSet
-from semseg_diffusers.generation.output_folder import is_temporary, open_output, save_pair, sole_run, update_metadata
-from semseg_diffusers.utils.files import read_json
+from semseg_diffusers.generation.output_folder import open_output, save_pair, sole_run, update_metadata
+from semseg_diffusers.utils.files import is_temporary, read_json
 
 
 PAINTED = "painted"  # in generation.json: its settings are those of the first image, and others may differ

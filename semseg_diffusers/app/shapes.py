@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from semseg_diffusers.app.inputs import pack_runs
-from semseg_diffusers.data.dataset_format import find_masks
+from semseg_diffusers.data.dataset_format import evenly_spaced, find_masks
 from semseg_diffusers.data.label_mapping import all_kinds, map_ids, match_classes
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.data.mask_values import MaskReader
@@ -151,7 +151,6 @@ def toy_masks(labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
 
 def folder_masks(folder: str | os.PathLike, labels: LabelSet, size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Return masks of a folder by name, resized."""
-    paths = find_masks(folder)
-    chosen = [paths[i] for i in np.linspace(0, len(paths) - 1, min(MAX_EXAMPLES, len(paths))).round().astype(int)]
+    chosen = evenly_spaced(find_masks(folder), MAX_EXAMPLES)
     masks = MaskReader(labels, chosen)
     return {path.stem: resize_ids(masks.read(path), *size) for path in chosen}

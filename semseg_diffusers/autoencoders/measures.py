@@ -1,5 +1,6 @@
 """Measures of an autoencoder: the scale of its latents, its reconstructions of photos, the use of its codebook."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ from semseg_diffusers.evaluation.fidelity import fid, paired_psnr, paired_ssim
 
 
 MOST_PHOTOS = 2000  # of a split, at even distances
+BATCH = 32  # photos in memory at once, and of a pass of the features' network
 
 
 def whole_cells(image: torch.Tensor, factor: int) -> torch.Tensor:
@@ -79,22 +81,32 @@ def measure_reconstructions(
         `psnr` in dB and `ssim`, means over photos; `frechet_distance` between the features of both sets, if there are
         two photos or more; `num_photos`; `codebook` of a VQModel, `used_share` and `perplexity` over all photos.
     """
-    originals, reconstructions = list(photos(pairs, factor)), []
+    psnr: list[float] = []
+    ssim: list[float] = []
+    features: list[tuple[torch.Tensor, torch.Tensor]] = []  # of photos and of their reconstructions, (N, D) each
     counts: torch.Tensor | None = None
-    for photo in originals:
-        pixels, latents = reconstruct(network, photo[None])
-        reconstructions.append(pixels[0])
-        if hasattr(network, "quantize"):
-            _, _, (_, _, indices) = network.quantize(latents.float())
-            found = count_codes(indices, network.config.num_vq_embeddings).cpu()
-            counts = found if counts is None else counts + found
+    remaining = photos(pairs, factor)
+    while originals := list(itertools.islice(remaining, BATCH)):
+        reconstructions = []
+        for photo in originals:
+            pixels, latents = reconstruct(network, photo[None])
+            reconstructions.append(pixels[0])
+            if hasattr(network, "quantize"):
+                _, _, (_, _, indices) = network.quantize(latents.float())
+                found = count_codes(indices, network.config.num_vq_embeddings).cpu()
+                counts = found if counts is None else counts + found
+            psnr.append(paired_psnr(pixels, photo[None]))
+            ssim.append(paired_ssim(pixels, photo[None]))
+        if extractor is not None:
+            features.append((extract(extractor, originals), extract(extractor, reconstructions)))
+    num_photos = len(psnr)
     results: dict[str, Any] = {
-        "psnr": paired_psnr(reconstructions, originals),
-        "ssim": paired_ssim(reconstructions, originals),
-        "num_photos": len(originals),
+        "psnr": sum(psnr) / num_photos,
+        "ssim": sum(ssim) / num_photos,
+        "num_photos": num_photos,
     }
-    if extractor is not None and len(originals) > 1:
-        distance = fid(extract(extractor, originals), extract(extractor, reconstructions))
+    if extractor is not None and num_photos > 1:
+        distance = fid(*(torch.cat(each) for each in zip(*features, strict=True)))
         results |= {"frechet_distance": distance, "features": extractor.describe()}
     if counts is not None:
         results["codebook"] = {"used_share": used_share(counts), "perplexity": perplexity(counts)}

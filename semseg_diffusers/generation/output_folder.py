@@ -27,6 +27,7 @@ from semseg_diffusers.utils.files import (
     LOCK_FILE,
     exclusive_folder,
     is_outside,
+    is_temporary,
     read_json,
     read_json_lines,
     write_json,
@@ -67,11 +68,6 @@ def check_output(output: Path, record: dict[str, Any], labels: LabelSet) -> None
         raise ValueError(
             f"output '{output}' holds images of other settings ({different}). Choose another output folder."
         )
-
-
-def is_temporary(path: Path) -> bool:
-    """Return whether a file is the lock, or was being written when a run was killed."""
-    return path.name == LOCK_FILE or path.name.endswith(".tmp") or ".tmp-" in path.name
 
 
 def _has_images(output: Path) -> bool:

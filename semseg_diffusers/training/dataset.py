@@ -87,7 +87,7 @@ def warp_mask(mask: torch.Tensor, warp: Warp, unknown: int) -> torch.Tensor:
 
 # kinds of random streams, which must not repeat each other
 ORDER, SAMPLE, BATCH, FORWARD, CROP, CLASS, WARP, ABLATION, LABELS, ATTRIBUTES, WINDOW, TEACHER, PARTNER = range(13)
-LOW_RES, TEXTS, CODEBOOK, LATENTS = 13, 14, 15, 16
+LOW_RES, TEXT_CHOICE, CODEBOOK, LATENTS = 13, 14, 15, 16
 
 
 def make_generator(seed: int, kind: int, index: int) -> torch.Generator:
@@ -300,7 +300,7 @@ class TrainingDataset(Dataset):
         (height, width), (top, left) = pair["mask"].shape, pair["corner"]
         is_whole = (height, width) == self.pairs.sizes[index]
         ids = pair["mask"].numpy() if is_whole else self.pairs.mask(index)  # things are numbered in the whole mask
-        generator = make_generator(self.settings.seed, TEXTS, position)
+        generator = make_generator(self.settings.seed, TEXT_CHOICE, position)
         texts = self.captions.sample(index, ids, generator, self.settings.caption_dropout)
         return {**texts, "regions": texts["regions"][top : top + height, left : left + width].contiguous()}
 

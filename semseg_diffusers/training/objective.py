@@ -186,8 +186,8 @@ class PerceptualLoss:
 
 
 # entries of a batch, beside the mask, that are arguments of the network
-TEXTS = ("text_embeds", "region_embeds", "regions")
-CONDITIONS = ("attributes", "augmentation", "low_res", "noise_level", *TEXTS)
+TEXT_CONDITIONS = ("text_embeds", "region_embeds", "regions")
+CONDITIONS = ("attributes", "augmentation", "low_res", "noise_level", *TEXT_CONDITIONS)
 
 
 def diffusion_loss(

@@ -79,6 +79,11 @@ def written_beside(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def is_temporary(path: Path) -> bool:
+    """Return whether a file is the lock, or was being written when a run was killed."""
+    return path.name == LOCK_FILE or path.name.endswith(".tmp") or ".tmp-" in path.name
+
+
 def follow_umask(folder: Path) -> None:
     """Give weights below a folder the permissions of other files: safetensors writes them for their owner alone."""
     mask = os.umask(0o077)

@@ -16,14 +16,16 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from semseg_diffusers import cli
+from semseg_diffusers.autoencoders import measures
 from semseg_diffusers.autoencoders.autoencoder import build_inputs, train_autoencoder
 from semseg_diffusers.autoencoders.codebook import choose_latents, count_codes, perplexity, revive, used_share
-from semseg_diffusers.autoencoders.measures import measure_latents, photos, whole_cells
+from semseg_diffusers.autoencoders.measures import measure_latents, measure_reconstructions, photos, whole_cells
 from semseg_diffusers.autoencoders.networks import CLASSES, TrainedAutoencoder, build_autoencoder, encode, reconstruct
 from semseg_diffusers.autoencoders.objective import adaptive_weight
 from semseg_diffusers.autoencoders.settings import AutoencoderSettings, default_widths
 from semseg_diffusers.data.dataset import load_pairs
 from semseg_diffusers.distillation.discriminator import Discriminator
+from semseg_diffusers.evaluation.features import load_extractor
 from semseg_diffusers.reports.run_page import write_run_page
 from semseg_diffusers.toy.scenes import write_toy_dataset
 from semseg_diffusers.utils.images import grid_cells
@@ -162,6 +164,20 @@ def test_the_default_autoencoders_have_at_most_three_million_weights_and_any_siz
         pixels, latents = reconstruct(network, torch.zeros(1, 3, 20, 12, dtype=torch.uint8))
         assert latents.shape == (1, 4, 5, 3)
         assert pixels.shape == (1, 3, 20, 12)
+
+
+def test_measures_are_the_same_however_few_photos_are_in_memory_at_once(toy, monkeypatch):
+    torch.manual_seed(0)
+    network = build_autoencoder(tiny(toy, "run", "vq"), (32, 32)).eval()
+    pairs, extractor = load_pairs(toy), load_extractor("efficientnet-lite0")
+    assert len(pairs) > 2
+    together = measure_reconstructions(network, pairs, 4, extractor)
+    monkeypatch.setattr(measures, "BATCH", 2)
+    apart = measure_reconstructions(network, pairs, 4, extractor)
+    distances = [measured.pop("frechet_distance") for measured in (together, apart)]
+    assert together == apart
+    assert distances[0] == pytest.approx(distances[1], rel=1e-3)
+    assert together["num_photos"] == len(pairs)
 
 
 @pytest.mark.parametrize(("kind", "downsample"), [("kl", 2), ("vq", 8), ("tiny", 16)])

@@ -37,9 +37,9 @@ from semseg_diffusers.evaluation.settings import (
     FilterSettings,
 )
 from semseg_diffusers.generation.model import DTYPES
-from semseg_diffusers.generation.output_folder import NO_SETTINGS, is_temporary, sole_run
+from semseg_diffusers.generation.output_folder import NO_SETTINGS, sole_run
 from semseg_diffusers.utils.distributed import choose_device
-from semseg_diffusers.utils.files import code_commit, hash_json, versions, write_json
+from semseg_diffusers.utils.files import code_commit, hash_json, is_temporary, versions, write_json
 
 
 @dataclass(frozen=True)

@@ -21,16 +21,10 @@ from semseg_diffusers.data.dataset_format import GENERATION_FILE, LABELS_FILE, M
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.evaluation.filtering.rules import FILTER_FILE, LossReader, Scored, read_filter, real_pixels
 from semseg_diffusers.evaluation.inputs import ImageSet
-from semseg_diffusers.generation.output_folder import (
-    in_order,
-    is_temporary,
-    list_images,
-    read_metadata,
-    write_metadata,
-)
+from semseg_diffusers.generation.output_folder import in_order, list_images, read_metadata, write_metadata
 from semseg_diffusers.generation.settings import IMAGE_FORMATS
 from semseg_diffusers.pipelines.mask_inputs import open_image
-from semseg_diffusers.utils.files import hash_file, read_json, write_json, write_text, written_beside
+from semseg_diffusers.utils.files import hash_file, is_temporary, read_json, write_json, write_text, written_beside
 from semseg_diffusers.utils.images import save_png
 from semseg_diffusers.utils.settings import differences
 

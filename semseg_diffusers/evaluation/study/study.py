@@ -24,7 +24,7 @@ from semseg_diffusers.evaluation.study.phases import class_losses, describe_use
 from semseg_diffusers.evaluation.study.results import arms_and_comparisons, findings
 from semseg_diffusers.evaluation.study.study_page import write_study_page
 from semseg_diffusers.evaluation.study.training import TRAININGS, read_result, run_trainings, write_result
-from semseg_diffusers.utils.files import LOCK_FILE, code_commit, exclusive_folder, read_json, versions, write_json
+from semseg_diffusers.utils.files import code_commit, exclusive_folder, is_temporary, read_json, versions, write_json
 from semseg_diffusers.utils.settings import differences
 
 
@@ -66,7 +66,7 @@ def run_study(
     if output.is_file():
         raise ValueError(f"--output '{output}' is a file; expected a folder.")
     if output.is_dir() and not (output / STUDY_FILE).is_file():
-        foreign = sorted(path.name for path in output.iterdir() if path.name != LOCK_FILE and ".tmp-" not in path.name)
+        foreign = sorted(path.name for path in output.iterdir() if not is_temporary(path))
         if foreign:
             raise ValueError(
                 f"--output '{output}' is not empty and was not made by study (it holds {foreign[0]}). Choose another."

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from semseg_diffusers.data.dataset import PairDataset, column_options, load_pairs
+from semseg_diffusers.data.dataset_format import evenly_spaced
 from semseg_diffusers.data.labels import LabelSet
 from semseg_diffusers.masks.settings import StatsSettings
 from semseg_diffusers.masks.statistics.counts import (
@@ -270,7 +271,7 @@ def statistics_csv(statistics: MaskStatistics) -> str:
 def sample_pairs(pairs: PairDataset) -> list[tuple[str, dict[str, Image.Image]]]:
     """Return some pairs for the page, evenly spaced: name, image and mask, reduced."""
     found = []
-    for index in np.linspace(0, len(pairs) - 1, min(SAMPLE_PAIRS, len(pairs))).round().astype(int).tolist():
+    for index in evenly_spaced(range(len(pairs)), SAMPLE_PAIRS):
         try:
             image, mask = pairs.photo(index), pairs.labels.decode(pairs.mask(index))
         except (OSError, ValueError):  # `check` says why; the statistics need no photos
