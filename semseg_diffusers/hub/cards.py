@@ -27,10 +27,11 @@ from semseg_diffusers.utils.settings import describe_value
 logger = logging.getLogger(__name__)
 
 BY_VARIANT = "; by `variant=` also "  # followed by the names of the weights that are saved beside the pipeline's own
+UPSCALER = "MaskGuidedUpscalePipeline"
 # How the pipelines that edit images are called; the others take a mask alone.
 CALLS = {
     "MaskGuidedImg2ImgPipeline": 'pipe("photo.png", "mask.png", strength=0.5)',
-    "MaskGuidedUpscalePipeline": 'pipe("small.png", "large_mask.png")',
+    UPSCALER: 'pipe("small.png", "large_mask.png")',
     "MaskGuidedInpaintPipeline": 'pipe("photo.png", "edited_mask.png", old_mask="mask.png")',
 }
 # Keys of `results.json` that a card reads, and what each must hold.
@@ -162,9 +163,10 @@ def model_card(
     if scores:
         if not has_part(card, "results"):
             card += "\n## Results\n\n<!-- begin results -->\n<!-- end results -->\n"
-        texts = [render("results.md", results=score, model=source, file=file) for file, score in scores.items()]
+        facts = {"model": source, "is_upscaler": index["_class_name"] == UPSCALER}
+        texts = [render("results.md", results=score, file=file, **facts) for file, score in scores.items()]
         card = replace_part(card, "results", "\n\n".join(texts))
-        card = with_metadata(card, **{"model-index": model_index(source, list(scores.values()))})
+        card = with_metadata(card, **{"model-index": model_index(source, list(scores.values()), facts["is_upscaler"])})
     if not has_variants:
         card = re.sub(rf"{re.escape(BY_VARIANT)}[^|\n]*(?= \|)", "", card)
     return card
@@ -248,7 +250,9 @@ def read_scores(results: Sequence[str | os.PathLike]) -> dict[str, dict[str, Any
     return scores
 
 
-def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def model_index(
+    model_name: str, all_results: Sequence[dict[str, Any]], is_upscaler: bool = False
+) -> list[dict[str, Any]]:
     """Return the Hub's `model-index` metadata: the scores of the generated images, not those of real images."""
     rows = []
     for results in all_results:
@@ -273,7 +277,7 @@ def model_index(model_name: str, all_results: Sequence[dict[str, Any]]) -> list[
                 metric_type=metric,
                 metric_name=title,
                 metric_value=round(value, 6),
-                metric_args={"command": results_commands(results, model_name)[-1]},
+                metric_args={"command": results_commands(results, model_name, is_upscaler=is_upscaler)[-1]},
             )
             for metric, title, value in metrics
         ]

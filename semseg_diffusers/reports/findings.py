@@ -202,23 +202,29 @@ def results_table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def results_commands(results: dict[str, Any], model: str, separator: str = " ") -> list[str]:
-    """Return the command that reproduces these numbers with a model, after `generate` where images were given."""
+def results_commands(
+    results: dict[str, Any], model: str, separator: str = " ", is_upscaler: bool = False
+) -> list[str]:
+    """Return the command that reproduces these numbers with a model, after `generate` where images were given.
+
+    An upscaler takes its own place, beside the model whose images it enlarged.
+    """
     settings, generation = dict(results["settings"]), results.get("generation")
-    commands = []
+    commands, place = [], "upscaler" if is_upscaler else "model"
     if settings.get("model"):
-        settings["model"] = model
+        settings[place] = model
     elif generation:
         kept = (
             "scheduler", "num_inference_steps", "guidance_scale", "guidance_start", "guidance_stop", "height", "width",
-            "dtype", "seed", "variant",
+            "dtype", "seed", "variant", "upscaler", "upscaler_steps", "noise_level",
         )  # fmt: skip
         options = {
-            "model": model,
+            "model": generation.get("model"),
             "masks": f"{settings['dataset']}/{settings['split']}/masks",
             "output": settings["generated"],
             "num_images_per_mask": results["data"]["num_generated"] // results["data"]["num_masks"],
             **{name: generation.get(name) for name in kept},
+            place: model,
         }
         commands.append(command_line("generate", options, separator))
     if "features" in settings:

@@ -121,6 +121,10 @@ def test_results_of_the_readme_are_those_of_the_files(results):
     share = next(entry for entry in read("little_data.json")["shares"] if entry["num_real"] == 92)
     assert f"cost {-share['comparisons'][0]['mean_iou']['mean']:.3f}" in first_screen
     assert f"{read('first_photo.json')['sum']:.0f} seconds from `git clone`" in text
+    few = read("few_steps.json")["arms"]["turbo_4"]
+    assert f"{few['gflop']:.0f} GFLOP and {few['seconds']:.2f} seconds of one core an image" in text
+    assert f"distance is {few['frechet_features']:.1f} at {few['mean_iou']:.3f} mean IoU" in text
+    assert f"by {few['diversity']['share']:.2f} of the teacher's distance" in text
 
 
 def test_picture_of_the_readme_is_what_its_first_snippet_makes(tmp_path, monkeypatch):

@@ -263,11 +263,15 @@ def test_the_card_of_an_upscaler_shows_the_best_and_worst_of_the_images_that_it_
     with pytest.raises(ValueError, match="for images that no upscaler enlarged.*evaluate --upscaler"):
         exported(tmp_path / "upscaler", tmp_path / "none", **given)
 
-    enlarged = {"upscaler": "upscaler", "upscaler_revision": weights_hash(unet.state_dict())}
+    enlarged = {"model": "enlarged", "upscaler": "upscaler", "upscaler_revision": weights_hash(unet.state_dict())}
     results["generation"] |= {**enlarged, "upscaler_steps": 2, "noise_level": 0}
     file.write_text(json.dumps(results))
     folder = exported(tmp_path / "upscaler", tmp_path / "made", **given)
-    assert "![Best and worst images](extremes.jpg)" in (folder / "README.md").read_text()
+    card = (folder / "README.md").read_text()
+    assert "![Best and worst images](extremes.jpg)" in card
+    command = re.search("^semseg-diffusers generate .*$", card, flags=re.MULTILINE)[0]
+    assert "--upscaler made " in command
+    assert "--model enlarged " in command
     with Image.open(folder / "extremes.jpg") as picture:
         assert picture.height > 2 * 128  # two rows of cells
 
