@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DiffusionPipeline
 from helpers.loading import REMOTE_CODE
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from semseg_diffusers import (
     DistillationSettings,
@@ -184,11 +185,22 @@ assert images.shape == (1, 3, size, size) and images.isfinite().all()
 
 @pytest.mark.slow
 def test_the_page_shows_code_that_runs(tmp_path, clean_process):
-    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "checkpoints" / "README.md").read_text(), flags=re.M | re.S)
+    page = (ROOT / "checkpoints" / "README.md").read_text()
+    code, average = re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)
     code = code.replace('"checkpoints/', f'"{ROOT}/checkpoints/').replace('"night.png"', f'"{tmp_path}/night.png"')
     clean_process(code)
     with Image.open(tmp_path / "night.png") as image:
         assert image.size == (64, 64)
+
+    weights = {}
+    for name in ("student", "student_partial"):
+        unet = MaskGuidedDDPMPipeline.from_pretrained(ROOT / "checkpoints" / "toy").unet
+        unet.conv_norm_out.weight.data.fill_(len(weights))
+        unet.save_pretrained(tmp_path / "runs" / name / "unet")
+        weights[name] = unet.conv_norm_out.weight
+    clean_process(average.replace('"runs/', f'"{tmp_path}/runs/'))
+    mean = load_file(tmp_path / "runs" / "camvid128-turbo" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert (mean["conv_norm_out.weight"] == 0.5).all()
 
 
 def test_the_page_lists_each_folder_with_its_licence():
